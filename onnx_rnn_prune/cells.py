@@ -1,0 +1,201 @@
+"""The three recurrent operators as data: how gates, states and biases are laid out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import constant_shape, constant_value
+from onnx_rnn_prune.model.document import node_key
+from onnx_rnn_prune.model.runner import Array
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The layout of one operator, in the letters of the ONNX specification.
+
+    Attributes:
+        op: the operator.
+        gates: its gates in the order in which W, R and B stack them.
+        inputs: names of its inputs.
+        outputs: names of its outputs.
+        activations: the default activation of each gate, and of an LSTM's state.
+        sums: which gates sum which signals before their activation: X the input, H the state of
+            the step before, rH that state times the reset gate. Signals that are summed without
+            anything between them can stand in for one another.
+        unit_axes: for each parameter, the axes along which units lie, each with the number of
+            blocks of H entries on that axis.
+    """
+
+    op: str
+    gates: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    activations: tuple[str, ...]
+    sums: tuple[tuple[str, tuple[str, ...]], ...]
+    unit_axes: dict[str, tuple[tuple[int, int], ...]]
+
+
+LSTM = Cell(
+    op="LSTM",
+    gates="iofc",
+    inputs=("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"),
+    outputs=("Y", "Y_h", "Y_c"),
+    activations=("Sigmoid", "Tanh", "Tanh"),
+    sums=(("iofc", ("X", "H")),),
+    unit_axes={
+        "W": ((1, 4),),
+        "R": ((1, 4), (2, 1)),
+        "B": ((1, 8),),
+        "P": ((1, 3),),
+        "initial_h": ((2, 1),),
+        "initial_c": ((2, 1),),
+    },
+)
+GRU = Cell(
+    op="GRU",
+    gates="zrh",
+    inputs=("X", "W", "R", "B", "sequence_lens", "initial_h"),
+    outputs=("Y", "Y_h"),
+    activations=("Sigmoid", "Tanh"),
+    sums=(("zr", ("X", "H")), ("h", ("X", "rH"))),
+    unit_axes={
+        "W": ((1, 3),),
+        "R": ((1, 3), (2, 1)),
+        "B": ((1, 6),),
+        "initial_h": ((2, 1),),
+    },
+)
+RNN = Cell(
+    op="RNN",
+    gates="i",
+    inputs=("X", "W", "R", "B", "sequence_lens", "initial_h"),
+    outputs=("Y", "Y_h"),
+    activations=("Tanh",),
+    sums=(("i", ("X", "H")),),
+    unit_axes={
+        "W": ((1, 1),),
+        "R": ((1, 1), (2, 1)),
+        "B": ((1, 2),),
+        "initial_h": ((2, 1),),
+    },
+)
+CELLS = (LSTM, GRU, RNN)
+
+# With linear_before_reset, the reset gate multiplies R h, so that there X and H are not summed.
+LINEAR_BEFORE_RESET_SUMS = (("zr", ("X", "H")), ("h", ("X",)), ("h", ("H",)))
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentLayer:
+    """A typed view of one recurrent node.
+
+    Attributes:
+        node: the node; W and R are constants.
+        cell: its layout.
+        name: the node's name where that is unique in the graph, else its first output's.
+        directions: D, 1 or 2.
+        hidden: H, units per direction.
+        input_size: I, the width of X.
+    """
+
+    node: gs.Node
+    cell: Cell
+    name: str
+    directions: int
+    hidden: int
+    input_size: int
+
+    @property
+    def key(self) -> str:
+        """Finds the layer again in a copy of its graph."""
+        return node_key(self.node)
+
+    @property
+    def direction(self) -> str:
+        """forward, reverse or bidirectional."""
+        return str(self.node.attrs.get("direction", "forward"))
+
+    def slot(self, name: str) -> int:
+        """The position of an input."""
+        return self.cell.inputs.index(name)
+
+    def input(self, name: str) -> gs.Tensor | None:
+        """An input by its specified name, or None where it is omitted."""
+        if name not in self.cell.inputs:
+            return None
+        slot = self.slot(name)
+        if slot >= len(self.node.inputs) or not self.node.inputs[slot].name:
+            return None
+        return self.node.inputs[slot]
+
+    def constant(self, name: str) -> Array | None:
+        """An input's value, or None where it is omitted or not constant."""
+        tensor = self.input(name)
+        return None if tensor is None else constant_value(tensor)
+
+    def output(self, name: str) -> gs.Tensor | None:
+        """An output by its specified name, or None where nobody asked for it."""
+        slot = self.cell.outputs.index(name)
+        if slot >= len(self.node.outputs) or not self.node.outputs[slot].name:
+            return None
+        return self.node.outputs[slot]
+
+    @property
+    def sums(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """As in `Cell`, for this node's attributes."""
+        if self.node.attrs.get("linear_before_reset", 0):
+            return LINEAR_BEFORE_RESET_SUMS
+        return self.cell.sums
+
+    def params(self, kept: int | None = None, input_size: int | None = None) -> int:
+        """Number of weights with `kept` units (H by default) and another input width."""
+        units = self.hidden if kept is None else kept
+        width = self.input_size if input_size is None else input_size
+        gates = len(self.cell.gates)
+        per_unit = gates * (width + units)
+        per_unit += 2 * gates if self.input("B") is not None else 0
+        per_unit += 3 if self.input("P") is not None else 0
+        return self.directions * units * per_unit
+
+
+def find_layers(graph: gs.Graph) -> list[RecurrentLayer]:
+    """The recurrent layers of a graph, in its order.
+
+    Raises:
+        PruneError: a layer's weights are not constants of the specified shapes.
+    """
+    cells = {cell.op: cell for cell in CELLS}
+    found = [node for node in graph.nodes if node.op in cells and node.domain in (None, "")]
+    names = Counter(node.name for node in graph.nodes)
+    return [
+        _view(node, cells[node.op], node.name if names[node.name] == 1 and node.name else "")
+        for node in found
+    ]
+
+
+def _view(node: gs.Node, cell: Cell, name: str) -> RecurrentLayer:
+    name = name or node_key(node)
+    shapes: list[tuple[int, ...]] = []
+    for slot, letter in ((1, "W"), (2, "R")):
+        shape = constant_shape(node.inputs[slot]) if slot < len(node.inputs) else None
+        if shape is None:
+            raise PruneError(
+                f"{letter} of this {cell.op} is computed while the model runs",
+                where=name,
+                remedy="pass --skip with this name to leave the layer alone",
+            )
+        shapes.append(shape)
+    weight, recurrence = shapes
+    gates = len(cell.gates)
+    directions, rows, hidden = recurrence if len(recurrence) == 3 else (0, 0, 0)
+    if rows != gates * hidden or weight[:2] != (directions, rows) or not hidden:
+        raise PruneError(
+            f"W {list(weight)} and R {list(recurrence)} are no weights of one {cell.op}",
+            where=name,
+            remedy="export the model again",
+        )
+    return RecurrentLayer(node, cell, name, directions, hidden, int(weight[2]))

@@ -1,0 +1,138 @@
+"""Feeds in files: .npz archives and ONNX test_data_set folders."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from onnx_rnn_prune.data.sources import Listed, RawFeed, Source
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.signature import Port
+
+_FORMS = (
+    "give a .npz file, a folder of .npz files, a folder of test_data_set_* folders, "
+    "or module:function"
+)
+
+
+def open_path(path: Path, ports: Sequence[Port]) -> Source:
+    """Finds out what is at a path; nothing is loaded before it is read.
+
+    Args:
+        path: a .npz file, a folder of them, a folder of test_data_set_* folders, or one of these.
+        ports: the model's inputs, whose order gives input_0.pb, input_1.pb, ... their names.
+
+    Raises:
+        PruneError: there is nothing there, or nothing that can be read as feeds.
+    """
+    if path.is_dir():
+        return _open_folder(path, ports)
+    if not path.exists():
+        raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
+    if path.suffix.lower() != ".npz":
+        raise PruneError("not a form of data that is known", where=str(path), remedy=_FORMS)
+    return _archives(str(path), [path])
+
+
+def _open_folder(folder: Path, ports: Sequence[Port]) -> Source:
+    visible = [item for item in folder.iterdir() if not item.name.startswith(".")]
+    archives = sorted((p for p in visible if p.suffix.lower() == ".npz"), key=_natural)
+    sets = sorted((p for p in visible if p.is_dir() and _tensor_files(p)), key=_natural)
+    if _tensor_files(folder):
+        sets = [folder]
+    if archives and sets:
+        raise PruneError(
+            "it holds .npz files as well as input_*.pb files, so it is not clear which to read",
+            where=str(folder),
+            remedy="keep one kind in the folder",
+        )
+    if archives:
+        return _archives(str(folder), archives)
+    if sets:
+        return Listed(str(folder), [str(p) for p in sets], lambda i: _read_set(sets[i], ports))
+    raise PruneError(
+        "the folder has neither .npz files nor folders with input_*.pb files",
+        where=str(folder),
+        remedy=_FORMS,
+    )
+
+
+def _archives(name: str, paths: list[Path]) -> Source:
+    return Listed(name, [str(path) for path in paths], lambda i: _read_archive(paths[i]))
+
+
+def _read_archive(path: Path) -> RawFeed:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array without a name")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise PruneError(
+            f"cannot be read as a .npz file: {error}",
+            where=str(path),
+            remedy="write it with numpy.savez(path, input_name=array, ...), without object arrays",
+        ) from error
+
+
+def _read_set(folder: Path, ports: Sequence[Port]) -> RawFeed:
+    tensors = [(number, path, _read_tensor(path)) for number, path in _tensor_files(folder)]
+    names = [tensor.name for _, _, tensor in tensors]
+    known = {port.name for port in ports}
+    # Files count all graph inputs, and older ones also those with defaults; where each tensor says
+    # which input it is for, that is the surer guide.
+    if len(set(names)) == len(names) and known.issuperset(names):
+        return {tensor.name: _array(path, tensor) for _, path, tensor in tensors}
+    feed: dict[str, object] = {}
+    for number, path, tensor in tensors:
+        if number >= len(ports):
+            raise PruneError(
+                f"the model has {len(ports)} inputs, so there is no input {number}",
+                where=str(path),
+                remedy="remove the file, or check that the data belong to this model",
+            )
+        feed[ports[number].name] = _array(path, tensor)
+    return feed
+
+
+def _read_tensor(path: Path) -> TensorProto:
+    tensor = TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf has a type of its own for each backend
+        raise _unreadable(path, error) from error
+    return tensor
+
+
+def _array(path: Path, tensor: TensorProto) -> object:
+    try:
+        return numpy_helper.to_array(tensor, base_dir=str(path.parent))
+    except Exception as error:  # a broken tensor fails with many unrelated types
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> PruneError:
+    return PruneError(
+        f"cannot be read as an ONNX TensorProto: {error}",
+        where=str(path),
+        remedy="write it with onnx.numpy_helper.from_array(...).SerializeToString()",
+    )
+
+
+def _tensor_files(folder: Path) -> list[tuple[int, Path]]:
+    """The input_N.pb files of a folder, by N."""
+    found = ((re.fullmatch(r"input_([0-9]+)\.pb", p.name), p) for p in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Sorts clip2 before clip10, and never depends on the order a folder happens to have."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], path.name

@@ -1,0 +1,96 @@
+"""Constants of a graph, however the exporter wrote them.
+
+A weight may be an initializer, a Constant node, or computed from such by operators that move
+entries. All three count as constants here; an edit replaces the place that reads them, so that what
+else reads the same weight keeps it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
+from onnx_rnn_prune.model.evaluate import evaluate
+from onnx_rnn_prune.model.runner import Array
+
+# Operators through which a constant stays one: exact for every type, so nothing is rounded.
+_MOVING = {
+    "Cast",
+    "Concat",
+    "ConstantOfShape",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Shape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}
+_LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
+
+
+def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
+    """The value of a tensor that does not depend on any graph input, else None."""
+    if isinstance(tensor, gs.Constant):
+        held = tensor._values
+        if isinstance(held, SparseValues):
+            return np.asarray(held.load(), dtype=held.dtype)
+        if isinstance(held, LazyValues):
+            return np.asarray(numpy_helper.to_array(held.tensor))
+        return np.asarray(held)
+    if not tensor.inputs:
+        return None
+    node = tensor.inputs[0]
+    if node.op == "Constant":
+        return _literal(node)
+    if node.op not in _MOVING or node.domain:
+        return None
+    values = [constant_value(item, opset) if item.name else None for item in node.inputs]
+    if any(value is None and item.name for value, item in zip(values, node.inputs, strict=True)):
+        return None
+    outputs = evaluate(node, values, opset or 17)
+    position = next(slot for slot, output in enumerate(node.outputs) if output is tensor)
+    return outputs[position]
+
+
+def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
+    """The shape of a constant, without reading the values of an initializer."""
+    if isinstance(tensor, gs.Constant):
+        return tuple(tensor.shape)
+    value = constant_value(tensor)
+    return None if value is None else value.shape
+
+
+def is_zero(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is provably zero, whatever its shape turns out to be."""
+    if not isinstance(tensor, gs.Constant) and tensor.inputs:
+        node = tensor.inputs[0]
+        if node.op == "ConstantOfShape":
+            fill = node.attrs.get("value")
+            return fill is None or not np.any(constant_value(fill))
+        if node.op == "Concat":
+            return all(is_zero(item) for item in node.inputs)
+        if node.op in _MOVING - {"Shape"}:
+            return is_zero(node.inputs[0])
+    value = constant_value(tensor)
+    return value is not None and prod(value.shape) > 0 and not np.any(value)
+
+
+def _literal(node: gs.Node) -> Array | None:
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Tensor):
+        return constant_value(value)
+    for name in _LITERALS:
+        if name in node.attrs:
+            kind = np.int64 if "int" in name else np.float32
+            return np.array(node.attrs[name], dtype=kind)
+    return None

@@ -1,0 +1,28 @@
+"""Running one operator by itself, in ONNX's reference implementation.
+
+Used where an operator only moves entries: there the reference is exact for every type, integers
+included, which onnxruntime's kernels do not all take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.reference import ReferenceEvaluator
+
+from onnx_rnn_prune.model.document import make_attribute
+from onnx_rnn_prune.model.runner import Array
+
+
+def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+    """The outputs of a node for given inputs; None stands for an omitted input."""
+    names = ["" if value is None else f"i{slot}" for slot, value in enumerate(inputs)]
+    results = [f"o{slot}" for slot in range(len(node.outputs))]
+    message = onnx.helper.make_node(node.op, names, results, domain=node.domain or "")
+    message.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
+    feeds = {name: value for name, value in zip(names, inputs, strict=True) if name}
+    outputs = ReferenceEvaluator(message, opsets={"": opset}).run(None, feeds)
+    return [np.asarray(output) for output in outputs]

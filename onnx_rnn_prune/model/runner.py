@@ -1,0 +1,93 @@
+"""Running a model in onnxruntime."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from onnx_rnn_prune.errors import PruneError
+
+Array = npt.NDArray[np.generic]
+Feed = Mapping[str, Array]
+
+# Serialized protobuf messages end at 2 GB; above this, a session is opened from a file.
+_LARGE = 1 << 30
+
+
+class Runner:
+    """A model loaded in onnxruntime on the CPU.
+
+    Args:
+        model: the model; it is not changed.
+        threads: intra-operator threads; 1 makes runs repeatable.
+        optimize: let onnxruntime rewrite the graph, as it does by default for users. Where values
+            of inner tensors are wanted, or two models must be compared operator by operator, it is
+            better off.
+        name: how errors call the model.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        threads: int = 1,
+        optimize: bool = True,
+        name: str = "the model",
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        )
+        self.name = name
+        try:
+            self._session = _open(model, options)
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            raise PruneError(
+                f"onnxruntime cannot load it: {first_line(error)}",
+                where=name,
+                remedy="check that the file runs in onnxruntime before pruning it",
+            ) from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs one feed; returns the named outputs (all by default)."""
+        names = list(self.outputs if outputs is None else outputs)
+        known = {name: feed[name] for name in self.inputs if name in feed}
+        try:
+            values = self._session.run(names, known)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
+            raise PruneError(
+                f"onnxruntime cannot run it on the feed ({shapes}): {first_line(error)}",
+                where=self.name,
+                remedy="check the feed's shapes and values",
+            ) from error
+        return dict(zip(names, values, strict=True))
+
+
+def _open(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    if model.ByteSize() < _LARGE:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(model, path, save_as_external_data=True, location="model.data")
+        return ort.InferenceSession(str(path), options, providers=providers)
+
+
+def first_line(error: BaseException) -> str:
+    """The part of an onnxruntime message that a person reads."""
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line

@@ -1,0 +1,68 @@
+"""What a model takes and gives: the names, types and sizes a caller must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a model.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: the NumPy type of its entries (object for strings); None where it is not a tensor
+            (a sequence, a map, an optional).
+        dims: one entry per axis: a fixed size, the name of a size that may vary, or None for a
+            size about which nothing is said. None instead of a tuple where even the rank is open.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    dims: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        kind = "?" if self.dtype is None else "str" if self.dtype == object else self.dtype.name
+        if self.dims is None:
+            return f"{self.name}: {kind}"
+        sizes = ", ".join("?" if dim is None else str(dim) for dim in self.dims)
+        return f"{self.name}: {kind}[{sizes}]"
+
+
+def inputs(model: onnx.ModelProto) -> tuple[Port, ...]:
+    """The inputs a caller must feed, in order.
+
+    Graph inputs that have a default value (an initializer of the same name) are left out.
+    """
+    defaults = {tensor.name for tensor in model.graph.initializer}
+    defaults |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    return tuple(_port(value) for value in model.graph.input if value.name not in defaults)
+
+
+def outputs(model: onnx.ModelProto) -> tuple[Port, ...]:
+    """The outputs of the model, in order."""
+    return tuple(_port(value) for value in model.graph.output)
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    if value.type.WhichOneof("value") != "tensor_type":
+        return Port(value.name, None, None)
+    tensor = value.type.tensor_type
+    dtype = None
+    if tensor.elem_type != onnx.TensorProto.UNDEFINED:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    dims = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    return Port(value.name, dtype, dims)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        # Some exporters write -1 for a size that may vary.
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None

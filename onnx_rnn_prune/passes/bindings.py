@@ -1,0 +1,64 @@
+"""All constants that a cut touches: those the trace found, and the layers' own parameters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.document import Document, node_key
+from onnx_rnn_prune.trace.rules import Bound
+from onnx_rnn_prune.trace.trace import Binding, Trace
+from onnx_rnn_prune.trace.units import Ids
+
+Bounds = Mapping[tuple[str, int], list[Bound]]
+
+
+def traced_layers(document: Document, trace: Trace) -> list[RecurrentLayer]:
+    """The layers of a trace, in this copy of its graph."""
+    return [layer for layer in find_layers(document.graph) if layer.name in trace.units.lanes]
+
+
+def all_bounds(document: Document, trace: Trace) -> Bounds:
+    """What is bound at each constant input, by (node key, slot)."""
+    found: dict[tuple[str, int], list[Bound]] = defaultdict(list)
+    for layer in traced_layers(document, trace):
+        for binding in own_bindings(layer, trace.units.lanes[layer.name]):
+            found[binding.node, binding.bound.slot].append(binding.bound)
+    for binding in trace.bindings:
+        found[binding.node, binding.bound.slot].append(binding.bound)
+    return found
+
+
+def own_bindings(layer: RecurrentLayer, lanes: Ids) -> list[Binding]:
+    """Where a layer's own parameters and states hold its units.
+
+    Args:
+        layer: the layer.
+        lanes: its unit ids, shape [D, H].
+    """
+    found = []
+    for name, axes in layer.cell.unit_axes.items():
+        tensor = layer.input(name)
+        if tensor is None:
+            continue
+        node, slot = layer.node, layer.slot(name)
+        if constant_value(tensor) is None:
+            node, slot = _select_of(layer, tensor), 1
+        rank = 2 if name in ("B", "P") else 3
+        for axis, blocks in axes:
+            labels = np.tile(lanes, (1, blocks))
+            shape = [len(lanes)] + [1] * (rank - 1)
+            shape[axis] = labels.shape[1]
+            found.append(Binding(node_key(node), Bound(slot, axis - rank, labels.reshape(shape))))
+    return found
+
+
+def _select_of(layer: RecurrentLayer, state: gs.Tensor) -> gs.Node:
+    node = state.inputs[0] if state.inputs else None
+    assert node is not None and node.op == "MatMul", f"{layer.name}: state without select"
+    return node

@@ -1,0 +1,101 @@
+"""The two verbs: zero keeps every shape, shrink changes them; both follow one mask."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.passes.bindings import all_bounds, traced_layers
+from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.passes.resize import resize
+from onnx_rnn_prune.trace.labels import Mask, compress, kept
+from onnx_rnn_prune.trace.rules import Bound
+from onnx_rnn_prune.trace.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Zero:
+    """Puts zeros where units are cut, and leaves every shape.
+
+    Attributes:
+        trace: of the document; nothing in it may be left to restore.
+        keep: per unit, True where it stays.
+    """
+
+    trace: Trace
+    keep: Mask
+
+    def __call__(self, document: Document) -> bool:
+        return _rewrite(document, self.trace, self.keep, _zeroed)
+
+
+@dataclass(frozen=True, eq=False)
+class Shrink:
+    """Takes cut units out of every weight, and adapts the shapes; fields as in `Zero`."""
+
+    trace: Trace
+    keep: Mask
+
+    def __call__(self, document: Document) -> bool:
+        layers = traced_layers(document, self.trace)
+        changed = _rewrite(document, self.trace, self.keep, _shrunk)
+        resize(document, self.trace, self.keep)
+        for layer in layers:
+            lanes = self.trace.units.lanes[layer.name]
+            layer.node.attrs["hidden_size"] = int(self.keep[lanes[0]].sum())
+        return changed
+
+
+def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
+    for bound in bounds:
+        value = np.where(kept(bound.labels, keep), value, np.array(bound.dead, value.dtype))
+    return value
+
+
+def _shrunk(value: Array, bounds: list[Bound], keep: Mask) -> Array:
+    for bound in bounds:
+        value = np.broadcast_to(value, np.broadcast_shapes(value.shape, bound.labels.shape))
+        value = compress(value, kept(bound.labels, keep), bound.axis % value.ndim)
+    return value
+
+
+def _rewrite(
+    document: Document,
+    trace: Trace,
+    keep: Mask,
+    change: Callable[[Array, list[Bound], Mask], Array],
+) -> bool:
+    """Rewrites every bound constant; readers that need the same values go on sharing them."""
+    assert not trace.restored, "prepare the document first"
+    nodes = nodes_by_key(document.graph)
+    readers: dict[tuple[str, bytes], list[tuple[gs.Node, int]]] = defaultdict(list)
+    values: dict[tuple[str, bytes], Array] = {}
+    for (node_name, slot), bounds in all_bounds(document, trace).items():
+        tensor = nodes[node_name].inputs[slot]
+        value = constant_value(tensor, document.graph.opset)
+        assert value is not None, f"{tensor.name} is not constant"
+        result = change(value, bounds, keep)
+        key = tensor.name, result.tobytes()
+        readers[key].append((nodes[node_name], slot))
+        values[key] = result
+    for key, places in readers.items():
+        _replace(document.graph, places, values[key])
+    return bool(readers)
+
+
+def _replace(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:
+    node, slot = places[0]
+    tensor = node.inputs[slot]
+    if isinstance(tensor, gs.Constant) and len(tensor.outputs) == len(places):
+        tensor.values = np.ascontiguousarray(value)
+        return
+    made = add_constant(graph, f"{tensor.name}_cut", value)
+    for node, slot in places:
+        set_input(node, slot, made)

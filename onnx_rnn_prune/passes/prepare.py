@@ -1,0 +1,128 @@
+"""Making every outlet of a layer one that is absorbed, and every state one that can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.constants import constant_value, is_zero
+from onnx_rnn_prune.model.document import Document, node_key
+from onnx_rnn_prune.model.edit import (
+    add_constant,
+    drop_input,
+    fresh_name,
+    insert_before,
+    insert_node,
+)
+from onnx_rnn_prune.trace.trace import Outlet
+
+STATES = ("initial_h", "initial_c")
+
+
+@dataclass(frozen=True)
+class DropZeroStates:
+    """Omits initial states that are provably zero: the operator's default is the same."""
+
+    layers: tuple[str, ...]
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for layer in _chosen(document, self.layers):
+            for name in STATES:
+                tensor = layer.input(name)
+                if tensor is not None and is_zero(tensor):
+                    drop_input(layer.node, layer.slot(name))
+                    changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class SelectStates:
+    """Puts an identity matrix before each computed initial state.
+
+    Cutting its columns with the units selects the entries that the cut layer needs from a state
+    that stays at full width.
+    """
+
+    layers: tuple[str, ...]
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for layer in _chosen(document, self.layers):
+            for name in STATES:
+                tensor = layer.input(name)
+                if tensor is not None and constant_value(tensor) is None:
+                    _select(document.graph, layer, name, tensor)
+                    changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Puts an identity matrix behind each outlet that nothing absorbs.
+
+    Cutting its rows with the units brings the output back to full width, so that whatever stands
+    behind it stays as it was; and recovery fits it like any other weight that reads the units.
+    """
+
+    layers: tuple[str, ...]
+    outlets: Mapping[Outlet, str]
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for layer in _chosen(document, self.layers):
+            for name in layer.cell.outputs:
+                closed = {
+                    (outlet.consumer, outlet.slot)
+                    for outlet in self.outlets
+                    if outlet.layer == layer.name and outlet.output == name
+                }
+                if closed:
+                    _restore(document.graph, layer, name, closed)
+                    changed = True
+        return changed
+
+
+def _chosen(document: Document, names: tuple[str, ...]) -> list[RecurrentLayer]:
+    return [layer for layer in find_layers(document.graph) if layer.name in names]
+
+
+def _identity(graph: gs.Graph, layer: RecurrentLayer, name: str) -> gs.Constant:
+    weight = layer.constant("R")
+    assert weight is not None
+    eye = np.eye(layer.hidden, dtype=weight.dtype)
+    return add_constant(graph, name, np.repeat(eye[None], layer.directions, axis=0))
+
+
+def _select(graph: gs.Graph, layer: RecurrentLayer, name: str, state: gs.Tensor) -> None:
+    label = f"{layer.name}_{name}_select"
+    result = gs.Variable(fresh_name(graph, label))
+    matrix = _identity(graph, layer, f"{label}_weight")
+    layer.node.inputs[layer.slot(name)] = result
+    made = gs.Node("MatMul", label, inputs=[state, matrix], outputs=[result])
+    insert_before(graph, made, before=layer.node)
+
+
+def _restore(
+    graph: gs.Graph, layer: RecurrentLayer, name: str, closed: set[tuple[str, int]]
+) -> None:
+    """The restored tensor keeps the output's name; what is absorbed reads the inner one."""
+    full = layer.output(name)
+    assert full is not None
+    inner = gs.Variable(fresh_name(graph, f"{full.name}_units"), dtype=full.dtype, shape=full.shape)
+    layer.node.name = layer.name  # its first output's name was its name, and is about to change
+    layer.node.outputs[layer.cell.outputs.index(name)] = inner
+    for node in graph.nodes:
+        for slot, tensor in enumerate(node.inputs):
+            if tensor is full and (node_key(node), slot) not in closed:
+                node.inputs[slot] = inner
+    label = f"{layer.name}_{name}_restore"
+    matrix = _identity(graph, layer, f"{label}_weight")
+    made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[full])
+    insert_node(graph, made, after=layer.node)
+
+

@@ -1,0 +1,229 @@
+"""Adapting what an operator on the units' way says about sizes.
+
+All arithmetic on shapes goes on as if nothing had been cut: the sizes of a shorter tensor are
+reported at full length, and only where an operator moves the shorter tensor is its parameter brought
+down. So a size may be computed in any way, and used for anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.edit import (
+    add_constant,
+    fresh_name,
+    insert_before,
+    insert_node,
+    set_input,
+)
+from onnx_rnn_prune.trace.labels import Mask, kept
+from onnx_rnn_prune.trace.trace import Trace
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How one tensor gets shorter: along one axis, from `mask.size` to `mask.sum()` entries."""
+
+    axis: int
+    rank: int
+    mask: Mask
+
+    @property
+    def ratio(self) -> tuple[int, int]:
+        """New and old length."""
+        return int(self.mask.sum()), int(self.mask.size)
+
+
+def resize(document: Document, trace: Trace, keep: Mask) -> None:
+    """Adapts operators and declared shapes along the way of the units."""
+    graph = document.graph
+    cuts = {name: _cut(trace, name, keep) for name in trace.labels}
+    for node in list(graph.nodes):
+        if node.inputs and node.inputs[0].name in cuts and node.op in _RESIZERS:
+            _RESIZERS[node.op](graph, node, cuts)
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if tensor.name in cuts:
+                _declare(tensor, cuts[tensor.name])
+
+
+def _cut(trace: Trace, name: str, keep: Mask) -> _Cut:
+    labels, axis = trace.labels[name], trace.axes[name]
+    line = np.moveaxis(kept(labels, keep), axis, -1).reshape(-1, labels.shape[axis])[0]
+    return _Cut(axis, labels.ndim, line)
+
+
+def _declare(tensor: gs.Tensor, cut: _Cut) -> None:
+    shape = getattr(tensor, "shape", None)
+    if shape is not None and len(shape) == cut.rank and isinstance(shape[cut.axis], int):
+        tensor.shape = [*shape[: cut.axis], cut.ratio[0], *shape[cut.axis + 1 :]]
+
+
+def _resize_target(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
+    """Reshape and Expand: the entry of the axis that gets shorter."""
+    cut = cuts.get(node.outputs[0].name)
+    if cut is None:
+        return
+    new, old = cut.ratio
+    if len(node.inputs) == 1:  # Reshape before opset 5
+        target = np.array(node.attrs["shape"])
+        node.attrs["shape"] = _scaled(target, cut.axis, new, old).tolist()
+        return
+    target_or_none = constant_value(node.inputs[1], graph.opset)
+    if target_or_none is None:
+        set_input(node, 1, _rescaled(graph, node.inputs[1], cut, new, old, before=node))
+        return
+    position = cut.axis - (cut.rank - target_or_none.size)
+    if position >= 0:
+        scaled = _scaled(target_or_none, position, new, old)
+        set_input(node, 1, add_constant(graph, f"{node.inputs[1].name}_cut", scaled))
+
+
+def _scaled(target: Array, position: int, new: int, old: int) -> npt.NDArray[np.int64]:
+    result = np.array(target, dtype=np.int64)
+    if result[position] > 0 and result[position] % old == 0:
+        result[position] = result[position] // old * new
+    return result
+
+
+def _rescaled(
+    graph: gs.Graph, sizes: gs.Tensor, cut: _Cut, new: int, old: int, *, before: gs.Node
+) -> gs.Tensor:
+    """Nodes that multiply one entry of a computed shape by new / old."""
+    factors = np.ones((2, cut.rank), dtype=np.int64)
+    factors[:, cut.axis] = new, old
+    tensor = sizes
+    for op, factor in (("Mul", factors[0]), ("Div", factors[1])):
+        name = f"{sizes.name}_{op.lower()}"
+        result = gs.Variable(fresh_name(graph, name))
+        constant = add_constant(graph, f"{name}_by", factor)
+        node = gs.Node(op, result.name, inputs=[tensor, constant], outputs=[result])
+        insert_before(graph, node, before=before)
+        tensor = result
+    return tensor
+
+
+def _resize_shape(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
+    """Shape: reports the full length, where anyone looks at that entry."""
+    cut = cuts[node.inputs[0].name]
+    first = int(node.attrs.get("start", 0)) % cut.rank
+    last = int(node.attrs.get("end", cut.rank))
+    last = last + cut.rank if last < 0 else min(last, cut.rank)
+    position = cut.axis - first
+    if not first <= cut.axis < last or not _entry_read(node.outputs[0], position, last - first):
+        return
+    full = node.outputs[0]
+    inner = gs.Variable(fresh_name(graph, f"{full.name}_cut"))
+    node.outputs[0] = inner
+    new, old = cut.ratio
+    factors = np.ones((2, last - first), dtype=np.int64)
+    factors[:, position] = old, new
+    product = gs.Variable(fresh_name(graph, f"{full.name}_mul"))
+    by, per = (add_constant(graph, f"{full.name}_by", factor) for factor in factors)
+    divide = gs.Node("Div", f"{full.name}_full", inputs=[product, per], outputs=[full])
+    insert_node(graph, divide, after=node)
+    multiply = gs.Node("Mul", f"{full.name}_mul", inputs=[inner, by], outputs=[product])
+    insert_node(graph, multiply, after=node)
+
+
+def _entry_read(sizes: gs.Tensor, position: int, count: int) -> bool:
+    """Whether anyone may look at one entry of a shape."""
+    for reader in sizes.outputs:
+        index = constant_value(reader.inputs[1]) if reader.op == "Gather" else None
+        if index is None or position in np.ravel(index) % count:
+            return True
+    return not sizes.outputs
+
+
+def _resize_split(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
+    cut = cuts[node.inputs[0].name]
+    if int(node.attrs.get("axis", 0)) % cut.rank != cut.axis:
+        return
+    total, parts = cut.mask.size, len(node.outputs)
+    sizes = node.attrs.get("split")
+    if len(node.inputs) > 1 and node.inputs[1].name:
+        sizes = np.ravel(constant_value(node.inputs[1], graph.opset))
+    if sizes is None:
+        chunk = -(-total // parts)
+        sizes = [min(chunk, total - chunk * part) for part in range(parts)]
+    ends = np.cumsum(sizes)
+    after = [int(part.sum()) for part in np.split(cut.mask, ends[:-1])]
+    if graph.opset < 13:
+        node.attrs["split"] = after
+    else:
+        node.attrs.pop("num_outputs", None)
+        name = f"{node.outputs[0].name}_sizes"
+        set_input(node, 1, add_constant(graph, name, np.array(after, dtype=np.int64)))
+
+
+def _resize_gather(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
+    cut = cuts[node.inputs[0].name]
+    if int(node.attrs.get("axis", 0)) % cut.rank != cut.axis:
+        return
+    index = constant_value(node.inputs[1], graph.opset)
+    assert index is not None
+    wanted = np.asarray(index, dtype=np.int64) % cut.mask.size
+    places = np.cumsum(cut.mask) - 1
+    value = places[wanted[cut.mask[wanted]]].astype(index.dtype)
+    set_input(node, 1, add_constant(graph, f"{node.outputs[0].name}_index", value))
+
+
+def _resize_slice(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
+    cut = cuts[node.inputs[0].name]
+    fields = _slice_fields(graph, node)
+    axes = fields["axes"] % cut.rank
+    if cut.axis not in axes:
+        return
+    where = int(np.flatnonzero(axes == cut.axis)[0])
+    size, before = cut.mask.size, np.concatenate([[0], np.cumsum(cut.mask)])
+    step = int(fields["steps"][where])
+    span = slice(int(fields["starts"][where]), int(fields["ends"][where]), step)
+    start, end, _ = span.indices(size)
+    if step > 0:
+        new = before[start], before[end]
+    else:  # entries start, start - 1, ..., end + 1
+        new = before[start + 1] - 1, before[end + 1] - 1
+    length = int(before[-1])
+    new_start = int(new[0])
+    new_end = int(new[1]) if new[1] >= 0 else -length - 1
+    for name, value in (("starts", new_start), ("ends", new_end)):
+        changed = fields[name].copy()
+        changed[where] = value
+        if len(node.inputs) == 1:
+            node.attrs[name] = changed.tolist()
+        else:
+            constant = add_constant(graph, f"{node.outputs[0].name}_{name}", changed)
+            set_input(node, 1 if name == "starts" else 2, constant)
+
+
+def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.int64]]:
+    names = ("starts", "ends", "axes", "steps")
+    fields: dict[str, npt.NDArray[np.int64]] = {}
+    for slot, name in enumerate(names, start=1):
+        value: object = node.attrs.get(name)
+        if slot < len(node.inputs) and node.inputs[slot].name:
+            value = constant_value(node.inputs[slot], graph.opset)
+        if value is not None:
+            fields[name] = np.ravel(np.asarray(value, dtype=np.int64))
+    if "axes" not in fields:
+        fields["axes"] = np.arange(fields.get("starts", np.zeros(0)).size)
+    fields.setdefault("steps", np.ones(fields["axes"].size, dtype=np.int64))
+    return fields
+
+
+_RESIZERS: dict[str, Callable[[gs.Graph, gs.Node, dict[str, _Cut]], None]] = {
+    "Expand": _resize_target,
+    "Gather": _resize_gather,
+    "Reshape": _resize_target,
+    "Shape": _resize_shape,
+    "Slice": _resize_slice,
+    "Split": _resize_split,
+}

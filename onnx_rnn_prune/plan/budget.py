@@ -1,0 +1,127 @@
+"""How much is kept, and what must be reached, as users write it.
+
+| text | meaning |
+| --- | --- |
+| `40%`, `0.4` | a share: a number with a percent sign or a decimal point |
+| `160` | a number of units: a whole number without either |
+| `params=30%` | at most this share of the original's parameters (or `flops`, `bytes`) |
+| `params=120k`, `flops=2M`, `bytes=1.5MB` | at most this amount; k M G are powers of 1000, Ki Mi Gi of 1024 |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from onnx_rnn_prune.errors import PruneError
+
+Kind = Literal["params", "flops", "bytes"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+_KEEP_FORMS = "give a percentage (40%), a fraction (0.4) or a number of units (160)"
+_BUDGET_FORMS = "give params, flops or bytes, and how much: params=30%, flops=2M, bytes=1MB"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How much of a lane is kept: one of a share and a number of units is given.
+
+    Attributes:
+        share: above 0, at most 1.
+        units: at least 1.
+    """
+
+    share: float | None = None
+    units: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.share:.6g}" if self.share is not None else f"{self.units} units"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the pruned file may have at most: one of a share and an amount is given.
+
+    Attributes:
+        kind: what is counted: parameters, floating-point operations per step, bytes of the file.
+        share: of what the original has; above 0, at most 1.
+        amount: at least 1.
+    """
+
+    kind: Kind
+    share: float | None = None
+    amount: int | None = None
+
+    def __str__(self) -> str:
+        limit = f"{self.share:.6g}" if self.share is not None else f"{self.amount}"
+        return f"{self.kind}={limit}"
+
+
+def parse_keep(value: str | float) -> Keep:
+    """Reads `--keep`: `40%`, `0.4` and the float 0.4 are shares, `160` and the int 160 are units.
+
+    Raises:
+        PruneError: the value is not above 0, or above 100 %, or no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise PruneError(f"'{value}' is not an amount", where="keep", remedy=_KEEP_FORMS)
+    text = str(value).strip()
+    if isinstance(value, float) and 0 < value < 1:
+        return Keep(share=value)  # its text may have an exponent
+    if re.fullmatch(r"[0-9]+", text):
+        units = int(text)
+        if units == 0:
+            raise PruneError("0 units would remove all", where="keep", remedy=_KEEP_FORMS)
+        return Keep(units=units)
+    share = _share(text, "keep")
+    if share is None:
+        raise PruneError(f"'{text}' is not an amount", where="keep", remedy=_KEEP_FORMS)
+    return Keep(share=share)
+
+
+def parse_budget(text: str) -> Budget:
+    """Reads `--budget`: `params=30%`, `params=0.3`, `params=120000`, `flops=2M`, `bytes=1MB`.
+
+    Raises:
+        PruneError: the text is not of this form, or the amount is not above 0, or above 100 %.
+    """
+    kind, equals, limit = (part.strip() for part in str(text).partition("="))
+    if not equals or kind not in KINDS:
+        raise PruneError(f"'{text}' is not a budget", where="budget", remedy=_BUDGET_FORMS)
+    known = cast(Kind, kind)
+    unit = "b?" if known == "bytes" else ""
+    match = re.fullmatch(rf"{_NUMBER}\s*([kmg]i?|){unit}", limit, re.IGNORECASE)
+    # A point without a unit is a share, as in --keep: params=0.3.
+    if match and (limit[-1:].isalpha() or limit.isdigit()):
+        amount = int(float(match[1]) * _POWERS[match[2].lower()])
+        if amount < 1:
+            raise PruneError(f"'{text}' leaves nothing", where="budget", remedy=_BUDGET_FORMS)
+        return Budget(known, amount=amount)
+    share = _share(limit, "budget")
+    if share is None:
+        raise PruneError(f"'{text}' is not a budget", where="budget", remedy=_BUDGET_FORMS)
+    return Budget(known, share=share)
+
+
+def _share(text: str, where: str) -> float | None:
+    """A percentage or a decimal fraction; None where the text is neither."""
+    match = re.fullmatch(rf"(-?){_NUMBER}\s*(%?)", text)
+    if match is None or not (match[3] or "." in match[2]):
+        return None
+    share = float(match[2]) / (100.0 if match[3] else 1.0)
+    if match[1] or share == 0:
+        raise PruneError(f"'{text}' is not above 0", where=where, remedy="keep something")
+    if share > 1:
+        raise PruneError(
+            f"'{text}' is more than there is",
+            where=where,
+            remedy="give at most 100%, or a number of units without a decimal point"
+            if where == "keep"
+            else "give at most 100%, or an amount such as 120000 or 1.5M",
+        )
+    return share

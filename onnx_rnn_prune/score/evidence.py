@@ -1,0 +1,142 @@
+"""What data says about units: the moments of everything that is read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.edit import fresh_name
+from onnx_rnn_prune.model.outputs import with_outputs
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.score.gates import GateReader
+from onnx_rnn_prune.score.moments import Matrix, Moments
+from onnx_rnn_prune.score.readers import ProductReader, Reader, Taps
+from onnx_rnn_prune.trace.labels import NOBODY, Labels
+from onnx_rnn_prune.trace.trace import Trace
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def find_readers(document: Document, trace: Trace) -> list[Reader]:
+    """Everything that reads the units of a trace, front to back."""
+    nodes = nodes_by_key(document.graph)
+    layers = {layer.key: layer for layer in find_layers(document.graph)}
+    inputs: dict[str, Labels] = {}
+    products: dict[str, list[Reader]] = {}
+    for binding in trace.bindings:
+        if binding.bound.reads is None:
+            continue
+        if binding.node in layers:
+            inputs[binding.node] = binding.bound.labels.reshape(-1)
+            continue
+        node = nodes[binding.node]
+        lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
+        stack = int(np.prod(lines.shape[:-2])) if node.op == "MatMul" else 1
+        products[binding.node] = [ProductReader(binding, part, node.op) for part in range(stack)]
+    found: list[Reader] = []
+    for key in nodes:
+        if key in layers:
+            layer = layers[key]
+            absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
+            found += _gate_readers(layer, trace, inputs.get(key, absent))
+        found += products.get(key, [])
+    return found
+
+
+def _gate_readers(layer, trace: Trace, inputs: Labels) -> list[Reader]:  # type: ignore[no-untyped-def]
+    lanes = trace.units.lanes.get(layer.name)
+    readers: list[Reader] = []
+    for direction in range(layer.directions):
+        absent = np.full(layer.hidden, NOBODY, dtype=np.int64)
+        states = absent if lanes is None else lanes[direction]
+        for gates, sources in layer.sums:
+            labels = np.concatenate([inputs if name == "X" else states for name in sources])
+            if (labels >= 0).any():
+                readers.append(GateReader(layer.name, direction, gates, sources, labels))
+    return readers
+
+
+class Tapped:
+    """A document that runs and shows what its readers read.
+
+    Args:
+        document: it is not changed.
+        readers: whose signals are wanted.
+    """
+
+    def __init__(self, document: Document, readers: Sequence[Reader]) -> None:
+        self._document = document.copy()
+        for layer in find_layers(self._document.graph):
+            if layer.output("Y") is None:
+                name = fresh_name(self._document.graph, f"{layer.name}_Y")
+                layer.node.name = layer.name
+                if layer.node.outputs:
+                    layer.node.outputs[0] = gs.Variable(name)
+        names = {tap for reader in readers for tap in reader.taps(self._document)}
+        inputs = {tensor.name for tensor in self._document.graph.inputs}
+        constants = {
+            name
+            for name, tensor in self._document.graph.tensors().items()
+            if isinstance(tensor, gs.Constant)
+        }
+        self._fed = sorted(names & inputs)
+        self._names = sorted(names - inputs - constants)
+        self._runner = Runner(with_outputs(self._document.write(), self._names), optimize=False)
+
+    def __call__(self, feed: Feed) -> Taps:
+        """The tapped tensors of one feed."""
+        taps: dict[str, Array] = dict(self._runner(feed))
+        taps.update({name: feed[name] for name in self._fed})
+        return taps
+
+    def signal(self, reader: Reader, taps: Taps) -> Array:
+        """What one reader reads, [N, n]."""
+        return reader.signal(self._document, taps)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What calibration data showed.
+
+    Attributes:
+        moments: by reader name, of the signal that it reads.
+        activity: per unit, the mean absolute state.
+    """
+
+    moments: Mapping[str, Moments]
+    activity: Matrix
+
+
+def collect(
+    document: Document,
+    trace: Trace,
+    readers: Sequence[Reader],
+    feeds: Iterable[Feed],
+    progress: Progress,
+) -> Evidence:
+    """Runs all feeds once and sums up what readers read; one feed is in memory at a time."""
+    tapped = Tapped(document, readers)
+    moments: dict[str, Moments] = {}
+    absolute = np.zeros(trace.units.count)
+    samples = np.zeros(trace.units.count)
+    total = len(feeds) if hasattr(feeds, "__len__") else None
+    for number, feed in enumerate(feeds):
+        progress("calibrating", number, total)
+        taps = tapped(feed)
+        for reader in readers:
+            signal = tapped.signal(reader, taps)
+            found = Moments.of(signal)
+            moments[reader.name] = (
+                moments[reader.name].merge(found) if reader.name in moments else found
+            )
+            if isinstance(reader, GateReader) and reader.sources[-1] == "H":
+                units = reader.labels >= 0
+                np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
+                np.add.at(samples, reader.labels[units], len(signal))
+    progress("calibrating", total or 0, total)
+    return Evidence(moments, absolute / np.maximum(samples, 1))

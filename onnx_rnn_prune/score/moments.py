@@ -1,0 +1,59 @@
+"""Streamed moments of a vector, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.errors import PruneError
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and co-moment of samples of a vector.
+
+    Merging is associative, so samples may be split between any number of workers (Chan, Golub and
+    LeVeque 1983, "Algorithms for computing the sample variance").
+
+    Attributes:
+        count: number of samples.
+        mean: [n].
+        comoment: sum of outer products of deviations from the mean, [n, n].
+    """
+
+    count: int
+    mean: Matrix
+    comoment: Matrix
+
+    @staticmethod
+    def of(samples: npt.NDArray[np.generic]) -> Moments:
+        """The moments of samples, shape [N, n]."""
+        values = np.asarray(samples, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise PruneError(
+                "a recurrent layer's signals become infinite or not a number on this data",
+                where="calibration",
+                remedy="look for broken values in the data, or leave such feeds out",
+            )
+        mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
+        centred = values - mean
+        return Moments(len(values), mean, centred.T @ centred)
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of samples together."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        step = other.mean - self.mean
+        comoment = self.comoment + other.comoment
+        comoment += np.outer(step, step) * (self.count * other.count / count)
+        return Moments(count, self.mean + step * (other.count / count), comoment)
+
+    @property
+    def covariance(self) -> Matrix:
+        """[n, n]."""
+        return self.comoment / max(self.count, 1)

@@ -1,0 +1,224 @@
+"""Who reads units: what it reads, with which weight, and where a constant can be added.
+
+A reader computes `weight @ signal + bias` for a signal some of whose entries are units. Criteria
+look at its weight to see how much a unit matters; recovery writes a new weight and bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.edit import add_constant, fresh_name, insert_node, set_input
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.trace.labels import Labels
+from onnx_rnn_prune.trace.trace import Binding
+
+Taps = Mapping[str, Array]
+
+
+class Reader(Protocol):
+    """One matrix product that units enter."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the readers of a graph."""
+
+    @property
+    def labels(self) -> Labels:
+        """The unit behind each entry of the signal, shape [n]."""
+
+    def taps(self, document: Document) -> list[str]:
+        """The tensors that `signal` needs."""
+
+    def signal(self, document: Document, taps: Taps) -> Array:
+        """What is read, one row per product, shape [N, n]."""
+
+    def weight(self, document: Document) -> Matrix:
+        """[outputs, n]."""
+
+    def store(self, document: Document, weight: Matrix, bias: Matrix) -> None:
+        """Writes a weight [outputs, n], and adds to the bias [outputs]."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProductReader:
+    """A MatMul, Gemm or Conv whose constant weight is contracted with units.
+
+    Attributes:
+        binding: the weight's binding.
+        part: which matrix of a stack of weights; 0 where there is one.
+        op: the operator.
+    """
+
+    binding: Binding
+    part: int
+    op: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.binding.node}#{self.part}"
+
+    @property
+    def labels(self) -> Labels:
+        bound = self.binding.bound
+        lines = np.moveaxis(bound.labels, bound.axis, -1)
+        lines = lines.reshape(-1, lines.shape[-1])
+        return lines[self.part if len(lines) > 1 else 0]
+
+    def taps(self, document: Document) -> list[str]:
+        return [self._data(document).name]
+
+    def signal(self, document: Document, taps: Taps) -> Array:
+        node = self._node(document)
+        value = taps[self._data(document).name]
+        value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
+        batch = self._weight(document).shape[:-2] if self.op == "MatMul" else ()
+        if np.prod(batch, dtype=int) > 1:
+            batch_axes = value.ndim - 2 - len(batch)
+            full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
+            stacked = full.reshape(-1, int(np.prod(batch)), *value.shape[-2:])
+            value = stacked[:, self.part]
+        return value.reshape(-1, value.shape[-1])
+
+    def weight(self, document: Document) -> Matrix:
+        return _as_matrix(self._weight(document), self._axis(document), self._out(document))[
+            self.part
+        ].astype(np.float64)
+
+    def store(self, document: Document, weight: Matrix, bias: Matrix) -> None:
+        node, slot = self._node(document), self.binding.bound.slot
+        before = self._weight(document)
+        axis, out = self._axis(document), self._out(document)
+        stack = _as_matrix(before, axis, out).copy()
+        stack[self.part] = weight
+        value = _from_matrix(stack, before, axis, out)
+        set_input(node, slot, add_constant(document.graph, f"{node.inputs[slot].name}_fit", value))
+        if np.any(bias):
+            _BIAS[self.op](document.graph, self, node, bias.astype(before.dtype))
+
+    def _node(self, document: Document) -> gs.Node:
+        return nodes_by_key(document.graph)[self.binding.node]
+
+    def _data(self, document: Document) -> gs.Tensor:
+        assert self.binding.bound.reads is not None
+        return self._node(document).inputs[self.binding.bound.reads]
+
+    def _weight(self, document: Document) -> Array:
+        tensor = self._node(document).inputs[self.binding.bound.slot]
+        value = constant_value(tensor, document.graph.opset)
+        assert value is not None
+        return value
+
+    def _axis(self, document: Document) -> int:
+        return self.binding.bound.axis % self._weight(document).ndim
+
+    def _out(self, document: Document) -> int:
+        """The axis of the weight that becomes the output's."""
+        rank = self._weight(document).ndim
+        if self.op == "Conv":
+            return 0
+        return 2 * rank - 3 - self._axis(document)
+
+
+def _data_axis(node: gs.Node, slot: int | None) -> int:
+    if node.op == "Conv":
+        return 1
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transA", 0) else 1
+    return -1 if slot == 0 else -2
+
+
+def _as_matrix(weight: Array, axis: int, out: int) -> Array:
+    """[stack, outputs, n]; the taps of a convolution count as outputs."""
+    moved = np.moveaxis(weight, (out, axis), (0, -1)) if weight.ndim == 2 else weight
+    if weight.ndim == 2:
+        return moved[None]
+    if out == 0:  # Conv: [M, C, taps...] -> [M, taps..., C]
+        moved = np.moveaxis(weight, axis, -1)
+        return moved.reshape(1, -1, weight.shape[axis])
+    moved = np.moveaxis(weight, (out, axis), (-2, -1))
+    return moved.reshape(-1, weight.shape[out], weight.shape[axis])
+
+
+def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
+    if like.ndim == 2:
+        return np.moveaxis(stack[0], (0, -1), (out, axis)).astype(like.dtype)
+    if out == 0:
+        shape = (*(size for place, size in enumerate(like.shape) if place != axis),)
+        return np.moveaxis(stack[0].reshape(*shape, like.shape[axis]), -1, axis).astype(like.dtype)
+    batch = like.shape[:-2]
+    shaped = stack.reshape(*batch, like.shape[out], like.shape[axis])
+    return np.moveaxis(shaped, (-2, -1), (out, axis)).astype(like.dtype)
+
+
+def _bias_matmul(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Adds behind the product, in the addition that stands there if it is the only reader's."""
+    weight_first = reader.binding.bound.slot == 0
+    value = bias[:, None] if weight_first else bias
+    weight = constant_value(node.inputs[reader.binding.bound.slot], graph.opset)
+    assert weight is not None
+    batch = weight.shape[:-2]
+    if np.prod(batch, dtype=int) > 1:
+        stacked = np.zeros((int(np.prod(batch)), 1, len(bias)), bias.dtype)
+        stacked[reader.part] = bias
+        value = stacked.reshape(*batch, 1, len(bias))
+        value = np.swapaxes(value, -1, -2) if weight_first else value
+    result = node.outputs[0]
+    follower = result.outputs[0] if len(result.outputs) == 1 else None
+    if follower is not None and follower.op == "Add" and not any(t is result for t in graph.outputs):
+        slot = 1 if follower.inputs[0] is result else 0
+        present = constant_value(follower.inputs[slot], graph.opset)
+        if present is not None:
+            total = (present + value).astype(bias.dtype)
+            name = f"{follower.inputs[slot].name}_fit"
+            set_input(follower, slot, add_constant(graph, name, total))
+            return
+    inner = gs.Variable(fresh_name(graph, f"{result.name}_product"))
+    node.outputs[0] = inner
+    constant = add_constant(graph, f"{result.name}_bias", value)
+    made = gs.Node("Add", f"{result.name}_add_bias", inputs=[inner, constant], outputs=[result])
+    insert_node(graph, made, after=node)
+
+
+def _bias_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    present = None
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        present = constant_value(node.inputs[2], graph.opset)
+        if present is None or beta == 0:
+            _bias_matmul(graph, reader, node, bias * np.array(alpha, bias.dtype))
+            return
+    value = bias * alpha / (beta if present is not None else 1.0)
+    if present is None:
+        node.attrs["beta"] = 1.0
+    total = value if present is None else present + value
+    name = f"{node.outputs[0].name}_c"
+    set_input(node, 2, add_constant(graph, name, total.astype(bias.dtype)))
+
+
+def _bias_conv(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Sums the taps: a constant input adds the same at every place, but at padded borders."""
+    outputs = constant_value(node.inputs[1], graph.opset).shape[0]  # type: ignore[union-attr]
+    value = bias.reshape(outputs, -1).sum(axis=1)
+    present = None
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        present = constant_value(node.inputs[2], graph.opset)
+        if present is None:
+            return
+    total = value if present is None else present + value
+    set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_b", total.astype(bias.dtype)))
+
+
+_BIAS: dict[str, Callable[[gs.Graph, ProductReader, gs.Node, Array], None]] = {
+    "MatMul": _bias_matmul,
+    "Gemm": _bias_gemm,
+    "Conv": _bias_conv,
+}

@@ -1,0 +1,1 @@
+"""Which unit owns each entry of each tensor, and who reads it."""

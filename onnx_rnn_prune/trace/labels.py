@@ -1,0 +1,89 @@
+"""Labels: an integer array of a tensor's own shape that says which unit owns each entry."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Labels = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+NOBODY = -1
+
+
+def uniform(labels: Labels, axis: int) -> bool:
+    """Whether labels do not change along an axis."""
+    return bool(np.all(labels == labels.take([0], axis))) if labels.shape[axis] else True
+
+
+def varying_axes(labels: Labels) -> list[int]:
+    """The axes along which labels change."""
+    return [axis for axis in range(labels.ndim) if not uniform(labels, axis)]
+
+
+def squeeze_to(labels: Labels, axes: tuple[int, ...]) -> Labels | None:
+    """Labels reduced to some axes, the others 1; None where they change along another axis."""
+    for axis in range(labels.ndim):
+        if axis in axes:
+            continue
+        if not uniform(labels, axis):
+            return None
+        labels = labels.take([0], axis)
+    return labels
+
+
+def unit_axis(labels: Labels, lane_of: npt.NDArray[np.int64]) -> int | None:
+    """The axis along which every legal plan keeps equally many entries everywhere.
+
+    Args:
+        labels: labels of one tensor, with at least one unit in them.
+        lane_of: the lane of each unit.
+
+    Returns:
+        The axis, or None where there is none, and a cut would leave a ragged tensor.
+    """
+    varying = varying_axes(labels)
+    if not varying:  # a single unit fills the tensor, or H is 1
+        sized = [axis for axis in range(labels.ndim) if labels.shape[axis] == 1]
+        return sized[-1] if sized else None
+    if len(varying) == 1:
+        return varying[0]
+    for axis in reversed(varying):
+        if _whole_lanes(labels, axis, lane_of):
+            return axis
+    return None
+
+
+def _whole_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:
+    """Whether each line along an axis holds whole lanes, equally many in every line."""
+    lines = np.unique(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis]), axis=0)
+    sizes = np.bincount(lane_of)
+    counts = set()
+    for line in lines:
+        units = line[line >= 0]
+        found, times = np.unique(units, return_counts=True)
+        lanes = np.unique(lane_of[found])
+        whole = len(found) == sizes[lanes].sum() and len(set(times)) == 1
+        if not whole:
+            return False
+        counts.add((len(lanes), int(times[0]), len(line) - len(units)))
+    return len(counts) == 1
+
+
+def kept(labels: Labels, keep: Mask) -> Mask:
+    """The mask that follows from labels: True where an entry stays."""
+    return np.where(labels < 0, True, keep[labels])
+
+
+def compress(values: npt.NDArray[np.generic], mask: Mask, axis: int) -> npt.NDArray[np.generic]:
+    """Takes the True part of an array along one axis.
+
+    Args:
+        values: the array.
+        mask: broadcastable to it; along `axis`, equally many True in every line.
+        axis: the axis that gets shorter.
+    """
+    moved = np.moveaxis(values, axis, -1)
+    full = np.moveaxis(np.broadcast_to(mask, values.shape), axis, -1)
+    count = int(full.reshape(-1, full.shape[-1])[0].sum()) if full.size else full.shape[-1]
+    return np.moveaxis(moved[full].reshape(*moved.shape[:-1], count), -1, axis)

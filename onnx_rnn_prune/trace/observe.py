@@ -1,0 +1,88 @@
+"""Shapes and small integer values of a model's tensors, as seen in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import RecurrentLayer
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.trace.rules import RULES, Shape
+
+_SUFFIX = "__observed_shape"
+# Inputs that say how an operator moves its data; their values are looked at.
+_PARAMETERS = {
+    "Expand": (1,),
+    "Gather": (1,),
+    "Reshape": (1,),
+    "ReverseSequence": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "Unsqueeze": (1,),
+}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one run showed of the tensors behind the recurrent layers.
+
+    Attributes:
+        shapes: by tensor name.
+        values: by tensor name, for parameters of operators that move entries.
+    """
+
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, Array]
+
+
+def observe(document: Document, layers: list[RecurrentLayer], feed: Feed) -> Observation:
+    """Runs a model once and looks at every tensor that labels may reach."""
+    nodes = _behind(document.graph, layers)
+    model = document.write()
+    reachable = _computable(model)
+    shapes: dict[str, None] = {}
+    values: dict[str, None] = {}
+    for node in nodes:
+        for tensor in (*node.inputs, *node.outputs):
+            if tensor.name in reachable and not isinstance(tensor, gs.Constant):
+                shapes[tensor.name] = None
+        for slot in _PARAMETERS.get(node.op, ()):
+            if slot < len(node.inputs) and node.inputs[slot].name in shapes:
+                values[node.inputs[slot].name] = None
+    for name in shapes:
+        model.graph.node.append(onnx.helper.make_node("Shape", [name], [name + _SUFFIX]))
+    outputs = [name + _SUFFIX for name in shapes]
+    runner = Runner(with_outputs(model, [*outputs, *values]), optimize=False)
+    seen = runner(feed)
+    return Observation(
+        {name: tuple(int(size) for size in seen[name + _SUFFIX]) for name in shapes},
+        {name: seen[name] for name in values},
+    )
+
+
+def _behind(graph: gs.Graph, layers: list[RecurrentLayer]) -> list[gs.Node]:
+    """Nodes that a layer's output can reach through operators that have a rule, and the layers."""
+    reached = {id(layer.node) for layer in layers}
+    names = {tensor.name for layer in layers for tensor in layer.node.outputs if tensor.name}
+    found = []
+    for node in graph.nodes:
+        if id(node) in reached or any(tensor.name in names for tensor in node.inputs):
+            if node.op not in RULES or node.domain:
+                continue
+            found.append(node)
+            names.update(tensor.name for tensor in node.outputs if tensor.name)
+    return found
+
+
+def _computable(model: onnx.ModelProto) -> set[str]:
+    """Names that onnxruntime can compute: all but what foreign operators are in the way of."""
+    part = with_outputs(model, runnable_outputs(model))
+    names = {name for node in part.graph.node for name in node.output if name}
+    return names | {port.name for port in model.graph.input}

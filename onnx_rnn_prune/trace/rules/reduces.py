@@ -1,0 +1,58 @@
+"""Reductions and scans along axes that hold no units."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.trace.labels import Labels, squeeze_to, uniform
+from onnx_rnn_prune.trace.rules.base import Flow, Step, Stop
+
+
+def reduce(step: Step) -> Flow | Stop:
+    """ReduceSum, ReduceMean and the like."""
+    labels = step.labels[0]
+    if labels is None:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    axes = step.node.attrs.get("axes")
+    if len(step.node.inputs) > 1 and step.node.inputs[1].name:
+        if step.constants[1] is None:
+            return Stop(f"goes through a {step.node.op} whose axes are not constant")
+        axes = np.ravel(step.constants[1]).tolist()
+    if axes is None or (not axes and not step.node.attrs.get("noop_with_empty_axes", 0)):
+        axes = range(labels.ndim)
+    axes = sorted(int(axis) % labels.ndim for axis in axes)
+    if not all(uniform(labels, axis) for axis in axes):
+        return Stop(f"{step.node.op} mixes its units")
+    for axis in axes:
+        labels = labels.take([0], axis)
+    if not step.node.attrs.get("keepdims", 1):
+        labels = labels.reshape([n for axis, n in enumerate(labels.shape) if axis not in axes])
+    return Flow({0: labels})
+
+
+def pool(step: Step) -> Flow | Stop:
+    """Pooling over the axes behind the channels."""
+    labels, result = step.labels[0], step.results[0]
+    reduced = None if labels is None else squeeze_to(labels, (1,))
+    if reduced is None or result is None or len(step.node.outputs) > 1:
+        return Stop(f"its units do not lie on the channels of {step.node.op}")
+    return Flow({0: np.array(np.broadcast_to(reduced, result))})
+
+
+def along_axis(step: Step) -> Flow | Stop:
+    """Operators that mix one axis and keep the shape: Softmax, LogSoftmax, CumSum."""
+    labels = step.labels[0]
+    if labels is None:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    if not all(uniform(labels, axis) for axis in _mixed_axes(step, labels)):
+        return Stop(f"{step.node.op} mixes its units")
+    return Flow({0: labels})
+
+
+def _mixed_axes(step: Step, labels: Labels) -> list[int]:
+    if step.node.op == "CumSum":
+        axis = step.constants[1]
+        return list(range(labels.ndim)) if axis is None else [int(axis) % labels.ndim]  # type: ignore[arg-type]
+    legacy = step.opset < 13  # there, everything from the axis on is one
+    first = int(step.node.attrs.get("axis", 1 if legacy else -1)) % labels.ndim
+    return list(range(first, labels.ndim)) if legacy else [first]

@@ -1,0 +1,249 @@
+"""Following the units of recurrent layers through a graph until someone has read them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import RecurrentLayer
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.document import Document, node_key, subgraphs_of, tensors_of
+from onnx_rnn_prune.trace.labels import Labels, unit_axis
+from onnx_rnn_prune.trace.observe import Observation
+from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop
+from onnx_rnn_prune.trace.units import Group, Partition, Units, make_groups, uneven_lanes
+
+GRAPH_OUTPUT = ""
+
+
+@dataclass(frozen=True, order=True)
+class Outlet:
+    """One way in which a layer's output leaves it.
+
+    Attributes:
+        layer: the layer's name.
+        output: Y, Y_h or Y_c.
+        consumer: key of the node that reads it there; empty for a graph output.
+        slot: that node's input.
+    """
+
+    layer: str
+    output: str
+    consumer: str
+    slot: int
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A constant input of a node whose axis carries labels; see `Bound`."""
+
+    node: str
+    bound: Bound
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where the units of some layers are in a graph.
+
+    Attributes:
+        layers: the layers that were followed.
+        units: their units.
+        groups: what must be decided together.
+        labels: by tensor name, the labels it carries.
+        bindings: constants that get cut with the units, the layers' own parameters left out.
+        ends: where each outlet's units end: the names of the nodes that absorb them.
+        restored: outlets that cannot be absorbed, each with the reason.
+        axes: by tensor name, the axis along which it gets shorter.
+    """
+
+    layers: tuple[RecurrentLayer, ...]
+    units: Units
+    groups: tuple[Group, ...]
+    labels: Mapping[str, Labels]
+    axes: Mapping[str, int]
+    bindings: tuple[Binding, ...]
+    ends: Mapping[Outlet, tuple[str, ...]]
+    restored: Mapping[Outlet, str]
+
+
+@dataclass
+class _Walk:
+    """One pass over the nodes, with some outlets closed."""
+
+    units: Units
+    lane_outputs: dict[str, tuple[str, str]]
+    closed: Mapping[Outlet, str]
+    labels: dict[str, Labels] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
+    origins: dict[str, frozenset[Outlet]] = field(default_factory=dict)
+    bindings: list[Binding] = field(default_factory=list)
+    ends: dict[Outlet, list[str]] = field(default_factory=dict)
+    meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
+    stops: dict[Outlet, str] = field(default_factory=dict)
+
+    def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
+        """The outlets whose units arrive at an input, or None where none do."""
+        if tensor.name not in self.labels:
+            return None
+        if tensor.name in self.lane_outputs:
+            outlet = Outlet(*self.lane_outputs[tensor.name], consumer, slot)
+            return None if outlet in self.closed else frozenset({outlet})
+        return self.origins[tensor.name]
+
+    def stop(self, outlets: Iterable[Outlet], reason: str) -> None:
+        for outlet in outlets:
+            self.stops.setdefault(outlet, reason)
+
+
+def trace(
+    document: Document,
+    layers: Iterable[RecurrentLayer],
+    observation: Observation,
+) -> Trace:
+    """Follows the units of some layers.
+
+    Where labels can flow no further, the outlet through which they came is closed and the walk
+    starts again without it, until all that is open ends absorbed.
+    """
+    followed = tuple(layers)
+    units = Units.number({layer.name: (layer.directions, layer.hidden) for layer in followed})
+    closed: dict[Outlet, str] = {}
+    while True:
+        walk = _walk(document, followed, observation, units, closed)
+        atoms = Partition(units.count)
+        for left, right, _, _ in walk.meetings:
+            atoms.join(left, right)
+        classes = atoms.classes()
+        if not walk.stops:
+            _stop_uneven(walk, classes)
+        if not walk.stops:
+            break
+        closed.update(walk.stops)
+    return Trace(
+        layers=followed,
+        units=units,
+        groups=make_groups(units, classes),
+        labels=walk.labels,
+        axes=walk.axes,
+        bindings=tuple(walk.bindings),
+        ends={outlet: tuple(dict.fromkeys(ends)) for outlet, ends in walk.ends.items()},
+        restored=closed,
+    )
+
+
+def _walk(
+    document: Document,
+    layers: tuple[RecurrentLayer, ...],
+    observation: Observation,
+    units: Units,
+    closed: Mapping[Outlet, str],
+) -> _Walk:
+    walk = _Walk(units, {}, closed)
+    for layer in layers:
+        for name in layer.cell.outputs:
+            tensor = layer.output(name)
+            if tensor is None:
+                continue
+            lane = units.lanes[layer.name]
+            shape = observation.shapes[tensor.name]
+            placed = lane[:, None, :] if name != "Y" else lane[None, :, None, :]
+            walk.labels[tensor.name] = np.array(np.broadcast_to(placed, shape))
+            walk.axes[tensor.name] = len(shape) - 1
+            walk.lane_outputs[tensor.name] = (layer.name, name)
+    for node in document.graph.nodes:
+        _visit(walk, node, observation, document.graph.opset)
+    for tensor in document.graph.outputs:
+        arriving = walk.arriving(tensor, GRAPH_OUTPUT, 0)
+        walk.stop(arriving or (), f"leaves the model as its output {tensor.name}")
+    return walk
+
+
+def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> None:
+    key = node_key(node)
+    arriving = [walk.arriving(tensor, key, slot) for slot, tensor in enumerate(node.inputs)]
+    came = frozenset().union(*(outlets for outlets in arriving if outlets))
+    _stop_captured(walk, node)
+    if not came:
+        return
+    title = node.name or f"{node.op} {key}"
+    result = _apply_rule(_make_step(walk, node, arriving, observation, opset))
+    if isinstance(result, Flow):
+        result = _check_even(walk, node, result)
+    if isinstance(result, Stop):
+        walk.stop(came, f"{result.reason} ({title})")
+        return
+    for slot, labels in result.outputs.items():
+        name = node.outputs[slot].name
+        if name and (labels >= 0).any():
+            walk.labels[name] = labels
+            axis = unit_axis(labels, walk.units.lane_of)
+            assert axis is not None
+            walk.axes[name] = axis
+            walk.origins[name] = came
+    walk.bindings += [Binding(key, bound) for bound in result.bound]
+    walk.meetings += [(left, right, came, title) for left, right in result.same]
+    if any(bound.reads is not None for bound in result.bound):
+        for outlet in came:
+            walk.ends.setdefault(outlet, []).append(title)
+
+
+def _make_step(
+    walk: _Walk,
+    node: gs.Node,
+    arriving: list[frozenset[Outlet] | None],
+    observation: Observation,
+    opset: int,
+) -> Step:
+    constants = tuple(
+        constant_value(tensor, opset) if tensor.name and came is None else None
+        for tensor, came in zip(node.inputs, arriving, strict=True)
+    )
+    shapes = tuple(
+        observation.shapes.get(tensor.name) if value is None else value.shape
+        for tensor, value in zip(node.inputs, constants, strict=True)
+    )
+    return Step(
+        node=node,
+        labels=tuple(
+            walk.labels[tensor.name] if came else None
+            for tensor, came in zip(node.inputs, arriving, strict=True)
+        ),
+        shapes=shapes,
+        constants=constants,
+        observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
+        results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
+        opset=opset,
+    )
+
+
+def _apply_rule(step: Step) -> Flow | Stop:
+    rule = RULES.get(step.node.op)
+    if rule is None or step.node.domain:
+        return Stop(f"is read by {step.node.op}, through which units cannot be followed")
+    return rule(step)
+
+
+def _check_even(walk: _Walk, node: gs.Node, flow: Flow) -> Flow | Stop:
+    """Stops labels that a cut would leave ragged."""
+    for labels in flow.outputs.values():
+        if (labels >= 0).any() and unit_axis(labels, walk.units.lane_of) is None:
+            return Stop(f"{node.op} splits its units unevenly")
+    return flow
+
+
+def _stop_captured(walk: _Walk, node: gs.Node) -> None:
+    for body in subgraphs_of(node):
+        for tensor in tensors_of(body):
+            arriving = walk.arriving(tensor, node_key(node), -1)
+            walk.stop(arriving or (), f"is captured by the body of {node.op} {node.name}")
+
+
+def _stop_uneven(walk: _Walk, classes: list[np.ndarray]) -> None:
+    uneven = uneven_lanes(walk.units, classes)
+    for left, right, came, title in walk.meetings:
+        met = np.concatenate([left[left >= 0], right[right >= 0]])
+        if uneven.intersection(walk.units.lane_of[met].tolist()):
+            walk.stop(came, f"its units meet each other unevenly ({title})")

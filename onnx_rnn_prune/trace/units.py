@@ -1,0 +1,135 @@
+"""Units, lanes and the two relations between them: same unit, same count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.trace.labels import Labels
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Units:
+    """All units of some layers, numbered from 0.
+
+    Attributes:
+        lanes: for each layer's name, its unit ids, shape [D, H].
+        lane_of: the lane of each unit, shape [units].
+    """
+
+    lanes: Mapping[str, Ids]
+    lane_of: Ids
+
+    @staticmethod
+    def number(sizes: Mapping[str, tuple[int, int]]) -> Units:
+        """Numbers the units of layers given as name -> (D, H)."""
+        lanes: dict[str, Ids] = {}
+        lane_of: list[Ids] = []
+        first, lane = 0, 0
+        for name, (directions, hidden) in sizes.items():
+            ids = np.arange(first, first + directions * hidden, dtype=np.int64)
+            lanes[name] = ids.reshape(directions, hidden)
+            lane_of.append(np.repeat(np.arange(lane, lane + directions), hidden))
+            first += directions * hidden
+            lane += directions
+        return Units(lanes, np.concatenate(lane_of) if lane_of else np.zeros(0, dtype=np.int64))
+
+    @property
+    def count(self) -> int:
+        """Number of units."""
+        return len(self.lane_of)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one decision covers: lanes that keep equally many units.
+
+    Attributes:
+        layers: the layers in it.
+        atoms: per set of lanes that meet, an array [H, lanes]: each row is one atom, the units
+            that live or die together, one of each lane.
+    """
+
+    layers: tuple[str, ...]
+    atoms: tuple[Ids, ...]
+
+    @property
+    def size(self) -> int:
+        """H, equal in all its lanes."""
+        return len(self.atoms[0])
+
+
+class Partition:
+    """Union-find over integers."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = np.arange(count, dtype=np.int64)
+
+    def find(self, item: int) -> int:
+        """The representative of an item's class."""
+        root = item
+        while self._parent[root] != root:
+            root = int(self._parent[root])
+        while self._parent[item] != root:
+            self._parent[item], item = root, int(self._parent[item])
+        return root
+
+    def join(self, left: Labels, right: Labels) -> None:
+        """Joins two arrays of items pair by pair; negative items are nobody."""
+        pairs = np.stack(np.broadcast_arrays(left, right)).reshape(2, -1)
+        pairs = np.unique(pairs[:, (pairs >= 0).all(axis=0)], axis=1)
+        for one, other in pairs.T:
+            self._parent[self.find(int(one))] = self.find(int(other))
+
+    def classes(self) -> list[Ids]:
+        """All classes, each sorted."""
+        roots = np.array([self.find(item) for item in range(len(self._parent))], dtype=np.int64)
+        order = np.argsort(roots, kind="stable")
+        cuts = np.flatnonzero(np.diff(roots[order])) + 1
+        return np.split(order.astype(np.int64), cuts) if len(order) else []
+
+
+def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
+    """Lanes whose atoms do not take one unit of each lane that they meet.
+
+    Such lanes cannot keep equally many units under every choice of atoms.
+    """
+    lanes = Partition(int(units.lane_of.max(initial=-1)) + 1)
+    for atom in atoms:
+        lanes.join(units.lane_of[atom[:1]], units.lane_of[atom])
+    uneven: set[int] = set()
+    for members in lanes.classes():
+        wanted = members.tolist()
+        inside = [atom for atom in atoms if units.lane_of[atom[0]] in members]
+        if any(sorted(units.lane_of[atom].tolist()) != wanted for atom in inside):
+            uneven.update(wanted)
+    return uneven
+
+
+def make_groups(units: Units, atoms: Sequence[Ids]) -> tuple[Group, ...]:
+    """Groups of layers: those tied by an atom, or by being directions of one node."""
+    names = list(units.lanes)
+    layer_of = np.repeat(
+        np.arange(len(names)), [lanes.size for lanes in units.lanes.values()]
+    ).astype(np.int64)
+    layers = Partition(len(names))
+    for atom in atoms:
+        layers.join(layer_of[atom[:1]], layer_of[atom])
+    groups = []
+    for members in layers.classes():
+        inside = [atom for atom in atoms if layer_of[atom[0]] in members]
+        groups.append(Group(tuple(names[item] for item in members), _stack(units, inside)))
+    return tuple(groups)
+
+
+def _stack(units: Units, atoms: Iterable[Ids]) -> tuple[Ids, ...]:
+    by_lanes: dict[tuple[int, ...], list[Ids]] = {}
+    for atom in atoms:
+        ordered = atom[np.argsort(units.lane_of[atom], kind="stable")]
+        by_lanes.setdefault(tuple(units.lane_of[ordered].tolist()), []).append(ordered)
+    return tuple(np.stack(sorted(rows, key=lambda row: int(row[0]))) for rows in by_lanes.values())

@@ -1,0 +1,11 @@
+"""Proof and measurement: the oracle, drift and latency.
+
+The oracle says whether the smaller file computes what it should: the original with the removed
+units zeroed. Drift says how far that is from the original. Latency says what it gained.
+"""
+
+from onnx_rnn_prune.validate.drift import Drift, drift
+from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
+from onnx_rnn_prune.validate.oracle import Oracle, oracle
+
+__all__ = ["Drift", "Latency", "Oracle", "Timing", "drift", "latency", "oracle", "timings"]

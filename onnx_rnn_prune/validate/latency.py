@@ -1,0 +1,81 @@
+"""Latency: what a smaller model gains, measured in the same run as the original."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx_rnn_prune.model.runner import Feed, Runner
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one of several models takes for one feed.
+
+    Attributes:
+        ms: the median time of a run, in milliseconds.
+        ratio: how many times faster it is than the first model: the median over rounds of the first
+            one's time / its own, so that a machine that slows down for a while slows both.
+        rounds: the number of timed runs.
+    """
+
+    ms: float
+    ratio: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a run takes before and after, in milliseconds; `speedup` above 1 is faster."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    threads: int
+
+
+def timings(
+    models: Sequence[Runner], feed: Feed, *, seconds: float = 2.0, rounds: int = 200
+) -> tuple[Timing, ...]:
+    """Times models against each other: warmed up, interleaved, each round in another order.
+
+    Args:
+        models: the models; the first is the one the others are compared with.
+        feed: one feed that all of them take.
+        seconds: about how long to measure in all; slow models get at least one round.
+        rounds: the most rounds to run.
+    """
+    start = time.perf_counter()
+    for _ in range(3):
+        for model in models:
+            model(feed)
+        if time.perf_counter() - start > seconds / 5:
+            break
+    order = list(range(len(models)))
+    times: list[list[float]] = [[] for _ in models]
+    while len(times[0]) < rounds:
+        for index in order:
+            begin = time.perf_counter()
+            models[index](feed)
+            times[index].append((time.perf_counter() - begin) * 1000.0)
+        order.reverse()
+        if time.perf_counter() - start > seconds:
+            break
+    return tuple(
+        Timing(
+            statistics.median(own),
+            statistics.median(first / max(t, 1e-9) for first, t in zip(times[0], own, strict=True)),
+            len(own),
+        )
+        for own in times
+    )
+
+
+def latency(
+    before: Runner, after: Runner, feed: Feed, *, threads: int = 1, seconds: float = 2.0
+) -> Latency:
+    """Times two models against each other; `threads` is what both runners were opened with."""
+    old, new = timings([before, after], feed, seconds=seconds)
+    return Latency(old.ms, new.ms, new.ratio, threads)

@@ -1,0 +1,89 @@
+"""The oracle: the smaller model computes what the zeroed full-size model computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.validate.outputs import is_float, numbers, pairs, same_places
+
+# Roundings of a half-precision output that two orders of summation may differ by; the usual
+# tolerance is finer than such a type can tell apart.
+_HALF_ROUNDINGS = 16
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Whether two models compute the same, to float rounding; true if they do.
+
+    Attributes:
+        max_abs_diff: the largest absolute difference of all outputs and feeds.
+        passed: whether every difference is within the tolerance.
+        feeds: the number of feeds they ran on.
+        reason: where they differ most and how, empty if they agree.
+    """
+
+    max_abs_diff: float
+    passed: bool
+    feeds: int
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+def oracle(zero: Runner, shrunk: Runner, feeds: Iterable[Feed], tolerance: float = 1e-5) -> Oracle:
+    """Whether the shrunk model computes what the zeroed one computes, on every feed.
+
+    Args:
+        zero: the model with zeros in place of the removed units.
+        shrunk: the model without them.
+        feeds: the inputs, best with sizes other than those used to trace.
+        tolerance: the largest difference allowed, relative to max(1, largest absolute entry of the
+            output). Integers, booleans and strings must be equal, and so must the places of
+            infinities and of what is not a number.
+
+    Raises:
+        PruneError: an output is missing or has another shape or type.
+    """
+    largest, worst, reason, count = 0.0, 1.0, "", 0
+    for feed in feeds:
+        left, right = zero(feed), shrunk(feed, zero.outputs)
+        for name in zero.outputs:
+            for one, other in pairs(left[name], right[name], name, f"{zero.name}, {shrunk.name}"):
+                difference, excess = _compare(one, other, tolerance)
+                largest = max(largest, difference)
+                if excess > worst:
+                    worst = excess
+                    reason = f"output {name} differs by {difference:.3g} in feed {count}"
+        count += 1
+    return Oracle(largest, not reason, count, reason)
+
+
+def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:
+    """The largest difference, and how many times what is allowed that is."""
+    if one.size == 0:
+        return 0.0, 0.0
+    if not is_float(one):
+        equal = bool(np.all(np.asarray(one == other)))
+        excess = 0.0 if equal else math.inf
+        if one.dtype.kind in "iu":
+            return float(np.max(np.abs(numbers(one) - numbers(other)))), excess
+        return float(not equal), excess
+    left, right = numbers(one), numbers(other)
+    if not same_places(left, right):
+        return math.inf, math.inf
+    finite = np.isfinite(left)
+    left, right = left[finite], right[finite]
+    if left.size == 0:
+        return 0.0, 0.0
+    if one.dtype.itemsize < 4:
+        # The distance from 1 to the next number: float16 has 10 bits for it, bfloat16 has 7.
+        step = 2.0**-10 if one.dtype == np.float16 else 2.0**-7
+        tolerance = max(tolerance, _HALF_ROUNDINGS * step)
+    difference = float(np.max(np.abs(left - right)))
+    return difference, difference / (tolerance * max(1.0, float(np.max(np.abs(left)))))

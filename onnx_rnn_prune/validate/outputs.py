@@ -1,0 +1,52 @@
+"""Outputs of two models, side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Array
+
+Numbers = npt.NDArray[np.float64]
+
+
+def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array, Array]]:
+    """The arrays of two values of one output, checked to be alike; sequences are unpacked."""
+    left, right = _arrays(one), _arrays(other)
+    shapes = [[f"{v.dtype.name}{list(v.shape)}" for v in side] for side in (left, right)]
+    if shapes[0] != shapes[1]:
+        texts = [", ".join(side) or "empty" for side in shapes]
+        raise PruneError(
+            f"output {name} is {texts[0]} in one and {texts[1]} in the other",
+            where=where,
+            remedy="compare models whose outputs have the same shapes",
+        )
+    return list(zip(left, right, strict=True))
+
+
+def same_places(one: Numbers, other: Numbers) -> bool:
+    """Whether the entries that are not finite are the same ones."""
+    finite = np.isfinite(one) & np.isfinite(other)
+    return bool(np.array_equal(one[~finite], other[~finite], equal_nan=True))
+
+
+def is_float(array: Array) -> bool:
+    """Whether the entries are floats, also of the types that NumPy itself lacks."""
+    return array.dtype.kind == "f" or (array.dtype.kind == "V" and "float" in array.dtype.name)
+
+
+def numbers(array: Array) -> Numbers:
+    """The entries in double precision."""
+    return array.astype(np.float64)
+
+
+def _arrays(value: object) -> list[Array]:
+    """An output as arrays: onnxruntime gives lists for sequences, dicts for maps."""
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return [array for key in sorted(value) for array in _arrays(value[key])]
+    if isinstance(value, list):
+        return [array for item in value for array in _arrays(item)]
+    return [np.asarray(value)]

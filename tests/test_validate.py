@@ -1,0 +1,201 @@
+"""The oracle sees every kind of difference, drift measures it, latency compares in one run."""
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.validate import drift, latency, oracle, timings
+
+
+def run(body, signature="(float[n, c] x) => (float[n, c] y)", name="the model"):
+    text = f'<ir_version: 8, opset_import: ["" : 17]> agraph {signature} {{ {body} }}'
+    return Runner(onnx.parser.parse_model(text), name=name)
+
+
+def scaled(factor, *, plus=0.0):
+    return run(
+        f"f = Constant <value_float = {float(factor)!r}> ()"
+        f" p = Constant <value_float = {float(plus)!r}> ()"
+        " s = Mul(x, f) y = Add(s, p)"
+    )
+
+
+SAME = "y = Identity(x)"
+
+
+@pytest.fixture
+def feeds():
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(3, 2, (n, 5)).astype(np.float32)} for n in (4, 9, 1)]
+
+
+def test_drift_is_that_of_all_feeds_at_once(feeds):
+    found = drift(run(SAME), scaled(0.9, plus=0.1), feeds)["y"]
+    a = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    b = a * 0.9 + 0.1
+    rmse = math.sqrt(np.mean((a - b) ** 2))
+    assert found.max_abs == pytest.approx(np.abs(a - b).max(), rel=1e-5)
+    assert found.rmse == pytest.approx(rmse, rel=1e-5)
+    assert found.nrmse == pytest.approx(rmse / a.std(), rel=1e-5)
+    cosine = (a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())
+    assert found.cosine == pytest.approx(cosine, rel=1e-6)
+    assert found.top1_agreement == 1.0
+
+
+def test_no_drift(feeds):
+    found = drift(run(SAME), run(SAME), feeds)["y"]
+    assert (found.max_abs, found.rmse, found.nrmse) == (0, 0, 0)
+    assert found.cosine == pytest.approx(1)
+
+
+def test_spread_keeps_its_precision_far_from_zero(feeds):
+    far = [{"x": feed["x"] * 0 + 4096 + 0.25 * np.sign(feed["x"] - 3)} for feed in feeds]
+    values = np.concatenate([feed["x"] for feed in far])
+    found = drift(run(SAME), scaled(1, plus=1), far)["y"]
+    assert found.nrmse == pytest.approx(1 / values.astype(np.float64).std(), rel=1e-9)
+
+
+def test_top_answers():
+    x = np.array([[1, 2, 0], [1, 0, 0], [0, 0, 3], [5, 1, 4]], np.float32)
+    other = run("w = Constant <value = float[3] {1, 0.4, 1}> () y = Mul(x, w)")
+    assert drift(run(SAME), other, [{"x": x}])["y"].top1_agreement == 0.75
+
+
+def test_an_axis_that_varies_or_is_single_has_no_top_answer():
+    wide = [{"x": np.ones((2, n), np.float32)} for n in (3, 4)]
+    assert drift(run(SAME), run(SAME), wide)["y"].top1_agreement is None
+    single = [{"x": np.ones((2, 1), np.float32)}]
+    assert drift(run(SAME), run(SAME), single)["y"].top1_agreement is None
+
+
+def test_a_constant_output_is_measured_by_its_size():
+    constant = [{"x": np.full((2, 3), 10, np.float32)}]
+    assert drift(run(SAME), scaled(1.1), constant)["y"].nrmse == pytest.approx(0.1, rel=1e-5)
+    zero = [{"x": np.zeros((2, 3), np.float32)}]
+    found = drift(run(SAME), scaled(1, plus=1), zero)["y"]
+    assert found.nrmse == math.inf
+    assert found.cosine is None
+
+
+def test_what_is_not_a_number_may_only_be_where_it_was():
+    body = "z = Constant <value_float = 0.0> () y = Div(x, z)"
+    feeds = [{"x": np.array([[0, 1, -1]], np.float32)}]
+    assert drift(run(body), run(body), feeds)["y"].max_abs == 0
+    assert oracle(run(body), run(body), feeds)
+    assert drift(run(body), run(SAME), feeds)["y"].rmse == math.inf
+    failed = oracle(run(body), run(SAME), feeds)
+    assert not failed
+    assert failed.max_abs_diff == math.inf
+
+
+def test_other_types_are_compared_entry_by_entry():
+    signature = "(int64[n] x) => (int64[n] y, bool[n] b, string[n] s)"
+    body = "y = Identity(x) b = Cast <to = 9> (x) s = Cast <to = 8> (x)"
+    other = "o = Constant <value_int = 1> () y = Mul(x, o) q = Sub(x, o) b = Cast <to = 9> (q)"
+    other += " d = Add(x, x) s = Cast <to = 8> (d)"
+    feeds = [{"x": np.array([0, 1, 2, 3])}]
+    found = drift(run(body, signature), run(other, signature), feeds)
+    assert (found["y"].top1_agreement, found["y"].rmse) == (1.0, 0)
+    assert found["b"].top1_agreement == 0.5
+    assert found["b"].max_abs == 1
+    assert found["s"].top1_agreement == 0.25
+    assert (
+        "output b differs by 1 in feed 0"
+        in oracle(run(body, signature), run(other, signature), feeds).reason
+    )
+
+
+def test_integers_must_be_equal_however_large():
+    signature = "(int64[n] x) => (int64[n] y)"
+    feeds = [{"x": np.array([2**60])}]
+    other = "o = Constant <value_int = 1> () y = Add(x, o)"
+    assert not oracle(run(SAME, signature), run(other, signature), feeds)
+
+
+def test_sequences():
+    signature = "(float[n, c] x) => (seq(float[n, c]) y)"
+    body = "y = SequenceConstruct(x, x)"
+    other = "d = Add(x, x) y = SequenceConstruct(x, d)"
+    feeds = [{"x": np.ones((2, 3), np.float32)}]
+    assert drift(run(body, signature), run(other, signature), feeds)["y"].max_abs == 1
+    assert oracle(run(body, signature), run(body, signature), feeds)
+    with pytest.raises(PruneError, match="output y is float32.* in one and float32.* in the other"):
+        drift(run(body, signature), run("y = SequenceConstruct(x)", signature), feeds)
+
+
+def test_different_outputs_cannot_be_compared(feeds):
+    other = run("z = Identity(x)", "(float[n, c] x) => (float[n, c] z)", "b.onnx")
+    with pytest.raises(PruneError, match="the model and b.onnx: their outputs are y and z"):
+        drift(run(SAME), other, feeds)
+    turned = run("y = Transpose(x)", "(float[n, c] x) => (float[c, n] y)")
+    with pytest.raises(PruneError, match=r"output y is float32\[4, 5\] in one and float32\[5, 4\]"):
+        oracle(run(SAME), turned, feeds)
+
+
+@pytest.mark.parametrize(("factor", "passed"), [(1, True), (1 + 5e-6, True), (1 + 5e-5, False)])
+def test_the_oracle_allows_rounding_relative_to_the_output(feeds, factor, passed):
+    found = oracle(run(SAME), scaled(factor), feeds)
+    assert bool(found) is found.passed is passed
+    assert found.feeds == 3
+    assert bool(found.reason) is not passed
+    largest = max(np.abs(feed["x"]).max() for feed in feeds)
+    assert found.max_abs_diff == pytest.approx(largest * (factor - 1), rel=0.1, abs=1e-12)
+
+
+def test_small_outputs_get_an_absolute_tolerance():
+    feeds = [{"x": np.full((1, 3), 1e-6, np.float32)}]
+    assert oracle(run(SAME), scaled(3), feeds)
+    assert not oracle(run(SAME), scaled(1, plus=1e-3), feeds)
+
+
+def test_half_precision_has_a_tolerance_it_can_meet():
+    signature = "(float16[n] x) => (float16[n] y)"
+    feeds = [{"x": np.array([1, 2], np.float16)}]
+
+    def plus(value):
+        body = f"p = Constant <value_float = {value}> () h = Cast <to = 10> (p) y = Add(x, h)"
+        return run(body, signature)
+
+    assert oracle(run(SAME, signature), plus(0.002), feeds)
+    assert not oracle(run(SAME, signature), plus(0.2), feeds)
+
+
+def test_empty_outputs_agree():
+    body = (
+        "s = Constant <value_ints = [0]> () e = Constant <value_ints = [0]> () y = Slice(x, s, e)"
+    )
+    feeds = [{"x": np.ones((2, 3), np.float32)}]
+    assert oracle(run(body), run(body), feeds)
+    assert drift(run(body), run(body), feeds)["y"].rmse == 0
+
+
+def test_scalar_outputs():
+    body = "y = ReduceMean <keepdims = 0> (x)"
+    signature = "(float[n, c] x) => (float y)"
+    feeds = [{"x": np.full((2, 3), i, np.float32)} for i in range(4)]
+    assert oracle(run(body, signature), run(body, signature), feeds)
+    assert drift(run(body, signature), run(body, signature), feeds)["y"].top1_agreement is None
+
+
+def test_a_slower_model_is_slower():
+    feed = {"x": np.ones((300, 300), np.float32)}
+    slow = run("a = MatMul(x, x) b = MatMul(a, a) y = MatMul(b, b)")
+    found = timings([run(SAME), slow], feed, seconds=0.3)
+    assert found[0].ratio == 1
+    assert found[1].ratio < 1
+    assert found[0].ms < found[1].ms
+    assert found[0].rounds == found[1].rounds > 3
+    both = latency(slow, run(SAME), feed, threads=1, seconds=0.1)
+    assert both.speedup > 1
+    assert both.before_ms > both.after_ms
+    assert both.threads == 1
+
+
+def test_timing_ends_in_time():
+    feed = {"x": np.ones((2, 2), np.float32)}
+    assert timings([run(SAME)], feed, rounds=5)[0].rounds == 5
+    assert timings([run(SAME)], feed, seconds=0)[0].rounds == 1

@@ -1,0 +1,178 @@
+"""Noisy speech for speech models: recordings, mixtures and how well they are denoised.
+
+Only NumPy and the standard library. Audio is a float64 array [samples] at 16 kHz, full scale 1.
+"""
+
+from __future__ import annotations
+
+import math
+import wave
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Audio = npt.NDArray[np.float64]
+
+RATE = 16000
+SHORTEST = 1.5
+PAUSE = 0.25
+LEVEL_DB = -26.0
+VOICES = 5
+SETS = {"calibration": 0.35, "selection": 0.25, "evaluation": 0.4}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Speech with noise added; `snr_db` is the power of `clean` over that of the noise."""
+
+    clean: Audio
+    noisy: Audio
+    noise: str
+    snr_db: float
+
+
+def read_wave(path: Path) -> Audio:
+    """The samples [samples] of a 16-bit PCM file, channels averaged, resampled to 16 kHz."""
+    with wave.open(str(path), "rb") as file:
+        if file.getsampwidth() != 2:
+            raise ValueError(f"{path}: {8 * file.getsampwidth()} bits a sample, 16 are needed")
+        rate, channels = file.getframerate(), file.getnchannels()
+        data = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return resample(data.reshape(-1, channels).mean(1) / 32768.0, rate)
+
+
+def resample(samples: Audio, rate: int) -> Audio:
+    """Band-limited resampling of [samples] from `rate` Hz to 16 kHz, by its spectrum.
+
+    The spectrum is cut or filled with zeros; 0.1 s of silence at each end keeps the ends apart,
+    which the Fourier transform would otherwise join.
+    """
+    if rate == RATE or samples.size == 0:
+        return samples
+    margin = rate // 10
+    padded = np.pad(samples, (margin, margin + -samples.size % (rate // math.gcd(rate, RATE))))
+    size = round(padded.size * RATE / rate)
+    spectrum = np.fft.rfft(padded)
+    resized = np.zeros(size // 2 + 1, np.complex128)
+    shared = min(spectrum.size, resized.size)
+    resized[:shared] = spectrum[:shared]
+    start, count = round(margin * RATE / rate), round(samples.size * RATE / rate)
+    return (np.fft.irfft(resized, size) * (size / padded.size))[start : start + count]
+
+
+def split(folder: Path, seed: int = 0) -> dict[str, list[Path]]:
+    """The recordings of a folder in disjoint sets: calibration, selection and evaluation.
+
+    Files whose names begin alike stay in one set, since such files often repeat each other's
+    sentences (`conf-usermenu`, `conf-usermenu-162`). The folder `silence` is left out.
+    """
+    families: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.wav")):
+        if path.parent.name != "silence":
+            families.setdefault(path.stem[:4], []).append(path)
+    order = sorted(families)
+    np.random.default_rng(seed).shuffle(order)
+    order.sort(key=lambda name: -_bytes(families[name]))
+    sets: dict[str, list[Path]] = {name: [] for name in SETS}
+    for family in order:
+        emptiest = min(SETS, key=lambda name: _bytes(sets[name]) / SETS[name])
+        sets[emptiest] += families[family]
+    return sets
+
+
+def _bytes(paths: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
+
+
+def mixtures(paths: Sequence[Path], seconds: float, piece: float, seed: int) -> list[Mixture]:
+    """Noisy speech of `seconds` in all, in pieces of `piece` seconds.
+
+    The kinds of noise take turns and the signal-to-noise ratios spread evenly over 0 to 15 dB.
+    Each recording is used at most once as speech; babble is made of those left over.
+    """
+    rng = np.random.default_rng(seed)
+    audio = [read_wave(paths[index]) for index in rng.permutation(len(paths))]
+    count, size = round(seconds / piece), round(piece * RATE)
+    speech, rest = _speech([a for a in audio if a.size > SHORTEST * RATE], count * size)
+    others = [*rest, *(a for a in audio if a.size <= SHORTEST * RATE)]
+    golden = (math.sqrt(5.0) - 1.0) / 2.0
+    made = []
+    for index in range(count):
+        name = list(NOISES)[index % len(NOISES)]
+        clean = speech[index * size : (index + 1) * size]
+        noise = NOISES[name](size, rng, others)
+        made.append(mix(clean, noise, name, 15.0 * ((index + 0.5) * golden % 1.0)))
+    return made
+
+
+def _speech(recordings: Sequence[Audio], samples: int) -> tuple[Audio, list[Audio]]:
+    """Speech [samples] with pauses at an even level, and the recordings it did not need."""
+    parts: list[Audio] = []
+    total = 0
+    for index, recording in enumerate(recordings):
+        if total >= samples:
+            return np.concatenate(parts)[:samples], list(recordings[index:])
+        gain = 10.0 ** (LEVEL_DB / 20.0) / _rms(recording)
+        parts += [recording * gain, np.zeros(round(PAUSE * RATE))]
+        total += parts[-1].size + parts[-2].size
+    raise ValueError(f"{total / RATE:.0f} s of speech, {samples / RATE:.0f} s are needed")
+
+
+def mix(clean: Audio, noise: Audio, name: str, snr_db: float) -> Mixture:
+    """Adds noise [samples] to speech [samples], scaled to the ratio of powers in decibels."""
+    gain = _rms(clean) / _rms(noise) * 10.0 ** (-snr_db / 20.0)
+    return Mixture(clean, clean + gain * noise, name, snr_db)
+
+
+def _rms(audio: Audio) -> float:
+    return math.sqrt(float(np.mean(np.square(audio)))) + 1e-12
+
+
+def white(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
+    """Noise [samples] with the same power at each frequency."""
+    return rng.standard_normal(samples)
+
+
+def pink(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
+    """Noise [samples] whose power falls by 3 dB an octave, above 20 Hz."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    hertz = np.fft.rfftfreq(samples, 1.0 / RATE)
+    return np.fft.irfft(spectrum / np.sqrt(np.maximum(hertz, 20.0)), samples)
+
+
+def babble(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
+    """Several voices at once, [samples], each going through recordings in an order of its own."""
+    total = np.zeros(samples)
+    for _ in range(VOICES):
+        parts: list[Audio] = []
+        while sum(part.size for part in parts) < 2 * samples:
+            recording = others[int(rng.integers(len(others)))]
+            parts.append(recording / _rms(recording))
+        voice = np.concatenate(parts)
+        start = int(rng.integers(voice.size - samples))
+        total += voice[start : start + samples]
+    return total
+
+
+def hum(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
+    """Mains hum [samples]: 50 Hz and its harmonics, slowly swelling, over a little white noise."""
+    time = np.arange(samples) / RATE
+    total = 0.1 * rng.standard_normal(samples)
+    for harmonic in range(1, 25):
+        phase, swell = rng.uniform(0.0, 2.0 * np.pi, 2)
+        tone = np.sin(2.0 * np.pi * 50.0 * harmonic * time + phase)
+        total += rng.uniform(0.3, 1.0) * tone / harmonic**0.7 * (1 + 0.3 * np.sin(time + swell))
+    return total
+
+
+Noise = Callable[[int, np.random.Generator, Sequence[Audio]], Audio]
+NOISES: dict[str, Noise] = {"white": white, "pink": pink, "babble": babble, "hum": hum}
+
+
+def snr_db(clean: Audio, estimate: Audio) -> float:
+    """Power of the clean speech over that of the error, in decibels; both are [samples]."""
+    error = float(np.sum(np.square(estimate - clean)))
+    return 10.0 * math.log10(float(np.sum(np.square(clean))) / max(error, 1e-20))
