@@ -161,6 +161,11 @@ class RecurrentLayer:
         per_unit += 3 if self.input("P") is not None else 0
         return self.directions * units * per_unit
 
+    def flops(self) -> int:
+        """Operations of the matrix products of one time step of one sequence."""
+        products = len(self.cell.gates) * self.hidden * (self.input_size + self.hidden)
+        return 2 * self.directions * products
+
 
 def find_layers(graph: gs.Graph) -> list[RecurrentLayer]:
     """The recurrent layers of a graph, in its order.

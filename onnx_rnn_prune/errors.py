@@ -20,3 +20,7 @@ class PruneError(Exception):
         place = f"{self.where}: " if self.where else ""
         advice = f"; {self.remedy}" if self.remedy else ""
         return f"{place}{self.what}{advice}"
+
+
+class Unmet(PruneError):
+    """A promise that a result does not keep: outputs differ, or a budget cannot be met."""

@@ -1,9 +1,9 @@
 """A model as a graph that can be edited, and back without losing what the edit did not touch.
 
-onnx-graphsurgeon holds the graph while it is edited. Its own exporter builds every message anew and
-drops what it has no field for (metadata, doc strings, attributes of rare types), so writing goes the
-other way round here: each original message is taken over as it was, and only the fields in which the
-graph now differs are replaced.
+onnx-graphsurgeon holds the graph while it is edited. Its own exporter builds every message anew
+and drops what it has no field for (metadata, doc strings, attributes of rare types), so writing
+goes the other way round here: each original message is taken over as it was, and only the fields
+in which the graph now differs are replaced.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
-
-from onnx_rnn_prune.model.runner import Array
 
 _SIMPLE = {
     onnx.AttributeProto.INT,
@@ -83,9 +81,7 @@ def subgraphs_of(node: gs.Node) -> list[gs.Graph]:
     return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
 
-def _pair_nodes(
-    graph: gs.Graph, message: onnx.GraphProto
-) -> Iterator[tuple[int, onnx.NodeProto]]:
+def _pair_nodes(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[int, onnx.NodeProto]]:
     for node, original in zip(graph.nodes, message.node, strict=True):
         yield id(node), original
         for attribute in original.attribute:
@@ -168,6 +164,7 @@ def _write_attribute(
 
 
 def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
+    """The message of an attribute as the graph holds it."""
     if isinstance(value, gs.Constant):
         value = _write_constant(value)
     return onnx.helper.make_attribute(name, value)

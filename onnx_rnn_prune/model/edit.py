@@ -54,7 +54,9 @@ def _position(graph: gs.Graph, node: gs.Node) -> int:
     return next(index for index, item in enumerate(graph.nodes) if item is node)
 
 
-def rewire(tensor: gs.Tensor, replacement: gs.Tensor, readers: Sequence[tuple[gs.Node, int]]) -> None:
+def rewire(
+    tensor: gs.Tensor, replacement: gs.Tensor, readers: Sequence[tuple[gs.Node, int]]
+) -> None:
     """Lets some readers of a tensor read another one."""
     for node, slot in readers:
         assert node.inputs[slot] is tensor

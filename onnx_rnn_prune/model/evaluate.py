@@ -24,5 +24,13 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
     message = onnx.helper.make_node(node.op, names, results, domain=node.domain or "")
     message.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
     feeds = {name: value for name, value in zip(names, inputs, strict=True) if name}
-    outputs = ReferenceEvaluator(message, opsets={"": opset}).run(None, feeds)
+    # A whole model, since a node by itself would be taken for one of the newest opset.
+    graph = onnx.helper.make_graph(
+        [message],
+        "one_node",
+        [onnx.ValueInfoProto(name=name) for name in feeds],
+        [onnx.ValueInfoProto(name=name) for name in results],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    outputs = ReferenceEvaluator(model).run(None, feeds)
     return [np.asarray(output) for output in outputs]

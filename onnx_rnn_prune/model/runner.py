@@ -5,15 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
 from onnx_rnn_prune.errors import PruneError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 # Serialized protobuf messages end at 2 GB; above this, a session is opened from a file.

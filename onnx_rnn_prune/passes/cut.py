@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document, nodes_by_key
-from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.passes.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.passes.resize import resize
+from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.trace.labels import Mask, compress, kept
 from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace

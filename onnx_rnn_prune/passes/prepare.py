@@ -18,8 +18,11 @@ from onnx_rnn_prune.model.edit import (
     insert_before,
     insert_node,
 )
+from onnx_rnn_prune.passes.room import add_zero
 from onnx_rnn_prune.trace.trace import Outlet
 
+# How the names of the matrices end that are put in front of a layer and behind it.
+SELECT, RESTORE = "_select", "_restore"
 STATES = ("initial_h", "initial_c")
 
 
@@ -99,7 +102,7 @@ def _identity(graph: gs.Graph, layer: RecurrentLayer, name: str) -> gs.Constant:
 
 
 def _select(graph: gs.Graph, layer: RecurrentLayer, name: str, state: gs.Tensor) -> None:
-    label = f"{layer.name}_{name}_select"
+    label = f"{layer.name}_{name}{SELECT}"
     result = gs.Variable(fresh_name(graph, label))
     matrix = _identity(graph, layer, f"{label}_weight")
     layer.node.inputs[layer.slot(name)] = result
@@ -120,9 +123,8 @@ def _restore(
         for slot, tensor in enumerate(node.inputs):
             if tensor is full and (node_key(node), slot) not in closed:
                 node.inputs[slot] = inner
-    label = f"{layer.name}_{name}_restore"
+    label = f"{layer.name}_{name}{RESTORE}"
     matrix = _identity(graph, layer, f"{label}_weight")
     made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[full])
     insert_node(graph, made, after=layer.node)
-
-
+    add_zero(graph, made, matrix.values)

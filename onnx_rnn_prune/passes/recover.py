@@ -1,13 +1,15 @@
 """Letting the kept units stand in for the removed ones, in closed form.
 
-A reader computes W z + b. With kept entries S of its signal z, the removed ones are estimated from
-them by ridge regression, and what the estimate adds is folded into the weight:
+A reader computes W z + b for a signal z of the original. In the cut model it has only z', what
+became of the kept entries S of that signal. Ridge regression makes up for the difference:
 
-    z_D ~ A z_S + a,   A = C_DS (C_SS + lambda diag C_SS)^-1,   a = m_D - A m_S
-    W_S' = W_S + W_D A,   b' = b + W_D a
+    W z - W_S z' ~ A z' + a,   A = Cov(W z - W_S z', z') (C' + lambda diag C')^-1,   C' = Cov(z')
+    W_S' = W_S + A,            b' = b + a,   with a from the means
 
-with the mean m and the covariance C of z on calibration data. The kept weights themselves are not
-shrunk: lambda = infinity leaves only the means, which is the recovery called bias.
+With signals of the original on both sides (z' = z_S) that estimates the removed entries from the
+kept ones. With signals of the cut model itself on the right, it also draws the cut model back to
+where the original is. The kept weights are not shrunk: lambda = infinity leaves only a, the
+recovery called bias.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Recover:
 
     Attributes:
         readers: all that read units.
-        moments: by reader name, of the signals that they read in the original.
+        moments: by reader name, of pairs of signals laid side by side: z, then z'.
         keep: per unit, True where it stays.
         ridge: lambda; infinity corrects biases only.
     """
@@ -49,39 +51,49 @@ class Recover:
             stays = kept(reader.labels, self.keep)
             if stays.all():
                 continue
-            moments = self.moments[reader.name]
-            slope, offset = estimate(moments, stays, self.ridge)
             weight = reader.weight(document)
-            removed = weight[:, ~stays]
-            weight[:, stays] += removed @ slope
-            weight[:, ~stays] = 0.0
-            reader.store(document, weight, removed @ offset)
+            fitted, bias = fit(self.moments[reader.name], weight, stays, self.ridge)
+            reader.store(document, fitted, bias)
             changed = True
         return changed
 
 
-def estimate(moments: Moments, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
-    """The removed entries of a signal as a linear function of the kept ones.
+def fit(moments: Moments, weight: Matrix, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
+    """The weight that makes up for removed entries.
 
     Args:
-        moments: of the signal, n entries.
-        stays: True for the kept entries, [n].
+        moments: of z and z' side by side, [n + kept].
+        weight: W, [outputs, n].
+        stays: True for the kept entries of z, [n].
         ridge: lambda.
 
     Returns:
-        A, shape [removed, kept], and a, shape [removed].
+        A weight [outputs, n] that is zero where entries are removed, and what to add to the bias,
+        [outputs].
     """
-    mean, covariance = moments.mean, moments.covariance
-    if math.isinf(ridge) or not stays.any():
-        return np.zeros(((~stays).sum(), stays.sum())), mean[~stays]
-    slope = solve(covariance[np.ix_(stays, stays)], covariance[np.ix_(stays, ~stays)], ridge).T
-    return slope, mean[~stays] - slope @ mean[stays]
+    size = len(stays)
+    missing = np.concatenate([weight, -weight[:, stays]], axis=1)
+    offset: Matrix = missing @ moments.mean
+    fitted: Matrix = np.where(stays, weight, 0.0)
+    if stays.any() and not math.isinf(ridge):
+        covariance = moments.covariance
+        cross = missing @ covariance[:, size:]
+        slope = solve(covariance[size:, size:], cross.T, ridge).T
+        fitted[:, stays] += slope
+        offset = offset - slope @ moments.mean[size:]
+    return fitted, offset
 
 
 def solve(own: Matrix, cross: Matrix, ridge: float) -> Matrix:
     """(C + lambda diag C)^-1 X for a covariance C, [k, k], and X, [k, m]."""
     scale = np.diag(own)
-    floor = _FLOOR * max(float(scale.mean()), np.finfo(np.float64).tiny)
-    damped = own + np.diag(ridge * scale + floor)
-    solution: Matrix = np.linalg.solve(damped, cross)
+    floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
+    solution: Matrix = np.linalg.solve(own + np.diag(ridge * scale + floor), cross)
     return solution
+
+
+def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
+    """Moments of (z, z_S) from those of z: both sides are the original's signals."""
+    places = np.concatenate([np.arange(len(stays)), np.flatnonzero(stays)])
+    comoment = moments.comoment[np.ix_(places, places)]
+    return Moments(moments.count, moments.mean[places], comoment)

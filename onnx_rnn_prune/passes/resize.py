@@ -1,8 +1,8 @@
 """Adapting what an operator on the units' way says about sizes.
 
 All arithmetic on shapes goes on as if nothing had been cut: the sizes of a shorter tensor are
-reported at full length, and only where an operator moves the shorter tensor is its parameter brought
-down. So a size may be computed in any way, and used for anything else.
+reported at full length, and only where an operator moves the shorter tensor is its parameter
+brought down. So a size may be computed in any way, and used for anything else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.edit import (
     add_constant,
     fresh_name,
@@ -24,6 +23,7 @@ from onnx_rnn_prune.model.edit import (
     insert_node,
     set_input,
 )
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -187,13 +187,11 @@ def _resize_slice(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None
     step = int(fields["steps"][where])
     span = slice(int(fields["starts"][where]), int(fields["ends"][where]), step)
     start, end, _ = span.indices(size)
-    if step > 0:
-        new = before[start], before[end]
-    else:  # entries start, start - 1, ..., end + 1
-        new = before[start + 1] - 1, before[end + 1] - 1
-    length = int(before[-1])
-    new_start = int(new[0])
-    new_end = int(new[1]) if new[1] >= 0 else -length - 1
+    back = 0 if step > 0 else 1  # backwards, entries start, start - 1, ..., end + 1 are taken
+    new_start = int(before[start + back]) - back
+    new_end = int(before[end + back]) - back
+    if new_end < 0:
+        new_end = -int(before[-1]) - 1
     for name, value in (("starts", new_start), ("ends", new_end)):
         changed = fields[name].copy()
         changed[where] = value

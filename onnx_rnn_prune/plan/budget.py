@@ -5,14 +5,14 @@
 | `40%`, `0.4` | a share: a number with a percent sign or a decimal point |
 | `160` | a number of units: a whole number without either |
 | `params=30%` | at most this share of the original's parameters (or `flops`, `bytes`) |
-| `params=120k`, `flops=2M`, `bytes=1.5MB` | at most this amount; k M G are powers of 1000, Ki Mi Gi of 1024 |
+| `params=120k`, `flops=2M`, `bytes=1.5MB` | at most this amount; k is 1000, Ki is 1024, ... |
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from onnx_rnn_prune.errors import PruneError
 
@@ -20,7 +20,8 @@ Kind = Literal["params", "flops", "bytes"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+# Longer numbers mean nothing here, and some have no value as a float.
+_NUMBER = r"([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})"
 _POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 _KEEP_FORMS = "give a percentage (40%), a fraction (0.4) or a number of units (160)"
@@ -69,18 +70,18 @@ def parse_keep(value: str | float) -> Keep:
         PruneError: the value is not above 0, or above 100 %, or no number.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise PruneError(f"'{value}' is not an amount", where="keep", remedy=_KEEP_FORMS)
+        raise PruneError(f"'{value}' is not an amount", where="--keep", remedy=_KEEP_FORMS)
     text = str(value).strip()
     if isinstance(value, float) and 0 < value < 1:
         return Keep(share=value)  # its text may have an exponent
-    if re.fullmatch(r"[0-9]+", text):
+    if re.fullmatch(r"[0-9]{1,18}", text):
         units = int(text)
         if units == 0:
-            raise PruneError("0 units would remove all", where="keep", remedy=_KEEP_FORMS)
+            raise PruneError("0 units would remove all", where="--keep", remedy=_KEEP_FORMS)
         return Keep(units=units)
-    share = _share(text, "keep")
+    share = _share(text, "--keep")
     if share is None:
-        raise PruneError(f"'{text}' is not an amount", where="keep", remedy=_KEEP_FORMS)
+        raise PruneError(f"'{text}' is not an amount", where="--keep", remedy=_KEEP_FORMS)
     return Keep(share=share)
 
 
@@ -92,20 +93,19 @@ def parse_budget(text: str) -> Budget:
     """
     kind, equals, limit = (part.strip() for part in str(text).partition("="))
     if not equals or kind not in KINDS:
-        raise PruneError(f"'{text}' is not a budget", where="budget", remedy=_BUDGET_FORMS)
-    known = cast(Kind, kind)
-    unit = "b?" if known == "bytes" else ""
+        raise PruneError(f"'{text}' is not a budget", where="--budget", remedy=_BUDGET_FORMS)
+    unit = "b?" if kind == "bytes" else ""
     match = re.fullmatch(rf"{_NUMBER}\s*([kmg]i?|){unit}", limit, re.IGNORECASE)
     # A point without a unit is a share, as in --keep: params=0.3.
     if match and (limit[-1:].isalpha() or limit.isdigit()):
-        amount = int(float(match[1]) * _POWERS[match[2].lower()])
+        amount = round(float(match[1]) * _POWERS[match[2].lower()])
         if amount < 1:
-            raise PruneError(f"'{text}' leaves nothing", where="budget", remedy=_BUDGET_FORMS)
-        return Budget(known, amount=amount)
-    share = _share(limit, "budget")
+            raise PruneError(f"'{text}' leaves nothing", where="--budget", remedy=_BUDGET_FORMS)
+        return Budget(kind, amount=amount)
+    share = _share(limit, "--budget")
     if share is None:
-        raise PruneError(f"'{text}' is not a budget", where="budget", remedy=_BUDGET_FORMS)
-    return Budget(known, share=share)
+        raise PruneError(f"'{text}' is not a budget", where="--budget", remedy=_BUDGET_FORMS)
+    return Budget(kind, share=share)
 
 
 def _share(text: str, where: str) -> float | None:
@@ -121,7 +121,7 @@ def _share(text: str, where: str) -> float | None:
             f"'{text}' is more than there is",
             where=where,
             remedy="give at most 100%, or a number of units without a decimal point"
-            if where == "keep"
+            if where == "--keep"
             else "give at most 100%, or an amount such as 120000 or 1.5M",
         )
     return share

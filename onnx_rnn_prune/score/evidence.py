@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.outputs import with_outputs
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
 from onnx_rnn_prune.score.readers import ProductReader, Reader, Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Trace
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
@@ -48,7 +48,7 @@ def find_readers(document: Document, trace: Trace) -> list[Reader]:
     return found
 
 
-def _gate_readers(layer, trace: Trace, inputs: Labels) -> list[Reader]:  # type: ignore[no-untyped-def]
+def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels) -> list[Reader]:
     lanes = trace.units.lanes.get(layer.name)
     readers: list[Reader] = []
     for direction in range(layer.directions):
@@ -116,7 +116,7 @@ def collect(
     document: Document,
     trace: Trace,
     readers: Sequence[Reader],
-    feeds: Iterable[Feed],
+    feeds: Feeds,
     progress: Progress,
 ) -> Evidence:
     """Runs all feeds once and sums up what readers read; one feed is in memory at a time."""
@@ -124,7 +124,7 @@ def collect(
     moments: dict[str, Moments] = {}
     absolute = np.zeros(trace.units.count)
     samples = np.zeros(trace.units.count)
-    total = len(feeds) if hasattr(feeds, "__len__") else None
+    total = len(feeds)
     for number, feed in enumerate(feeds):
         progress("calibrating", number, total)
         taps = tapped(feed)
@@ -138,5 +138,5 @@ def collect(
                 units = reader.labels >= 0
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
-    progress("calibrating", total or 0, total)
+    progress("calibrating", total, total)
     return Evidence(moments, absolute / np.maximum(samples, 1))

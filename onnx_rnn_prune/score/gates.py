@@ -121,7 +121,7 @@ class _Steps:
     Args:
         layer: the layer.
         direction: which of its directions.
-        taps: X [T, B, I], Y [T, D, B, H], and where given sequence_lens [B] and initial_h [D, B, H].
+        taps: X [T, B, I], Y [T, D, B, H], and where given sequence_lens [B], initial_h [D, B, H].
     """
 
     def __init__(self, layer: RecurrentLayer, direction: int, taps: Taps) -> None:

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document, nodes_by_key
-from onnx_rnn_prune.model.edit import add_constant, fresh_name, insert_node, set_input
+from onnx_rnn_prune.model.edit import add_constant, set_input
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Labels
@@ -159,66 +159,68 @@ def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
     return np.moveaxis(shaped, (-2, -1), (out, axis)).astype(like.dtype)
 
 
-def _bias_matmul(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
-    """Adds behind the product, in the addition that stands there if it is the only reader's."""
-    weight_first = reader.binding.bound.slot == 0
-    value = bias[:, None] if weight_first else bias
-    weight = constant_value(node.inputs[reader.binding.bound.slot], graph.opset)
-    assert weight is not None
-    batch = weight.shape[:-2]
-    if np.prod(batch, dtype=int) > 1:
-        stacked = np.zeros((int(np.prod(batch)), 1, len(bias)), bias.dtype)
-        stacked[reader.part] = bias
-        value = stacked.reshape(*batch, 1, len(bias))
-        value = np.swapaxes(value, -1, -2) if weight_first else value
+def bias_slot(node: gs.Node) -> int | None:
+    """The input of an Add right behind a product that holds a constant, or None."""
     result = node.outputs[0]
     follower = result.outputs[0] if len(result.outputs) == 1 else None
-    if follower is not None and follower.op == "Add" and not any(t is result for t in graph.outputs):
-        slot = 1 if follower.inputs[0] is result else 0
-        present = constant_value(follower.inputs[slot], graph.opset)
-        if present is not None:
-            total = (present + value).astype(bias.dtype)
-            name = f"{follower.inputs[slot].name}_fit"
-            set_input(follower, slot, add_constant(graph, name, total))
-            return
-    inner = gs.Variable(fresh_name(graph, f"{result.name}_product"))
-    node.outputs[0] = inner
-    constant = add_constant(graph, f"{result.name}_bias", value)
-    made = gs.Node("Add", f"{result.name}_add_bias", inputs=[inner, constant], outputs=[result])
-    insert_node(graph, made, after=node)
+    if follower is None or follower.op != "Add":
+        return None
+    slot = 1 if follower.inputs[0] is result else 0
+    return None if constant_value(follower.inputs[slot]) is None else slot
 
 
-def _bias_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
-    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
-    present = None
-    if len(node.inputs) > 2 and node.inputs[2].name:
+def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Adds in the addition that stands behind the product."""
+    slot = bias_slot(node)
+    assert slot is not None, "prepare makes room for a bias"
+    follower = node.outputs[0].outputs[0]
+    present = constant_value(follower.inputs[slot], graph.opset)
+    weight = constant_value(node.inputs[reader.binding.bound.slot], graph.opset)
+    assert present is not None and weight is not None
+    stack = np.zeros((max(int(np.prod(weight.shape[:-2])), 1), 1, len(bias)), bias.dtype)
+    stack[reader.part if len(stack) > 1 else 0] = bias
+    value = stack.reshape(*weight.shape[:-2], 1, len(bias)) if weight.ndim > 2 else bias
+    if reader.binding.bound.slot == 0:  # W x: outputs lie on the rows
+        value = np.swapaxes(np.atleast_2d(value), -1, -2)
+    name = f"{follower.inputs[slot].name}_fit"
+    total = (present + value).astype(bias.dtype)
+    set_input(follower, slot, add_constant(graph, name, total))
+
+
+def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    alpha = float(node.attrs.get("alpha", 1.0))
+    if has_bias_input(node, 2):
+        beta = float(node.attrs.get("beta", 1.0))
         present = constant_value(node.inputs[2], graph.opset)
-        if present is None or beta == 0:
-            _bias_matmul(graph, reader, node, bias * np.array(alpha, bias.dtype))
-            return
-    value = bias * alpha / (beta if present is not None else 1.0)
-    if present is None:
-        node.attrs["beta"] = 1.0
-    total = value if present is None else present + value
-    name = f"{node.outputs[0].name}_c"
-    set_input(node, 2, add_constant(graph, name, total.astype(bias.dtype)))
+        total = present + bias * (alpha / beta)
+        set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_c", _like(total, bias)))
+    else:
+        _add_behind(graph, reader, node, _like(bias * alpha, bias))
 
 
-def _bias_conv(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:
-    """Sums the taps: a constant input adds the same at every place, but at padded borders."""
-    outputs = constant_value(node.inputs[1], graph.opset).shape[0]  # type: ignore[union-attr]
-    value = bias.reshape(outputs, -1).sum(axis=1)
-    present = None
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        present = constant_value(node.inputs[2], graph.opset)
-        if present is None:
-            return
-    total = value if present is None else present + value
-    set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_b", total.astype(bias.dtype)))
+def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Sums the taps: a constant adds the same at every place, but at padded borders."""
+    weight = constant_value(node.inputs[1], graph.opset)
+    assert weight is not None
+    value = bias.reshape(len(weight), -1).sum(axis=1)
+    present = constant_value(node.inputs[2], graph.opset)
+    total = _like(present + value, bias)
+    set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_b", total))
+
+
+def has_bias_input(node: gs.Node, slot: int) -> bool:
+    """Whether a Gemm or Conv has a constant bias that counts."""
+    if slot >= len(node.inputs) or constant_value(node.inputs[slot]) is None:
+        return False
+    return float(node.attrs.get("beta", 1.0)) != 0.0
+
+
+def _like(value: Array, other: Array) -> Array:
+    return np.asarray(value, dtype=other.dtype)
 
 
 _BIAS: dict[str, Callable[[gs.Graph, ProductReader, gs.Node, Array], None]] = {
-    "MatMul": _bias_matmul,
-    "Gemm": _bias_gemm,
-    "Conv": _bias_conv,
+    "MatMul": _add_behind,
+    "Gemm": _add_to_gemm,
+    "Conv": _add_to_conv,
 }

@@ -71,6 +71,8 @@ def conv(step: Step) -> Flow | Stop:
     labels, weight = step.labels[0], step.constants[1]
     if labels is None or weight is None:
         return Stop(_TWO_ACTIVATIONS)
+    if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
+        return Stop("is read by a Conv whose bias is computed")
     reduced = squeeze_to(labels, (1,))
     if reduced is None or int(step.node.attrs.get("group", 1)) != 1:
         return Stop("its units do not lie on the input channels of one group of Conv")

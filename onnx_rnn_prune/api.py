@@ -1,0 +1,264 @@
+"""What the command line offers, from Python."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_rnn_prune.choice import Request, choose_plan
+from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.finish import PruneResult, check_choices, finish
+from onnx_rnn_prune.flow import ModelSource, open_data, open_model, open_runner, runs, study
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.files import load_model
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.plan.allocation import Allocation
+from onnx_rnn_prune.plan.budget import Keep, parse_budget, parse_keep
+from onnx_rnn_prune.plan.cost import count_params
+from onnx_rnn_prune.plan.plan import Plan, check_plan
+from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.report.build import outlet_rows, plain
+from onnx_rnn_prune.trace.states import state_inputs
+from onnx_rnn_prune.validate import drift, latency, timings
+
+_DEFAULT_KEEP = Keep(share=0.5)
+
+
+def prune(
+    model: ModelSource,
+    *,
+    keep: str | float | None = None,
+    budget: str | None = None,
+    data: object = None,
+    eval_data: object = None,
+    criterion: str | None = None,
+    allocate: str = "uniform",
+    recover: str | None = None,
+    mode: str = "shrink",
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    align: int = 1,
+    min_units: int = 1,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PruneResult:
+    """Removes units of recurrent layers, and proves what is left.
+
+    Args:
+        model: a path or a model; it is not changed.
+        keep: units that each layer keeps: "40%", 0.4, or 160 (units); half of them where there is
+            no budget either.
+        budget: what the result may have at most: "params=30%", "flops=2M", "bytes=1MB".
+        data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
+        eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
+        criterion: how units are ranked; reconstruction with data, l2 without.
+        allocate: uniform, or global for one ranking over all layers.
+        recover: none, bias or lstsq; None or "auto" for the best that the data allows.
+        mode: shrink, or zero to keep all shapes.
+        only: globs of the layers to prune.
+        skip: globs of layers to leave alone.
+        align: keep a multiple of so many units.
+        min_units: keep at least so many units in each layer.
+        seed: for criteria and inputs that are drawn.
+        progress: is told how far the work is.
+
+    Raises:
+        PruneError: something that the user can mend.
+        Unmet: the result does not pass the self-check, or a budget cannot be met.
+    """
+    start = time.perf_counter()
+    bounds = Allocation(_positive(align, "--align"), _positive(min_units, "--min-units"))
+    request = Request(
+        keep=_keep(keep, budget),
+        budget=None if budget is None else parse_budget(budget),
+        criterion=criterion,
+        allocate=allocate,
+        only=only,
+        skip=skip,
+        bounds=bounds,
+        seed=seed,
+    )
+    opened = open_model(model)
+    check_choices(mode, recover)
+    given = open_data(opened, data, eval_data, seed)
+    plan_, studied = choose_plan(opened, given, request, progress)
+    result = finish(opened, given, plan_, studied, recover, mode, progress)
+    result.report.update(
+        keep=None if request.keep is None else str(request.keep),
+        budget=budget,
+        criterion=request.criterion_for(given),
+        allocate=allocate,
+        seconds=time.perf_counter() - start,
+    )
+    return result
+
+
+def plan(
+    model: ModelSource,
+    *,
+    keep: str | float | None = None,
+    budget: str | None = None,
+    data: object = None,
+    criterion: str | None = None,
+    allocate: str = "uniform",
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    align: int = 1,
+    min_units: int = 1,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Plan:
+    """Chooses the units to keep, and changes nothing; arguments as in `prune`."""
+    bounds = Allocation(_positive(align, "--align"), _positive(min_units, "--min-units"))
+    limit = None if budget is None else parse_budget(budget)
+    wanted = _keep(keep, budget)
+    request = Request(wanted, limit, criterion, allocate, only, skip, bounds, seed)
+    opened = open_model(model)
+    chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
+    return chosen
+
+
+def apply(
+    model: ModelSource,
+    plan: Plan | str | Path,
+    *,
+    data: object = None,
+    eval_data: object = None,
+    recover: str | None = None,
+    mode: str = "shrink",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PruneResult:
+    """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
+    start = time.perf_counter()
+    chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
+    opened = open_model(model)
+    check_plan(chosen, opened.model, opened.layers)
+    check_choices(mode, recover)
+    given = open_data(opened, data, eval_data, seed)
+    studied = study(opened, chosen.cut(), given, progress)
+    result = finish(opened, given, chosen, studied, recover, mode, progress)
+    result.report["seconds"] = time.perf_counter() - start
+    return result
+
+
+def inspect(model: ModelSource) -> dict[str, Any]:
+    """The recurrent layers of a model, what they cost, and where their units end."""
+    opened = open_model(model)
+    total = count_params(opened.document)
+    warnings: list[str] = []
+    rows: dict[str, Any] = {}
+    try:
+        data = open_data(opened, None, None, seed=0)
+        names = [layer.name for layer in opened.layers]
+        prepared = study(opened, names, data, silent).prepared
+        rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+    except PruneError as error:
+        warnings.append(f"where the units end is not known: {error}")
+    return {
+        "model": {
+            "path": None if not isinstance(model, str | Path) else str(model),
+            "bytes": opened.model.ByteSize(),
+            "params": total,
+            "inputs": [str(port) for port in signature.inputs(opened.model)],
+            "outputs": [str(port) for port in signature.outputs(opened.model)],
+        },
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.cell.op,
+                "direction": layer.direction,
+                "scope": "",
+                "hidden": layer.hidden,
+                "input": layer.input_size,
+                "params": layer.params(),
+                "share_of_params": layer.params() / max(total, 1),
+                "flops_per_step": layer.flops(),
+                "outlets": rows.get(layer.name, []),
+                "pinned": None,
+            }
+            for layer in opened.layers
+        ],
+        "warnings": warnings,
+    }
+
+
+def compare(
+    a: ModelSource,
+    b: ModelSource,
+    *,
+    data: object = None,
+    max_nrmse: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How far the outputs of b are from those of a, and how size and latency compare.
+
+    Args:
+        a: the original, a path or a model.
+        b: the other one.
+        data: inputs, see `data.open_feeds`; made up where there are none.
+        max_nrmse: the largest deviation of an output that passes.
+        seed: for made-up inputs.
+    """
+    models = [load_model(source) for source in (a, b)]
+    names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
+    first, second = (open_runner(model, name) for model, name in zip(models, names, strict=True))
+    feeds = _feeds(models[0], data, first, seed)
+    found = drift(first, second, feeds)
+    worst = max((values.nrmse for values in found.values()), default=0.0)
+    return {
+        "drift": {name: plain(values) for name, values in found.items()},
+        "bytes": {"a": models[0].ByteSize(), "b": models[1].ByteSize()},
+        "latency": plain(latency(first, second, next(iter(feeds)))),
+        "passed": max_nrmse is None or (math.isfinite(worst) and worst <= max_nrmse),
+        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
+    }
+
+
+def bench(
+    models: Sequence[ModelSource], *, data: object = None, threads: int = 1, seed: int = 0
+) -> dict[str, Any]:
+    """Times models against each other on one feed; the first is what the others compare with."""
+    read = [load_model(source) for source in models]
+    names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
+    runners = [open_runner(model, name, threads) for model, name in zip(read, names, strict=True)]
+    feeds = _feeds(read[0], data, runners[0], seed)
+    found = timings(runners, next(iter(feeds)))
+    return {
+        "rows": [
+            {"model": name, "ms": timing.ms, "ratio": timing.ratio}
+            for name, timing in zip(names, found, strict=True)
+        ],
+        "threads": threads,
+        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
+    }
+
+
+def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> Feeds:
+    ports = signature.inputs(model)
+    if data is None:
+        return random_feeds(ports, seed=seed, count=3, accepts=runs(runner))
+    return open_feeds(data, ports, state_inputs(Document.read(model)))
+
+
+def _name(source: ModelSource, otherwise: str) -> str:
+    return str(source) if isinstance(source, str | Path) else otherwise
+
+
+def _keep(keep: str | float | None, budget: str | None) -> Keep | None:
+    if keep is None:
+        return _DEFAULT_KEEP if budget is None else None
+    return parse_keep(keep)
+
+
+def _positive(value: int, option: str) -> int:
+    if value < 1:
+        raise PruneError(f"{value} is not above 0", where=option, remedy="give 1 or more")
+    return value

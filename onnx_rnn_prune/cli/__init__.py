@@ -1,0 +1,62 @@
+"""The command line: it parses, calls `onnx_rnn_prune.api` and prints.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an error
+that the user can mend (one line, no traceback), 2 wrong usage, 3 outputs differ or a budget is
+unmet, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from onnx_rnn_prune.cli.commands import cli
+from onnx_rnn_prune.errors import PruneError, Unmet
+
+__all__ = ["main", "run"]
+
+
+def main() -> NoReturn:
+    """Runs the command line and ends the process with its exit code."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = cli.main(arguments, prog_name="onnx-rnn-prune", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except PruneError as error:
+        return _fail(str(error), error, 3 if isinstance(error, Unmet) else 1)
+    except MemoryError as error:
+        return _fail("out of memory; free some, or give smaller or fewer feeds", error, 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", error, 1)
+    except Exception as error:
+        text = f"unexpected {type(error).__name__}: {error}; this is a defect, please report it"
+        return _fail(text, error, 1)
+
+
+def _fail(text: str, error: BaseException, code: int) -> int:
+    """Prints one line; `python -X dev` shows the traceback before it."""
+    if sys.flags.dev_mode:
+        traceback.print_exception(error)
+    click.echo(f"Error: {' '.join(text.split())}", err=True)
+    return code

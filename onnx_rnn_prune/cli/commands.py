@@ -1,0 +1,222 @@
+"""The commands: each parses, calls the function of its name and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+
+from onnx_rnn_prune import api, report
+from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.report.table import sentence
+
+# Wide enough for layer names; a pipe has no width of its own.
+_PIPE_WIDTH = 120
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="onnx_rnn_prune")
+def cli() -> None:
+    """Make ONNX files with LSTM, GRU or RNN layers smaller and faster by removing units."""
+
+
+@cli.command()
+@click.argument("model")
+@options.as_json
+def inspect(model: str, as_json: bool) -> None:
+    """List the recurrent layers of MODEL and what can be pruned."""
+    found = api.inspect(model)
+    _print(found, report.inspect_table, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@options.output
+@options.selection
+@options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
+@options.recover
+@options.mode
+@click.option("--json", "json_path", metavar="REPORT", help="Also write the report as JSON.")
+@click.option("--save-plan", metavar="PLAN", help="Also write which units are kept.")
+def prune(
+    model: str,
+    out: str,
+    keep: str | None,
+    budget: str | None,
+    data: str | None,
+    eval_data: str | None,
+    criterion: str | None,
+    allocate: str,
+    recover: str | None,
+    mode: str,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    align: int,
+    min_units: int,
+    seed: int,
+    json_path: str | None,
+    save_plan: str | None,
+) -> None:
+    """Prune MODEL, check the result and write it to OUT."""
+    _check_outputs([out, json_path, save_plan], [model, data, eval_data])
+    with report.ProgressBars() as progress:
+        result = api.prune(
+            model,
+            keep=keep,
+            budget=budget,
+            data=data,
+            eval_data=eval_data,
+            criterion=criterion,
+            allocate=allocate,
+            recover=recover,
+            mode=mode,
+            only=only,
+            skip=skip,
+            align=align,
+            min_units=min_units,
+            seed=seed,
+            progress=progress,
+        )
+    result.save(out)
+    if save_plan:
+        result.plan.save(save_plan)
+    if json_path:
+        report.write_json(result.report, json_path)
+    _print(result.report, report.prune_table)
+    _saved(out, save_plan, json_path)
+
+
+@cli.command()
+@click.argument("model")
+@options.output
+@options.selection
+def plan(
+    model: str,
+    out: str,
+    keep: str | None,
+    budget: str | None,
+    data: str | None,
+    criterion: str | None,
+    allocate: str,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    align: int,
+    min_units: int,
+    seed: int,
+) -> None:
+    """Choose the units of MODEL to keep and write the choice to OUT, for `apply`."""
+    _check_outputs([out], [model, data])
+    with report.ProgressBars() as progress:
+        chosen = api.plan(
+            model,
+            keep=keep,
+            budget=budget,
+            data=data,
+            criterion=criterion,
+            allocate=allocate,
+            only=only,
+            skip=skip,
+            align=align,
+            min_units=min_units,
+            seed=seed,
+            progress=progress,
+        )
+    chosen.save(out)
+    _console().print(report.plan_table(chosen))
+    _saved(out)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("plan_path", metavar="PLAN")
+@options.output
+@options.mode
+@options.recover
+@options.data_option("--data", options.DATA_HELP)
+def apply(
+    model: str, plan_path: str, out: str, mode: str, recover: str | None, data: str | None
+) -> None:
+    """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
+    _check_outputs([out], [model, plan_path, data])
+    with report.ProgressBars() as progress:
+        result = api.apply(
+            model, plan_path, mode=mode, recover=recover, data=data, progress=progress
+        )
+    result.save(out)
+    _print(result.report, report.prune_table)
+    _saved(out)
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@options.data_option("--data", options.DATA_HELP)
+@click.option(
+    "--max-nrmse",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Exit with 3 if an output deviates more: RMS difference / spread of A's output.",
+)
+@options.as_json
+def compare(a: str, b: str, data: str | None, max_nrmse: float | None, as_json: bool) -> int:
+    """Compare the outputs, size and speed of model B with those of A."""
+    found = api.compare(a, b, data=data, max_nrmse=max_nrmse)
+    _print(found, report.compare_table, as_json)
+    if found["passed"]:
+        return 0
+    click.echo(f"Error: an output deviates by more than {max_nrmse}", err=True)
+    return 3
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="A [B ...]")
+@options.data_option("--data", options.DATA_HELP)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@options.as_json
+def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool) -> None:
+    """Time models against each other in one run."""
+    found = api.bench(models, data=data, threads=threads)
+    _print(found, report.bench_table, as_json)
+
+
+def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
+    """Refuses what cannot be written, or must not be, before the work is done."""
+    places = [Path(path) for path in outputs if path]
+    for number, path in enumerate(places):
+        advice = "name another file"
+        if path.is_dir():
+            raise PruneError("it is a folder", where=str(path), remedy="name a file")
+        if not path.parent.is_dir():
+            raise PruneError("its folder does not exist", where=str(path), remedy="make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise PruneError("its folder cannot be written", where=str(path), remedy=advice)
+        if any(path.exists() and Path(i).exists() and path.samefile(i) for i in inputs if i):
+            raise PruneError("an input would be overwritten", where=str(path), remedy=advice)
+        if path.resolve() in [other.resolve() for other in places[:number]]:
+            raise PruneError("two outputs have this name", where=str(path), remedy=advice)
+
+
+def _print(
+    content: Mapping[str, Any],
+    table: Callable[[Mapping[str, Any]], RenderableType],
+    as_json: bool = False,
+) -> None:
+    if as_json:
+        click.echo(report.to_json(content))
+    else:
+        _console().print(table(content))
+
+
+def _saved(*paths: str | None) -> None:
+    _console().print(sentence("Written", ", ".join(path for path in paths if path)))
+
+
+def _console() -> Console:
+    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(width=fixed, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,103 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from onnx_rnn_prune.data.values import is_function_name
+from onnx_rnn_prune.plan.allocation import ALLOCATORS
+from onnx_rnn_prune.score.criteria import CRITERIA
+
+RECOVERIES = ("none", "bias", "lstsq", "auto")
+MODES = ("shrink", "zero")
+
+DATA_HELP = (
+    "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
+    "module:function. Random inputs without it."
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _find_modules_here(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Lets `module:function` name a module in the working folder, as `python -m` does."""
+    if value is not None and is_function_name(value) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return value
+
+
+def data_option(name: str, text: str) -> Callable[[Command], Command]:
+    """An option that takes any form of data a command line can name."""
+    return click.option(name, metavar="PATH", callback=_find_modules_here, help=text)
+
+
+def selection(command: Command) -> Command:
+    """The options that say which units are kept."""
+    options = [
+        click.option("--keep", metavar="AMOUNT", help="Units kept: 40%, 0.4, or 160 (units)."),
+        click.option(
+            "--budget",
+            metavar="KIND=LIMIT",
+            help="What to reach: params=30%, flops=2M, bytes=1MB.",
+        ),
+        data_option("--data", DATA_HELP),
+        click.option(
+            "--criterion", type=click.Choice(tuple(CRITERIA)), help="How units are ranked."
+        ),
+        click.option(
+            "--allocate",
+            type=click.Choice(tuple(ALLOCATORS)),
+            default="uniform",
+            show_default=True,
+            help="How the cut is shared between layers.",
+        ),
+        click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
+        click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone."),
+        click.option(
+            "--align",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Prefer multiples of this many units.",
+        ),
+        click.option(
+            "--min-units",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Keep at least so many units per layer.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="For random choices and random inputs.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+output = click.option("-o", "--output", "out", metavar="OUT", required=True, help="File to write.")
+recover = click.option(
+    "--recover",
+    type=click.Choice(RECOVERIES),
+    help="How the kept weights make up for the removed units.",
+)
+mode = click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="shrink",
+    show_default=True,
+    help="Remove units, or only set them to zero.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

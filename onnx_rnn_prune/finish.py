@@ -1,0 +1,167 @@
+"""From a plan to a proven model and its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow import (
+    Data,
+    Opened,
+    Studied,
+    cut,
+    open_runner,
+    proof_feeds,
+    prove,
+    settle,
+)
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.files import save_model
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovery import RECOVERIES, Bench, Recovered, recover_units
+from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
+from onnx_rnn_prune.validate import Oracle, drift, latency
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult:
+    """A pruned model and the proof beside it.
+
+    Attributes:
+        model: the pruned model.
+        plan: which units were kept.
+        report: plain values, as in the JSON report.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model file, whole or not at all."""
+        save_model(self.model, path)
+
+
+def finish(
+    opened: Opened,
+    data: Data,
+    plan: Plan,
+    studied: Studied,
+    recover: str | None,
+    mode: str,
+    progress: Progress,
+) -> PruneResult:
+    """Recovers, cuts, proves and measures."""
+    if not plan.cut():
+        return _untouched(opened, data, plan, mode, progress)
+    studied = settle(opened, studied, plan, data, progress)
+    recovered, reason = _recover(opened, data, plan, studied, recover, progress)
+    progress("checking", 0, None)
+    proof = prove(opened, studied, plan, recovered.document, proof_feeds(opened, data.held_out))
+    model = cut(recovered.document, studied, plan, mode)
+    prepared = studied.prepared
+    report = _report(opened, data, model, mode, progress)
+    rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+    report["layers"] = layer_rows(opened.layers, find_layers(Document.read(model).graph), rows)
+    report["oracle"] = plain(proof)
+    report["recovery"] = {
+        "asked": recover or "auto",
+        "used": recovered.used,
+        "lambda": recovered.ridge,
+        "rounds": recovered.rounds,
+        "reason": reason,
+    }
+    return PruneResult(model, plan, report)
+
+
+def check_choices(mode: str, recover: str | None) -> None:
+    """Refuses unknown names before any work is done.
+
+    Raises:
+        PruneError: there is no such mode or recovery.
+    """
+    for option, value, known in (
+        ("--mode", mode, ("shrink", "zero")),
+        ("--recover", recover or "auto", (*RECOVERIES, "auto")),
+    ):
+        if value not in known:
+            raise PruneError(
+                f"there is no '{value}'", where=option, remedy=f"choose one of {', '.join(known)}"
+            )
+
+
+def _recover(
+    opened: Opened,
+    data: Data,
+    plan: Plan,
+    studied: Studied,
+    asked: str | None,
+    progress: Progress,
+) -> tuple[Recovered, str]:
+    wanted = asked or "auto"
+    if studied.evidence is None:
+        if wanted in ("bias", "lstsq"):
+            raise PruneError(
+                f"{wanted} looks at what the units do, and there is no data",
+                where="--recover",
+                remedy="pass --data, or leave --recover out",
+            )
+        document = studied.prepared.document
+        return Recovered(document, "none", None, 0.0), "there is no data to recover with"
+    bench = Bench(
+        prepared=studied.prepared,
+        keep=plan.mask(studied.prepared.trace),
+        readers=studied.readers,
+        evidence=studied.evidence,
+        fitting=data.fitting,
+        held_out=data.held_out,
+        original=opened.runner,
+    )
+    return recover_units(bench, "lstsq" if wanted == "auto" else wanted, progress)
+
+
+def _untouched(
+    opened: Opened, data: Data, plan: Plan, mode: str, progress: Progress
+) -> PruneResult:
+    """A plan that keeps everything leaves the model as it is."""
+    model = opened.document.write()
+    report = _report(opened, data, model, mode, progress)
+    report["layers"] = layer_rows(opened.layers, opened.layers, {})
+    report["oracle"] = plain(Oracle(0.0, True, 0))
+    nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
+    report["recovery"] = {**nothing, "reason": "nothing was cut"}
+    return PruneResult(model, plan, report)
+
+
+def _report(
+    opened: Opened, data: Data, model: onnx.ModelProto, mode: str, progress: Progress
+) -> dict[str, Any]:
+    result = open_runner(model, "the pruned model")
+    progress("measuring", 0, None)
+    drifts = drift(opened.runner, result, data.judging)
+    return {
+        "mode": mode,
+        "totals": total_rows(opened.model, model),
+        "drift": {name: plain(values) for name, values in drifts.items()},
+        "latency": plain(_latency(opened.runner, result, data)),
+        "data": {
+            "source": data.fitting.source,
+            "feeds": len(data.fitting) + (0 if data.fitting.shared else len(data.held_out)),
+            "random": data.fitting.random,
+            "calibration_feeds": len(data.fitting) if data.given else 0,
+            "heldout_feeds": len(data.held_out) if data.given else 0,
+            "shared": data.fitting.shared,
+        },
+        "warnings": list(data.warnings),
+    }
+
+
+def _latency(before: Runner, after: Runner, data: Data) -> object:
+    return latency(before, after, next(iter(data.judging)))

@@ -1,0 +1,95 @@
+"""A model made ready to be cut, with the trace of its units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
+from onnx_rnn_prune.passes.room import MakeRoom
+from onnx_rnn_prune.trace.observe import observe
+from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A document in which every unit of some layers can be cut.
+
+    Attributes:
+        document: computes what the original computes.
+        trace: of the document; nothing is left to restore.
+        ends: by outlet of the original, the nodes that absorb its units.
+        restored: by outlet of the original, why it had to be restored.
+    """
+
+    document: Document
+    trace: Trace
+    ends: Mapping[Outlet, tuple[str, ...]]
+    restored: Mapping[Outlet, str]
+
+    def state_outputs(self) -> set[str]:
+        """Outputs of the model that are final states of its layers."""
+        outputs = {tensor.name for tensor in self.document.graph.outputs}
+        return {
+            tensor.name
+            for node in self.document.graph.nodes
+            if node.name.endswith(STATE_RESTORES)
+            for tensor in _and_behind(node)
+            if tensor.name in outputs
+        }
+
+
+def prepare(source: Document, names: Sequence[str], feed: Feed) -> Prepared:
+    """Prepares a copy of a document for cutting the named layers.
+
+    Args:
+        source: the model; it is not changed.
+        names: the layers to follow.
+        feed: one that the model runs on, to see shapes with.
+    """
+    document = source.copy()
+    wanted = tuple(names)
+    Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
+    first = _trace(document, wanted, feed)
+    absorbing = MakeRoom(first.bindings)
+    changed = Pipeline((absorbing, Restore(wanted, first.restored)))(document)
+    final = _trace(document, wanted, feed) if changed else first
+    return Prepared(document, final, first.ends, first.restored)
+
+
+def _trace(document: Document, names: tuple[str, ...], feed: Feed) -> Trace:
+    layers = [layer for layer in find_layers(document.graph) if layer.name in names]
+    return trace(document, layers, observe(document, layers, feed))
+
+
+def choose_layers(
+    layers: Sequence[RecurrentLayer], only: Iterable[str], skip: Iterable[str]
+) -> tuple[str, ...]:
+    """The names of the layers that globs leave: those that match one of `only`, and none of `skip`.
+
+    Raises:
+        PruneError: a glob matches no layer, or no layer is left.
+    """
+    names = [layer.name for layer in layers]
+    for glob in (*only, *skip):
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise PruneError(
+                f"no recurrent layer matches '{glob}'",
+                where="--only/--skip",
+                remedy=f"the layers are {', '.join(names)}",
+            )
+    chosen = [name for name in names if not only or any(fnmatchcase(name, g) for g in only)]
+    chosen = [name for name in chosen if not any(fnmatchcase(name, glob) for glob in skip)]
+    if not chosen:
+        raise PruneError(
+            "no recurrent layer is left to prune",
+            where="--only/--skip",
+            remedy=f"the layers are {', '.join(names)}",
+        )
+    return tuple(chosen)

@@ -1,0 +1,92 @@
+"""Making room for a bias behind products that have none, and taking back what stayed unused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.edit import add_constant, fresh_name, insert_node, set_input
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.score.readers import bias_slot, has_bias_input
+from onnx_rnn_prune.trace.trace import Binding
+
+_ROOM = "_room_for_bias"
+
+
+@dataclass(frozen=True, eq=False)
+class MakeRoom:
+    """Adds zero to every product of units to which nothing constant is added.
+
+    Attributes:
+        bindings: where constants read units.
+    """
+
+    bindings: Sequence[Binding]
+
+    def __call__(self, document: Document) -> bool:
+        nodes = nodes_by_key(document.graph)
+        changed = False
+        for binding in self.bindings:
+            node, bound = nodes[binding.node], binding.bound
+            weight = constant_value(node.inputs[bound.slot], document.graph.opset)
+            if bound.reads is None or weight is None:
+                continue
+            if node.op == "MatMul":
+                changed |= add_zero(document.graph, node, weight)
+            elif node.op == "Gemm" and not has_bias_input(node, 2):
+                _give_gemm_room(document.graph, node, weight)
+                changed = True
+            elif node.op == "Conv" and not has_bias_input(node, 2):
+                zeros = np.zeros(len(weight), weight.dtype)
+                set_input(node, 2, add_constant(document.graph, f"{binding.node}_b", zeros))
+                changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class DropRoom:
+    """Takes additions of zero out again where recovery had no use for them."""
+
+    def __call__(self, document: Document) -> bool:
+        graph = document.graph
+        unused = []
+        for node in graph.nodes:
+            if node.op == "Add" and node.name.endswith(_ROOM):
+                bias = constant_value(node.inputs[1])
+                if bias is not None and not np.any(bias):
+                    unused.append(node)
+        for node in unused:
+            product, result = node.inputs[0].inputs[0], node.outputs[0]
+            node.inputs.clear()
+            node.outputs.clear()
+            product.outputs[0] = result
+        graph.nodes[:] = [node for node in graph.nodes if not any(node is item for item in unused)]
+        return bool(unused)
+
+
+def add_zero(graph: gs.Graph, node: gs.Node, weight: Array) -> bool:
+    """Puts an addition behind a product, unless there is one; the result keeps its name."""
+    if bias_slot(node) is not None:
+        return False
+    result = node.outputs[0]
+    inner = gs.Variable(fresh_name(graph, f"{result.name}_product"))
+    node.outputs[0] = inner
+    zero = add_constant(graph, f"{result.name}_bias", np.zeros(1, weight.dtype))
+    made = gs.Node("Add", f"{result.name}{_ROOM}", inputs=[inner, zero], outputs=[result])
+    insert_node(graph, made, after=node)
+    return True
+
+
+def _give_gemm_room(graph: gs.Graph, node: gs.Node, weight: Array) -> None:
+    if len(node.inputs) > 2 and node.inputs[2].name and node.attrs.get("beta", 1.0) != 0.0:
+        add_zero(graph, node, weight)  # its C is computed
+        return
+    outputs = weight.shape[0 if node.attrs.get("transB", 0) else 1]
+    zeros = np.zeros(outputs, weight.dtype)
+    node.attrs["beta"] = 1.0
+    set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_c", zeros))

@@ -1,0 +1,1 @@
+"""What is cut: budgets, allocation and the plan that follows."""

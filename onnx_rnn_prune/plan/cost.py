@@ -1,0 +1,149 @@
+"""What a model costs as a function of how many units each group keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.model.constants import constant_shape, constant_value
+from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.plan.budget import Budget, Kind
+from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.trace import Trace
+
+Counts = Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Size:
+    """A constant some of whose axes depend on kept units.
+
+    Attributes:
+        fixed: the product of the other axes.
+        constants: per dependent axis, the entries that nobody owns, [axes].
+        factors: per dependent axis and group, entries for each kept unit, [axes, groups].
+        itemsize: bytes of an entry.
+        recurrent: whether it is W or R of a recurrent layer.
+    """
+
+    fixed: int
+    constants: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.int64]
+    itemsize: int
+    recurrent: bool
+
+    def entries(self, counts: Counts) -> int:
+        """Number of entries when the groups keep so many units."""
+        return int(self.fixed * np.prod(self.constants + self.factors @ np.asarray(counts)))
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Parameters, operations and bytes of a prepared model.
+
+    Attributes:
+        params: entries of the constants that do not depend on the units.
+        flops: operations per time step that do not depend on them.
+        bytes: size of the file without the constants that do.
+        sizes: the constants that do.
+    """
+
+    params: int
+    flops: int
+    bytes: int
+    sizes: tuple[_Size, ...]
+
+    @staticmethod
+    def of(document: Document, trace: Trace) -> Cost:
+        """Looks at every constant of a prepared document."""
+        sizes = tuple(_sizes(document, trace))
+        full = [group.size for group in trace.groups]
+        model = document.write()
+        entries = sum(size.entries(full) for size in sizes)
+        held = sum(size.entries(full) * size.itemsize for size in sizes)
+        recurrent = sum(size.entries(full) for size in sizes if size.recurrent)
+        return Cost(
+            params=count_params(document) - entries,
+            flops=2 * (recurrent_weights(document) - recurrent),
+            bytes=model.ByteSize() - held,
+            sizes=sizes,
+        )
+
+    def __call__(self, kind: Kind, counts: Counts) -> int:
+        """What is left when the groups keep so many units."""
+        if kind == "params":
+            return self.params + sum(size.entries(counts) for size in self.sizes)
+        if kind == "flops":
+            return self.flops + 2 * sum(
+                size.entries(counts) for size in self.sizes if size.recurrent
+            )
+        return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
+
+
+def limit_of(budget: Budget, document: Document) -> int:
+    """A budget as a number: a share is of what the document has."""
+    if budget.amount is not None:
+        return budget.amount
+    assert budget.share is not None
+    totals = {
+        "params": count_params(document),
+        "flops": 2 * recurrent_weights(document),
+        "bytes": document.write().ByteSize(),
+    }
+    return int(totals[budget.kind] * budget.share)
+
+
+def count_params(document: Document) -> int:
+    """Entries of all floating-point or integer weights: constants that are no scalars."""
+    tensors = {tensor.name: tensor for node in document.graph.nodes for tensor in node.inputs}
+    shapes = [constant_shape(t) for t in tensors.values() if t.name and not t.inputs]
+    literal = [node.outputs[0] for node in document.graph.nodes if node.op == "Constant"]
+    shapes += [constant_shape(tensor) for tensor in literal]
+    return sum(int(np.prod(shape)) for shape in shapes if shape)
+
+
+def recurrent_weights(document: Document) -> int:
+    """Entries of W and R of all recurrent layers: multiply-adds per time step and sequence."""
+    return sum(
+        layer.directions * len(layer.cell.gates) * layer.hidden * (layer.input_size + layer.hidden)
+        for layer in find_layers(document.graph)
+    )
+
+
+def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
+    nodes = nodes_by_key(document.graph)
+    group_of = np.zeros(trace.units.count, dtype=np.int64)
+    for number, group in enumerate(trace.groups):
+        for atoms in group.atoms:
+            group_of[atoms] = number
+    heights = np.array([group.size for group in trace.groups])
+    seen: set[str] = set()
+    for (name, slot), bounds in all_bounds(document, trace).items():
+        tensor = nodes[name].inputs[slot]
+        value = constant_value(tensor, document.graph.opset)
+        assert value is not None
+        if tensor.name in seen:
+            continue
+        seen.add(tensor.name)
+        full = np.broadcast_shapes(value.shape, *(bound.labels.shape for bound in bounds))
+        lines = [_line(bound.labels, bound.axis) for bound in bounds]
+        factors = [
+            np.bincount(group_of[line[line >= 0]], minlength=len(heights)) // heights
+            for line in lines
+        ]
+        dependent = {bound.axis % len(full) for bound in bounds}
+        yield _Size(
+            fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
+            constants=np.array([(line < 0).sum() for line in lines]),
+            factors=np.stack(factors),
+            itemsize=value.itemsize,
+            recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
+        )
+
+
+def _line(labels: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64]:
+    return np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]

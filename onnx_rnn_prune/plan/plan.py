@@ -1,0 +1,178 @@
+"""The plan: per layer and direction, which units are kept. A value, saved as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_rnn_prune.cells import RecurrentLayer
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.files import write_atomically
+from onnx_rnn_prune.trace.labels import Mask
+from onnx_rnn_prune.trace.trace import Trace
+
+FORMAT = "onnx_rnn_prune.plan/1"
+_REMEDY = "make the plan again for this model"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer keeps.
+
+    Attributes:
+        hidden_size: H of the model that the plan is for.
+        keep: per direction, the kept units, sorted.
+        scope: the way down to the layer's graph; empty for the main graph.
+    """
+
+    hidden_size: int
+    keep: tuple[tuple[int, ...], ...]
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units are kept; layers that are not named keep all.
+
+    Attributes:
+        model: SHA-256 of the model that the plan is for, see `fingerprint`.
+        layers: by layer name.
+    """
+
+    model: str
+    layers: Mapping[str, LayerPlan]
+
+    @staticmethod
+    def from_mask(model: str, trace: Trace, keep: Mask) -> Plan:
+        """The plan for a choice of units."""
+        layers = {}
+        for layer in trace.layers:
+            lanes = keep[trace.units.lanes[layer.name]]
+            kept = tuple(tuple(np.flatnonzero(lane).tolist()) for lane in lanes)
+            layers[layer.name] = LayerPlan(layer.hidden, kept)
+        return Plan(model, layers)
+
+    def cut(self) -> tuple[str, ...]:
+        """The layers that lose units."""
+        return tuple(
+            name
+            for name, layer in self.layers.items()
+            if any(len(lane) < layer.hidden_size for lane in layer.keep)
+        )
+
+    def mask(self, trace: Trace) -> Mask:
+        """Per unit of a trace, whether it stays.
+
+        Raises:
+            PruneError: the plan separates units that belong together.
+        """
+        keep = np.ones(trace.units.count, dtype=bool)
+        for name, lanes in trace.units.lanes.items():
+            for lane, kept in zip(lanes, self.layers[name].keep, strict=True):
+                keep[lane] = False
+                keep[lane[list(kept)]] = True
+        for group in trace.groups:
+            for atoms in group.atoms:
+                if np.any(keep[atoms].any(axis=1) != keep[atoms].all(axis=1)):
+                    raise PruneError(
+                        "their units are added to one another, so they must keep the same ones",
+                        where=f"plan for {', '.join(group.layers)}",
+                        remedy=_REMEDY,
+                    )
+            if len({int(keep[atoms[:, 0]].sum()) for atoms in group.atoms}) > 1:
+                raise PruneError(
+                    "they must keep equally many units in each direction",
+                    where=f"plan for {', '.join(group.layers)}",
+                    remedy=_REMEDY,
+                )
+        return keep
+
+    def to_json(self) -> str:
+        """The text of a plan file."""
+        layers = {
+            name: {
+                "scope": layer.scope,
+                "hidden_size": layer.hidden_size,
+                "keep": [list(lane) for lane in layer.keep],
+            }
+            for name, layer in self.layers.items()
+        }
+        document = {"format": FORMAT, "model": {"sha256": self.model}, "layers": layers}
+        return json.dumps(document, indent=1) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes a plan file, whole or not at all."""
+        write_atomically(path, self.to_json().encode())
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Reads a plan file.
+
+        Raises:
+            PruneError: there is none, or it is not of the known form.
+        """
+        try:
+            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PruneError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PruneError(
+                f"is not a plan file ({type(error).__name__}: {error})",
+                where=str(path),
+                remedy="make one with onnx-rnn-prune plan",
+            ) from error
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Reads the text of a plan file; raises ValueError or KeyError where it is none."""
+        document: dict[str, Any] = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
+        layers = {}
+        for name, layer in document["layers"].items():
+            hidden = int(layer["hidden_size"])
+            keep = tuple(tuple(sorted({int(unit) for unit in lane})) for lane in layer["keep"])
+            if any(not lane or lane[0] < 0 or lane[-1] >= hidden for lane in keep):
+                raise ValueError(f"{name} must keep units between 0 and {hidden - 1}, at least one")
+            if len({len(lane) for lane in keep}) != 1:
+                raise ValueError(f"{name} must keep equally many units in each direction")
+            layers[str(name)] = LayerPlan(hidden, keep, str(layer.get("scope", "")))
+        return Plan(str(document["model"]["sha256"]), layers)
+
+
+def fingerprint(model: onnx.ModelProto) -> str:
+    """SHA-256 of a model's serialized message: the file's own hash where it holds all weights."""
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLayer]) -> None:
+    """Whether a plan is for this model.
+
+    Raises:
+        PruneError: it is for another one.
+    """
+    known = {layer.name: layer for layer in layers}
+    for name, wanted in plan.layers.items():
+        layer = known.get(name)
+        if layer is None:
+            raise PruneError(
+                f"the model has no recurrent layer '{name}'", where="plan", remedy=_REMEDY
+            )
+        if (layer.hidden, layer.directions) != (wanted.hidden_size, len(wanted.keep)):
+            raise PruneError(
+                f"the plan is for {len(wanted.keep)} x {wanted.hidden_size} units, the layer has"
+                f" {layer.directions} x {layer.hidden}",
+                where=f"plan for {name}",
+                remedy=_REMEDY,
+            )
+    if plan.model != fingerprint(model):
+        raise PruneError(
+            "it was made for another model (the SHA-256 differs)", where="plan", remedy=_REMEDY
+        )

@@ -1,0 +1,86 @@
+"""The report as plain values, with the keys that programs may rely on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import onnx
+
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.plan.cost import count_params
+from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
+
+Ends = Mapping[Outlet, tuple[str, ...]]
+
+
+def layer_rows(
+    before: Iterable[RecurrentLayer], after: Iterable[RecurrentLayer], outlets: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What became of each layer of a model."""
+    later = {layer.name: layer for layer in after}
+    return [
+        {
+            "name": layer.name,
+            "op": layer.cell.op,
+            "direction": layer.direction,
+            "scope": "",
+            "hidden_before": layer.hidden,
+            "hidden_after": later[layer.name].hidden,
+            "params_before": layer.params(),
+            "params_after": later[layer.name].params(),
+            "outlets": outlets.get(layer.name, []),
+        }
+        for layer in before
+    ]
+
+
+def outlet_rows(
+    layers: Iterable[RecurrentLayer], ends: Ends, restored: Mapping[Outlet, str]
+) -> dict[str, list[dict[str, str]]]:
+    """Where the units of each layer end, by layer name."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for layer in layers:
+        found = []
+        for outlet in sorted(set(ends) | set(restored)):
+            if outlet.layer != layer.name:
+                continue
+            reason = restored.get(outlet)
+            if reason is None:
+                found += [_row(outlet.output, "absorbed", at, "") for at in ends[outlet]]
+            else:
+                at = "graph output" if outlet.consumer == GRAPH_OUTPUT else outlet.consumer
+                found.append(_row(outlet.output, "restored", at, reason))
+        used = {row["output"] for row in found}
+        found += [_row(n, "unused", "", "") for n in layer.cell.outputs if n not in used]
+        rows[layer.name] = found
+    return rows
+
+
+def _row(output: str, end: str, at: str, reason: str) -> dict[str, str]:
+    return {"output": output, "end": end, "at": at, "reason": reason}
+
+
+def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int]:
+    """Parameters and bytes of two models."""
+    totals: dict[str, int] = {}
+    for name, model in (("before", before), ("after", after)):
+        document = Document.read(model)
+        totals[f"params_{name}"] = count_params(document)
+        totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(document.graph))
+        totals[f"bytes_{name}"] = model.ByteSize()
+    return totals
+
+
+def plain(value: Any) -> Any:
+    """A dataclass or number as JSON knows it; what is not finite becomes None."""
+    if hasattr(value, "__dataclass_fields__"):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,38 @@
+"""Reports as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnx_rnn_prune.model.files import write_atomically
+
+
+def to_json(report: Mapping[str, Any]) -> str:
+    """A report as JSON text, in the order of its keys.
+
+    JSON has no infinity and nothing for what is not a number: both become null.
+    """
+    return json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(report: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a report whole or not at all.
+
+    Raises:
+        PruneError: the place cannot be written.
+    """
+    write_atomically(path, (to_json(report) + "\n").encode())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,65 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def amount(value: float) -> str:
+    """A count to three digits: `950`, `12.3 k`, `1.23 M`."""
+    return _scaled(value, ("", " k", " M", " G", " T"))
+
+
+def size(value: float) -> str:
+    """A number of bytes: `950 B`, `12.3 kB`, `1.23 MB`."""
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def duration(ms: float) -> str:
+    """A time given in milliseconds: `0.412 ms`, `12.3 ms`, `1.23 s`."""
+    return f"{_digits(ms / 1000)} s" if ms >= 999.5 else f"{_digits(ms)} ms"
+
+
+def percent(share: float | None) -> str:
+    """A share: `2.1 %`, `under 0.01 %`; never rounded to 0 or 100 % when it is not."""
+    if share is None or not math.isfinite(share):
+        return "unknown"
+    value = 100 * share
+    if 0 < value < 0.01:
+        return "under 0.01 %"
+    if 99.9 < value < 100:
+        return "over 99.9 %"
+    return f"{_digits(value, 2)} %" if value < 10 else f"{value:.1f} %".replace(".0 %", " %")
+
+
+def faster(ratio: float) -> str:
+    """A speedup: `3.1x faster`, `1.2x slower`, `equally fast`."""
+    if 0.98 < ratio < 1.02:
+        return "equally fast"
+    return f"{_digits(ratio, 2)}x faster" if ratio > 1 else f"{_digits(1 / ratio, 2)}x slower"
+
+
+def fewer(before: float, after: float) -> str:
+    """What a change from before to after means: `67 % less`, `3 % more`, `the same`."""
+    if before == after or not before:
+        return "the same"
+    return f"{percent(abs(after / before - 1))} {'less' if after < before else 'more'}"
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    power = 0
+    # What three digits would round up to the next unit belongs there.
+    while value >= 999.5 and power < len(units) - 1:
+        value /= 1000
+        power += 1
+    return f"{value:.0f}{units[0]}" if power == 0 else f"{_digits(value)}{units[power]}"
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    """A number to so many significant digits, without an exponent, whole parts in full."""
+    if value == 0:
+        return "0"
+    # The exponent of the rounded number: 0.9996 to three digits is 1.00.
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
+    places = digits - 1 - exponent
+    return f"{value:.{max(0, places)}f}"

@@ -1,0 +1,114 @@
+"""What inspect, plan, compare and bench print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.table import (
+    change,
+    drift_sentences,
+    kind,
+    new_table,
+    place,
+    sentence,
+    warning,
+)
+
+Report = Mapping[str, Any]
+
+
+def inspect_table(report: Report) -> Group:
+    """The recurrent layers of a model, their share of it, and which of them can be pruned.
+
+    Args:
+        report: what `inspect` returns.
+    """
+    model = report["model"]
+    parts: list[Table | Text] = [
+        sentence(
+            "Model",
+            f"{model.get('path') or 'in memory'}, {amount(model['params'])} parameters, "
+            f"{size(model['bytes'])}",
+        ),
+        sentence("Inputs", "; ".join(map(str, model["inputs"]))),
+        sentence("Outputs", "; ".join(map(str, model["outputs"]))),
+    ]
+    if not report["layers"]:
+        return Group(*parts, Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
+    numbers = ("Units", "Inputs", "Parameters", "Share", "FLOPs per step")
+    table = new_table("Layer", "Type", *numbers, "Can be pruned", numbers=numbers)
+    for layer in report["layers"]:
+        table.add_row(
+            Text(place(layer)),
+            kind(layer),
+            str(layer["hidden"]),
+            str(layer["input"]),
+            amount(layer["params"]),
+            percent(layer["share_of_params"]),
+            amount(layer["flops_per_step"]),
+            Text(f"no: {layer['pinned']}" if layer.get("pinned") else "yes"),
+        )
+    parts.append(table)
+    parts += [warning(text) for text in report.get("warnings", ())]
+    return Group(*parts)
+
+
+def plan_table(plan: Plan) -> Group:
+    """The number of units that each layer keeps."""
+    table = new_table("Layer", "Units", "Kept", numbers=("Units", "Kept"))
+    for name, layer in plan.layers.items():
+        before = layer.hidden_size
+        # The directions of one layer keep equally many.
+        after = len(layer.keep[0])
+        table.add_row(
+            Text(place({"name": name, "scope": layer.scope})),
+            change(str(before), str(after)),
+            percent(after / before),
+        )
+    return Group(table)
+
+
+def compare_table(report: Report) -> Group:
+    """How far the outputs of two models are apart, and what the second one gains.
+
+    Args:
+        report: what `compare` returns; its speeds and sizes are left out where it lacks them.
+    """
+    parts: list[Table | Text] = []
+    for label, text in drift_sentences(report["drift"]):
+        parts.append(sentence(label, text))
+    sizes = report.get("bytes")
+    if sizes:
+        text = f"{size(sizes['a'])} -> {size(sizes['b'])} ({fewer(sizes['a'], sizes['b'])})"
+        parts.append(sentence("File size", text))
+    latency = report.get("latency")
+    if latency:
+        times = f"{duration(latency['before_ms'])} -> {duration(latency['after_ms'])}"
+        parts.append(sentence("Time per run", f"{times}, {faster(latency['speedup'])}"))
+    parts += [warning(text) for text in report.get("warnings", ())]
+    return Group(*parts)
+
+
+def bench_table(report: Report) -> Group:
+    """How long the models take for one run.
+
+    Args:
+        report: what `bench` returns.
+    """
+    table = new_table("Model", "Time per run", "", numbers=("Time per run",))
+    for number, row in enumerate(report["rows"]):
+        relation = "" if number == 0 else f"{faster(row['ratio'])} than the first"
+        relation = relation.replace("equally fast than", "equally fast as")
+        table.add_row(Text(str(row["model"])), duration(row["ms"]), relation)
+    threads = report["threads"]
+    caption = f"Median of interleaved runs, {threads} thread{'s' if threads != 1 else ''}."
+    parts: list[Table | Text] = [table, Text(caption)]
+    parts += [warning(text) for text in report.get("warnings", ())]
+    return Group(*parts)

@@ -1,0 +1,213 @@
+"""The report of a prune as tables and sentences for someone who has never read about pruning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+
+Report = Mapping[str, Any]
+
+_RECOVERIES = {
+    "none": "none, the kept weights are the original's",
+    "bias": "what the removed units contribute on average is added to the biases",
+    "lstsq": "the kept weights are refitted so as to stand in for the removed units",
+}
+_ENDS_SHOWN = 3
+
+
+def prune_table(report: Report) -> Group:
+    """What a prune did: layers, sizes, speed, checks, warnings.
+
+    Args:
+        report: the dict of `PruneResult.report`; parts that it lacks are left out.
+    """
+    parts: list[Table | Text] = [_layers(report["layers"]), _gains(report)]
+    parts += [sentence(label, text) for label, text in _sentences(report)]
+    parts += [warning(text) for text in report.get("warnings", ())]
+    return Group(*parts)
+
+
+def drift_sentences(drift: Mapping[str, Report]) -> list[tuple[str, str]]:
+    """For each output, how far it is from the original's, in words."""
+    return [(f"Output {name}", _deviation(values)) for name, values in drift.items()]
+
+
+def sentence(label: str, text: str) -> Text:
+    """A line with its subject set off; names in it are never taken for markup."""
+    return Text.assemble((f"{label}: ", "bold"), text)
+
+
+def warning(text: str) -> Text:
+    """A line that asks for attention."""
+    return Text.assemble(("Warning: ", "bold yellow"), text)
+
+
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table; the named columns hold numbers and end flush right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for column in columns:
+        right = column in numbers
+        # Folding keeps long names whole where rich would cut them.
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
+    return table
+
+
+def place(layer: Report) -> str:
+    """A layer's name, with the way to it where it is inside a branch or loop body."""
+    scope = layer.get("scope") or ""
+    return f"{scope}/{layer['name']}" if scope else str(layer["name"])
+
+
+def _layers(layers: Sequence[Report]) -> Table:
+    table = new_table(
+        "Layer", "Type", "Units", "Parameters", "Its output", numbers=("Units", "Parameters")
+    )
+    for layer in layers:
+        table.add_row(
+            Text(place(layer)),
+            kind(layer),
+            change(str(layer["hidden_before"]), str(layer["hidden_after"])),
+            change(amount(layer["params_before"]), amount(layer["params_after"])),
+            Text(_ends(layer)),
+        )
+    return table
+
+
+def kind(layer: Report) -> str:
+    """The operator, with its direction where that is not the usual one."""
+    direction = layer.get("direction") or "forward"
+    return str(layer["op"]) if direction == "forward" else f"{layer['op']}, {direction}"
+
+
+def change(before: str, after: str) -> str:
+    """`a -> b`, or just a where nothing changes."""
+    return before if before == after else f"{before} -> {after}"
+
+
+def _ends(layer: Report) -> str:
+    """Where a layer's outputs end, each way in a line."""
+    if layer["hidden_before"] == layer["hidden_after"]:
+        reason = layer.get("pinned") or layer.get("reason") or ""
+        return f"unchanged: {reason}" if reason else "unchanged"
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for outlet in layer.get("outlets", ()):
+        key = (str(outlet["output"]), str(outlet["end"]), str(outlet.get("reason") or ""))
+        groups.setdefault(key, []).append(str(outlet.get("at") or ""))
+    lines = []
+    for (output, end, reason), places in groups.items():
+        where = _enumerate([name for name in places if name])
+        if end == "absorbed":
+            lines.append(f"{output}: read by smaller weights" + (f" in {where}" if where else ""))
+        elif end == "restored":
+            at = f" for {where}" if where else ""
+            lines.append(f"{output}: brought back to full size{at}" + (reason and f" ({reason})"))
+        else:
+            lines.append(f"{output}: not used")
+    return "\n".join(lines)
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = len(names) - _ENDS_SHOWN
+    shown = ", ".join(names[:_ENDS_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _gains(report: Report) -> Table:
+    table = new_table("", "Before", "After", "", numbers=("Before", "After"))
+    totals = report["totals"]
+    rows = [
+        ("Parameters", "params", amount),
+        ("  of recurrent layers", "rnn_params", amount),
+        ("Floating-point operations per step", "flops", amount),
+        ("File size", "bytes", size),
+    ]
+    for label, key, show in rows:
+        before, after = totals.get(f"{key}_before"), totals.get(f"{key}_after")
+        if before is not None and after is not None:
+            table.add_row(label, show(before), show(after), fewer(before, after))
+    latency = report.get("latency")
+    if latency:
+        threads = latency["threads"]
+        table.add_row(
+            f"Time per run ({threads} thread{'s' if threads != 1 else ''})",
+            duration(latency["before_ms"]),
+            duration(latency["after_ms"]),
+            faster(latency["speedup"]),
+        )
+    return table
+
+
+def _sentences(report: Report) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    oracle = report.get("oracle")
+    if oracle:
+        lines.append(("Self-check", _self_check(oracle, str(report.get("mode") or "shrink"))))
+    lines += drift_sentences(report.get("drift") or {})
+    if report.get("recovery"):
+        lines.append(("Recovery", _recovery(report["recovery"])))
+    if report.get("data"):
+        lines.append(("Data", _data(report["data"])))
+    return lines
+
+
+def _self_check(oracle: Report, mode: str) -> str:
+    pair = (
+        "the smaller file equals the full-size file with the removed units zeroed"
+        if mode == "shrink"
+        else "the file with the removed units zeroed equals the smaller file without them"
+    )
+    largest = oracle["max_abs_diff"]
+    shown = "unknown" if largest is None else f"{largest:.1g}"
+    return f"{pair} (largest difference {shown}): {'passed' if oracle['passed'] else 'FAILED'}"
+
+
+def _deviation(values: Report) -> str:
+    nrmse, agreement = values.get("nrmse"), values.get("top1_agreement")
+    top = "" if agreement is None else f"; same top answer in {percent(agreement)}"
+    if values.get("rmse") == 0:
+        return "the same as the original's"
+    if nrmse is None or not math.isfinite(nrmse):
+        return f"deviates without measure: one of the two is zero throughout or not a number{top}"
+    return (
+        f"deviates {percent(nrmse)} from the original (RMS, relative to the original's spread){top}"
+    )
+
+
+def _recovery(recovery: Report) -> str:
+    used = str(recovery.get("used") or "none")
+    text = _RECOVERIES.get(used, used)
+    if recovery.get("lambda") is not None and used == "lstsq":
+        text += f" (least squares, lambda {recovery['lambda']:.2g})"
+    return text + (f"; {recovery['reason']}" if recovery.get("reason") else "")
+
+
+def _data(data: Report) -> str:
+    if data.get("random"):
+        return (
+            f"none given; random numbers were used ({data['source']}) and nothing was calibrated, "
+            "so the deviations say little about real inputs (give some with --data)"
+        )
+    feeds = data["feeds"]
+    text = f"{data['source']}, {feeds} feed{'s' if feeds != 1 else ''}"
+    if data.get("shared"):
+        return (
+            f"{text}, used to calibrate and to judge by, so the deviations may look better than "
+            "they are (give others with --eval-data)"
+        )
+    if data.get("calibration_feeds") is not None and data.get("heldout_feeds") is not None:
+        text += (
+            f": {data['calibration_feeds']} to calibrate, {data['heldout_feeds']} held out to "
+            "judge by"
+        )
+    return text

@@ -1,0 +1,300 @@
+"""The command line: what it accepts, where it writes, how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_rnn_prune import api
+from onnx_rnn_prune.cli import run
+from onnx_rnn_prune.errors import PruneError, Unmet
+
+COMMANDS = ("inspect", "prune", "plan", "apply", "compare", "bench")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A GRU with a linear layer behind it, as a file."""
+    hidden, size = 6, 4
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {size}] x) => (float[time, batch, 3] logits) {{
+            Y = GRU <hidden_size = {hidden}> (x, W, R, B)
+            flat = Squeeze(Y, axis)
+            logits = MatMul(flat, fc)
+        }}
+    """)
+    shapes = {
+        "W": (1, 3 * hidden, size),
+        "R": (1, 3 * hidden, hidden),
+        "B": (1, 6 * hidden),
+        "fc": (hidden, 3),
+    }
+    for name, shape in shapes.items():
+        array = rng.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    axis = onnx.numpy_helper.from_array(np.array([1]), "axis")
+    proto.graph.initializer.append(axis)
+    proto.graph.node[0].name = "rnn"
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        x = rng.normal(size=(12 + number, 2, 4)).astype(np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
+    return folder
+
+
+def call(*arguments):
+    return run([str(argument) for argument in arguments])
+
+
+def one_line(capsys):
+    """The error that was printed; nothing may stand on standard output."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Error: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command, capsys):
+    assert call(command, "--help") == 0
+    assert "Usage: onnx-rnn-prune" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("inspect", "--json"),
+        (
+            "prune",
+            "-o --keep --budget --data --eval-data --criterion --allocate --recover --mode --only "
+            "--skip --align --min-units --seed --json --save-plan",
+        ),
+        (
+            "plan",
+            "-o --keep --budget --data --criterion --allocate --only --skip --align --min-units "
+            "--seed",
+        ),
+        ("apply", "-o --mode --recover --data"),
+        ("compare", "--data --max-nrmse --json"),
+        ("bench", "--data --threads --json"),
+    ],
+)
+def test_all_options_are_there(command, options, capsys):
+    call(command, "--help")
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(options.split()) <= set(words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["absent-command"],
+        ["inspect"],
+        ["inspect", "a.onnx", "--absent"],
+        ["prune", "a.onnx"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--criterion", "best"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--allocate", "best"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--recover", "best"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--mode", "best"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--align", "0"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--min-units", "0"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--seed", "-1"],
+        ["prune", "a.onnx", "-o", "b.onnx", "--seed", "x"],
+        ["plan", "a.onnx"],
+        ["apply", "a.onnx", "-o", "b.onnx"],
+        ["compare", "a.onnx"],
+        ["compare", "a.onnx", "b.onnx", "--max-nrmse", "-1"],
+        ["bench"],
+        ["bench", "a.onnx", "--threads", "0"],
+    ],
+)
+def test_wrong_usage_is_2(arguments, capsys):
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Usage:" in err
+
+
+@pytest.mark.parametrize("command", ["prune", "plan"])
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("model.onnx", "an input would be overwritten"),
+        ("./clips/../model.onnx", "an input would be overwritten"),
+        ("link.onnx", "an input would be overwritten"),
+        ("clips/0.npz", "an input would be overwritten"),
+        ("absent/out.onnx", "its folder does not exist"),
+        ("clips", "it is a folder"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(
+    command, out, message, model, clips, capsys, monkeypatch
+):
+    monkeypatch.setattr(api, command, lambda *_, **__: pytest.fail("the work was begun"))
+    (model.parent / "link.onnx").symlink_to(model)
+    before = model.read_bytes()
+    data = clips / "0.npz"
+    assert call(command, model, "-o", model.parent / out, "--keep", "50%", "--data", data) == 1
+    assert message in one_line(capsys)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_that_cannot_be_written(model, clips, capsys):
+    clips.chmod(0o500)
+    assert call("prune", model, "-o", clips / "o.onnx", "--keep", "50%") == 1
+    assert "its folder cannot be written" in one_line(capsys)
+
+
+def test_two_outputs_of_one_name(model, capsys):
+    out = model.parent / "out.onnx"
+    assert call("prune", model, "-o", out, "--keep", "50%", "--json", out) == 1
+    assert "two outputs have this name" in one_line(capsys)
+
+
+def test_apply_does_not_overwrite_its_plan(model, capsys):
+    plan = model.parent / "plan.json"
+    plan.write_text("{}")
+    assert call("apply", model, plan, "-o", plan) == 1
+    assert "an input would be overwritten" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PruneError("odd", where="here", remedy="mend it"), 1, "Error: here: odd; mend it"),
+        (Unmet("too large"), 3, "Error: too large"),
+        (MemoryError(), 1, "Error: out of memory"),
+        (OSError(28, "No space left on device", "out.onnx"), 1, "Error: out.onnx: No space left"),
+        (ValueError("line\nline"), 1, "Error: unexpected ValueError: line line; this is a defect"),
+        (RecursionError("deep"), 1, "Error: unexpected RecursionError"),
+    ],
+)
+def test_every_error_is_one_line(error, code, message, capsys, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(api, "inspect", fail)
+    assert call("inspect", "a.onnx") == code
+    assert one_line(capsys).startswith(message)
+
+
+def test_interrupting_is_quiet(capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "inspect", interrupt)
+    assert call("inspect", "a.onnx") == 130
+    out, err = capsys.readouterr()
+    assert (out + err).strip() == ""
+
+
+def test_a_module_is_found_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(api, "compare", lambda *_, **__: {"drift": {}, "passed": True})
+    assert call("compare", "a.onnx", "b.onnx", "--data", "clips.npz") == 0
+    assert str(tmp_path) not in sys.path
+    assert call("compare", "a.onnx", "b.onnx", "--data", "my_feeds:make") == 0
+    assert sys.path[0] == str(tmp_path)
+
+
+def test_inspect(model, capsys):
+    assert call("inspect", model, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(layer["op"], layer["hidden"]) for layer in found["layers"]] == [("GRU", 6)]
+    assert call("inspect", model) == 0
+    assert "GRU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", ["50%", "0.5", "3"])
+def test_prune_writes_all_it_was_asked_for(keep, model, clips, capsys):
+    out, plan, report = (model.parent / name for name in ("o.onnx", "plan.json", "report.json"))
+    code = call(
+        *("prune", model, "-o", out, "--keep", keep, "--data", clips),
+        *("--save-plan", plan, "--json", report),
+    )
+    text, err = capsys.readouterr()
+    assert code == 0, err
+    assert "6 -> 3" in text and "Self-check" in text and "passed" in text
+    onnx.checker.check_model(str(out))
+    saved = json.loads(report.read_text())
+    assert [layer["hidden_after"] for layer in saved["layers"]] == [3]
+    assert saved["oracle"]["passed"] is True
+    assert [len(lane) for lane in json.loads(plan.read_text())["layers"]["rnn"]["keep"]] == [3]
+
+
+def test_a_plan_is_applied(model, clips, capsys):
+    plan, out = model.parent / "plan.json", model.parent / "o.onnx"
+    assert call("plan", model, "-o", plan, "--keep", "2", "--data", clips) == 0
+    assert "6 -> 2" in capsys.readouterr().out
+    assert call("apply", model, plan, "-o", out, "--data", clips) == 0
+    assert "6 -> 2" in capsys.readouterr().out
+    assert out.exists()
+
+
+def test_compare_says_whether_the_limit_is_kept(model, clips, capsys):
+    out = model.parent / "o.onnx"
+    assert call("compare", model, model, "--data", clips, "--max-nrmse", 0) == 0
+    assert "the same as the original's" in capsys.readouterr().out
+    assert call("prune", model, "-o", out, "--keep", "1", "--data", clips) == 0
+    capsys.readouterr()
+    assert call("compare", model, out, "--data", clips) == 0
+    capsys.readouterr()
+    assert call("compare", model, out, "--data", clips, "--max-nrmse", 1e-6, "--json") == 3
+    text, err = capsys.readouterr()
+    assert json.loads(text)["passed"] is False
+    assert err == "Error: an output deviates by more than 1e-06\n"
+
+
+def test_bench(model, clips, capsys):
+    assert call("bench", model, model, "--data", clips, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["rows"]) == 2 and found["threads"] == 1
+
+
+@pytest.mark.parametrize("keep", ["0%", "101%", "-3", "much", "0"])
+def test_an_amount_that_is_none(keep, model, capsys):
+    assert call("prune", model, "-o", model.parent / "o.onnx", "--keep", keep) == 1
+    assert one_line(capsys).startswith("Error: --keep: ")
+    assert not (model.parent / "o.onnx").exists()
+
+
+def test_a_missing_model_is_an_error_of_one_line(tmp_path, capsys):
+    assert call("inspect", tmp_path / "absent.onnx") == 1
+    assert "there is no such file" in one_line(capsys)
+
+
+def test_a_budget_that_cannot_be_met_is_3(model, clips, capsys):
+    arguments = ("-o", model.parent / "o.onnx", "--budget", "params=10", "--data", clips)
+    assert call("prune", model, *arguments) == 3
+    one_line(capsys)
+
+
+def test_data_that_do_not_fit_are_an_error_of_one_line(model, tmp_path, capsys):
+    np.savez(tmp_path / "bad.npz", X=np.ones((3, 1, 4)))
+    out = model.parent / "o.onnx"
+    assert call("prune", model, "-o", out, "--keep", "50%", "--data", tmp_path / "bad.npz") == 1
+    assert "bad.npz: the model has no input 'X'; did you mean 'x'?" in one_line(capsys)
+
+
+def test_the_module_is_the_command(model):
+    command = [sys.executable, "-m", "onnx_rnn_prune", "inspect", str(model), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["layers"]
+    assert done.stderr == ""

@@ -1,0 +1,286 @@
+"""Reports are understood by people who do not know the words of this package."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.report import (
+    ProgressBars,
+    bench_table,
+    compare_table,
+    inspect_table,
+    plan_table,
+    prune_table,
+    to_json,
+    write_json,
+)
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+
+
+def shown(renderable, width=120):
+    """The text of a report, with runs of spaces and line breaks as one space."""
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(renderable)
+    return " ".join(console.file.getvalue().split())
+
+
+def pruned():
+    return {
+        "mode": "shrink",
+        "layers": [
+            {
+                "name": "/enc/LSTM[0]",
+                "op": "LSTM",
+                "direction": "bidirectional",
+                "scope": "If_3.then_branch",
+                "hidden_before": 400,
+                "hidden_after": 160,
+                "params_before": 1_284_800,
+                "params_after": 308_480,
+                "outlets": [
+                    {"output": "Y", "end": "absorbed", "at": "/fc/MatMul", "reason": None},
+                    {"output": "Y", "end": "absorbed", "at": "/fc/MatMul_1", "reason": None},
+                    {"output": "Y_h", "end": "restored", "at": "hn", "reason": "graph output"},
+                    {"output": "Y_c", "end": "unused", "at": None, "reason": None},
+                ],
+            },
+            {
+                "name": "tiny",
+                "op": "GRU",
+                "direction": "forward",
+                "scope": "",
+                "hidden_before": 8,
+                "hidden_after": 8,
+                "params_before": 480,
+                "params_after": 480,
+                "pinned": "restoring costs more than shrinking saves",
+                "outlets": [],
+            },
+        ],
+        "totals": {
+            "params_before": 1_300_000,
+            "params_after": 320_000,
+            "rnn_params_before": 1_285_280,
+            "rnn_params_after": 308_960,
+            "bytes_before": 5_200_000,
+            "bytes_after": 1_300_000,
+        },
+        "oracle": {"max_abs_diff": 3.1e-7, "passed": True},
+        "drift": {
+            "logits": {
+                "max_abs": 0.3,
+                "rmse": 0.02,
+                "nrmse": 0.0213,
+                "cosine": 0.999,
+                "top1_agreement": 0.987,
+            },
+            "hn": {"max_abs": 0, "rmse": 0, "nrmse": 0, "cosine": 1, "top1_agreement": None},
+        },
+        "latency": {"before_ms": 4.12, "after_ms": 1.33, "speedup": 3.1, "threads": 1},
+        "recovery": {"asked": "auto", "used": "lstsq", "lambda": 0.01, "reason": "least deviation"},
+        "data": {
+            "source": "clips",
+            "feeds": 12,
+            "random": False,
+            "calibration_feeds": 9,
+            "heldout_feeds": 3,
+            "shared": False,
+        },
+        "warnings": ["the model has [odd] names"],
+        "seconds": 3.2,
+    }
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        "If_3.then_branch//enc/LSTM[0]",
+        "LSTM, bidirectional",
+        "400 -> 160",
+        "1.28 M -> 308 k",
+        "Y: read by smaller weights in /fc/MatMul, /fc/MatMul_1",
+        "Y_h: brought back to full size for hn (graph output)",
+        "Y_c: not used",
+        "unchanged: restoring costs more than shrinking saves",
+        "File size 5.20 MB 1.30 MB 75 % less",
+        "Time per run (1 thread) 4.12 ms 1.33 ms 3.1x faster",
+        "Self-check: the smaller file equals the full-size file with the removed units zeroed "
+        "(largest difference 3e-07): passed",
+        "Output logits: deviates 2.1 % from the original (RMS, relative to the original's spread); "
+        "same top answer in 98.7 %",
+        "Output hn: the same as the original's",
+        "Recovery: the kept weights are refitted so as to stand in for the removed units "
+        "(least squares, lambda 0.01); least deviation",
+        "Data: clips, 12 feeds: 9 to calibrate, 3 held out to judge by",
+        "Warning: the model has [odd] names",
+    ],
+)
+def test_prune(expected):
+    assert expected in shown(prune_table(pruned()), width=200)
+
+
+def test_a_narrow_table_loses_no_letter():
+    report = pruned()
+    report["layers"][0]["name"] = "x" * 300
+    assert shown(prune_table(report), width=80).count("x") >= 300
+
+
+def test_prune_without_data():
+    report = pruned()
+    report["data"] = {"source": "random, seed 0", "feeds": 2, "random": True, "shared": False}
+    text = shown(prune_table(report))
+    assert (
+        "Data: none given; random numbers were used (random, seed 0) and nothing was calib" in text
+    )
+
+
+def test_prune_with_one_feed():
+    report = pruned()
+    report["data"].update(shared=True, feeds=1)
+    assert "clips, 1 feed, used to calibrate and to judge by" in shown(prune_table(report))
+
+
+def test_prune_zero_says_so():
+    report = {**pruned(), "mode": "zero"}
+    report["oracle"] = {"max_abs_diff": math.inf, "passed": False}
+    text = shown(prune_table(report))
+    assert "Self-check: the file with the removed units zeroed equals the smaller file" in text
+    assert "(largest difference inf): FAILED" in text
+
+
+@pytest.mark.parametrize("nrmse", [math.inf, None])
+def test_a_deviation_without_measure(nrmse):
+    report = pruned()
+    report["drift"]["logits"]["nrmse"] = nrmse
+    assert "logits: deviates without measure" in shown(prune_table(report))
+
+
+def test_what_is_missing_is_left_out():
+    report = {key: pruned()[key] for key in ("layers", "totals")}
+    text = shown(prune_table(report))
+    assert "400 -> 160" in text
+    assert "Self-check" not in text and "Time" not in text
+
+
+def test_many_places_are_summed_up():
+    report = pruned()
+    outlet = {"output": "Y", "end": "absorbed", "reason": None}
+    report["layers"][0]["outlets"] = [{**outlet, "at": f"n{i}"} for i in range(9)]
+    assert "n0, n1, n2 and 6 more" in shown(prune_table(report))
+
+
+def test_inspect():
+    layer = {
+        "name": "rnn",
+        "op": "GRU",
+        "direction": "forward",
+        "hidden": 128,
+        "input": 40,
+        "params": 65_000,
+        "share_of_params": 0.66,
+        "flops_per_step": 130_000,
+        "outlets": [],
+        "pinned": None,
+    }
+    model = {"path": "a.onnx", "bytes": 400_000, "params": 98_500, "inputs": ["x: float32[?]"]}
+    model["outputs"] = ["y"]
+    pinned = {**layer, "name": "other", "pinned": "its weights are inputs"}
+    report = {"model": model, "layers": [layer, pinned], "totals": {}}
+    text = shown(inspect_table(report))
+    assert "Model: a.onnx, 98.5 k parameters, 400 kB" in text
+    assert "Inputs: x: float32[?]" in text
+    assert "rnn GRU 128 40 65.0 k 66 % 130 k yes" in text
+    assert "no: its weights are inputs" in text
+    assert "there is nothing to prune" in shown(inspect_table({**report, "layers": []}))
+
+
+def test_plan():
+    layers = {"a": LayerPlan(4, ((0, 2), (1, 3))), "b": LayerPlan(3, ((0, 1, 2),), "If_1.else")}
+    text = shown(plan_table(Plan("", layers)))
+    assert "a 4 -> 2 50 %" in text
+    assert "If_1.else/b 3 100 %" in text
+
+
+def test_compare_and_bench():
+    report = pruned()
+    both = {"drift": report["drift"], "bytes": {"a": 100, "b": 50}, "latency": report["latency"]}
+    text = shown(compare_table(both))
+    assert "same top answer in 98.7 %" in text
+    assert "File size: 100 B -> 50 B (50 % less)" in text
+    assert "Time per run: 4.12 ms -> 1.33 ms, 3.1x faster" in text
+    rows = [("a", 2.0, 1.0), ("b", 1.0, 2.0), ("c", 2.0, 1.0)]
+    table = {"rows": [dict(zip(("model", "ms", "ratio"), row, strict=True)) for row in rows]}
+    text = shown(bench_table({**table, "threads": 2}))
+    assert "a 2.00 ms b 1.00 ms 2.0x faster than the first c 2.00 ms equally fast as the" in text
+    assert "2 threads" in text
+
+
+def test_json_is_plain(tmp_path):
+    report = {"a": [1, (2.5, math.inf)], "b": {"c": math.nan, "d": None}, "e": "\u00e9"}
+    assert json.loads(to_json(report)) == {
+        "a": [1, [2.5, None]],
+        "b": {"c": None, "d": None},
+        "e": "\u00e9",
+    }
+    write_json(report, tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text(encoding="utf-8") == to_json(report) + "\n"
+    with pytest.raises(PruneError, match="cannot be written"):
+        write_json(report, tmp_path / "absent" / "r.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (amount(0), "0"),
+        (amount(999), "999"),
+        (amount(999.6), "1.00 k"),
+        (amount(12345), "12.3 k"),
+        (amount(999_999), "1.00 M"),
+        (amount(1_234_567), "1.23 M"),
+        (size(512), "512 B"),
+        (size(3_400_000), "3.40 MB"),
+        (duration(0.0123), "0.0123 ms"),
+        (duration(12.34), "12.3 ms"),
+        (duration(1234), "1.23 s"),
+        (percent(0), "0 %"),
+        (percent(0.00001), "under 0.01 %"),
+        (percent(0.0213), "2.1 %"),
+        (percent(0.5), "50 %"),
+        (percent(0.9999), "over 99.9 %"),
+        (percent(1), "100 %"),
+        (percent(12), "1200 %"),
+        (percent(None), "unknown"),
+        (faster(1.0), "equally fast"),
+        (faster(3.14), "3.1x faster"),
+        (faster(0.5), "2.0x slower"),
+        (faster(12.34), "12x faster"),
+        (fewer(100, 33), "67 % less"),
+        (fewer(100, 103), "3.0 % more"),
+        (fewer(0, 0), "the same"),
+    ],
+)
+def test_numbers(text, expected):
+    assert text == expected
+
+
+def test_progress_is_silent_where_there_is_no_terminal():
+    console = Console(file=io.StringIO())
+    with ProgressBars(console) as progress:
+        progress("runs [of] feeds", 1, 3)
+        progress("runs [of] feeds", 3, 3)
+        progress("other", 1, None)
+    assert console.file.getvalue() == ""
+
+
+def test_progress_shows_tasks_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with ProgressBars(console) as progress:
+        progress("runs [of] feeds", 1, 3)
+        progress("runs [of] feeds", 2, 3)
+    assert "runs [of] feeds" in console.file.getvalue()
+    assert "2/3" in console.file.getvalue()

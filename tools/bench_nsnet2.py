@@ -1,0 +1,204 @@
+"""What pruning costs a published speech denoiser: `python tools/bench_nsnet2.py`.
+
+Prunes NSNet2 (two GRU layers of 400 units) with a minute of unlabelled noisy speech, and denoises
+other recordings with what is left. `python tools/fetch_models.py nsnet2 speech` gets what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from fetch_models import default_folder
+from readme import markdown, write_section
+from speech import Mixture, features, mixtures, resynthesize, snr_db, spectra, split
+
+from onnx_rnn_prune import prune
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.validate import timings
+
+Feed = dict[str, npt.NDArray[np.float32]]
+Gain = npt.NDArray[np.float32]
+
+HIDDEN = 400
+UNITS = (160, 120, 80)
+RECOVERIES = (None, "none")
+PIECE = 10.0
+CALIBRATION = 60.0
+EVALUATION = 80.0
+TIMED_FRAMES = 500
+SECONDS_PER_MODEL = 4.0
+NOTE = f"""\
+Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech, SNR on
+{EVALUATION:.0f} s of other recordings by the same speaker (white and pink noise, babble, hum at 0 to
+15 dB), speed at {TIMED_FRAMES} frames on one thread. `python tools/bench_nsnet2.py` measures it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one version of the model does on the recordings for evaluation.
+
+    Attributes:
+        units: units of each layer.
+        recovery: what made up for the removed units.
+        speedup: the original's time / its own.
+        snr_db: mean signal-to-noise ratio of what it makes of them.
+        change_db: `snr_db` less the original's.
+        worst_db: the lowest such difference of a single piece.
+        gain_rmse: root of the mean squared difference of its gains, 0 to 1, from the original's.
+        seconds: how long pruning took, everything included.
+        pieces_db: the signal-to-noise ratio of each piece.
+    """
+
+    units: int
+    recovery: str
+    speedup: float
+    snr_db: float
+    change_db: float
+    worst_db: float
+    gain_rmse: float
+    seconds: float
+    pieces_db: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model and how it came about."""
+
+    model: onnx.ModelProto
+    units: int
+    recovery: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The gains [frames, 161] of a model for each piece, and what comes of them in decibels."""
+
+    gains: tuple[Gain, ...]
+    snr_db: tuple[float, ...]
+
+
+def feed(mixture: Mixture) -> Feed:
+    """The model's input [1, frames, 161] for the noisy audio of a mixture."""
+    return {"input": features(spectra(mixture.noisy))}
+
+
+def cut(path: Path, units: int, recovery: str | None, feeds: Sequence[Feed]) -> Pruned:
+    """Prunes both layers to so many units; no recovery named means the default one."""
+    start = time.perf_counter()
+    result = prune(path, keep=units, data=feeds, recover=recovery)
+    seconds = time.perf_counter() - start
+    return Pruned(result.model, units, str(result.report["recovery"]["used"]), seconds)
+
+
+def listen(runner: Runner, pieces: Sequence[Mixture]) -> Heard:
+    """Denoises the pieces and compares each with its clean speech."""
+    gains: list[Gain] = []
+    ratios: list[float] = []
+    for piece in pieces:
+        gain = np.asarray(runner(feed(piece), ["output"])["output"][0], np.float32)
+        audio = resynthesize(spectra(piece.noisy), gain, piece.clean.size)
+        gains.append(gain)
+        ratios.append(snr_db(piece.clean, audio))
+    return Heard(tuple(gains), tuple(ratios))
+
+
+def row(pruned: Pruned, speedup: float, heard: Heard, original: Heard) -> Row:
+    """Compares what a pruned model makes of the pieces with what the original makes of them."""
+    changes = np.subtract(heard.snr_db, original.snr_db)
+    errors = np.concatenate(heard.gains) - np.concatenate(original.gains)
+    return Row(
+        units=pruned.units,
+        recovery=pruned.recovery,
+        speedup=speedup,
+        snr_db=float(np.mean(heard.snr_db)),
+        change_db=float(changes.mean()),
+        worst_db=float(changes.min()),
+        gain_rmse=float(np.sqrt(np.mean(np.square(errors, dtype=np.float64)))),
+        seconds=pruned.seconds,
+        pieces_db=heard.snr_db,
+    )
+
+
+def measure(path: Path, models: Sequence[Pruned], pieces: Sequence[Mixture]) -> list[Row]:
+    """Rows of the original and the pruned models; they are timed in turns, on one thread."""
+    models = [Pruned(onnx.load(path), HIDDEN, "", 0.0), *models]
+    runners = [Runner(each.model, name=f"{each.units} units") for each in models]
+    sample = {"input": feed(pieces[0])["input"][:, :TIMED_FRAMES]}
+    times = timings(runners, sample, seconds=SECONDS_PER_MODEL * len(runners))
+    heard = [listen(runner, pieces) for runner in runners]
+    return [
+        row(each, time.ratio, own, heard[0])
+        for each, time, own in zip(models, times, heard, strict=True)
+    ]
+
+
+def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
+    """The rows in Markdown, after that of the noisy input, and what they were measured on."""
+    header = ["units", "recovery", "speed", "SNR", "change", "worst piece", "gain RMSE", "took"]
+    noisy = float(np.mean([piece.snr_db for piece in pieces]))
+    lines = [["noisy input", "", "", f"{noisy:.2f} dB", "", "", "", ""]]
+    for each in rows:
+        speed, snr = f"{each.speedup:.2f}x", f"{each.snr_db:.2f} dB"
+        if each.units == HIDDEN:
+            lines.append([f"{HIDDEN} (original)", "", speed, snr, "", "", "", ""])
+            continue
+        changes = [f"{each.change_db:+.2f} dB", f"{each.worst_db:+.2f} dB"]
+        took = f"{each.seconds:.0f} s"
+        cells = [str(each.units), each.recovery, speed, snr, *changes]
+        lines.append([*cells, f"{each.gain_rmse:.4f}", took])
+    return f"{markdown(header, lines)}\n\n{NOTE}"
+
+
+def bench(folder: Path, units: Sequence[int]) -> tuple[list[Row], list[Mixture]]:
+    """The rows, the original's first, and the pieces they were measured on."""
+    path, recordings = folder / "nsnet2.onnx", folder / "speech"
+    if not path.exists() or not recordings.is_dir():
+        remedy = f"python tools/fetch_models.py nsnet2 speech --to {folder}"
+        raise PruneError("no nsnet2.onnx and speech", where=str(folder), remedy=f"run {remedy}")
+    sets = split(recordings)
+    feeds = [feed(mixture) for mixture in mixtures(sets["calibration"], CALIBRATION, PIECE, 0)]
+    pieces = mixtures(sets["evaluation"], EVALUATION, PIECE, 2)
+    models = []
+    for count in units:
+        for recovery in RECOVERIES:
+            print(f"{count} units, recovery {recovery or 'by default'}", file=sys.stderr)
+            models.append(cut(path, count, recovery, feeds))
+    return measure(path, models, pieces), pieces
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")
+    parser.add_argument("--json", type=Path, help="file to write all numbers to")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    choices = parser.parse_args()
+    try:
+        rows, pieces = bench(choices.models, choices.units)
+        text = table(rows, pieces)
+        print(text)
+        if choices.json:
+            inputs = [{"noise": piece.noise, "snr_db": piece.snr_db} for piece in pieces]
+            numbers = {"pieces": inputs, "rows": [asdict(each) for each in rows]}
+            choices.json.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+        if choices.readme:
+            write_section("nsnet2", text)
+    except (PruneError, ValueError, OSError) as error:
+        print(f"bench_nsnet2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

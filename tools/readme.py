@@ -1,0 +1,42 @@
+"""Tables that scripts measure and write into README.md, between two markers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is aligned to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def replace_section(text: str, name: str, body: str) -> str:
+    """`text` with `body` between `<!-- name:begin -->` and `<!-- name:end -->`.
+
+    Raises:
+        ValueError: one of the markers is not there exactly once, or they are the wrong way round.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(f"{begin} and {end} are needed, once each and in this order")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{body.strip()}\n{end}{rest.split(end)[1]}"
+
+
+def write_section(name: str, body: str, path: Path = README) -> None:
+    """Puts `body` into a file, by default README.md, between the markers of `name`.
+
+    Raises:
+        ValueError: the file is missing or lacks the markers.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing")
+    try:
+        text = replace_section(path.read_text("utf-8"), name, body)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    path.write_text(text, "utf-8")
