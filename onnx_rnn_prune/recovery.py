@@ -19,6 +19,7 @@ from onnx_rnn_prune.score.evidence import Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.labels import Mask, kept
+from onnx_rnn_prune.trace.states import state_outputs
 from onnx_rnn_prune.validate import drift
 
 RECOVERIES = ("none", "bias", "lstsq")
@@ -73,7 +74,7 @@ class Bench:
         cut = document.copy()
         Shrink(self.prepared.trace, self.keep)(cut)
         found = drift(self.original, Runner(cut.write(), name="a candidate"), self.held_out)
-        states = self.prepared.state_outputs()
+        states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
         # What a state holds matters only for what comes of it.
         errors = errors or [values.nrmse for values in found.values()]

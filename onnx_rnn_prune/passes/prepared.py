@@ -33,17 +33,6 @@ class Prepared:
     ends: Mapping[Outlet, tuple[str, ...]]
     restored: Mapping[Outlet, str]
 
-    def state_outputs(self) -> set[str]:
-        """Outputs of the model that are final states of its layers."""
-        outputs = {tensor.name for tensor in self.document.graph.outputs}
-        return {
-            tensor.name
-            for node in self.document.graph.nodes
-            if node.name.endswith(STATE_RESTORES)
-            for tensor in _and_behind(node)
-            if tensor.name in outputs
-        }
-
 
 def prepare(source: Document, names: Sequence[str], feed: Feed) -> Prepared:
     """Prepares a copy of a document for cutting the named layers.
