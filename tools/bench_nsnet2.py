@@ -53,6 +53,8 @@ class Row:
         speedup: the original's time / its own.
         snr_db: mean signal-to-noise ratio of what it makes of them.
         change_db: `snr_db` less the original's.
+        steady_db: the same difference over the pieces whose noise is not babble: babble is speech,
+            and a model that suppresses less of everything does better there.
         worst_db: the lowest such difference of a single piece.
         gain_rmse: root of the mean squared difference of its gains, 0 to 1, from the original's.
         seconds: how long pruning took, everything included.
@@ -64,6 +66,7 @@ class Row:
     speedup: float
     snr_db: float
     change_db: float
+    steady_db: float
     worst_db: float
     gain_rmse: float
     seconds: float
@@ -113,8 +116,11 @@ def listen(runner: Runner, pieces: Sequence[Mixture]) -> Heard:
     return Heard(tuple(gains), tuple(ratios))
 
 
-def row(pruned: Pruned, speedup: float, heard: Heard, original: Heard) -> Row:
+def row(
+    pruned: Pruned, speedup: float, heard: Heard, original: Heard, pieces: Sequence[Mixture]
+) -> Row:
     """Compares what a pruned model makes of the pieces with what the original makes of them."""
+    steady = [piece.noise != "babble" for piece in pieces]
     changes = np.subtract(heard.snr_db, original.snr_db)
     errors = np.concatenate(heard.gains) - np.concatenate(original.gains)
     return Row(
@@ -123,6 +129,7 @@ def row(pruned: Pruned, speedup: float, heard: Heard, original: Heard) -> Row:
         speedup=speedup,
         snr_db=float(np.mean(heard.snr_db)),
         change_db=float(changes.mean()),
+        steady_db=float(changes[steady].mean()),
         worst_db=float(changes.min()),
         gain_rmse=float(np.sqrt(np.mean(np.square(errors, dtype=np.float64)))),
         seconds=pruned.seconds,
@@ -138,22 +145,24 @@ def measure(path: Path, models: Sequence[Pruned], pieces: Sequence[Mixture]) -> 
     times = timings(runners, sample, seconds=SECONDS_PER_MODEL * len(runners))
     heard = [listen(runner, pieces) for runner in runners]
     return [
-        row(each, time.ratio, own, heard[0])
+        row(each, time.ratio, own, heard[0], pieces)
         for each, time, own in zip(models, times, heard, strict=True)
     ]
 
 
 def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
     """The rows in Markdown, after that of the noisy input, and what they were measured on."""
-    header = ["units", "recovery", "speed", "SNR", "change", "worst piece", "gain RMSE", "took"]
+    changes = ["change", "without babble", "worst piece"]
+    header = ["units", "recovery", "speed", "SNR", *changes, "gain RMSE", "took"]
     noisy = float(np.mean([piece.snr_db for piece in pieces]))
-    lines = [["noisy input", "", "", f"{noisy:.2f} dB", "", "", "", ""]]
+    lines = [["noisy input", "", "", f"{noisy:.2f} dB", *[""] * 5]]
     for each in rows:
         speed, snr = f"{each.speedup:.2f}x", f"{each.snr_db:.2f} dB"
         if each.units == HIDDEN:
-            lines.append([f"{HIDDEN} (original)", "", speed, snr, "", "", "", ""])
+            lines.append([f"{HIDDEN} (original)", "", speed, snr, *[""] * 5])
             continue
-        changes = [f"{each.change_db:+.2f} dB", f"{each.worst_db:+.2f} dB"]
+        differences = (each.change_db, each.steady_db, each.worst_db)
+        changes = [f"{value:+.2f} dB" for value in differences]
         took = f"{each.seconds:.0f} s"
         cells = [str(each.units), each.recovery, speed, snr, *changes]
         lines.append([*cells, f"{each.gain_rmse:.4f}", took])

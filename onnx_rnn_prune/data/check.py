@@ -12,6 +12,9 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
 
+# What the right answers are called that may lie in a feed beside its inputs.
+LABELS = "labels"
+
 
 def check_feed(
     raw: object, ports: Sequence[Port], states: frozenset[str], where: str
@@ -48,8 +51,9 @@ def _check_names(
 ) -> None:
     known = [port.name for port in ports]
     for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
+        if name not in known and name != LABELS:
+            close = [other for other in known if other.lower() == name.lower()]
+            close = close or get_close_matches(name, known, n=1)
             raise PruneError(
                 f"the model has no input '{name}'",
                 where=where,

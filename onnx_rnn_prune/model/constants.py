@@ -62,6 +62,13 @@ def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
     return outputs[position]
 
 
+def require_constant(tensor: gs.Tensor, opset: int | None = None) -> Array:
+    """The value of a tensor that is known to be constant."""
+    value = constant_value(tensor, opset)
+    assert value is not None, f"{tensor.name} is not constant"
+    return value
+
+
 def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     """The shape of a constant, without reading the values of an initializer."""
     if isinstance(tensor, gs.Constant):

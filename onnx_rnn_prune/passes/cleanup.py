@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document, subgraphs_of, tensors_of
 from onnx_rnn_prune.model.edit import add_constant, fresh_name, insert_before
 from onnx_rnn_prune.passes.prepare import RESTORE, SELECT
@@ -73,7 +73,7 @@ def picked_entries(matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.int64] | N
 
 def _to_gather(graph: gs.Graph, node: gs.Node, picked: npt.NDArray[np.int64]) -> None:
     data, result = node.inputs[0], node.outputs[0]
-    size = constant_value(node.inputs[1]).shape[1]  # type: ignore[union-attr]
+    size = require_constant(node.inputs[1]).shape[1]
     if picked.max(initial=0) == size:
         data = _padded(graph, node, data)
     node.outputs.clear()

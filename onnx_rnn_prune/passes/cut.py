@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.model.edit import add_constant, set_input
 from onnx_rnn_prune.model.runner import Array
@@ -79,8 +79,7 @@ def _rewrite(
     values: dict[tuple[str, bytes], Array] = {}
     for (node_name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[node_name].inputs[slot]
-        value = constant_value(tensor, document.graph.opset)
-        assert value is not None, f"{tensor.name} is not constant"
+        value = require_constant(tensor, document.graph.opset)
         result = change(value, bounds, keep)
         key = tensor.name, result.tobytes()
         readers[key].append((nodes[node_name], slot))

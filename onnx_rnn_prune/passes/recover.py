@@ -74,13 +74,13 @@ def fit(moments: Moments, weight: Matrix, stays: Mask, ridge: float) -> tuple[Ma
     size = len(stays)
     missing = np.concatenate([weight, -weight[:, stays]], axis=1)
     offset: Matrix = missing @ moments.mean
-    fitted: Matrix = np.where(stays, weight, 0.0)
+    fitted = weight * stays
     if stays.any() and not math.isinf(ridge):
         covariance = moments.covariance
         cross = missing @ covariance[:, size:]
         slope = solve(covariance[size:, size:], cross.T, ridge).T
         fitted[:, stays] += slope
-        offset = offset - slope @ moments.mean[size:]
+        offset -= slope @ moments.mean[size:]
     return fitted, offset
 
 
@@ -88,8 +88,8 @@ def solve(own: Matrix, cross: Matrix, ridge: float) -> Matrix:
     """(C + lambda diag C)^-1 X for a covariance C, [k, k], and X, [k, m]."""
     scale = np.diag(own)
     floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
-    solution: Matrix = np.linalg.solve(own + np.diag(ridge * scale + floor), cross)
-    return solution
+    damped = own + np.diag(ridge * scale + floor)
+    return np.asarray(np.linalg.solve(damped, cross), dtype=np.float64)
 
 
 def teacher_pairs(moments: Moments, stays: Mask) -> Moments:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
     add_constant,
@@ -150,7 +150,7 @@ def _resize_split(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None
     total, parts = cut.mask.size, len(node.outputs)
     sizes = node.attrs.get("split")
     if len(node.inputs) > 1 and node.inputs[1].name:
-        sizes = np.ravel(constant_value(node.inputs[1], graph.opset))
+        sizes = np.ravel(require_constant(node.inputs[1], graph.opset))
     if sizes is None:
         chunk = -(-total // parts)
         sizes = [min(chunk, total - chunk * part) for part in range(parts)]

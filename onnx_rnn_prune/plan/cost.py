@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.model.constants import constant_shape, constant_value
+from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
@@ -124,8 +124,7 @@ def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
     seen: set[str] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[name].inputs[slot]
-        value = constant_value(tensor, document.graph.opset)
-        assert value is not None
+        value = require_constant(tensor, document.graph.opset)
         if tensor.name in seen:
             continue
         seen.add(tensor.name)
@@ -146,4 +145,5 @@ def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
 
 
 def _line(labels: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64]:
-    return np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+    line: npt.NDArray[np.int64] = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+    return line

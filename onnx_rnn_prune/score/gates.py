@@ -94,7 +94,8 @@ class GateReader:
         return np.concatenate([np.arange(layer.hidden) + block * layer.hidden for block in blocks])
 
     def _matrix(self, layer: RecurrentLayer, source: str) -> Array:
-        return _constant(layer, "W" if source == "X" else "R")[self.direction]
+        matrix: Array = _constant(layer, "W" if source == "X" else "R")[self.direction]
+        return matrix
 
     def _signal_X(self, layer: RecurrentLayer, steps: _Steps) -> Matrix:
         return steps.inputs

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.model.edit import add_constant, set_input
 from onnx_rnn_prune.model.runner import Array
@@ -71,7 +71,8 @@ class ProductReader:
         bound = self.binding.bound
         lines = np.moveaxis(bound.labels, bound.axis, -1)
         lines = lines.reshape(-1, lines.shape[-1])
-        return lines[self.part if len(lines) > 1 else 0]
+        line: Labels = lines[self.part if len(lines) > 1 else 0]
+        return line
 
     def taps(self, document: Document) -> list[str]:
         return [self._data(document).name]
@@ -89,9 +90,8 @@ class ProductReader:
         return value.reshape(-1, value.shape[-1])
 
     def weight(self, document: Document) -> Matrix:
-        return _as_matrix(self._weight(document), self._axis(document), self._out(document))[
-            self.part
-        ].astype(np.float64)
+        stack = _as_matrix(self._weight(document), self._axis(document), self._out(document))
+        return np.asarray(stack[self.part], dtype=np.float64)
 
     def store(self, document: Document, weight: Matrix, bias: Matrix) -> None:
         node, slot = self._node(document), self.binding.bound.slot
@@ -113,9 +113,7 @@ class ProductReader:
 
     def _weight(self, document: Document) -> Array:
         tensor = self._node(document).inputs[self.binding.bound.slot]
-        value = constant_value(tensor, document.graph.opset)
-        assert value is not None
-        return value
+        return require_constant(tensor, document.graph.opset)
 
     def _axis(self, document: Document) -> int:
         return self.binding.bound.axis % self._weight(document).ndim
@@ -150,13 +148,13 @@ def _as_matrix(weight: Array, axis: int, out: int) -> Array:
 
 def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
     if like.ndim == 2:
-        return np.moveaxis(stack[0], (0, -1), (out, axis)).astype(like.dtype)
+        return _like(np.moveaxis(stack[0], (0, -1), (out, axis)), like)
     if out == 0:
         shape = (*(size for place, size in enumerate(like.shape) if place != axis),)
-        return np.moveaxis(stack[0].reshape(*shape, like.shape[axis]), -1, axis).astype(like.dtype)
+        return _like(np.moveaxis(stack[0].reshape(*shape, like.shape[axis]), -1, axis), like)
     batch = like.shape[:-2]
     shaped = stack.reshape(*batch, like.shape[out], like.shape[axis])
-    return np.moveaxis(shaped, (-2, -1), (out, axis)).astype(like.dtype)
+    return _like(np.moveaxis(shaped, (-2, -1), (out, axis)), like)
 
 
 def bias_slot(node: gs.Node) -> int | None:
@@ -174,9 +172,8 @@ def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Arr
     slot = bias_slot(node)
     assert slot is not None, "prepare makes room for a bias"
     follower = node.outputs[0].outputs[0]
-    present = constant_value(follower.inputs[slot], graph.opset)
-    weight = constant_value(node.inputs[reader.binding.bound.slot], graph.opset)
-    assert present is not None and weight is not None
+    present = require_constant(follower.inputs[slot], graph.opset)
+    weight = require_constant(node.inputs[reader.binding.bound.slot], graph.opset)
     stack = np.zeros((max(int(np.prod(weight.shape[:-2])), 1), 1, len(bias)), bias.dtype)
     stack[reader.part if len(stack) > 1 else 0] = bias
     value = stack.reshape(*weight.shape[:-2], 1, len(bias)) if weight.ndim > 2 else bias
@@ -191,7 +188,7 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
     alpha = float(node.attrs.get("alpha", 1.0))
     if has_bias_input(node, 2):
         beta = float(node.attrs.get("beta", 1.0))
-        present = constant_value(node.inputs[2], graph.opset)
+        present = require_constant(node.inputs[2], graph.opset)
         total = present + bias * (alpha / beta)
         set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_c", _like(total, bias)))
     else:
@@ -200,10 +197,9 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
 
 def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
     """Sums the taps: a constant adds the same at every place, but at padded borders."""
-    weight = constant_value(node.inputs[1], graph.opset)
-    assert weight is not None
+    weight = require_constant(node.inputs[1], graph.opset)
     value = bias.reshape(len(weight), -1).sum(axis=1)
-    present = constant_value(node.inputs[2], graph.opset)
+    present = require_constant(node.inputs[2], graph.opset)
     total = _like(present + value, bias)
     set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_b", total))
 

@@ -9,20 +9,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import CELLS, find_layers
 from onnx_rnn_prune.model.document import Document
 
-_MOVING = set(
-    [
-        "Cast",
-        "Concat",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
+_MOVING = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+_MOVING |= {"Transpose", "Unsqueeze"}
 # What prepare may have put behind a state: its restore and an addition.
 _RESTORING = {"MatMul", "Add"}
 _OPS = {cell.op for cell in CELLS}

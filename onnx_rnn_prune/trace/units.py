@@ -132,4 +132,4 @@ def _stack(units: Units, atoms: Iterable[Ids]) -> tuple[Ids, ...]:
     for atom in atoms:
         ordered = atom[np.argsort(units.lane_of[atom], kind="stable")]
         by_lanes.setdefault(tuple(units.lane_of[ordered].tolist()), []).append(ordered)
-    return tuple(np.stack(sorted(rows, key=lambda row: row.tolist())) for rows in by_lanes.values())
+    return tuple(np.stack(rows) for rows in by_lanes.values())

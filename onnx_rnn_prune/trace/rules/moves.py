@@ -115,4 +115,4 @@ def slice_axes(step: Step) -> list[int] | None:
 
 def _contiguous(step: Step) -> bool:
     steps = step.value(4)
-    return steps is None or bool(np.all(np.abs(steps) == 1))  # type: ignore[arg-type]
+    return steps is None or bool(np.all(np.abs(steps) == 1))

@@ -52,7 +52,7 @@ def along_axis(step: Step) -> Flow | Stop:
 def _mixed_axes(step: Step, labels: Labels) -> list[int]:
     if step.node.op == "CumSum":
         axis = step.constants[1]
-        return list(range(labels.ndim)) if axis is None else [int(axis) % labels.ndim]  # type: ignore[arg-type]
+        return list(range(labels.ndim)) if axis is None else [int(axis) % labels.ndim]
     legacy = step.opset < 13  # there, everything from the axis on is one
     first = int(step.node.attrs.get("axis", 1 if legacy else -1)) % labels.ndim
     return list(range(first, labels.ndim)) if legacy else [first]
