@@ -38,9 +38,10 @@ EVALUATION = 80.0
 TIMED_FRAMES = 500
 SECONDS_PER_MODEL = 4.0
 NOTE = f"""\
-Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech, SNR on
-{EVALUATION:.0f} s of other recordings by the same speaker (white and pink noise, babble, hum at 0 to
-15 dB), speed at {TIMED_FRAMES} frames on one thread. `python tools/bench_nsnet2.py` measures it."""
+Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech, SNR
+on {EVALUATION:.0f} s of other recordings of the same speaker (white and pink noise, babble, hum at
+0 to 15 dB), speed at {TIMED_FRAMES} frames on one thread. `python tools/bench_nsnet2.py` measures
+it."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ def bench(folder: Path, units: Sequence[int]) -> tuple[list[Row], list[Mixture]]
 
 
 def main() -> int:
+    """Measures what the command line asks for; the exit code says whether it could."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")

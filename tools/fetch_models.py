@@ -204,6 +204,7 @@ def _listing() -> str:
 
 
 def main() -> int:
+    """Gets what the command line names; the exit code says whether it could."""
     names = {model.name: model for model in MODELS}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to get; all by default")

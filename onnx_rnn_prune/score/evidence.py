@@ -17,7 +17,8 @@ from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
-from onnx_rnn_prune.score.readers import ProductReader, Reader, Taps
+from onnx_rnn_prune.score.readers import ProductReader, Reader
+from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -94,6 +95,10 @@ class Tapped:
         taps.update({name: feed[name] for name in self._fed})
         return taps
 
+    def emphasis(self, reader: Reader, taps: Taps) -> Matrix:
+        """How much errors in one reader's outputs matter, [outputs]."""
+        return reader.emphasis(self._document, taps)
+
     def signal(self, reader: Reader, taps: Taps) -> Array:
         """What one reader reads, [N, n]."""
         return reader.signal(self._document, taps)
@@ -105,10 +110,12 @@ class Evidence:
 
     Attributes:
         moments: by reader name, of the signal that it reads.
+        emphasis: by reader name, how much the square of an error in each output matters.
         activity: per unit, the mean absolute state.
     """
 
     moments: Mapping[str, Moments]
+    emphasis: Mapping[str, Matrix]
     activity: Matrix
 
 
@@ -122,6 +129,7 @@ def collect(
     """Runs all feeds once and sums up what readers read; one feed is in memory at a time."""
     tapped = Tapped(document, readers)
     moments: dict[str, Moments] = {}
+    emphasis: dict[str, Matrix] = {}
     absolute = np.zeros(trace.units.count)
     samples = np.zeros(trace.units.count)
     total = len(feeds)
@@ -131,6 +139,8 @@ def collect(
         for reader in readers:
             signal = tapped.signal(reader, taps)
             found = Moments.of(signal)
+            weighed = tapped.emphasis(reader, taps) / total
+            emphasis[reader.name] = emphasis.get(reader.name, 0.0) + weighed
             moments[reader.name] = (
                 moments[reader.name].merge(found) if reader.name in moments else found
             )
@@ -139,4 +149,4 @@ def collect(
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
     progress("calibrating", total, total)
-    return Evidence(moments, absolute / np.maximum(samples, 1))
+    return Evidence(moments, emphasis, absolute / np.maximum(samples, 1))

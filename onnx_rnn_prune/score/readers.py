@@ -6,7 +6,7 @@ look at its weight to see how much a unit matters; recovery writes a new weight 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +18,9 @@ from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.model.edit import add_constant, set_input
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import Labels
 from onnx_rnn_prune.trace.trace import Binding
-
-Taps = Mapping[str, Array]
 
 
 class Reader(Protocol):
@@ -40,6 +39,9 @@ class Reader(Protocol):
 
     def signal(self, document: Document, taps: Taps) -> Array:
         """What is read, one row per product, shape [N, n]."""
+
+    def emphasis(self, document: Document, taps: Taps) -> Matrix:
+        """How much the square of an error in each output matters, [outputs]."""
 
     def weight(self, document: Document) -> Matrix:
         """[outputs, n]."""
@@ -88,6 +90,9 @@ class ProductReader:
             stacked = full.reshape(-1, int(np.prod(batch)), *value.shape[-2:])
             value = stacked[:, self.part]
         return value.reshape(-1, value.shape[-1])
+
+    def emphasis(self, document: Document, taps: Taps) -> Matrix:
+        return np.ones(len(self.weight(document)))
 
     def weight(self, document: Document) -> Matrix:
         stack = _as_matrix(self._weight(document), self._axis(document), self._out(document))

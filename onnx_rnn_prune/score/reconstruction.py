@@ -98,7 +98,7 @@ def _demands(
         for places in columns:
             covariance = evidence.moments[reader.name].covariance[np.ix_(places, places)]
             weight = reader.weight(document)[:, places]
-            gram = weight.T @ weight
+            gram = weight.T @ (evidence.emphasis[reader.name][:, None] * weight)
             for number, known in enumerate(covariances):
                 if np.array_equal(known, covariance):
                     weights[number] = weights[number] + gram

@@ -1,0 +1,1 @@
+"""Models drawn at random, and what is checked of each."""

@@ -1,0 +1,133 @@
+"""Recurrent layers with every option that onnxruntime takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from models import Builder, Value
+from onnx_rnn_prune.cells import CELLS, Cell
+
+_GATES = ["Sigmoid", "HardSigmoid"]
+_OTHERS = ["Tanh", "Relu", "Softsign", "LeakyRelu", "ScaledTanh", "Elu", "Affine"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A layer: its outputs by specified name, those that are omitted left out."""
+
+    cell: Cell
+    directions: int
+    hidden: int
+    outputs: dict[str, Value]
+    weights: dict[str, Value] = field(default_factory=dict)
+
+
+def draw_layer(
+    b: Builder,
+    x: Value,
+    *,
+    hidden: int | None = None,
+    direction: str | None = None,
+    wanted: tuple[str, ...] = (),
+    share: Drawn | None = None,
+) -> Drawn:
+    """A random layer that reads x [T, B, I].
+
+    Args:
+        b: the model in the making.
+        x: what the layer reads.
+        hidden: H, drawn where it is not given.
+        direction: drawn where it is not given.
+        wanted: outputs that may not be omitted.
+        share: a layer of the same sizes whose W and R this one takes.
+    """
+    rng = b.rng
+    cell = share.cell if share else rng.choice(CELLS)
+    direction = direction or rng.choice(["forward", "reverse", "bidirectional"])
+    d = 2 if direction == "bidirectional" else 1
+    h = hidden or rng.randint(1, 9)
+    gates = len(cell.gates)
+    weights = dict(share.weights) if share else {}
+    if not share:
+        weights["W"] = b.weight(b.numbers(d, gates * h, x.width))
+        weights["R"] = b.weight(b.numbers(d, gates * h, h))
+    given = {"X": x, **weights, **_optional_inputs(b, cell, x, d, h)}
+    inputs = [given[name].name if name in given else "" for name in cell.inputs]
+    while not inputs[-1]:
+        inputs.pop()
+    chosen = {name for name in cell.outputs if rng.random() < 0.5} | set(wanted)
+    chosen = chosen or {rng.choice(cell.outputs)}
+    names = {name: b.fresh(name) for name in cell.outputs if name in chosen}
+    outputs = [names.get(name, "") for name in cell.outputs]
+    while not outputs[-1]:
+        outputs.pop()
+    b.node(cell.op, inputs, outputs, **_attributes(b, cell, direction, d, h))
+    steps, batch = x.shape[0], x.shape[1]
+    shapes = {"Y": (steps, d, batch, h), "Y_h": (d, batch, h), "Y_c": (d, batch, h)}
+    values = {name: Value(tensor, shapes[name]) for name, tensor in names.items()}
+    return Drawn(cell, d, h, values, weights)
+
+
+def _optional_inputs(b: Builder, cell: Cell, x: Value, d: int, h: int) -> dict[str, Value]:
+    rng, gates = b.rng, len(cell.gates)
+    given = {}
+    if rng.random() < 0.7:
+        given["B"] = b.weight(b.numbers(d, 2 * gates * h, scale=0.3))
+    if cell.op == "LSTM" and rng.random() < 0.3:
+        given["P"] = b.weight(b.numbers(d, 3 * h, scale=0.5))
+    if rng.random() < 0.2:
+        b.used.append("sequence_lens")
+        known = "lengths" in b.inputs
+        given["sequence_lens"] = (
+            Value("lengths", ("B",)) if known else b.feed("lengths", "B", dtype=np.int32)
+        )
+    kind = rng.choice(["none", "none", "zeros", "zeros", "constant", "input"])
+    states = [name for name in ("initial_h", "initial_c") if name in cell.inputs]
+    for name in states:
+        if rng.random() < 0.8:
+            given.update(_state(b, kind, name, x, d, h))
+    return given
+
+
+def _state(b: Builder, kind: str, name: str, x: Value, d: int, h: int) -> dict[str, Value]:
+    b.used.append(f"{name} {kind}")
+    if kind == "input":
+        return {name: b.feed(b.fresh(name), d, "B", h)}
+    if kind == "zeros" and b.opset >= 9:
+        size = b.concat(0, b.ints(d), b.size_of(x, 1), b.ints(h))
+        if b.rng.random() < 0.5:
+            return {name: Value(b.op("ConstantOfShape", size), (d, "B", h))}
+        zero = b.const(np.zeros((d, 1, h), np.float32))
+        return {name: Value(b.op("Expand", zero, size), (d, "B", h))}
+    if kind == "constant" and b.opset >= 8:
+        start = b.const(b.numbers(d, 1, h))
+        size = b.concat(0, b.ints(d), b.size_of(x, 1), b.ints(h))
+        return {name: Value(b.op("Expand", start, size), (d, "B", h))}
+    return {}
+
+
+def _attributes(b: Builder, cell: Cell, direction: str, d: int, h: int) -> dict[str, Any]:
+    rng = b.rng
+    attrs: dict[str, Any] = {}
+    if direction != "forward" or rng.random() < 0.5:
+        attrs["direction"] = direction
+    if rng.random() < 0.85:
+        attrs["hidden_size"] = h
+    if cell.op == "GRU" and rng.random() < 0.5:
+        attrs["linear_before_reset"] = rng.randint(0, 1)
+    if rng.random() < 0.1:
+        attrs["clip"] = 0.8
+    if cell.op == "LSTM" and rng.random() < 0.1:
+        attrs["input_forget"] = 1
+    if rng.random() < 0.2:
+        names = []
+        for _ in range(d):
+            names += [
+                rng.choice(_GATES if default == "Sigmoid" else _OTHERS)
+                for default in cell.activations
+            ]
+        attrs["activations"] = names
+    return attrs
