@@ -67,7 +67,8 @@ class Builder:
         """An initializer or a Constant node."""
         array = np.asarray(value, dtype=dtype)
         name = self.fresh("c")
-        if self.rng.random() < 0.7:
+        floats_only = self.opset < 9 and array.dtype != np.float32
+        if floats_only or self.rng.random() < 0.7:
             self.initializers.append(numpy_helper.from_array(array, name))
         else:
             tensor = numpy_helper.from_array(array, f"{name}_value")
@@ -83,9 +84,8 @@ class Builder:
         self.used.append(f"weight by {how}")
         if how == "slice":
             axis = self.rng.randrange(array.ndim)
-            wide = np.concatenate([array, array[:1].repeat(1, 0).take([0], axis)], axis)
-            if wide.ndim == array.ndim and wide.shape[axis] == array.shape[axis] + 1:
-                return self.slice(self.const(wide), axis, 0, array.shape[axis])
+            wide = np.concatenate([array, array.take([0], axis)], axis)
+            return self.slice(self.const(wide), axis, 0, array.shape[axis])
         if how == "concat":
             axis = self.rng.randrange(array.ndim)
             if array.shape[axis] > 1:
@@ -228,6 +228,8 @@ class Builder:
     def feeds(self, steps: int, batch: int, seed: int = 0) -> Feed:
         """Random inputs for some number of time steps and sequences."""
         rng = np.random.default_rng([seed, steps, batch])
+        fixed = [size for size in self.inputs["x"][0][:2]]
+        steps, batch = (n if isinstance(n, int) else m for n, m in zip(fixed, (steps, batch)))
         result = {}
         for name, (shape, dtype) in self.inputs.items():
             sizes = [{"T": steps, "B": batch}.get(n, n) for n in shape]  # type: ignore[call-overload]

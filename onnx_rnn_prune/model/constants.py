@@ -57,7 +57,7 @@ def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
     values = [constant_value(item, opset) if item.name else None for item in node.inputs]
     if any(value is None and item.name for value, item in zip(values, node.inputs, strict=True)):
         return None
-    outputs = evaluate(node, values, opset or 17)
+    outputs = evaluate(node, values, opset or _opset_of(node))
     position = next(slot for slot, output in enumerate(node.outputs) if output is tensor)
     return outputs[position]
 
@@ -90,6 +90,15 @@ def is_zero(tensor: gs.Tensor) -> bool:
             return is_zero(node.inputs[0])
     value = constant_value(tensor)
     return value is not None and prod(value.shape) > 0 and not np.any(value)
+
+
+def _opset_of(node: gs.Node) -> int:
+    """An opset in which a moving operator has the form that it has here."""
+    if "starts" in node.attrs:  # Slice
+        return 9
+    if "axes" in node.attrs or "split" in node.attrs:  # Squeeze, Unsqueeze, Split
+        return 11
+    return 18 if "num_outputs" in node.attrs else 17
 
 
 def _literal(node: gs.Node) -> Array | None:

@@ -33,6 +33,15 @@ def set_input(node: gs.Node, slot: int, tensor: gs.Tensor) -> None:
     node.inputs[slot] = tensor
 
 
+def replace_constant(graph: gs.Graph, node: gs.Node, slot: int, value: Array) -> None:
+    """Gives a node another constant; in place where nobody else reads the old one."""
+    tensor = node.inputs[slot]
+    if isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1:
+        tensor.values = np.ascontiguousarray(value)
+    else:
+        set_input(node, slot, add_constant(graph, f"{tensor.name}_cut", value))
+
+
 def drop_input(node: gs.Node, slot: int) -> None:
     """Omits an optional input."""
     node.inputs[slot] = gs.Variable.empty()

@@ -19,6 +19,7 @@ from onnx_rnn_prune.model.edit import (
     insert_node,
 )
 from onnx_rnn_prune.passes.room import add_zero
+from onnx_rnn_prune.score.readers import bias_shape
 from onnx_rnn_prune.trace.trace import Outlet
 
 # How the names of the matrices end that are put in front of a layer and behind it.
@@ -127,4 +128,4 @@ def _restore(
     matrix = _identity(graph, layer, f"{label}_weight")
     made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[full])
     insert_node(graph, made, after=layer.node)
-    add_zero(graph, made, matrix.values)
+    add_zero(graph, made, bias_shape(matrix.values, 1), matrix.values)

@@ -46,7 +46,7 @@ def prepare(source: Document, names: Sequence[str], feed: Feed) -> Prepared:
     wanted = tuple(names)
     Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
     first = _trace(document, wanted, feed)
-    absorbing = MakeRoom(first.bindings)
+    absorbing = MakeRoom(wanted, first.bindings)
     changed = Pipeline((absorbing, Restore(wanted, first.restored)))(document)
     final = _trace(document, wanted, feed) if changed else first
     return Prepared(document, final, first.ends, first.restored)

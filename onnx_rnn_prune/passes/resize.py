@@ -21,6 +21,7 @@ from onnx_rnn_prune.model.edit import (
     fresh_name,
     insert_before,
     insert_node,
+    replace_constant,
     set_input,
 )
 from onnx_rnn_prune.model.runner import Array
@@ -84,7 +85,7 @@ def _resize_target(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> Non
     position = cut.axis - (cut.rank - target_or_none.size)
     if position >= 0:
         scaled = _scaled(target_or_none, position, new, old)
-        set_input(node, 1, add_constant(graph, f"{node.inputs[1].name}_cut", scaled))
+        replace_constant(graph, node, 1, scaled)
 
 
 def _scaled(target: Array, position: int, new: int, old: int) -> npt.NDArray[np.int64]:
@@ -173,7 +174,7 @@ def _resize_gather(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> Non
     wanted = np.asarray(index, dtype=np.int64) % cut.mask.size
     places = np.cumsum(cut.mask) - 1
     value = places[wanted[cut.mask[wanted]]].astype(index.dtype)
-    set_input(node, 1, add_constant(graph, f"{node.outputs[0].name}_index", value))
+    replace_constant(graph, node, 1, value)
 
 
 def _resize_slice(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
@@ -198,8 +199,7 @@ def _resize_slice(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None
         if len(node.inputs) == 1:
             node.attrs[name] = changed.tolist()
         else:
-            constant = add_constant(graph, f"{node.outputs[0].name}_{name}", changed)
-            set_input(node, 1 if name == "starts" else 2, constant)
+            replace_constant(graph, node, 1 if name == "starts" else 2, changed)
 
 
 def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.int64]]:

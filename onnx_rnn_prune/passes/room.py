@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document, nodes_by_key
-from onnx_rnn_prune.model.edit import add_constant, fresh_name, insert_node, set_input
+from onnx_rnn_prune.model.edit import add_constant, drop_input, fresh_name, insert_node, set_input
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.score.readers import bias_slot, has_bias_input
+from onnx_rnn_prune.score.readers import bias_shape, bias_slot, has_bias_input
 from onnx_rnn_prune.trace.trace import Binding
 
 _ROOM = "_room_for_bias"
@@ -20,24 +21,31 @@ _ROOM = "_room_for_bias"
 
 @dataclass(frozen=True, eq=False)
 class MakeRoom:
-    """Adds zero to every product of units to which nothing constant is added.
+    """Adds zero to every sum over units to which nothing constant is added.
 
     Attributes:
-        bindings: where constants read units.
+        layers: the layers whose units are cut, and which sum over them.
+        bindings: where other constants read units.
     """
 
+    layers: tuple[str, ...]
     bindings: Sequence[Binding]
 
     def __call__(self, document: Document) -> bool:
         nodes = nodes_by_key(document.graph)
+        reading = {binding.node for binding in self.bindings}
         changed = False
+        for layer in find_layers(document.graph):
+            if layer.input("B") is None and (layer.name in self.layers or layer.key in reading):
+                _give_layer_room(document.graph, layer)
+                changed = True
         for binding in self.bindings:
             node, bound = nodes[binding.node], binding.bound
             weight = constant_value(node.inputs[bound.slot], document.graph.opset)
             if bound.reads is None or weight is None:
                 continue
             if node.op == "MatMul":
-                changed |= add_zero(document.graph, node, weight)
+                changed |= add_zero(document.graph, node, bias_shape(weight, bound.slot), weight)
             elif node.op == "Gemm" and not has_bias_input(node, 2):
                 _give_gemm_room(document.graph, node, weight)
                 changed = True
@@ -55,11 +63,13 @@ class DropRoom:
     def __call__(self, document: Document) -> bool:
         graph = document.graph
         unused = []
+        for layer in find_layers(graph):
+            bias = layer.input("B")
+            if bias is not None and bias.name.endswith(_ROOM) and is_zero(bias):
+                drop_input(layer.node, layer.slot("B"))
         for node in graph.nodes:
-            if node.op == "Add" and node.name.endswith(_ROOM):
-                bias = constant_value(node.inputs[1])
-                if bias is not None and not np.any(bias):
-                    unused.append(node)
+            if node.op == "Add" and node.name.endswith(_ROOM) and is_zero(node.inputs[1]):
+                unused.append(node)
         for node in unused:
             product, result = node.inputs[0].inputs[0], node.outputs[0]
             node.inputs.clear()
@@ -69,24 +79,31 @@ class DropRoom:
         return bool(unused)
 
 
-def add_zero(graph: gs.Graph, node: gs.Node, weight: Array) -> bool:
+def add_zero(graph: gs.Graph, node: gs.Node, shape: tuple[int, ...], weight: Array) -> bool:
     """Puts an addition behind a product, unless there is one; the result keeps its name."""
     if bias_slot(node) is not None:
         return False
     result = node.outputs[0]
     inner = gs.Variable(fresh_name(graph, f"{result.name}_product"))
     node.outputs[0] = inner
-    zero = add_constant(graph, f"{result.name}_bias", np.zeros(1, weight.dtype))
+    zero = add_constant(graph, f"{result.name}_bias", np.zeros(shape, weight.dtype))
     made = gs.Node("Add", f"{result.name}{_ROOM}", inputs=[inner, zero], outputs=[result])
     insert_node(graph, made, after=node)
     return True
 
 
+def _give_layer_room(graph: gs.Graph, layer: RecurrentLayer) -> None:
+    weight = layer.constant("W")
+    assert weight is not None
+    zeros = np.zeros((layer.directions, 2 * weight.shape[1]), weight.dtype)
+    set_input(layer.node, layer.slot("B"), add_constant(graph, f"{layer.name}{_ROOM}", zeros))
+
+
 def _give_gemm_room(graph: gs.Graph, node: gs.Node, weight: Array) -> None:
+    shape = (weight.shape[0 if node.attrs.get("transB", 0) else 1],)
     if len(node.inputs) > 2 and node.inputs[2].name and node.attrs.get("beta", 1.0) != 0.0:
-        add_zero(graph, node, weight)  # its C is computed
+        add_zero(graph, node, shape, weight)  # its C is computed
         return
-    outputs = weight.shape[0 if node.attrs.get("transB", 0) else 1]
-    zeros = np.zeros(outputs, weight.dtype)
+    zeros = np.zeros(shape, weight.dtype)
     node.attrs["beta"] = 1.0
     set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_c", zeros))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.saturation import answers, mean_square
@@ -80,9 +80,7 @@ class GateReader:
             _set(document, layer, name, value)
             first += width
         if np.any(bias):
-            shape = (layer.directions, 2 * len(layer.cell.gates) * layer.hidden)
-            old = layer.constant("B")
-            value = np.zeros(shape, _constant(layer, "W").dtype) if old is None else old.copy()
+            value = _constant(layer, "B").copy()  # prepare makes room for it
             block = 0 if self.sources == ("X",) else len(layer.cell.gates)
             value[self.direction, self._rows(layer, block)] += bias.astype(value.dtype)
             _set(document, layer, "B", value)
@@ -115,6 +113,4 @@ def _constant(layer: RecurrentLayer, name: str) -> Array:
 
 
 def _set(document: Document, layer: RecurrentLayer, name: str, value: Array) -> None:
-    slot = layer.slot(name)
-    wanted = f"{layer.name}_{name}_fit"
-    set_input(layer.node, slot, add_constant(document.graph, wanted, value))
+    replace_constant(document.graph, layer.node, layer.slot(name), value)

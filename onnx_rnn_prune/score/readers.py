@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document, nodes_by_key
-from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Taps
@@ -105,7 +105,7 @@ class ProductReader:
         stack = _as_matrix(before, axis, out).copy()
         stack[self.part] = weight
         value = _from_matrix(stack, before, axis, out)
-        set_input(node, slot, add_constant(document.graph, f"{node.inputs[slot].name}_fit", value))
+        replace_constant(document.graph, node, slot, value)
         if np.any(bias):
             _BIAS[self.op](document.graph, self, node, bias.astype(before.dtype))
 
@@ -179,14 +179,17 @@ def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Arr
     follower = node.outputs[0].outputs[0]
     present = require_constant(follower.inputs[slot], graph.opset)
     weight = require_constant(node.inputs[reader.binding.bound.slot], graph.opset)
-    stack = np.zeros((max(int(np.prod(weight.shape[:-2])), 1), 1, len(bias)), bias.dtype)
-    stack[reader.part if len(stack) > 1 else 0] = bias
-    value = stack.reshape(*weight.shape[:-2], 1, len(bias)) if weight.ndim > 2 else bias
-    if reader.binding.bound.slot == 0:  # W x: outputs lie on the rows
-        value = np.swapaxes(np.atleast_2d(value), -1, -2)
-    name = f"{follower.inputs[slot].name}_fit"
-    total = (present + value).astype(bias.dtype)
-    set_input(follower, slot, add_constant(graph, name, total))
+    value = np.zeros(bias_shape(weight, reader.binding.bound.slot), bias.dtype)
+    value.reshape(-1, len(bias))[reader.part] = bias
+    replace_constant(graph, follower, slot, _like(present + value, bias))
+
+
+def bias_shape(weight: Array, slot: int) -> tuple[int, ...]:
+    """The shape of what is added behind a MatMul to each output of each matrix of a stack."""
+    if slot == 0:  # W x: outputs lie on the rows
+        return (*weight.shape[:-1], 1)
+    batch = weight.shape[:-2]
+    return (*batch, 1, weight.shape[-1]) if batch else (weight.shape[-1],)
 
 
 def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
@@ -195,7 +198,7 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
         beta = float(node.attrs.get("beta", 1.0))
         present = require_constant(node.inputs[2], graph.opset)
         total = present + bias * (alpha / beta)
-        set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_c", _like(total, bias)))
+        replace_constant(graph, node, 2, _like(total, bias))
     else:
         _add_behind(graph, reader, node, _like(bias * alpha, bias))
 
@@ -205,8 +208,7 @@ def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
     weight = require_constant(node.inputs[1], graph.opset)
     value = bias.reshape(len(weight), -1).sum(axis=1)
     present = require_constant(node.inputs[2], graph.opset)
-    total = _like(present + value, bias)
-    set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_b", total))
+    replace_constant(graph, node, 2, _like(present + value, bias))
 
 
 def has_bias_input(node: gs.Node, slot: int) -> bool:

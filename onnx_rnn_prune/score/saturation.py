@@ -20,6 +20,7 @@ import numpy as np
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Function, Steps
+from onnx_rnn_prune.trace.labels import Mask
 
 _STEP = 1e-4
 
@@ -83,7 +84,7 @@ def _slope(function: Function, x: Matrix) -> Matrix:
     return (function(x + _STEP) - function(x - _STEP)) / (2.0 * _STEP)
 
 
-def mean_square(values: Matrix, valid: Matrix) -> Matrix:
+def mean_square(values: Matrix, valid: Mask) -> Matrix:
     """Of [T, B, H] over the valid steps, [H]."""
     inside = values[valid]
     return np.zeros(values.shape[-1]) if not len(inside) else np.mean(inside**2, axis=0)

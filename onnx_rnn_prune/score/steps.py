@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Function] = {
 class Steps:
     """Inputs and previous states of one direction of a layer, in the order of time.
 
-    All gates follow from X and Y: the state that a step starts from is the output of the one before.
+    All gates follow from X and Y: a step starts from the output of the one before.
 
     Args:
         layer: the layer.
@@ -85,9 +85,9 @@ class Steps:
     def running_sum(self, factor: Matrix, term: Matrix) -> Matrix:
         """c with c_t = factor_t c_(t-1) + term_t, starting from initial_c: before each step."""
         result = np.zeros_like(term)
-        steps, batch, _ = term.shape
+        steps = len(term)
         start = None if self._initial_c is None else self._initial_c[self._direction]
-        state = np.zeros_like(term[0]) if steps else None
+        state = np.zeros(term.shape[1:])
         for step in reversed(range(steps)) if self.backward else range(steps):
             begins = self._begins == step
             if begins.any():

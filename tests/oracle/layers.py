@@ -82,7 +82,7 @@ def _optional_inputs(b: Builder, cell: Cell, x: Value, d: int, h: int) -> dict[s
         b.used.append("sequence_lens")
         known = "lengths" in b.inputs
         given["sequence_lens"] = (
-            Value("lengths", ("B",)) if known else b.feed("lengths", "B", dtype=np.int32)
+            Value("lengths", x.shape[1:2]) if known else b.feed("lengths", x.shape[1], dtype=np.int32)
         )
     kind = rng.choice(["none", "none", "zeros", "zeros", "constant", "input"])
     states = [name for name in ("initial_h", "initial_c") if name in cell.inputs]
@@ -95,27 +95,29 @@ def _optional_inputs(b: Builder, cell: Cell, x: Value, d: int, h: int) -> dict[s
 def _state(b: Builder, kind: str, name: str, x: Value, d: int, h: int) -> dict[str, Value]:
     b.used.append(f"{name} {kind}")
     if kind == "input":
-        return {name: b.feed(b.fresh(name), d, "B", h)}
+        return {name: b.feed(b.fresh(name), d, x.shape[1], h)}
+    batch = x.shape[1]
+    if isinstance(batch, int) and b.rng.random() < 0.5:
+        scale = 0.0 if kind == "zeros" else 0.7
+        return {name: b.weight(b.numbers(d, batch, h, scale=scale))}
     if kind == "zeros" and b.opset >= 9:
         size = b.concat(0, b.ints(d), b.size_of(x, 1), b.ints(h))
         if b.rng.random() < 0.5:
-            return {name: Value(b.op("ConstantOfShape", size), (d, "B", h))}
+            return {name: Value(b.op("ConstantOfShape", size), (d, x.shape[1], h))}
         zero = b.const(np.zeros((d, 1, h), np.float32))
-        return {name: Value(b.op("Expand", zero, size), (d, "B", h))}
+        return {name: Value(b.op("Expand", zero, size), (d, x.shape[1], h))}
     if kind == "constant" and b.opset >= 8:
         start = b.const(b.numbers(d, 1, h))
         size = b.concat(0, b.ints(d), b.size_of(x, 1), b.ints(h))
-        return {name: Value(b.op("Expand", start, size), (d, "B", h))}
+        return {name: Value(b.op("Expand", start, size), (d, x.shape[1], h))}
     return {}
 
 
 def _attributes(b: Builder, cell: Cell, direction: str, d: int, h: int) -> dict[str, Any]:
     rng = b.rng
-    attrs: dict[str, Any] = {}
+    attrs: dict[str, Any] = {"hidden_size": h}
     if direction != "forward" or rng.random() < 0.5:
         attrs["direction"] = direction
-    if rng.random() < 0.85:
-        attrs["hidden_size"] = h
     if cell.op == "GRU" and rng.random() < 0.5:
         attrs["linear_before_reset"] = rng.randint(0, 1)
     if rng.random() < 0.1:

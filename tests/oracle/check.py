@@ -1,0 +1,105 @@
+"""What must be true of every model, plan and input."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from models import FOREIGN, Builder
+from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.flow import Studied, cut
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.passes.prepared import Prepared, prepare
+from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.trace.labels import Mask
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.validate import oracle
+
+# Time steps and sequences: to trace with, and to prove on.
+TRACED = (5, 3)
+PROVED = [(5, 3), (7, 2), (2, 4)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A drawn model with a plan for it."""
+
+    model: onnx.ModelProto
+    prepared: Prepared
+    plan: Plan
+    feeds: list[Feed]
+
+
+def draw_case(b: Builder, seed: int) -> Case:
+    """Prepares some of the layers of a model, and draws which units are kept."""
+    rng = random.Random(seed)
+    model = b.model()
+    document = Document.read(model)
+    names = [layer.name for layer in find_layers(document.graph)]
+    chosen = rng.sample(names, rng.randint(1, len(names)))
+    prepared = prepare(document, chosen, b.feeds(*TRACED, seed=seed))
+    plan = Plan.from_mask("", prepared.trace, draw_mask(prepared.trace, rng))
+    feeds = [b.feeds(*sizes, seed=seed + 1) for sizes in PROVED]
+    return Case(model, prepared, Plan.from_json(plan.to_json()), feeds)
+
+
+def draw_mask(trace: Trace, rng: random.Random) -> Mask:
+    """Any legal choice: equally many atoms wherever lanes are tied."""
+    keep = np.zeros(trace.units.count, dtype=bool)
+    for group in trace.groups:
+        count = rng.randint(1, group.size)
+        for atoms in group.atoms:
+            keep[atoms[rng.sample(range(group.size), count)]] = True
+    return keep
+
+
+def check_case(case: Case, document: Document | None = None) -> None:
+    """Zeroed and shrunk compute the same; the shrunk model is valid and fits in the same place."""
+    prepared = case.prepared
+    assert not prepared.trace.restored, "a prepared model has nothing left to restore"
+    document = prepared.document if document is None else document
+    studied = Studied(prepared)
+    zeroed = cut(document, studied, case.plan, "zero")
+    shrunk = cut(document, studied, case.plan, "shrink")
+    check_valid(case.model, shrunk)
+    check_sizes(shrunk, case.plan)
+    for optimize in (False, True):
+        left, right = runner(zeroed, optimize), runner(shrunk, optimize)
+        found = oracle(left, right, case.feeds, tolerance=1e-5)
+        assert found, f"optimize={optimize}: {found.reason}"
+
+
+def check_prepared(case: Case) -> None:
+    """Preparing changes nothing that can be seen."""
+    before, after = runner(case.model, False), runner(case.prepared.document.write(), False)
+    found = oracle(before, after, case.feeds, tolerance=1e-6)
+    assert found, f"prepare changed the model: {found.reason}"
+
+
+def check_valid(original: onnx.ModelProto, shrunk: onnx.ModelProto) -> None:
+    foreign = any(node.domain == FOREIGN for node in original.graph.node)
+    onnx.checker.check_model(shrunk, full_check=not foreign)
+    assert list(shrunk.graph.input) == list(original.graph.input)
+    assert list(shrunk.graph.output) == list(original.graph.output)
+    names = [name for node in shrunk.graph.node for name in node.output if name]
+    names += [tensor.name for tensor in shrunk.graph.initializer]
+    assert len(names) == len(set(names)), "every tensor is defined once"
+
+
+def check_sizes(shrunk: onnx.ModelProto, plan: Plan) -> None:
+    found = {layer.name: layer for layer in find_layers(Document.read(shrunk).graph)}
+    for name, layer in plan.layers.items():
+        if name in found:
+            assert found[name].hidden == len(layer.keep[0]), name
+
+
+def runner(model: onnx.ModelProto, optimize: bool) -> Runner:
+    outputs = runnable_outputs(model)
+    if outputs != [port.name for port in model.graph.output]:
+        model = with_outputs(model, outputs)
+    return Runner(model, optimize=optimize)
