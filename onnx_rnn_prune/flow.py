@@ -33,7 +33,7 @@ ModelSource = str | Path | onnx.ModelProto
 
 # Feeds made up where there is no data; a part of the feeds that is kept from fitting.
 _RANDOM_FEEDS = 3
-_HELD_OUT = 0.2
+_HELD_OUT = 0.25
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,7 +138,9 @@ class Builder:
 
     def slice(self, x: Value, axis: int, start: int, end: int, step: int = 1) -> Value:
         size = x.shape[axis]
-        length: Dim = len(range(*slice(start, end, step).indices(size if size != "T" else 99)))  # type: ignore[arg-type]
+        length: Dim = len(
+            range(*slice(start, end, step).indices(size if isinstance(size, int) else 99))
+        )  # type: ignore[arg-type]
         shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
         if self.opset < 10:
             assert step == 1
@@ -228,8 +230,9 @@ class Builder:
     def feeds(self, steps: int, batch: int, seed: int = 0) -> Feed:
         """Random inputs for some number of time steps and sequences."""
         rng = np.random.default_rng([seed, steps, batch])
-        fixed = [size for size in self.inputs["x"][0][:2]]
-        steps, batch = (n if isinstance(n, int) else m for n, m in zip(fixed, (steps, batch)))
+        fixed_steps, fixed_batch = self.inputs["x"][0][:2]
+        steps = fixed_steps if isinstance(fixed_steps, int) else steps
+        batch = fixed_batch if isinstance(fixed_batch, int) else batch
         result = {}
         for name, (shape, dtype) in self.inputs.items():
             sizes = [{"T": steps, "B": batch}.get(n, n) for n in shape]  # type: ignore[call-overload]

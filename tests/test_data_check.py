@@ -42,6 +42,10 @@ def test_a_state_size_that_nothing_tells_is_one():
     assert check({"input": good()["input"]}, (X, state))["hidden"].shape == (1, 1, 4)
 
 
+def test_labels_may_lie_beside_the_inputs():
+    assert sorted(check({**good(), "labels": np.ones(3)})) == ["hidden", "input"]
+
+
 def test_a_state_without_a_shape_must_be_given():
     with pytest.raises(PruneError, match="which shape the state 'hidden' has; add 'hidden'"):
         check({"input": good()["input"]}, (X, Port("hidden", F32, None)))
@@ -51,7 +55,7 @@ def test_a_state_without_a_shape_must_be_given():
     ("changes", "message"),
     [
         ({"inptu": np.ones(3)}, "the model has no input 'inptu'; did you mean 'input'?"),
-        ({"labels": np.ones(3)}, "no input 'labels'; its inputs are 'input', 'hidden'"),
+        ({"answers": np.ones(3)}, "no input 'answers'; its inputs are 'input', 'hidden'"),
         ({"input": np.ones((5, 3))}, r"'input': its shape \[5, 3\] has 2 axes where .* takes 3"),
         ({"input": np.ones((5, 2, 9))}, "has size 9 on axis 2 where the model takes 3"),
         ({"hidden": np.ones((1, 7, 4))}, "'batch' is 7 on axis 1 but 2 in input 'input'"),

@@ -1,13 +1,82 @@
-"""Shrinking a model drawn at random computes what zeroing it computes."""
+"""Shrinking a model drawn at random computes what zeroing it computes, and other identities."""
 
+import random
+from collections import Counter
+
+import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
-from oracle.check import check_case, check_prepared, draw_case
+from onnx_rnn_prune.flow import Studied, cut
+from onnx_rnn_prune.validate import oracle
+from oracle.check import TRACED, check_case, check_prepared, draw_case, runner
 from oracle.draw import draw_model
+from oracle.permute import draw_order, permuted
+from oracle.recovered import recovered
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(400))
 def test_zero_is_shrink(seed):
     case = draw_case(draw_model(seed), seed)
     check_prepared(case)
     check_case(case)
+
+
+@pytest.mark.parametrize("seed", range(1000, 1150))
+def test_zero_is_shrink_after_recovery(seed):
+    b = draw_model(seed)
+    case = draw_case(b, seed)
+    feeds = [b.feeds(*TRACED, seed=number) for number in range(4)]
+    keep = case.plan.mask(case.prepared.trace)
+    check_case(case, recovered(case.prepared, keep, feeds, ridge=1e-2))
+
+
+@pytest.mark.parametrize("seed", range(2000, 2100))
+def test_the_order_of_units_does_not_matter(seed):
+    case = draw_case(draw_model(seed), seed)
+    trace = case.prepared.trace
+    document = permuted(case.prepared.document, trace, draw_order(trace, random.Random(seed)))
+    if document is None:
+        pytest.skip("a constant reads just some of the units")
+    found = oracle(runner(case.model, False), runner(document.write(), False), case.feeds)
+    assert found, found.reason
+
+
+def test_the_draw_reaches_what_it_is_meant_to_reach():
+    absorbed, restored, used = Counter(), Counter(), Counter()
+    for seed in range(120):
+        b = draw_model(seed)
+        case = draw_case(b, seed)
+        used.update(set(b.used))
+        absorbed[bool(case.prepared.ends)] += 1
+        restored[bool(case.prepared.restored)] += 1
+    assert absorbed[True] > 50 and restored[True] > 30, (absorbed, restored)
+    assert restored[False] > 30
+    assert len(used) > 65, sorted(used)
+    assert min(used[op] for op in ("LSTM", "GRU", "RNN")) > 30
+
+
+@pytest.mark.parametrize("seed", range(3000, 3100))
+def test_onnxruntime_agrees_with_the_reference(seed):
+    case = draw_case(draw_model(seed), seed)
+    if not reference_is_right(case.model):
+        pytest.skip("the reference evaluator ignores an option of this model")
+    shrunk = cut(case.prepared.document, Studied(case.prepared), case.plan, "shrink")
+    feed = case.feeds[1]
+    for model in (case.model, shrunk):
+        found = runner(model, False)(feed)
+        names = list(found)
+        for name, value in zip(names, ReferenceEvaluator(model).run(names, feed), strict=True):
+            assert np.allclose(found[name], value, rtol=1e-4, atol=1e-5), name
+
+
+def reference_is_right(model):
+    """Whether it knows every option of a model: it passes over some without a word."""
+    return all(map(_is_right, model.graph.node)) and model.opset_import[0].version >= 9
+
+
+def _is_right(node):
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        ignored = {"activations", "clip", "input_forget"} & {item.name for item in node.attribute}
+        return not ignored and "lengths" not in node.input and "" not in node.output
+    return not node.domain and node.op_type not in ("Softmax", "BatchNormalization")

@@ -53,6 +53,7 @@ def table_row(path: Path) -> str:
 
 
 def main() -> None:
+    """Makes what the command line asks for, and the README of the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=SAMPLES, help="folder to write to")
     cache = Path.home() / ".cache" / "onnx_rnn_prune" / "wheels"

@@ -95,7 +95,9 @@ def _bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def mixtures(paths: Sequence[Path], seconds: float, piece: float, seed: int) -> list[Mixture]:
+def mixtures(
+    paths: Sequence[Path], seconds: float, piece: float, seed: int, kinds: Sequence[str]
+) -> list[Mixture]:
     """Noisy speech of `seconds` in all, in pieces of `piece` seconds.
 
     The kinds of noise take turns and the signal-to-noise ratios spread evenly over 0 to 15 dB.
@@ -109,7 +111,7 @@ def mixtures(paths: Sequence[Path], seconds: float, piece: float, seed: int) -> 
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     made = []
     for index in range(count):
-        name = list(NOISES)[index % len(NOISES)]
+        name = kinds[index % len(kinds)]
         clean = speech[index * size : (index + 1) * size]
         noise = NOISES[name](size, rng, others)
         made.append(mix(clean, noise, name, 15.0 * ((index + 0.5) * golden % 1.0)))
@@ -151,6 +153,17 @@ def pink(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Aud
     return np.fft.irfft(spectrum / np.sqrt(np.maximum(hertz, 20.0)), samples)
 
 
+def shaped(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
+    """Steady noise [samples] with the mean spectrum of speech."""
+    power = np.zeros(samples // 2 + 1)
+    for recording in others[:20]:
+        power += np.square(np.abs(np.fft.rfft(recording / _rms(recording), samples)))
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    width = max(1, samples // 200)
+    smooth = np.convolve(power, np.ones(width) / width, mode="same")
+    return np.fft.irfft(spectrum * np.sqrt(smooth), samples)
+
+
 def babble(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
     """Several voices at once, [samples], each going through recordings in an order of its own."""
     total = np.zeros(samples)
@@ -177,7 +190,13 @@ def hum(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audi
 
 
 Noise = Callable[[int, np.random.Generator, Sequence[Audio]], Audio]
-NOISES: dict[str, Noise] = {"white": white, "pink": pink, "babble": babble, "hum": hum}
+NOISES: dict[str, Noise] = {
+    "white": white,
+    "pink": pink,
+    "shaped": shaped,
+    "hum": hum,
+    "babble": babble,
+}
 
 
 def snr_db(clean: Audio, estimate: Audio) -> float:

@@ -38,51 +38,51 @@ def data_option(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, metavar="PATH", callback=_find_modules_here, help=text)
 
 
+_SELECTION = (
+    click.option("--keep", metavar="AMOUNT", help="Units kept: 40%, 0.4, or 160 (units)."),
+    click.option(
+        "--budget",
+        metavar="KIND=LIMIT",
+        help="What to reach: params=30%, flops=2M, bytes=1MB.",
+    ),
+    data_option("--data", DATA_HELP),
+    click.option("--criterion", type=click.Choice(tuple(CRITERIA)), help="How units are ranked."),
+    click.option(
+        "--allocate",
+        type=click.Choice(tuple(ALLOCATORS)),
+        default="uniform",
+        show_default=True,
+        help="How the cut is shared between layers.",
+    ),
+    click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
+    click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone."),
+    click.option(
+        "--align",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Prefer multiples of this many units.",
+    ),
+    click.option(
+        "--min-units",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Keep at least so many units per layer.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="For random choices and random inputs.",
+    ),
+)
+
+
 def selection(command: Command) -> Command:
     """The options that say which units are kept."""
-    options = [
-        click.option("--keep", metavar="AMOUNT", help="Units kept: 40%, 0.4, or 160 (units)."),
-        click.option(
-            "--budget",
-            metavar="KIND=LIMIT",
-            help="What to reach: params=30%, flops=2M, bytes=1MB.",
-        ),
-        data_option("--data", DATA_HELP),
-        click.option(
-            "--criterion", type=click.Choice(tuple(CRITERIA)), help="How units are ranked."
-        ),
-        click.option(
-            "--allocate",
-            type=click.Choice(tuple(ALLOCATORS)),
-            default="uniform",
-            show_default=True,
-            help="How the cut is shared between layers.",
-        ),
-        click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
-        click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone."),
-        click.option(
-            "--align",
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Prefer multiples of this many units.",
-        ),
-        click.option(
-            "--min-units",
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Keep at least so many units per layer.",
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="For random choices and random inputs.",
-        ),
-    ]
-    for option in reversed(options):
+    for option in reversed(_SELECTION):
         command = option(command)
     return command
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from onnx_rnn_prune.data.check import check_feed
 from onnx_rnn_prune.data.files import open_path
 from onnx_rnn_prune.data.sources import Source
@@ -71,8 +73,9 @@ class Feeds:
     def split(self, held_out: float = 0.25) -> tuple[Feeds, Feeds]:
         """Two disjoint parts: one to fit on, one to judge by.
 
-        The held-out feeds are spread evenly over the whole, and the same each time. A single feed
-        cannot be split: it serves for both, and both parts say so in `shared`.
+        The held-out feeds are drawn, the same ones each time: picking them at even distances would
+        favour one kind where kinds take turns. A single feed cannot be split: it serves for both,
+        and both parts say so in `shared`.
 
         Args:
             held_out: the share of feeds in the second part, above 0 and below 1; each part gets at
@@ -85,8 +88,7 @@ class Feeds:
             both = self._only(range(count), shared=True)
             return both, both
         number = min(max(1, round(count * held_out)), count - 1)
-        # The middles of `number` equal stretches: neither end of a sorted folder is favoured.
-        chosen = {(2 * i + 1) * count // (2 * number) for i in range(number)}
+        chosen = set(np.random.default_rng(count).permutation(count)[:number].tolist())
         return self.take(set(range(count)) - chosen), self.take(chosen)
 
     def _only(self, indices: Iterable[int], *, shared: bool) -> Feeds:

@@ -29,6 +29,8 @@ _SIMPLE = {
     onnx.AttributeProto.STRINGS,
 }
 
+Origins = dict[int, tuple[gs.Node, onnx.NodeProto]]
+
 
 @dataclass(frozen=True)
 class Document:
@@ -37,19 +39,20 @@ class Document:
     Attributes:
         graph: the graph to edit.
         source: the model as read; never changed.
-        origins: the original message of each node of the graph and its subgraphs, by `id(node)`.
+        origins: each node of the graph and its subgraphs with its original message, by `id(node)`;
+            held here, since the id of a node that is gone may become another's.
     """
 
     graph: gs.Graph
     source: onnx.ModelProto
-    origins: dict[int, onnx.NodeProto]
+    origins: Origins
 
     @staticmethod
     def read(model: onnx.ModelProto) -> Document:
         """Opens a model; weights stay in the message until they are looked at."""
         with G_LOGGER.suppress(G_LOGGER.ERROR):
             graph = gs.import_onnx(model)
-        origins = dict(_pair_nodes(graph, model.graph))
+        origins = {id(node): (node, original) for node, original in _pairs(graph, model.graph)}
         return Document(graph, model, origins)
 
     def write(self) -> onnx.ModelProto:
@@ -81,12 +84,12 @@ def subgraphs_of(node: gs.Node) -> list[gs.Graph]:
     return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
 
-def _pair_nodes(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[int, onnx.NodeProto]]:
+def _pairs(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:
     for node, original in zip(graph.nodes, message.node, strict=True):
-        yield id(node), original
+        yield node, original
         for attribute in original.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _pair_nodes(node.attrs[attribute.name], attribute.g)
+                yield from _pairs(node.attrs[attribute.name], attribute.g)
 
 
 def _copy_field(source: Any, target: Any, name: str) -> None:
@@ -99,9 +102,7 @@ def _copy_field(source: Any, target: Any, name: str) -> None:
         setattr(target, name, value)
 
 
-def _write_graph(
-    graph: gs.Graph, source: onnx.GraphProto, origins: dict[int, onnx.NodeProto]
-) -> onnx.GraphProto:
+def _write_graph(graph: gs.Graph, source: onnx.GraphProto, origins: Origins) -> onnx.GraphProto:
     result = onnx.GraphProto()
     rebuilt = {"node", "initializer", "sparse_initializer", "input", "output", "value_info"}
     for field, _ in source.ListFields():
@@ -116,26 +117,31 @@ def _write_graph(
     )
     for ports, kept in ((source.input, result.input), (source.output, result.output)):
         kept.extend(_with_shape(port, tensors.get(port.name)) for port in ports)
+    gone = _names(source) - tensors.keys()
     result.value_info.extend(
-        _with_shape(info, tensors[info.name]) for info in source.value_info if info.name in tensors
+        _with_shape(info, tensors.get(info.name))
+        for info in source.value_info
+        if info.name not in gone
     )
     return result
 
 
-def _write_node(node: gs.Node, origins: dict[int, onnx.NodeProto]) -> onnx.NodeProto:
+def _write_node(node: gs.Node, origins: Origins) -> onnx.NodeProto:
     names_in = [tensor.name for tensor in node.inputs]
     names_out = [tensor.name for tensor in node.outputs]
-    original = origins.get(id(node))
-    if original is None:
+    if id(node) not in origins:
         made = onnx.helper.make_node(
             node.op, names_in, names_out, name=node.name, domain=node.domain
         )
         made.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
         return made
+    _, original = origins[id(node)]
     result = onnx.NodeProto()
     result.CopyFrom(original)
     result.input[:] = names_in
     result.output[:] = names_out
+    if node.name != original.name:
+        result.name = node.name
     del result.attribute[:]
     for attribute in original.attribute:
         if attribute.name in node.attrs or attribute.type not in _SIMPLE:
@@ -148,7 +154,7 @@ def _write_node(node: gs.Node, origins: dict[int, onnx.NodeProto]) -> onnx.NodeP
 
 
 def _write_attribute(
-    original: onnx.AttributeProto, node: gs.Node, origins: dict[int, onnx.NodeProto]
+    original: onnx.AttributeProto, node: gs.Node, origins: Origins
 ) -> onnx.AttributeProto:
     value = node.attrs.get(original.name)
     if isinstance(value, gs.Graph):
@@ -198,9 +204,10 @@ def _write_initializers(
 ) -> Iterator[onnx.TensorProto]:
     """The original initializers in their order, then the new ones; what lost its last reader goes.
 
-    An initializer that nobody read in the first place stays: it is the user's, not ours.
+    An initializer that nobody read in the first place stays: it is the user's, not ours. So does
+    the default of a graph input.
     """
-    read_before = _names_read(source)
+    read_before = _names_read(source) - {port.name for port in source.input}
     for original in source.initializer:
         tensor = tensors.get(original.name)
         if tensor is None:
@@ -216,6 +223,10 @@ def _write_initializers(
 def _edited(tensor: gs.Tensor | None) -> bool:
     """Whether a tensor is a constant whose value was set here."""
     return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, LazyValues)
+
+
+def _names(source: onnx.GraphProto) -> set[str]:
+    return _names_read(source).union(*(node.output for node in source.node))
 
 
 def _names_read(source: onnx.GraphProto) -> set[str]:

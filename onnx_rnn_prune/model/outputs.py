@@ -41,17 +41,26 @@ def runnable_outputs(model: onnx.ModelProto) -> list[str]:
     The graph's outputs; and where they depend on an operator of a foreign domain, what goes into
     that operator.
     """
-    functions = {(function.domain, function.name) for function in model.functions}
-    lost: set[str] = set()
+    computed = computable(model)
     frontier: list[str] = []
     for node in model.graph.node:
-        foreign = not _known(node) and (node.domain, node.op_type) not in functions
-        if foreign or lost.intersection(node_reads(node)):
-            frontier.extend(name for name in node.input if name and name not in lost)
-            lost.update(node.output)
-    computed = {name for node in model.graph.node for name in node.output}
+        if not computed.issuperset(filter(None, node.output)):
+            frontier.extend(name for name in node.input if name in computed)
+    lost = {name for node in model.graph.node for name in node.output} - computed
     outputs = [port.name for port in model.graph.output if port.name not in lost]
-    return outputs + [name for name in dict.fromkeys(frontier) if name in computed]
+    return outputs + list(dict.fromkeys(frontier))
+
+
+def computable(model: onnx.ModelProto) -> set[str]:
+    """What nodes compute without an operator of a foreign domain in the way."""
+    functions = {(function.domain, function.name) for function in model.functions}
+    computed: set[str] = set()
+    lost: set[str] = set()
+    for node in model.graph.node:
+        foreign = not _known(node) and (node.domain, node.op_type) not in functions
+        names = lost if foreign or lost.intersection(node_reads(node)) else computed
+        names.update(name for name in node.output if name)
+    return computed
 
 
 def node_reads(node: onnx.NodeProto) -> set[str]:

@@ -38,7 +38,7 @@ class DropZeroStates:
         for layer in _chosen(document, self.layers):
             for name in STATES:
                 tensor = layer.input(name)
-                if tensor is not None and is_zero(tensor):
+                if tensor is not None and is_zero(tensor) and not _is_default(document, tensor):
                     drop_input(layer.node, layer.slot(name))
                     changed = True
         return changed
@@ -59,7 +59,9 @@ class SelectStates:
         for layer in _chosen(document, self.layers):
             for name in STATES:
                 tensor = layer.input(name)
-                if tensor is not None and constant_value(tensor) is None:
+                if tensor is None:
+                    continue
+                if constant_value(tensor) is None or _is_default(document, tensor):
                     _select(document.graph, layer, name, tensor)
                     changed = True
         return changed
@@ -89,6 +91,20 @@ class Restore:
                     _restore(document.graph, layer, name, closed)
                     changed = True
         return changed
+
+
+def _is_default(document: Document, tensor: gs.Tensor) -> bool:
+    """Whether a constant is what a graph input is where the caller says nothing else.
+
+    Before IR version 4 every initializer had to be listed as an input, which says nothing.
+    """
+    source = document.source
+    if source.ir_version < 4:
+        return False
+    if tensor.inputs:
+        return any(_is_default(document, item) for item in tensor.inputs[0].inputs)
+    held = isinstance(tensor, gs.Constant)
+    return held and any(port.name == tensor.name for port in source.graph.input)
 
 
 def _chosen(document: Document, names: tuple[str, ...]) -> list[RecurrentLayer]:

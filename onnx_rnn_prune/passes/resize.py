@@ -7,6 +7,7 @@ brought down. So a size may be computed in any way, and used for anything else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,18 +99,31 @@ def _scaled(target: Array, position: int, new: int, old: int) -> npt.NDArray[np.
 def _rescaled(
     graph: gs.Graph, sizes: gs.Tensor, cut: _Cut, new: int, old: int, *, before: gs.Node
 ) -> gs.Tensor:
-    """Nodes that multiply one entry of a computed shape by new / old."""
-    factors = np.ones((2, cut.rank), dtype=np.int64)
-    factors[:, cut.axis] = new, old
+    """Nodes that bring one entry n of a computed shape down from a multiple of `old` to `new`.
+
+    That is n - n / old * (old - new), in lowest terms and rounded towards zero: an entry that says
+    -1 (the rest), 0 (as before) or 1 (repeat) stays as it is.
+    """
+    common = math.gcd(new, old)
+    per, less = np.ones(cut.rank, dtype=np.int64), np.zeros(cut.rank, dtype=np.int64)
+    per[cut.axis], less[cut.axis] = old // common, (old - new) // common
     tensor = sizes
-    for op, factor in (("Mul", factors[0]), ("Div", factors[1])):
-        name = f"{sizes.name}_{op.lower()}"
-        result = gs.Variable(fresh_name(graph, name))
-        constant = add_constant(graph, f"{name}_by", factor)
-        node = gs.Node(op, result.name, inputs=[tensor, constant], outputs=[result])
-        insert_before(graph, node, before=before)
-        tensor = result
-    return tensor
+    for op, factor in (("Div", per), ("Mul", less)):
+        tensor = _computed(graph, op, sizes, [tensor, factor], before)
+    return _computed(graph, "Sub", sizes, [sizes, tensor], before)
+
+
+def _computed(
+    graph: gs.Graph, op: str, sizes: gs.Tensor, inputs: list[gs.Tensor | Array], before: gs.Node
+) -> gs.Variable:
+    name = f"{sizes.name}_{op.lower()}"
+    result = gs.Variable(fresh_name(graph, name))
+    tensors = [
+        item if isinstance(item, gs.Tensor) else add_constant(graph, f"{name}_by", item)
+        for item in inputs
+    ]
+    insert_before(graph, gs.Node(op, result.name, inputs=tensors, outputs=[result]), before=before)
+    return result
 
 
 def _resize_shape(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
@@ -128,11 +142,13 @@ def _resize_shape(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None
     factors = np.ones((2, last - first), dtype=np.int64)
     factors[:, position] = old, new
     product = gs.Variable(fresh_name(graph, f"{full.name}_mul"))
-    by, per = (add_constant(graph, f"{full.name}_by", factor) for factor in factors)
-    divide = gs.Node("Div", f"{full.name}_full", inputs=[product, per], outputs=[full])
-    insert_node(graph, divide, after=node)
-    multiply = gs.Node("Mul", f"{full.name}_mul", inputs=[inner, by], outputs=[product])
-    insert_node(graph, multiply, after=node)
+    for op, factor, source, result in (
+        ("Div", factors[1], product, full),
+        ("Mul", factors[0], inner, product),
+    ):
+        name = f"{full.name}_{op.lower()}"
+        by = add_constant(graph, f"{name}_by", factor)
+        insert_node(graph, gs.Node(op, name, inputs=[source, by], outputs=[result]), after=node)
 
 
 def _entry_read(sizes: gs.Tensor, position: int, count: int) -> bool:

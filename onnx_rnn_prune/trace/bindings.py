@@ -46,19 +46,26 @@ def own_bindings(layer: RecurrentLayer, lanes: Ids) -> list[Binding]:
         tensor = layer.input(name)
         if tensor is None:
             continue
-        node, slot = layer.node, layer.slot(name)
+        places = [(layer.node, layer.slot(name))]
         if constant_value(tensor) is None:
-            node, slot = _select_of(layer, tensor), 1
+            places = _select_of(layer, tensor)
         rank = 2 if name in ("B", "P") else 3
         for axis, blocks in axes:
             labels = np.tile(lanes, (1, blocks))
             shape = [len(lanes)] + [1] * (rank - 1)
             shape[axis] = labels.shape[1]
-            found.append(Binding(node_key(node), Bound(slot, axis - rank, labels.reshape(shape))))
+            bound = (axis - rank, labels.reshape(shape))
+            found += [Binding(node_key(node), Bound(slot, *bound)) for node, slot in places]
     return found
 
 
-def _select_of(layer: RecurrentLayer, state: gs.Tensor) -> gs.Node:
+def _select_of(layer: RecurrentLayer, state: gs.Tensor) -> list[tuple[gs.Node, int]]:
+    """The matrix that selects a state's entries, and what is added to the product."""
+    places = []
     node = state.inputs[0] if state.inputs else None
+    if node is not None and node.op == "Add":
+        slot = 0 if constant_value(node.inputs[1]) is None else 1
+        places.append((node, slot))
+        node = node.inputs[1 - slot].inputs[0]
     assert node is not None and node.op == "MatMul", f"{layer.name}: state without select"
-    return node
+    return [(node, 1), *places]

@@ -43,15 +43,43 @@ def unit_axis(labels: Labels, lane_of: npt.NDArray[np.int64]) -> int | None:
         The axis, or None where there is none, and a cut would leave a ragged tensor.
     """
     varying = varying_axes(labels)
-    if not varying:  # a single unit fills the tensor, or H is 1
-        sized = [axis for axis in range(labels.ndim) if labels.shape[axis] == 1]
-        return sized[-1] if sized else None
     if len(varying) == 1:
         return varying[0]
     for axis in reversed(varying):
         if _whole_lanes(labels, axis, lane_of):
             return axis
     return None
+
+
+def can_vanish(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:
+    """Whether a legal plan may leave nothing of a tensor: it holds pieces of lanes only."""
+    line = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+    units = np.unique(line[line >= 0])
+    found, counts = np.unique(lane_of[units], return_counts=True)
+    whole = counts == np.bincount(lane_of)[found]
+    return bool((line >= 0).all() and not whole.any())
+
+
+def same_order(before: Labels, axis: int, after: Labels, to: int) -> bool:
+    """Whether entries that a Reshape leaves in order are still in order once units are cut.
+
+    A cut closes each line along the unit axis on its own. Where lines that lie inside one another
+    hold different units, what is next to each other then depends on which ones are cut, and only a
+    Reshape that leaves all of those lines in place does the same before and after.
+
+    Args:
+        before: the labels.
+        axis: their unit axis.
+        after: the labels reshaped.
+        to: the unit axis of those.
+    """
+    if before.shape[axis:] == after.shape[to:]:
+        return True
+    return all(
+        uniform(labels, inner)
+        for labels, units in ((before, axis), (after, to))
+        for inner in range(units + 1, labels.ndim)
+    )
 
 
 def _whole_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.outputs import computable, with_outputs
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.trace.rules import RULES, Shape
 
@@ -46,7 +46,7 @@ def observe(document: Document, layers: list[RecurrentLayer], feed: Feed) -> Obs
     """Runs a model once and looks at every tensor that labels may reach."""
     nodes = _behind(document.graph, layers)
     model = document.write()
-    reachable = _computable(model)
+    reachable = computable(model) | {port.name for port in model.graph.input}
     shapes: dict[str, None] = {}
     values: dict[str, None] = {}
     for node in nodes:
@@ -79,10 +79,3 @@ def _behind(graph: gs.Graph, layers: list[RecurrentLayer]) -> list[gs.Node]:
             found.append(node)
             names.update(tensor.name for tensor in node.outputs if tensor.name)
     return found
-
-
-def _computable(model: onnx.ModelProto) -> set[str]:
-    """Names that onnxruntime can compute: all but what foreign operators are in the way of."""
-    part = with_outputs(model, runnable_outputs(model))
-    names = {name for node in part.graph.node for name in node.output if name}
-    return names | {port.name for port in model.graph.input}

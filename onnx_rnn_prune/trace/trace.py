@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document, node_key, subgraphs_of, tensors_of
-from onnx_rnn_prune.trace.labels import Labels, unit_axis
+from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop
 from onnx_rnn_prune.trace.units import Group, Partition, Units, make_groups, uneven_lanes
@@ -143,6 +143,8 @@ def _walk(
 ) -> _Walk:
     walk = _Walk(units, {}, closed)
     for layer in layers:
+        if layer.hidden == 1:
+            continue  # the one unit stays: nothing gets shorter
         for name in layer.cell.outputs:
             tensor = layer.output(name)
             if tensor is None:
@@ -169,9 +171,10 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     if not came:
         return
     title = node.name or f"{node.op} {key}"
-    result = _apply_rule(_make_step(walk, node, arriving, observation, opset))
+    step = _make_step(walk, node, arriving, observation, opset)
+    result = _apply_rule(step)
     if isinstance(result, Flow):
-        result = _check_even(walk, node, result)
+        result = _check_even(walk, step, result)
     if isinstance(result, Stop):
         walk.stop(came, f"{result.reason} ({title})")
         return
@@ -211,6 +214,10 @@ def _make_step(
             walk.labels[tensor.name] if came else None
             for tensor, came in zip(node.inputs, arriving, strict=True)
         ),
+        axes=tuple(
+            walk.axes[tensor.name] if came else None
+            for tensor, came in zip(node.inputs, arriving, strict=True)
+        ),
         shapes=shapes,
         constants=constants,
         observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
@@ -226,11 +233,22 @@ def _apply_rule(step: Step) -> Flow | Stop:
     return rule(step)
 
 
-def _check_even(walk: _Walk, node: gs.Node, flow: Flow) -> Flow | Stop:
-    """Stops labels that a cut would leave ragged."""
+def _check_even(walk: _Walk, step: Step, flow: Flow) -> Flow | Stop:
+    """Stops labels that a cut would leave ragged or out of order, or leave nothing of."""
+    op, lane_of = step.node.op, walk.units.lane_of
+    before, own = step.labels[0], step.axes[0]
     for labels in flow.outputs.values():
-        if (labels >= 0).any() and unit_axis(labels, walk.units.lane_of) is None:
-            return Stop(f"{node.op} splits its units unevenly")
+        if not (labels >= 0).any():
+            continue
+        axis = unit_axis(labels, lane_of)
+        if axis is None:
+            return Stop(f"{op} splits its units unevenly")
+        if can_vanish(labels, axis, lane_of):
+            return Stop(f"{op} takes some of its units only, which may all be cut")
+        if op in ("Reshape", "Flatten"):
+            assert before is not None and own is not None
+            if not same_order(before, own, labels, axis):
+                return Stop(f"{op} mixes the order of its units")
     return flow
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from models import Builder
+from models import Builder, Value
 from oracle.consumers import CONSUMERS
 from oracle.layers import Drawn, draw_layer
 from oracle.merges import merge_last, merge_steps
@@ -19,36 +19,44 @@ def draw_model(seed: int) -> Builder:
     b = Builder(rng, rng.choice(OPSETS))
     steps = rng.choice(["T", "T", 5])
     x = b.feed("x", steps, rng.choice(["B", "B", 3]), rng.randint(1, 6))
-    if rng.random() < 0.2:
-        layers = _parallel(b, x)
-    else:
-        layers = [draw_layer(b, x, wanted=("Y",))]
+    layers = _parallel(b, x) if rng.random() < 0.3 else [draw_layer(b, x, wanted=("Y",))]
     for layer in layers:
         _wire(b, layer, x)
     return b
 
 
-def _parallel(b: Builder, x) -> list[Drawn]:
+def _parallel(b: Builder, x: Value) -> list[Drawn]:
     first = draw_layer(b, x, wanted=("Y",))
-    if b.rng.random() < 0.5:
+    if b.rng.random() < 0.4:
         return [first, draw_layer(b, x, wanted=("Y",))]
+    if b.rng.random() < 0.5:
+        return [_decoder(b, x)]
     direction = "bidirectional" if first.directions == 2 else "reverse"
     b.used.append("shared W and R")
-    second = draw_layer(
-        b, x, hidden=first.hidden, direction=direction, wanted=("Y",), share=first
-    )
+    second = draw_layer(b, x, hidden=first.hidden, direction=direction, wanted=("Y",), share=first)
     return [first, second]
 
 
-def _wire(b: Builder, layer: Drawn, x) -> None:
+def _decoder(b: Builder, x: Value) -> Drawn:
+    """A layer that goes on from the final states of another one."""
+    b.used.append("states handed over")
+    encoder = draw_layer(b, x, wanted=("Y_h",))
+    start = {"initial_h": encoder.outputs["Y_h"]}
+    if "Y_c" in encoder.outputs:
+        start["initial_c"] = encoder.outputs["Y_c"]
+    direction = "bidirectional" if encoder.directions == 2 else None
+    if direction is None:
+        direction = b.rng.choice(["forward", "reverse"])
+    return draw_layer(b, x, hidden=encoder.hidden, direction=direction, wanted=("Y",), start=start)
+
+
+def _wire(b: Builder, layer: Drawn, x: Value) -> None:
     rng = b.rng
     for name, value in layer.outputs.items():
-        if name != "Y" and rng.random() < 0.3:
+        if name != "Y" and rng.random() < 0.15:
             b.output(value)
-    if rng.random() < 0.3:
-        features = merge_last(b, layer)
-    else:
-        features = merge_steps(b, layer)
+    merge = merge_last if rng.random() < 0.3 else merge_steps
+    features = merge(b, layer)
     for _ in range(rng.randint(0, 3)):
         wiring = draw_wiring(rng)
         b.used.append(wiring.__name__)

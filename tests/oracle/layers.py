@@ -33,6 +33,7 @@ def draw_layer(
     direction: str | None = None,
     wanted: tuple[str, ...] = (),
     share: Drawn | None = None,
+    start: dict[str, Value] | None = None,
 ) -> Drawn:
     """A random layer that reads x [T, B, I].
 
@@ -43,22 +44,24 @@ def draw_layer(
         direction: drawn where it is not given.
         wanted: outputs that may not be omitted.
         share: a layer of the same sizes whose W and R this one takes.
+        start: initial states.
     """
     rng = b.rng
     cell = share.cell if share else rng.choice(CELLS)
     direction = direction or rng.choice(["forward", "reverse", "bidirectional"])
     d = 2 if direction == "bidirectional" else 1
-    h = hidden or rng.randint(1, 9)
+    h = hidden or rng.choice([1, *range(2, 10)])
     gates = len(cell.gates)
     weights = dict(share.weights) if share else {}
     if not share:
         weights["W"] = b.weight(b.numbers(d, gates * h, x.width))
         weights["R"] = b.weight(b.numbers(d, gates * h, h))
     given = {"X": x, **weights, **_optional_inputs(b, cell, x, d, h)}
+    given.update({name: state for name, state in (start or {}).items() if name in cell.inputs})
     inputs = [given[name].name if name in given else "" for name in cell.inputs]
     while not inputs[-1]:
         inputs.pop()
-    chosen = {name for name in cell.outputs if rng.random() < 0.5} | set(wanted)
+    chosen = {name for name in cell.outputs if rng.random() < 0.3} | set(wanted)
     chosen = chosen or {rng.choice(cell.outputs)}
     names = {name: b.fresh(name) for name in cell.outputs if name in chosen}
     outputs = [names.get(name, "") for name in cell.outputs]
@@ -82,7 +85,9 @@ def _optional_inputs(b: Builder, cell: Cell, x: Value, d: int, h: int) -> dict[s
         b.used.append("sequence_lens")
         known = "lengths" in b.inputs
         given["sequence_lens"] = (
-            Value("lengths", x.shape[1:2]) if known else b.feed("lengths", x.shape[1], dtype=np.int32)
+            Value("lengths", x.shape[1:2])
+            if known
+            else b.feed("lengths", x.shape[1], dtype=np.int32)
         )
     kind = rng.choice(["none", "none", "zeros", "zeros", "constant", "input"])
     states = [name for name in ("initial_h", "initial_c") if name in cell.inputs]

@@ -20,6 +20,7 @@ class Step:
     Attributes:
         node: the node.
         labels: per input, its labels, or None where no unit is in it.
+        axes: per input, the axis along which its units lie; None where no unit is in it.
         shapes: per input, its shape in the run; None where unknown or omitted.
         constants: per input, its value where it is a constant.
         observed: per input, its value in the run where that is a small integer tensor.
@@ -29,6 +30,7 @@ class Step:
 
     node: gs.Node
     labels: tuple[Labels | None, ...]
+    axes: tuple[int | None, ...]
     shapes: tuple[Shape | None, ...]
     constants: tuple[Array | None, ...]
     observed: tuple[Array | None, ...]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_rnn_prune.trace.labels import Labels, squeeze_to, uniform, varying_axes
+from onnx_rnn_prune.trace.labels import Labels, squeeze_to, uniform
 from onnx_rnn_prune.trace.rules.base import Bound, Flow, Shape, Step, Stop
 
 # Where a masked entry of a constant may not be 0: 0 / 0 is no number, and not a zero once it is
@@ -23,14 +23,14 @@ def meet(step: Step) -> Flow | Stop:
     full = np.broadcast_shapes(*shapes)
     labels = [_spread(step.labels[slot], full) for slot in step.labelled]
     first = labels[0]
-    axes = varying_axes(first)
+    if any(np.any((first < 0) != (other < 0)) for other in labels[1:]):
+        return Stop(f"meets another activation in {step.node.op}")
+    unit = _unit_axis(step, len(full))
     bound: list[Bound] = []
     for slot, size in enumerate(shapes):
         if step.labels[slot] is not None or not step.node.inputs[slot].name:
             continue
-        wide = [axis for axis in axes if _size(size, axis, len(full)) > 1]
-        unit = axes[-1] if axes else len(full) - 1
-        if unit not in wide:
+        if _size(size, unit, len(full)) == 1:
             continue
         if step.constants[slot] is None:
             return Stop(f"meets another activation in {step.node.op}")
@@ -62,6 +62,14 @@ def _hazard(step: Step) -> str:
         if power is None or not np.all(power > 0):
             return "is raised to a power that is not a positive constant"
     return ""
+
+
+def _unit_axis(step: Step, rank: int) -> int:
+    """The axis of the result along which units lie."""
+    slot = step.labelled[0]
+    labels, axis = step.labels[slot], step.axes[slot]
+    assert labels is not None and axis is not None
+    return axis + rank - labels.ndim
 
 
 def _spread(labels: Labels | None, full: Shape) -> Labels:

@@ -6,7 +6,7 @@ import numpy as np
 
 from onnx_rnn_prune.model.evaluate import evaluate
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.trace.labels import NOBODY, Labels, uniform
+from onnx_rnn_prune.trace.labels import NOBODY, Labels, uniform, varying_axes
 from onnx_rnn_prune.trace.rules.base import Flow, Step, Stop
 
 
@@ -74,16 +74,21 @@ def _undecided(step: Step) -> str:
     assert labels is not None
     op = step.node.op
     axes = selected_axes(step)
-    varying = [axis for axis in axes or () if not uniform(labels, axis % labels.ndim)]
+    axes = None if axes is None else [axis % labels.ndim for axis in axes]
+    varying = [axis for axis in axes or () if not uniform(labels, axis)]
     fixed = all(
         constant is not None or not tensor.name
         for constant, tensor in list(zip(step.constants, step.node.inputs, strict=True))[1:]
     )
     if not fixed and op not in ("Reshape", "Expand", "Tile") and (varying or axes is None):
         return f"its units are picked by a {op} that is computed while the model runs"
-    if op == "Gather" and varying and np.ndim(step.value(1)) != 1:  # type: ignore[arg-type]
+    if step.axes[0] not in varying:
+        return ""
+    if len(varying_axes(labels)) > 1:
+        return f"units of several directions are picked at once by a {op}"
+    if op == "Gather" and np.ndim(step.value(1)) != 1:  # type: ignore[arg-type]
         return "single units are picked by a Gather"
-    if op == "Slice" and varying and not _contiguous(step):
+    if op == "Slice" and not _contiguous(step):
         return "units are picked by a Slice with steps"
     return ""
 

@@ -1,0 +1,46 @@
+"""Recurrent layers whose first axis is the batch: onnxruntime only runs the other layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node
+
+# Axes of layout=0 in terms of layout=1, and back, by input and output name.
+_INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}
+_OUTPUTS = {"Y": [2, 0, 1, 3], "Y_h": [1, 0, 2], "Y_c": [1, 0, 2]}
+
+
+@dataclass(frozen=True)
+class TimeFirst:
+    """Rewrites layout=1 as layout=0 between Transposes, which computes the same."""
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for layer in find_layers(document.graph):
+            if layer.node.attrs.pop("layout", 0) == 1:
+                _turn(document.graph, layer)
+                changed = True
+        return changed
+
+
+def _turn(graph: gs.Graph, layer: RecurrentLayer) -> None:
+    layer.node.name = layer.name  # its first output's name may have been its name
+    for name, axes in _INPUTS.items():
+        tensor = layer.input(name)
+        if tensor is not None:
+            turned = gs.Variable(fresh_name(graph, f"{layer.name}_{name}_time_first"))
+            made = gs.Node("Transpose", turned.name, {"perm": axes}, [tensor], [turned])
+            layer.node.inputs[layer.slot(name)] = turned
+            insert_before(graph, made, before=layer.node)
+    for slot, name in enumerate(layer.cell.outputs):
+        tensor = layer.output(name)
+        if tensor is not None:
+            inner = gs.Variable(fresh_name(graph, f"{layer.name}_{name}_time_first"))
+            layer.node.outputs[slot] = inner
+            made = gs.Node("Transpose", inner.name, {"perm": _OUTPUTS[name]}, [inner], [tensor])
+            insert_node(graph, made, after=layer.node)

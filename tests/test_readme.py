@@ -1,0 +1,106 @@
+"""README.md does what it says: its commands and its Python run as written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+# README shows what a terminal of this width does.
+COLUMNS = "100"
+INSTALL = re.compile(r"^pip install \S+ && ", re.MULTILINE)
+
+
+def section(name):
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", README, re.DOTALL)
+    assert found, f"README.md has no markers of {name}"
+    return found[1]
+
+
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A copy of what README's reader has: the sample models, and a model and data of their own."""
+    folder = tmp_path_factory.mktemp("reader")
+    samples = folder / "sample_models"
+    shutil.copytree(ROOT / "sample_models", samples)
+    shutil.copy(samples / "digits_gru.onnx", folder / "model.onnx")
+    shutil.copytree(samples / "digits_gru" / "calibration", folder / "clips")
+    (folder / "more_clips").mkdir()
+    for path in (samples / "digits_gru" / "heldout").glob("*.npz"):
+        with np.load(path) as archive:
+            np.savez(folder / "more_clips" / path.name, input=archive["input"])
+    return folder
+
+
+def bash(command, folder):
+    """Runs a block of commands; the installed console script is that of this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", INSTALL.sub("", command)],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "COLUMNS": COLUMNS},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def labels(table):
+    """Each line up to its first number: those differ from one machine to another."""
+    lines = (re.split(r"\d", line)[0].strip(" ─") for line in table.splitlines())
+    return [line for line in lines if line]
+
+
+def test_two_commands_come_first():
+    first, test = blocks("bash")[:2]
+    assert first in section("first")
+    assert test in section("test")
+    assert all(len(command.splitlines()) == 1 for command in (first, test))
+
+
+def test_first_command_prints_what_is_shown(folder):
+    done = bash(blocks("bash", section("first"))[0], folder)
+    assert done.returncode == 0, done.stderr
+    assert labels(done.stdout) == labels(blocks("text", section("output"))[0])
+    assert (folder / "pruned.onnx").stat().st_size > 0
+
+
+def test_other_commands_run(folder):
+    others = [block for block in blocks("bash")[2:] if "pytest" not in block]
+    assert others
+    for block in others:
+        done = bash(block, folder)
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+
+
+def test_python_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found = blocks("python")
+    assert found
+    for number, block in enumerate(found):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), {})
+    assert (folder / "small.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["nsnet2", "samples", "memory"])
+def test_scripts_find_their_place(name):
+    section(name)
+
+
+def test_options_are_described():
+    """Every option of `prune` that says what is cut, and how, stands in README's table."""
+    done = bash("onnx-rnn-prune prune --help", ROOT)
+    known = set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help", "--output"}
+    assert known == set(re.findall(r"--[a-z][a-z-]+", README)) & known

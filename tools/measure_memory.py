@@ -1,0 +1,242 @@
+"""How much memory pruning takes: `python tools/measure_memory.py`.
+
+Each prune runs in a process of its own, which asks the system for the peak of its resident memory.
+That peak begins with that of the process it was started from, so nothing but the standard library
+is imported here before one starts. `python tools/fetch_models.py nsnet2` gets the first model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from fetch_models import default_folder
+from readme import markdown, write_section
+
+SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
+FEEDS = (8, 64)
+FACTOR, BASE_MB = 4, 300
+UNITS, WIDTH, CLASSES, STEPS = 1280, 512, 128, 24
+FRAMES, BANDS = 300, 161
+NOTE = f"""\
+Peak of the resident memory of the whole process, `prune` at 50 % with recovery; the limit is
+{FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with random
+weights. `python tools/measure_memory.py` measures it."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to prune, and what writes a number of feeds for it into a folder."""
+
+    name: str
+    model: Path
+    write_feeds: Callable[[Path, int], None]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peaks of resident memory in MB (10^6 bytes): after imports, and over all; and when."""
+
+    start: float
+    most: float
+    stage: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one prune took.
+
+    Attributes:
+        name: of the model.
+        model_mb: size of its file.
+        feeds: the number of calibration feeds.
+        peak: the memory it took.
+    """
+
+    name: str
+    model_mb: float
+    feeds: int
+    peak: Peak
+
+    @property
+    def limit(self) -> float:
+        """What it may take at most, in MB."""
+        return FACTOR * self.model_mb + BASE_MB
+
+    @property
+    def passed(self) -> bool:
+        """Whether it kept to that."""
+        return self.peak.most <= self.limit
+
+
+def apart(task: Callable[..., Result], *arguments: object) -> Result:
+    """Calls a function of this module in a fresh process."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+def peak_mb() -> float:
+    """The peak of this process's resident memory so far, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def measure(model: Path, feeds: Path) -> Peak:
+    """Prunes a model; to be called in a fresh process."""
+    from onnx_rnn_prune import prune
+
+    start = peak_mb()
+    stages: list[tuple[str, float]] = []
+
+    def watch(stage: str, done: int, total: int | None) -> None:
+        stages.append((stage, peak_mb()))
+
+    result = prune(model, keep=0.5, data=feeds, progress=watch)
+    result.save(feeds / "pruned.onnx")
+    most = peak_mb()
+    # A peak that is there at the start of a stage was reached in the one before it.
+    reached = next((n for n, (_, value) in enumerate(stages) if value >= most), len(stages))
+    return Peak(start, most, stages[max(reached - 1, 0)][0])
+
+
+def write_large(path: Path) -> None:
+    """Writes two LSTM layers with random weights, [batch, time, 512] to [batch, time, 128]."""
+    import numpy as np
+    import onnx
+
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        large_lstm (float[time, batch, {WIDTH}] x) => (float[time, batch, {CLASSES}] logits) {{
+            y1 = LSTM <hidden_size = {UNITS}> (x, w1, r1, b1)
+            x2 = Squeeze(y1, directions)
+            y2 = LSTM <hidden_size = {UNITS}> (x2, w2, r2, b2)
+            x3 = Squeeze(y2, directions)
+            logits = MatMul(x3, head)
+        }}
+    """)
+    shapes: dict[str, tuple[int, ...]] = {"head": (UNITS, CLASSES)}
+    for layer, width in (("1", WIDTH), ("2", UNITS)):
+        shapes[f"w{layer}"] = (1, 4 * UNITS, width)
+        shapes[f"r{layer}"] = (1, 4 * UNITS, UNITS)
+        shapes[f"b{layer}"] = (1, 8 * UNITS)
+    values = {
+        name: (rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    values["directions"] = np.array([1])
+    for name, value in values.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(model, path)
+
+
+def large_feeds(folder: Path, count: int) -> None:
+    """Writes feeds of noise for `write_large`'s model."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        x = rng.standard_normal((STEPS, 1, WIDTH), np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
+
+
+def nsnet2_feeds(folder: Path, count: int) -> None:
+    """Writes feeds of noise at the level of the log powers that NSNet2 reads."""
+    import numpy as np
+
+    rng = np.random.default_rng(2)
+    for number in range(count):
+        value = 2.0 * rng.standard_normal((1, FRAMES, BANDS), np.float32) - 5.0
+        np.savez(folder / f"{number}.npz", input=value.astype(np.float32))
+
+
+def text_feeds(folder: Path, count: int) -> None:
+    """Writes the sample's own feeds, and if there are too few, the same turned by some steps."""
+    import numpy as np
+
+    sources = sorted((SAMPLES / "text_lstm" / "calibration").glob("*.npz"))
+    for number in range(count):
+        with np.load(sources[number % len(sources)]) as archive:
+            turned = {
+                name: np.roll(archive[name], number // len(sources), axis=1)
+                for name in archive.files
+            }
+        np.savez(folder / f"{number}.npz", **turned)
+
+
+def cases(models: Path, scratch: Path) -> list[Case]:
+    """The models to prune; one that is not there is left out, and it is said so."""
+    found = [Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds)]
+    published = models / "nsnet2.onnx"
+    if published.exists():
+        found.append(Case("nsnet2", published, nsnet2_feeds))
+    else:
+        remedy = f"python tools/fetch_models.py nsnet2 --to {models}"
+        print(f"skipped nsnet2: no {published}; run {remedy}", file=sys.stderr)
+    large = scratch / "large_lstm.onnx"
+    apart(write_large, large)
+    return [*found, Case("large_lstm", large, large_feeds)]
+
+
+def rows(models: Path, counts: Sequence[int], scratch: Path) -> list[Row]:
+    """Prunes every model with every number of feeds."""
+    found = []
+    for case in cases(models, scratch):
+        for count in counts:
+            print(f"{case.name}, {count} feeds", file=sys.stderr)
+            folder = scratch / f"{case.name}_{count}"
+            folder.mkdir()
+            apart(case.write_feeds, folder, count)
+            peak = apart(measure, case.model, folder)
+            found.append(Row(case.name, case.model.stat().st_size / 1e6, count, peak))
+    return found
+
+
+def table(measured: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    header = ["model", "size", "feeds", "peak", "of it imports", "reached while", "limit", "kept"]
+    lines = [
+        [
+            row.name,
+            f"{row.model_mb:.1f} MB",
+            str(row.feeds),
+            f"{row.peak.most:.0f} MB",
+            f"{row.peak.start:.0f} MB",
+            row.peak.stage,
+            f"{row.limit:.0f} MB",
+            "yes" if row.passed else "no",
+        ]
+        for row in measured
+    ]
+    return f"{markdown(header, lines)}\n\n{NOTE}"
+
+
+def main() -> int:
+    """Measures; the exit code is 1 if a prune took more than it may."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--feeds", type=int, nargs="+", default=FEEDS, help="numbers of feeds")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    choices = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = rows(choices.models, choices.feeds, Path(scratch))
+    text = table(measured)
+    print(text)
+    if choices.readme:
+        write_section("memory", text)
+    return 0 if all(row.passed for row in measured) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
