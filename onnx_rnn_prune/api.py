@@ -153,7 +153,7 @@ def inspect(model: ModelSource) -> dict[str, Any]:
     """The recurrent layers of a model, what they cost, and where their units end."""
     opened = open_model(model)
     total = count_params(opened.document)
-    warnings: list[str] = []
+    warnings = list(opened.notes)
     rows: dict[str, Any] = {}
     try:
         data = open_data(opened, None, None, seed=0)

@@ -159,7 +159,7 @@ def _report(
             "heldout_feeds": len(data.held_out) if data.given else 0,
             "shared": data.fitting.shared,
         },
-        "warnings": list(data.warnings),
+        "warnings": [*opened.notes, *data.warnings],
     }
 
 

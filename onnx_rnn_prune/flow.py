@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries
 from onnx_rnn_prune.passes.cut import Shrink, Zero
+from onnx_rnn_prune.passes.layout import TimeFirst
 from onnx_rnn_prune.passes.prepared import Prepared, prepare
 from onnx_rnn_prune.passes.room import DropRoom
 from onnx_rnn_prune.plan.plan import Plan
@@ -43,9 +44,10 @@ class Opened:
     Attributes:
         name: how errors and tables call it.
         model: the message as read; never changed.
-        document: its graph; never changed.
+        document: its graph, as onnxruntime can run it; never changed.
         layers: its recurrent layers.
         runner: runs what onnxruntime can run of it.
+        notes: what the user should know about it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Opened:
     document: Document
     layers: list[RecurrentLayer]
     runner: Runner
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,7 @@ def open_model(source: ModelSource) -> Opened:
     name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
     model = load_model(source)
     document = Document.read(model)
+    turned = TimeFirst()(document)
     layers = find_layers(document.graph)
     if not layers:
         raise PruneError(
@@ -105,7 +109,11 @@ def open_model(source: ModelSource) -> Opened:
             where=name,
             remedy="give a model with recurrent layers",
         )
-    return Opened(name, model, document, layers, open_runner(model, name))
+    if not turned:
+        return Opened(name, model, document, layers, open_runner(model, name))
+    note = "layers with layout=1, which onnxruntime cannot run, were turned to layout=0"
+    runner = open_runner(document.write(), name)
+    return Opened(name, model, document, layers, runner, notes=(note,))
 
 
 def open_runner(model: onnx.ModelProto, name: str, threads: int = 1) -> Runner:

@@ -1,0 +1,80 @@
+"""Layers that take the batch first: they must compute the same with time first."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_rnn_prune import prune
+from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.passes.layout import TimeFirst
+
+SIZES = {"B": 3, "T": 5, "D": 2, "H": 4, "I": 2}
+
+
+def make(cell, layout):
+    """A bidirectional layer with initial states; all its outputs leave the model."""
+    rng = np.random.default_rng(0)
+    rows = len(cell.gates) * SIZES["H"]
+    weights = {
+        "W": rng.normal(size=(2, rows, SIZES["I"])),
+        "R": rng.normal(size=(2, rows, SIZES["H"])),
+        "B": rng.normal(size=(2, 2 * rows)),
+    }
+    states = [name for name in ("initial_h", "initial_c") if name in cell.inputs]
+    axes = {"X": "BTI" if layout else "TBI", "Y": "BTDH" if layout else "TDBH"}
+    state = "BDH" if layout else "DBH"
+    shape = {name: [SIZES[a] for a in axes.get(name, state)] for name in ("X", *states)}
+    node = helper.make_node(
+        cell.op,
+        ["X", "W", "R", "B", "", *states],
+        list(cell.outputs),
+        hidden_size=SIZES["H"],
+        direction="bidirectional",
+        layout=layout,
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shape.items()],
+        [
+            helper.make_tensor_value_info(
+                n, TensorProto.FLOAT, [SIZES[a] for a in axes.get(n, state)]
+            )
+            for n in cell.outputs
+        ],
+        [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {n: rng.normal(size=s).astype(np.float32) for n, s in shape.items()}
+    return model, feed
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.op)
+def test_time_first_computes_the_same(cell):
+    """The other layout's model on turned inputs is the oracle."""
+    model, feed = make(cell, layout=1)
+    document = Document.read(model)
+    assert TimeFirst()(document)
+    turned = document.write()
+    onnx.checker.check_model(turned, full_check=True)
+    found = Runner(turned)(feed)
+    other = {name: value.transpose(1, 0, 2) for name, value in feed.items()}
+    for name, value in Runner(make(cell, layout=0)[0])(other).items():
+        axes = (2, 0, 1, 3) if name == "Y" else (1, 0, 2)
+        np.testing.assert_allclose(found[name], value.transpose(axes), atol=1e-6)
+
+
+def test_nothing_to_turn():
+    assert not TimeFirst()(Document.read(make(CELLS[0], layout=0)[0]))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.op)
+def test_pruning_says_that_layers_were_turned(cell):
+    model, feed = make(cell, layout=1)
+    result = prune(model, keep=2, data=[feed, feed])
+    assert result.report["oracle"]["passed"]
+    assert "layout=1" in result.report["warnings"][0]
+    assert [port.name for port in result.model.graph.output] == list(cell.outputs)
