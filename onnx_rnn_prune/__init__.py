@@ -2,7 +2,7 @@
 
 from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune
 from onnx_rnn_prune.errors import PruneError, Unmet
-from onnx_rnn_prune.finish import PruneResult
+from onnx_rnn_prune.flow.finish import PruneResult
 from onnx_rnn_prune.plan.plan import Plan
 
 __all__ = [

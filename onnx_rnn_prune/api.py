@@ -10,11 +10,13 @@ from typing import Any
 
 import onnx
 
-from onnx_rnn_prune.choice import Request, choose_plan
 from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.finish import PruneResult, check_choices, finish
-from onnx_rnn_prune.flow import ModelSource, open_data, open_model, open_runner, runs, study
+from onnx_rnn_prune.flow.choice import Request, choose_plan
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.finish import PruneResult, check_choices, finish
+from onnx_rnn_prune.flow.opening import ModelSource, open_model, open_runner, runs
+from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model

@@ -20,10 +20,7 @@ ROOMS = (
     "passes",
     "validate",
     "report",
-    "recovery",
     "flow",
-    "choice",
-    "finish",
     "api",
     "cli",
 )

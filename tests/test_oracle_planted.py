@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.flow import Studied, cut
+from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare

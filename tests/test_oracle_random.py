@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnx_rnn_prune.flow import Studied, cut
+from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.validate import oracle
 from oracle.check import TRACED, check_case, check_prepared, draw_case, runner
 from oracle.draw import draw_model

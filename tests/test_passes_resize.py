@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow import Studied, cut
+from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare

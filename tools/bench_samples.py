@@ -15,7 +15,8 @@ import onnx
 
 from onnx_rnn_prune import PruneResult, inspect, prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow import open_data, open_model
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
 from readme import markdown, write_section

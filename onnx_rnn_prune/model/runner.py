@@ -12,12 +12,13 @@ import onnx
 import onnxruntime as ort
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.external import save_apart
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
-# Serialized protobuf messages end at 2 GB; above this, a session is opened from a file.
-_LARGE = 1 << 30
+# A session of a larger model is opened from files, which takes less memory.
+_LARGE = 1 << 20
 
 
 class Runner:
@@ -80,9 +81,9 @@ def _open(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceS
     providers = ["CPUExecutionProvider"]
     if model.ByteSize() < _LARGE:
         return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save_model(model, path, save_as_external_data=True, location="model.data")
+    # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = save_apart(model, Path(folder))
         return ort.InferenceSession(str(path), options, providers=providers)
 
 

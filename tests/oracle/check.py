@@ -10,7 +10,7 @@ import onnx
 
 from models import FOREIGN, Builder
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow import Studied, cut
+from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 from onnx_rnn_prune.model.runner import Feed, Runner

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow import Data, Opened, Studied, study
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.studying import Studied, study
 from onnx_rnn_prune.passes.prepared import choose_layers
 from onnx_rnn_prune.plan.allocation import (
     ALLOCATORS,

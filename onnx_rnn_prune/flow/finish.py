@@ -10,22 +10,15 @@ import onnx
 
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow import (
-    Data,
-    Opened,
-    Studied,
-    cut,
-    open_runner,
-    proof_feeds,
-    prove,
-    settle,
-)
+from onnx_rnn_prune.flow.feeding import Data, proof_feeds
+from onnx_rnn_prune.flow.opening import Opened, open_runner
+from onnx_rnn_prune.flow.recovery import RECOVERIES, Bench, Recovered, recover_units
+from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import save_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery import RECOVERIES, Bench, Recovered, recover_units
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
 from onnx_rnn_prune.validate import Oracle, drift, latency
 

@@ -1,0 +1,1 @@
+"""The steps of a prune, in this order: opening, feeding, studying, choice, recovery, finish."""

@@ -1,0 +1,93 @@
+"""Feeds by what they are for: to fit on, to judge by, to report on, to prove with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.flow.opening import Opened, runs
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.trace.states import state_inputs
+
+# Feeds made up where there is no data; a part of the feeds that is kept from fitting.
+_RANDOM_FEEDS = 3
+_HELD_OUT = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Feeds by what they are for; the three sets share nothing unless `fitting.shared` says so.
+
+    Attributes:
+        fitting: what is calibrated on.
+        held_out: what candidates are judged by.
+        judging: what drift is reported on.
+        given: whether the user gave data; made-up feeds calibrate nothing.
+        warnings: what the user should know about them.
+    """
+
+    fitting: Feeds
+    held_out: Feeds
+    judging: Feeds
+    given: bool
+    warnings: tuple[str, ...] = ()
+
+
+def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Data:
+    """Opens the user's data, or makes up feeds.
+
+    Raises:
+        PruneError: data cannot be read, or the model does not run on made-up feeds.
+    """
+    ports = signature.inputs(opened.model)
+    states = state_inputs(opened.document)
+    if data is None:
+        made = random_feeds(ports, seed=seed, count=_RANDOM_FEEDS, accepts=runs(opened.runner))
+        judging = made if eval_data is None else open_feeds(eval_data, ports, states)
+        note = (
+            "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
+            " they do and the kept ones make up for the removed ones, which loses far less"
+        )
+        return Data(made, made, judging, given=False, warnings=(note,))
+    feeds = open_feeds(data, ports, states)
+    fitting, held_out = feeds.split(_HELD_OUT)
+    judging = held_out if eval_data is None else open_feeds(eval_data, ports, states)
+    notes = []
+    if fitting.shared:
+        notes.append("there is one feed only: it was fitted on and judged by; give several")
+    return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
+
+
+def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:
+    """Feeds to prove on: a real one, and the same in other sizes where the model takes them."""
+    first = next(iter(feeds))
+    accepts = runs(opened.runner)
+    found: list[Feed] = [first]
+    for resize in (lambda size: min(size, 13), lambda size: 2 if size == 1 else min(size, 5)):
+        other = _resized(opened.model, first, resize)
+        if other is not None and accepts(other):
+            found.append(other)
+    return found
+
+
+def _resized(
+    model: onnx.ModelProto, feed: Feed, resize: Callable[[int], int]
+) -> dict[str, Array] | None:
+    """A feed with other sizes on all open axes, entries repeated or left out."""
+    result = dict(feed)
+    for port in signature.inputs(model):
+        value = result.get(port.name)
+        if value is None or port.dims is None:
+            return None
+        for axis, dim in enumerate(port.dims):
+            if not isinstance(dim, int):
+                size = value.shape[axis]
+                value = np.take(value, np.arange(resize(size)) % size, axis=axis)
+        result[port.name] = value
+    same = all(np.shape(result[name]) == np.shape(feed[name]) for name in feed)
+    return None if same else result

@@ -1,0 +1,89 @@
+"""What is known of a model's units, and the cut that follows from a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnx_rnn_prune.errors import Unmet
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.opening import Opened, open_runner
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries
+from onnx_rnn_prune.passes.cut import Shrink, Zero
+from onnx_rnn_prune.passes.prepared import Prepared, prepare
+from onnx_rnn_prune.passes.room import DropRoom
+from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
+from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.validate import Oracle, oracle
+
+
+@dataclass(frozen=True, eq=False)
+class Studied:
+    """A prepared model with all that is known about its units.
+
+    Attributes:
+        prepared: ready to be cut.
+        readers: all that read units.
+        evidence: from data, None where there is none.
+    """
+
+    prepared: Prepared
+    readers: list[Reader] = field(default_factory=list)
+    evidence: Evidence | None = None
+
+
+def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) -> Studied:
+    """Prepares some layers for the cut and collects what data says about their units."""
+    progress("following units", 0, None)
+    prepared = prepare(opened.document, tuple(names), next(iter(data.fitting)))
+    readers = find_readers(prepared.document, prepared.trace)
+    if not data.given:
+        return Studied(prepared, readers)
+    evidence = collect(prepared.document, prepared.trace, readers, data.fitting, progress)
+    return Studied(prepared, readers, evidence)
+
+
+def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> onnx.ModelProto:
+    """The model that a plan makes of a recovered document."""
+    keep = plan.mask(studied.prepared.trace)
+    result = document.copy()
+    if mode == "zero":
+        Zero(studied.prepared.trace, keep)(result)
+    else:
+        shrink = Shrink(studied.prepared.trace, keep)
+        Pipeline((shrink, DropRoom(), PickEntries(), DropUnread()))(result)
+    return result.write()
+
+
+def prove(
+    opened: Opened, studied: Studied, plan: Plan, document: Document, feeds: Iterable[Feed]
+) -> Oracle:
+    """Runs the zeroed and the shrunk model against each other.
+
+    Raises:
+        Unmet: they differ.
+    """
+    zeroed = open_runner(cut(document, studied, plan, "zero"), "the zeroed model")
+    shrunk = open_runner(cut(document, studied, plan, "shrink"), "the shrunk model")
+    found = oracle(zeroed, shrunk, feeds)
+    if not found:
+        raise Unmet(
+            f"the shrunk model does not compute what the zeroed one does ({found.reason})",
+            where=opened.name,
+            remedy="report this; no file was written",
+        )
+    return found
+
+
+def settle(opened: Opened, studied: Studied, plan: Plan, data: Data, progress: Progress) -> Studied:
+    """What is known of just the layers that a plan cuts; layers that keep all stay untouched."""
+    if plan.cut() == tuple(studied.prepared.trace.units.lanes):
+        return studied
+    return study(opened, plan.cut(), data, progress)
