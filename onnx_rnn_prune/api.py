@@ -44,8 +44,8 @@ def prune(
     allocate: str = "uniform",
     recover: str | None = None,
     mode: str = "shrink",
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
     seed: int = 0,
@@ -64,8 +64,8 @@ def prune(
         allocate: uniform, or global for one ranking over all layers.
         recover: none, bias or lstsq; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
-        only: globs of the layers to prune.
-        skip: globs of layers to leave alone.
+        only: a glob of the layers to prune, or several.
+        skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
         min_units: keep at least so many units in each layer.
         seed: for criteria and inputs that are drawn.
@@ -82,8 +82,8 @@ def prune(
         budget=None if budget is None else parse_budget(budget),
         criterion=criterion,
         allocate=allocate,
-        only=only,
-        skip=skip,
+        only=_globs(only),
+        skip=_globs(skip),
         bounds=bounds,
         seed=seed,
     )
@@ -110,8 +110,8 @@ def plan(
     data: object = None,
     criterion: str | None = None,
     allocate: str = "uniform",
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
     seed: int = 0,
@@ -121,7 +121,7 @@ def plan(
     bounds = Allocation(_positive(align, "--align"), _positive(min_units, "--min-units"))
     limit = None if budget is None else parse_budget(budget)
     wanted = _keep(keep, budget)
-    request = Request(wanted, limit, criterion, allocate, only, skip, bounds, seed)
+    request = Request(wanted, limit, criterion, allocate, _globs(only), _globs(skip), bounds, seed)
     opened = open_model(model)
     chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
     return chosen
@@ -228,6 +228,8 @@ def bench(
     models: Sequence[ModelSource], *, data: object = None, threads: int = 1, seed: int = 0
 ) -> dict[str, Any]:
     """Times models against each other on one feed; the first is what the others compare with."""
+    if not models:
+        raise PruneError("there is nothing to time", where="bench", remedy="give a model")
     read = [load_model(source) for source in models]
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
     runners = [open_runner(model, name, threads) for model, name in zip(read, names, strict=True)]
@@ -260,7 +262,13 @@ def _keep(keep: str | float | None, budget: str | None) -> Keep | None:
     return parse_keep(keep)
 
 
+def _globs(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _positive(value: int, option: str) -> int:
-    if value < 1:
-        raise PruneError(f"{value} is not above 0", where=option, remedy="give 1 or more")
+    if not isinstance(value, int) or value < 1:
+        raise PruneError(
+            f"{value} is not a whole number above 0", where=option, remedy="give 1 or more"
+        )
     return value

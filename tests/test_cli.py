@@ -298,3 +298,17 @@ def test_the_module_is_the_command(model):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["layers"]
     assert done.stderr == ""
+
+
+def test_weights_beside_a_model_are_not_overwritten(model, capsys):
+    import onnx
+
+    apart = model.parent / "apart.onnx"
+    weights = model.parent / "apart.data"
+    onnx.save_model(
+        onnx.load(model), apart, save_as_external_data=True, location=weights.name, size_threshold=0
+    )
+    before = weights.read_bytes()
+    assert call("prune", apart, "-o", weights, "--keep", "50%") == 1
+    assert "an input would be overwritten" in one_line(capsys)
+    assert weights.read_bytes() == before

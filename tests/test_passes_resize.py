@@ -134,24 +134,24 @@ def test_uneven_split_of_an_axis_with_other_features():
     assert values_of(shrunk, "a", 1) == [4, 6], "x x x u0 | u2 u3 u5 x x x"
 
 
-def test_slice_backwards_of_an_axis_with_other_features():
+@pytest.mark.parametrize(
+    ("start", "rest", "bounds"),
+    [
+        (10, "x1, x1", [8, 0]),  # x1 x0 u5 u3 u2 u0 x2 x1
+        (7, "x, x1, x1", [5, 0]),  # u4 is cut: u3 u2 u0 x2 x1
+    ],
+)
+def test_slice_backwards_of_an_axis_with_other_features(start, rest, bounds):
+    """x0 x1 x2 u0 ... u5 x0 x1 x2, from an entry back to the second."""
     model = layer(
         1,
-        "s = Squeeze (Y, one)  d = Concat <axis = 2> (x, s, x)"
-        "  i = Constant <value_ints = [10]> ()  j = Constant <value_ints = [-13]> ()"
-        "  p = Slice (d, i, zero, two, back)  k = Concat <axis = 2> (p, one_more)"
-        "  [read] y = MatMul (k, V2)",
-    )
-    text = onnx.printer.to_text(model)
-    assert "one_more" in text
-    model.graph.node.insert(
-        1, onnx.helper.make_node("Slice", ["x", "zero", "two", "two"], ["one_more"])
+        "s = Squeeze (Y, one)  d = Concat <axis = 2> (x, s, x)  x1 = Slice (x, zero, two, two)"
+        f"  i = Constant <value_ints = [{start}]> ()  p = Slice (d, i, zero, two, back)"
+        f"  k = Concat <axis = 2> (p, {rest})  [read] y = MatMul (k, V2)",
     )
     prepared, shrunk = shrink(model, KEEP[:1])
     assert not prepared.restored
-    # x x x u0 u2 u3 u5 x x x: from the last but one back to the second.
-    assert values_of(shrunk, "p", 1) == [8]
-    assert values_of(shrunk, "p", 2) == [0]
+    assert [*values_of(shrunk, "p", 1), *values_of(shrunk, "p", 2)] == bounds
 
 
 DIRECTIONS = {

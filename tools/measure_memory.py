@@ -22,6 +22,7 @@ from fetch_models import default_folder
 from readme import markdown, write_section
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
+NAMES = ("text_lstm", "nsnet2", "large_lstm")
 FEEDS = (8, 64)
 FACTOR, BASE_MB = 4, 300
 UNITS, WIDTH, CLASSES, STEPS = 1280, 512, 128, 24
@@ -175,24 +176,26 @@ def text_feeds(folder: Path, count: int) -> None:
         np.savez(folder / f"{number}.npz", **turned)
 
 
-def cases(models: Path, scratch: Path) -> list[Case]:
+def cases(models: Path, names: Sequence[str], scratch: Path) -> list[Case]:
     """The models to prune; one that is not there is left out, and it is said so."""
-    found = [Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds)]
-    published = models / "nsnet2.onnx"
-    if published.exists():
-        found.append(Case("nsnet2", published, nsnet2_feeds))
-    else:
+    large, published = scratch / "large_lstm.onnx", models / "nsnet2.onnx"
+    if "large_lstm" in names:
+        apart(write_large, large)
+    if "nsnet2" in names and not published.exists():
         remedy = f"python tools/fetch_models.py nsnet2 --to {models}"
         print(f"skipped nsnet2: no {published}; run {remedy}", file=sys.stderr)
-    large = scratch / "large_lstm.onnx"
-    apart(write_large, large)
-    return [*found, Case("large_lstm", large, large_feeds)]
+    known = [
+        Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds),
+        Case("nsnet2", published, nsnet2_feeds),
+        Case("large_lstm", large, large_feeds),
+    ]
+    return [case for case in known if case.name in names and case.model.exists()]
 
 
-def rows(models: Path, counts: Sequence[int], scratch: Path) -> list[Row]:
+def rows(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Path) -> list[Row]:
     """Prunes every model with every number of feeds."""
     found = []
-    for case in cases(models, scratch):
+    for case in cases(models, names, scratch):
         for count in counts:
             print(f"{case.name}, {count} feeds", file=sys.stderr)
             folder = scratch / f"{case.name}_{count}"
@@ -226,11 +229,12 @@ def main() -> int:
     """Measures; the exit code is 1 if a prune took more than it may."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="models to prune")
     parser.add_argument("--feeds", type=int, nargs="+", default=FEEDS, help="numbers of feeds")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     choices = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        measured = rows(choices.models, choices.feeds, Path(scratch))
+        measured = rows(choices.models, choices.only, choices.feeds, Path(scratch))
     text = table(measured)
     print(text)
     if choices.readme:

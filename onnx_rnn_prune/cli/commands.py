@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.files import weight_files
 from onnx_rnn_prune.report.table import sentence
 
 # Wide enough for layer names; a pipe has no width of its own.
@@ -188,6 +189,8 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
 def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
     """Refuses what cannot be written, or must not be, before the work is done."""
     places = [Path(path) for path in outputs if path]
+    given = [Path(path) for path in inputs if path]
+    given += [weights for path in given if path.is_file() for weights in weight_files(path)]
     for number, path in enumerate(places):
         advice = "name another file"
         if path.is_dir():
@@ -196,7 +199,7 @@ def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) 
             raise PruneError("its folder does not exist", where=str(path), remedy="make it first")
         if not os.access(path.parent, os.W_OK):
             raise PruneError("its folder cannot be written", where=str(path), remedy=advice)
-        if any(path.exists() and Path(i).exists() and path.samefile(i) for i in inputs if i):
+        if any(path.exists() and other.exists() and path.samefile(other) for other in given):
             raise PruneError("an input would be overwritten", where=str(path), remedy=advice)
         if path.resolve() in [other.resolve() for other in places[:number]]:
             raise PruneError("two outputs have this name", where=str(path), remedy=advice)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 
-from onnx_rnn_prune.errors import Unmet
+from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened, open_runner
 from onnx_rnn_prune.model.document import Document
@@ -42,6 +43,7 @@ class Studied:
 def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) -> Studied:
     """Prepares some layers for the cut and collects what data says about their units."""
     progress("following units", 0, None)
+    _check_weights(opened)
     prepared = prepare(opened.document, tuple(names), next(iter(data.fitting)))
     readers = find_readers(prepared.document, prepared.trace)
     if not data.given:
@@ -80,6 +82,18 @@ def prove(
             remedy="report this; no file was written",
         )
     return found
+
+
+def _check_weights(opened: Opened) -> None:
+    for layer in opened.layers:
+        for name in ("W", "R", "B", "P"):
+            value = layer.constant(name)
+            if value is not None and not np.isfinite(value).all():
+                raise PruneError(
+                    f"{name} holds entries that are infinite or not a number",
+                    where=layer.name,
+                    remedy="export the model again from weights that are numbers",
+                )
 
 
 def settle(opened: Opened, studied: Studied, plan: Plan, data: Data, progress: Progress) -> Studied:

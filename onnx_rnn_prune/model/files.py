@@ -26,7 +26,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         reason = "is a folder, not a model file" if path.is_dir() else "there is no such file"
         raise PruneError(reason, where=str(path), remedy="give the path of an .onnx file")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise _not_a_model(path) from error
     except (OSError, onnx.checker.ValidationError) as error:
@@ -34,6 +34,21 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:
         raise _not_a_model(path)
     return model
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files beside a model that hold its weights; none where it cannot be read."""
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError, OSError):
+        return []
+    places = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [Path(path).parent / place for place in sorted(places)]
 
 
 def save_model(model: onnx.ModelProto, path: str | Path) -> None:

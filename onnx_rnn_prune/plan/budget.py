@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from onnx_rnn_prune.errors import PruneError
@@ -69,6 +70,10 @@ def parse_keep(value: str | float) -> Keep:
     Raises:
         PruneError: the value is not above 0, or above 100 %, or no number.
     """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)  # NumPy's, too
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise PruneError(f"'{value}' is not an amount", where="--keep", remedy=_KEEP_FORMS)
     text = str(value).strip()
