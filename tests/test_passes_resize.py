@@ -137,8 +137,8 @@ def test_uneven_split_of_an_axis_with_other_features():
 @pytest.mark.parametrize(
     ("start", "rest", "bounds"),
     [
-        (10, "x1, x1", [8, 0]),  # x1 x0 u5 u3 u2 u0 x2 x1
-        (7, "x, x1, x1", [5, 0]),  # u4 is cut: u3 u2 u0 x2 x1
+        (10, "x1", [8, 0]),  # x1 x0 u5 u3 u2 u0 x2 x1
+        (7, "x, x1", [5, 0]),  # u4 is cut: u3 u2 u0 x2 x1
     ],
 )
 def test_slice_backwards_of_an_axis_with_other_features(start, rest, bounds):

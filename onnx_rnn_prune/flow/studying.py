@@ -43,9 +43,9 @@ class Studied:
 def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) -> Studied:
     """Prepares some layers for the cut and collects what data says about their units."""
     progress("following units", 0, None)
-    _check_weights(opened)
     prepared = prepare(opened.document, tuple(names), next(iter(data.fitting)))
     readers = find_readers(prepared.document, prepared.trace)
+    _check_weights(prepared.document, readers)
     if not data.given:
         return Studied(prepared, readers)
     evidence = collect(prepared.document, prepared.trace, readers, data.fitting, progress)
@@ -84,16 +84,14 @@ def prove(
     return found
 
 
-def _check_weights(opened: Opened) -> None:
-    for layer in opened.layers:
-        for name in ("W", "R", "B", "P"):
-            value = layer.constant(name)
-            if value is not None and not np.isfinite(value).all():
-                raise PruneError(
-                    f"{name} holds entries that are infinite or not a number",
-                    where=layer.name,
-                    remedy="export the model again from weights that are numbers",
-                )
+def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
+    for reader in readers:
+        if not np.isfinite(reader.weight(document)).all():
+            raise PruneError(
+                "a weight that reads units holds entries that are infinite or not a number",
+                where=reader.name,
+                remedy="export the model again from weights that are numbers",
+            )
 
 
 def settle(opened: Opened, studied: Studied, plan: Plan, data: Data, progress: Progress) -> Studied:
