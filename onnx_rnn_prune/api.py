@@ -87,8 +87,12 @@ def prune(
         bounds=bounds,
         seed=seed,
     )
-    opened = open_model(model)
     check_choices(mode, recover)
+    if budget is not None and mode == "zero":
+        raise PruneError(
+            "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
+        )
+    opened = open_model(model)
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
     result = finish(opened, given, plan_, studied, recover, mode, progress)
@@ -145,8 +149,7 @@ def apply(
     check_plan(chosen, opened.model, opened.layers)
     check_choices(mode, recover)
     given = open_data(opened, data, eval_data, seed)
-    studied = study(opened, chosen.cut(), given, progress)
-    result = finish(opened, given, chosen, studied, recover, mode, progress)
+    result = finish(opened, given, chosen, None, recover, mode, progress)
     result.report["seconds"] = time.perf_counter() - start
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -168,33 +169,49 @@ class RecurrentLayer:
 
 
 def find_layers(graph: gs.Graph) -> list[RecurrentLayer]:
-    """The recurrent layers of a graph, in its order.
+    """The recurrent layers of a graph whose parameters are constants, in its order.
 
     Raises:
-        PruneError: a layer's weights are not constants of the specified shapes.
+        PruneError: a layer's weights are not of the specified shapes.
     """
-    cells = {cell.op: cell for cell in CELLS}
-    found = [node for node in graph.nodes if node.op in cells and node.domain in (None, "")]
-    names = Counter(node.name for node in graph.nodes)
+    computed = computed_parameters(graph)
     return [
-        _view(node, cells[node.op], node.name if names[node.name] == 1 and node.name else "")
-        for node in found
+        _view(node, cell, name) for node, cell, name in _recurrent(graph) if name not in computed
     ]
 
 
+def computed_parameters(graph: gs.Graph) -> dict[str, str]:
+    """Recurrent nodes with a parameter that is known only while the model runs: by name, which."""
+    found: dict[str, str] = {}
+    for node, cell, name in _recurrent(graph):
+        for slot, letter in enumerate(cell.inputs):
+            given = slot < len(node.inputs) and node.inputs[slot].name
+            if (
+                letter in ("W", "R", "B", "P")
+                and given
+                and constant_shape(node.inputs[slot]) is None
+            ):
+                found.setdefault(name, letter)
+    return found
+
+
+def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str]]:
+    """Recurrent nodes with their cells and the names by which users know them."""
+    cells = {cell.op: cell for cell in CELLS}
+    names = Counter(node.name for node in graph.nodes)
+    for node in graph.nodes:
+        if node.op not in cells or node.domain not in (None, ""):
+            continue
+        name = node.name
+        if not name or names[name] > 1:
+            key = node_key(node)  # another node may be called what this one's output is
+            name = key if key not in names else f"{node.op}:{key}"
+        yield node, cells[node.op], name
+
+
 def _view(node: gs.Node, cell: Cell, name: str) -> RecurrentLayer:
-    name = name or node_key(node)
-    shapes: list[tuple[int, ...]] = []
-    for slot, letter in ((1, "W"), (2, "R")):
-        shape = constant_shape(node.inputs[slot]) if slot < len(node.inputs) else None
-        if shape is None:
-            raise PruneError(
-                f"{letter} of this {cell.op} is computed while the model runs",
-                where=name,
-                remedy="pass --skip with this name to leave the layer alone",
-            )
-        shapes.append(shape)
-    weight, recurrence = shapes
+    shapes = [constant_shape(tensor) for tensor in node.inputs[1:3]]
+    weight, recurrence = (shape or () for shape in shapes)
     gates = len(cell.gates)
     directions, rows, hidden = recurrence if len(recurrence) == 3 else (0, 0, 0)
     if rows != gates * hidden or weight[:2] != (directions, rows) or not hidden:

@@ -186,6 +186,12 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
     _print(found, report.bench_table, as_json)
 
 
+def _is_part(path: Path, given: Path) -> bool:
+    """Whether an existing file is an input, or lies in a folder of inputs."""
+    place = given.resolve()
+    return path.resolve() == place or (given.is_dir() and place in path.resolve().parents)
+
+
 def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
     """Refuses what cannot be written, or must not be, before the work is done."""
     places = [Path(path) for path in outputs if path]
@@ -193,13 +199,14 @@ def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) 
     given += [weights for path in given if path.is_file() for weights in weight_files(path)]
     for number, path in enumerate(places):
         advice = "name another file"
-        if path.is_dir():
-            raise PruneError("it is a folder", where=str(path), remedy="name a file")
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")
         if not path.parent.is_dir():
             raise PruneError("its folder does not exist", where=str(path), remedy="make it first")
         if not os.access(path.parent, os.W_OK):
             raise PruneError("its folder cannot be written", where=str(path), remedy=advice)
-        if any(path.exists() and other.exists() and path.samefile(other) for other in given):
+        if path.exists() and any(_is_part(path, other) for other in given):
             raise PruneError("an input would be overwritten", where=str(path), remedy=advice)
         if path.resolve() in [other.resolve() for other in places[:number]]:
             raise PruneError("two outputs have this name", where=str(path), remedy=advice)

@@ -46,7 +46,7 @@ def finish(
     opened: Opened,
     data: Data,
     plan: Plan,
-    studied: Studied,
+    studied: Studied | None,
     recover: str | None,
     mode: str,
     progress: Progress,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.cells import RecurrentLayer, computed_parameters, find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
@@ -49,19 +49,21 @@ def open_model(source: ModelSource) -> Opened:
     name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
     model = load_model(source)
     document = Document.read(model)
+    notes = []
+    for layer, parameter in computed_parameters(document.graph).items():
+        notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
     turned = TimeFirst()(document)
     layers = find_layers(document.graph)
     if not layers:
         raise PruneError(
-            "has no LSTM, GRU or RNN node in its main graph",
+            "; ".join(notes) or "has no LSTM, GRU or RNN node in its main graph",
             where=name,
-            remedy="give a model with recurrent layers",
+            remedy="give a model with recurrent layers whose weights are constants",
         )
-    if not turned:
-        return Opened(name, model, document, layers, open_runner(model, name))
-    note = "layers with layout=1, which onnxruntime cannot run, were turned to layout=0"
-    runner = open_runner(document.write(), name)
-    return Opened(name, model, document, layers, runner, notes=(note,))
+    if turned:
+        notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
+    runner = open_runner(document.write() if turned else model, name)
+    return Opened(name, model, document, layers, runner, tuple(notes))
 
 
 def open_runner(model: onnx.ModelProto, name: str, threads: int = 1) -> Runner:

@@ -94,8 +94,10 @@ def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
             )
 
 
-def settle(opened: Opened, studied: Studied, plan: Plan, data: Data, progress: Progress) -> Studied:
+def settle(
+    opened: Opened, studied: Studied | None, plan: Plan, data: Data, progress: Progress
+) -> Studied:
     """What is known of just the layers that a plan cuts; layers that keep all stay untouched."""
-    if plan.cut() == tuple(studied.prepared.trace.units.lanes):
+    if studied is not None and plan.cut() == tuple(studied.prepared.trace.units.lanes):
         return studied
     return study(opened, plan.cut(), data, progress)

@@ -62,6 +62,8 @@ class Document:
             if field.name != "graph":
                 _copy_field(self.source, result, field.name)
         result.graph.CopyFrom(_write_graph(self.graph, self.source.graph, self.origins))
+        if result.ir_version < 4:
+            _list_initializers(result.graph)
         return result
 
     def copy(self) -> Document:
@@ -124,6 +126,16 @@ def _write_graph(graph: gs.Graph, source: onnx.GraphProto, origins: Origins) -> 
         if info.name not in gone
     )
     return result
+
+
+def _list_initializers(graph: onnx.GraphProto) -> None:
+    """Before IR version 4, every initializer is an input, too."""
+    listed = {port.name for port in graph.input}
+    for tensor in graph.initializer:
+        if tensor.name not in listed:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
 
 
 def _write_node(node: gs.Node, origins: Origins) -> onnx.NodeProto:

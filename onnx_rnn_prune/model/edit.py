@@ -10,10 +10,13 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.document import tensors_of
 from onnx_rnn_prune.model.runner import Array
 
+# How the names of nodes and tensors begin that are put into a graph here.
+OWN = "onnx_rnn_prune/"
+
 
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
-    """A tensor name that the graph does not use yet."""
-    used = {tensor.name for tensor in tensors_of(graph)}
+    """A name that no tensor and no node of the graph has yet."""
+    used = {tensor.name for tensor in tensors_of(graph)} | {node.name for node in graph.nodes}
     name, count = wanted, 1
     while name in used:
         count += 1

@@ -62,7 +62,9 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises:
         PruneError: the place cannot be written.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        raise PruneError("it is no regular file", where=str(path), remedy="name another file")
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

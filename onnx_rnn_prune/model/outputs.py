@@ -24,7 +24,10 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
     result.graph.name = model.graph.name
     result.graph.node.extend(nodes)
     read = names_read(nodes) | set(wanted)
-    result.graph.input.extend(model.graph.input)
+    defaults = {tensor.name for tensor in model.graph.initializer}
+    result.graph.input.extend(
+        port for port in model.graph.input if port.name in read or port.name not in defaults
+    )
     result.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
     result.graph.sparse_initializer.extend(
         t for t in model.graph.sparse_initializer if t.values.name in read

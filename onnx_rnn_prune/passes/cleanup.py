@@ -10,8 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document, subgraphs_of, tensors_of
-from onnx_rnn_prune.model.edit import add_constant, fresh_name, insert_before
-from onnx_rnn_prune.passes.prepare import RESTORE, SELECT
+from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class PickEntries:
         graph = document.graph
         changed = False
         for node in list(graph.nodes):
-            if node.op == "MatMul" and node.name.endswith((SELECT, RESTORE)):
+            if node.op == "MatMul" and node.name.startswith(OWN):
                 matrix = constant_value(node.inputs[1])
                 picked = None if matrix is None else picked_entries(matrix)
                 if picked is not None:
@@ -90,7 +89,7 @@ def _padded(graph: gs.Graph, node: gs.Node, data: gs.Tensor) -> gs.Tensor:
     rank = 4 if layer.outputs[0] is data else 3
     pads = np.array([0] * (2 * rank - 1) + [1], dtype=np.int64)
     padded = gs.Variable(fresh_name(graph, f"{node.name}_padded"))
-    made = gs.Node("Pad", f"{node.name}_pad", inputs=[data], outputs=[padded])
+    made = gs.Node("Pad", padded.name, inputs=[data], outputs=[padded])
     if graph.opset < 11:
         made.attrs["pads"] = pads.tolist()
     else:

@@ -12,6 +12,7 @@ from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document, node_key
 from onnx_rnn_prune.model.edit import (
+    OWN,
     add_constant,
     drop_input,
     fresh_name,
@@ -22,8 +23,6 @@ from onnx_rnn_prune.passes.room import add_zero
 from onnx_rnn_prune.score.readers import bias_shape
 from onnx_rnn_prune.trace.trace import Outlet
 
-# How the names of the matrices end that are put in front of a layer and behind it.
-SELECT, RESTORE = "_select", "_restore"
 STATES = ("initial_h", "initial_c")
 
 
@@ -119,8 +118,8 @@ def _identity(graph: gs.Graph, layer: RecurrentLayer, name: str) -> gs.Constant:
 
 
 def _select(graph: gs.Graph, layer: RecurrentLayer, name: str, state: gs.Tensor) -> None:
-    label = f"{layer.name}_{name}{SELECT}"
-    result = gs.Variable(fresh_name(graph, label))
+    label = fresh_name(graph, f"{OWN}{layer.name}_{name}_select")
+    result = gs.Variable(label)
     matrix = _identity(graph, layer, f"{label}_weight")
     layer.node.inputs[layer.slot(name)] = result
     made = gs.Node("MatMul", label, inputs=[state, matrix], outputs=[result])
@@ -140,7 +139,7 @@ def _restore(
         for slot, tensor in enumerate(node.inputs):
             if tensor is full and (node_key(node), slot) not in closed:
                 node.inputs[slot] = inner
-    label = f"{layer.name}_{name}{RESTORE}"
+    label = fresh_name(graph, f"{OWN}{layer.name}_{name}_restore")
     matrix = _identity(graph, layer, f"{label}_weight")
     made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[full])
     insert_node(graph, made, after=layer.node)

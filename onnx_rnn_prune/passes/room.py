@@ -11,12 +11,17 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document, nodes_by_key
-from onnx_rnn_prune.model.edit import add_constant, drop_input, fresh_name, insert_node, set_input
+from onnx_rnn_prune.model.edit import (
+    OWN,
+    add_constant,
+    drop_input,
+    fresh_name,
+    insert_node,
+    set_input,
+)
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.readers import bias_shape, bias_slot, has_bias_input
 from onnx_rnn_prune.trace.trace import Binding
-
-_ROOM = "_room_for_bias"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +70,10 @@ class DropRoom:
         unused = []
         for layer in find_layers(graph):
             bias = layer.input("B")
-            if bias is not None and bias.name.endswith(_ROOM) and is_zero(bias):
+            if bias is not None and bias.name.startswith(OWN) and is_zero(bias):
                 drop_input(layer.node, layer.slot("B"))
         for node in graph.nodes:
-            if node.op == "Add" and node.name.endswith(_ROOM) and is_zero(node.inputs[1]):
+            if node.op == "Add" and node.name.startswith(OWN) and is_zero(node.inputs[1]):
                 unused.append(node)
         for node in unused:
             product, result = node.inputs[0].inputs[0], node.outputs[0]
@@ -87,7 +92,8 @@ def add_zero(graph: gs.Graph, node: gs.Node, shape: tuple[int, ...], weight: Arr
     inner = gs.Variable(fresh_name(graph, f"{result.name}_product"))
     node.outputs[0] = inner
     zero = add_constant(graph, f"{result.name}_bias", np.zeros(shape, weight.dtype))
-    made = gs.Node("Add", f"{result.name}{_ROOM}", inputs=[inner, zero], outputs=[result])
+    name = fresh_name(graph, f"{OWN}{result.name}_add")
+    made = gs.Node("Add", name, inputs=[inner, zero], outputs=[result])
     insert_node(graph, made, after=node)
     return True
 
@@ -96,7 +102,7 @@ def _give_layer_room(graph: gs.Graph, layer: RecurrentLayer) -> None:
     weight = layer.constant("W")
     assert weight is not None
     zeros = np.zeros((layer.directions, 2 * weight.shape[1]), weight.dtype)
-    set_input(layer.node, layer.slot("B"), add_constant(graph, f"{layer.name}{_ROOM}", zeros))
+    set_input(layer.node, layer.slot("B"), add_constant(graph, f"{OWN}{layer.name}_bias", zeros))
 
 
 def _give_gemm_room(graph: gs.Graph, node: gs.Node, weight: Array) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.trace import Trace
@@ -28,6 +29,8 @@ class _Size:
         factors: per dependent axis and group, entries for each kept unit, [axes, groups].
         itemsize: bytes of an entry.
         recurrent: whether it is W or R of a recurrent layer.
+        present: entries that it has now.
+        held: bytes that it has now.
     """
 
     fixed: int
@@ -35,6 +38,8 @@ class _Size:
     factors: npt.NDArray[np.int64]
     itemsize: int
     recurrent: bool
+    present: int
+    held: int
 
     def entries(self, counts: Counts) -> int:
         """Number of entries when the groups keep so many units."""
@@ -61,11 +66,10 @@ class Cost:
     def of(document: Document, trace: Trace) -> Cost:
         """Looks at every constant of a prepared document."""
         sizes = tuple(_sizes(document, trace))
-        full = [group.size for group in trace.groups]
         model = document.write()
-        entries = sum(size.entries(full) for size in sizes)
-        held = sum(size.entries(full) * size.itemsize for size in sizes)
-        recurrent = sum(size.entries(full) for size in sizes if size.recurrent)
+        entries = sum(size.present for size in sizes)
+        held = sum(size.held for size in sizes)
+        recurrent = sum(size.present for size in sizes if size.recurrent)
         return Cost(
             params=count_params(document) - entries,
             flops=2 * (recurrent_weights(document) - recurrent),
@@ -128,6 +132,10 @@ def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
         if tensor.name in seen:
             continue
         seen.add(tensor.name)
+        present, held = value.size, value.nbytes
+        if nodes[name].name.startswith(OWN) and bounds[0].reads is None and len(value) == 1:
+            value = np.zeros(value.shape[-1], dtype=np.int64)  # becomes the index of a Gather
+            bounds = [replace(bound, labels=bound.labels.reshape(-1)) for bound in bounds]
         full = np.broadcast_shapes(value.shape, *(bound.labels.shape for bound in bounds))
         lines = [_line(bound.labels, bound.axis) for bound in bounds]
         factors = [
@@ -141,6 +149,8 @@ def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
             factors=np.stack(factors),
             itemsize=value.itemsize,
             recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
+            present=present,
+            held=held,
         )
 
 

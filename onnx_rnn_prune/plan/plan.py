@@ -122,12 +122,10 @@ class Plan:
             return Plan.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PruneError(f"cannot be read ({error.strerror})", where=str(path)) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PruneError(
-                f"is not a plan file ({type(error).__name__}: {error})",
-                where=str(path),
-                remedy="make one with onnx-rnn-prune plan",
-            ) from error
+        except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+            raise _no_plan(path, error) from error
+        except (TypeError, ValueError) as error:  # JSON's and encoding's own among them
+            raise _no_plan(path, error) from error
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -145,6 +143,14 @@ class Plan:
                 raise ValueError(f"{name} must keep equally many units in each direction")
             layers[str(name)] = LayerPlan(hidden, keep, str(layer.get("scope", "")))
         return Plan(str(document["model"]["sha256"]), layers)
+
+
+def _no_plan(path: str | Path, error: Exception) -> PruneError:
+    return PruneError(
+        f"is not a plan file ({type(error).__name__}: {error})",
+        where=str(path),
+        remedy="make one with onnx-rnn-prune plan",
+    )
 
 
 def fingerprint(model: onnx.ModelProto) -> str:

@@ -29,9 +29,9 @@ def layer_rows(
             "direction": layer.direction,
             "scope": "",
             "hidden_before": layer.hidden,
-            "hidden_after": later[layer.name].hidden,
+            "hidden_after": later[layer.name].hidden if layer.name in later else 0,
             "params_before": layer.params(),
-            "params_after": later[layer.name].params(),
+            "params_after": later[layer.name].params() if layer.name in later else 0,
             "outlets": outlets.get(layer.name, []),
         }
         for layer in before

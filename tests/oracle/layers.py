@@ -61,17 +61,26 @@ def draw_layer(
     inputs = [given[name].name if name in given else "" for name in cell.inputs]
     while not inputs[-1]:
         inputs.pop()
-    chosen = {name for name in cell.outputs if rng.random() < 0.3} | set(wanted)
-    chosen = chosen or {rng.choice(cell.outputs)}
-    names = {name: b.fresh(name) for name in cell.outputs if name in chosen}
-    outputs = [names.get(name, "") for name in cell.outputs]
-    while not outputs[-1]:
-        outputs.pop()
+    outputs = _draw_outputs(b, cell, wanted)
     b.node(cell.op, inputs, outputs, **_attributes(b, cell, direction, d, h))
     steps, batch = x.shape[0], x.shape[1]
-    shapes = {"Y": (steps, d, batch, h), "Y_h": (d, batch, h), "Y_c": (d, batch, h)}
-    values = {name: Value(tensor, shapes[name]) for name, tensor in names.items()}
+    shapes = ((steps, d, batch, h), (d, batch, h), (d, batch, h))
+    values = {
+        name: Value(tensor, shape)
+        for name, tensor, shape in zip(cell.outputs, outputs, shapes, strict=False)
+        if tensor
+    }
     return Drawn(cell, d, h, values, weights)
+
+
+def _draw_outputs(b: Builder, cell: Cell, wanted: tuple[str, ...]) -> list[str]:
+    """Names of the outputs in order, empty for those that are omitted."""
+    chosen = {name for name in cell.outputs if b.rng.random() < 0.3} | set(wanted)
+    chosen = chosen or {b.rng.choice(cell.outputs)}
+    outputs = [b.fresh(name) if name in chosen else "" for name in cell.outputs]
+    while not outputs[-1]:
+        outputs.pop()
+    return outputs
 
 
 def _optional_inputs(b: Builder, cell: Cell, x: Value, d: int, h: int) -> dict[str, Value]:
