@@ -108,7 +108,7 @@ class Bench:
             for reader in self.readers:
                 stays = kept(reader.labels, self.keep)
                 pair = [teacher.signal(reader, wanted), student.signal(reader, real)[:, stays]]
-                moments = Moments.of(np.concatenate(pair, axis=1))
+                moments = Moments.of(np.concatenate(pair, axis=1), last=int(stays.sum()))
                 known = found.get(reader.name)
                 found[reader.name] = moments if known is None else known.merge(moments)
         return found

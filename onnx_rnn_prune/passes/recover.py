@@ -62,7 +62,7 @@ def fit(moments: Moments, weight: Matrix, stays: Mask, ridge: float) -> tuple[Ma
     """The weight that makes up for removed entries.
 
     Args:
-        moments: of z and z' side by side, [n + kept].
+        moments: of z and z' side by side, [n + kept], with products with z' only.
         weight: W, [outputs, n].
         stays: True for the kept entries of z, [n].
         ridge: lambda.
@@ -77,8 +77,7 @@ def fit(moments: Moments, weight: Matrix, stays: Mask, ridge: float) -> tuple[Ma
     fitted = weight * stays
     if stays.any() and not math.isinf(ridge):
         covariance = moments.covariance
-        cross = missing @ covariance[:, size:]
-        slope = solve(covariance[size:, size:], cross.T, ridge).T
+        slope = solve(covariance[size:], (missing @ covariance).T, ridge).T
         fitted[:, stays] += slope
         offset -= slope @ moments.mean[size:]
     return fitted, offset
@@ -95,5 +94,5 @@ def solve(own: Matrix, cross: Matrix, ridge: float) -> Matrix:
 def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
     """Moments of (z, z_S) from those of z: both sides are the original's signals."""
     places = np.concatenate([np.arange(len(stays)), np.flatnonzero(stays)])
-    comoment = moments.comoment[np.ix_(places, places)]
+    comoment = moments.comoment[np.ix_(places, places[len(stays) :])]
     return Moments(moments.count, moments.mean[places], comoment)

@@ -22,7 +22,8 @@ class Moments:
     Attributes:
         count: number of samples.
         mean: [n].
-        comoment: sum of outer products of deviations from the mean, [n, n].
+        comoment: sum of outer products of deviations from the mean, [n, n]; or [n, last] where only
+            the products with the last entries are wanted.
     """
 
     count: int
@@ -30,7 +31,7 @@ class Moments:
     comoment: Matrix
 
     @staticmethod
-    def of(samples: npt.NDArray[np.generic]) -> Moments:
+    def of(samples: npt.NDArray[np.generic], last: int | None = None) -> Moments:
         """The moments of samples, shape [N, n]."""
         values = np.asarray(samples, dtype=np.float64)
         if not np.isfinite(values).all():
@@ -41,7 +42,8 @@ class Moments:
             )
         mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
         centred = values - mean
-        return Moments(len(values), mean, centred.T @ centred)
+        first = 0 if last is None else len(mean) - last
+        return Moments(len(values), mean, centred.T @ centred[:, first:])
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together."""
@@ -50,7 +52,8 @@ class Moments:
             return self
         step = other.mean - self.mean
         comoment = self.comoment + other.comoment
-        comoment += np.outer(step, step) * (self.count * other.count / count)
+        last = step[len(step) - comoment.shape[1] :]
+        comoment += np.outer(step, last) * (self.count * other.count / count)
         return Moments(count, self.mean + step * (other.count / count), comoment)
 
     @property
