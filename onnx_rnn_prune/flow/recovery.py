@@ -120,17 +120,28 @@ def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recover
     if asked == "none":
         return plain, "asked for"
     pairs = bench.pairs()
-    found = [plain, bench.candidate("bias", pairs, math.inf)]
+    shifted = bench.candidate("bias", pairs, math.inf)
+    errors = {"none": plain.error, "bias": shifted.error}
+    best = _better(plain, shifted)
+    del shifted  # one document at a time is held beside the best
     if asked == "lstsq":
         total = len(_RIDGES) + _ROUNDS
+        fitted: Recovered | None = None
         for number, ridge in enumerate(_RIDGES):
             progress("recovering", number, total)
-            found.append(bench.candidate("lstsq", pairs, ridge))
-        best = min(found[2:], key=lambda item: item.error)
-        found.append(_refit(bench, best, pairs, progress))
+            candidate = bench.candidate("lstsq", pairs, ridge)
+            fitted = candidate if fitted is None else _better(fitted, candidate)
+        assert fitted is not None
+        fitted = _refit(bench, fitted, pairs, progress)
         progress("recovering", total, total)
-    best = min(found, key=lambda item: item.error)
-    return best, _reason(best, asked, found)
+        errors["lstsq"] = fitted.error
+        best = _better(best, fitted)
+    return best, _reason(best, asked, errors)
+
+
+def _better(simpler: Recovered, other: Recovered) -> Recovered:
+    """The one with the lower error; the simpler one where they are equal."""
+    return other if other.error < simpler.error else simpler
 
 
 def _refit(
@@ -156,10 +167,7 @@ def _refit(
     return best
 
 
-def _reason(best: Recovered, asked: str, found: list[Recovered]) -> str:
-    errors: dict[str, float] = {}
-    for item in found:
-        errors[item.used] = min(errors.get(item.used, math.inf), item.error)
+def _reason(best: Recovered, asked: str, errors: Mapping[str, float]) -> str:
     text = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
     if best.used == asked:
         return f"lowest error on held-out feeds ({text})"
