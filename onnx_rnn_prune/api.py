@@ -76,17 +76,7 @@ def prune(
         Unmet: the result does not pass the self-check, or a budget cannot be met.
     """
     start = time.perf_counter()
-    bounds = Allocation(_positive(align, "--align"), _positive(min_units, "--min-units"))
-    request = Request(
-        keep=_keep(keep, budget),
-        budget=None if budget is None else parse_budget(budget),
-        criterion=criterion,
-        allocate=allocate,
-        only=_globs(only),
-        skip=_globs(skip),
-        bounds=bounds,
-        seed=seed,
-    )
+    request = _request(keep, budget, criterion, allocate, only, skip, align, min_units, seed)
     check_choices(mode, recover)
     if budget is not None and mode == "zero":
         raise PruneError(
@@ -122,10 +112,7 @@ def plan(
     progress: Progress = silent,
 ) -> Plan:
     """Chooses the units to keep, and changes nothing; arguments as in `prune`."""
-    bounds = Allocation(_positive(align, "--align"), _positive(min_units, "--min-units"))
-    limit = None if budget is None else parse_budget(budget)
-    wanted = _keep(keep, budget)
-    request = Request(wanted, limit, criterion, allocate, _globs(only), _globs(skip), bounds, seed)
+    request = _request(keep, budget, criterion, allocate, only, skip, align, min_units, seed)
     opened = open_model(model)
     chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
     return chosen
@@ -257,6 +244,29 @@ def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> F
 
 def _name(source: ModelSource, otherwise: str) -> str:
     return str(source) if isinstance(source, str | Path) else otherwise
+
+
+def _request(
+    keep: str | float | None,
+    budget: str | None,
+    criterion: str | None,
+    allocate: str,
+    only: str | Sequence[str],
+    skip: str | Sequence[str],
+    align: int,
+    min_units: int,
+    seed: int,
+) -> Request:
+    return Request(
+        keep=_keep(keep, budget),
+        budget=None if budget is None else parse_budget(budget),
+        criterion=criterion,
+        allocate=allocate,
+        only=_globs(only),
+        skip=_globs(skip),
+        bounds=Allocation(_positive(align, "--align"), _positive(min_units, "--min-units")),
+        seed=seed,
+    )
 
 
 def _keep(keep: str | float | None, budget: str | None) -> Keep | None:

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from onnx_rnn_prune.data.values import is_function_name
+from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.plan.allocation import ALLOCATORS
 from onnx_rnn_prune.score.criteria import CRITERIA
 
-RECOVERIES = ("none", "bias", "lstsq", "auto")
 MODES = ("shrink", "zero")
 
 DATA_HELP = (
@@ -90,7 +90,7 @@ def selection(command: Command) -> Command:
 output = click.option("-o", "--output", "out", metavar="OUT", required=True, help="File to write.")
 recover = click.option(
     "--recover",
-    type=click.Choice(RECOVERIES),
+    type=click.Choice((*RECOVERIES, "auto")),
     help="How the kept weights make up for the removed units.",
 )
 mode = click.option(

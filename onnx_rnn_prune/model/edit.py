@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -64,12 +62,3 @@ def insert_before(graph: gs.Graph, node: gs.Node, *, before: gs.Node) -> None:
 
 def _position(graph: gs.Graph, node: gs.Node) -> int:
     return next(index for index, item in enumerate(graph.nodes) if item is node)
-
-
-def rewire(
-    tensor: gs.Tensor, replacement: gs.Tensor, readers: Sequence[tuple[gs.Node, int]]
-) -> None:
-    """Lets some readers of a tensor read another one."""
-    for node, slot in readers:
-        assert node.inputs[slot] is tensor
-        node.inputs[slot] = replacement
