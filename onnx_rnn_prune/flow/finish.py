@@ -17,6 +17,7 @@ from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import save_model
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
@@ -57,8 +58,10 @@ def finish(
     studied = settle(opened, studied, plan, data, progress)
     recovered, reason = _recover(opened, data, plan, studied, recover, progress)
     progress("checking", 0, None)
-    proof = prove(opened, studied, plan, recovered.document, proof_feeds(opened, data.held_out))
-    model = cut(recovered.document, studied, plan, mode)
+    document = studied.prepared.document.copy()
+    Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
+    proof = prove(opened, studied, plan, document, proof_feeds(opened, data.held_out))
+    model = cut(document, studied, plan, mode)
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
@@ -106,8 +109,7 @@ def _recover(
                 where="--recover",
                 remedy="pass --data, or leave --recover out",
             )
-        document = studied.prepared.document
-        return Recovered(document, "none", None, 0.0), "there is no data to recover with"
+        return Recovered("none", {}, None, 0.0), "there is no data to recover with"
     bench = Bench(
         prepared=studied.prepared,
         keep=plan.mask(studied.prepared.trace),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.passes.cut import Shrink, Zero
+from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.passes.prepared import Prepared
-from onnx_rnn_prune.passes.recover import Recover, teacher_pairs
+from onnx_rnn_prune.passes.recover import Fit, Recover, fit_readers, teacher_pairs
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
@@ -27,21 +28,23 @@ RECOVERIES = ("none", "bias", "lstsq")
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
 
+Pairs = Callable[[Reader], Moments]
+
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
-    """A document whose kept weights make up for the cut ones, at full width.
+    """What was chosen to make up for the cut units.
 
     Attributes:
-        document: cutting it gives the pruned model.
         used: none, bias or lstsq.
+        fits: by reader name; empty for none.
         ridge: lambda of lstsq.
         error: mean NRMSE of the outputs on held-out feeds.
         rounds: refits on the cut model's own signals.
     """
 
-    document: Document
     used: str
+    fits: Mapping[str, Fit]
     ridge: float | None
     error: float
     rounds: int = 0
@@ -69,70 +72,71 @@ class Bench:
     held_out: Feeds
     original: Runner
 
-    def judge(self, document: Document) -> float:
-        """Mean NRMSE of a recovered document's outputs, running freely on held-out feeds."""
-        cut = document.copy()
-        Shrink(self.prepared.trace, self.keep)(cut)
-        found = drift(self.original, Runner(cut.write(), name="a candidate"), self.held_out)
+    def document(self, fits: Mapping[str, Fit]) -> Document:
+        """A document of full width whose kept units stand in for the others."""
+        result = self.prepared.document.copy()
+        Recover(self.readers, self.keep, fits)(result)
+        return result
+
+    def shrunk(self, fits: Mapping[str, Fit]) -> Document:
+        """What is left of it once the units are cut."""
+        result = self.document(fits)
+        Shrink(self.prepared.trace, self.keep)(result)
+        return result
+
+    def judge(self, fits: Mapping[str, Fit]) -> float:
+        """Mean NRMSE of the outputs, running freely on held-out feeds."""
+        candidate = Runner(self.shrunk(fits).write(), name="a candidate")
+        gc.collect()  # graphs hold themselves in circles, and their weights with them
+        found = drift(self.original, candidate, self.held_out)
         states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
         # What a state holds matters only for what comes of it.
         errors = errors or [values.nrmse for values in found.values()]
         return float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
 
-    def candidate(self, used: str, moments: Mapping[str, Moments], ridge: float) -> Recovered:
-        """A fitted and judged document."""
-        document = self.prepared.document.copy()
-        Recover(self.readers, moments, self.keep, ridge)(document)
+    def candidate(self, used: str, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
+        """Fitted and judged."""
+        fits = fit_readers(self.prepared.document, self.readers, self.keep, pairs, ridge)
         given = None if math.isinf(ridge) else ridge
-        return Recovered(document, used, given, self.judge(document))
+        return Recovered(used, fits, given, self.judge(fits), rounds)
 
-    def pairs(self) -> dict[str, Moments]:
-        """Moments of what the original's readers read, and of the kept part of the same."""
-        return {
-            reader.name: teacher_pairs(
-                self.evidence.moments[reader.name], kept(reader.labels, self.keep)
-            )
-            for reader in self.readers
-        }
+    def pairs(self, reader: Reader) -> Moments:
+        """Moments of what a reader of the original reads, and of the kept part of the same."""
+        return teacher_pairs(self.evidence.moments[reader.name], kept(reader.labels, self.keep))
 
-    def free_pairs(self, document: Document) -> dict[str, Moments]:
-        """Moments of what the original's readers read, and of what a cut model's do."""
-        cut = document.copy()
-        Zero(self.prepared.trace, self.keep)(cut)
+    def free_pairs(self, fits: Mapping[str, Fit], seen: dict[str, Moments]) -> None:
+        """Adds moments of what the original's readers read, and of what a cut model's do."""
+        student = Tapped(self.shrunk(fits), self.readers)
         teacher = Tapped(self.prepared.document, self.readers)
-        student = Tapped(cut, self.readers)
-        found: dict[str, Moments] = {}
+        gc.collect()
         for feed in self.fitting:
             wanted, real = teacher(feed), student(feed)
             for reader in self.readers:
-                stays = kept(reader.labels, self.keep)
-                pair = [teacher.signal(reader, wanted), student.signal(reader, real)[:, stays]]
-                moments = Moments.of(np.concatenate(pair, axis=1), last=int(stays.sum()))
-                known = found.get(reader.name)
-                found[reader.name] = moments if known is None else known.merge(moments)
-        return found
+                read = student.signal(reader, real)
+                pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
+                moments = Moments.of(pair, last=read.shape[1])
+                known = seen.get(reader.name)
+                seen[reader.name] = moments if known is None else known.merge(moments)
 
 
 def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recovered, str]:
     """The best recovery up to the one that was asked for, and why it is that one."""
-    plain = Recovered(bench.prepared.document, "none", None, bench.judge(bench.prepared.document))
+    plain = Recovered("none", {}, None, bench.judge({}))
     if asked == "none":
         return plain, "asked for"
-    pairs = bench.pairs()
-    shifted = bench.candidate("bias", pairs, math.inf)
+    shifted = bench.candidate("bias", bench.pairs, math.inf)
     errors = {"none": plain.error, "bias": shifted.error}
     best = _better(plain, shifted)
-    del shifted  # one document at a time is held beside the best
     if asked == "lstsq":
         total = len(_RIDGES) + _ROUNDS
         fitted: Recovered | None = None
         for number, ridge in enumerate(_RIDGES):
             progress("recovering", number, total)
-            candidate = bench.candidate("lstsq", pairs, ridge)
+            candidate = bench.candidate("lstsq", bench.pairs, ridge)
             fitted = candidate if fitted is None else _better(fitted, candidate)
         assert fitted is not None
-        fitted = _refit(bench, fitted, pairs, progress)
+        fitted = _refit(bench, fitted, progress)
         progress("recovering", total, total)
         errors["lstsq"] = fitted.error
         best = _better(best, fitted)
@@ -144,9 +148,7 @@ def _better(simpler: Recovered, other: Recovered) -> Recovered:
     return other if other.error < simpler.error else simpler
 
 
-def _refit(
-    bench: Bench, start: Recovered, pairs: dict[str, Moments], progress: Progress
-) -> Recovered:
+def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
     """Refits on the signals that the cut model really has, as long as that gets better.
 
     Each round adds the signals of the last one to those of all before it: fitting to the last alone
@@ -154,12 +156,15 @@ def _refit(
     """
     assert start.ridge is not None
     best, last = start, start
+    seen: dict[str, Moments] = {}
+
+    def pairs(reader: Reader) -> Moments:
+        return seen[reader.name].merge(bench.pairs(reader))
+
     for number in range(_ROUNDS):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + _ROUNDS)
-        seen = bench.free_pairs(last.document)
-        pairs = {name: moments.merge(seen[name]) for name, moments in pairs.items()}
-        fitted = bench.candidate("lstsq", pairs, start.ridge)
-        last = Recovered(fitted.document, "lstsq", start.ridge, fitted.error, number + 1)
+        bench.free_pairs(last.fits, seen)
+        last = bench.candidate("lstsq", pairs, start.ridge, number + 1)
         if last.error < best.error:
             best = last
         elif number > 0:

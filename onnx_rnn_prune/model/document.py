@@ -67,8 +67,14 @@ class Document:
         return result
 
     def copy(self) -> Document:
-        """An independent document of the same model."""
-        return Document.read(self.write())
+        """An independent document of the same model; values are shared until one is set anew."""
+        graph = self.graph.copy()
+        origins = {
+            id(twin): (twin, self.origins[id(node)][1])
+            for node, twin in zip(_all_nodes(self.graph), _all_nodes(graph), strict=True)
+            if id(node) in self.origins
+        }
+        return Document(graph, self.source, origins)
 
 
 def node_key(node: gs.Node) -> str:
@@ -84,6 +90,13 @@ def nodes_by_key(graph: gs.Graph) -> dict[str, gs.Node]:
 def subgraphs_of(node: gs.Node) -> list[gs.Graph]:
     """The bodies that a control-flow node carries."""
     return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+
+
+def _all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+    for node in graph.nodes:
+        yield node
+        for body in subgraphs_of(node):
+            yield from _all_nodes(body)
 
 
 def _pairs(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:

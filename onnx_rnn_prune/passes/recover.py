@@ -1,10 +1,11 @@
 """Letting the kept units stand in for the removed ones, in closed form.
 
 A reader computes W z + b for a signal z of the original. In the cut model it has only z', what
-became of the kept entries S of that signal. Ridge regression makes up for the difference:
+became of the kept entries S of that signal. With E z' as z' put back in its places, ridge
+regression estimates what that misses:
 
-    W z - W_S z' ~ A z' + a,   A = Cov(W z - W_S z', z') (C' + lambda diag C')^-1,   C' = Cov(z')
-    W_S' = W_S + A,            b' = b + a,   with a from the means
+    z - E z' ~ A z' + a,   A = Cov(z - E z', z') (C' + lambda diag C')^-1,   C' = Cov(z')
+    W' = W (E + A),        b' = b + W a,   with a from the means
 
 With signals of the original on both sides (z' = z_S) that estimates the removed entries from the
 kept ones. With signals of the cut model itself on the right, it also draws the cut model back to
@@ -15,13 +16,14 @@ recovery called bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.score.moments import Matrix, Moments
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.labels import Mask, kept
 
@@ -30,65 +32,91 @@ _FLOOR = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
+class Fit:
+    """What a reader computes with once its signal and its outputs are cut.
+
+    Attributes:
+        weight: of the kept outputs and entries, [rows, k].
+        bias: what is added to the bias of the kept outputs, [rows].
+    """
+
+    weight: Array
+    bias: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Recover:
-    """Fits what every reader of the cut units computes.
+    """Writes what was fitted into the places that stay; what is cut there keeps its values.
 
     Attributes:
         readers: all that read units.
-        moments: by reader name, of pairs of signals laid side by side: z, then z'.
         keep: per unit, True where it stays.
-        ridge: lambda; infinity corrects biases only.
+        fits: by reader name.
     """
 
     readers: Sequence[Reader]
-    moments: Mapping[str, Moments]
     keep: Mask
-    ridge: float
+    fits: Mapping[str, Fit]
 
     def __call__(self, document: Document) -> bool:
-        changed = False
         for reader in self.readers:
-            stays = kept(reader.labels, self.keep)
-            if stays.all():
-                continue
-            weight = reader.weight(document)
-            fitted, bias = fit(self.moments[reader.name], weight, stays, self.ridge)
-            reader.store(document, fitted, bias)
-            changed = True
-        return changed
+            if reader.name in self.fits:
+                rows, columns = _stays(reader, document, self.keep)
+                place = np.flatnonzero(rows), np.flatnonzero(columns)
+                fit = self.fits[reader.name]
+                reader.store(document, place, fit.weight, fit.bias)
+        return bool(self.fits)
 
 
-def fit(moments: Moments, weight: Matrix, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
-    """The weight that makes up for removed entries.
+def fit_readers(
+    document: Document,
+    readers: Sequence[Reader],
+    keep: Mask,
+    pairs: Callable[[Reader], Moments],
+    ridge: float,
+) -> dict[str, Fit]:
+    """Fits all readers whose signals are cut.
 
     Args:
-        moments: of z and z' side by side, [n + kept], with products with z' only.
-        weight: W, [outputs, n].
+        document: at full width.
+        readers: all that read units.
+        keep: per unit, True where it stays.
+        pairs: the moments of a reader's z and z' side by side, [n + k], with products with z' only.
+        ridge: lambda; infinity corrects biases only.
+    """
+    found: dict[str, Fit] = {}
+    for reader in readers:
+        rows, columns = _stays(reader, document, keep)
+        if not columns.all():
+            estimate = estimate_entries(pairs(reader), columns, ridge)
+            found[reader.name] = _apply(reader.weight(document), rows, *estimate)
+    return found
+
+
+def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
+    """All entries of a signal from the kept ones.
+
+    Args:
+        moments: of z and z' side by side, [n + k], with products with z' only.
         stays: True for the kept entries of z, [n].
         ridge: lambda.
 
     Returns:
-        A weight [outputs, n] that is zero where entries are removed, and what to add to the bias,
-        [outputs].
+        E + A, [n, k], and a, [n].
     """
     size = len(stays)
-    missing = np.concatenate([weight, -weight[:, stays]], axis=1)
-    offset: Matrix = missing @ moments.mean
-    fitted = weight * stays
+    spread = np.zeros((size, len(moments.mean) - size))
+    spread[stays] = np.eye(spread.shape[1])
+    offset: Matrix = moments.mean[:size].copy()
+    offset[stays] -= moments.mean[size:]
     if stays.any() and not math.isinf(ridge):
-        covariance = moments.covariance
-        slope = solve(covariance[size:], (missing @ covariance).T, ridge).T
-        fitted[:, stays] += slope
+        own = moments.comoment[size:]
+        missed = moments.comoment[:size].copy()
+        missed[stays] -= own
+        slope = _solve(own, missed.T, ridge).T
         offset -= slope @ moments.mean[size:]
-    return fitted, offset
-
-
-def solve(own: Matrix, cross: Matrix, ridge: float) -> Matrix:
-    """(C + lambda diag C)^-1 X for a covariance C, [k, k], and X, [k, m]."""
-    scale = np.diag(own)
-    floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
-    damped = own + np.diag(ridge * scale + floor)
-    return np.asarray(np.linalg.solve(damped, cross), dtype=np.float64)
+        spread += slope
+    return spread, offset
 
 
 def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
@@ -96,3 +124,28 @@ def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
     places = np.concatenate([np.arange(len(stays)), np.flatnonzero(stays)])
     comoment = moments.comoment[np.ix_(places, places[len(stays) :])]
     return Moments(moments.count, moments.mean[places], comoment)
+
+
+def _stays(reader: Reader, document: Document, keep: Mask) -> tuple[Mask, Mask]:
+    """Which outputs of a reader stay, and which entries of its signal."""
+    return kept(reader.outputs(document), keep), kept(reader.labels, keep)
+
+
+def _apply(weight: Array, rows: Mask, spread: Matrix, offset: Matrix) -> Fit:
+    """The weight of the kept outputs, on what the kept entries say of all."""
+    lines = np.flatnonzero(rows)
+    fitted = np.empty((len(lines), spread.shape[1]), weight.dtype)
+    bias = np.empty(len(lines), weight.dtype)
+    for part in blocks(len(lines)):
+        exact = weight[lines[part]].astype(np.float64)
+        fitted[part] = exact @ spread
+        bias[part] = exact @ offset
+    return Fit(fitted, bias)
+
+
+def _solve(own: Matrix, cross: Matrix, ridge: float) -> Matrix:
+    """(C + lambda diag C)^-1 X for C, [k, k], and X, [k, m]; the same for multiples of both."""
+    scale = np.diag(own)
+    floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
+    damped = own + np.diag(ridge * scale + floor)
+    return np.asarray(np.linalg.solve(damped, cross), dtype=np.float64)

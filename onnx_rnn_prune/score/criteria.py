@@ -66,7 +66,7 @@ def variance(subject: Subject) -> Matrix:
     scores = np.zeros(subject.trace.units.count)
     for reader in subject.readers:
         units = reader.labels >= 0
-        spread = np.diag(evidence.moments[reader.name].covariance)
+        spread = evidence.moments[reader.name].variance
         np.maximum.at(scores, reader.labels[units], spread[units])
     return scores
 

@@ -58,7 +58,7 @@ def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels) -> list[R
         for gates, sources in layer.sums:
             labels = np.concatenate([inputs if name == "X" else states for name in sources])
             if (labels >= 0).any():
-                readers.append(GateReader(layer.name, direction, gates, sources, labels))
+                readers.append(GateReader(layer.name, direction, gates, sources, labels, states))
     return readers
 
 

@@ -12,6 +12,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.score.readers import Place
 from onnx_rnn_prune.score.saturation import answers, mean_square
 from onnx_rnn_prune.score.steps import ACTIVATIONS, Steps, Taps
 from onnx_rnn_prune.trace.labels import Labels
@@ -27,6 +28,7 @@ class GateReader:
         gates: the letters of the gates.
         sources: the signals that they sum: X, H and rH as in `Cell.sums`.
         labels: the unit behind each entry of the signals laid side by side.
+        lane: the unit behind each hidden state, [H].
     """
 
     layer: str
@@ -34,6 +36,7 @@ class GateReader:
     gates: str
     sources: tuple[str, ...]
     labels: Labels
+    lane: Labels
 
     @property
     def name(self) -> str:
@@ -61,28 +64,31 @@ class GateReader:
         letters = "H" if self.sources == ("H",) else self.gates
         return np.concatenate([mean_square(found[letter], steps.valid) for letter in letters])
 
-    def weight(self, document: Document) -> Matrix:
-        layer = self._layer(document)
-        rows = self._rows(layer, 0)
-        return np.concatenate(
-            [self._matrix(layer, name)[rows] for name in self.sources], axis=1
-        ).astype(np.float64)
+    def outputs(self, document: Document) -> Labels:
+        return np.tile(self.lane, len(self.gates))
 
-    def store(self, document: Document, weight: Matrix, bias: Matrix) -> None:
+    def weight(self, document: Document) -> Array:
         layer = self._layer(document)
         rows = self._rows(layer, 0)
+        return np.concatenate([self._matrix(layer, name)[rows] for name in self.sources], axis=1)
+
+    def store(self, document: Document, place: Place, weight: Array, bias: Array) -> None:
+        layer = self._layer(document)
+        lines, columns = place
+        rows = self._rows(layer, 0)[lines]
         first = 0
         for source in self.sources:
             name = "W" if source == "X" else "R"
             value = _constant(layer, name).copy()
             width = value.shape[2]
-            value[self.direction, rows] = weight[:, first : first + width]
+            inside = (columns >= first) & (columns < first + width)
+            value[self.direction][np.ix_(rows, columns[inside] - first)] = weight[:, inside]
             _set(document, layer, name, value)
             first += width
         if np.any(bias):
             value = _constant(layer, "B").copy()  # prepare makes room for it
             block = 0 if self.sources == ("X",) else len(layer.cell.gates)
-            value[self.direction, self._rows(layer, block)] += bias.astype(value.dtype)
+            value[self.direction, self._rows(layer, block)[lines]] += bias
             _set(document, layer, "B", value)
 
     def _layer(self, document: Document) -> RecurrentLayer:

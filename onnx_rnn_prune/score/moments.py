@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from onnx_rnn_prune.errors import PruneError
 
 Matrix = npt.NDArray[np.float64]
+
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +49,29 @@ class Moments:
         return Moments(len(values), mean, centred.T @ centred[:, first:])
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of samples together."""
+        """The moments of both sets of samples together; the arrays of `other` are used up."""
         count = self.count + other.count
         if count == 0:
             return self
         step = other.mean - self.mean
-        comoment = self.comoment + other.comoment
-        last = step[len(step) - comoment.shape[1] :]
-        comoment += np.outer(step, last) * (self.count * other.count / count)
+        comoment = other.comoment
+        comoment += self.comoment
+        last = step[len(step) - comoment.shape[1] :] * (self.count * other.count / count)
+        for rows in blocks(len(step)):
+            comoment[rows] += np.outer(step[rows], last)
         return Moments(count, self.mean + step * (other.count / count), comoment)
 
+    def covariance(self, places: npt.NDArray[np.int64]) -> Matrix:
+        """Of some entries, [places, places]."""
+        return self.comoment[np.ix_(places, places)] / max(self.count, 1)
+
     @property
-    def covariance(self) -> Matrix:
-        """[n, n]."""
-        return self.comoment / max(self.count, 1)
+    def variance(self) -> Matrix:
+        """[n]."""
+        return np.diag(self.comoment) / max(self.count, 1)
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Cuts rows of a matrix into parts, so that what is made of one at a time stays small."""
+    for start in range(0, rows, _BLOCK):
+        yield slice(start, start + _BLOCK)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, require_constant
@@ -19,8 +20,11 @@ from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Taps
-from onnx_rnn_prune.trace.labels import Labels
+from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Binding
+
+Place = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+"""Rows and columns of a part of a matrix, as `numpy.ix_` takes them."""
 
 
 class Reader(Protocol):
@@ -43,11 +47,14 @@ class Reader(Protocol):
     def emphasis(self, document: Document, taps: Taps) -> Matrix:
         """How much the square of an error in each output matters, [outputs]."""
 
-    def weight(self, document: Document) -> Matrix:
-        """[outputs, n]."""
+    def outputs(self, document: Document) -> Labels:
+        """The unit behind each output, shape [outputs]."""
 
-    def store(self, document: Document, weight: Matrix, bias: Matrix) -> None:
-        """Writes a weight [outputs, n], and adds to the bias [outputs]."""
+    def weight(self, document: Document) -> Array:
+        """[outputs, n], as the model holds it."""
+
+    def store(self, document: Document, place: Place, weight: Array, bias: Array) -> None:
+        """Writes the part of the weight at a place, and adds to the bias there, [rows]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,20 +101,26 @@ class ProductReader:
     def emphasis(self, document: Document, taps: Taps) -> Matrix:
         return np.ones(len(self.weight(document)))
 
-    def weight(self, document: Document) -> Matrix:
-        stack = _as_matrix(self._weight(document), self._axis(document), self._out(document))
-        return np.asarray(stack[self.part], dtype=np.float64)
+    def outputs(self, document: Document) -> Labels:
+        return np.full(len(self.weight(document)), NOBODY, dtype=np.int64)
 
-    def store(self, document: Document, weight: Matrix, bias: Matrix) -> None:
+    def weight(self, document: Document) -> Array:
+        stack = _as_matrix(self._weight(document), self._axis(document), self._out(document))
+        matrix: Array = stack[self.part]
+        return matrix
+
+    def store(self, document: Document, place: Place, weight: Array, bias: Array) -> None:
         node, slot = self._node(document), self.binding.bound.slot
         before = self._weight(document)
         axis, out = self._axis(document), self._out(document)
         stack = _as_matrix(before, axis, out).copy()
-        stack[self.part] = weight
+        stack[self.part][np.ix_(*place)] = weight
         value = _from_matrix(stack, before, axis, out)
         replace_constant(document.graph, node, slot, value)
         if np.any(bias):
-            _BIAS[self.op](document.graph, self, node, bias.astype(before.dtype))
+            total = np.zeros(stack.shape[1], before.dtype)
+            total[place[0]] = bias
+            _BIAS[self.op](document.graph, self, node, total)
 
     def _node(self, document: Document) -> gs.Node:
         return nodes_by_key(document.graph)[self.binding.node]

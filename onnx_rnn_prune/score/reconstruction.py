@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.evidence import Evidence
-from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.score.moments import Matrix, blocks
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
@@ -96,9 +97,8 @@ def _demands(
         if columns is None:
             continue
         for places in columns:
-            covariance = evidence.moments[reader.name].covariance[np.ix_(places, places)]
-            weight = reader.weight(document)[:, places]
-            gram = weight.T @ (evidence.emphasis[reader.name][:, None] * weight)
+            covariance = evidence.moments[reader.name].covariance(places)
+            gram = _gram(reader.weight(document), places, evidence.emphasis[reader.name])
             for number, known in enumerate(covariances):
                 if np.array_equal(known, covariance):
                     weights[number] = weights[number] + gram
@@ -109,6 +109,15 @@ def _demands(
     for covariance, gram in zip(covariances, weights, strict=True):
         values, vectors = np.linalg.eigh(gram)
         yield Demand(covariance, vectors * np.sqrt(np.maximum(values, 0.0)))
+
+
+def _gram(weight: Array, places: Ids, emphasis: Matrix) -> Matrix:
+    """W' diag(e) W of some columns, [places, places]."""
+    total = np.zeros((len(places), len(places)))
+    for rows in blocks(len(weight)):
+        part = weight[rows, places].astype(np.float64)
+        total += part.T @ (emphasis[rows, None] * part)
+    return total
 
 
 def columns_of(labels: Ids, lane: Ids) -> list[Ids] | None:
