@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune.model import runner
-from onnx_rnn_prune.model.external import save_apart
+from onnx_rnn_prune.model.external import WeightFile, without_weights
 
 
 @pytest.fixture
@@ -32,7 +32,10 @@ def model():
 
 def test_large_weights_lie_beside_the_graph(model, tmp_path):
     before = model.SerializeToString()
-    path = save_apart(model, tmp_path)
+    weights = WeightFile(tmp_path / "weights")
+    path = tmp_path / "model.onnx"
+    onnx.save(without_weights(model, weights), path)
+    weights.close()
     assert model.SerializeToString() == before
     assert path.stat().st_size < 3000
     assert (tmp_path / "weights").stat().st_size == 200 * 100 * 4

@@ -11,7 +11,7 @@ import onnx
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
-from onnx_rnn_prune.flow.opening import Opened, open_runner
+from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import RECOVERIES, Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model.document import Document
@@ -61,7 +61,7 @@ def finish(
     document = studied.prepared.document.copy()
     Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
     proof = prove(opened, studied, plan, document, proof_feeds(opened, data.held_out))
-    model = cut(document, studied, plan, mode)
+    model = cut(document, studied, plan, mode).write()
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
@@ -138,7 +138,7 @@ def _untouched(
 def _report(
     opened: Opened, data: Data, model: onnx.ModelProto, mode: str, progress: Progress
 ) -> dict[str, Any]:
-    result = open_runner(model, "the pruned model")
+    result = Runner(model, name="the pruned model")
     progress("measuring", 0, None)
     drifts = drift(opened.runner, result, data.judging)
     return {

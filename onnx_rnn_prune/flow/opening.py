@@ -12,7 +12,6 @@ from onnx_rnn_prune.cells import RecurrentLayer, computed_parameters, find_layer
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
-from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.passes.layout import TimeFirst
 
@@ -62,16 +61,8 @@ def open_model(source: ModelSource) -> Opened:
         )
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
-    runner = open_runner(document.write() if turned else model, name)
+    runner = Runner(document if turned else model, name=name)
     return Opened(name, model, document, layers, runner, tuple(notes))
-
-
-def open_runner(model: onnx.ModelProto, name: str, threads: int = 1) -> Runner:
-    """Runs a model as far as onnxruntime can: up to operators of foreign domains."""
-    outputs = runnable_outputs(model)
-    if outputs != [port.name for port in model.graph.output]:
-        model = with_outputs(model, outputs)
-    return Runner(model, threads=threads, name=name)
 
 
 def runs(runner: Runner) -> Callable[[Feed], bool]:

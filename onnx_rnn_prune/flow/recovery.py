@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,8 +85,7 @@ class Bench:
 
     def judge(self, fits: Mapping[str, Fit]) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds."""
-        candidate = Runner(self.shrunk(fits).write(), name="a candidate")
-        gc.collect()  # graphs hold themselves in circles, and their weights with them
+        candidate = Runner(self.shrunk(fits), name="a candidate")
         found = drift(self.original, candidate, self.held_out)
         states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
@@ -109,7 +107,6 @@ class Bench:
         """Adds moments of what the original's readers read, and of what a cut model's do."""
         student = Tapped(self.shrunk(fits), self.readers)
         teacher = Tapped(self.prepared.document, self.readers)
-        gc.collect()
         for feed in self.fitting:
             wanted, real = teacher(feed), student(feed)
             for reader in self.readers:

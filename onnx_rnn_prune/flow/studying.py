@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.feeding import Data
-from onnx_rnn_prune.flow.opening import Opened, open_runner
+from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries
 from onnx_rnn_prune.passes.cut import Shrink, Zero
@@ -52,7 +51,7 @@ def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) 
     return Studied(prepared, readers, evidence)
 
 
-def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> onnx.ModelProto:
+def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> Document:
     """The model that a plan makes of a recovered document."""
     keep = plan.mask(studied.prepared.trace)
     result = document.copy()
@@ -61,7 +60,7 @@ def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> onnx.Mod
     else:
         shrink = Shrink(studied.prepared.trace, keep)
         Pipeline((shrink, DropRoom(), PickEntries(), DropUnread()))(result)
-    return result.write()
+    return result
 
 
 def prove(
@@ -72,8 +71,8 @@ def prove(
     Raises:
         Unmet: they differ.
     """
-    zeroed = open_runner(cut(document, studied, plan, "zero"), "the zeroed model")
-    shrunk = open_runner(cut(document, studied, plan, "shrink"), "the shrunk model")
+    zeroed = Runner(cut(document, studied, plan, "zero"), name="the zeroed model")
+    shrunk = Runner(cut(document, studied, plan, "shrink"), name="the shrunk model")
     found = oracle(zeroed, shrunk, feeds)
     if not found:
         raise Unmet(

@@ -8,7 +8,7 @@ in which the graph now differs are replaced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ _SIMPLE = {
     onnx.AttributeProto.STRINGS,
 }
 
+Store = Callable[[onnx.TensorProto], onnx.TensorProto]
 Origins = dict[int, tuple[gs.Node, onnx.NodeProto]]
 
 
@@ -55,13 +56,17 @@ class Document:
         origins = {id(node): (node, original) for node, original in _pairs(graph, model.graph)}
         return Document(graph, model, origins)
 
-    def write(self) -> onnx.ModelProto:
-        """The edited model."""
+    def write(self, store: Store = lambda tensor: tensor) -> onnx.ModelProto:
+        """The edited model.
+
+        Args:
+            store: takes each initializer, and gives what is written in its place.
+        """
         result = onnx.ModelProto()
         for field, _ in self.source.ListFields():
             if field.name != "graph":
                 _copy_field(self.source, result, field.name)
-        result.graph.CopyFrom(_write_graph(self.graph, self.source.graph, self.origins))
+        _Writer(self.origins, store).graph(result.graph, self.graph, self.source.graph)
         if result.ir_version < 4:
             _list_initializers(result.graph)
         return result
@@ -117,28 +122,75 @@ def _copy_field(source: Any, target: Any, name: str) -> None:
         setattr(target, name, value)
 
 
-def _write_graph(graph: gs.Graph, source: onnx.GraphProto, origins: Origins) -> onnx.GraphProto:
-    result = onnx.GraphProto()
-    rebuilt = {"node", "initializer", "sparse_initializer", "input", "output", "value_info"}
-    for field, _ in source.ListFields():
-        if field.name not in rebuilt:
-            _copy_field(source, result, field.name)
-    for node in graph.nodes:
-        result.node.append(_write_node(node, origins))
-    tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
-    result.initializer.extend(_write_initializers(tensors, source, outer=_defined(source)))
-    result.sparse_initializer.extend(
-        item for item in source.sparse_initializer if not _edited(tensors.get(item.values.name))
-    )
-    for ports, kept in ((source.input, result.input), (source.output, result.output)):
-        kept.extend(_with_shape(port, tensors.get(port.name)) for port in ports)
-    gone = _names(source) - tensors.keys()
-    result.value_info.extend(
-        _with_shape(info, tensors.get(info.name))
-        for info in source.value_info
-        if info.name not in gone
-    )
-    return result
+@dataclass(frozen=True)
+class _Writer:
+    """Takes messages over, with what a graph has changed of them."""
+
+    origins: Origins
+    store: Store
+
+    def graph(self, result: onnx.GraphProto, graph: gs.Graph, source: onnx.GraphProto) -> None:
+        """Writes a graph into an empty message."""
+        rebuilt = {"node", "initializer", "sparse_initializer", "input", "output", "value_info"}
+        for field, _ in source.ListFields():
+            if field.name not in rebuilt:
+                _copy_field(source, result, field.name)
+        for node in graph.nodes:
+            result.node.append(self._node(node))
+        tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
+        written = _write_initializers(tensors, source, outer=_defined(source))
+        result.initializer.extend(map(self.store, written))
+        result.sparse_initializer.extend(
+            item for item in source.sparse_initializer if not _edited(tensors.get(item.values.name))
+        )
+        for ports, kept in ((source.input, result.input), (source.output, result.output)):
+            kept.extend(_with_shape(port, tensors.get(port.name)) for port in ports)
+        gone = _names(source) - tensors.keys()
+        result.value_info.extend(
+            _with_shape(info, tensors.get(info.name))
+            for info in source.value_info
+            if info.name not in gone
+        )
+
+    def _node(self, node: gs.Node) -> onnx.NodeProto:
+        names_in = [tensor.name for tensor in node.inputs]
+        names_out = [tensor.name for tensor in node.outputs]
+        if id(node) not in self.origins:
+            made = onnx.helper.make_node(
+                node.op, names_in, names_out, name=node.name, domain=node.domain
+            )
+            made.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
+            return made
+        _, original = self.origins[id(node)]
+        result = onnx.NodeProto()
+        result.CopyFrom(original)
+        result.input[:] = names_in
+        result.output[:] = names_out
+        if node.name != original.name:
+            result.name = node.name
+        del result.attribute[:]
+        for attribute in original.attribute:
+            if attribute.name in node.attrs or attribute.type not in _SIMPLE:
+                result.attribute.append(self._attribute(attribute, node))
+        known = {attribute.name for attribute in original.attribute}
+        result.attribute.extend(
+            make_attribute(name, value) for name, value in node.attrs.items() if name not in known
+        )
+        return result
+
+    def _attribute(self, original: onnx.AttributeProto, node: gs.Node) -> onnx.AttributeProto:
+        value = node.attrs.get(original.name)
+        if isinstance(value, gs.Graph):
+            result = onnx.AttributeProto()
+            result.CopyFrom(original)
+            result.g.Clear()
+            self.graph(result.g, value, original.g)
+            return result
+        if original.ref_attr_name or original.type not in _SIMPLE:
+            return original
+        before = onnx.helper.get_attribute_value(original)
+        unchanged = _plain(before) == _plain(value)
+        return original if unchanged else make_attribute(original.name, value)
 
 
 def _list_initializers(graph: onnx.GraphProto) -> None:
@@ -149,49 +201,6 @@ def _list_initializers(graph: onnx.GraphProto) -> None:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-
-
-def _write_node(node: gs.Node, origins: Origins) -> onnx.NodeProto:
-    names_in = [tensor.name for tensor in node.inputs]
-    names_out = [tensor.name for tensor in node.outputs]
-    if id(node) not in origins:
-        made = onnx.helper.make_node(
-            node.op, names_in, names_out, name=node.name, domain=node.domain
-        )
-        made.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
-        return made
-    _, original = origins[id(node)]
-    result = onnx.NodeProto()
-    result.CopyFrom(original)
-    result.input[:] = names_in
-    result.output[:] = names_out
-    if node.name != original.name:
-        result.name = node.name
-    del result.attribute[:]
-    for attribute in original.attribute:
-        if attribute.name in node.attrs or attribute.type not in _SIMPLE:
-            result.attribute.append(_write_attribute(attribute, node, origins))
-    known = {attribute.name for attribute in original.attribute}
-    result.attribute.extend(
-        make_attribute(name, value) for name, value in node.attrs.items() if name not in known
-    )
-    return result
-
-
-def _write_attribute(
-    original: onnx.AttributeProto, node: gs.Node, origins: Origins
-) -> onnx.AttributeProto:
-    value = node.attrs.get(original.name)
-    if isinstance(value, gs.Graph):
-        result = onnx.AttributeProto()
-        result.CopyFrom(original)
-        result.g.CopyFrom(_write_graph(value, original.g, origins))
-        return result
-    if original.ref_attr_name or original.type not in _SIMPLE:
-        return original
-    before = onnx.helper.get_attribute_value(original)
-    unchanged = _plain(before) == _plain(value)
-    return original if unchanged else make_attribute(original.name, value)
 
 
 def make_attribute(name: str, value: Any) -> onnx.AttributeProto:

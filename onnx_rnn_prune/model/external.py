@@ -1,4 +1,4 @@
-"""A model in two files: the graph, and beside it the weights, which onnxruntime maps into memory.
+"""Weights in a file beside the graph, which onnxruntime maps into memory.
 
 A session that is opened from one message holds the weights several times over while it loads: in
 the message, in its own copy of it, and in tensors. Mapped weights are held once.
@@ -7,7 +7,6 @@ the message, in its own copy of it, and in tensors. Mapped weights are held once
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 
@@ -17,8 +16,42 @@ _LARGE = 1 << 12
 _PAGE = 1 << 16
 
 
-def save_apart(model: onnx.ModelProto, folder: Path) -> Path:
-    """Writes what it takes to run a model; returns the path of the graph."""
+class WeightFile:
+    """A file that takes the values of large tensors one by one.
+
+    Args:
+        path: the file, in the folder of the model that refers to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+        self._file = path.open("wb")
+
+    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """The tensor with a reference in place of its values; a small one as it is."""
+        values = tensor.raw_data
+        if len(values) < _LARGE:
+            return tensor
+        start = -(-self._file.tell() // _PAGE) * _PAGE
+        self._file.seek(start)
+        place = (self._name, start, self._file.write(values))
+        result = onnx.TensorProto(
+            name=tensor.name,
+            dims=tensor.dims,
+            data_type=tensor.data_type,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in zip(("location", "offset", "length"), place, strict=True):
+            result.external_data.add(key=key, value=str(value))
+        return result
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        self._file.close()
+
+
+def without_weights(model: onnx.ModelProto, weights: WeightFile) -> onnx.ModelProto:
+    """What it takes to run a model, with its large weights in a file."""
     light = onnx.ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
@@ -29,34 +62,5 @@ def save_apart(model: onnx.ModelProto, folder: Path) -> Path:
     graph.output.extend(source.output)
     graph.value_info.extend(source.value_info)
     graph.sparse_initializer.extend(source.sparse_initializer)
-    weights = folder / "weights"
-    with weights.open("wb") as file:
-        for tensor in source.initializer:
-            values = tensor.raw_data
-            if len(values) < _LARGE:
-                graph.initializer.append(tensor)
-            else:
-                graph.initializer.append(_reference(tensor, weights.name, _write(file, values)))
-    path = folder / "model.onnx"
-    path.write_bytes(light.SerializeToString())
-    return path
-
-
-def _write(file: BinaryIO, values: bytes) -> tuple[int, int]:
-    """Appends a tensor's bytes; returns where they start and how many they are."""
-    start = -(-file.tell() // _PAGE) * _PAGE
-    file.seek(start)
-    return start, file.write(values)
-
-
-def _reference(tensor: onnx.TensorProto, location: str, place: tuple[int, int]) -> onnx.TensorProto:
-    """The message of a tensor whose bytes are in a file."""
-    result = onnx.TensorProto(
-        name=tensor.name,
-        dims=tensor.dims,
-        data_type=tensor.data_type,
-        data_location=onnx.TensorProto.EXTERNAL,
-    )
-    for key, value in zip(("location", "offset", "length"), (location, *place), strict=True):
-        result.external_data.add(key=key, value=str(value))
-    return result
+    graph.initializer.extend(weights.take(tensor) for tensor in source.initializer)
+    return light

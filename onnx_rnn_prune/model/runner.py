@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import onnx
 import onnxruntime as ort
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.external import save_apart
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import WeightFile, without_weights
+from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -26,6 +29,8 @@ class Runner:
 
     Args:
         model: the model; it is not changed.
+        outputs: tensors to compute; the model's own outputs where none are named, and where one
+            depends on an operator that onnxruntime does not know, what goes into that operator.
         threads: intra-operator threads; 1 makes runs repeatable.
         optimize: let onnxruntime rewrite the graph, as it does by default for users. Where values
             of inner tensors are wanted, or two models must be compared operator by operator, it is
@@ -35,8 +40,9 @@ class Runner:
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        model: onnx.ModelProto | Document,
         *,
+        outputs: Sequence[str] | None = None,
         threads: int = 1,
         optimize: bool = True,
         name: str = "the model",
@@ -51,7 +57,7 @@ class Runner:
         )
         self.name = name
         try:
-            self._session = _open(model, options)
+            self._session = _open(model, outputs, options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise PruneError(
                 f"onnxruntime cannot load it: {first_line(error)}",
@@ -77,14 +83,36 @@ class Runner:
         return dict(zip(names, values, strict=True))
 
 
-def _open(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open(
+    model: onnx.ModelProto | Document, outputs: Sequence[str] | None, options: ort.SessionOptions
+) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
-    if model.ByteSize() < _LARGE:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    source = model.source if isinstance(model, Document) else model
+    if source.ByteSize() < _LARGE:
+        whole = model.write() if isinstance(model, Document) else model
+        content = _asked(whole, outputs).SerializeToString()
+        return ort.InferenceSession(content, options, providers=providers)
+    gc.collect()  # graphs that are done with hold themselves in circles, and weights with them
     # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = save_apart(model, Path(folder))
+        weights = WeightFile(Path(folder) / "weights")
+        light = (
+            model.write(weights.take)
+            if isinstance(model, Document)
+            else without_weights(model, weights)
+        )
+        weights.close()
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(_asked(light, outputs).SerializeToString())
         return ort.InferenceSession(str(path), options, providers=providers)
+
+
+def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
+    """A model with other outputs; with all that can be computed where none are named."""
+    names = runnable_outputs(model) if outputs is None else outputs
+    if names == [port.name for port in model.graph.output]:
+        return model
+    return with_outputs(model, names)
 
 
 def first_line(error: BaseException) -> str:

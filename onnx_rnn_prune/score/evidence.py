@@ -12,7 +12,6 @@ from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document, nodes_by_key
 from onnx_rnn_prune.model.edit import fresh_name
-from onnx_rnn_prune.model.outputs import with_outputs
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
@@ -87,7 +86,7 @@ class Tapped:
         }
         self._fed = sorted(names & inputs)
         self._names = sorted(names - inputs - constants)
-        self._runner = Runner(with_outputs(self._document.write(), self._names), optimize=False)
+        self._runner = Runner(self._document, outputs=self._names, optimize=False)
 
     def __call__(self, feed: Feed) -> Taps:
         """The tapped tensors of one feed."""

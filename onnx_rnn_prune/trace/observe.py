@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.outputs import computable, with_outputs
+from onnx_rnn_prune.model.outputs import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.trace.rules import RULES, Shape
 
@@ -45,8 +45,8 @@ class Observation:
 def observe(document: Document, layers: list[RecurrentLayer], feed: Feed) -> Observation:
     """Runs a model once and looks at every tensor that labels may reach."""
     nodes = _behind(document.graph, layers)
-    model = document.write()
-    reachable = computable(model) | {port.name for port in model.graph.input}
+    source = document.write(_unread)
+    reachable = computable(source) | {port.name for port in source.graph.input}
     shapes: dict[str, None] = {}
     values: dict[str, None] = {}
     for node in nodes:
@@ -56,10 +56,13 @@ def observe(document: Document, layers: list[RecurrentLayer], feed: Feed) -> Obs
         for slot in _PARAMETERS.get(node.op, ()):
             if slot < len(node.inputs) and node.inputs[slot].name in shapes:
                 values[node.inputs[slot].name] = None
+    watched = document.copy()
+    tensors = watched.graph.tensors()
     for name in shapes:
-        model.graph.node.append(onnx.helper.make_node("Shape", [name], [name + _SUFFIX]))
+        shape = gs.Variable(name + _SUFFIX)
+        watched.graph.nodes.append(gs.Node("Shape", inputs=[tensors[name]], outputs=[shape]))
     outputs = [name + _SUFFIX for name in shapes]
-    runner = Runner(with_outputs(model, [*outputs, *values]), optimize=False)
+    runner = Runner(watched, outputs=[*outputs, *values], optimize=False)
     seen = runner(feed)
     return Observation(
         {name: tuple(int(size) for size in seen[name + _SUFFIX]) for name in shapes},
@@ -79,3 +82,8 @@ def _behind(graph: gs.Graph, layers: list[RecurrentLayer]) -> list[gs.Node]:
             found.append(node)
             names.update(tensor.name for tensor in node.outputs if tensor.name)
     return found
+
+
+def _unread(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A tensor without its values."""
+    return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

@@ -12,7 +12,6 @@ from models import FOREIGN, Builder
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.passes.prepared import Prepared, prepare
 from onnx_rnn_prune.plan.plan import Plan
@@ -99,7 +98,4 @@ def check_sizes(shrunk: onnx.ModelProto, plan: Plan) -> None:
 
 
 def runner(model: onnx.ModelProto, optimize: bool) -> Runner:
-    outputs = runnable_outputs(model)
-    if outputs != [port.name for port in model.graph.output]:
-        model = with_outputs(model, outputs)
     return Runner(model, optimize=optimize)
