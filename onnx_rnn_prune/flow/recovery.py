@@ -18,6 +18,7 @@ from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.states import state_outputs
 from onnx_rnn_prune.validate import drift
@@ -103,7 +104,7 @@ class Bench:
         """Moments of what a reader of the original reads, and of the kept part of the same."""
         return teacher_pairs(self.evidence.moments[reader.name], kept(reader.labels, self.keep))
 
-    def free_pairs(self, fits: Mapping[str, Fit], seen: dict[str, Moments]) -> None:
+    def free_pairs(self, fits: Mapping[str, Fit], seen: Shelf) -> None:
         """Adds moments of what the original's readers read, and of what a cut model's do."""
         student = Tapped(self.shrunk(fits), self.readers)
         teacher = Tapped(self.prepared.document, self.readers)
@@ -112,9 +113,7 @@ class Bench:
             for reader in self.readers:
                 read = student.signal(reader, real)
                 pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                moments = Moments.of(pair, last=read.shape[1])
-                known = seen.get(reader.name)
-                seen[reader.name] = moments if known is None else known.merge(moments)
+                seen.add(reader.name, Moments.of(pair, last=read.shape[1]))
 
 
 def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recovered, str]:
@@ -153,7 +152,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
     """
     assert start.ridge is not None
     best, last = start, start
-    seen: dict[str, Moments] = {}
+    seen = Shelf()
 
     def pairs(reader: Reader) -> Moments:
         return seen[reader.name].merge(bench.pairs(reader))

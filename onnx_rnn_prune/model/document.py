@@ -20,6 +20,8 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnx_rnn_prune.model.memory import give_back
+
 _SIMPLE = {
     onnx.AttributeProto.INT,
     onnx.AttributeProto.FLOAT,
@@ -28,6 +30,9 @@ _SIMPLE = {
     onnx.AttributeProto.FLOATS,
     onnx.AttributeProto.STRINGS,
 }
+
+# A copy of a larger model first makes room.
+_LARGE = 1 << 20
 
 Store = Callable[[onnx.TensorProto], onnx.TensorProto]
 Origins = dict[int, tuple[gs.Node, onnx.NodeProto]]
@@ -73,6 +78,8 @@ class Document:
 
     def copy(self) -> Document:
         """An independent document of the same model; values are shared until one is set anew."""
+        if self.source.ByteSize() > _LARGE:
+            give_back()
         graph = self.graph.copy()
         origins = {
             id(twin): (twin, self.origins[id(node)][1])

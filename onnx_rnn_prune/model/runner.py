@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnxruntime as ort
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import WeightFile, without_weights
+from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 
 Array = npt.NDArray[Any]
@@ -92,7 +92,6 @@ def _open(
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
         return ort.InferenceSession(content, options, providers=providers)
-    gc.collect()  # graphs that are done with hold themselves in circles, and weights with them
     # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         weights = WeightFile(Path(folder) / "weights")
@@ -104,6 +103,7 @@ def _open(
         weights.close()
         path = Path(folder) / "model.onnx"
         path.write_bytes(_asked(light, outputs).SerializeToString())
+        give_back()
         return ort.InferenceSession(str(path), options, providers=providers)
 
 

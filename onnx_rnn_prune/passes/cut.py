@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,12 +82,17 @@ def _rewrite(
         tensor = nodes[node_name].inputs[slot]
         value = require_constant(tensor, document.graph.opset)
         result = change(value, bounds, keep)
-        key = tensor.name, result.tobytes()
+        key = tensor.name, _digest(result)
         readers[key].append((nodes[node_name], slot))
         values[key] = result
     for key, places in readers.items():
         _replace(document.graph, places, values[key])
     return bool(readers)
+
+
+def _digest(value: Array) -> bytes:
+    """Tells values apart without holding them."""
+    return hashlib.sha256(np.ascontiguousarray(value).data).digest()
 
 
 def _replace(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:

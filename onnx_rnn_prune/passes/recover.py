@@ -107,15 +107,13 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
     size = len(stays)
     spread = np.zeros((size, len(moments.mean) - size))
     spread[stays] = np.eye(spread.shape[1])
-    offset: Matrix = moments.mean[:size].copy()
-    offset[stays] -= moments.mean[size:]
     if stays.any() and not math.isinf(ridge):
-        own = moments.comoment[size:]
-        missed = moments.comoment[:size].copy()
-        missed[stays] -= own
-        slope = _solve(own, missed.T, ridge).T
-        offset -= slope @ moments.mean[size:]
-        spread += slope
+        # Factors of 1 / count cancel out.
+        inverse = _damped_inverse(moments.comoment[size:], ridge)
+        for rows in blocks(size):
+            missed = moments.comoment[:size][rows] - spread[rows] @ moments.comoment[size:]
+            spread[rows] += missed @ inverse
+    offset: Matrix = moments.mean[:size] - spread @ moments.mean[size:]
     return spread, offset
 
 
@@ -143,9 +141,10 @@ def _apply(weight: Array, rows: Mask, spread: Matrix, offset: Matrix) -> Fit:
     return Fit(fitted, bias)
 
 
-def _solve(own: Matrix, cross: Matrix, ridge: float) -> Matrix:
-    """(C + lambda diag C)^-1 X for C, [k, k], and X, [k, m]; the same for multiples of both."""
+def _damped_inverse(own: Matrix, ridge: float) -> Matrix:
+    """(C + lambda diag C)^-1, [k, k]; lambda keeps it well conditioned."""
     scale = np.diag(own)
     floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
-    damped = own + np.diag(ridge * scale + floor)
-    return np.asarray(np.linalg.solve(damped, cross), dtype=np.float64)
+    damped = own.copy()
+    damped[np.diag_indices_from(damped)] += ridge * scale + floor
+    return np.asarray(np.linalg.inv(damped), dtype=np.float64)

@@ -17,6 +17,7 @@ from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
 from onnx_rnn_prune.score.readers import ProductReader, Reader
+from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Trace
@@ -113,7 +114,7 @@ class Evidence:
         activity: per unit, the mean absolute state.
     """
 
-    moments: Mapping[str, Moments]
+    moments: Shelf
     emphasis: Mapping[str, Matrix]
     activity: Matrix
 
@@ -127,7 +128,7 @@ def collect(
 ) -> Evidence:
     """Runs all feeds once and sums up what readers read; one feed is in memory at a time."""
     tapped = Tapped(document, readers)
-    moments: dict[str, Moments] = {}
+    moments = Shelf()
     emphasis: dict[str, Matrix] = {}
     absolute = np.zeros(trace.units.count)
     samples = np.zeros(trace.units.count)
@@ -137,12 +138,9 @@ def collect(
         taps = tapped(feed)
         for reader in readers:
             signal = tapped.signal(reader, taps)
-            found = Moments.of(signal)
+            moments.add(reader.name, Moments.of(signal))
             weighed = tapped.emphasis(reader, taps) / total
             emphasis[reader.name] = emphasis.get(reader.name, 0.0) + weighed
-            moments[reader.name] = (
-                moments[reader.name].merge(found) if reader.name in moments else found
-            )
             if isinstance(reader, GateReader) and reader.sources[-1] == "H":
                 units = reader.labels >= 0
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))

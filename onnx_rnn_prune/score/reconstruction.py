@@ -33,12 +33,55 @@ class Demand:
     """What some readers want to know of a lane.
 
     Attributes:
-        covariance: of the lane's entries in their signal, [H, H].
-        factor: F with F F' = W' W, [H, H].
+        covariance: C of the lane's entries in their signal, [H, H].
+        gram: W' W, [H, H].
     """
 
     covariance: Matrix
-    factor: Matrix
+    gram: Matrix
+
+
+class _Residual:
+    """The residual covariance E of a demand, of which only diagonals and columns are formed.
+
+    E = C - L L' for one column of L a kept unit, and |W E_j|^2 = E_j' G E_j follows each step.
+    """
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+        self._factor = np.empty_like(demand.covariance)  # columns of L as rows
+        self._kept = 0
+        self._spread = np.diag(demand.covariance).copy()
+        self._floor = _FLOOR * self._spread + np.finfo(np.float64).tiny
+        self._missed = np.zeros(len(self._spread))
+        for rows in blocks(len(self._spread)):
+            part = demand.covariance[rows]
+            self._missed[rows] = np.einsum("ij,ij->i", part @ demand.gram, part)
+
+    def total(self) -> float:
+        """tr(W E W')."""
+        return float(np.sum(self._demand.covariance * self._demand.gram))
+
+    def gains(self) -> Matrix:
+        """What keeping each unit takes off, [H]."""
+        known = self._spread <= self._floor
+        return np.where(known, 0.0, self._missed / np.where(known, 1.0, self._spread))
+
+    def keep(self, unit: int) -> None:
+        """Deflates E by a unit."""
+        if self._spread[unit] <= self._floor[unit]:
+            return
+        factor = self._factor[: self._kept]
+        covariance, gram = self._demand.covariance, self._demand.gram
+        column = covariance[unit] - factor[:, unit] @ factor
+        column /= np.sqrt(self._spread[unit])
+        read = gram @ column
+        seen = covariance @ read - (factor @ read) @ factor
+        self._missed += column * (column * (column @ read) - 2.0 * seen)
+        np.maximum(self._missed, 0.0, out=self._missed)
+        self._spread -= column**2
+        self._factor[self._kept] = column
+        self._kept += 1
 
 
 def reconstruction_gains(
@@ -59,30 +102,21 @@ def reconstruction_gains(
 def greedy_gains(demands: Sequence[Demand]) -> Matrix:
     """Picks all units of a lane in turn; returns each one's share of what is explained, [H]."""
     size = len(demands[0].covariance)
-    rest = [demand.covariance.copy() for demand in demands]
-    missed = [demand.factor.T @ demand.covariance for demand in demands]
-    floors = [_FLOOR * np.diag(own) + np.finfo(np.float64).tiny for own in rest]
-    total = sum(float(np.sum(d.factor * (d.covariance @ d.factor))) for d in demands)
+    residuals = [_Residual(demand) for demand in demands]
+    total = max(sum(residual.total() for residual in residuals), np.finfo(np.float64).tiny)
     gains = np.zeros(size)
     free = np.ones(size, dtype=bool)
     last = np.inf
     for _ in range(size):
-        found = np.zeros(size)
-        for own, part, floor in zip(rest, missed, floors, strict=True):
-            spread = np.diag(own)
-            found += np.where(spread > floor, (part**2).sum(axis=0) / np.maximum(spread, floor), 0)
+        found = np.sum([residual.gains() for residual in residuals], axis=0)
         found[~free] = -1.0
         unit = int(found.argmax())
         free[unit] = False
         # Gains need not fall from pick to pick, but what was picked first matters more.
-        last = min(last * (1 - 1e-12), float(found[unit]) / max(total, np.finfo(float).tiny))
+        last = min(last * (1 - 1e-12), float(found[unit]) / total)
         gains[unit] = last
-        for own, part, floor, demand in zip(rest, missed, floors, demands, strict=True):
-            if own[unit, unit] <= floor[unit]:
-                continue
-            column = own[:, unit] / np.sqrt(own[unit, unit])
-            part -= np.outer(demand.factor.T @ column, column)
-            own -= np.outer(column, column)
+        for residual in residuals:
+            residual.keep(unit)
     return gains
 
 
@@ -106,9 +140,7 @@ def _demands(
             else:
                 covariances.append(covariance)
                 weights.append(gram)
-    for covariance, gram in zip(covariances, weights, strict=True):
-        values, vectors = np.linalg.eigh(gram)
-        yield Demand(covariance, vectors * np.sqrt(np.maximum(values, 0.0)))
+    yield from map(Demand, covariances, weights)
 
 
 def _gram(weight: Array, places: Ids, emphasis: Matrix) -> Matrix:

@@ -1,0 +1,38 @@
+"""Moments in files: of all readers, only one at a time is in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from onnx_rnn_prune.score.moments import Matrix, Moments
+
+
+class Shelf:
+    """Moments by name; their matrices lie in a scratch folder that goes when the shelf does."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._heads: dict[str, tuple[int, Matrix]] = {}
+        self._numbers: dict[str, int] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._heads
+
+    def __getitem__(self, name: str) -> Moments:
+        """A copy of the caller's own."""
+        count, mean = self._heads[name]
+        return Moments(count, mean, np.load(self._path(name)))
+
+    def add(self, name: str, moments: Moments) -> None:
+        """Merges moments into those of that name; the arrays given are used up."""
+        if name in self:
+            moments = self[name].merge(moments)
+        self._numbers.setdefault(name, len(self._numbers))
+        self._heads[name] = moments.count, moments.mean
+        np.save(self._path(name), moments.comoment)
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / f"{self._numbers[name]}.npy"
