@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.data import Feeds, open_feeds, places, random_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.choice import Request, choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
@@ -82,6 +83,7 @@ def prune(
         raise PruneError(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
+    inputs = places(model, data, eval_data)
     opened = open_model(model)
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
@@ -93,7 +95,7 @@ def prune(
         allocate=allocate,
         seconds=time.perf_counter() - start,
     )
-    return result
+    return replace(result, inputs=inputs)
 
 
 def plan(
@@ -131,6 +133,7 @@ def apply(
 ) -> PruneResult:
     """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
     start = time.perf_counter()
+    inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model)
     check_plan(chosen, opened.model, opened.layers)
@@ -138,7 +141,7 @@ def apply(
     given = open_data(opened, data, eval_data, seed)
     result = finish(opened, given, chosen, None, recover, mode, progress)
     result.report["seconds"] = time.perf_counter() - start
-    return result
+    return replace(result, inputs=inputs)
 
 
 def inspect(model: ModelSource) -> dict[str, Any]:

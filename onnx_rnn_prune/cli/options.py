@@ -24,6 +24,13 @@ DATA_HELP = (
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def name(value: str) -> str:
+    """Takes the name of a file or of data; an empty one is the slip of a script."""
+    if not value:
+        raise click.BadParameter("the name is empty")
+    return value
+
+
 def _find_modules_here(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> str | None:
@@ -33,9 +40,9 @@ def _find_modules_here(
     return value
 
 
-def data_option(name: str, text: str) -> Callable[[Command], Command]:
+def data_option(flag: str, text: str) -> Callable[[Command], Command]:
     """An option that takes any form of data a command line can name."""
-    return click.option(name, metavar="PATH", callback=_find_modules_here, help=text)
+    return click.option(flag, type=name, metavar="PATH", callback=_find_modules_here, help=text)
 
 
 _SELECTION = (
@@ -87,7 +94,9 @@ def selection(command: Command) -> Command:
     return command
 
 
-output = click.option("-o", "--output", "out", metavar="OUT", required=True, help="File to write.")
+output = click.option(
+    "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
+)
 recover = click.option(
     "--recover",
     type=click.Choice((*RECOVERIES, "auto")),

@@ -15,7 +15,7 @@ from onnx_rnn_prune.flow.opening import Opened, open_runner
 from onnx_rnn_prune.flow.recovery import RECOVERIES, Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.files import save_model
+from onnx_rnn_prune.model.files import check_output, save_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.plan.plan import Plan
@@ -32,14 +32,17 @@ class PruneResult:
         model: the pruned model.
         plan: which units were kept.
         report: plain values, as in the JSON report.
+        inputs: files and folders that were read.
     """
 
     model: onnx.ModelProto
     plan: Plan
     report: dict[str, Any]
+    inputs: tuple[Path, ...] = ()
 
     def save(self, path: str | Path) -> None:
-        """Writes the model file, whole or not at all."""
+        """Writes the model file, whole or not at all, and never over an input."""
+        check_output(path, self.inputs)
         save_model(self.model, path)
 
 
