@@ -196,6 +196,47 @@ def test_interrupting_is_quiet(capsys, monkeypatch):
     assert (out + err).strip() == ""
 
 
+ENTRANCES = {
+    "the module": ["-m", "onnx_rnn_prune"],
+    "the script": [
+        "-c",
+        "from importlib.metadata import entry_points\n"
+        "(script,) = entry_points(group='console_scripts', name='onnx-rnn-prune')\n"
+        "script.load()()",
+    ],
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize("imported", ["click", "onnx", "onnxruntime"])
+def test_interrupting_imports_is_quiet(entrance, imported, tmp_path):
+    ctrl_c = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / f"{imported}.py").write_text(ctrl_c)
+    done = subprocess.run(
+        [sys.executable, *ENTRANCES[entrance], "inspect", "a.onnx"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_the_package_offers():
+    """The folder `plan` does not get in the way of the function, whatever is imported first."""
+    code = (
+        "import onnx_rnn_prune, sys; assert 'onnx' not in sys.modules\n"
+        "from onnx_rnn_prune.plan.plan import Plan\n"
+        "from onnx_rnn_prune import *\n"
+        "assert all(getattr(onnx_rnn_prune, name) is globals()[name] for name in "
+        "onnx_rnn_prune.__all__)\n"
+        "assert plan.__module__ == 'onnx_rnn_prune.api'\n"
+        "assert set(onnx_rnn_prune.__all__) <= set(dir(onnx_rnn_prune))\n"
+        "assert not hasattr(onnx_rnn_prune, 'absent')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_module_is_found_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
