@@ -16,7 +16,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.choice import Request, choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import PruneResult, check_choices, finish
-from onnx_rnn_prune.flow.opening import ModelSource, open_model, open_runner, runs
+from onnx_rnn_prune.flow.opening import ModelSource, open_model, open_runner
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -241,7 +241,7 @@ def bench(
 def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> Feeds:
     ports = signature.inputs(model)
     if data is None:
-        return random_feeds(ports, seed=seed, count=3, accepts=runs(runner))
+        return random_feeds(ports, seed=seed, count=3, run=runner)
     return open_feeds(data, ports, state_inputs(Document.read(model)))
 
 

@@ -10,6 +10,9 @@ from onnx_rnn_prune.errors import PruneError
 # What users give: values are turned into arrays, and checked, later.
 RawFeed = Mapping[str, object]
 
+# What code of the user's may raise; its sys.exit() must not end this process as if all was done.
+FAILURES = (Exception, SystemExit)
+
 
 class Source(Protocol):
     """A number of raw feeds that can be read as often as needed, one at a time."""
@@ -85,7 +88,7 @@ class Streamed:
             feeds = iter(self._start())
         except PruneError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             raise self._failed(error) from error
         while True:
             try:
@@ -94,11 +97,11 @@ class Streamed:
                 return
             except PruneError:
                 raise
-            except Exception as error:
+            except FAILURES as error:
                 raise self._failed(error) from error
             yield feed
 
-    def _failed(self, error: Exception) -> PruneError:
+    def _failed(self, error: BaseException) -> PruneError:
         return PruneError(
             f"making the feeds failed with {type(error).__name__}: {error}",
             where=self.name,

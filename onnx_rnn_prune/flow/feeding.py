@@ -47,7 +47,7 @@ def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Dat
     ports = signature.inputs(opened.model)
     states = state_inputs(opened.document)
     if data is None:
-        made = random_feeds(ports, seed=seed, count=_RANDOM_FEEDS, accepts=runs(opened.runner))
+        made = random_feeds(ports, seed=seed, count=_RANDOM_FEEDS, run=opened.runner)
         judging = made if eval_data is None else open_feeds(eval_data, ports, states)
         note = (
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"

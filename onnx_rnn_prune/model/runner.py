@@ -17,6 +17,20 @@ from onnx_rnn_prune.model.external import save_apart
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
+
+class NamedFeed(dict[str, Array]):
+    """A feed that errors can call by its name.
+
+    Args:
+        values: by input name.
+        name: such as the file that it comes from.
+    """
+
+    def __init__(self, values: Feed, name: str) -> None:
+        super().__init__(values)
+        self.name = name
+
+
 # A session of a larger model is opened from files, which takes less memory.
 _LARGE = 1 << 20
 
@@ -68,9 +82,10 @@ class Runner:
         try:
             values = self._session.run(names, known)
         except Exception as error:
+            name = feed.name if isinstance(feed, NamedFeed) else "the feed"
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
             raise PruneError(
-                f"onnxruntime cannot run it on the feed ({shapes}): {first_line(error)}",
+                f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",
                 where=self.name,
                 remedy="check the feed's shapes and values",
             ) from error
