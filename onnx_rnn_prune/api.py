@@ -16,7 +16,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.choice import Request, choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import PruneResult, check_choices, finish
-from onnx_rnn_prune.flow.opening import ModelSource, open_model, open_runner
+from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model, open_runner
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -204,7 +204,9 @@ def compare(
     """
     models = [load_model(source) for source in (a, b)]
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
-    first, second = (open_runner(model, name) for model, name in zip(models, names, strict=True))
+    first, second = (
+        open_runner(as_run(model), name) for model, name in zip(models, names, strict=True)
+    )
     feeds = _feeds(models[0], data, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
@@ -225,7 +227,9 @@ def bench(
         raise PruneError("there is nothing to time", where="bench", remedy="give a model")
     read = [load_model(source) for source in models]
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
-    runners = [open_runner(model, name, threads) for model, name in zip(read, names, strict=True)]
+    runners = [
+        open_runner(as_run(model), name, threads) for model, name in zip(read, names, strict=True)
+    ]
     feeds = _feeds(read[0], data, runners[0], seed)
     found = timings(runners, next(iter(feeds)))
     return {

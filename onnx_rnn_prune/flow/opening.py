@@ -14,7 +14,8 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 from onnx_rnn_prune.model.runner import Feed, Runner
-from onnx_rnn_prune.passes.layout import TimeFirst
+from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.layout import StateHiddenSize, TimeFirst
 
 ModelSource = str | Path | onnx.ModelProto
 
@@ -52,6 +53,7 @@ def open_model(source: ModelSource) -> Opened:
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
+    stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     layers = find_layers(document.graph)
     if not layers:
@@ -62,8 +64,15 @@ def open_model(source: ModelSource) -> Opened:
         )
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
-    runner = open_runner(document.write() if turned else model, name)
+    runner = open_runner(document.write() if stated or turned else model, name)
     return Opened(name, model, document, layers, runner, tuple(notes))
+
+
+def as_run(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model that computes the same, in the form that onnxruntime runs."""
+    document = Document.read(model)
+    changed = Pipeline((StateHiddenSize(), TimeFirst()))(document)
+    return document.write() if changed else model
 
 
 def open_runner(model: onnx.ModelProto, name: str, threads: int = 1) -> Runner:

@@ -1,4 +1,4 @@
-"""Recurrent layers whose first axis is the batch: onnxruntime only runs the other layout."""
+"""Recurrent layers as onnxruntime runs them: time on the first axis, and with a hidden size."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ class TimeFirst:
         for layer in find_layers(document.graph):
             if layer.node.attrs.pop("layout", 0) == 1:
                 _turn(document.graph, layer)
+                changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class StateHiddenSize:
+    """Writes the attribute `hidden_size` where it is missing, since R tells it."""
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for layer in find_layers(document.graph):
+            if "hidden_size" not in layer.node.attrs:
+                layer.node.attrs["hidden_size"] = layer.hidden
                 changed = True
         return changed
 
