@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
 from onnx_rnn_prune.errors import PruneError
 
 
@@ -37,3 +37,70 @@ def test_a_feed_that_does_not_run_is_named(tmp_path):
 def test_made_up_inputs_do_not_hide_why_nothing_runs():
     with pytest.raises(PruneError, match="GRU operator does not support double yet"):
         prune(lookup("double"))
+
+
+WRONG = {
+    "seed": ([-1, 0.5, "0", None, True], "--seed: "),
+    "align": ([0, 1.5, "8", None, True], "--align: "),
+    "min_units": ([0, 2.0, "1", None], "--min-units: "),
+    "criterion": (["best", ["l2"], 3, b"l2"], "--criterion: there is no "),
+    "allocate": (["best", None, ["uniform"]], "--allocate: there is no "),
+    "keep": ([[0.5], b"50%", 0], "--keep: "),
+    "budget": ([0.5, ["params=50%"], b""], "--budget: "),
+    "only": ([3, [3], None], "--only: "),
+    "skip": ([3, [None]], "--skip: "),
+    "progress": ([None, "bar"], "progress: "),
+    "data": ([5, b"clips", 1.5, np.ones(3), "", [5], [b"x"]], ""),
+}
+
+
+@pytest.mark.parametrize("function", [plan, prune])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [(name, value, message) for name, (values, message) in WRONG.items() for value in values],
+    ids=repr,
+)
+def test_arguments_of_a_wrong_type_are_named(function, name, value, message):
+    with pytest.raises(PruneError) as caught:
+        function(lookup(), **{name: value})
+    assert str(caught.value).startswith(message)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("source", [None, 3, b"model.onnx", ["model.onnx"]])
+def test_what_is_no_model_is_an_error(source):
+    calls = (inspect, prune, plan, lambda m: apply(m, "plan.json"), lambda m: compare(m, m))
+    for call in (*calls, lambda m: bench([m])):
+        with pytest.raises(PruneError, match="; (give|check)"):
+            call(source)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: prune(m, mode=None), "--mode: there is no None; choose one of shrink, zero"),
+        (lambda m: prune(m, recover=["lstsq"]), r"--recover: there is no \['lstsq'\]"),
+        (lambda m: prune(m, recover=""), "--recover: there is no ''; choose one of none, bias"),
+        (lambda m: prune(m, eval_data=5), "data: int is not a form of data"),
+        (lambda m: apply(m, 5), "plan: int is no plan; give a Plan or a path"),
+        (lambda m: apply(m, plan(m), mode=3), "--mode: there is no 3"),
+        (lambda m: apply(m, plan(m), recover=3), "--recover: there is no 3"),
+        (lambda m: apply(m, plan(m), seed=-3), "--seed: -3 is not a whole number from 0 on"),
+        (lambda m: compare(m, m, max_nrmse="x"), "--max-nrmse: 'x' is not a number from 0 on"),
+        (lambda m: compare(m, m, max_nrmse=float("nan")), "--max-nrmse: nan is not a number"),
+        (lambda m: compare(m, m, seed="x"), "--seed: 'x' is not a whole number"),
+        (lambda m: bench("model.onnx"), "bench: there is nothing to time; give a list of models"),
+        (lambda m: bench(m), "bench: there is nothing to time; give a list of models"),
+        (lambda m: bench([m], threads=0), "--threads: 0 is not a whole number from 1 on"),
+        (lambda m: bench([m], threads=100_000), "100000 threads are too many for this machine"),
+        (lambda m: prune(m).save(3), "int is no path; name a file"),
+    ],
+)
+def test_other_arguments_of_a_wrong_type(call, message):
+    with pytest.raises(PruneError, match=message):
+        call(lookup())
+
+
+def test_numbers_of_numpy_are_taken():
+    result = prune(lookup(), keep=np.int64(2), align=np.int32(1), seed=np.uint8(3))
+    assert result.report["layers"][0]["hidden_after"] == 2

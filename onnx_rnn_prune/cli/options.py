@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from onnx_rnn_prune.data.values import is_function_name
+from onnx_rnn_prune.flow.arguments import MODES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.plan.allocation import ALLOCATORS
 from onnx_rnn_prune.score.criteria import CRITERIA
-
-MODES = ("shrink", "zero")
 
 DATA_HELP = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "

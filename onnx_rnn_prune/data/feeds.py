@@ -132,6 +132,8 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
 
 
 def _open(source: object, ports: Sequence[Port]) -> Source:
+    if isinstance(source, str) and not source:
+        raise PruneError("the name is empty", where="data", remedy="name a file or folder of feeds")
     if isinstance(source, str | Path):
         path = Path(source)
         if isinstance(source, str) and is_function_name(source) and not path.exists():

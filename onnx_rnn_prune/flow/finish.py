@@ -12,7 +12,7 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.opening import Opened, open_runner
-from onnx_rnn_prune.flow.recovery import RECOVERIES, Bench, Recovered, recover_units
+from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import check_output, save_model
@@ -78,22 +78,6 @@ def finish(
         "reason": reason,
     }
     return PruneResult(model, plan, report)
-
-
-def check_choices(mode: str, recover: str | None) -> None:
-    """Refuses unknown names before any work is done.
-
-    Raises:
-        PruneError: there is no such mode or recovery.
-    """
-    for option, value, known in (
-        ("--mode", mode, ("shrink", "zero")),
-        ("--recover", recover or "auto", (*RECOVERIES, "auto")),
-    ):
-        if value not in known:
-            raise PruneError(
-                f"there is no '{value}'", where=option, remedy=f"choose one of {', '.join(known)}"
-            )
 
 
 def _recover(

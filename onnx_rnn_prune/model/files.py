@@ -22,6 +22,12 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """
     if isinstance(source, onnx.ModelProto):
         return source
+    if not isinstance(source, str | Path):
+        raise PruneError(
+            f"{type(source).__name__} is no model",
+            where="model",
+            remedy="give a path or an onnx.ModelProto",
+        )
     path = Path(source)
     if not path.is_file():
         reason = "is a folder, not a model file" if path.is_dir() else "there is no such file"
@@ -103,6 +109,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 def _target(path: str | Path) -> Path:
     """Where a file ends up that is written to a path, links followed."""
+    if not isinstance(path, str | Path):
+        raise PruneError(f"{type(path).__name__} is no path", remedy="name a file")
     target = Path(path).resolve()
     if os.path.exists(target) and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"

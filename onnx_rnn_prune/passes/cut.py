@@ -53,6 +53,31 @@ class Shrink:
         return changed
 
 
+@dataclass(frozen=True, eq=False)
+class Unshare:
+    """Gives readers of one constant that may lose different entries a constant each.
+
+    Attributes:
+        trace: of the document.
+    """
+
+    trace: Trace
+
+    def __call__(self, document: Document) -> bool:
+        graph = document.graph
+        nodes = nodes_by_key(graph)
+        known: dict[str, bytes] = {}
+        changed = False
+        for (key, slot), bounds in all_bounds(document, self.trace).items():
+            tensor = nodes[key].inputs[slot]
+            labels = b"".join(bound.labels.tobytes() for bound in bounds)
+            if known.setdefault(tensor.name, labels) != labels:
+                value = require_constant(tensor, graph.opset)
+                set_input(nodes[key], slot, add_constant(graph, f"{tensor.name}_cut", value))
+                changed = True
+        return changed
+
+
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
     for bound in bounds:
         value = np.where(kept(bound.labels, keep), value, np.array(bound.dead, value.dtype))

@@ -119,6 +119,10 @@ class Plan:
         Raises:
             PruneError: there is none, or it is not of the known form.
         """
+        if not isinstance(path, str | Path):
+            raise PruneError(
+                f"{type(path).__name__} is no plan", where="plan", remedy="give a Plan or a path"
+            )
         try:
             return Plan.from_json(Path(path).read_text(encoding="utf-8"))
         except PruneError as error:
@@ -126,7 +130,11 @@ class Plan:
                 error.what, where=f"{path}: {error.where}", remedy=error.remedy
             ) from error
         except OSError as error:
-            raise PruneError(f"cannot be read ({error.strerror})", where=str(path)) from error
+            raise PruneError(
+                f"cannot be read ({error.strerror})",
+                where=str(path),
+                remedy="give a file that onnx-rnn-prune plan wrote",
+            ) from error
         except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
             raise _no_plan(path, error) from error
         except (TypeError, ValueError) as error:  # JSON's and encoding's own among them
