@@ -97,6 +97,7 @@ def prune(
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
     result = finish(opened, given, plan_, studied, recover, mode, progress)
+    result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
         budget=budget,

@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
+from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 
 
@@ -104,3 +105,44 @@ def test_other_arguments_of_a_wrong_type(call, message):
 def test_numbers_of_numpy_are_taken():
     result = prune(lookup(), keep=np.int64(2), align=np.int32(1), seed=np.uint8(3))
     assert result.report["layers"][0]["hidden_after"] == 2
+
+
+@pytest.mark.parametrize("mode", ["shrink", "zero"])
+def test_defaults_that_do_not_fit_any_more_are_named(mode):
+    model = lookup()
+    for name, shape in (("W", (1, 12, 3)), ("R", (1, 12, 4)), ("table", (5, 3))):
+        listed = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        model.graph.input.append(listed)
+    result = prune(model, keep=2, mode=mode)
+    about = [text for text in result.report["warnings"] if "default value" in text]
+    assert [text.split("'")[1] for text in about] == ["W", "R"]
+    rows = 6 if mode == "shrink" else 12
+    dims = [dim.dim_value for dim in result.model.graph.input[1].type.tensor_type.shape.dim]
+    assert dims == [1, rows, 3]
+    assert not any("default value" in text for text in prune(model, keep=4).report["warnings"])
+    model.ir_version = 3
+    assert not any("default value" in text for text in prune(model, keep=2).report["warnings"])
+
+
+def test_a_default_that_is_read_no_more_is_named():
+    model = lookup()
+    listed = onnx.helper.make_tensor_value_info("table", onnx.TensorProto.FLOAT, (1, 12, 4))
+    listed.name = "V"
+    model.graph.input.append(listed)
+    model.graph.initializer[2].name = "V"
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["V"], ["R"]))
+    warnings = prune(model, keep=2).report["warnings"]
+    assert any("'V' was pruned" in text for text in warnings)
+
+
+@pytest.mark.parametrize("bounds", [{"align": 16}, {"min_units": 4}, {"align": 3, "min_units": 4}])
+def test_layers_that_bounds_leave_whole_are_named(bounds, tmp_path, capsys):
+    """In reports, in plans, and on the command line."""
+    onnx.save(lookup(), tmp_path / "m.onnx")
+    (text,) = plan(lookup(), keep=2, **bounds).notes
+    assert text.startswith("Y keeps all units: --align ") and str(max(bounds.values())) in text
+    assert text in prune(lookup(), keep=2, **bounds).report["warnings"]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in bounds.items()]
+    assert run(["plan", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p.json"), *options]) == 0
+    assert f"Warning: {text}" in " ".join(capsys.readouterr().out.split())
+    assert plan(lookup(), keep=2, align=2, min_units=2).notes == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,7 +51,8 @@ def choose_plan(
     fits = _limits(opened, studied, scores, request, request.refits(data))
     counts = request.bounds.share(prepared.trace.groups, fits, urgency)
     keep = choose(prepared.trace, scores, counts)
-    return Plan.from_mask(fingerprint(opened.model), prepared.trace, keep), studied
+    plan = Plan.from_mask(fingerprint(opened.model), prepared.trace, keep)
+    return replace(plan, notes=request.bounds.notes(prepared.trace.groups)), studied
 
 
 def _limits(

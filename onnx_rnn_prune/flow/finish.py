@@ -14,6 +14,7 @@ from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.opening import Opened, open_runner
 from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import check_output, save_model
 from onnx_rnn_prune.model.runner import Runner
@@ -141,8 +142,16 @@ def _report(
             "heldout_feeds": len(data.held_out) if data.given else 0,
             "shared": data.fitting.shared,
         },
-        "warnings": [*opened.notes, *data.warnings],
+        "warnings": [*opened.notes, *data.warnings, *_defaults(opened.model, model)],
     }
+
+
+def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    return [
+        f"the default value of the input '{name}' was pruned: a value of the original's that is fed"
+        " in its place does not fit any more"
+        for name in signature.changed_defaults(before, after)
+    ]
 
 
 def _latency(before: Runner, after: Runner, data: Data) -> object:

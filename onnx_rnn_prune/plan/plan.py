@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,12 @@ class Plan:
     Attributes:
         model: SHA-256 of the model that the plan is for, see `fingerprint`.
         layers: by layer name.
+        notes: what the user should know about the choice; not saved.
     """
 
     model: str
     layers: Mapping[str, LayerPlan]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @staticmethod
     def from_mask(model: str, trace: Trace, keep: Mask) -> Plan:
