@@ -333,6 +333,19 @@ def test_the_module_is_the_command(model):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error(stream, model, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    assert call("prune", model, "-o", model.parent / "o.onnx") == 0
+    assert call("inspect", model, "--json") == 0
+    assert call("inspect", model.parent / "absent.onnx") == 1
+
+
+def test_what_is_no_file_is_no_model(capsys):
+    assert call("inspect", os.devnull) == 1
+    assert "is not a model file" in one_line(capsys)
+
+
 def test_weights_beside_a_model_are_not_overwritten(model, capsys):
     apart = model.parent / "apart.onnx"
     weights = model.parent / "apart.data"

@@ -264,6 +264,11 @@ def test_leaving_is_no_way_to_end(tmp_path, monkeypatch):
         opened(leave)
 
 
+def test_an_iteration_that_never_ends():
+    with pytest.raises(PruneError, match="it may never end; give fewer feeds"):
+        opened(lambda: itertools.repeat(feed(0)))
+
+
 def test_an_iteration_that_changes_is_noticed():
     runs = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -223,5 +224,6 @@ def _saved(*paths: str | None) -> None:
 
 
 def _console() -> Console:
-    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(width=fixed, highlight=False, markup=False, emoji=False)
+    file = sys.stdout or io.StringIO()  # there is none where the caller closed it
+    fixed = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=file, width=fixed, highlight=False, markup=False, emoji=False)

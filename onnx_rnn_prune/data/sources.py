@@ -12,6 +12,8 @@ RawFeed = Mapping[str, object]
 
 # What code of the user's may raise; its sys.exit() must not end this process as if all was done.
 FAILURES = (Exception, SystemExit)
+# Nobody calibrates with so many; a generator that never ends would keep the process busy for ever.
+_MOST_FEEDS = 100_000
 
 
 class Source(Protocol):
@@ -90,7 +92,7 @@ class Streamed:
             raise
         except FAILURES as error:
             raise self._failed(error) from error
-        while True:
+        for _ in range(_MOST_FEEDS):
             try:
                 feed = next(feeds)
             except StopIteration:
@@ -100,6 +102,11 @@ class Streamed:
             except FAILURES as error:
                 raise self._failed(error) from error
             yield feed
+        raise PruneError(
+            f"there are {_MOST_FEEDS} feeds in it, and it may never end",
+            where=self.name,
+            remedy="give fewer feeds",
+        )
 
     def _failed(self, error: BaseException) -> PruneError:
         return PruneError(

@@ -30,7 +30,8 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         )
     path = Path(source)
     if not path.is_file():
-        reason = "is a folder, not a model file" if path.is_dir() else "there is no such file"
+        reason = "is not a model file" if path.exists() else "there is no such file"
+        reason = "is a folder, not a model file" if path.is_dir() else reason
         raise PruneError(reason, where=str(path), remedy="give the path of an .onnx file")
     try:
         model = onnx.load(path, format="protobuf")
