@@ -263,6 +263,13 @@ def test_leaving_is_no_way_to_end(tmp_path, monkeypatch):
     with pytest.raises(PruneError, match="leave: making the feeds failed with SystemExit"):
         opened(leave)
 
+    class Leaving:
+        def __array__(self, dtype=None, copy=None):
+            raise SystemExit
+
+    with pytest.raises(PruneError, match="input 'x': cannot be made an array"):
+        list(opened({"x": Leaving()}))
+
 
 def test_an_iteration_that_never_ends():
     with pytest.raises(PruneError, match="it may never end; give fewer feeds"):

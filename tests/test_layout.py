@@ -7,9 +7,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_rnn_prune import compare, prune
 from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.passes.layout import TimeFirst
+from onnx_rnn_prune.passes.layout import SortNodes, TimeFirst
 
 SIZES = {"B": 3, "T": 5, "D": 2, "H": 4, "I": 2}
 
@@ -107,3 +108,22 @@ def test_models_that_do_not_run_as_they_are_can_be_compared():
     found = compare(model, small, data=feed)
     assert set(found["drift"]) == set(CELLS[0].outputs)
     assert compare(model, model, data=feed, max_nrmse=0)["passed"]
+
+
+def test_nodes_in_any_order_are_taken():
+    model, feed = make(CELLS[1], layout=0)
+    node = model.graph.node[0]
+    node.output[0] = "inner"
+    for source, result in (("middle", "Y"), ("inner", "middle")):
+        model.graph.node.append(helper.make_node("Relu", [source], [result]))
+    result = prune(model, keep=2, data=[feed, feed])
+    onnx.checker.check_model(result.model, full_check=True)
+    assert result.report["oracle"]["passed"]
+    assert not SortNodes()(Document.read(result.model))
+
+
+def test_a_layer_without_weights_is_an_error():
+    model, _ = make(CELLS[1], layout=0)
+    del model.graph.node[0].input[1:]
+    with pytest.raises(PruneError, match=r"W \[\] and R \[\] are no weights of one GRU"):
+        prune(model)

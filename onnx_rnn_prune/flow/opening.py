@@ -15,7 +15,7 @@ from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
-from onnx_rnn_prune.passes.layout import StateHiddenSize, TimeFirst
+from onnx_rnn_prune.passes.layout import SortNodes, StateHiddenSize, TimeFirst
 
 ModelSource = str | Path | onnx.ModelProto
 
@@ -53,6 +53,7 @@ def open_model(source: ModelSource) -> Opened:
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
+    SortNodes()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     layers = find_layers(document.graph)

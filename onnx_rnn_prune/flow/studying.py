@@ -89,7 +89,7 @@ def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
         if not np.isfinite(reader.weight(document)).all():
             raise PruneError(
                 "a weight that reads units holds entries that are infinite or not a number",
-                where=reader.name,
+                where=reader.name.partition("#")[0],
                 remedy="export the model again from weights that are numbers",
             )
 

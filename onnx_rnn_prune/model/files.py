@@ -38,7 +38,11 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise _not_a_model(path) from error
     except (OSError, onnx.checker.ValidationError) as error:
-        raise PruneError(f"cannot be read ({error})", where=str(path)) from error
+        raise PruneError(
+            f"cannot be read ({error})",
+            where=str(path),
+            remedy="check the file, and those beside it that hold its weights",
+        ) from error
     if not model.graph.node or not model.opset_import:
         raise _not_a_model(path)
     return model

@@ -1,4 +1,4 @@
-"""Recurrent layers as onnxruntime runs them: time on the first axis, and with a hidden size."""
+"""A model as all else here, and onnxruntime, wants it: sorted, time first, with hidden sizes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,20 @@ class TimeFirst:
                 _turn(document.graph, layer)
                 changed = True
         return changed
+
+
+@dataclass(frozen=True)
+class SortNodes:
+    """Puts each node behind those it reads from: ONNX demands that, and onnxruntime does not."""
+
+    def __call__(self, document: Document) -> bool:
+        computed: set[int] = set()
+        for node in document.graph.nodes:
+            if any(tensor.inputs and id(tensor) not in computed for tensor in node.inputs):
+                document.graph.toposort()
+                return True
+            computed.update(map(id, node.outputs))
+        return False
 
 
 @dataclass(frozen=True)
