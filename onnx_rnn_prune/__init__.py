@@ -1,9 +1,13 @@
 """Prunes units of LSTM, GRU and RNN layers in ONNX models, and proves the result."""
 
-from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune
-from onnx_rnn_prune.errors import PruneError, Unmet
-from onnx_rnn_prune.flow.finish import PruneResult
-from onnx_rnn_prune.plan.plan import Plan
+import importlib
+from typing import TYPE_CHECKING
+
+# A folder becomes an attribute when it is first imported, and never again; this one's name is that
+# of a function.
+import onnx_rnn_prune.plan
+
+del onnx_rnn_prune
 
 __all__ = [
     "Plan",
@@ -17,3 +21,27 @@ __all__ = [
     "plan",
     "prune",
 ]
+
+if TYPE_CHECKING:
+    from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune
+    from onnx_rnn_prune.errors import PruneError, Unmet
+    from onnx_rnn_prune.flow.finish import PruneResult
+    from onnx_rnn_prune.plan.plan import Plan
+else:
+    del plan
+
+    # Nothing heavy is imported before someone asks for it, so that the command is there to handle
+    # a Ctrl-C while the rest is imported.
+    def __getattr__(name):
+        homes = {
+            "Plan": "plan.plan",
+            "PruneError": "errors",
+            "PruneResult": "flow.finish",
+            "Unmet": "errors",
+        }
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{homes.get(name, 'api')}"), name)
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

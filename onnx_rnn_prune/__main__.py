@@ -1,6 +1,29 @@
 """`python -m onnx_rnn_prune`: the same as the command `onnx-rnn-prune`."""
 
-from onnx_rnn_prune.cli import main
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Runs the command line and ends the process with its exit code."""
+    # Extension modules do not all survive an exception while they are imported, so a Ctrl-C ends
+    # the process on the spot; there is nothing to clean up yet.
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, _leave)
+    from onnx_rnn_prune.cli import run
+
+    if usual:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(run())
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(130)
+
 
 if __name__ == "__main__":
     main()

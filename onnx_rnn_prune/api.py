@@ -5,32 +5,39 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.data import Feeds, open_feeds, places, random_feeds
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.choice import Request, choose_plan
+from onnx_rnn_prune.flow.arguments import (
+    MODES,
+    check_progress,
+    deviation,
+    one_of,
+    recovery,
+    thread_count,
+    whole,
+)
+from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.finish import PruneResult, check_choices, finish
-from onnx_rnn_prune.flow.opening import ModelSource, open_model, runs
+from onnx_rnn_prune.flow.finish import PruneResult, finish
+from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
+from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.plan.allocation import Allocation
-from onnx_rnn_prune.plan.budget import Keep, parse_budget, parse_keep
 from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.plan.plan import Plan, check_plan
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.build import outlet_rows, plain
 from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.validate import drift, latency, timings
-
-_DEFAULT_KEEP = Keep(share=0.5)
 
 
 def prune(
@@ -76,16 +83,21 @@ def prune(
         Unmet: the result does not pass the self-check, or a budget cannot be met.
     """
     start = time.perf_counter()
-    request = _request(keep, budget, criterion, allocate, only, skip, align, min_units, seed)
-    check_choices(mode, recover)
+    request = read_request(
+        keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
+    )
+    one_of(mode, MODES, "--mode")
+    check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
+    inputs = places(model, data, eval_data)
     opened = open_model(model)
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
     result = finish(opened, given, plan_, studied, recover, mode, progress)
+    result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
         budget=budget,
@@ -93,7 +105,7 @@ def prune(
         allocate=allocate,
         seconds=time.perf_counter() - start,
     )
-    return result
+    return replace(result, inputs=inputs)
 
 
 def plan(
@@ -112,7 +124,10 @@ def plan(
     progress: Progress = silent,
 ) -> Plan:
     """Chooses the units to keep, and changes nothing; arguments as in `prune`."""
-    request = _request(keep, budget, criterion, allocate, only, skip, align, min_units, seed)
+    request = read_request(
+        keep, budget, criterion, allocate, None, only, skip, align, min_units, seed
+    )
+    check_progress(progress)
     opened = open_model(model)
     chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
     return chosen
@@ -131,14 +146,18 @@ def apply(
 ) -> PruneResult:
     """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
     start = time.perf_counter()
+    recovery(recover)
+    one_of(mode, MODES, "--mode")
+    whole(seed, "--seed", 0)
+    check_progress(progress)
+    inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model)
     check_plan(chosen, opened.model, opened.layers)
-    check_choices(mode, recover)
     given = open_data(opened, data, eval_data, seed)
     result = finish(opened, given, chosen, None, recover, mode, progress)
     result.report["seconds"] = time.perf_counter() - start
-    return result
+    return replace(result, inputs=inputs)
 
 
 def inspect(model: ModelSource) -> dict[str, Any]:
@@ -199,9 +218,12 @@ def compare(
         max_nrmse: the largest deviation of an output that passes.
         seed: for made-up inputs.
     """
+    most, seed = deviation(max_nrmse, "--max-nrmse"), whole(seed, "--seed", 0)
     models = [load_model(source) for source in (a, b)]
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
-    first, second = (Runner(model, name=name) for model, name in zip(models, names, strict=True))
+    first, second = (
+        Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
+    )
     feeds = _feeds(models[0], data, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
@@ -209,7 +231,7 @@ def compare(
         "drift": {name: plain(values) for name, values in found.items()},
         "bytes": {"a": models[0].ByteSize(), "b": models[1].ByteSize()},
         "latency": plain(latency(first, second, next(iter(feeds)))),
-        "passed": max_nrmse is None or (math.isfinite(worst) and worst <= max_nrmse),
+        "passed": most is None or (math.isfinite(worst) and worst <= most),
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
     }
 
@@ -218,12 +240,14 @@ def bench(
     models: Sequence[ModelSource], *, data: object = None, threads: int = 1, seed: int = 0
 ) -> dict[str, Any]:
     """Times models against each other on one feed; the first is what the others compare with."""
-    if not models:
-        raise PruneError("there is nothing to time", where="bench", remedy="give a model")
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
+    threads, seed = thread_count(threads, "--threads"), whole(seed, "--seed", 0)
     read = [load_model(source) for source in models]
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
     runners = [
-        Runner(model, name=name, threads=threads) for model, name in zip(read, names, strict=True)
+        Runner(as_run(model), name=name, threads=threads)
+        for model, name in zip(read, names, strict=True)
     ]
     feeds = _feeds(read[0], data, runners[0], seed)
     found = timings(runners, next(iter(feeds)))
@@ -240,50 +264,9 @@ def bench(
 def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> Feeds:
     ports = signature.inputs(model)
     if data is None:
-        return random_feeds(ports, seed=seed, count=3, accepts=runs(runner))
+        return random_feeds(ports, seed=seed, count=3, run=runner)
     return open_feeds(data, ports, state_inputs(Document.read(model)))
 
 
 def _name(source: ModelSource, otherwise: str) -> str:
     return str(source) if isinstance(source, str | Path) else otherwise
-
-
-def _request(
-    keep: str | float | None,
-    budget: str | None,
-    criterion: str | None,
-    allocate: str,
-    only: str | Sequence[str],
-    skip: str | Sequence[str],
-    align: int,
-    min_units: int,
-    seed: int,
-) -> Request:
-    return Request(
-        keep=_keep(keep, budget),
-        budget=None if budget is None else parse_budget(budget),
-        criterion=criterion,
-        allocate=allocate,
-        only=_globs(only),
-        skip=_globs(skip),
-        bounds=Allocation(_positive(align, "--align"), _positive(min_units, "--min-units")),
-        seed=seed,
-    )
-
-
-def _keep(keep: str | float | None, budget: str | None) -> Keep | None:
-    if keep is None:
-        return _DEFAULT_KEEP if budget is None else None
-    return parse_keep(keep)
-
-
-def _globs(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _positive(value: int, option: str) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise PruneError(
-            f"{value} is not a whole number above 0", where=option, remedy="give 1 or more"
-        )
-    return value

@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape, constant_value
-from onnx_rnn_prune.model.document import node_key
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import node_key
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,8 @@ def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str]]:
 
 
 def _view(node: gs.Node, cell: Cell, name: str) -> RecurrentLayer:
-    shapes = [constant_shape(tensor) for tensor in node.inputs[1:3]]
-    weight, recurrence = (shape or () for shape in shapes)
+    shapes = [constant_shape(tensor) or () for tensor in node.inputs[1:3]]
+    weight, recurrence = [*shapes, (), ()][:2]
     gates = len(cell.gates)
     directions, rows, hidden = recurrence if len(recurrence) == 3 else (0, 0, 0)
     if rows != gates * hidden or weight[:2] != (directions, rows) or not hidden:

@@ -16,47 +16,6 @@ from onnx_rnn_prune.errors import PruneError, Unmet
 COMMANDS = ("inspect", "prune", "plan", "apply", "compare", "bench")
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A GRU with a linear layer behind it, as a file."""
-    hidden, size = 6, 4
-    rng = np.random.default_rng(0)
-    proto = onnx.parser.parse_model(f"""
-        <ir_version: 8, opset_import: ["" : 17]>
-        g (float[time, batch, {size}] x) => (float[time, batch, 3] logits) {{
-            Y = GRU <hidden_size = {hidden}> (x, W, R, B)
-            flat = Squeeze(Y, axis)
-            logits = MatMul(flat, fc)
-        }}
-    """)
-    shapes = {
-        "W": (1, 3 * hidden, size),
-        "R": (1, 3 * hidden, hidden),
-        "B": (1, 6 * hidden),
-        "fc": (hidden, 3),
-    }
-    for name, shape in shapes.items():
-        array = rng.normal(size=shape).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    axis = onnx.numpy_helper.from_array(np.array([1]), "axis")
-    proto.graph.initializer.append(axis)
-    proto.graph.node[0].name = "rnn"
-    path = tmp_path / "model.onnx"
-    onnx.save(proto, path)
-    return path
-
-
-@pytest.fixture
-def clips(tmp_path):
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    rng = np.random.default_rng(1)
-    for number in range(4):
-        x = rng.normal(size=(12 + number, 2, 4)).astype(np.float32)
-        np.savez(folder / f"{number}.npz", x=x)
-    return folder
-
-
 def call(*arguments):
     return run([str(argument) for argument in arguments])
 
@@ -140,6 +99,8 @@ def test_wrong_usage_is_2(arguments, capsys):
         ("clips/0.npz", "an input would be overwritten"),
         ("absent/out.onnx", "its folder does not exist"),
         ("clips", "it is a folder"),
+        ("x" * 300, "cannot be written"),
+        ("my_feeds.py", "an input would be overwritten"),
     ],
 )
 def test_outputs_are_checked_before_the_work(
@@ -147,18 +108,49 @@ def test_outputs_are_checked_before_the_work(
 ):
     monkeypatch.setattr(api, command, lambda *_, **__: pytest.fail("the work was begun"))
     (model.parent / "link.onnx").symlink_to(model)
+    module = model.parent / "my_feeds.py"
+    module.write_text("")
+    monkeypatch.chdir(model.parent)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     before = model.read_bytes()
-    data = clips / "0.npz"
+    data = "my_feeds:make" if out == module.name else clips / "0.npz"
     assert call(command, model, "-o", model.parent / out, "--keep", "50%", "--data", data) == 1
     assert message in one_line(capsys)
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-plan"])
+@pytest.mark.parametrize("place", ["x" * 300, "absent/place", "dangling", "/proc/place"])
+def test_all_places_are_tried_before_the_work(option, place, model, capsys, monkeypatch):
+    monkeypatch.setattr(api, "prune", lambda *_, **__: pytest.fail("the work was begun"))
+    (model.parent / "dangling").symlink_to(model.parent / "absent" / "place")
+    assert call("prune", model, "-o", model.parent / "o.onnx", option, model.parent / place) == 1
+    assert place in one_line(capsys)
+    assert sorted(p.name for p in model.parent.iterdir()) == ["dangling", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["inspect", ""], "'MODEL'"),
+        (["prune", "a.onnx", "-o", ""], "'-o' / '--output'"),
+        (["prune", "a.onnx", "-o", "b.onnx", "--json", ""], "'--json'"),
+        (["prune", "a.onnx", "-o", "b.onnx", "--save-plan", ""], "'--save-plan'"),
+        (["plan", "a.onnx", "-o", "b.onnx", "--data", ""], "'--data'"),
+        (["apply", "a.onnx", "", "-o", "b.onnx"], "'PLAN'"),
+        (["bench", "a.onnx", ""], "'A [B ...]'"),
+    ],
+)
+def test_an_empty_name_is_wrong_usage(arguments, option, capsys):
+    assert call(*arguments) == 2
+    assert f"Invalid value for {option}: the name is empty" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_that_cannot_be_written(model, clips, capsys):
     clips.chmod(0o500)
     assert call("prune", model, "-o", clips / "o.onnx", "--keep", "50%") == 1
-    assert "its folder cannot be written" in one_line(capsys)
+    assert "cannot be written (Permission denied)" in one_line(capsys)
 
 
 def test_two_outputs_of_one_name(model, capsys):
@@ -202,6 +194,47 @@ def test_interrupting_is_quiet(capsys, monkeypatch):
     assert call("inspect", "a.onnx") == 130
     out, err = capsys.readouterr()
     assert (out + err).strip() == ""
+
+
+ENTRANCES = {
+    "the module": ["-m", "onnx_rnn_prune"],
+    "the script": [
+        "-c",
+        "from importlib.metadata import entry_points\n"
+        "(script,) = entry_points(group='console_scripts', name='onnx-rnn-prune')\n"
+        "script.load()()",
+    ],
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize("imported", ["click", "onnx", "onnxruntime"])
+def test_interrupting_imports_is_quiet(entrance, imported, tmp_path):
+    ctrl_c = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / f"{imported}.py").write_text(ctrl_c)
+    done = subprocess.run(
+        [sys.executable, *ENTRANCES[entrance], "inspect", "a.onnx"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_the_package_offers():
+    """The folder `plan` does not get in the way of the function, whatever is imported first."""
+    code = (
+        "import onnx_rnn_prune, sys; assert 'onnx' not in sys.modules\n"
+        "from onnx_rnn_prune.plan.plan import Plan\n"
+        "from onnx_rnn_prune import *\n"
+        "assert all(getattr(onnx_rnn_prune, name) is globals()[name] for name in "
+        "onnx_rnn_prune.__all__)\n"
+        "assert plan.__module__ == 'onnx_rnn_prune.api'\n"
+        "assert set(onnx_rnn_prune.__all__) <= set(dir(onnx_rnn_prune))\n"
+        "assert not hasattr(onnx_rnn_prune, 'absent')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_module_is_found_in_the_working_folder(tmp_path, monkeypatch):
@@ -300,9 +333,20 @@ def test_the_module_is_the_command(model):
     assert done.stderr == ""
 
 
-def test_weights_beside_a_model_are_not_overwritten(model, capsys):
-    import onnx
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error(stream, model, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    assert call("prune", model, "-o", model.parent / "o.onnx") == 0
+    assert call("inspect", model, "--json") == 0
+    assert call("inspect", model.parent / "absent.onnx") == 1
 
+
+def test_what_is_no_file_is_no_model(capsys):
+    assert call("inspect", os.devnull) == 1
+    assert "is not a model file" in one_line(capsys)
+
+
+def test_weights_beside_a_model_are_not_overwritten(model, capsys):
     apart = model.parent / "apart.onnx"
     weights = model.parent / "apart.data"
     onnx.save_model(

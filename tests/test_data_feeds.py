@@ -149,6 +149,7 @@ def test_a_function_by_name(tmp_path, monkeypatch):
         "    make = staticmethod(make)\n"
         "broken = lambda: [][1]\n"
         "number = lambda: 3\n"
+        "leave = lambda: exit()\n"
         "constant = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -160,6 +161,7 @@ def test_a_function_by_name(tmp_path, monkeypatch):
         "feeds_by_name:absent": "has no absent",
         "feeds_by_name:constant": "constant is not a function",
         "feeds_by_name:broken": "failed with IndexError: list index out of range",
+        "feeds_by_name:leave": "making the feeds failed with SystemExit",
         "feeds_by_name:number": "returned int instead of feeds",
         "no_such_module_anywhere:make": "ModuleNotFoundError",
     }.items():
@@ -246,6 +248,32 @@ def test_a_failing_iteration_is_one_line():
 
     with pytest.raises(PruneError, match="fail: making the feeds failed with ValueError: line one"):
         opened(fail)
+
+
+def test_leaving_is_no_way_to_end(tmp_path, monkeypatch):
+    (tmp_path / "leaving_at_import.py").write_text("import sys\nsys.exit()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PruneError, match="importing leaving_at_import failed with SystemExit"):
+        opened("leaving_at_import:make")
+
+    def leave():
+        yield feed(0)
+        raise SystemExit
+
+    with pytest.raises(PruneError, match="leave: making the feeds failed with SystemExit"):
+        opened(leave)
+
+    class Leaving:
+        def __array__(self, dtype=None, copy=None):
+            raise SystemExit
+
+    with pytest.raises(PruneError, match="input 'x': cannot be made an array"):
+        list(opened({"x": Leaving()}))
+
+
+def test_an_iteration_that_never_ends():
+    with pytest.raises(PruneError, match="it may never end; give fewer feeds"):
+        opened(lambda: itertools.repeat(feed(0)))
 
 
 def test_an_iteration_that_changes_is_noticed():

@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.model.walk import nodes_by_key
 from oracle.draw import draw_model
 
 RARE = """

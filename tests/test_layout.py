@@ -1,15 +1,16 @@
-"""Layers that take the batch first: they must compute the same with time first."""
+"""Layers that onnxruntime does not run as they are: with the batch first, without a hidden size."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import compare, prune
 from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.passes.layout import TimeFirst
+from onnx_rnn_prune.passes.layout import SortNodes, TimeFirst
 
 SIZES = {"B": 3, "T": 5, "D": 2, "H": 4, "I": 2}
 
@@ -78,3 +79,51 @@ def test_pruning_says_that_layers_were_turned(cell):
     assert result.report["oracle"]["passed"]
     assert "layout=1" in result.report["warnings"][0]
     assert [port.name for port in result.model.graph.output] == list(cell.outputs)
+
+
+@pytest.mark.parametrize("mode", ["shrink", "zero"])
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.op)
+def test_a_missing_hidden_size_is_read_from_r(cell, mode):
+    model, feed = make(cell, layout=0)
+    without = onnx.ModelProto()
+    without.CopyFrom(model)
+    (node,) = without.graph.node
+    node.attribute.remove(next(a for a in node.attribute if a.name == "hidden_size"))
+    found, expected = (prune(m, keep=2, data=[feed, feed], mode=mode) for m in (without, model))
+    onnx.checker.check_model(found.model, full_check=True)
+    sizes = [a.i for n in found.model.graph.node for a in n.attribute if a.name == "hidden_size"]
+    assert sizes == [2 if mode == "shrink" else 4]
+    assert found.report["layers"] == expected.report["layers"]
+    for name, value in Runner(expected.model)(feed).items():
+        assert np.array_equal(Runner(found.model)(feed)[name], value)
+    untouched = prune(without, keep=4, data=[feed, feed], mode=mode).model
+    assert np.array_equal(Runner(untouched)(feed)["Y"], Runner(model)(feed)["Y"])
+
+
+def test_models_that_do_not_run_as_they_are_can_be_compared():
+    model, feed = make(CELLS[0], layout=1)
+    (node,) = model.graph.node
+    node.attribute.remove(next(a for a in node.attribute if a.name == "hidden_size"))
+    small = prune(model, keep=2, data=[feed, feed]).model
+    found = compare(model, small, data=feed)
+    assert set(found["drift"]) == set(CELLS[0].outputs)
+    assert compare(model, model, data=feed, max_nrmse=0)["passed"]
+
+
+def test_nodes_in_any_order_are_taken():
+    model, feed = make(CELLS[1], layout=0)
+    node = model.graph.node[0]
+    node.output[0] = "inner"
+    for source, result in (("middle", "Y"), ("inner", "middle")):
+        model.graph.node.append(helper.make_node("Relu", [source], [result]))
+    result = prune(model, keep=2, data=[feed, feed])
+    onnx.checker.check_model(result.model, full_check=True)
+    assert result.report["oracle"]["passed"]
+    assert not SortNodes()(Document.read(result.model))
+
+
+def test_a_layer_without_weights_is_an_error():
+    model, _ = make(CELLS[1], layout=0)
+    del model.graph.node[0].input[1:]
+    with pytest.raises(PruneError, match=r"W \[\] and R \[\] are no weights of one GRU"):
+        prune(model)

@@ -31,7 +31,7 @@ def cut_planted(model, feeds, ridge):
     document = prepared.document
     if ridge is not None:
         document = recovered(prepared, keep, feeds, ridge)
-    return cut(document, Studied(prepared), Plan.from_mask("", trace, keep), "shrink")
+    return cut(document, Studied(prepared), Plan.from_mask("", trace, keep), "shrink").write()
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.flow.studying import Studied, cut
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.plan.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate import oracle
@@ -43,7 +44,7 @@ def shrink(model, keep, feed=(5, 3)):
     prepared = prepare(document, ["rnn"], {"x": np.ones((*feed, 3), np.float32)})
     plan = Plan("", {"rnn": LayerPlan(HIDDEN, keep)})
     zeroed, shrunk = (
-        cut(prepared.document, Studied(prepared), plan, m) for m in ("zero", "shrink")
+        cut(prepared.document, Studied(prepared), plan, m).write() for m in ("zero", "shrink")
     )
     onnx.checker.check_model(shrunk, full_check=True)
     rng = np.random.default_rng(1)

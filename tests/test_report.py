@@ -229,7 +229,7 @@ def test_json_is_plain(tmp_path):
     }
     write_json(report, tmp_path / "r.json")
     assert (tmp_path / "r.json").read_text(encoding="utf-8") == to_json(report) + "\n"
-    with pytest.raises(PruneError, match="cannot be written"):
+    with pytest.raises(PruneError, match="its folder does not exist"):
         write_json(report, tmp_path / "absent" / "r.json")
 
 

@@ -10,19 +10,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 
 from onnx_rnn_prune.cli.commands import cli
 from onnx_rnn_prune.errors import PruneError, Unmet
 
-__all__ = ["main", "run"]
-
-
-def main() -> NoReturn:
-    """Runs the command line and ends the process with its exit code."""
-    sys.exit(run())
+__all__ = ["run"]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,9 @@ from rich.console import Console, RenderableType
 
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import weight_files
+from onnx_rnn_prune.model.files import check_output
 from onnx_rnn_prune.report.table import sentence
 
 # Wide enough for layer names; a pipe has no width of its own.
@@ -28,7 +30,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", type=options.name)
 @options.as_json
 def inspect(model: str, as_json: bool) -> None:
     """List the recurrent layers of MODEL and what can be pruned."""
@@ -37,14 +39,22 @@ def inspect(model: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", type=options.name)
 @options.output
 @options.selection
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.recover
 @options.mode
-@click.option("--json", "json_path", metavar="REPORT", help="Also write the report as JSON.")
-@click.option("--save-plan", metavar="PLAN", help="Also write which units are kept.")
+@click.option(
+    "--json",
+    "json_path",
+    type=options.name,
+    metavar="REPORT",
+    help="Also write the report as JSON.",
+)
+@click.option(
+    "--save-plan", type=options.name, metavar="PLAN", help="Also write which units are kept."
+)
 def prune(
     model: str,
     out: str,
@@ -94,7 +104,7 @@ def prune(
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", type=options.name)
 @options.output
 @options.selection
 def plan(
@@ -134,8 +144,8 @@ def plan(
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("plan_path", metavar="PLAN")
+@click.argument("model", type=options.name)
+@click.argument("plan_path", type=options.name, metavar="PLAN")
 @options.output
 @options.mode
 @options.recover
@@ -155,8 +165,8 @@ def apply(
 
 
 @cli.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=options.name)
+@click.argument("b", type=options.name)
 @options.data_option("--data", options.DATA_HELP)
 @click.option(
     "--max-nrmse",
@@ -176,7 +186,7 @@ def compare(a: str, b: str, data: str | None, max_nrmse: float | None, as_json: 
 
 
 @cli.command()
-@click.argument("models", nargs=-1, required=True, metavar="A [B ...]")
+@click.argument("models", nargs=-1, type=options.name, required=True, metavar="A [B ...]")
 @options.data_option("--data", options.DATA_HELP)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @options.as_json
@@ -186,30 +196,16 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
     _print(found, report.bench_table, as_json)
 
 
-def _is_part(path: Path, given: Path) -> bool:
-    """Whether an existing file is an input, or lies in a folder of inputs."""
-    place = given.resolve()
-    return path.resolve() == place or (given.is_dir() and place in path.resolve().parents)
-
-
 def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
     """Refuses what cannot be written, or must not be, before the work is done."""
-    places = [Path(path) for path in outputs if path]
-    given = [Path(path) for path in inputs if path]
-    given += [weights for path in given if path.is_file() for weights in weight_files(path)]
-    for number, path in enumerate(places):
-        advice = "name another file"
-        if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "no regular file"
-            raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")
-        if not path.parent.is_dir():
-            raise PruneError("its folder does not exist", where=str(path), remedy="make it first")
-        if not os.access(path.parent, os.W_OK):
-            raise PruneError("its folder cannot be written", where=str(path), remedy=advice)
-        if path.exists() and any(_is_part(path, other) for other in given):
-            raise PruneError("an input would be overwritten", where=str(path), remedy=advice)
-        if path.resolve() in [other.resolve() for other in places[:number]]:
-            raise PruneError("two outputs have this name", where=str(path), remedy=advice)
+    paths = [Path(path) for path in outputs if path is not None]
+    given = places(*inputs)
+    for number, path in enumerate(paths):
+        check_output(path, given)
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise PruneError(
+                "two outputs have this name", where=str(path), remedy="name another file"
+            )
 
 
 def _print(
@@ -228,5 +224,6 @@ def _saved(*paths: str | None) -> None:
 
 
 def _console() -> Console:
-    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(width=fixed, highlight=False, markup=False, emoji=False)
+    file = sys.stdout or io.StringIO()  # there is none where the caller closed it
+    fixed = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=file, width=fixed, highlight=False, markup=False, emoji=False)

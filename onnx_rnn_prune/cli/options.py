@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from onnx_rnn_prune.data.values import is_function_name
+from onnx_rnn_prune.flow.arguments import MODES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.plan.allocation import ALLOCATORS
 from onnx_rnn_prune.score.criteria import CRITERIA
-
-MODES = ("shrink", "zero")
 
 DATA_HELP = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
@@ -22,6 +21,13 @@ DATA_HELP = (
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def name(value: str) -> str:
+    """Takes the name of a file or of data; an empty one is the slip of a script."""
+    if not value:
+        raise click.BadParameter("the name is empty")
+    return value
 
 
 def _find_modules_here(
@@ -33,9 +39,9 @@ def _find_modules_here(
     return value
 
 
-def data_option(name: str, text: str) -> Callable[[Command], Command]:
+def data_option(flag: str, text: str) -> Callable[[Command], Command]:
     """An option that takes any form of data a command line can name."""
-    return click.option(name, metavar="PATH", callback=_find_modules_here, help=text)
+    return click.option(flag, type=name, metavar="PATH", callback=_find_modules_here, help=text)
 
 
 _SELECTION = (
@@ -87,7 +93,9 @@ def selection(command: Command) -> Command:
     return command
 
 
-output = click.option("-o", "--output", "out", metavar="OUT", required=True, help="File to write.")
+output = click.option(
+    "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
+)
 recover = click.option(
     "--recover",
     type=click.Choice((*RECOVERIES, "auto")),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_rnn_prune.data.sources import FAILURES
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
@@ -128,7 +129,7 @@ def _convert(value: object, port: Port, where: str) -> Array:
         )
     try:
         array = np.asarray(value)
-    except Exception as error:  # objects of other libraries fail in their own ways
+    except FAILURES as error:  # objects of other libraries fail in their own ways
         raise PruneError(
             f"cannot be made an array: {error}", where=where, remedy=f"give it as {port}"
         ) from error

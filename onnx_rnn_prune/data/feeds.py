@@ -12,7 +12,7 @@ from onnx_rnn_prune.data.files import open_path
 from onnx_rnn_prune.data.sources import Source
 from onnx_rnn_prune.data.values import is_function_name, open_function, open_value
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.runner import Array, NamedFeed
 from onnx_rnn_prune.model.signature import Port
 
 Checker = Callable[[object, str], dict[str, Array]]
@@ -51,7 +51,7 @@ class Feeds:
         count = 0
         for label, raw in self._source.read(wanted):
             count += 1
-            yield self._check(raw, label)
+            yield NamedFeed(self._check(raw, label), label)
         if count == 0:
             raise PruneError(
                 "there are no feeds in it", where=self.source, remedy="give at least one"
@@ -132,6 +132,8 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
 
 
 def _open(source: object, ports: Sequence[Port]) -> Source:
+    if isinstance(source, str) and not source:
+        raise PruneError("the name is empty", where="data", remedy="name a file or folder of feeds")
     if isinstance(source, str | Path):
         path = Path(source)
         if isinstance(source, str) and is_function_name(source) and not path.exists():

@@ -10,6 +10,11 @@ from onnx_rnn_prune.errors import PruneError
 # What users give: values are turned into arrays, and checked, later.
 RawFeed = Mapping[str, object]
 
+# What code of the user's may raise; its sys.exit() must not end this process as if all was done.
+FAILURES = (Exception, SystemExit)
+# Nobody calibrates with so many; a generator that never ends would keep the process busy for ever.
+_MOST_FEEDS = 100_000
+
 
 class Source(Protocol):
     """A number of raw feeds that can be read as often as needed, one at a time."""
@@ -85,20 +90,25 @@ class Streamed:
             feeds = iter(self._start())
         except PruneError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             raise self._failed(error) from error
-        while True:
+        for _ in range(_MOST_FEEDS):
             try:
                 feed = next(feeds)
             except StopIteration:
                 return
             except PruneError:
                 raise
-            except Exception as error:
+            except FAILURES as error:
                 raise self._failed(error) from error
             yield feed
+        raise PruneError(
+            f"there are {_MOST_FEEDS} feeds in it, and it may never end",
+            where=self.name,
+            remedy="give fewer feeds",
+        )
 
-    def _failed(self, error: Exception) -> PruneError:
+    def _failed(self, error: BaseException) -> PruneError:
         return PruneError(
             f"making the feeds failed with {type(error).__name__}: {error}",
             where=self.name,

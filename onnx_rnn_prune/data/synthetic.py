@@ -24,23 +24,23 @@ def random_feeds(
     seed: int,
     count: int,
     sizes: Mapping[str, int] | None = None,
-    accepts: Callable[[Feed], bool] | None = None,
+    run: Callable[[Feed], object] | None = None,
 ) -> Feeds:
     """Seeded feeds: floats from the standard normal distribution, integers 0 or 1.
 
     Sizes that the model leaves open are guessed: 2 for a batch, 7, 8, ... for all others. Exporters
-    often give one size several names (or none), and then such a guess does not run: `accepts` is
-    asked about a few guesses in turn, down to 1 for every open size.
+    often give one size several names (or none), and then such a guess does not run: some more are
+    tried, down to 1 for every open size.
 
     Args:
         ports: the model's inputs.
         seed: feeds are the same for the same seed and ports.
         count: the number of feeds.
         sizes: sizes to use, by dimension name, or `input[axis]` for a dimension without one.
-        accepts: says whether the model runs on a feed; without it the first guess is taken.
+        run: runs the model on a feed, or raises a PruneError; without it the first guess is taken.
 
     Raises:
-        PruneError: an input is no tensor or has an undeclared rank, or no guess is accepted.
+        PruneError: an input is no tensor or has an undeclared rank, or the model runs on no guess.
     """
     for port in ports:
         if port.dtype is None or port.dims is None:
@@ -50,13 +50,20 @@ def random_feeds(
                 where="random feeds",
                 remedy="give data",
             )
+    reason = ""
     for guess in _guesses(ports):
         feeds = _feeds(ports, {**guess, **(sizes or {})}, seed, count)
-        if accepts is None or accepts(next(iter(feeds))):
+        if run is None:
+            return feeds
+        try:
+            run(next(iter(feeds)))
+        except PruneError as error:
+            reason = error.what
+        else:
             return feeds
     raise PruneError(
         "the model runs on none of the sizes that were guessed for its inputs "
-        f"({'; '.join(map(str, ports))})",
+        f"({'; '.join(map(str, ports))}); at last, {reason}",
         where="random feeds",
         remedy="give data",
     )

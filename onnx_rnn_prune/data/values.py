@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from onnx_rnn_prune.data.sources import Listed, RawFeed, Source, Streamed
+from onnx_rnn_prune.data.sources import FAILURES, Listed, RawFeed, Source, Streamed
 from onnx_rnn_prune.errors import PruneError
 
 _FORMS = "give a dict of arrays, an iterable of such dicts, or a function that returns one"
@@ -27,7 +27,7 @@ def open_function(text: str) -> Source:
     module_name, _, path = text.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
+    except FAILURES as error:  # importing runs the user's code
         raise PruneError(
             f"importing {module_name} failed with {type(error).__name__}: {error}",
             where=text,

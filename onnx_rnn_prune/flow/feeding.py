@@ -47,7 +47,7 @@ def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Dat
     ports = signature.inputs(opened.model)
     states = state_inputs(opened.document)
     if data is None:
-        made = random_feeds(ports, seed=seed, count=_RANDOM_FEEDS, accepts=runs(opened.runner))
+        made = random_feeds(ports, seed=seed, count=_RANDOM_FEEDS, run=opened.run())
         judging = made if eval_data is None else open_feeds(eval_data, ports, states)
         note = (
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
@@ -66,7 +66,7 @@ def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Dat
 def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:
     """Feeds to prove on: a real one, and the same in other sizes where the model takes them."""
     first = next(iter(feeds))
-    accepts = runs(opened.runner)
+    accepts = runs(opened.run())
     found: list[Feed] = [first]
     for resize in (lambda size: min(size, 13), lambda size: 2 if size == 1 else min(size, 5)):
         other = _resized(opened.model, first, resize)

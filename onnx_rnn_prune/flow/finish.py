@@ -12,10 +12,11 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.recovery import RECOVERIES, Bench, Recovered, recover_units
+from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.files import save_model
+from onnx_rnn_prune.model.files import check_output, save_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.plan.plan import Plan
@@ -32,14 +33,17 @@ class PruneResult:
         model: the pruned model.
         plan: which units were kept.
         report: plain values, as in the JSON report.
+        inputs: files and folders that were read.
     """
 
     model: onnx.ModelProto
     plan: Plan
     report: dict[str, Any]
+    inputs: tuple[Path, ...] = ()
 
     def save(self, path: str | Path) -> None:
-        """Writes the model file, whole or not at all."""
+        """Writes the model file, whole or not at all, and never over an input."""
+        check_output(path, self.inputs)
         save_model(self.model, path)
 
 
@@ -77,22 +81,6 @@ def finish(
     return PruneResult(model, plan, report)
 
 
-def check_choices(mode: str, recover: str | None) -> None:
-    """Refuses unknown names before any work is done.
-
-    Raises:
-        PruneError: there is no such mode or recovery.
-    """
-    for option, value, known in (
-        ("--mode", mode, ("shrink", "zero")),
-        ("--recover", recover or "auto", (*RECOVERIES, "auto")),
-    ):
-        if value not in known:
-            raise PruneError(
-                f"there is no '{value}'", where=option, remedy=f"choose one of {', '.join(known)}"
-            )
-
-
 def _recover(
     opened: Opened,
     data: Data,
@@ -117,7 +105,7 @@ def _recover(
         evidence=studied.evidence,
         fitting=data.fitting,
         held_out=data.held_out,
-        original=opened.runner,
+        original=opened.run,
     )
     return recover_units(bench, "lstsq" if wanted == "auto" else wanted, progress)
 
@@ -140,12 +128,13 @@ def _report(
 ) -> dict[str, Any]:
     result = Runner(model, name="the pruned model")
     progress("measuring", 0, None)
-    drifts = drift(opened.runner, result, data.judging)
+    original = opened.run()
+    drifts = drift(original, result, data.judging)
     return {
         "mode": mode,
         "totals": total_rows(opened.model, model),
         "drift": {name: plain(values) for name, values in drifts.items()},
-        "latency": plain(_latency(opened.runner, result, data)),
+        "latency": plain(_latency(original, result, data)),
         "data": {
             "source": data.fitting.source,
             "feeds": len(data.fitting) + (0 if data.fitting.shared else len(data.held_out)),
@@ -154,8 +143,16 @@ def _report(
             "heldout_feeds": len(data.held_out) if data.given else 0,
             "shared": data.fitting.shared,
         },
-        "warnings": [*opened.notes, *data.warnings],
+        "warnings": [*opened.notes, *data.warnings, *_defaults(opened.model, model)],
     }
+
+
+def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    return [
+        f"the default value of the input '{name}' was pruned: a value of the original's that is fed"
+        " in its place does not fit any more"
+        for name in signature.changed_defaults(before, after)
+    ]
 
 
 def _latency(before: Runner, after: Runner, data: Data) -> object:

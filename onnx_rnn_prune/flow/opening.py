@@ -13,7 +13,8 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Feed, Runner
-from onnx_rnn_prune.passes.layout import TimeFirst
+from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.layout import SortNodes, StateHiddenSize, TimeFirst
 
 ModelSource = str | Path | onnx.ModelProto
 
@@ -27,7 +28,7 @@ class Opened:
         model: the message as read; never changed.
         document: its graph, as onnxruntime can run it; never changed.
         layers: its recurrent layers.
-        runner: runs what onnxruntime can run of it.
+        runnable: what onnxruntime loads of the two.
         notes: what the user should know about it.
     """
 
@@ -35,8 +36,12 @@ class Opened:
     model: onnx.ModelProto
     document: Document
     layers: list[RecurrentLayer]
-    runner: Runner
+    runnable: onnx.ModelProto | Document
     notes: tuple[str, ...] = ()
+
+    def run(self) -> Runner:
+        """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""
+        return Runner(self.runnable, name=self.name)
 
 
 def open_model(source: ModelSource) -> Opened:
@@ -51,6 +56,8 @@ def open_model(source: ModelSource) -> Opened:
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
+    SortNodes()(document)
+    stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     layers = find_layers(document.graph)
     if not layers:
@@ -61,8 +68,18 @@ def open_model(source: ModelSource) -> Opened:
         )
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
-    runner = Runner(document if turned else model, name=name)
-    return Opened(name, model, document, layers, runner, tuple(notes))
+    opened = Opened(
+        name, model, document, layers, document if stated or turned else model, tuple(notes)
+    )
+    opened.run()
+    return opened
+
+
+def as_run(model: onnx.ModelProto) -> Document | onnx.ModelProto:
+    """A model that computes the same, in the form that onnxruntime runs."""
+    document = Document.read(model)
+    changed = Pipeline((StateHiddenSize(), TimeFirst()))(document)
+    return document if changed else model
 
 
 def runs(runner: Runner) -> Callable[[Feed], bool]:

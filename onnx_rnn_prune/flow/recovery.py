@@ -61,7 +61,7 @@ class Bench:
         evidence: moments of the original's signals.
         fitting: feeds to fit on.
         held_out: feeds to judge by.
-        original: what outputs are compared with.
+        original: loads what outputs are compared with.
     """
 
     prepared: Prepared
@@ -70,7 +70,7 @@ class Bench:
     evidence: Evidence
     fitting: Feeds
     held_out: Feeds
-    original: Runner
+    original: Callable[[], Runner]
 
     def document(self, fits: Mapping[str, Fit]) -> Document:
         """A document of full width whose kept units stand in for the others."""
@@ -87,7 +87,7 @@ class Bench:
     def judge(self, fits: Mapping[str, Fit]) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds."""
         candidate = Runner(self.shrunk(fits), name="a candidate")
-        found = drift(self.original, candidate, self.held_out)
+        found = drift(self.original(), candidate, self.held_out)
         states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
         # What a state holds matters only for what comes of it.

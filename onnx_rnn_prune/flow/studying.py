@@ -71,7 +71,7 @@ def prove(
     Raises:
         Unmet: they differ.
     """
-    zeroed = Runner(cut(document, studied, plan, "zero"), name="the zeroed model")
+    zeroed = Runner(cut(document, studied, plan, "zero"), optimize=False, name="the zeroed model")
     shrunk = Runner(cut(document, studied, plan, "shrink"), name="the shrunk model")
     found = oracle(zeroed, shrunk, feeds)
     if not found:
@@ -88,7 +88,7 @@ def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
         if not np.isfinite(reader.weight(document)).all():
             raise PruneError(
                 "a weight that reads units holds entries that are infinite or not a number",
-                where=reader.name,
+                where=reader.name.partition("#")[0],
                 remedy="export the model again from weights that are numbers",
             )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.document import tensors_of
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import tensors_of
 
 # How the names of nodes and tensors begin that are put into a graph here.
 OWN = "onnx_rnn_prune/"

@@ -13,8 +13,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
-from onnx_rnn_prune.model.document import make_attribute
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.writing import make_attribute
 
 
 def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:

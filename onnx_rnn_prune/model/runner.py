@@ -20,6 +20,20 @@ from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
+
+class NamedFeed(dict[str, Array]):
+    """A feed that errors can call by its name.
+
+    Args:
+        values: by input name.
+        name: such as the file that it comes from.
+    """
+
+    def __init__(self, values: Feed, name: str) -> None:
+        super().__init__(values)
+        self.name = name
+
+
 # A session of a larger model is opened from files, which takes less memory.
 _LARGE = 1 << 20
 
@@ -52,6 +66,8 @@ class Runner:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         levels = ort.GraphOptimizationLevel
+        if not optimize:  # its weights are read where they are mapped, not copied
+            options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         )
@@ -74,9 +90,10 @@ class Runner:
         try:
             values = self._session.run(names, known)
         except Exception as error:
+            name = feed.name if isinstance(feed, NamedFeed) else "the feed"
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
             raise PruneError(
-                f"onnxruntime cannot run it on the feed ({shapes}): {first_line(error)}",
+                f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",
                 where=self.name,
                 remedy="check the feed's shapes and values",
             ) from error

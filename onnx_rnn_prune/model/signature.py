@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_rnn_prune.model.outputs import names_read
+
 Dim = int | str | None
 
 
@@ -48,6 +50,22 @@ def inputs(model: onnx.ModelProto) -> tuple[Port, ...]:
 def outputs(model: onnx.ModelProto) -> tuple[Port, ...]:
     """The outputs of the model, in order."""
     return tuple(_port(value) for value in model.graph.output)
+
+
+def changed_defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    """The inputs with a default value (an initializer) that an edit changed, or left unread.
+
+    Before IR version 4 every initializer had to be listed as an input, which says nothing.
+    """
+    if before.ir_version < 4:
+        return []
+    listed = {value.name for value in before.graph.input}
+    defaults, edited = (
+        {t.name: t for t in model.graph.initializer if t.name in listed}
+        for model in (before, after)
+    )
+    lost = names_read(before.graph.node) - names_read(after.graph.node)
+    return [n for n, t in defaults.items() if n in lost or n not in edited or edited[n] != t]
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, require_constant
-from onnx_rnn_prune.model.document import Document, subgraphs_of, tensors_of
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before
+from onnx_rnn_prune.model.walk import subgraphs_of, tensors_of
 
 
 @dataclass(frozen=True)

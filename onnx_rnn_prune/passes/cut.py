@@ -11,9 +11,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import require_constant
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, set_input
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.passes.resize import resize
 from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.trace.labels import Mask, compress, kept
@@ -51,6 +52,31 @@ class Shrink:
         for layer in layers:
             lanes = self.trace.units.lanes[layer.name]
             layer.node.attrs["hidden_size"] = int(self.keep[lanes[0]].sum())
+        return changed
+
+
+@dataclass(frozen=True, eq=False)
+class Unshare:
+    """Gives readers of one constant that may lose different entries a constant each.
+
+    Attributes:
+        trace: of the document.
+    """
+
+    trace: Trace
+
+    def __call__(self, document: Document) -> bool:
+        graph = document.graph
+        nodes = nodes_by_key(graph)
+        known: dict[str, bytes] = {}
+        changed = False
+        for (key, slot), bounds in all_bounds(document, self.trace).items():
+            tensor = nodes[key].inputs[slot]
+            labels = b"".join(bound.labels.tobytes() for bound in bounds)
+            if known.setdefault(tensor.name, labels) != labels:
+                value = require_constant(tensor, graph.opset)
+                set_input(nodes[key], slot, add_constant(graph, f"{tensor.name}_cut", value))
+                changed = True
         return changed
 
 

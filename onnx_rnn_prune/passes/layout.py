@@ -1,4 +1,4 @@
-"""Recurrent layers whose first axis is the batch: onnxruntime only runs the other layout."""
+"""A model as all else here, and onnxruntime, wants it: sorted, time first, with hidden sizes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,33 @@ class TimeFirst:
         for layer in find_layers(document.graph):
             if layer.node.attrs.pop("layout", 0) == 1:
                 _turn(document.graph, layer)
+                changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class SortNodes:
+    """Puts each node behind those it reads from: ONNX demands that, and onnxruntime does not."""
+
+    def __call__(self, document: Document) -> bool:
+        computed: set[int] = set()
+        for node in document.graph.nodes:
+            if any(tensor.inputs and id(tensor) not in computed for tensor in node.inputs):
+                document.graph.toposort()
+                return True
+            computed.update(map(id, node.outputs))
+        return False
+
+
+@dataclass(frozen=True)
+class StateHiddenSize:
+    """Writes the attribute `hidden_size` where it is missing, since R tells it."""
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for layer in find_layers(document.graph):
+            if "hidden_size" not in layer.node.attrs:
+                layer.node.attrs["hidden_size"] = layer.hidden
                 changed = True
         return changed
 

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_value, is_zero
-from onnx_rnn_prune.model.document import Document, node_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
     OWN,
     add_constant,
@@ -19,6 +19,7 @@ from onnx_rnn_prune.model.edit import (
     insert_before,
     insert_node,
 )
+from onnx_rnn_prune.model.walk import node_key
 from onnx_rnn_prune.passes.room import add_zero
 from onnx_rnn_prune.score.readers import bias_shape
 from onnx_rnn_prune.trace.trace import Outlet

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_value, is_zero
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
     OWN,
     add_constant,
@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.edit import (
     set_input,
 )
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.readers import bias_shape, bias_slot, has_bias_input
 from onnx_rnn_prune.trace.trace import Binding
 

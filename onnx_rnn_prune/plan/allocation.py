@@ -38,6 +38,15 @@ class Allocation:
         wanted = -(-max(self.min_units, 1) // self.align) * self.align
         return min(wanted, group.size)
 
+    def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
+        """Which groups keep all because of these bounds."""
+        return tuple(
+            f"{', '.join(group.layers)} keeps all units: --align {self.align} and --min-units"
+            f" {self.min_units} allow no fewer than {group.size}"
+            for group in groups
+            if self.floor(group) == group.size > 1
+        )
+
     def step(self, group: Group, kept: int) -> int:
         """The next number of units above `kept`."""
         return min(kept - kept % self.align + self.align, group.size)

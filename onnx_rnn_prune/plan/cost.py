@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.trace import Trace
@@ -29,8 +31,6 @@ class _Size:
         factors: per dependent axis and group, entries for each kept unit, [axes, groups].
         itemsize: bytes of an entry.
         recurrent: whether it is W or R of a recurrent layer.
-        present: entries that it has now.
-        held: bytes that it has now.
     """
 
     fixed: int
@@ -38,8 +38,6 @@ class _Size:
     factors: npt.NDArray[np.int64]
     itemsize: int
     recurrent: bool
-    present: int
-    held: int
 
     def entries(self, counts: Counts) -> int:
         """Number of entries when the groups keep so many units."""
@@ -48,7 +46,7 @@ class _Size:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """Parameters, operations and bytes of a prepared model.
+    """Parameters, operations and bytes of a cut model.
 
     Attributes:
         params: entries of the constants that do not depend on the units.
@@ -63,17 +61,23 @@ class Cost:
     sizes: tuple[_Size, ...]
 
     @staticmethod
-    def of(document: Document, trace: Trace) -> Cost:
-        """Looks at every constant of a prepared document."""
-        sizes = tuple(_sizes(document, trace))
-        model = document.write()
-        entries = sum(size.present for size in sizes)
-        held = sum(size.held for size in sizes)
-        recurrent = sum(size.present for size in sizes if size.recurrent)
+    def of(document: Document, trace: Trace, cut: Document, counts: Counts) -> Cost:
+        """Looks at one cut of a document, and at what more or fewer units would change in it.
+
+        Args:
+            document: what is cut; readers of one constant read it for the same units.
+            trace: of the document.
+            cut: what comes of it. With the most units that a cut may leave, no other one has longer
+                lengths and sizes to write down, and so more bytes than are counted here.
+            counts: units that the groups keep in it.
+        """
+        sizes = tuple(_sizes(document, trace, cut))
+        held = sum(size.entries(counts) * size.itemsize for size in sizes)
+        recurrent = sum(size.entries(counts) for size in sizes if size.recurrent)
         return Cost(
-            params=count_params(document) - entries,
-            flops=2 * (recurrent_weights(document) - recurrent),
-            bytes=model.ByteSize() - held,
+            params=count_params(cut) - sum(size.entries(counts) for size in sizes),
+            flops=2 * (recurrent_weights(cut) - recurrent),
+            bytes=cut.write().ByteSize() - held,
             sizes=sizes,
         )
 
@@ -118,8 +122,10 @@ def recurrent_weights(document: Document) -> int:
     )
 
 
-def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
+def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size]:
+    """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
+    left = result.graph.tensors()
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
@@ -132,10 +138,13 @@ def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
         if tensor.name in seen:
             continue
         seen.add(tensor.name)
-        present, held = value.size, value.nbytes
-        if nodes[name].name.startswith(OWN) and bounds[0].reads is None and len(value) == 1:
-            value = np.zeros(value.shape[-1], dtype=np.int64)  # becomes the index of a Gather
+        if tensor.name.startswith(OWN) and tensor.name not in left:
+            # Of a matrix that only picks entries, what is left is an index for each column.
+            value = np.zeros(value.shape[-1], dtype=np.int64)
+            bounds = [b for b in bounds if nodes[name].op == "MatMul" and b.axis == -1]
             bounds = [replace(bound, labels=bound.labels.reshape(-1)) for bound in bounds]
+        if not bounds or not _is_left(nodes[name], left):
+            continue
         full = np.broadcast_shapes(value.shape, *(bound.labels.shape for bound in bounds))
         lines = [_line(bound.labels, bound.axis) for bound in bounds]
         factors = [
@@ -149,9 +158,13 @@ def _sizes(document: Document, trace: Trace) -> Iterator[_Size]:
             factors=np.stack(factors),
             itemsize=value.itemsize,
             recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
-            present=present,
-            held=held,
         )
+
+
+def _is_left(node: gs.Node, left: Mapping[str, gs.Tensor]) -> bool:
+    """Whether someone reads what a node computes, or what an addition behind it makes of that."""
+    followers = [reader for tensor in node.outputs for reader in tensor.outputs]
+    return any(t.name in left for item in (node, *followers) for t in item.outputs)
 
 
 def _line(labels: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ class Plan:
     Attributes:
         model: SHA-256 of the model that the plan is for, see `fingerprint`.
         layers: by layer name.
+        notes: what the user should know about the choice; not saved.
     """
 
     model: str
     layers: Mapping[str, LayerPlan]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @staticmethod
     def from_mask(model: str, trace: Trace, keep: Mask) -> Plan:
@@ -100,7 +103,7 @@ class Plan:
             name: {
                 "scope": layer.scope,
                 "hidden_size": layer.hidden_size,
-                "keep": [list(lane) for lane in layer.keep],
+                "keep": [[int(unit) for unit in lane] for lane in layer.keep],
             }
             for name, layer in self.layers.items()
         }
@@ -118,10 +121,22 @@ class Plan:
         Raises:
             PruneError: there is none, or it is not of the known form.
         """
+        if not isinstance(path, str | Path):
+            raise PruneError(
+                f"{type(path).__name__} is no plan", where="plan", remedy="give a Plan or a path"
+            )
         try:
             return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+        except PruneError as error:
+            raise PruneError(
+                error.what, where=f"{path}: {error.where}", remedy=error.remedy
+            ) from error
         except OSError as error:
-            raise PruneError(f"cannot be read ({error.strerror})", where=str(path)) from error
+            raise PruneError(
+                f"cannot be read ({error.strerror})",
+                where=str(path),
+                remedy="give a file that onnx-rnn-prune plan wrote",
+            ) from error
         except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
             raise _no_plan(path, error) from error
         except (TypeError, ValueError) as error:  # JSON's and encoding's own among them
@@ -129,25 +144,66 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Reads the text of a plan file; raises ValueError or KeyError where it is none."""
-        document: dict[str, Any] = json.loads(text)
+        """Reads the text of a plan file.
+
+        Raises:
+            PruneError: what it says of a layer cannot be meant.
+            ValueError, KeyError, TypeError: it is no plan.
+        """
+        document: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repeats)
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
-        layers = {}
-        for name, layer in document["layers"].items():
-            hidden = int(layer["hidden_size"])
-            keep = tuple(tuple(sorted({int(unit) for unit in lane})) for lane in layer["keep"])
-            if any(not lane or lane[0] < 0 or lane[-1] >= hidden for lane in keep):
-                raise ValueError(f"{name} must keep units between 0 and {hidden - 1}, at least one")
-            if len({len(lane) for lane in keep}) != 1:
-                raise ValueError(f"{name} must keep equally many units in each direction")
-            layers[str(name)] = LayerPlan(hidden, keep, str(layer.get("scope", "")))
+        layers = {name: _read_layer(name, entry) for name, entry in document["layers"].items()}
         return Plan(str(document["model"]["sha256"]), layers)
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two entries with one name, the first would be lost."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"it has two entries '{name}'")
+    return dict(pairs)
+
+
+def _read_layer(name: str, entry: Any) -> LayerPlan:
+    try:
+        keep = tuple(tuple(lane) for lane in entry["keep"])
+        layer = LayerPlan(entry["hidden_size"], keep, entry.get("scope", ""))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise _wrong(name, "it needs hidden_size, and in keep a list per direction") from error
+    _check_units(name, layer)
+    return replace(layer, keep=tuple(tuple(sorted(lane)) for lane in keep))
+
+
+def _check_units(name: str, layer: LayerPlan) -> None:
+    """Whether a layer's plan is one for any layer."""
+    hidden = layer.hidden_size
+    if not _is_whole(hidden) or hidden < 1:
+        raise _wrong(name, f"hidden_size is {hidden!r}, which is no number of units")
+    if len({len(lane) for lane in layer.keep}) != 1 or not layer.keep[0]:
+        raise _wrong(name, "keep must name equally many units in each direction, at least one")
+    for direction, lane in enumerate(layer.keep):
+        for place, unit in enumerate(lane):
+            entry = f"keep[{direction}][{place}] is {unit!r}"
+            if not _is_whole(unit) or not 0 <= unit < hidden:
+                raise _wrong(name, f"{entry}, which is no unit from 0 to {hidden - 1}")
+            if unit in lane[:place]:
+                raise _wrong(name, f"{entry}, which is named before")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _wrong(name: str, what: str) -> PruneError:
+    return PruneError(what, where=f"plan for {name}", remedy="correct it, or make the plan again")
+
+
 def _no_plan(path: str | Path, error: Exception) -> PruneError:
+    reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return PruneError(
-        f"is not a plan file ({type(error).__name__}: {error})",
+        f"is not a plan file ({reason})",
         where=str(path),
         remedy="make one with onnx-rnn-prune plan",
     )
@@ -162,10 +218,13 @@ def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLay
     """Whether a plan is for this model.
 
     Raises:
-        PruneError: it is for another one.
+        PruneError: it is for another one, or for none.
     """
     known = {layer.name: layer for layer in layers}
     for name, wanted in plan.layers.items():
+        _check_units(name, wanted)
+        if wanted.scope != "":
+            raise _wrong(name, f"scope is {wanted.scope!r}, but layers are in the main graph, ''")
         layer = known.get(name)
         if layer is None:
             raise PruneError(

@@ -72,7 +72,7 @@ def plan_table(plan: Plan) -> Group:
             change(str(before), str(after)),
             percent(after / before),
         )
-    return Group(table)
+    return Group(table, *map(warning, plan.notes))
 
 
 def compare_table(report: Report) -> Group:

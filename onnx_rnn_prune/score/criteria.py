@@ -9,7 +9,8 @@ import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import require_constant
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.evidence import Evidence
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.readers import Reader

@@ -10,9 +10,10 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.data import Feeds
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, require_constant
-from onnx_rnn_prune.model.document import Document, nodes_by_key
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.score.moments import Matrix, Moments
+
+_LARGE = 1 << 23
 
 
 class Shelf:
@@ -24,7 +27,10 @@ class Shelf:
     def __getitem__(self, name: str) -> Moments:
         """A copy of the caller's own."""
         count, mean = self._heads[name]
-        return Moments(count, mean, np.load(self._path(name)))
+        comoment = np.load(self._path(name))
+        if comoment.nbytes > _LARGE:
+            give_back()
+        return Moments(count, mean, comoment)
 
     def add(self, name: str, moments: Moments) -> None:
         """Merges moments into those of that name; the arrays given are used up."""
@@ -33,6 +39,8 @@ class Shelf:
         self._numbers.setdefault(name, len(self._numbers))
         self._heads[name] = moments.count, moments.mean
         np.save(self._path(name), moments.comoment)
+        if moments.comoment.nbytes > _LARGE:
+            give_back()
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"

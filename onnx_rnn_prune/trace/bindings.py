@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_value
-from onnx_rnn_prune.model.document import Document, node_key
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import node_key
 from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Binding, Trace
 from onnx_rnn_prune.trace.units import Ids

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.constants import constant_value
-from onnx_rnn_prune.model.document import Document, node_key, subgraphs_of, tensors_of
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import node_key, subgraphs_of, tensors_of
 from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop

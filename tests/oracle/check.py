@@ -63,8 +63,8 @@ def check_case(case: Case, document: Document | None = None) -> None:
     assert not prepared.trace.restored, "a prepared model has nothing left to restore"
     document = prepared.document if document is None else document
     studied = Studied(prepared)
-    zeroed = cut(document, studied, case.plan, "zero")
-    shrunk = cut(document, studied, case.plan, "shrink")
+    zeroed = cut(document, studied, case.plan, "zero").write()
+    shrunk = cut(document, studied, case.plan, "shrink").write()
     check_valid(case.model, shrunk)
     check_sizes(shrunk, case.plan)
     for optimize in (False, True):

@@ -1,0 +1,118 @@
+"""What callers pass, checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from numbers import Integral, Real
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.recovery import RECOVERIES
+from onnx_rnn_prune.progress import Progress
+
+MODES = ("shrink", "zero")
+# More threads than this for each processor are a slip, and opening them takes for ever.
+_THREADS_PER_PROCESSOR = 4
+
+
+def whole(value: object, option: str, least: int) -> int:
+    """A whole number that is not too small; NumPy's, too.
+
+    Raises:
+        PruneError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise PruneError(
+            f"{value!r} is not a whole number from {least} on",
+            where=option,
+            remedy=f"give {least} or more",
+        )
+    return int(value)
+
+
+def one_of(value: object, known: Iterable[str], option: str) -> str:
+    """One of some names.
+
+    Raises:
+        PruneError: it is none of them.
+    """
+    names = tuple(known)
+    if not isinstance(value, str) or value not in names:
+        shown = f"'{value}'" if isinstance(value, str) else repr(value)
+        raise PruneError(
+            f"there is no {shown}", where=option, remedy=f"choose one of {', '.join(names)}"
+        )
+    return value
+
+
+def recovery(value: object) -> str:
+    """A recovery, or auto for the best that the data allows.
+
+    Raises:
+        PruneError: there is no such recovery.
+    """
+    return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
+
+
+def globs(value: object, option: str) -> tuple[str, ...]:
+    """One glob, or several.
+
+    Raises:
+        PruneError: it is neither.
+    """
+    given = (value,) if isinstance(value, str) else value
+    if not isinstance(given, Iterable):
+        raise _no_globs(value, option)
+    found: list[str] = []
+    for item in given:
+        if not isinstance(item, str):
+            raise _no_globs(item, option)
+        found.append(item)
+    return tuple(found)
+
+
+def _no_globs(value: object, option: str) -> PruneError:
+    return PruneError(f"{value!r} is no name", where=option, remedy="give names of layers, with *")
+
+
+def deviation(value: object, option: str) -> float | None:
+    """A number from 0 on, or None for no limit.
+
+    Raises:
+        PruneError: it is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+        raise PruneError(
+            f"{value!r} is not a number from 0 on", where=option, remedy="give 0 or more"
+        )
+    return float(value)
+
+
+def thread_count(value: object, option: str) -> int:
+    """A number of threads that this machine can do with.
+
+    Raises:
+        PruneError: it is no number, or too large.
+    """
+    count, most = whole(value, option, 1), _THREADS_PER_PROCESSOR * (os.cpu_count() or 1)
+    if count > most:
+        raise PruneError(
+            f"{count} threads are too many for this machine",
+            where=option,
+            remedy=f"give at most {most}",
+        )
+    return count
+
+
+def check_progress(value: Progress) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+        PruneError: it cannot.
+    """
+    if not callable(value):
+        raise PruneError(
+            f"{value!r} is no function", where="progress", remedy="give one, or leave it out"
+        )

@@ -1,0 +1,195 @@
+"""Writing a graph: the messages it was read from, with the fields in which it now differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnx_rnn_prune.model.walk import tensors_of
+
+_SIMPLE = {
+    onnx.AttributeProto.INT,
+    onnx.AttributeProto.FLOAT,
+    onnx.AttributeProto.STRING,
+    onnx.AttributeProto.INTS,
+    onnx.AttributeProto.FLOATS,
+    onnx.AttributeProto.STRINGS,
+}
+
+Store = Callable[[onnx.TensorProto], onnx.TensorProto]
+Origins = dict[int, tuple[gs.Node, onnx.NodeProto]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Takes messages over, with what a graph has changed of them.
+
+    Attributes:
+        origins: each node with its original message, by `id(node)`.
+        store: takes each initializer, and gives what is written in its place.
+    """
+
+    origins: Origins
+    store: Store
+
+    def graph(self, result: onnx.GraphProto, graph: gs.Graph, source: onnx.GraphProto) -> None:
+        """Writes a graph into an empty message."""
+        rebuilt = {"node", "initializer", "sparse_initializer", "input", "output", "value_info"}
+        for field, _ in source.ListFields():
+            if field.name not in rebuilt:
+                copy_field(source, result, field.name)
+        for node in graph.nodes:
+            result.node.append(self._node(node))
+        tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
+        written = _write_initializers(tensors, source, outer=_defined(source))
+        result.initializer.extend(map(self.store, written))
+        result.sparse_initializer.extend(
+            item for item in source.sparse_initializer if not _edited(tensors.get(item.values.name))
+        )
+        for ports, kept in ((source.input, result.input), (source.output, result.output)):
+            kept.extend(_with_shape(port, tensors.get(port.name)) for port in ports)
+        gone = _names(source) - tensors.keys()
+        result.value_info.extend(
+            _with_shape(info, tensors.get(info.name))
+            for info in source.value_info
+            if info.name not in gone
+        )
+
+    def _node(self, node: gs.Node) -> onnx.NodeProto:
+        names_in = [tensor.name for tensor in node.inputs]
+        names_out = [tensor.name for tensor in node.outputs]
+        if id(node) not in self.origins:
+            made = onnx.helper.make_node(
+                node.op, names_in, names_out, name=node.name, domain=node.domain
+            )
+            made.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
+            return made
+        _, original = self.origins[id(node)]
+        result = onnx.NodeProto()
+        result.CopyFrom(original)
+        result.input[:] = names_in
+        result.output[:] = names_out
+        if node.name != original.name:
+            result.name = node.name
+        del result.attribute[:]
+        for attribute in original.attribute:
+            if attribute.name in node.attrs or attribute.type not in _SIMPLE:
+                result.attribute.append(self._attribute(attribute, node))
+        known = {attribute.name for attribute in original.attribute}
+        result.attribute.extend(
+            make_attribute(name, value) for name, value in node.attrs.items() if name not in known
+        )
+        return result
+
+    def _attribute(self, original: onnx.AttributeProto, node: gs.Node) -> onnx.AttributeProto:
+        value = node.attrs.get(original.name)
+        if isinstance(value, gs.Graph):
+            result = onnx.AttributeProto()
+            result.CopyFrom(original)
+            result.g.Clear()
+            self.graph(result.g, value, original.g)
+            return result
+        if original.ref_attr_name or original.type not in _SIMPLE:
+            return original
+        before = onnx.helper.get_attribute_value(original)
+        unchanged = _plain(before) == _plain(value)
+        return original if unchanged else make_attribute(original.name, value)
+
+
+def copy_field(source: Any, target: Any, name: str) -> None:
+    """Copies one field of a message, whatever its kind."""
+    value = getattr(source, name)
+    if hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    elif hasattr(value, "extend"):
+        getattr(target, name).extend(value)
+    else:
+        setattr(target, name, value)
+
+
+def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
+    """The message of an attribute as the graph holds it."""
+    if isinstance(value, gs.Constant):
+        value = _write_constant(value)
+    return onnx.helper.make_attribute(name, value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _defined(source: onnx.GraphProto) -> set[str]:
+    return {tensor.name for tensor in source.initializer}
+
+
+def _write_initializers(
+    tensors: dict[str, gs.Tensor], source: onnx.GraphProto, outer: set[str]
+) -> Iterator[onnx.TensorProto]:
+    """The original initializers in their order, then the new ones; what lost its last reader goes.
+
+    An initializer that nobody read in the first place stays: it is the user's, not ours. So does
+    the default of a graph input.
+    """
+    read_before = _names_read(source) - {port.name for port in source.input}
+    for original in source.initializer:
+        tensor = tensors.get(original.name)
+        if tensor is None:
+            if original.name not in read_before:
+                yield original
+        else:
+            yield _write_constant(tensor) if _edited(tensor) else original
+    for name, tensor in tensors.items():
+        if _edited(tensor) and name not in outer:
+            yield _write_constant(tensor)
+
+
+def _edited(tensor: gs.Tensor | None) -> bool:
+    """Whether a tensor is a constant whose value was set here."""
+    return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, LazyValues)
+
+
+def _names(source: onnx.GraphProto) -> set[str]:
+    return _names_read(source).union(*(node.output for node in source.node))
+
+
+def _names_read(source: onnx.GraphProto) -> set[str]:
+    names = {port.name for port in source.output}
+    for node in source.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                names |= _names_read(attribute.g)
+    return names
+
+
+def _write_constant(tensor: gs.Constant) -> onnx.TensorProto:
+    if isinstance(tensor._values, LazyValues):
+        original: onnx.TensorProto = tensor._values.tensor
+        return original
+    return numpy_helper.from_array(np.ascontiguousarray(tensor._values), tensor.name)
+
+
+def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.ValueInfoProto:
+    """The original description, with the dims in which the tensor now differs."""
+    before = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
+    after = getattr(tensor, "shape", None)
+    if before is None or after is None or list(before) == list(after):
+        return info
+    result = onnx.ValueInfoProto()
+    result.CopyFrom(info)
+    for dim, old, new in zip(result.type.tensor_type.shape.dim, before, after, strict=True):
+        if old != new:
+            dim.dim_value = new
+    return result

@@ -1,0 +1,46 @@
+"""A small model and data for it, as files."""
+
+import numpy as np
+import onnx
+import pytest
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A GRU with a linear layer behind it, as a file."""
+    hidden, size = 6, 4
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {size}] x) => (float[time, batch, 3] logits) {{
+            Y = GRU <hidden_size = {hidden}> (x, W, R, B)
+            flat = Squeeze(Y, axis)
+            logits = MatMul(flat, fc)
+        }}
+    """)
+    shapes = {
+        "W": (1, 3 * hidden, size),
+        "R": (1, 3 * hidden, hidden),
+        "B": (1, 6 * hidden),
+        "fc": (hidden, 3),
+    }
+    for name, shape in shapes.items():
+        array = rng.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    axis = onnx.numpy_helper.from_array(np.array([1]), "axis")
+    proto.graph.initializer.append(axis)
+    proto.graph.node[0].name = "rnn"
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        x = rng.normal(size=(12 + number, 2, 4)).astype(np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
+    return folder

@@ -1,0 +1,148 @@
+"""What Python callers give and get that the command line has no say in."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
+from onnx_rnn_prune.cli import run
+from onnx_rnn_prune.errors import PruneError
+
+
+def lookup(element="float"):
+    """An embedding of 5 tokens, read by a layer of 4 units."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype({"float": "f4", "double": "f8"}[element]))
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (int64[t, b] tokens) => ({element}[t, 1, b, 4] Y) {{
+            x = Gather (table, tokens)
+            Y = GRU <hidden_size = 4> (x, W, R)
+        }}
+    """)
+    for name, shape in (("table", (5, 3)), ("W", (1, 12, 3)), ("R", (1, 12, 4))):
+        values = np.random.default_rng(0).normal(size=shape)
+        tensor = onnx.helper.make_tensor(name, kind, shape, values.ravel())
+        model.graph.initializer.append(tensor)
+    return model
+
+
+def test_a_feed_that_does_not_run_is_named(tmp_path):
+    for number in range(6):
+        tokens = np.full((3, 2), 7 if number == 4 else number % 5)
+        np.savez(tmp_path / f"{number}.npz", tokens=tokens)
+    message = r"onnxruntime cannot run it on .*4\.npz \(tokens \[3, 2\]\): .*out of data bounds"
+    with pytest.raises(PruneError, match=message):
+        prune(lookup(), data=tmp_path)
+
+
+def test_made_up_inputs_do_not_hide_why_nothing_runs():
+    with pytest.raises(PruneError, match="GRU operator does not support double yet"):
+        prune(lookup("double"))
+
+
+WRONG = {
+    "seed": ([-1, 0.5, "0", None, True], "--seed: "),
+    "align": ([0, 1.5, "8", None, True], "--align: "),
+    "min_units": ([0, 2.0, "1", None], "--min-units: "),
+    "criterion": (["best", ["l2"], 3, b"l2"], "--criterion: there is no "),
+    "allocate": (["best", None, ["uniform"]], "--allocate: there is no "),
+    "keep": ([[0.5], b"50%", 0], "--keep: "),
+    "budget": ([0.5, ["params=50%"], b""], "--budget: "),
+    "only": ([3, [3], None], "--only: "),
+    "skip": ([3, [None]], "--skip: "),
+    "progress": ([None, "bar"], "progress: "),
+    "data": ([5, b"clips", 1.5, np.ones(3), "", [5], [b"x"]], ""),
+}
+
+
+@pytest.mark.parametrize("function", [plan, prune])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [(name, value, message) for name, (values, message) in WRONG.items() for value in values],
+    ids=repr,
+)
+def test_arguments_of_a_wrong_type_are_named(function, name, value, message):
+    with pytest.raises(PruneError) as caught:
+        function(lookup(), **{name: value})
+    assert str(caught.value).startswith(message)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("source", [None, 3, b"model.onnx", ["model.onnx"]])
+def test_what_is_no_model_is_an_error(source):
+    calls = (inspect, prune, plan, lambda m: apply(m, "plan.json"), lambda m: compare(m, m))
+    for call in (*calls, lambda m: bench([m])):
+        with pytest.raises(PruneError, match="; (give|check)"):
+            call(source)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: prune(m, mode=None), "--mode: there is no None; choose one of shrink, zero"),
+        (lambda m: prune(m, recover=["lstsq"]), r"--recover: there is no \['lstsq'\]"),
+        (lambda m: prune(m, recover=""), "--recover: there is no ''; choose one of none, bias"),
+        (lambda m: prune(m, eval_data=5), "data: int is not a form of data"),
+        (lambda m: apply(m, 5), "plan: int is no plan; give a Plan or a path"),
+        (lambda m: apply(m, plan(m), mode=3), "--mode: there is no 3"),
+        (lambda m: apply(m, plan(m), recover=3), "--recover: there is no 3"),
+        (lambda m: apply(m, plan(m), seed=-3), "--seed: -3 is not a whole number from 0 on"),
+        (lambda m: compare(m, m, max_nrmse="x"), "--max-nrmse: 'x' is not a number from 0 on"),
+        (lambda m: compare(m, m, max_nrmse=float("nan")), "--max-nrmse: nan is not a number"),
+        (lambda m: compare(m, m, seed="x"), "--seed: 'x' is not a whole number"),
+        (lambda m: bench("model.onnx"), "bench: there is nothing to time; give a list of models"),
+        (lambda m: bench(m), "bench: there is nothing to time; give a list of models"),
+        (lambda m: bench([m], threads=0), "--threads: 0 is not a whole number from 1 on"),
+        (lambda m: bench([m], threads=100_000), "100000 threads are too many for this machine"),
+        (lambda m: prune(m).save(3), "int is no path; name a file"),
+    ],
+)
+def test_other_arguments_of_a_wrong_type(call, message):
+    with pytest.raises(PruneError, match=message):
+        call(lookup())
+
+
+def test_numbers_of_numpy_are_taken():
+    result = prune(lookup(), keep=np.int64(2), align=np.int32(1), seed=np.uint8(3))
+    assert result.report["layers"][0]["hidden_after"] == 2
+
+
+@pytest.mark.parametrize("mode", ["shrink", "zero"])
+def test_defaults_that_do_not_fit_any_more_are_named(mode):
+    model = lookup()
+    for name, shape in (("W", (1, 12, 3)), ("R", (1, 12, 4)), ("table", (5, 3))):
+        listed = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        model.graph.input.append(listed)
+    result = prune(model, keep=2, mode=mode)
+    about = [text for text in result.report["warnings"] if "default value" in text]
+    assert [text.split("'")[1] for text in about] == ["W", "R"]
+    rows = 6 if mode == "shrink" else 12
+    dims = [dim.dim_value for dim in result.model.graph.input[1].type.tensor_type.shape.dim]
+    assert dims == [1, rows, 3]
+    assert not any("default value" in text for text in prune(model, keep=4).report["warnings"])
+    model.ir_version = 3
+    assert not any("default value" in text for text in prune(model, keep=2).report["warnings"])
+
+
+def test_a_default_that_is_read_no_more_is_named():
+    model = lookup()
+    listed = onnx.helper.make_tensor_value_info("table", onnx.TensorProto.FLOAT, (1, 12, 4))
+    listed.name = "V"
+    model.graph.input.append(listed)
+    model.graph.initializer[2].name = "V"
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["V"], ["R"]))
+    warnings = prune(model, keep=2).report["warnings"]
+    assert any("'V' was pruned" in text for text in warnings)
+
+
+@pytest.mark.parametrize("bounds", [{"align": 16}, {"min_units": 4}, {"align": 3, "min_units": 4}])
+def test_layers_that_bounds_leave_whole_are_named(bounds, tmp_path, capsys):
+    """In reports, in plans, and on the command line."""
+    onnx.save(lookup(), tmp_path / "m.onnx")
+    (text,) = plan(lookup(), keep=2, **bounds).notes
+    assert text.startswith("Y keeps all units: --align ") and str(max(bounds.values())) in text
+    assert text in prune(lookup(), keep=2, **bounds).report["warnings"]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in bounds.items()]
+    assert run(["plan", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p.json"), *options]) == 0
+    assert f"Warning: {text}" in " ".join(capsys.readouterr().out.split())
+    assert plan(lookup(), keep=2, align=2, min_units=2).notes == ()
