@@ -3,7 +3,8 @@
 Every exporter needs packages of certain versions, see tests/fixtures/README.md, and they do not all
 go into one environment. What is installed is used, and files of other exporters stay as they are;
 so run it once in each environment, which needs onnxruntime, too. The same versions give the same
-bytes.
+bytes, but for tf2onnx, which keeps one of several equal constants as its memory lies, and so gives
+them other names each time.
 """
 
 from __future__ import annotations
