@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import apply, inspect, plan, prune
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.plan.plan import LayerPlan, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -54,6 +55,10 @@ RESTORED = {
     name: "a sum over the directions joins units as an Add does, and could be followed"
     for name in ("written_9_gru", "written_13_rnn")
 }
+UNEQUAL = {
+    "torchscript_gru_last": "a Concat of the states of both layers wants as many units in each",
+}
+STACKED = sorted(path.stem for path in FIXTURES.glob("*_2*.onnx")) + ["torchscript_gru_last"]
 NAMES = sorted(path.stem for path in FIXTURES.glob("*.onnx"))
 
 
@@ -89,6 +94,19 @@ def test_heads_absorb_units(pruned, request):
     ends = [outlet for layer in result.report["layers"] for outlet in layer["outlets"]]
     restored = [outlet["reason"] for outlet in ends if outlet["end"] == "restored"]
     assert all("leaves the model as its output" in reason for reason in restored)
+
+
+@pytest.mark.parametrize("name", [name for name in STACKED if "written" not in name])
+def test_layers_keep_different_counts(name, request):
+    expect_failure(request, UNEQUAL, name)
+    path = FIXTURES / f"{name}.onnx"
+    layers = {}
+    for number, layer in enumerate(inspect(path)["layers"]):
+        kept = tuple(range(layer["hidden"] // 2 + number))
+        directions = 2 if layer["direction"] == "bidirectional" else 1
+        layers[layer["name"]] = LayerPlan(layer["hidden"], (kept,) * directions)
+    result = apply(path, Plan(plan(path).model, layers), data=feeds_for(path)[:1])
+    assert result.report["oracle"]["passed"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
