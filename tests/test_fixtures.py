@@ -58,7 +58,7 @@ RESTORED = {
 UNEQUAL = {
     "torchscript_gru_last": "a Concat of the states of both layers wants as many units in each",
 }
-STACKED = sorted(path.stem for path in FIXTURES.glob("*_2*.onnx")) + ["torchscript_gru_last"]
+STACKED = [*sorted(path.stem for path in FIXTURES.glob("*_2*.onnx")), "torchscript_gru_last"]
 NAMES = sorted(path.stem for path in FIXTURES.glob("*.onnx"))
 
 

@@ -22,11 +22,11 @@ REFUSED = {
     "silero_vad_half": NO_NODE,
     "dksplit": NO_NODE,
 }
-ENDLESS = dict.fromkeys(
-    ("ppocr_rec", "tashkeel"),
-    "the search for overridable states takes every way through sums of residual connections",
-)
-SECONDS = 30.0
+BROKEN = {
+    "ppocr_rec": "two sizes that Paddle calls '?' are taken for one; and as with tashkeel",
+    "tashkeel": "the search for overridable states takes every way through sums of residuals",
+}
+SECONDS = 60.0
 
 
 @pytest.fixture(params=PUBLISHED)
@@ -38,11 +38,12 @@ def path(request):
 
 
 def test_is_pruned_or_refused(path, request):
-    if path.stem in ENDLESS:
+    if path.stem in BROKEN:
+        failures = (PruneError, TooLong)
         request.applymarker(
-            pytest.mark.xfail(raises=TooLong, strict=True, reason=ENDLESS[path.stem])
+            pytest.mark.xfail(raises=failures, strict=True, reason=BROKEN[path.stem])
         )
-    feeds = feeds_for(path)
+    feeds = feeds_for(path)[:2]
     if path.stem in REFUSED:
         with pytest.raises(PruneError, match=REFUSED[path.stem]):
             prune(path, keep=0.5, data=feeds)
