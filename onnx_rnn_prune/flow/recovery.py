@@ -155,7 +155,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
     seen = Shelf()
 
     def pairs(reader: Reader) -> Moments:
-        return seen[reader.name].merge(bench.pairs(reader))
+        return bench.pairs(reader).merge(seen[reader.name])
 
     for number in range(_ROUNDS):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + _ROUNDS)
