@@ -121,22 +121,28 @@ def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recover
     plain = Recovered("none", {}, None, bench.judge({}))
     if asked == "none":
         return plain, "asked for"
-    shifted = bench.candidate("bias", bench.pairs, math.inf)
-    errors = {"none": plain.error, "bias": shifted.error}
-    best = _better(plain, shifted)
+    errors = {"none": plain.error}
+    best = _tried(errors, plain, bench.candidate("bias", bench.pairs, math.inf))
     if asked == "lstsq":
-        total = len(_RIDGES) + _ROUNDS
-        fitted: Recovered | None = None
-        for number, ridge in enumerate(_RIDGES):
-            progress("recovering", number, total)
-            candidate = bench.candidate("lstsq", bench.pairs, ridge)
-            fitted = candidate if fitted is None else _better(fitted, candidate)
-        assert fitted is not None
-        fitted = _refit(bench, fitted, progress)
-        progress("recovering", total, total)
-        errors["lstsq"] = fitted.error
-        best = _better(best, fitted)
+        fitted = _refit(bench, _best_ridge(bench, progress), progress)
+        best = _tried(errors, best, fitted)
     return best, _reason(best, asked, errors)
+
+
+def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
+    """The better one; what is not is let go of, since fits are large."""
+    errors[other.used] = other.error
+    return _better(simpler, other)
+
+
+def _best_ridge(bench: Bench, progress: Progress) -> Recovered:
+    best: Recovered | None = None
+    for number, ridge in enumerate(_RIDGES):
+        progress("recovering", number, len(_RIDGES) + _ROUNDS)
+        candidate = bench.candidate("lstsq", bench.pairs, ridge)
+        best = candidate if best is None else _better(best, candidate)
+    assert best is not None
+    return best
 
 
 def _better(simpler: Recovered, other: Recovered) -> Recovered:
@@ -165,6 +171,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
             best = last
         elif number > 0:
             break
+    progress("recovering", len(_RIDGES) + _ROUNDS, len(_RIDGES) + _ROUNDS)
     return best
 
 
