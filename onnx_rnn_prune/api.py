@@ -186,7 +186,7 @@ def inspect(model: ModelSource) -> dict[str, Any]:
                 "name": layer.name,
                 "op": layer.cell.op,
                 "direction": layer.direction,
-                "scope": "",
+                "scope": layer.scope,
                 "hidden": layer.hidden,
                 "input": layer.input_size,
                 "params": layer.params(),

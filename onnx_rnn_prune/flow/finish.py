@@ -70,6 +70,7 @@ def finish(
     report = _report(opened, data, model, mode, progress)
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
     report["layers"] = layer_rows(opened.layers, find_layers(Document.read(model).graph), rows)
+    report["warnings"] += [f"{name} is left alone: {why}" for name, why in prepared.left.items()]
     report["oracle"] = plain(proof)
     report["recovery"] = {
         "asked": recover or "auto",

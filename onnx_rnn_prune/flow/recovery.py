@@ -102,7 +102,7 @@ class Bench:
 
     def pairs(self, reader: Reader) -> Moments:
         """Moments of what a reader of the original reads, and of the kept part of the same."""
-        return teacher_pairs(self.evidence.moments[reader.name], kept(reader.labels, self.keep))
+        return teacher_pairs(self.evidence.moments[reader.pool], kept(reader.labels, self.keep))
 
     def free_pairs(self, fits: Mapping[str, Fit], seen: Shelf) -> None:
         """Adds moments of what the original's readers read, and of what a cut model's do."""
@@ -113,7 +113,7 @@ class Bench:
             for reader in self.readers:
                 read = student.signal(reader, real)
                 pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                seen.add(reader.name, Moments.of(pair, last=read.shape[1]))
+                seen.add(reader.pool, Moments.of(pair, last=read.shape[1]))
 
 
 def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recovered, str]:
@@ -161,7 +161,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
     seen = Shelf()
 
     def pairs(reader: Reader) -> Moments:
-        return bench.pairs(reader).merge(seen[reader.name])
+        return bench.pairs(reader).merge(seen[reader.pool])
 
     for number in range(_ROUNDS):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + _ROUNDS)

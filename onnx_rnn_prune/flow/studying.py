@@ -13,7 +13,7 @@ from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
-from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries
+from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
 from onnx_rnn_prune.passes.cut import Shrink, Zero
 from onnx_rnn_prune.passes.prepared import Prepared, prepare
 from onnx_rnn_prune.passes.room import DropRoom
@@ -42,7 +42,7 @@ class Studied:
 def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) -> Studied:
     """Prepares some layers for the cut and collects what data says about their units."""
     progress("following units", 0, None)
-    prepared = prepare(opened.document, tuple(names), next(iter(data.fitting)))
+    prepared = prepare(opened.document, tuple(names), data.fitting)
     readers = find_readers(prepared.document, prepared.trace)
     _check_weights(prepared.document, readers)
     if not data.given:
@@ -59,7 +59,7 @@ def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> Document
         Zero(studied.prepared.trace, keep)(result)
     else:
         shrink = Shrink(studied.prepared.trace, keep)
-        Pipeline((shrink, DropRoom(), PickEntries(), DropUnread()))(result)
+        Pipeline((shrink, DropRoom(), PickEntries(), ShareTwins(), DropUnread()))(result)
     return result
 
 
@@ -72,7 +72,7 @@ def prove(
         Unmet: they differ.
     """
     zeroed = Runner(cut(document, studied, plan, "zero"), optimize=False, name="the zeroed model")
-    shrunk = Runner(cut(document, studied, plan, "shrink"), name="the shrunk model")
+    shrunk = Runner(cut(document, studied, plan, "shrink"), optimize=False, name="the shrunk model")
     found = oracle(zeroed, shrunk, feeds)
     if not found:
         raise Unmet(

@@ -17,7 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.walk import all_nodes
-from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field
+from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field, new_initializers
 
 # A copy of a larger model first makes room.
 _LARGE = 1 << 20
@@ -57,6 +57,8 @@ class Document:
             if field.name != "graph":
                 copy_field(self.source, result, field.name)
         Writer(self.origins, store).graph(result.graph, self.graph, self.source.graph)
+        added = new_initializers(self.graph, self.source.graph)
+        result.graph.initializer.extend(map(store, added))
         if result.ir_version < 4:
             _list_initializers(result.graph)
         return result

@@ -1,12 +1,14 @@
-"""The few ways in which a graph is edited."""
+"""The few ways in which a graph is edited; nodes may be in any of its subgraphs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.model.walk import all_nodes, place_of, tensors_of
 
 # How the names of nodes and tensors begin that are put into a graph here.
 OWN = "onnx_rnn_prune/"
@@ -14,7 +16,8 @@ OWN = "onnx_rnn_prune/"
 
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
     """A name that no tensor and no node of the graph has yet."""
-    used = {tensor.name for tensor in tensors_of(graph)} | {node.name for node in graph.nodes}
+    used = {tensor.name for tensor in tensors_of(graph)}
+    used |= {node.name for node in all_nodes(graph)}
     name, count = wanted, 1
     while name in used:
         count += 1
@@ -24,7 +27,7 @@ def fresh_name(graph: gs.Graph, wanted: str) -> str:
 
 def add_constant(graph: gs.Graph, name: str, value: Array) -> gs.Constant:
     """A new constant; it becomes part of the model once a node reads it."""
-    return gs.Constant(fresh_name(graph, name), np.ascontiguousarray(value))
+    return gs.Constant(fresh_name(graph, name), np.asarray(value, order="C"))
 
 
 def set_input(node: gs.Node, slot: int, tensor: gs.Tensor) -> None:
@@ -38,7 +41,7 @@ def replace_constant(graph: gs.Graph, node: gs.Node, slot: int, value: Array) ->
     """Gives a node another constant; in place where nobody else reads the old one."""
     tensor = node.inputs[slot]
     if isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1:
-        tensor.values = np.ascontiguousarray(value)
+        tensor.values = np.asarray(value, order="C")
     else:
         set_input(node, slot, add_constant(graph, f"{tensor.name}_cut", value))
 
@@ -52,13 +55,23 @@ def drop_input(node: gs.Node, slot: int) -> None:
 
 def insert_node(graph: gs.Graph, node: gs.Node, *, after: gs.Node) -> None:
     """Puts a node right behind another one, so that the order stays topological."""
-    graph.nodes.insert(_position(graph, after) + 1, node)
+    siblings = place_of(graph, after).graph.nodes
+    siblings.insert(_position(siblings, after) + 1, node)
 
 
 def insert_before(graph: gs.Graph, node: gs.Node, *, before: gs.Node) -> None:
     """Puts a node right in front of another one."""
-    graph.nodes.insert(_position(graph, before), node)
+    siblings = place_of(graph, before).graph.nodes
+    siblings.insert(_position(siblings, before), node)
 
 
-def _position(graph: gs.Graph, node: gs.Node) -> int:
-    return next(index for index, item in enumerate(graph.nodes) if item is node)
+def remove_node(graph: gs.Graph, node: gs.Node) -> None:
+    """Takes a node out; who reads its outputs must have been given others."""
+    siblings = place_of(graph, node).graph.nodes
+    node.inputs.clear()
+    node.outputs.clear()
+    del siblings[_position(siblings, node)]
+
+
+def _position(nodes: Sequence[gs.Node], node: gs.Node) -> int:
+    return next(index for index, item in enumerate(nodes) if item is node)

@@ -118,14 +118,14 @@ def _rewrite(
 
 def _digest(value: Array) -> bytes:
     """Tells values apart without holding them."""
-    return hashlib.sha256(np.ascontiguousarray(value).data).digest()
+    return hashlib.sha256(np.asarray(value, order="C").data).digest()
 
 
 def _replace(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:
     node, slot = places[0]
     tensor = node.inputs[slot]
     if isinstance(tensor, gs.Constant) and len(tensor.outputs) == len(places):
-        tensor.values = np.ascontiguousarray(value)
+        tensor.values = np.asarray(value, order="C")
         return
     made = add_constant(graph, f"{tensor.name}_cut", value)
     for node, slot in places:

@@ -19,7 +19,7 @@ from onnx_rnn_prune.model.edit import (
     insert_before,
     insert_node,
 )
-from onnx_rnn_prune.model.walk import node_key
+from onnx_rnn_prune.model.walk import all_nodes, node_key
 from onnx_rnn_prune.passes.room import add_zero
 from onnx_rnn_prune.score.readers import bias_shape
 from onnx_rnn_prune.trace.trace import Outlet
@@ -136,7 +136,7 @@ def _restore(
     inner = gs.Variable(fresh_name(graph, f"{full.name}_units"), dtype=full.dtype, shape=full.shape)
     layer.node.name = layer.name  # its first output's name was its name, and is about to change
     layer.node.outputs[layer.cell.outputs.index(name)] = inner
-    for node in graph.nodes:
+    for node in all_nodes(graph):
         for slot, tensor in enumerate(node.inputs):
             if tensor is full and (node_key(node), slot) not in closed:
                 node.inputs[slot] = inner

@@ -9,16 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.cells import find_layers, find_twins
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
-from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.trace import Trace
 
 Counts = Sequence[int]
+
+_WEIGHTS = (1, 2, 3, 7)  # W, R, B and P, which equal layers share
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +109,9 @@ def limit_of(budget: Budget, document: Document) -> int:
 
 def count_params(document: Document) -> int:
     """Entries of all floating-point or integer weights: constants that are no scalars."""
-    tensors = {tensor.name: tensor for node in document.graph.nodes for tensor in node.inputs}
+    tensors = {tensor.name: tensor for node in all_nodes(document.graph) for tensor in node.inputs}
     shapes = [constant_shape(t) for t in tensors.values() if t.name and not t.inputs]
-    literal = [node.outputs[0] for node in document.graph.nodes if node.op == "Constant"]
+    literal = [node.outputs[0] for node in all_nodes(document.graph) if node.op == "Constant"]
     shapes += [constant_shape(tensor) for tensor in literal]
     return sum(int(np.prod(shape)) for shape in shapes if shape)
 
@@ -125,17 +127,22 @@ def recurrent_weights(document: Document) -> int:
 def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size]:
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
-    left = result.graph.tensors()
+    left = {tensor.name: tensor for tensor in tensors_of(result.graph)}
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
             group_of[atoms] = number
     heights = np.array([group.size for group in trace.groups])
+    layers = {layer.name: layer for layer in find_layers(document.graph)}
+    twins = {
+        layers[name].key: layers[twin].key for name, twin in find_twins(layers.values()).items()
+    }
     seen: set[str] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[name].inputs[slot]
         value = require_constant(tensor, document.graph.opset)
-        if tensor.name in seen:
+        shared = twins.get(name, name) != name and slot in _WEIGHTS
+        if tensor.name in seen or shared:
             continue
         seen.add(tensor.name)
         if tensor.name.startswith(OWN) and tensor.name not in left:

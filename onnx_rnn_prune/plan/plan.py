@@ -59,7 +59,7 @@ class Plan:
         for layer in trace.layers:
             lanes = keep[trace.units.lanes[layer.name]]
             kept = tuple(tuple(np.flatnonzero(lane).tolist()) for lane in lanes)
-            layers[layer.name] = LayerPlan(layer.hidden, kept)
+            layers[layer.name] = LayerPlan(layer.hidden, kept, layer.scope)
         return Plan(model, layers)
 
     def cut(self) -> tuple[str, ...]:
@@ -223,13 +223,13 @@ def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLay
     known = {layer.name: layer for layer in layers}
     for name, wanted in plan.layers.items():
         _check_units(name, wanted)
-        if wanted.scope != "":
-            raise _wrong(name, f"scope is {wanted.scope!r}, but layers are in the main graph, ''")
         layer = known.get(name)
         if layer is None:
             raise PruneError(
                 f"the model has no recurrent layer '{name}'", where="plan", remedy=_REMEDY
             )
+        if wanted.scope != layer.scope:
+            raise _wrong(name, f"scope is {wanted.scope!r}, but the layer's is {layer.scope!r}")
         if (layer.hidden, layer.directions) != (wanted.hidden_size, len(wanted.keep)):
             raise PruneError(
                 f"the plan is for {len(wanted.keep)} x {wanted.hidden_size} units, the layer has"

@@ -27,7 +27,7 @@ def layer_rows(
             "name": layer.name,
             "op": layer.cell.op,
             "direction": layer.direction,
-            "scope": "",
+            "scope": layer.scope,
             "hidden_before": layer.hidden,
             "hidden_after": later[layer.name].hidden if layer.name in later else 0,
             "params_before": layer.params(),

@@ -67,7 +67,7 @@ def variance(subject: Subject) -> Matrix:
     scores = np.zeros(subject.trace.units.count)
     for reader in subject.readers:
         units = reader.labels >= 0
-        spread = evidence.moments[reader.name].variance
+        spread = evidence.moments[reader.pool].variance
         np.maximum.at(scores, reader.labels[units], spread[units])
     return scores
 

@@ -36,6 +36,10 @@ class Reader(Protocol):
         """Unique among the readers of a graph."""
 
     @property
+    def pool(self) -> str:
+        """Readers of one pool are fitted as one: they compute the same, in other branches."""
+
+    @property
     def labels(self) -> Labels:
         """The unit behind each entry of the signal, shape [n]."""
 
@@ -75,6 +79,10 @@ class ProductReader:
     @property
     def name(self) -> str:
         return f"{self.binding.node}#{self.part}"
+
+    @property
+    def pool(self) -> str:
+        return self.name
 
     @property
     def labels(self) -> Labels:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer
+from onnx_rnn_prune.cells import RecurrentLayer, find_twins
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.walk import node_key, subgraphs_of, tensors_of
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop
@@ -151,16 +152,21 @@ def _walk(
             if tensor is None:
                 continue
             lane = units.lanes[layer.name]
-            shape = observation.shapes[tensor.name]
             placed = lane[:, None, :] if name != "Y" else lane[None, :, None, :]
+            shape = observation.shapes.get(tensor.name, placed.shape)
             walk.labels[tensor.name] = np.array(np.broadcast_to(placed, shape))
             walk.axes[tensor.name] = len(shape) - 1
             walk.lane_outputs[tensor.name] = (layer.name, name)
-    for node in document.graph.nodes:
+    for name, twin in find_twins(layers).items():
+        # One plan for both, so that they go on sharing their weights.
+        walk.meetings.append((units.lanes[twin], units.lanes[name], frozenset(), name))
+    for node in all_nodes(document.graph):
         _visit(walk, node, observation, document.graph.opset)
-    for tensor in document.graph.outputs:
-        arriving = walk.arriving(tensor, GRAPH_OUTPUT, 0)
-        walk.stop(arriving or (), f"leaves the model as its output {tensor.name}")
+    for place in places(document.graph):
+        what = f"leaves {place.scope or 'the model'} as its output"
+        for tensor in place.graph.outputs:
+            arriving = walk.arriving(tensor, GRAPH_OUTPUT, 0)
+            walk.stop(arriving or (), f"{what} {tensor.name}")
     return walk
 
 
@@ -168,10 +174,12 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     key = node_key(node)
     arriving = [walk.arriving(tensor, key, slot) for slot, tensor in enumerate(node.inputs)]
     came = frozenset().union(*(outlets for outlets in arriving if outlets))
-    _stop_captured(walk, node)
     if not came:
         return
     title = node.name or f"{node.op} {key}"
+    if _has_rule(node) and not _together(walk, node, observation):
+        walk.stop(came, f"is read in a branch that ran on other data, or on none ({title})")
+        return
     step = _make_step(walk, node, arriving, observation, opset)
     result = _apply_rule(step)
     if isinstance(result, Flow):
@@ -192,6 +200,14 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     if any(bound.reads is not None for bound in result.bound):
         for outlet in came:
             walk.ends.setdefault(outlet, []).append(title)
+
+
+def _together(walk: _Walk, node: gs.Node, observation: Observation) -> bool:
+    """Whether the sizes of a node's tensors are from one run."""
+    if node.name.startswith(OWN):
+        return True  # a select or restore, of which all is known
+    met = [tensor.name for tensor in node.inputs if tensor.name in walk.labels]
+    return observation.together((*met, *(t.name for t in node.outputs if t.name)))
 
 
 def _make_step(
@@ -228,10 +244,13 @@ def _make_step(
 
 
 def _apply_rule(step: Step) -> Flow | Stop:
-    rule = RULES.get(step.node.op)
-    if rule is None or step.node.domain:
+    if not _has_rule(step.node):
         return Stop(f"is read by {step.node.op}, through which units cannot be followed")
-    return rule(step)
+    return RULES[step.node.op](step)
+
+
+def _has_rule(node: gs.Node) -> bool:
+    return node.op in RULES and not node.domain
 
 
 def _check_even(walk: _Walk, step: Step, flow: Flow) -> Flow | Stop:
@@ -251,13 +270,6 @@ def _check_even(walk: _Walk, step: Step, flow: Flow) -> Flow | Stop:
             if not same_order(before, own, labels, axis):
                 return Stop(f"{op} mixes the order of its units")
     return flow
-
-
-def _stop_captured(walk: _Walk, node: gs.Node) -> None:
-    for body in subgraphs_of(node):
-        for tensor in tensors_of(body):
-            arriving = walk.arriving(tensor, node_key(node), -1)
-            walk.stop(arriving or (), f"is captured by the body of {node.op} {node.name}")
 
 
 def _stop_uneven(walk: _Walk, classes: list[np.ndarray]) -> None:
