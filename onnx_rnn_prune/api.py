@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -17,6 +18,7 @@ from onnx_rnn_prune.flow.arguments import (
     MODES,
     check_progress,
     deviation,
+    frozen,
     one_of,
     recovery,
     thread_count,
@@ -39,6 +41,8 @@ from onnx_rnn_prune.report.build import outlet_rows, plain
 from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.validate import drift, latency, timings
 
+_NOTHING: Mapping[str, object] = MappingProxyType({})
+
 
 def prune(
     model: ModelSource,
@@ -55,6 +59,7 @@ def prune(
     skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
+    freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -75,6 +80,7 @@ def prune(
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
         min_units: keep at least so many units in each layer.
+        freeze: inputs to fix to one value, by name; they and the branches not taken go.
         seed: for criteria and inputs that are drawn.
         progress: is told how far the work is.
 
@@ -93,7 +99,7 @@ def prune(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
     inputs = places(model, data, eval_data)
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
     result = finish(opened, given, plan_, studied, recover, mode, progress)
@@ -120,6 +126,7 @@ def plan(
     skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
+    freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Plan:
@@ -128,7 +135,7 @@ def plan(
         keep, budget, criterion, allocate, None, only, skip, align, min_units, seed
     )
     check_progress(progress)
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
     return chosen
 
@@ -141,6 +148,7 @@ def apply(
     eval_data: object = None,
     recover: str | None = None,
     mode: str = "shrink",
+    freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -152,7 +160,7 @@ def apply(
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
     result = finish(opened, given, chosen, None, recover, mode, progress)
@@ -160,9 +168,9 @@ def apply(
     return replace(result, inputs=inputs)
 
 
-def inspect(model: ModelSource) -> dict[str, Any]:
+def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> dict[str, Any]:
     """The recurrent layers of a model, what they cost, and where their units end."""
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     total = count_params(opened.document)
     warnings = list(opened.notes)
     rows: dict[str, Any] = {}

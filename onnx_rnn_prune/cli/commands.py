@@ -31,16 +31,18 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=options.name)
+@options.freeze
 @options.as_json
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
     """List the recurrent layers of MODEL and what can be pruned."""
-    found = api.inspect(model)
+    found = api.inspect(model, freeze=freeze)
     _print(found, report.inspect_table, as_json)
 
 
 @cli.command()
 @click.argument("model", type=options.name)
 @options.output
+@options.freeze
 @options.selection
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.recover
@@ -58,6 +60,7 @@ def inspect(model: str, as_json: bool) -> None:
 def prune(
     model: str,
     out: str,
+    freeze: dict[str, str],
     keep: str | None,
     budget: str | None,
     data: str | None,
@@ -91,6 +94,7 @@ def prune(
             skip=skip,
             align=align,
             min_units=min_units,
+            freeze=freeze,
             seed=seed,
             progress=progress,
         )
@@ -106,10 +110,12 @@ def prune(
 @cli.command()
 @click.argument("model", type=options.name)
 @options.output
+@options.freeze
 @options.selection
 def plan(
     model: str,
     out: str,
+    freeze: dict[str, str],
     keep: str | None,
     budget: str | None,
     data: str | None,
@@ -135,6 +141,7 @@ def plan(
             skip=skip,
             align=align,
             min_units=min_units,
+            freeze=freeze,
             seed=seed,
             progress=progress,
         )
@@ -147,17 +154,30 @@ def plan(
 @click.argument("model", type=options.name)
 @click.argument("plan_path", type=options.name, metavar="PLAN")
 @options.output
+@options.freeze
 @options.mode
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
-    model: str, plan_path: str, out: str, mode: str, recover: str | None, data: str | None
+    model: str,
+    plan_path: str,
+    out: str,
+    freeze: dict[str, str],
+    mode: str,
+    recover: str | None,
+    data: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
     _check_outputs([out], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
-            model, plan_path, mode=mode, recover=recover, data=data, progress=progress
+            model,
+            plan_path,
+            mode=mode,
+            recover=recover,
+            data=data,
+            freeze=freeze,
+            progress=progress,
         )
     result.save(out)
     _print(result.report, report.prune_table)

@@ -93,6 +93,22 @@ def selection(command: Command) -> Command:
     return command
 
 
+def _name_values(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    parts = [value.partition("=") for value in values]
+    if not all(name and given for name, given, _ in parts):
+        raise click.BadParameter("give NAME=VALUE")
+    return {name: text for name, _, text in parts}
+
+
+freeze = click.option(
+    "--freeze",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_name_values,
+    help="Fix an input to a value; it and the branches not taken go.",
+)
 output = click.option(
     "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
 )

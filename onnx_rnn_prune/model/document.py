@@ -8,7 +8,7 @@ in which the graph now differs are replaced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -68,12 +68,25 @@ class Document:
         if self.source.ByteSize() > _LARGE:
             give_back()
         graph = self.graph.copy()
+        pairs = list(zip(all_nodes(self.graph), all_nodes(graph), strict=True))
+        _reunite(pairs)
         origins = {
             id(twin): (twin, self.origins[id(node)][1])
-            for node, twin in zip(all_nodes(self.graph), all_nodes(graph), strict=True)
+            for node, twin in pairs
             if id(node) in self.origins
         }
         return Document(graph, self.source, origins)
+
+
+def _reunite(pairs: Iterable[tuple[gs.Node, gs.Node]]) -> None:
+    """Makes one again of a constant that graphsurgeon copied for each body that captures it."""
+    copies: dict[int, gs.Constant] = {}
+    for node, twin in pairs:
+        for slot, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                copy = copies.setdefault(id(tensor), twin.inputs[slot])
+                if twin.inputs[slot] is not copy:
+                    twin.inputs[slot] = copy
 
 
 def _pairs(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:

@@ -55,19 +55,17 @@ class Writer:
             for item in source.sparse_initializer
             if not is_edited(tensors.get(item.values.name))
         )
-        for ports, kept in ((source.input, result.input), (source.output, result.output)):
-            kept.extend(_with_shape(port, tensors.get(port.name)) for port in ports)
-        known = {port.name for port in source.output}
+        result.input.extend(_inputs(graph, source))
+        result.output.extend(map(_renamed, source.output, graph.outputs))
         result.output.extend(
             onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
-            for tensor in graph.outputs
-            if tensor.name not in known
+            for tensor in graph.outputs[len(source.output) :]
         )
-        gone = _names(source) - tensors.keys()
+        dropped = _names(source) - tensors.keys()
         result.value_info.extend(
             _with_shape(info, tensors.get(info.name))
             for info in source.value_info
-            if info.name not in gone
+            if info.name not in dropped
         )
 
     def _node(self, node: gs.Node) -> onnx.NodeProto:
@@ -135,6 +133,32 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
+
+
+def _inputs(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """A graph's inputs; those with a default are not listed among what the graph takes."""
+    defaults = {tensor.name for tensor in source.initializer}
+    defaults |= {tensor.values.name for tensor in source.sparse_initializer}
+    given = [port for port in source.input if port.name not in defaults]
+    if len(given) == len(graph.inputs):
+        places = {port.name: tensor for port, tensor in zip(given, graph.inputs, strict=True)}
+    else:
+        places = {tensor.name: tensor for tensor in graph.inputs}
+    for port in source.input:
+        if port.name in defaults:
+            yield port
+        elif port.name in places:
+            yield _renamed(port, places[port.name])
+
+
+def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProto:
+    """A port with the name and the dims that its tensor now has."""
+    result = _with_shape(port, tensor)
+    if result.name != tensor.name:
+        result = onnx.ValueInfoProto()
+        result.CopyFrom(_with_shape(port, tensor))
+        result.name = tensor.name
+    return result
 
 
 def new_initializers(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

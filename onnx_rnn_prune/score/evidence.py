@@ -14,7 +14,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.surface import surface
-from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
+from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
@@ -88,9 +88,10 @@ class Tapped:
                     layer.node.outputs[0] = gs.Variable(name)
         taps = {tap for reader in readers for tap in reader.taps(self._document)}
         graph = self._document.graph
-        made = {tensor.name for node in all_nodes(graph) for tensor in node.outputs}
-        self._fed = sorted(taps & {tensor.name for tensor in graph.inputs})
-        self._shown = surface(self._document, sorted(taps & made), np.float32)
+        fed = {tensor.name for tensor in graph.inputs}
+        constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
+        self._fed = sorted(taps & fed)
+        self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
         outputs = sorted({place.name for place in self._shown.values()})
         self._runner = Runner(self._document, outputs=outputs, optimize=False)
 
