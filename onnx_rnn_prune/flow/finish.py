@@ -17,7 +17,7 @@ from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import check_output, save_model
-from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
@@ -126,7 +126,7 @@ def _untouched(
 def _report(
     opened: Opened, data: Data, model: onnx.ModelProto, mode: str, progress: Progress
 ) -> dict[str, Any]:
-    result = Runner(model, name="the pruned model")
+    result = Runner(model, name="the pruned model", remedy=OURS)
     progress("measuring", 0, None)
     original = opened.run()
     drifts = drift(original, result, data.judging)

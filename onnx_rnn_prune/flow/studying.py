@@ -11,7 +11,7 @@ from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries
 from onnx_rnn_prune.passes.cut import Shrink, Zero
@@ -74,7 +74,12 @@ def prove(
     # Neither is rewritten by onnxruntime: what its fusions round otherwise is no fault of the cut,
     # and in a deep model it is more than the cut may differ by.
     zeroed, shrunk = (
-        Runner(cut(document, studied, plan, mode), optimize=False, name=f"the {name} model")
+        Runner(
+            cut(document, studied, plan, mode),
+            optimize=False,
+            name=f"the {name} model",
+            remedy=OURS,
+        )
         for mode, name in (("zero", "zeroed"), ("shrink", "shrunk"))
     )
     found = oracle(zeroed, shrunk, feeds)
@@ -82,7 +87,7 @@ def prove(
         raise Unmet(
             f"the shrunk model does not compute what the zeroed one does ({found.reason})",
             where=opened.name,
-            remedy="report this; no file was written",
+            remedy=OURS,
         )
     return found
 

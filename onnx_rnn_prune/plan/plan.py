@@ -91,7 +91,8 @@ class Plan:
                     )
             if len({int(keep[atoms[:, 0]].sum()) for atoms in group.atoms}) > 1:
                 raise PruneError(
-                    "they must keep equally many units in each direction",
+                    "they must keep equally many units in each layer and direction, since their"
+                    " outputs lie side by side",
                     where=f"plan for {', '.join(group.layers)}",
                     remedy=_REMEDY,
                 )

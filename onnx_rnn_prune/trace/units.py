@@ -111,8 +111,14 @@ def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
     return uneven
 
 
-def make_groups(units: Units, atoms: Sequence[Ids]) -> tuple[Group, ...]:
-    """Groups of layers: those tied by an atom, or by being directions of one node."""
+def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tuple[Group, ...]:
+    """Groups of layers: those joined by an atom, or by a tie.
+
+    Args:
+        units: all units.
+        atoms: units that live or die together.
+        ties: lanes that must keep equally many units; the directions of one node always must.
+    """
     names = list(units.lanes)
     layer_of = np.repeat(
         np.arange(len(names)), [lanes.size for lanes in units.lanes.values()]
@@ -120,6 +126,9 @@ def make_groups(units: Units, atoms: Sequence[Ids]) -> tuple[Group, ...]:
     layers = Partition(len(names))
     for atom in atoms:
         layers.join(layer_of[atom[:1]], layer_of[atom])
+    layer_of_lane = np.repeat(np.arange(len(names)), [len(lanes) for lanes in units.lanes.values()])
+    for tie in ties:
+        layers.join(layer_of_lane[tie[:1]], layer_of_lane[tie])
     groups = []
     for members in layers.classes():
         inside = [atom for atom in atoms if layer_of[atom[0]] in members]
