@@ -48,10 +48,6 @@ GROWING = {
         "written_17_lstm",
     )
 }
-RESTORED = {
-    name: "a sum over the directions joins units as an Add does, and could be followed"
-    for name in ("written_9_gru", "written_13_rnn")
-}
 STACKED = sorted(path.stem for path in FIXTURES.glob("*_2*.onnx"))
 NAMES = sorted(path.stem for path in FIXTURES.glob("*.onnx"))
 
@@ -81,10 +77,9 @@ def test_file_is_smaller(pruned, request):
     assert result.report["totals"]["bytes_after"] < result.report["totals"]["bytes_before"]
 
 
-def test_heads_absorb_units(pruned, request):
+def test_heads_absorb_units(pruned):
     """All networks end in weights; what else reads a layer is a state that leaves the model."""
-    name, result = pruned
-    expect_failure(request, RESTORED, name)
+    _, result = pruned
     ends = [outlet for layer in result.report["layers"] for outlet in layer["outlets"]]
     restored = [outlet["reason"] for outlet in ends if outlet["end"] == "restored"]
     assert all("leaves the model as its output" in reason for reason in restored)
