@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Studied:
     Attributes:
         prepared: ready to be cut.
         readers: all that read units.
-        evidence: from data, None where there is none.
+        evidence: from data, None where there is none, or none was looked at.
     """
 
     prepared: Prepared
@@ -40,15 +40,21 @@ class Studied:
 
 
 def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) -> Studied:
-    """Prepares some layers for the cut and collects what data says about their units."""
+    """Prepares some layers for the cut."""
     progress("following units", 0, None)
     prepared = prepare(opened.document, tuple(names), next(iter(data.fitting)))
     readers = find_readers(prepared.document, prepared.trace)
     _check_weights(prepared.document, readers)
-    if not data.given:
-        return Studied(prepared, readers)
+    return Studied(prepared, readers)
+
+
+def look(studied: Studied, data: Data, progress: Progress) -> Studied:
+    """The same with what data says about the units, unless that is known or there is no data."""
+    if studied.evidence is not None or not data.given:
+        return studied
+    prepared, readers = studied.prepared, studied.readers
     evidence = collect(prepared.document, prepared.trace, readers, data.fitting, progress)
-    return Studied(prepared, readers, evidence)
+    return replace(studied, evidence=evidence)
 
 
 def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> Document:

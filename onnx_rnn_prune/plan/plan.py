@@ -46,11 +46,13 @@ class Plan:
         model: SHA-256 of the model that the plan is for, see `fingerprint`.
         layers: by layer name.
         notes: what the user should know about the choice; not saved.
+        pinned: layers that the choice leaves whole, and why; not saved.
     """
 
     model: str
     layers: Mapping[str, LayerPlan]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    pinned: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def from_mask(model: str, trace: Trace, keep: Mask) -> Plan:
