@@ -49,8 +49,9 @@ how many places the layers' outputs were absorbed in smaller weights or restored
 *Difference*: the largest one of any output between the smaller file and the original with the same
 units zeroed, on feeds of several batch sizes and lengths. *Checker*: onnx.checker with full_check,
 where the original passes. *Interface*: inputs, outputs, opsets, metadata, domain and doc string are
-the original's. *Speed*: the original's time over the smaller file's, one thread. By `python tools/coverage.py`, as is the second table: voice detection chunk by
-chunk with the state carried along, the probabilities of speech before and after `prune` at 50 %."""
+the original's. *Speed*: the original's time over the smaller file's, one thread. By
+`python tools/coverage.py`, as is the second table: voice detection chunk by chunk with the state
+carried along, the probabilities of speech before and after `prune` at 50 %."""
 
 
 @dataclass(frozen=True)

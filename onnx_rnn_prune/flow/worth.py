@@ -14,6 +14,7 @@ import numpy as np
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, cut, settle
+from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.passes.prepare import STATES
@@ -23,6 +24,9 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.trace.bindings import traced_layers
 
 REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
+
+# Bytes that one matrix takes at most apart from its entries: its nodes and their names.
+_NAMES = 4096
 
 
 def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits: bool) -> Plan:
@@ -44,15 +48,15 @@ def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits:
         document = filled(found) if refits else found.prepared.document
         return int(cut(document, found, candidate, "shrink").write().ByteSize())
 
-    adapted = _adapted(studied)
-    if not adapted:
+    trace = studied.prepared.trace
+    doubtful = _doubtful(studied, plan)
+    groups = [group.layers for group in trace.groups if not doubtful.isdisjoint(group.layers)]
+    if not groups:
         return plan
     whole = int(opened.document.write().ByteSize())
     least = size(plan, studied)
-    for group in studied.prepared.trace.groups:
-        if adapted.isdisjoint(group.layers) or set(group.layers).isdisjoint(plan.cut()):
-            continue
-        other = _pinned(plan, group.layers)
+    for names in groups:
+        other = _pinned(plan, names)
         after = size(other, None)
         if after <= least:
             plan, least = other, after
@@ -80,14 +84,21 @@ def filled(studied: Studied) -> Document:
     return document
 
 
-def _adapted(studied: Studied) -> set[str]:
-    """The layers that something was put before or behind."""
+def _doubtful(studied: Studied, plan: Plan) -> set[str]:
+    """Layers with matrices before or behind them that may take more than fewer units save."""
     prepared = studied.prepared
-    found = {outlet.layer for outlet in prepared.restored}
+    restored = {(outlet.layer, outlet.output) for outlet in prepared.restored}
+    found = set()
     for layer in traced_layers(prepared.document, prepared.trace):
+        count = sum(1 for name, _ in restored if name == layer.name)
         states = [layer.input(name) for name in STATES]
         makers = [node for state in states if state is not None for node in state.inputs]
-        if any(node.name.startswith(OWN) for node in makers):
+        count += sum(node.name.startswith(OWN) for node in makers)
+        kept = len(plan.layers[layer.name].keep[0])
+        itemsize = require_constant(layer.node.inputs[2]).itemsize
+        saved = itemsize * (layer.params() - layer.params(kept))
+        cost = itemsize * layer.directions * layer.hidden * (kept + 1) + _NAMES
+        if kept < layer.hidden and saved <= count * cost:
             found.add(layer.name)
     return found
 

@@ -100,7 +100,7 @@ def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
     Such lanes cannot keep equally many units under every choice of atoms.
     """
     lanes = Partition(int(units.lane_of.max(initial=-1)) + 1)
-    for atom in atoms:
+    for atom in filter(_is_shared, atoms):
         lanes.join(units.lane_of[atom[:1]], units.lane_of[atom])
     uneven: set[int] = set()
     for members in lanes.classes():
@@ -124,7 +124,7 @@ def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tupl
         np.arange(len(names)), [lanes.size for lanes in units.lanes.values()]
     ).astype(np.int64)
     layers = Partition(len(names))
-    for atom in atoms:
+    for atom in filter(_is_shared, atoms):
         layers.join(layer_of[atom[:1]], layer_of[atom])
     layer_of_lane = np.repeat(np.arange(len(names)), [len(lanes) for lanes in units.lanes.values()])
     for tie in ties:
@@ -134,6 +134,10 @@ def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tupl
         inside = [atom for atom in atoms if layer_of[atom[0]] in members]
         groups.append(Group(tuple(names[item] for item in members), _stack(units, inside)))
     return tuple(groups)
+
+
+def _is_shared(atom: Ids) -> bool:
+    return len(atom) > 1
 
 
 def _stack(units: Units, atoms: Iterable[Ids]) -> tuple[Ids, ...]:
