@@ -134,6 +134,20 @@ def test_weights_are_found_however_they_are_made(opset, made):
     assert constant_value(layer.node.inputs[1], opset).tolist() == [[[1, 2], [3, 4]]]
 
 
+@pytest.mark.parametrize(
+    ("opset", "made"),
+    [
+        (6, "v = Add <broadcast = 1, axis = 1> (w, w)"),
+        (17, "i = Cast <to = 7> (w)  q = Div (i, i)  v = Cast <to = 1> (q)"),
+        (17, "v = Exp (w)"),
+        (17, "r = Relu (x)  v = Add (w, r)"),
+    ],
+)
+def test_what_others_may_compute_otherwise_is_no_constant(opset, made):
+    document = read(f"{made}  Y = Identity (v)", opset)
+    assert constant_value(document.graph.outputs[0], opset) is None
+
+
 def test_matrices_that_pick():
     def picked(rows):
         return picked_entries(np.array([rows], np.float32))

@@ -7,7 +7,7 @@ them, so that what else reads the same weight keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -130,7 +130,7 @@ def _compute(tensor: gs.Tensor, known: Mapping[int, Array], opset: int | None) -
     if node is None or node.op == "Constant":
         return None if node is None else _literal(node)
     values = [known.get(id(item)) for item in node.inputs]
-    if node.op in _ARITHMETIC and not all(_is_exact(node.op, value) for value in values):
+    if node.op in _ARITHMETIC and not _is_exact(node, values):
         return None
     if node.op in _MOVING | _ARITHMETIC:
         outputs = evaluate(node, values, opset or _opset_of(node))
@@ -140,11 +140,15 @@ def _compute(tensor: gs.Tensor, known: Mapping[int, Array], opset: int | None) -
     return None
 
 
-def _is_exact(op: str, value: Array | None) -> bool:
-    """Whether arithmetic on numbers of this type has one right result, which all compute."""
-    if value is None:
-        return False
-    return value.dtype.kind == "f" or (value.dtype.kind in "iu" and op not in ("Div", "Sqrt"))
+def _is_exact(node: gs.Node, values: Sequence[Array | None]) -> bool:
+    """Whether arithmetic on such numbers has one right result, which all compute.
+
+    Division of integers rounds in other ways elsewhere, and the attributes that arithmetic had
+    before opset 7 meant another way of broadcasting.
+    """
+    kinds = "f" if node.op in ("Div", "Sqrt") else "fiu"
+    known = all(value is not None and value.dtype.kind in kinds for value in values)
+    return known and not node.attrs
 
 
 def _held(tensor: gs.Constant) -> Array:
