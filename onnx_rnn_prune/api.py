@@ -30,6 +30,7 @@ from onnx_rnn_prune.flow.finish import PruneResult, finish
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.flow.worth import never_worth
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
@@ -174,11 +175,14 @@ def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> d
     total = count_params(opened.document)
     warnings = list(opened.notes)
     rows: dict[str, Any] = {}
+    pinned: Mapping[str, str] = {}
     try:
         data = open_data(opened, None, None, seed=0)
         names = [layer.name for layer in opened.layers]
-        prepared = study(opened, names, data, silent).prepared
+        studied = study(opened, names, data, silent)
+        prepared = studied.prepared
         rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+        pinned = {**prepared.left, **never_worth(opened, data, studied)}
     except PruneError as error:
         warnings.append(f"where the units end is not known: {error}")
     return {
@@ -201,7 +205,7 @@ def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> d
                 "share_of_params": layer.params() / max(total, 1),
                 "flops_per_step": layer.flops(),
                 "outlets": rows.get(layer.name, []),
-                "pinned": None,
+                "pinned": pinned.get(layer.name),
             }
             for layer in opened.layers
         ],

@@ -125,7 +125,7 @@ STOPS = {
     "a body": (
         "[if] y = If (yes) <then_branch = t () => (float[t, b, c] u) { u = Neg (h) },"
         " else_branch = e () => (float[t, b, c] v) { v = Abs (h) }>",
-        "leaves if.then_branch as its output u",
+        "is read in a branch that ran on other data, or on none (Abs v)",
     ),
 }
 

@@ -13,11 +13,11 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
-from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
+from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import check_output, save_model
-from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
@@ -69,8 +69,8 @@ def finish(
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
-    report["layers"] = layer_rows(opened.layers, find_layers(Document.read(model).graph), rows)
-    report["warnings"] += [f"{name} is left alone: {why}" for name, why in prepared.left.items()]
+    left = find_layers(Document.read(model).graph)
+    report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
     report["oracle"] = plain(proof)
     report["recovery"] = {
         "asked": recover or "auto",
@@ -91,7 +91,7 @@ def _recover(
     progress: Progress,
 ) -> tuple[Recovered, str]:
     wanted = asked or "auto"
-    if studied.evidence is None:
+    if not data.given:
         if wanted in ("bias", "lstsq"):
             raise PruneError(
                 f"{wanted} looks at what the units do, and there is no data",
@@ -99,6 +99,10 @@ def _recover(
                 remedy="pass --data, or leave --recover out",
             )
         return Recovered("none", {}, None, 0.0), "there is no data to recover with"
+    if wanted == "none":
+        return Recovered("none", {}, None, 0.0), "asked for"
+    studied = look(studied, data, progress)
+    assert studied.evidence is not None
     bench = Bench(
         prepared=studied.prepared,
         keep=plan.mask(studied.prepared.trace),
@@ -117,7 +121,7 @@ def _untouched(
     """A plan that keeps everything leaves the model as it is."""
     model = opened.document.write()
     report = _report(opened, data, model, mode, progress)
-    report["layers"] = layer_rows(opened.layers, opened.layers, {})
+    report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))
     nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
     report["recovery"] = {**nothing, "reason": "nothing was cut"}
@@ -127,7 +131,7 @@ def _untouched(
 def _report(
     opened: Opened, data: Data, model: onnx.ModelProto, mode: str, progress: Progress
 ) -> dict[str, Any]:
-    result = Runner(model, name="the pruned model")
+    result = Runner(model, name="the pruned model", remedy=OURS)
     progress("measuring", 0, None)
     original = opened.run()
     drifts = drift(original, result, data.judging)

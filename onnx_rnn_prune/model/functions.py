@@ -1,7 +1,7 @@
 """Model-local functions: those that hold recurrent layers are written out where they are called.
 
 A function's body may be called from several places with other weights, so a layer in there is not
-one layer. Functions without recurrent layers stay functions.
+one layer. Functions that have nothing to do with recurrent layers stay functions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,19 @@ def inline_layers(model: onnx.ModelProto, ops: Iterable[str]) -> onnx.ModelProto
         holding = found
     if not holding:
         return model
-    return inliner.inline_selected_functions(model, sorted(holding))
+    return inliner.inline_selected_functions(model, sorted(holding | _called(model, holding)))
+
+
+def _called(model: onnx.ModelProto, names: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """What some functions call, directly or not: units flow through it."""
+    known = {(function.domain, function.name): function for function in model.functions}
+    found: set[tuple[str, str]] = set()
+    left = set(names)
+    while left:
+        calls = {(node.domain, node.op_type) for name in left for node in known[name].node}
+        left = (calls & known.keys()) - found
+        found |= left
+    return found
 
 
 def _holds(

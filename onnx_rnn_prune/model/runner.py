@@ -38,6 +38,10 @@ class NamedFeed(dict[str, Array]):
 _LARGE = 1 << 20
 
 
+# What to do where a model that was made here does not run.
+OURS = "report this; no file was written"
+
+
 class Runner:
     """A model loaded in onnxruntime on the CPU.
 
@@ -50,6 +54,7 @@ class Runner:
             of inner tensors are wanted, or two models must be compared operator by operator, it is
             better off.
         name: how errors call the model.
+        remedy: what errors tell to do; to look at the file or the feed where it is left out.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Runner:
         threads: int = 1,
         optimize: bool = True,
         name: str = "the model",
+        remedy: str | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -72,13 +78,14 @@ class Runner:
             levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         )
         self.name = name
+        self.remedy = remedy
         try:
             self._session = _open(model, outputs, options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise PruneError(
                 f"onnxruntime cannot load it: {first_line(error)}",
                 where=name,
-                remedy="check that the file runs in onnxruntime before pruning it",
+                remedy=remedy or "check that the file runs in onnxruntime before pruning it",
             ) from error
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
@@ -95,7 +102,7 @@ class Runner:
             raise PruneError(
                 f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",
                 where=self.name,
-                remedy="check the feed's shapes and values",
+                remedy=self.remedy or "check the feed's shapes and values",
             ) from error
         return dict(zip(names, values, strict=True))
 

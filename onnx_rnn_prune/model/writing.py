@@ -55,7 +55,7 @@ class Writer:
             for item in source.sparse_initializer
             if not is_edited(tensors.get(item.values.name))
         )
-        result.input.extend(_inputs(graph, source))
+        result.input.extend(_inputs(graph, source, tensors))
         result.output.extend(map(_renamed, source.output, graph.outputs))
         result.output.extend(
             onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
@@ -135,7 +135,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _inputs(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+def _inputs(
+    graph: gs.Graph, source: onnx.GraphProto, tensors: dict[str, gs.Tensor]
+) -> Iterator[onnx.ValueInfoProto]:
     """A graph's inputs; those with a default are not listed among what the graph takes."""
     defaults = {tensor.name for tensor in source.initializer}
     defaults |= {tensor.values.name for tensor in source.sparse_initializer}
@@ -146,7 +148,7 @@ def _inputs(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.ValueInfo
         places = {tensor.name: tensor for tensor in graph.inputs}
     for port in source.input:
         if port.name in defaults:
-            yield port
+            yield _with_shape(port, tensors.get(port.name))
         elif port.name in places:
             yield _renamed(port, places[port.name])
 

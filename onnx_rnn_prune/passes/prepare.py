@@ -101,10 +101,16 @@ def _is_default(document: Document, tensor: gs.Tensor) -> bool:
     source = document.source
     if source.ir_version < 4:
         return False
-    if tensor.inputs:
-        return any(_is_default(document, item) for item in tensor.inputs[0].inputs)
-    held = isinstance(tensor, gs.Constant)
-    return held and any(port.name == tensor.name for port in source.graph.input)
+    ports = {port.name for port in source.graph.input}
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:  # each tensor once: sums of residuals have very many ways through them
+        item = waiting.pop()
+        if isinstance(item, gs.Constant) and item.name in ports:
+            return True
+        before = [other for node in item.inputs for other in node.inputs]
+        waiting += [other for other in before if id(other) not in seen]
+        seen.update(map(id, before))
+    return False
 
 
 def _chosen(document: Document, names: tuple[str, ...]) -> list[RecurrentLayer]:

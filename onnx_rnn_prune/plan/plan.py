@@ -46,11 +46,13 @@ class Plan:
         model: SHA-256 of the model that the plan is for, see `fingerprint`.
         layers: by layer name.
         notes: what the user should know about the choice; not saved.
+        pinned: layers that the choice leaves whole, and why; not saved.
     """
 
     model: str
     layers: Mapping[str, LayerPlan]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    pinned: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def from_mask(model: str, trace: Trace, keep: Mask) -> Plan:
@@ -91,7 +93,8 @@ class Plan:
                     )
             if len({int(keep[atoms[:, 0]].sum()) for atoms in group.atoms}) > 1:
                 raise PruneError(
-                    "they must keep equally many units in each direction",
+                    "they must keep equally many units in each layer and direction, since their"
+                    " outputs lie side by side",
                     where=f"plan for {', '.join(group.layers)}",
                     remedy=_REMEDY,
                 )

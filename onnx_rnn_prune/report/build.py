@@ -18,7 +18,10 @@ Ends = Mapping[Outlet, tuple[str, ...]]
 
 
 def layer_rows(
-    before: Iterable[RecurrentLayer], after: Iterable[RecurrentLayer], outlets: Mapping[str, Any]
+    before: Iterable[RecurrentLayer],
+    after: Iterable[RecurrentLayer],
+    outlets: Mapping[str, Any],
+    pinned: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """What became of each layer of a model."""
     later = {layer.name: layer for layer in after}
@@ -33,6 +36,7 @@ def layer_rows(
             "params_before": layer.params(),
             "params_after": later[layer.name].params() if layer.name in later else 0,
             "outlets": outlets.get(layer.name, []),
+            "pinned": pinned.get(layer.name),
         }
         for layer in before
     ]

@@ -86,6 +86,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "variance": variance,
     "reconstruction": reconstruction,
 }
+# Those that look at what units do, and need evidence for it.
+LOOKING = frozenset({"activation", "variance", "reconstruction"})
 
 
 def _evidence(subject: Subject, name: str) -> Evidence:

@@ -13,10 +13,10 @@ from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
-from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, unit_axis
+from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, tied_lanes, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop
-from onnx_rnn_prune.trace.units import Group, Partition, Units, make_groups, uneven_lanes
+from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
 
 GRAPH_OUTPUT = ""
 
@@ -84,6 +84,7 @@ class _Walk:
     bindings: list[Binding] = field(default_factory=list)
     ends: dict[Outlet, list[str]] = field(default_factory=dict)
     meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
+    ties: list[Ids] = field(default_factory=list)
     stops: dict[Outlet, str] = field(default_factory=dict)
 
     def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
@@ -127,7 +128,7 @@ def trace(
     return Trace(
         layers=followed,
         units=units,
-        groups=make_groups(units, classes),
+        groups=make_groups(units, classes, walk.ties),
         labels=walk.labels,
         axes=walk.axes,
         bindings=tuple(walk.bindings),
@@ -194,6 +195,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
             axis = unit_axis(labels, walk.units.lane_of)
             assert axis is not None
             walk.axes[name] = axis
+            walk.ties.append(tied_lanes(labels, axis, walk.units.lane_of))
             walk.origins[name] = came
     walk.bindings += [Binding(key, bound) for bound in result.bound]
     walk.meetings += [(left, right, came, title) for left, right in result.same]
