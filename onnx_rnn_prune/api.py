@@ -30,6 +30,7 @@ from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.plan.cost import count_params
@@ -176,7 +177,7 @@ def inspect(model: ModelSource) -> dict[str, Any]:
     return {
         "model": {
             "path": None if not isinstance(model, str | Path) else str(model),
-            "bytes": opened.model.ByteSize(),
+            "bytes": stored_bytes(opened.model, like=opened.model),
             "params": total,
             "inputs": [str(port) for port in signature.inputs(opened.model)],
             "outputs": [str(port) for port in signature.outputs(opened.model)],
@@ -227,9 +228,10 @@ def compare(
     feeds = _feeds(models[0], data, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
+    sizes = [stored_bytes(model, like=model) for model in models]
     return {
         "drift": {name: plain(values) for name, values in found.items()},
-        "bytes": {"a": models[0].ByteSize(), "b": models[1].ByteSize()},
+        "bytes": {"a": sizes[0], "b": sizes[1]},
         "latency": plain(latency(first, second, next(iter(feeds)))),
         "passed": most is None or (math.isfinite(worst) and worst <= most),
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],

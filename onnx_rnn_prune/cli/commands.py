@@ -16,7 +16,7 @@ from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import check_output
+from onnx_rnn_prune.model.files import check_output, weight_files, weights_beside
 from onnx_rnn_prune.report.table import sentence
 
 # Wide enough for layer names; a pipe has no width of its own.
@@ -75,7 +75,8 @@ def prune(
     save_plan: str | None,
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
-    _check_outputs([out, json_path, save_plan], [model, data, eval_data])
+    outputs = [out, *_beside(out, model), json_path, save_plan]
+    _check_outputs(outputs, [model, data, eval_data])
     with report.ProgressBars() as progress:
         result = api.prune(
             model,
@@ -94,13 +95,13 @@ def prune(
             seed=seed,
             progress=progress,
         )
-    result.save(out)
+    files = result.save(out)
     if save_plan:
         result.plan.save(save_plan)
     if json_path:
         report.write_json(result.report, json_path)
     _print(result.report, report.prune_table)
-    _saved(out, save_plan, json_path)
+    _saved(*files, save_plan, json_path)
 
 
 @cli.command()
@@ -154,14 +155,14 @@ def apply(
     model: str, plan_path: str, out: str, mode: str, recover: str | None, data: str | None
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    _check_outputs([out], [model, plan_path, data])
+    _check_outputs([out, *_beside(out, model)], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
             model, plan_path, mode=mode, recover=recover, data=data, progress=progress
         )
-    result.save(out)
+    files = result.save(out)
     _print(result.report, report.prune_table)
-    _saved(out)
+    _saved(*files)
 
 
 @cli.command()
@@ -196,6 +197,11 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
     _print(found, report.bench_table, as_json)
 
 
+def _beside(out: str, model: str) -> list[str]:
+    """The file of weights that comes with a result if the model has its weights apart."""
+    return [str(weights_beside(out))] if weight_files(model) else []
+
+
 def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
     """Refuses what cannot be written, or must not be, before the work is done."""
     paths = [Path(path) for path in outputs if path is not None]
@@ -219,8 +225,8 @@ def _print(
         _console().print(table(content))
 
 
-def _saved(*paths: str | None) -> None:
-    _console().print(sentence("Written", ", ".join(path for path in paths if path)))
+def _saved(*paths: str | Path | None) -> None:
+    _console().print(sentence("Written", ", ".join(str(path) for path in paths if path)))
 
 
 def _console() -> Console:

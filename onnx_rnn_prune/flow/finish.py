@@ -16,7 +16,8 @@ from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.files import check_output, save_model
+from onnx_rnn_prune.model.external import is_apart, whole_model
+from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.plan.plan import Plan
@@ -30,21 +31,39 @@ class PruneResult:
     """A pruned model and the proof beside it.
 
     Attributes:
-        model: the pruned model.
+        written: the pruned model; weights that were not touched may lie in the original's files.
         plan: which units were kept.
         report: plain values, as in the JSON report.
+        apart: whether weights are saved in a file of their own, as the original's are.
         inputs: files and folders that were read.
     """
 
-    model: onnx.ModelProto
+    written: onnx.ModelProto
     plan: Plan
     report: dict[str, Any]
+    apart: bool = False
     inputs: tuple[Path, ...] = ()
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model file, whole or not at all, and never over an input."""
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model with all of its weights.
+
+        Raises:
+            PruneError: it is larger than one message can be.
+        """
+        return whole_model(self.written)
+
+    def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Writes the model, whole or not at all, and never over an input.
+
+        Returns:
+            The path, and where weights lie apart that of `<path>.data`.
+        """
         check_output(path, self.inputs)
-        save_model(self.model, path)
+        if not self.apart:
+            return save_model(self.written, path)
+        check_output(weights_beside(path), self.inputs)
+        return save_apart(self.written, path)
 
 
 def finish(
@@ -78,7 +97,7 @@ def finish(
         "rounds": recovered.rounds,
         "reason": reason,
     }
-    return PruneResult(model, plan, report)
+    return PruneResult(model, plan, report, is_apart(opened.model))
 
 
 def _recover(
@@ -120,7 +139,7 @@ def _untouched(
     report["oracle"] = plain(Oracle(0.0, True, 0))
     nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
     report["recovery"] = {**nothing, "reason": "nothing was cut"}
-    return PruneResult(model, plan, report)
+    return PruneResult(model, plan, report, is_apart(opened.model))
 
 
 def _report(

@@ -11,10 +11,10 @@ from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnx_rnn_prune.model.evaluate import evaluate
+from onnx_rnn_prune.model.external import tensor_values
 from onnx_rnn_prune.model.runner import Array
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
@@ -45,7 +45,7 @@ def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
         if isinstance(held, SparseValues):
             return np.asarray(held.load(), dtype=held.dtype)
         if isinstance(held, LazyValues):
-            return np.asarray(numpy_helper.to_array(held.tensor))
+            return tensor_values(held.tensor)
         return np.asarray(held)
     if not tensor.inputs:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy.typing as npt
 import onnx
@@ -13,7 +13,15 @@ import onnxruntime as ort
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import WeightFile, without_weights
+from onnx_rnn_prune.model.external import (
+    Shelves,
+    is_apart,
+    is_reference,
+    raw_chunks,
+    reference_path,
+    referring,
+    with_weights,
+)
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 
@@ -36,6 +44,10 @@ class NamedFeed(dict[str, Array]):
 
 # A session of a larger model is opened from files, which takes less memory.
 _LARGE = 1 << 20
+# Where onnxruntime looks for files of weights.
+_FOLDER = "session.model_external_initializers_file_folder_path"
+# Mapping starts at a multiple of the system's page size, which is at most this.
+_PAGE = 1 << 16
 
 
 class Runner:
@@ -105,23 +117,47 @@ def _open(
 ) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     source = model.source if isinstance(model, Document) else model
-    if source.ByteSize() < _LARGE:
+    if source.ByteSize() < _LARGE and not is_apart(source):
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
         return ort.InferenceSession(content, options, providers=providers)
     # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        weights = WeightFile(Path(folder) / "weights")
-        light = (
-            model.write(weights.take)
-            if isinstance(model, Document)
-            else without_weights(model, weights)
-        )
-        weights.close()
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(_asked(light, outputs).SerializeToString())
+        path = Path(folder).resolve() / "weights"
+        with path.open("wb") as file:
+            weights = _Weights(path, file)
+            light = (
+                model.write(weights.take)
+                if isinstance(model, Document)
+                else with_weights(model, weights.take)
+            )
+        options.add_session_config_entry(_FOLDER, path.anchor)
+        content = _asked(light, outputs).SerializeToString()
+        del light
         give_back()
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(content, options, providers=providers)
+
+
+class _Weights:
+    """Weights as a session maps them: those in files where they lie, others in a new file.
+
+    onnxruntime takes only names below one folder, which is the root here.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._file, self._root = file, path.anchor
+        self._shelves = Shelves(str(path.relative_to(path.anchor)), self._put, _PAGE)
+
+    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """What is written in place of a weight."""
+        path = reference_path(tensor) if is_reference(tensor) else None
+        if path is None or path.anchor != self._root:
+            return self._shelves.take(tensor)
+        return referring(tensor, str(path.relative_to(self._root)))
+
+    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
+        self._file.seek(start)
+        self._file.writelines(raw_chunks(tensor))
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:

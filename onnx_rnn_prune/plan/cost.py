@@ -13,12 +13,16 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.trace import Trace
 
 Counts = Sequence[int]
+
+# What a reference to a weight may take more than is counted: a long file name, aligned places.
+_SPARE = 320
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ class Cost:
         return Cost(
             params=count_params(cut) - sum(size.entries(counts) for size in sizes),
             flops=2 * (recurrent_weights(cut) - recurrent),
-            bytes=cut.write().ByteSize() - held,
+            bytes=_most_bytes(cut) - held,
             sizes=sizes,
         )
 
@@ -92,6 +96,13 @@ class Cost:
         return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
 
 
+def _most_bytes(cut: Document) -> int:
+    """The size of a document in files; with weights apart, the most that it may come to."""
+    model = cut.write()
+    total = stored_bytes(model, like=cut.source)
+    return total + len(model.graph.initializer) * _SPARE if is_apart(cut.source) else total
+
+
 def limit_of(budget: Budget, document: Document) -> int:
     """A budget as a number: a share is of what the document has."""
     if budget.amount is not None:
@@ -100,7 +111,7 @@ def limit_of(budget: Budget, document: Document) -> int:
     totals = {
         "params": count_params(document),
         "flops": 2 * recurrent_weights(document),
-        "bytes": document.write().ByteSize(),
+        "bytes": stored_bytes(document.write(), like=document.source),
     }
     return int(totals[budget.kind] * budget.share)
 
