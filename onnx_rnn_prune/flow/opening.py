@@ -13,6 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.single import unknown_type
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.layout import SortNodes, StateHiddenSize, TimeFirst
 
@@ -68,6 +69,12 @@ def open_model(source: ModelSource) -> Opened:
         )
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
+    kind = unknown_type(model)
+    if kind:
+        notes.append(
+            f"layers compute in {kind}, for which onnxruntime has no kernels: all was measured and"
+            " proven on a twin in float32"
+        )
     opened = Opened(
         name, model, document, layers, document if stated or turned else model, tuple(notes)
     )

@@ -8,6 +8,7 @@ else reads the same weight keeps it.
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -75,6 +76,28 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
         return tuple(tensor.shape)
     value = constant_value(tensor)
     return None if value is None else value.shape
+
+
+def storage_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
+    """The narrower type of floats as which a constant is held, to be widened by a Cast; else None.
+
+    Rounding to bytes is quantization, which takes more than a Cast to undo.
+    """
+    value = constant_value(tensor)
+    while value is not None and not isinstance(tensor, gs.Constant) and tensor.inputs:
+        node = tensor.inputs[0]
+        if node.op not in _MOVING or not node.inputs:
+            return None
+        tensor = node.inputs[0]
+        held = constant_value(tensor) if node.op == "Cast" else None
+        if held is not None and is_float(held.dtype) and 2 <= held.itemsize < value.itemsize:
+            return held.dtype
+    return None
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether entries are floats, also of the types that NumPy itself lacks."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def is_zero(tensor: gs.Tensor) -> bool:

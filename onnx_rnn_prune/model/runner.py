@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import (
     Shelves,
@@ -24,6 +26,7 @@ from onnx_rnn_prune.model.external import (
 )
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.single import as_single, unknown_type
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -92,13 +95,20 @@ class Runner:
                 where=name,
                 remedy="check that the file runs in onnxruntime before pruning it",
             ) from error
+        self._takes, self._gives = _conversions(
+            model.source if isinstance(model, Document) else model
+        )
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Runs one feed; returns the named outputs (all by default)."""
         names = list(self.outputs if outputs is None else outputs)
-        known = {name: feed[name] for name in self.inputs if name in feed}
+        known = {
+            name: _converted(feed[name], self._takes.get(name))
+            for name in self.inputs
+            if name in feed
+        }
         try:
             values = self._session.run(names, known)
         except Exception as error:
@@ -109,7 +119,10 @@ class Runner:
                 where=self.name,
                 remedy="check the feed's shapes and values",
             ) from error
-        return dict(zip(names, values, strict=True))
+        return {
+            name: _converted(value, self._gives.get(name))
+            for name, value in zip(names, values, strict=True)
+        }
 
 
 def _open(
@@ -117,6 +130,8 @@ def _open(
 ) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     source = model.source if isinstance(model, Document) else model
+    if unknown_type(source):
+        model = as_single(model.write() if isinstance(model, Document) else model)
     if source.ByteSize() < _LARGE and not is_apart(source):
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
@@ -136,6 +151,23 @@ def _open(
         del light
         give_back()
         return ort.InferenceSession(content, options, providers=providers)
+
+
+Types = Mapping[str, np.dtype[Any]]
+
+
+def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
+    """What inputs and outputs are converted to where a twin in single precision runs instead."""
+    if not unknown_type(model):
+        return {}, {}
+    twin = with_weights(model, lambda tensor: onnx.TensorProto(name=tensor.name))
+    sides = signature.inputs(as_single(twin)), signature.outputs(model)
+    takes, gives = ({port.name: port.dtype for port in ports if port.dtype} for ports in sides)
+    return takes, gives
+
+
+def _converted(value: Array, dtype: np.dtype[Any] | None) -> Array:
+    return value if dtype is None or value.dtype == dtype else value.astype(dtype)
 
 
 class _Weights:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.model.constants import constant_shape, require_constant
+from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
@@ -167,7 +167,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
             constants=np.array([(line < 0).sum() for line in lines]),
             factors=np.stack(factors),
-            itemsize=value.itemsize,
+            itemsize=(storage_type(tensor) or value.dtype).itemsize,
             recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
         )
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.validate.outputs import is_float, numbers, pairs, same_places
+from onnx_rnn_prune.validate.outputs import numbers, pairs, same_places
 
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
 # tolerance is finer than such a type can tell apart.
@@ -68,7 +69,7 @@ def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:
     """The largest difference, and how many times what is allowed that is."""
     if one.size == 0:
         return 0.0, 0.0
-    if not is_float(one):
+    if not is_float(one.dtype):
         equal = bool(np.all(np.asarray(one == other)))
         excess = 0.0 if equal else math.inf
         if one.dtype.kind in "iu":
