@@ -25,6 +25,7 @@ from onnx_rnn_prune.flow.arguments import (
 from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import PruneResult, finish
+from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
@@ -52,6 +53,8 @@ def prune(
     allocate: str = "uniform",
     recover: str | None = None,
     mode: str = "shrink",
+    shrink_states: bool = False,
+    state_metadata: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -72,6 +75,9 @@ def prune(
         allocate: uniform, or global for one ranking over all layers.
         recover: none, bias or lstsq; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
+        shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
+            units only, in the order of the plan.
+        state_metadata: a key of the model's metadata that holds the width of a state, or several.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
@@ -88,6 +94,7 @@ def prune(
         keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
     )
     one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
     check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
@@ -97,7 +104,7 @@ def prune(
     opened = open_model(model)
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, progress)
+    result = finish(opened, given, plan_, studied, recover, mode, interface, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -142,6 +149,8 @@ def apply(
     eval_data: object = None,
     recover: str | None = None,
     mode: str = "shrink",
+    shrink_states: bool = False,
+    state_metadata: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -149,6 +158,7 @@ def apply(
     start = time.perf_counter()
     recovery(recover)
     one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
     whole(seed, "--seed", 0)
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
@@ -156,7 +166,7 @@ def apply(
     opened = open_model(model)
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, mode, progress)
+    result = finish(opened, given, chosen, None, recover, mode, interface, progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 

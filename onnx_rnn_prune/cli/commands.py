@@ -45,6 +45,7 @@ def inspect(model: str, as_json: bool) -> None:
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.recover
 @options.mode
+@options.states
 @click.option(
     "--json",
     "json_path",
@@ -66,6 +67,8 @@ def prune(
     allocate: str,
     recover: str | None,
     mode: str,
+    shrink_states: bool,
+    state_metadata: tuple[str, ...],
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -88,6 +91,8 @@ def prune(
             allocate=allocate,
             recover=recover,
             mode=mode,
+            shrink_states=shrink_states,
+            state_metadata=state_metadata,
             only=only,
             skip=skip,
             align=align,
@@ -149,16 +154,31 @@ def plan(
 @click.argument("plan_path", type=options.name, metavar="PLAN")
 @options.output
 @options.mode
+@options.states
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
-    model: str, plan_path: str, out: str, mode: str, recover: str | None, data: str | None
+    model: str,
+    plan_path: str,
+    out: str,
+    mode: str,
+    shrink_states: bool,
+    state_metadata: tuple[str, ...],
+    recover: str | None,
+    data: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
     _check_outputs([out, *_beside(out, model)], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
-            model, plan_path, mode=mode, recover=recover, data=data, progress=progress
+            model,
+            plan_path,
+            mode=mode,
+            shrink_states=shrink_states,
+            state_metadata=state_metadata,
+            recover=recover,
+            data=data,
+            progress=progress,
         )
     files = result.save(out)
     _print(result.report, report.prune_table)

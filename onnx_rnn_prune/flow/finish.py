@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
+from onnx_rnn_prune.flow.interface import Interface, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
@@ -20,6 +22,7 @@ from onnx_rnn_prune.model.external import is_apart, whole_model
 from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.recover import Recover
+from onnx_rnn_prune.passes.states import State
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
@@ -73,6 +76,7 @@ def finish(
     studied: Studied | None,
     recover: str | None,
     mode: str,
+    interface: Interface,
     progress: Progress,
 ) -> PruneResult:
     """Recovers, cuts, proves and measures."""
@@ -83,10 +87,19 @@ def finish(
     progress("checking", 0, None)
     document = studied.prepared.document.copy()
     Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
-    proof = prove(opened, studied, plan, document, proof_feeds(opened, data.held_out))
-    model = cut(document, studied, plan, mode).write()
+    feeds = proof_feeds(opened, data.held_out)
+    proof = prove(opened, studied, plan, document, feeds)
+    shrunk = cut(document, studied, plan, mode)
+    narrowed = narrow(opened, shrunk, interface, feeds)
+    model = shrunk.write()
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
+    if narrowed.states:
+        model = narrowed.document.write()
+        report["totals"] = total_rows(opened.model, model)
+    update_metadata(model, interface, narrowed.states)
+    report["states"] = state_rows(narrowed.states)
+    report["warnings"] += narrowed.notes
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
     report["layers"] = layer_rows(opened.layers, find_layers(Document.read(model).graph), rows)
     report["oracle"] = plain(proof)
@@ -98,6 +111,20 @@ def finish(
         "reason": reason,
     }
     return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
+    """The states of the interface that became narrower."""
+    return [
+        {
+            "layer": state.layer,
+            "input": state.source,
+            "output": state.result,
+            "before": state.width,
+            "after": state.kept,
+        }
+        for state in states
+    ]
 
 
 def _recover(
