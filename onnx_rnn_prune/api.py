@@ -27,12 +27,14 @@ from onnx_rnn_prune.flow.arguments import (
 from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import PruneResult, finish
+from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.flow.worth import never_worth
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.plan.cost import count_params
@@ -56,6 +58,8 @@ def prune(
     allocate: str = "uniform",
     recover: str | None = None,
     mode: str = "shrink",
+    shrink_states: bool = False,
+    state_metadata: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -77,6 +81,9 @@ def prune(
         allocate: uniform, or global for one ranking over all layers.
         recover: none, bias or lstsq; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
+        shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
+            units only, in the order of the plan.
+        state_metadata: a key of the model's metadata that holds the width of a state, or several.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
@@ -94,6 +101,7 @@ def prune(
         keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
     )
     one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
     check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
@@ -103,7 +111,7 @@ def prune(
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, progress)
+    result = finish(opened, given, plan_, studied, recover, mode, interface, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -150,6 +158,8 @@ def apply(
     recover: str | None = None,
     mode: str = "shrink",
     freeze: Mapping[str, object] = _NOTHING,
+    shrink_states: bool = False,
+    state_metadata: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -157,6 +167,7 @@ def apply(
     start = time.perf_counter()
     recovery(recover)
     one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
     whole(seed, "--seed", 0)
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
@@ -164,7 +175,7 @@ def apply(
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, mode, progress)
+    result = finish(opened, given, chosen, None, recover, mode, interface, progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 
@@ -188,7 +199,7 @@ def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> d
     return {
         "model": {
             "path": None if not isinstance(model, str | Path) else str(model),
-            "bytes": opened.model.ByteSize(),
+            "bytes": stored_bytes(opened.model, like=opened.model),
             "params": total,
             "inputs": [str(port) for port in signature.inputs(opened.model)],
             "outputs": [str(port) for port in signature.outputs(opened.model)],
@@ -239,9 +250,10 @@ def compare(
     feeds = _feeds(models[0], data, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
+    sizes = [stored_bytes(model, like=model) for model in models]
     return {
         "drift": {name: plain(values) for name, values in found.items()},
-        "bytes": {"a": models[0].ByteSize(), "b": models[1].ByteSize()},
+        "bytes": {"a": sizes[0], "b": sizes[1]},
         "latency": plain(latency(first, second, next(iter(feeds)))),
         "passed": most is None or (math.isfinite(worst) and worst <= most),
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],

@@ -14,6 +14,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.functions import inline_layers
 from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.single import unknown_type
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.freeze import Freeze, TakeBranches
@@ -81,6 +82,12 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
         )
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
+    kind = unknown_type(model)
+    if kind:
+        notes.append(
+            f"layers compute in {kind}, for which onnxruntime has no kernels: all was measured and"
+            " proven on a twin in float32"
+        )
     opened = Opened(
         name, model, document, layers, document if stated or turned else written_out, tuple(notes)
     )

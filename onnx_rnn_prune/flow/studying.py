@@ -62,7 +62,7 @@ def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> Document
     keep = plan.mask(studied.prepared.trace)
     result = document.copy()
     if mode == "zero":
-        Zero(studied.prepared.trace, keep)(result)
+        Pipeline((Zero(studied.prepared.trace, keep), DropUnread()))(result)
     else:
         shrink = Shrink(studied.prepared.trace, keep)
         Pipeline((shrink, DropRoom(), PickEntries(), ShareTwins(), DropUnread()))(result)

@@ -17,6 +17,7 @@ from onnx_rnn_prune.flow.studying import Studied, cut, settle
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.passes.prepare import STATES
 from onnx_rnn_prune.plan.allocation import choose
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
@@ -46,14 +47,14 @@ def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits:
             return whole
         found = settle(opened, known, candidate, data, silent)
         document = filled(found) if refits else found.prepared.document
-        return int(cut(document, found, candidate, "shrink").write().ByteSize())
+        return stored_bytes(cut(document, found, candidate, "shrink").write(), opened.model)
 
     trace = studied.prepared.trace
     doubtful = _doubtful(studied, plan)
     groups = [group.layers for group in trace.groups if not doubtful.isdisjoint(group.layers)]
     if not groups:
         return plan
-    whole = int(opened.document.write().ByteSize())
+    whole = stored_bytes(opened.document.write(), opened.model)
     least = size(plan, studied)
     for names in groups:
         other = _pinned(plan, names)

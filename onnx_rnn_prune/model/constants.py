@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnx_rnn_prune.model.evaluate import evaluate
+from onnx_rnn_prune.model.external import tensor_values
 from onnx_rnn_prune.model.runner import Array
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
@@ -66,6 +67,28 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
         return tuple(tensor.shape)
     value = constant_value(tensor)
     return None if value is None else value.shape
+
+
+def storage_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
+    """The narrower type of floats as which a constant is held, to be widened by a Cast; else None.
+
+    Rounding to bytes is quantization, which takes more than a Cast to undo.
+    """
+    value = constant_value(tensor)
+    while value is not None and not isinstance(tensor, gs.Constant) and tensor.inputs:
+        node = tensor.inputs[0]
+        if node.op not in _MOVING or not node.inputs:
+            return None
+        tensor = node.inputs[0]
+        held = constant_value(tensor) if node.op == "Cast" else None
+        if held is not None and is_float(held.dtype) and 2 <= held.itemsize < value.itemsize:
+            return held.dtype
+    return None
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether entries are floats, also of the types that NumPy itself lacks."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def is_zero(tensor: gs.Tensor) -> bool:
@@ -156,7 +179,7 @@ def _held(tensor: gs.Constant) -> Array:
     if isinstance(held, SparseValues):
         return np.asarray(held.load(), dtype=held.dtype)
     if isinstance(held, LazyValues):
-        return np.asarray(numpy_helper.to_array(held.tensor))
+        return tensor_values(held.tensor)
     return np.asarray(held)
 
 

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.model.edit import like_constant, replace_constants, set_input
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.passes.resize import resize
@@ -75,7 +75,7 @@ class Unshare:
             labels = b"".join(bound.labels.tobytes() for bound in bounds)
             if known.setdefault(tensor.name, labels) != labels:
                 value = require_constant(tensor, graph.opset)
-                set_input(nodes[key], slot, add_constant(graph, f"{tensor.name}_cut", value))
+                set_input(nodes[key], slot, like_constant(graph, tensor, value))
                 changed = True
         return changed
 
@@ -112,21 +112,11 @@ def _rewrite(
         readers[key].append((nodes[node_name], slot))
         values[key] = result
     for key, places in readers.items():
-        _replace(document.graph, places, values[key])
+        replace_constants(document.graph, places, values[key])
     return bool(readers)
 
 
 def _digest(value: Array) -> bytes:
     """Tells values apart without holding them."""
-    return hashlib.sha256(np.asarray(value, order="C").data).digest()
-
-
-def _replace(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:
-    node, slot = places[0]
-    tensor = node.inputs[slot]
-    if isinstance(tensor, gs.Constant) and len(tensor.outputs) == len(places):
-        tensor.values = np.asarray(value, order="C")
-        return
-    made = add_constant(graph, f"{tensor.name}_cut", value)
-    for node, slot in places:
-        set_input(node, slot, made)
+    plain = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # bfloat16 has no buffer
+    return hashlib.sha256(plain.data).digest()

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import find_layers, find_twins
-from onnx_rnn_prune.model.constants import constant_shape, require_constant
+from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
@@ -21,6 +22,8 @@ from onnx_rnn_prune.trace.trace import Trace
 Counts = Sequence[int]
 
 _WEIGHTS = (1, 2, 3, 7)  # W, R, B and P, which equal layers share
+# What a reference to a weight may take more than is counted: a long file name, aligned places.
+_SPARE = 320
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,7 @@ class Cost:
         return Cost(
             params=count_params(cut) - sum(size.entries(counts) for size in sizes),
             flops=2 * (recurrent_weights(cut) - recurrent),
-            bytes=cut.write().ByteSize() - held,
+            bytes=_most_bytes(cut) - held,
             sizes=sizes,
         )
 
@@ -94,6 +97,13 @@ class Cost:
         return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
 
 
+def _most_bytes(cut: Document) -> int:
+    """The size of a document in files; with weights apart, the most that it may come to."""
+    model = cut.write()
+    total = stored_bytes(model, like=cut.source)
+    return total + len(model.graph.initializer) * _SPARE if is_apart(cut.source) else total
+
+
 def limit_of(budget: Budget, document: Document) -> int:
     """A budget as a number: a share is of what the document has."""
     if budget.amount is not None:
@@ -102,7 +112,7 @@ def limit_of(budget: Budget, document: Document) -> int:
     totals = {
         "params": count_params(document),
         "flops": 2 * recurrent_weights(document),
-        "bytes": document.write().ByteSize(),
+        "bytes": stored_bytes(document.write(), like=document.source),
     }
     return int(totals[budget.kind] * budget.share)
 
@@ -163,7 +173,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
             constants=np.array([(line < 0).sum() for line in lines]),
             factors=np.stack(factors),
-            itemsize=value.itemsize,
+            itemsize=(storage_type(tensor) or value.dtype).itemsize,
             recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
         )
 

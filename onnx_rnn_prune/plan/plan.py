@@ -15,6 +15,7 @@ import onnx
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.external import is_reference, raw_chunks, with_weights
 from onnx_rnn_prune.model.files import write_atomically
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
@@ -213,8 +214,25 @@ def _no_plan(path: str | Path, error: Exception) -> PruneError:
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
-    """SHA-256 of a model's serialized message: the file's own hash where it holds all weights."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    """SHA-256 of a model's serialized message: the file's own hash where it holds all weights.
+
+    Weights in files follow the message, wherever they lie.
+    """
+    found = hashlib.sha256()
+    apart = [tensor for tensor in model.graph.initializer if is_reference(tensor)]
+    whole = with_weights(model, _without_place) if apart else model
+    found.update(whole.SerializeToString(deterministic=True))
+    for tensor in apart:
+        for chunk in raw_chunks(tensor):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _without_place(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    result = onnx.TensorProto()
+    result.CopyFrom(tensor)
+    result.ClearField("external_data")
+    return result
 
 
 def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLayer]) -> None:

@@ -11,6 +11,7 @@ import onnx
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 
@@ -75,7 +76,7 @@ def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int
         document = Document.read(model)
         totals[f"params_{name}"] = count_params(document)
         totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(document.graph))
-        totals[f"bytes_{name}"] = model.ByteSize()
+        totals[f"bytes_{name}"] = stored_bytes(model, like=before)
     return totals
 
 

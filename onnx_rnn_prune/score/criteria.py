@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.constants import require_constant
+from onnx_rnn_prune.model.constants import is_float, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.evidence import Evidence
@@ -106,7 +106,7 @@ def _pooled(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
     scores = np.zeros(subject.trace.units.count)
     for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
         value = require_constant(nodes[node].inputs[slot], subject.document.graph.opset)
-        if value.ndim < 2 or value.dtype.kind != "f":
+        if value.ndim < 2 or not is_float(value.dtype):
             continue
         amount = measure(value.astype(np.float64))
         for bound in bounds:
