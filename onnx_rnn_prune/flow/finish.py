@@ -20,7 +20,7 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart, whole_model
 from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
-from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.passes.states import State
 from onnx_rnn_prune.plan.plan import Plan
@@ -85,11 +85,8 @@ def finish(
     studied = settle(opened, studied, plan, data, progress)
     recovered, reason = _recover(opened, data, plan, studied, recover, progress)
     progress("checking", 0, None)
-    document = studied.prepared.document.copy()
-    Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
     feeds = proof_feeds(opened, data.held_out)
-    proof = prove(opened, studied, plan, document, feeds)
-    shrunk = cut(document, studied, plan, mode)
+    proof, shrunk = _prove(opened, studied, plan, recovered, mode, feeds)
     narrowed = narrow(opened, shrunk, interface, feeds)
     model = shrunk.write()
     prepared = studied.prepared
@@ -112,6 +109,20 @@ def finish(
         "reason": reason,
     }
     return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def _prove(
+    opened: Opened,
+    studied: Studied,
+    plan: Plan,
+    recovered: Recovered,
+    mode: str,
+    feeds: Sequence[Feed],
+) -> tuple[Oracle, Document]:
+    """The proof, and the cut; the document of full width is gone when they are there."""
+    document = studied.prepared.document.copy()
+    Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
+    return prove(opened, studied, plan, document, feeds), cut(document, studied, plan, mode)
 
 
 def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
