@@ -20,7 +20,6 @@ REFUSED = {
     "silero_vad": NO_NODE,
     "silero_vad_op15": NO_NODE,
     "silero_vad_half": NO_NODE,
-    "dksplit": NO_NODE,
 }
 BROKEN = {
     "ppocr_rec": "two sizes that Paddle calls '?' are taken for one; and as with tashkeel",

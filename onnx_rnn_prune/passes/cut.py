@@ -82,6 +82,8 @@ class Unshare:
 
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
     for bound in bounds:
+        if bound.dead is None:
+            continue
         value = np.where(kept(bound.labels, keep), value, np.array(bound.dead, value.dtype))
     return value
 

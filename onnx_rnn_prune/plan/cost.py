@@ -125,6 +125,7 @@ def recurrent_weights(document: Document) -> int:
 def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size]:
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
+    layers = {layer.key for layer in find_layers(document.graph)}
     left = result.graph.tensors()
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
@@ -157,7 +158,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             constants=np.array([(line < 0).sum() for line in lines]),
             factors=np.stack(factors),
             itemsize=value.itemsize,
-            recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
+            recurrent=name in layers and slot in (1, 2),
         )
 
 

@@ -17,7 +17,7 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
-from onnx_rnn_prune.score.readers import ProductReader, Reader
+from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
@@ -38,7 +38,7 @@ def find_readers(document: Document, trace: Trace) -> list[Reader]:
             continue
         node = nodes[binding.node]
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
-        stack = int(np.prod(lines.shape[:-2])) if node.op == "MatMul" else 1
+        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
         products[binding.node] = [ProductReader(binding, part, node.op) for part in range(stack)]
     found: list[Reader] = []
     for key in nodes:

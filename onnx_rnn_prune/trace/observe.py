@@ -12,7 +12,7 @@ from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.outputs import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.trace.rules import RULES, Shape
+from onnx_rnn_prune.trace.rules import Shape, rule_of
 
 _SUFFIX = "__observed_shape"
 # Inputs that say how an operator moves its data; their values are looked at.
@@ -77,7 +77,7 @@ def _behind(graph: gs.Graph, layers: list[RecurrentLayer]) -> list[gs.Node]:
     found = []
     for node in graph.nodes:
         if id(node) in reached or any(tensor.name in names for tensor in node.inputs):
-            if node.op not in RULES or node.domain:
+            if rule_of(node) is None:
                 continue
             found.append(node)
             names.update(tensor.name for tensor in node.outputs if tensor.name)

@@ -14,7 +14,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import node_key, subgraphs_of, tensors_of
 from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
-from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop
+from onnx_rnn_prune.trace.rules import Bound, Flow, Step, Stop, rule_of
 from onnx_rnn_prune.trace.units import Group, Partition, Units, make_groups, uneven_lanes
 
 GRAPH_OUTPUT = ""
@@ -80,6 +80,7 @@ class _Walk:
     labels: dict[str, Labels] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
     origins: dict[str, frozenset[Outlet]] = field(default_factory=dict)
+    altered: dict[str, str] = field(default_factory=dict)
     bindings: list[Binding] = field(default_factory=list)
     ends: dict[Outlet, list[str]] = field(default_factory=dict)
     meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
@@ -156,6 +157,7 @@ def _walk(
             walk.labels[tensor.name] = np.array(np.broadcast_to(placed, shape))
             walk.axes[tensor.name] = len(shape) - 1
             walk.lane_outputs[tensor.name] = (layer.name, name)
+            walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
     for node in document.graph.nodes:
         _visit(walk, node, observation, document.graph.opset)
     for tensor in document.graph.outputs:
@@ -187,6 +189,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
             assert axis is not None
             walk.axes[name] = axis
             walk.origins[name] = came
+            walk.altered[name] = result.alters or next(filter(None, step.altered), "")
     walk.bindings += [Binding(key, bound) for bound in result.bound]
     walk.meetings += [(left, right, came, title) for left, right in result.same]
     if any(bound.reads is not None for bound in result.bound):
@@ -224,12 +227,16 @@ def _make_step(
         observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
         results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
         opset=opset,
+        altered=tuple(
+            walk.altered[tensor.name] if came else ""
+            for tensor, came in zip(node.inputs, arriving, strict=True)
+        ),
     )
 
 
 def _apply_rule(step: Step) -> Flow | Stop:
-    rule = RULES.get(step.node.op)
-    if rule is None or step.node.domain:
+    rule = rule_of(step.node)
+    if rule is None:
         return Stop(f"is read by {step.node.op}, through which units cannot be followed")
     return rule(step)
 

@@ -27,7 +27,7 @@ def reduce(step: Step) -> Flow | Stop:
         labels = labels.take([0], axis)
     if not step.node.attrs.get("keepdims", 1):
         labels = labels.reshape([n for axis, n in enumerate(labels.shape) if axis not in axes])
-    return Flow({0: labels})
+    return Flow({0: labels}, alters=step.node.op if step.node.op == "ReduceLogSumExp" else "")
 
 
 def pool(step: Step) -> Flow | Stop:
@@ -46,7 +46,7 @@ def along_axis(step: Step) -> Flow | Stop:
         return Stop(f"feeds a parameter of {step.node.op}")
     if not all(uniform(labels, axis) for axis in _mixed_axes(step, labels)):
         return Stop(f"{step.node.op} mixes its units")
-    return Flow({0: labels})
+    return Flow({0: labels}, alters="" if step.node.op == "CumSum" else step.node.op)
 
 
 def _mixed_axes(step: Step, labels: Labels) -> list[int]:
