@@ -22,7 +22,7 @@ from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
 from onnx_rnn_prune.score.readers import Reader
-from onnx_rnn_prune.validate import Oracle, oracle
+from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, oracle
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def prove(
         cut(document, studied, plan, "zero"), optimize=whole, whole=whole, name="the zeroed model"
     )
     shrunk = Runner(cut(document, studied, plan, "shrink"), whole=whole, name="the shrunk model")
-    found = oracle(zeroed, shrunk, feeds)
+    found = oracle(zeroed, shrunk, feeds, QUANTIZED if whole else EXACT)
     if not found:
         raise Unmet(
             f"the shrunk model does not compute what the zeroed one does ({found.reason})",

@@ -24,7 +24,7 @@ def fresh_name(graph: gs.Graph, wanted: str) -> str:
 
 def add_constant(graph: gs.Graph, name: str, value: Array) -> gs.Constant:
     """A new constant; it becomes part of the model once a node reads it."""
-    return gs.Constant(fresh_name(graph, name), np.ascontiguousarray(value))
+    return gs.Constant(fresh_name(graph, name), np.asarray(value, order="C"))
 
 
 def set_input(node: gs.Node, slot: int, tensor: gs.Tensor) -> None:
@@ -38,7 +38,7 @@ def replace_constant(graph: gs.Graph, node: gs.Node, slot: int, value: Array) ->
     """Gives a node another constant; in place where nobody else reads the old one."""
     tensor = node.inputs[slot]
     if isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1:
-        tensor.values = np.ascontiguousarray(value)
+        tensor.values = np.asarray(value, order="C")
     else:
         set_input(node, slot, add_constant(graph, f"{tensor.name}_cut", value))
 
