@@ -178,7 +178,7 @@ def _write_constant(tensor: gs.Constant) -> onnx.TensorProto:
     if isinstance(tensor._values, LazyValues):
         original: onnx.TensorProto = tensor._values.tensor
         return original
-    return numpy_helper.from_array(np.ascontiguousarray(tensor._values), tensor.name)
+    return numpy_helper.from_array(np.asarray(tensor._values, order="C"), tensor.name)
 
 
 def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.ValueInfoProto:

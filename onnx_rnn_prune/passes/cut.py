@@ -127,7 +127,7 @@ def _replace(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -
     node, slot = places[0]
     tensor = node.inputs[slot]
     if isinstance(tensor, gs.Constant) and len(tensor.outputs) == len(places):
-        tensor.values = np.ascontiguousarray(value)
+        tensor.values = np.asarray(value, order="C")
         return
     made = add_constant(graph, f"{tensor.name}_cut", value)
     for node, slot in places:
