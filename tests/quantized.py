@@ -132,3 +132,31 @@ def feeds_of(model: onnx.ModelProto, count: int = 4) -> list[Feed]:
 def weights_of(model: onnx.ModelProto) -> dict[str, Any]:
     """Initializers by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def behind_dequantize(
+    model: onnx.ModelProto, axes: dict[str, int | None], kind: type = np.int8
+) -> onnx.ModelProto:
+    """Some weights as integers, with a scale for all or for each entry of an axis."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes, graph = [], result.graph
+    for tensor in list(graph.initializer):
+        if tensor.name not in axes:
+            continue
+        value, axis = numpy_helper.to_array(tensor), axes[tensor.name]
+        others = tuple(n for n in range(value.ndim) if n != axis)
+        scale = np.abs(value).max(axis=others, keepdims=True) / np.float32(127)
+        zero = 0 if kind == np.int8 else 128
+        integers = (np.rint(value / scale) + zero).astype(kind)
+        scale = scale.reshape(-1 if axis is not None else ())
+        parts = {"q": integers, "scale": scale, "zero": np.full(scale.shape, zero, kind)}
+        names = [f"{tensor.name}_{part}" for part in parts]
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(map(numpy_helper.from_array, parts.values(), names))
+        attributes = {} if axis is None else {"axis": axis}
+        nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], **attributes))
+    nodes += graph.node
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return result

@@ -25,7 +25,7 @@ from model_feeds import PUBLISHED, Feed, feeds_for
 from onnx_rnn_prune import Plan, PruneResult, apply, inspect, plan
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.integers import reads_integers
+from onnx_rnn_prune.model.integers import holds_steps, sums_integers
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.plan.plan import LayerPlan, fingerprint
 from onnx_rnn_prune.validate import oracle
@@ -146,9 +146,11 @@ def cut(path: Path, layers: Sequence[Mapping[str, Any]], feeds: list[Feed], shar
         chosen = plan(path, keep=share, criterion="random", seed=round(100 * share))
         zeroed = apply(path, chosen, data=feeds[:1], recover="none", mode="zero")
     result = apply(path, chosen, data=feeds[:1], recover="none")
-    whole = reads_integers(Document.read(original).graph)
+    graph = Document.read(original).graph
+    whole = sums_integers(graph)
+    optimize = whole or not holds_steps(graph)
     runners = [
-        Runner(each.model, whole=whole, name=name)
+        Runner(each.model, optimize=optimize, whole=whole, name=name)
         for each, name in ((zeroed, "zeroed"), (result, "smaller"))
     ]
     proof = oracle(runners[0], runners[1], feeds)

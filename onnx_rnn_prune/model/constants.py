@@ -1,8 +1,8 @@
 """Constants of a graph, however the exporter wrote them.
 
 A weight may be an initializer, a Constant node, or computed from such by operators that move
-entries. All three count as constants here; an edit replaces the place that reads them, so that what
-else reads the same weight keeps it.
+entries, or that make real numbers of integers. All of these count as constants here; an edit
+replaces the place that reads them, so that what else reads the same weight keeps it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ _MOVING = {
     "Transpose",
     "Unsqueeze",
 }
+# What stands between a weight in integers and its readers.
+_KNOWN = _MOVING | {"DequantizeLinear"}
+# It computes the same in older opsets, which the reference implementation does not know.
+_DEQUANTIZE = 21
 _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 
@@ -52,12 +56,15 @@ def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
     node = tensor.inputs[0]
     if node.op == "Constant":
         return _literal(node)
-    if node.op not in _MOVING or node.domain:
+    if node.op not in _KNOWN or node.domain:
         return None
     values = [constant_value(item, opset) if item.name else None for item in node.inputs]
     if any(value is None and item.name for value, item in zip(values, node.inputs, strict=True)):
         return None
-    outputs = evaluate(node, values, opset or _opset_of(node))
+    version = opset or _opset_of(node)
+    if node.op == "DequantizeLinear":
+        version = max(version, _DEQUANTIZE)
+    outputs = evaluate(node, values, version)
     position = next(slot for slot, output in enumerate(node.outputs) if output is tensor)
     return outputs[position]
 
@@ -73,6 +80,10 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     """The shape of a constant, without reading the values of an initializer."""
     if isinstance(tensor, gs.Constant):
         return tuple(tensor.shape)
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is not None and node.op == "DequantizeLinear":
+        shapes = [constant_shape(item) for item in node.inputs if item.name]
+        return None if None in shapes else shapes[0]
     value = constant_value(tensor)
     return None if value is None else value.shape
 

@@ -8,13 +8,14 @@ of a processor still holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value, require_constant
-from onnx_rnn_prune.model.edit import replace_constant
+from onnx_rnn_prune.model.constants import constant_shape, constant_value, require_constant
+from onnx_rnn_prune.model.edit import fresh_name, insert_node, replace_constant, set_input
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
 
@@ -86,6 +87,8 @@ class Integers:
         Where the zero point leaves no room on one side, what lies there is clipped.
         """
         lowest, highest = int(self.values.min()), int(self.values.max())
+        if lowest == highest:
+            lowest, highest = np.iinfo(self.values.dtype).min, np.iinfo(self.values.dtype).max
         zero = self.zero.astype(np.float64)
         shared = tuple(
             axis
@@ -130,7 +133,11 @@ def set_weight(graph: gs.Graph, node: gs.Node, slot: int, weight: Array) -> None
     """Gives a node another weight, in the form of the one that it has."""
     before = integers_of(node, slot, graph.opset)
     if before is None:
-        replace_constant(graph, node, slot, weight)
+        held = dequantized(node.inputs[slot], graph.opset)
+        if held is None or held.values.dtype.itemsize > 1:  # real numbers take no more room
+            replace_constant(graph, node, slot, weight)
+        else:
+            write_dequantized(graph, [(node, slot)], held.holding(weight))
         return
     after = before.holding(weight)
     holder, position = _scale_place(node, _LAYOUTS[node.op, slot])
@@ -139,10 +146,67 @@ def set_weight(graph: gs.Graph, node: gs.Node, slot: int, weight: Array) -> None
     replace_constant(graph, holder, position, after.scale.reshape(shape))
 
 
-def reads_integers(graph: gs.Graph) -> bool:
-    """Whether some node multiplies with a weight in integers."""
-    known = {op for op, _ in _LAYOUTS} | {"DequantizeLinear"}
+def dequantized(tensor: gs.Tensor, opset: int | None = None) -> Integers | None:
+    """The integers of which a DequantizeLinear makes a constant, or None where none does."""
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or node.op != "DequantizeLinear" or node.attrs.get("block_size", 0):
+        return None
+    parts = [constant_value(item, opset) for item in node.inputs if item.name]
+    if any(part is None for part in parts):
+        return None
+    values, scale = require_constant(node.inputs[0], opset), require_constant(node.inputs[1], opset)
+    zero = parts[2] if len(parts) > 2 and parts[2] is not None else np.zeros((), values.dtype)
+    axes = (int(node.attrs.get("axis", 1)),) if scale.size > 1 else ()
+    aligned = [
+        _aligned(part if axes else part.reshape(()), axes, values.ndim) for part in (scale, zero)
+    ]
+    return Integers(values, *aligned)
+
+
+def write_dequantized(
+    graph: gs.Graph, places: Sequence[tuple[gs.Node, int]], after: Integers
+) -> None:
+    """Gives inputs that read a DequantizeLinear of constants other integers to read."""
+    tensor = places[0][0].inputs[places[0][1]]
+    node = tensor.inputs[0]
+    if len(tensor.outputs) > len(places):
+        node = own_dequantize(graph, places)
+        tensor = node.outputs[0]
+    scalar = constant_shape(node.inputs[1])
+    shape = () if after.scale.size == 1 and not scalar else (-1,)
+    replace_constant(graph, node, 0, after.values)
+    replace_constant(graph, node, 1, after.scale.reshape(shape))
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        replace_constant(graph, node, 2, after.zero.reshape(shape))
+    if tensor.shape is not None:
+        tensor.shape = list(after.values.shape)
+
+
+def own_dequantize(graph: gs.Graph, places: Sequence[tuple[gs.Node, int]]) -> gs.Node:
+    """A DequantizeLinear of their own for some of the readers of one."""
+    tensor = places[0][0].inputs[places[0][1]]
+    node = tensor.inputs[0]
+    result = gs.Variable(fresh_name(graph, f"{tensor.name}_cut"), dtype=tensor.dtype)
+    made = gs.Node(node.op, result.name, dict(node.attrs), list(node.inputs), [result])
+    insert_node(graph, made, after=node)
+    for reader, slot in places:
+        set_input(reader, slot, result)
+    return made
+
+
+def sums_integers(graph: gs.Graph) -> bool:
+    """Whether some node sums up products of integers."""
+    known = {op for op, _ in _LAYOUTS}
     return any(node.op in known for node in all_nodes(graph))
+
+
+def holds_steps(graph: gs.Graph) -> bool:
+    """Whether DequantizeLinear makes real numbers of integers.
+
+    When onnxruntime optimizes, it puts these into the operators that read them, some of which then
+    compute with activations in integers, too.
+    """
+    return any(node.op == "DequantizeLinear" for node in all_nodes(graph))
 
 
 def scaled(node: gs.Node) -> Scaled | None:

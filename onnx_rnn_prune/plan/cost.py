@@ -13,6 +13,7 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
@@ -157,9 +158,14 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
             constants=np.array([(line < 0).sum() for line in lines]),
             factors=np.stack(factors),
-            itemsize=value.itemsize,
+            itemsize=_itemsize(tensor, value),
             recurrent=name in layers and slot in (1, 2),
         )
+
+
+def _itemsize(tensor: gs.Tensor, value: npt.NDArray[np.generic]) -> int:
+    held = dequantized(tensor)
+    return value.itemsize if held is None else held.values.itemsize
 
 
 def _is_left(node: gs.Node, left: Mapping[str, gs.Tensor]) -> bool:

@@ -35,6 +35,7 @@ _FAMILIES: list[tuple[Rule, str]] = [
     (contracts.recurrent, "LSTM GRU RNN"),
     (contracts.quantized_recurrent, "DynamicQuantizeLSTM"),
     (quantizes.quantize, "DynamicQuantizeLinear"),
+    (quantizes.in_steps, "QuantizeLinear DequantizeLinear"),
     (contracts.integer_matmul, "MatMulInteger"),
     (contracts.quantized_matmul, "DynamicQuantizeMatMul"),
     (

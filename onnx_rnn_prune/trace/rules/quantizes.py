@@ -7,7 +7,10 @@ another number, as behind a Sigmoid, they may have made the range, and units are
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnx_rnn_prune.trace.rules.base import Flow, Step, Stop
+from onnx_rnn_prune.trace.rules.moves import pass_on
 
 
 def quantize(step: Step) -> Flow | Stop:
@@ -18,6 +21,18 @@ def quantize(step: Step) -> Flow | Stop:
     labels = step.labels[0]
     assert labels is not None
     return Flow({0: labels})
+
+
+def in_steps(step: Step) -> Flow | Stop:
+    """QuantizeLinear and DequantizeLinear with one constant scale: 0 is 0 on both sides."""
+    if step.labelled != [0]:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    sizes = [
+        size for size, tensor in zip(step.shapes, step.node.inputs, strict=True) if tensor.name
+    ]
+    if any(size is None or np.prod(size) != 1 for size in sizes[1:]):
+        return Stop(f"has more than one scale in {step.node.op}")
+    return pass_on(step)
 
 
 def range_changes(step: Step) -> str:
