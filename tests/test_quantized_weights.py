@@ -76,6 +76,18 @@ def test_layers_that_share_weights():
     assert sum(value.dtype == np.int8 and value.ndim == 3 for value in found.values()) >= 3
 
 
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("kind", ["bytes", "params"])
+def test_budget_is_used_up(axes, kind):
+    """One unit more would not obey it."""
+    model = behind_dequantize(real_model(hidden=24), AXES[axes])
+    total = prune(model, keep=1).report["totals"][f"{kind}_before"]
+    report = prune(model, budget=f"{kind}=60%").report
+    kept = report["layers"][0]["hidden_after"]
+    assert report["totals"][f"{kind}_after"] <= 0.6 * total
+    assert prune(model, keep=kept + 1).report["totals"][f"{kind}_after"] > 0.6 * total
+
+
 class _Reader(CalibrationDataReader):
     def __init__(self, feeds):
         self._feeds = iter(feeds)

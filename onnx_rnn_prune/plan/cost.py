@@ -17,6 +17,7 @@ from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
 
 Counts = Sequence[int]
@@ -127,7 +128,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
     layers = {layer.key for layer in find_layers(document.graph)}
-    left = result.graph.tensors()
+    left, after = result.graph.tensors(), nodes_by_key(result.graph)
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
@@ -147,25 +148,41 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             bounds = [replace(bound, labels=bound.labels.reshape(-1)) for bound in bounds]
         if not bounds or not _is_left(nodes[name], left):
             continue
-        full = np.broadcast_shapes(value.shape, *(bound.labels.shape for bound in bounds))
-        lines = [_line(bound.labels, bound.axis) for bound in bounds]
-        factors = [
-            np.bincount(group_of[line[line >= 0]], minlength=len(heights)) // heights
-            for line in lines
-        ]
-        dependent = {bound.axis % len(full) for bound in bounds}
-        yield _Size(
-            fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
-            constants=np.array([(line < 0).sum() for line in lines]),
-            factors=np.stack(factors),
-            itemsize=_itemsize(tensor, value),
-            recurrent=name in layers and slot in (1, 2),
-        )
+        recurrent = name in layers and slot in (1, 2)
+        read = after[name].inputs[slot : slot + 1] if name in after else []
+        held = dequantized(read[0]) if read else None
+        if held is None:
+            yield _size(value.shape, bounds, group_of, heights, value.itemsize, recurrent)
+            continue
+        yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, recurrent)
+        for part in (held.scale, held.zero):
+            own = [bound for bound in bounds if part.shape[bound.axis] > 1]
+            if own:
+                yield replace(_size((1,), own, group_of, heights, part.itemsize, False), fixed=1)
 
 
-def _itemsize(tensor: gs.Tensor, value: npt.NDArray[np.generic]) -> int:
-    held = dequantized(tensor)
-    return value.itemsize if held is None else held.values.itemsize
+def _size(
+    shape: tuple[int, ...],
+    bounds: Sequence[Bound],
+    group_of: npt.NDArray[np.int64],
+    heights: npt.NDArray[np.int64],
+    itemsize: int,
+    recurrent: bool,
+) -> _Size:
+    """The size of one constant, given its shape at full width."""
+    lines = [_line(bound.labels, bound.axis) for bound in bounds]
+    factors = [
+        np.bincount(group_of[line[line >= 0]], minlength=len(heights)) // heights for line in lines
+    ]
+    full = np.broadcast_shapes(shape, *(bound.labels.shape for bound in bounds))
+    dependent = {bound.axis % len(full) for bound in bounds}
+    return _Size(
+        fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
+        constants=np.array([(line < 0).sum() for line in lines]),
+        factors=np.stack(factors),
+        itemsize=itemsize,
+        recurrent=recurrent,
+    )
 
 
 def _is_left(node: gs.Node, left: Mapping[str, gs.Tensor]) -> bool:
