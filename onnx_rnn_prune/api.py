@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -17,6 +18,7 @@ from onnx_rnn_prune.flow.arguments import (
     MODES,
     check_progress,
     deviation,
+    frozen,
     one_of,
     recovery,
     thread_count,
@@ -25,11 +27,14 @@ from onnx_rnn_prune.flow.arguments import (
 from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import PruneResult, finish
+from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.flow.worth import never_worth
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.plan.cost import count_params
@@ -38,6 +43,8 @@ from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.build import outlet_rows, plain
 from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.validate import drift, latency, timings
+
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 def prune(
@@ -51,10 +58,13 @@ def prune(
     allocate: str = "uniform",
     recover: str | None = None,
     mode: str = "shrink",
+    shrink_states: bool = False,
+    state_metadata: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
+    freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -71,10 +81,14 @@ def prune(
         allocate: uniform, or global for one ranking over all layers.
         recover: none, bias or lstsq; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
+        shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
+            units only, in the order of the plan.
+        state_metadata: a key of the model's metadata that holds the width of a state, or several.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
         min_units: keep at least so many units in each layer.
+        freeze: inputs to fix to one value, by name; they and the branches not taken go.
         seed: for criteria and inputs that are drawn.
         progress: is told how far the work is.
 
@@ -87,16 +101,17 @@ def prune(
         keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
     )
     one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
     check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
     inputs = places(model, data, eval_data)
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, progress)
+    result = finish(opened, given, plan_, studied, recover, mode, interface, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -120,6 +135,7 @@ def plan(
     skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
+    freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Plan:
@@ -128,7 +144,7 @@ def plan(
         keep, budget, criterion, allocate, None, only, skip, align, min_units, seed
     )
     check_progress(progress)
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
     return chosen
 
@@ -141,6 +157,9 @@ def apply(
     eval_data: object = None,
     recover: str | None = None,
     mode: str = "shrink",
+    freeze: Mapping[str, object] = _NOTHING,
+    shrink_states: bool = False,
+    state_metadata: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -148,35 +167,39 @@ def apply(
     start = time.perf_counter()
     recovery(recover)
     one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
     whole(seed, "--seed", 0)
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, mode, progress)
+    result = finish(opened, given, chosen, None, recover, mode, interface, progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 
 
-def inspect(model: ModelSource) -> dict[str, Any]:
+def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> dict[str, Any]:
     """The recurrent layers of a model, what they cost, and where their units end."""
-    opened = open_model(model)
+    opened = open_model(model, frozen(freeze))
     total = count_params(opened.document)
     warnings = list(opened.notes)
     rows: dict[str, Any] = {}
+    pinned: Mapping[str, str] = {}
     try:
         data = open_data(opened, None, None, seed=0)
         names = [layer.name for layer in opened.layers]
-        prepared = study(opened, names, data, silent).prepared
+        studied = study(opened, names, data, silent)
+        prepared = studied.prepared
         rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+        pinned = {**prepared.left, **never_worth(opened, data, studied)}
     except PruneError as error:
         warnings.append(f"where the units end is not known: {error}")
     return {
         "model": {
             "path": None if not isinstance(model, str | Path) else str(model),
-            "bytes": opened.model.ByteSize(),
+            "bytes": stored_bytes(opened.model, like=opened.model),
             "params": total,
             "inputs": [str(port) for port in signature.inputs(opened.model)],
             "outputs": [str(port) for port in signature.outputs(opened.model)],
@@ -186,14 +209,14 @@ def inspect(model: ModelSource) -> dict[str, Any]:
                 "name": layer.name,
                 "op": layer.cell.op,
                 "direction": layer.direction,
-                "scope": "",
+                "scope": layer.scope,
                 "hidden": layer.hidden,
                 "input": layer.input_size,
                 "params": layer.params(),
                 "share_of_params": layer.params() / max(total, 1),
                 "flops_per_step": layer.flops(),
                 "outlets": rows.get(layer.name, []),
-                "pinned": None,
+                "pinned": pinned.get(layer.name),
             }
             for layer in opened.layers
         ],
@@ -227,9 +250,10 @@ def compare(
     feeds = _feeds(models[0], data, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
+    sizes = [stored_bytes(model, like=model) for model in models]
     return {
         "drift": {name: plain(values) for name, values in found.items()},
-        "bytes": {"a": models[0].ByteSize(), "b": models[1].ByteSize()},
+        "bytes": {"a": sizes[0], "b": sizes[1]},
         "latency": plain(latency(first, second, next(iter(feeds)))),
         "passed": most is None or (math.isfinite(worst) and worst <= most),
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],

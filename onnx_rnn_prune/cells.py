@@ -13,7 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape, constant_value
 from onnx_rnn_prune.model.integers import MICROSOFT, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import node_key
+from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class RecurrentLayer:
         directions: D, 1 or 2.
         hidden: H, units per direction.
         input_size: I, the width of X.
+        scope: the way down to its graph, as in `If_12.then_branch`; empty for the main graph.
     """
 
     node: gs.Node
@@ -142,6 +143,7 @@ class RecurrentLayer:
     directions: int
     hidden: int
     input_size: int
+    scope: str
 
     @property
     def key(self) -> str:
@@ -229,21 +231,23 @@ class RecurrentLayer:
 
 
 def find_layers(graph: gs.Graph) -> list[RecurrentLayer]:
-    """The recurrent layers of a graph whose parameters are constants, in its order.
+    """The recurrent layers of a graph and its bodies whose parameters are constants, in its order.
 
     Raises:
         PruneError: a layer's weights are not of the specified shapes.
     """
     computed = computed_parameters(graph)
     return [
-        _view(node, cell, name) for node, cell, name in _recurrent(graph) if name not in computed
+        _view(node, cell, name, scope)
+        for node, cell, name, scope in _recurrent(graph)
+        if name not in computed
     ]
 
 
 def computed_parameters(graph: gs.Graph) -> dict[str, str]:
     """Recurrent nodes with a parameter that is known only while the model runs: by name, which."""
     found: dict[str, str] = {}
-    for node, cell, name in _recurrent(graph):
+    for node, cell, name, _ in _recurrent(graph):
         for slot, letter in enumerate(cell.inputs):
             given = slot < len(node.inputs) and node.inputs[slot].name
             if letter in cell.parameters and given and constant_shape(node.inputs[slot]) is None:
@@ -251,11 +255,12 @@ def computed_parameters(graph: gs.Graph) -> dict[str, str]:
     return found
 
 
-def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str]]:
-    """Recurrent nodes with their cells and the names by which users know them."""
+def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
+    """Recurrent nodes with their cells, the names by which users know them, and scopes."""
     cells = {(cell.domain, cell.op): cell for cell in CELLS}
-    names = Counter(node.name for node in graph.nodes)
-    for node in graph.nodes:
+    names = Counter(node.name for node in all_nodes(graph))
+    scopes = {id(node): place.scope for place in places(graph) for node in place.graph.nodes}
+    for node in all_nodes(graph):
         cell = cells.get((node.domain or "", node.op))
         if cell is None:
             continue
@@ -263,10 +268,10 @@ def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str]]:
         if not name or names[name] > 1:
             key = node_key(node)  # another node may be called what this one's output is
             name = key if key not in names else f"{node.op}:{key}"
-        yield node, cell, name
+        yield node, cell, name, scopes[id(node)]
 
 
-def _view(node: gs.Node, cell: Cell, name: str) -> RecurrentLayer:
+def _view(node: gs.Node, cell: Cell, name: str, scope: str) -> RecurrentLayer:
     shapes = [constant_shape(tensor) or () for tensor in node.inputs[1:3]]
     weight, recurrence = [_in_order(shape, cell) for shape in [*shapes, (), ()][:2]]
     gates = len(cell.gates)
@@ -277,7 +282,7 @@ def _view(node: gs.Node, cell: Cell, name: str) -> RecurrentLayer:
             where=name,
             remedy="export the model again",
         )
-    return RecurrentLayer(node, cell, name, directions, hidden, int(weight[2]))
+    return RecurrentLayer(node, cell, name, directions, hidden, int(weight[2]), scope)
 
 
 def _in_order(shape: tuple[int, ...], cell: Cell) -> tuple[int, ...]:

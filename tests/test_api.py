@@ -7,21 +7,23 @@ import pytest
 from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.plan.plan import LayerPlan, Plan
 
 
-def lookup(element="float"):
-    """An embedding of 5 tokens, read by a layer of 4 units."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype({"float": "f4", "double": "f8"}[element]))
+def lookup(output="float[t, 1, b, 2] y", last="y = MatMul (Y, head)"):
+    """An embedding of 5 tokens, read by a layer of 4 units, and these by a head."""
     model = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (int64[t, b] tokens) => ({element}[t, 1, b, 4] Y) {{
+        g (int64[t, b] tokens) => ({output}) {{
             x = Gather (table, tokens)
             Y = GRU <hidden_size = 4> (x, W, R)
+            {last}
         }}
     """)
-    for name, shape in (("table", (5, 3)), ("W", (1, 12, 3)), ("R", (1, 12, 4))):
+    sizes = {"table": (5, 3), "W": (1, 12, 3), "R": (1, 12, 4), "head": (4, 2)}
+    for name, shape in sizes.items():
         values = np.random.default_rng(0).normal(size=shape)
-        tensor = onnx.helper.make_tensor(name, kind, shape, values.ravel())
+        tensor = onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, shape, values.ravel())
         model.graph.initializer.append(tensor)
     return model
 
@@ -36,8 +38,9 @@ def test_a_feed_that_does_not_run_is_named(tmp_path):
 
 
 def test_made_up_inputs_do_not_hide_why_nothing_runs():
-    with pytest.raises(PruneError, match="GRU operator does not support double yet"):
-        prune(lookup("double"))
+    last = "five = Constant <value = int64[2] {-1, 5}> () rows = Reshape (Y, five)"
+    with pytest.raises(PruneError, match="cannot be reshaped"):
+        prune(lookup("float[n, 5] rows", last))
 
 
 WRONG = {
@@ -146,3 +149,51 @@ def test_layers_that_bounds_leave_whole_are_named(bounds, tmp_path, capsys):
     assert run(["plan", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p.json"), *options]) == 0
     assert f"Warning: {text}" in " ".join(capsys.readouterr().out.split())
     assert plan(lookup(), keep=2, align=2, min_units=2).notes == ()
+
+
+def test_a_small_layer_whose_states_cost_more_than_it_saves_is_left_alone():
+    """Unless a plan says that it is to be cut, or so few units stay that it pays."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[t, b, 3] x, float[1, b, {0}] h) => (float[t, 1, b, {0}] Y, float[1, b, {0}] n) {{
+            [rnn] Y, n = GRU <hidden_size = {0}> (x, W, R, , , h)
+        }}
+    """
+
+    def streaming(hidden):
+        model = onnx.parser.parse_model(text.format(hidden))
+        for name, width in (("W", 3), ("R", hidden)):
+            values = np.random.default_rng(0).normal(size=(1, 3 * hidden, width))
+            tensor = onnx.numpy_helper.from_array(values.astype(np.float32), name)
+            model.graph.initializer.append(tensor)
+        return model
+
+    small = streaming(4)
+    found = prune(small, keep=2)
+    (layer,) = found.report["layers"]
+    assert "full width" in layer["pinned"] and layer["hidden_after"] == 4
+    assert found.report["totals"]["bytes_after"] == small.ByteSize()
+    assert f"rnn is left alone: {layer['pinned']}" in found.report["warnings"]
+    assert inspect(small)["layers"][0]["pinned"] == layer["pinned"]
+    wanted = Plan(found.plan.model, {"rnn": LayerPlan(4, ((0, 3),))})
+    (layer,) = apply(small, wanted).report["layers"]
+    assert (layer["hidden_after"], layer["pinned"]) == (2, None)
+    large = streaming(48)
+    (layer,) = prune(large, keep=0.5).report["layers"]
+    assert (layer["hidden_after"], layer["pinned"]) == (24, None)
+    assert inspect(large)["layers"][0]["pinned"] is None
+
+
+def test_what_is_not_used_is_not_collected():
+    feeds = [{"tokens": np.array([[0, 1], [2, 3]])}] * 4
+    heard = []
+
+    def listen(stage, done, total):
+        heard.append(stage)
+
+    chosen = prune(lookup(), keep=2, data=feeds, criterion="l2", recover="none", progress=listen)
+    apply(lookup(), chosen.plan, data=feeds, recover="none", progress=listen)
+    assert not any(stage == "calibrating" for stage in heard), heard
+    assert chosen.report["recovery"]["reason"] == "asked for"
+    prune(lookup(), keep=2, data=feeds, progress=listen)
+    assert any(stage == "calibrating" for stage in heard), heard

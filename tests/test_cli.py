@@ -178,7 +178,7 @@ def test_apply_does_not_overwrite_its_plan(model, capsys):
     ],
 )
 def test_every_error_is_one_line(error, code, message, capsys, monkeypatch):
-    def fail(_):
+    def fail(_, **__):
         raise error
 
     monkeypatch.setattr(api, "inspect", fail)
@@ -187,7 +187,7 @@ def test_every_error_is_one_line(error, code, message, capsys, monkeypatch):
 
 
 def test_interrupting_is_quiet(capsys, monkeypatch):
-    def interrupt(_):
+    def interrupt(_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "inspect", interrupt)

@@ -71,6 +71,14 @@ def test_the_reason_why_nothing_runs():
         random_feeds(ports, seed=0, count=1, run=fail)
 
 
+def test_where_all_sizes_are_fixed_nothing_was_guessed():
+    def fail(feed):
+        raise PruneError("its state is too wide", where="the model", remedy="look at it")
+
+    with pytest.raises(PruneError, match=r"^the model: its state is too wide; look at it$"):
+        random_feeds((Port("x", F32, (2, 5)),), seed=0, count=1, run=fail)
+
+
 @pytest.mark.parametrize("port", [Port("s", None, None), Port("x", F32, None)])
 def test_inputs_without_a_shape(port):
     with pytest.raises(PruneError, match=f"which shape the input '{port.name}' has.*; give data"):

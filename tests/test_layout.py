@@ -5,12 +5,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_rnn_prune import compare, prune
+from onnx_rnn_prune import apply, compare, plan, prune
 from onnx_rnn_prune.cells import GRU, LSTM, RNN
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.layout import SortNodes, TimeFirst
+from onnx_rnn_prune.plan.plan import LayerPlan, Plan
 
 CELLS = (LSTM, GRU, RNN)
 
@@ -70,6 +71,18 @@ def test_time_first_computes_the_same(cell):
         np.testing.assert_allclose(found[name], value.transpose(axes), atol=1e-6)
 
 
+def halved(model, feed, mode="shrink"):
+    """With 2 units for each direction: left to choose, `prune` leaves so small a layer whole."""
+    whole = plan(model, keep=4)
+    units = LayerPlan(SIZES["H"], ((0, 2), (1, 3)))
+    return apply(
+        model,
+        Plan(whole.model, dict.fromkeys(whole.layers, units)),
+        data=[feed, feed],
+        mode=mode,
+    )
+
+
 def test_nothing_to_turn():
     assert not TimeFirst()(Document.read(make(CELLS[0], layout=0)[0]))
 
@@ -77,7 +90,7 @@ def test_nothing_to_turn():
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.op)
 def test_pruning_says_that_layers_were_turned(cell):
     model, feed = make(cell, layout=1)
-    result = prune(model, keep=2, data=[feed, feed])
+    result = halved(model, feed)
     assert result.report["oracle"]["passed"]
     assert "layout=1" in result.report["warnings"][0]
     assert [port.name for port in result.model.graph.output] == list(cell.outputs)
@@ -91,7 +104,7 @@ def test_a_missing_hidden_size_is_read_from_r(cell, mode):
     without.CopyFrom(model)
     (node,) = without.graph.node
     node.attribute.remove(next(a for a in node.attribute if a.name == "hidden_size"))
-    found, expected = (prune(m, keep=2, data=[feed, feed], mode=mode) for m in (without, model))
+    found, expected = (halved(m, feed, mode) for m in (without, model))
     onnx.checker.check_model(found.model, full_check=True)
     sizes = [a.i for n in found.model.graph.node for a in n.attribute if a.name == "hidden_size"]
     assert sizes == [2 if mode == "shrink" else 4]
@@ -106,7 +119,7 @@ def test_models_that_do_not_run_as_they_are_can_be_compared():
     model, feed = make(CELLS[0], layout=1)
     (node,) = model.graph.node
     node.attribute.remove(next(a for a in node.attribute if a.name == "hidden_size"))
-    small = prune(model, keep=2, data=[feed, feed]).model
+    small = halved(model, feed).model
     found = compare(model, small, data=feed)
     assert set(found["drift"]) == set(CELLS[0].outputs)
     assert compare(model, model, data=feed, max_nrmse=0)["passed"]
@@ -118,7 +131,7 @@ def test_nodes_in_any_order_are_taken():
     node.output[0] = "inner"
     for source, result in (("middle", "Y"), ("inner", "middle")):
         model.graph.node.append(helper.make_node("Relu", [source], [result]))
-    result = prune(model, keep=2, data=[feed, feed])
+    result = halved(model, feed)
     onnx.checker.check_model(result.model, full_check=True)
     assert result.report["oracle"]["passed"]
     assert not SortNodes()(Document.read(result.model))

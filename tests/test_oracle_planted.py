@@ -24,7 +24,7 @@ def widen(op, directions, kinds, seed=0):
 
 def cut_planted(model, feeds, ridge):
     """The model without the units after the fifth."""
-    prepared = prepare(Document.read(model), ["layer"], feeds[0])
+    prepared = prepare(Document.read(model), ["layer"], feeds)
     trace = prepared.trace
     keep = np.ones(trace.units.count, dtype=bool)
     keep[trace.units.lanes["layer"][:, 5:]] = False

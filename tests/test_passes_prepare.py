@@ -84,6 +84,29 @@ def test_before_ir_version_4_every_initializer_is_an_input():
     assert DropZeroStates(("rnn",))(document)
 
 
+DEEP = 2000
+
+
+@pytest.mark.parametrize(
+    "step", ["Identity ({0})", "Concat <axis = 0> ({0}, {0})", "Add ({0}, {0})"]
+)
+def test_long_ways_are_walked_once(step):
+    """Sums double the ways with each step; a computed state may lie behind all of them."""
+    steps = [f"s{n + 1} = {step.format(f's{n}')}" for n in range(DEEP)]
+    document = read(f"s0 = Relu (x)  {'  '.join(steps)}  Y = Identity (s{DEEP})")
+    last = document.graph.outputs[0]
+    assert constant_value(last) is None
+    assert not is_zero(last)
+    body = f"s0 = Relu (x)  {'  '.join(steps)}  [rnn] Y = RNN <hidden_size = 2> "
+    assert SelectStates(("rnn",))(read(f"{body} (x, w, w, , , s{DEEP})"))
+
+
+def test_zeros_through_many_steps():
+    steps = [f"z{n + 1} = Identity (z{n})" for n in range(DEEP)]
+    document = read(f"z0 = Identity (zeros)  {'  '.join(steps)}  Y = Identity (z{DEEP})")
+    assert is_zero(document.graph.outputs[0])
+
+
 # One weight in the forms that exporters give it: opset, nodes.
 WEIGHTS = [
     (7, "v = Unsqueeze <axes = [0]> (s)  s = Squeeze <axes = [0]> (w)"),
@@ -95,6 +118,9 @@ WEIGHTS = [
     (13, "v = Unsqueeze (s, zero)  s = Squeeze (w, zero)"),
     (21, "v = Transpose <perm = [0, 2, 1]> (t)  t = Transpose <perm = [0, 2, 1]> (w)"),
     (17, "v = Constant <value = float[1, 2, 2] {1, 2, 3, 4}> ()"),
+    (17, "v = Add (w, f)  f = ConstantOfShape (n)  n = Shape (w)"),
+    (17, "v = Div (q, w)  q = Mul (w, w)"),
+    (6, "v = Neg (m)  m = Sub (t, u)  u = Add (t, w)  t = Sqrt (a)  a = Abs (w)"),
 ]
 
 
@@ -106,6 +132,20 @@ def test_weights_are_found_however_they_are_made(opset, made):
     assert (layer.hidden, layer.input_size) == (2, 2)
     assert layer.constant("W").tolist() == [[[1, 2], [3, 4]]]
     assert constant_value(layer.node.inputs[1], opset).tolist() == [[[1, 2], [3, 4]]]
+
+
+@pytest.mark.parametrize(
+    ("opset", "made"),
+    [
+        (6, "v = Add <broadcast = 1, axis = 1> (w, w)"),
+        (17, "i = Cast <to = 7> (w)  q = Div (i, i)  v = Cast <to = 1> (q)"),
+        (17, "v = Exp (w)"),
+        (17, "r = Relu (x)  v = Add (w, r)"),
+    ],
+)
+def test_what_others_may_compute_otherwise_is_no_constant(opset, made):
+    document = read(f"{made}  Y = Identity (v)", opset)
+    assert constant_value(document.graph.outputs[0], opset) is None
 
 
 def test_matrices_that_pick():

@@ -41,7 +41,7 @@ def layer(directions, body, opset=17, result="float[t, b, 2] y"):
 def shrink(model, keep, feed=(5, 3)):
     """The shrunk model, proved against the zeroed one in other sizes."""
     document = Document.read(model)
-    prepared = prepare(document, ["rnn"], {"x": np.ones((*feed, 3), np.float32)})
+    prepared = prepare(document, ["rnn"], [{"x": np.ones((*feed, 3), np.float32)}])
     plan = Plan("", {"rnn": LayerPlan(HIDDEN, keep)})
     zeroed, shrunk = (
         cut(prepared.document, Studied(prepared), plan, m).write() for m in ("zero", "shrink")

@@ -40,7 +40,7 @@ def edited(model, changes):
         ({"hidden_size": 6.0}, "hidden_size is 6.0, which is no number of units"),
         ({"hidden_size": "6"}, "hidden_size is '6', which is no number of units"),
         ({"hidden_size": 7}, "the plan is for 1 x 7 units, the layer has 1 x 6"),
-        ({"scope": "If_0.then_branch"}, "scope is 'If_0.then_branch', but layers are in the main"),
+        ({"scope": "If_0.then_branch"}, "scope is 'If_0.then_branch', but the layer's is ''"),
         ({"scope": None}, "scope is None"),
     ],
 )

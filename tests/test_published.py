@@ -12,18 +12,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 from fetch_models import default_folder
 from model_feeds import PUBLISHED, feeds_for
-from time_limit import TooLong, time_limit
+from time_limit import time_limit
 
-NO_NODE = "has no LSTM, GRU or RNN node in its main graph"
+NO_NODE = "has no LSTM, GRU or RNN node"
 REFUSED = {
     "silero_vad_no_lstm": NO_NODE,
-    "silero_vad": NO_NODE,
-    "silero_vad_op15": NO_NODE,
-    "silero_vad_half": NO_NODE,
-}
-BROKEN = {
-    "ppocr_rec": "two sizes that Paddle calls '?' are taken for one; and as with tashkeel",
-    "tashkeel": "the search for overridable states takes every way through sums of residuals",
 }
 SECONDS = 60.0
 
@@ -36,12 +29,7 @@ def path(request):
     return found
 
 
-def test_is_pruned_or_refused(path, request):
-    if path.stem in BROKEN:
-        failures = (PruneError, TooLong)
-        request.applymarker(
-            pytest.mark.xfail(raises=failures, strict=True, reason=BROKEN[path.stem])
-        )
+def test_is_pruned_or_refused(path):
     feeds = feeds_for(path)[:2]
     if path.stem in REFUSED:
         with pytest.raises(PruneError, match=REFUSED[path.stem]):

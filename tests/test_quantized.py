@@ -88,7 +88,7 @@ def test_recovery_writes_integers_again(recover, per_channel, kind):
 
 def test_units_whose_zero_becomes_something_else_are_restored():
     """A cut unit's 0.5 could be the range of what is quantized."""
-    result = pruned(quantized(real_model(behind=("Relu", "Sigmoid"))))
+    result = pruned(quantized(real_model(hidden=64, behind=("Relu", "Sigmoid"))))
     ((end, reason),) = outlets(result)
     assert end == "restored"
     assert reason.startswith("DynamicQuantizeLinear finds its range in what Sigmoid makes of a cut")

@@ -32,6 +32,13 @@ def test_a_size_below_zero_is_open():
     assert inputs(model)[0].dims == (None, 4)
 
 
+def test_sizes_that_have_a_placeholder_for_a_name_are_open():
+    names = ["?", "None", "-1", "unk", "unk__5", "batch"]
+    value = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, names)
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [value], []))
+    assert inputs(model)[0].dims == (None, None, None, None, "unk__5", "batch")
+
+
 def test_a_sequence_has_no_dtype():
     value = onnx.helper.make_tensor_sequence_value_info("s", onnx.TensorProto.FLOAT, None)
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [value], []))

@@ -9,6 +9,7 @@ from onnx_rnn_prune.trace.labels import (
     kept,
     same_order,
     squeeze_to,
+    tied_lanes,
     uniform,
     unit_axis,
     varying_axes,
@@ -105,7 +106,7 @@ def groups_of(sizes, *meetings):
 
 def test_directions_are_tied_and_other_layers_are_not():
     units, atoms = groups_of({"a": (2, 3), "b": (1, 2)})
-    a, b = make_groups(units, atoms)
+    a, b = make_groups(units, atoms, ())
     assert (a.layers, a.size, len(a.atoms)) == (("a",), 3, 2)
     assert (b.layers, b.size, b.atoms[0].tolist()) == (("b",), 2, [[6], [7]])
     assert not uneven_lanes(units, atoms)
@@ -113,10 +114,37 @@ def test_directions_are_tied_and_other_layers_are_not():
 
 def test_layers_that_meet_live_and_die_together():
     units, atoms = groups_of({"a": (1, 2), "b": (1, 2)}, ([0, 1], [3, 2]))
-    (group,) = make_groups(units, atoms)
+    (group,) = make_groups(units, atoms, ())
     assert group.layers == ("a", "b")
     assert sorted(group.atoms[0].tolist()) == [[0, 3], [1, 2]]
     assert not uneven_lanes(units, atoms)
+
+
+def test_layers_that_are_tied_keep_equally_many():
+    units, atoms = groups_of({"a": (1, 2), "b": (2, 3), "c": (1, 2)})
+    other, one = make_groups(units, atoms, [np.array([0, 3]), np.array([], dtype=np.int64)])
+    assert (one.layers, one.size, len(one.atoms)) == (("a", "c"), 2, 2)
+    assert other.layers == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("grid", "tied"),
+    [
+        (labels([0, 1, 2], [0, 1, 2]), []),
+        (labels([0, 1, 2], [3, 4, 5]), [0, 1]),
+        (labels([0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2]), []),
+        (labels([0, 1, 2, -1], [3, 4, 5, -1], [0, 1, 2, -1]), [0, 1]),
+    ],
+)
+def test_lanes_whose_lines_must_stay_equally_long(grid, tied):
+    assert tied_lanes(grid, 1, LANES).tolist() == tied
+
+
+def test_lanes_of_different_sizes_cannot_be_tied():
+    lanes = np.repeat([0, 1, 2, 3], [6, 2, 4, 4])
+    grid = np.arange(16).reshape(2, 8)
+    assert unit_axis(grid, lanes) is None
+    assert unit_axis(grid, np.repeat([0, 1, 2, 3], 4)) == 1
 
 
 @pytest.mark.parametrize(

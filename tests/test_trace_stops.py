@@ -37,7 +37,7 @@ def prepared(body, result="float[t, b, c] y", names=None):
     document = read(body, result)
     feed = {"x": np.ones((5, 2, 3), np.float32), "which": np.array([1, 2]), "yes": np.array(True)}
     names = names or [layer.name for layer in find_layers(document.graph)]
-    return prepare(document, names, feed)
+    return prepare(document, names, [feed])
 
 
 STOPS = {
@@ -125,7 +125,7 @@ STOPS = {
     "a body": (
         "[if] y = If (yes) <then_branch = t () => (float[t, b, c] u) { u = Neg (h) },"
         " else_branch = e () => (float[t, b, c] v) { v = Abs (h) }>",
-        "is captured by the body of If if",
+        "is read in a branch that ran on other data, or on none (Abs v)",
     ),
 }
 

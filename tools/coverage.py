@@ -1,7 +1,7 @@
 """What has been tried: `python tools/coverage.py`.
 
 Prunes every published model that is present (`python tools/fetch_models.py`) and every model of
-tests/fixtures, with another plan for each share of units, and checks what comes out: the same as
+tests/fixtures, with other units for each share of them, and checks what comes out: the same as
 the zeroed original's outputs, a valid file, the same interface, fewer bytes. The exit code is 1 if
 a check failed, or if a model with recurrent layers that onnxruntime runs could not be pruned.
 """
@@ -16,18 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 import streaming
 from fetch_models import default_folder
 from model_feeds import PUBLISHED, Feed, feeds_for
-from onnx_rnn_prune import Plan, PruneResult, apply, inspect, plan
+from onnx_rnn_prune import PruneResult, apply, inspect, prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import holds_steps, sums_integers
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.plan.plan import LayerPlan, fingerprint
 from onnx_rnn_prune.validate import oracle
 from readme import markdown, write_section
 from time_limit import TooLong, time_limit
@@ -36,8 +34,6 @@ FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 SHARES = (0.75, 0.5, 0.25)
 TIMED = 0.5
 SECONDS = 120.0  # that one model may take
-# Layers of one model keep different counts: a share times one of these, in turn.
-FACTORS = (1.0, 0.8, 1.15)
 HEADER = (
     "model",
     "layers",
@@ -50,19 +46,19 @@ HEADER = (
     "speed at 50 %",
 )
 NOTE = """\
-Each model is pruned to 75, 50 and 25 % of its units, drawn at random, other numbers of them in each
-layer. *Ends*: in how many places the layers' outputs were absorbed in smaller weights or restored
-to full width. *Difference*: the largest one of any output between the smaller file and the
-original with the same units zeroed, on feeds of several batch sizes and lengths. *Checker*:
-onnx.checker with full_check, where the original passes. *Interface*: inputs, outputs, opsets,
-metadata, domain and doc string are the original's. *Speed*: the original's time over the smaller
-file's, one thread. By `python tools/coverage.py`, as is the second table: voice detection chunk by
-chunk with the state carried along, the probabilities of speech before and after `prune` at 50 %."""
+Each model is pruned to 75, 50 and 25 % of its units, drawn at random from all layers. *Ends*: in
+how many places the layers' outputs were absorbed in smaller weights or restored to full width.
+*Difference*: the largest one of any output between the smaller file and the original with the same
+units zeroed, on feeds of several batch sizes and lengths. *Checker*: onnx.checker with full_check,
+where the original passes. *Interface*: inputs, outputs, opsets, metadata, domain and doc string are
+the original's. *Speed*: the original's time over the smaller file's, one thread. By
+`python tools/coverage.py`, as is the second table: voice detection chunk by chunk with the state
+carried along, the probabilities of speech before and after `prune` at 50 %."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What came of one plan.
+    """What came of one share of units.
 
     Attributes:
         result: the smaller model and its report.
@@ -93,20 +89,6 @@ def recurrent_ops(graph: onnx.GraphProto) -> Iterator[str]:
                 yield from recurrent_ops(inner)
 
 
-def draw_plan(model: onnx.ModelProto, layers: Sequence[Mapping[str, Any]], share: float) -> Plan:
-    """Random units of each layer, equally many for its directions."""
-    rng = np.random.default_rng(round(100 * share))
-    chosen = {}
-    for number, layer in enumerate(layers):
-        hidden = int(layer["hidden"])
-        wanted = round(hidden * share * FACTORS[number % len(FACTORS)])
-        count = min(max(wanted, 1), max(hidden - 1, 1))
-        directions = 2 if layer["direction"] == "bidirectional" else 1
-        keep = (np.sort(rng.permutation(hidden)[:count]).tolist() for _ in range(directions))
-        chosen[layer["name"]] = LayerPlan(hidden, tuple(map(tuple, keep)), layer["scope"])
-    return Plan(fingerprint(model), chosen)
-
-
 def interface(model: onnx.ModelProto) -> tuple[object, ...]:
     """What a user of a model sees of it, apart from its numbers."""
     values = [*model.graph.input, *model.graph.output]
@@ -129,7 +111,7 @@ def checker_fault(model: onnx.ModelProto) -> str:
     return ""
 
 
-def cut(path: Path, layers: Sequence[Mapping[str, Any]], feeds: list[Feed], share: float) -> Cut:
+def cut(path: Path, feeds: list[Feed], share: float) -> Cut:
     """Prunes a model to a share of its units, and checks the result.
 
     Raises:
@@ -137,15 +119,16 @@ def cut(path: Path, layers: Sequence[Mapping[str, Any]], feeds: list[Feed], shar
     """
     original = onnx.load(path)
     # Nothing is fitted, so one feed will do; all of them are compared on below.
-    chosen = draw_plan(original, layers, share)
-    try:
-        zeroed = apply(path, chosen, data=feeds[:1], recover="none", mode="zero")
-    except PruneError as error:
-        if "must keep the same ones" not in str(error):
-            raise
-        chosen = plan(path, keep=share, criterion="random", seed=round(100 * share))
-        zeroed = apply(path, chosen, data=feeds[:1], recover="none", mode="zero")
-    result = apply(path, chosen, data=feeds[:1], recover="none")
+    result = prune(
+        path,
+        keep=share,
+        criterion="random",
+        allocate="global",
+        seed=round(100 * share),
+        data=feeds[:1],
+        recover="none",
+    )
+    zeroed = apply(path, result.plan, data=feeds[:1], recover="none", mode="zero")
     graph = Document.read(original).graph
     whole = sums_integers(graph)
     optimize = whole or not holds_steps(graph)
@@ -163,7 +146,7 @@ def cut(path: Path, layers: Sequence[Mapping[str, Any]], feeds: list[Feed], shar
     if interface(result.model) != interface(original):
         faults.append(f"at {share:.0%} the interface changes")
     totals = result.report["totals"]
-    if totals["bytes_after"] >= totals["bytes_before"]:
+    if result.plan.cut() and totals["bytes_after"] >= totals["bytes_before"]:
         faults.append(
             f"at {share:.0%} {totals['bytes_before']} become {totals['bytes_after']} bytes"
         )
@@ -182,7 +165,7 @@ def measure(path: Path) -> Row:
     try:
         with time_limit(SECONDS):
             found = inspect(path)
-            cuts = [cut(path, found["layers"], feeds, share) for share in SHARES]
+            cuts = [cut(path, feeds, share) for share in SHARES]
     except PruneError as error:
         fault = error.what if counts else ""
         return _empty(path, nodes, f"cannot be pruned: {error.what}", fault)
@@ -208,7 +191,7 @@ def _row(
         for outlet in layer["outlets"]
         if outlet["end"] != "unused"
     )
-    alone = [f"{layer['name']}: {layer['pinned']}" for layer in found["layers"] if layer["pinned"]]
+    alone = [f"{layer['name']}: {layer['pinned']}" for layer in report["layers"] if layer["pinned"]]
     alone += [note for note in found["warnings"] if "left alone" in note]
     totals = report["totals"]
     checks = {"checker": "passed", "interface": "same"}

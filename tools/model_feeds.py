@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_rnn_prune.flow.opening import as_run
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Runner
 
@@ -120,7 +121,7 @@ def feeds_for(path: Path) -> list[Feed]:
         PruneError: the model does not load, or runs on none of them.
     """
     model = onnx.load(path)
-    runner = Runner(model, name=path.name)
+    runner = Runner(as_run(model), name=path.name)
     draw = PUBLISHED.get(path.stem, _drawn_for(model))
     feeds = [
         draw(np.random.default_rng([17, number]), batch, steps)

@@ -16,7 +16,7 @@ from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import check_output
+from onnx_rnn_prune.model.files import check_output, weight_files, weights_beside
 from onnx_rnn_prune.report.table import sentence
 
 # Wide enough for layer names; a pipe has no width of its own.
@@ -31,20 +31,23 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=options.name)
+@options.freeze
 @options.as_json
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
     """List the recurrent layers of MODEL and what can be pruned."""
-    found = api.inspect(model)
+    found = api.inspect(model, freeze=freeze)
     _print(found, report.inspect_table, as_json)
 
 
 @cli.command()
 @click.argument("model", type=options.name)
 @options.output
+@options.freeze
 @options.selection
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.recover
 @options.mode
+@options.states
 @click.option(
     "--json",
     "json_path",
@@ -58,6 +61,7 @@ def inspect(model: str, as_json: bool) -> None:
 def prune(
     model: str,
     out: str,
+    freeze: dict[str, str],
     keep: str | None,
     budget: str | None,
     data: str | None,
@@ -66,6 +70,8 @@ def prune(
     allocate: str,
     recover: str | None,
     mode: str,
+    shrink_states: bool,
+    state_metadata: tuple[str, ...],
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -75,7 +81,8 @@ def prune(
     save_plan: str | None,
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
-    _check_outputs([out, json_path, save_plan], [model, data, eval_data])
+    outputs = [out, *_beside(out, model), json_path, save_plan]
+    _check_outputs(outputs, [model, data, eval_data])
     with report.ProgressBars() as progress:
         result = api.prune(
             model,
@@ -87,29 +94,34 @@ def prune(
             allocate=allocate,
             recover=recover,
             mode=mode,
+            shrink_states=shrink_states,
+            state_metadata=state_metadata,
             only=only,
             skip=skip,
             align=align,
             min_units=min_units,
+            freeze=freeze,
             seed=seed,
             progress=progress,
         )
-    result.save(out)
+    files = result.save(out)
     if save_plan:
         result.plan.save(save_plan)
     if json_path:
         report.write_json(result.report, json_path)
     _print(result.report, report.prune_table)
-    _saved(out, save_plan, json_path)
+    _saved(*files, save_plan, json_path)
 
 
 @cli.command()
 @click.argument("model", type=options.name)
 @options.output
+@options.freeze
 @options.selection
 def plan(
     model: str,
     out: str,
+    freeze: dict[str, str],
     keep: str | None,
     budget: str | None,
     data: str | None,
@@ -135,6 +147,7 @@ def plan(
             skip=skip,
             align=align,
             min_units=min_units,
+            freeze=freeze,
             seed=seed,
             progress=progress,
         )
@@ -147,21 +160,39 @@ def plan(
 @click.argument("model", type=options.name)
 @click.argument("plan_path", type=options.name, metavar="PLAN")
 @options.output
+@options.freeze
 @options.mode
+@options.states
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
-    model: str, plan_path: str, out: str, mode: str, recover: str | None, data: str | None
+    model: str,
+    plan_path: str,
+    out: str,
+    freeze: dict[str, str],
+    mode: str,
+    shrink_states: bool,
+    state_metadata: tuple[str, ...],
+    recover: str | None,
+    data: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    _check_outputs([out], [model, plan_path, data])
+    _check_outputs([out, *_beside(out, model)], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
-            model, plan_path, mode=mode, recover=recover, data=data, progress=progress
+            model,
+            plan_path,
+            mode=mode,
+            shrink_states=shrink_states,
+            state_metadata=state_metadata,
+            recover=recover,
+            data=data,
+            freeze=freeze,
+            progress=progress,
         )
-    result.save(out)
+    files = result.save(out)
     _print(result.report, report.prune_table)
-    _saved(out)
+    _saved(*files)
 
 
 @cli.command()
@@ -196,6 +227,11 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
     _print(found, report.bench_table, as_json)
 
 
+def _beside(out: str, model: str) -> list[str]:
+    """The file of weights that comes with a result if the model has its weights apart."""
+    return [str(weights_beside(out))] if weight_files(model) else []
+
+
 def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
     """Refuses what cannot be written, or must not be, before the work is done."""
     paths = [Path(path) for path in outputs if path is not None]
@@ -219,8 +255,8 @@ def _print(
         _console().print(table(content))
 
 
-def _saved(*paths: str | None) -> None:
-    _console().print(sentence("Written", ", ".join(path for path in paths if path)))
+def _saved(*paths: str | Path | None) -> None:
+    _console().print(sentence("Written", ", ".join(str(path) for path in paths if path)))
 
 
 def _console() -> Console:

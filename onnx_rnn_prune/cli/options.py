@@ -93,6 +93,22 @@ def selection(command: Command) -> Command:
     return command
 
 
+def _name_values(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    parts = [value.partition("=") for value in values]
+    if not all(name and given for name, given, _ in parts):
+        raise click.BadParameter("give NAME=VALUE")
+    return {name: text for name, _, text in parts}
+
+
+freeze = click.option(
+    "--freeze",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_name_values,
+    help="Fix an input to a value; it and the branches not taken go.",
+)
 output = click.option(
     "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
 )
@@ -108,4 +124,26 @@ mode = click.option(
     show_default=True,
     help="Remove units, or only set them to zero.",
 )
+_STATES = (
+    click.option(
+        "--shrink-states",
+        is_flag=True,
+        help="Let state inputs and outputs hold the kept units only.",
+    ),
+    click.option(
+        "--state-metadata",
+        metavar="KEY",
+        multiple=True,
+        help="Metadata that holds the width of a state.",
+    ),
+)
+
+
+def states(command: Command) -> Command:
+    """The options that say what states look like from outside."""
+    for option in reversed(_STATES):
+        command = option(command)
+    return command
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

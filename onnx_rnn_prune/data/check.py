@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.data.sources import FAILURES
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
 
@@ -81,7 +82,7 @@ def _check_value(value: object, port: Port, sizes: dict[str, tuple[int, str]], w
             where=where,
             remedy="leave out feeds without entries",
         )
-    if _is_float(array.dtype):
+    if is_float(array.dtype):
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         if bad:
             raise PruneError(
@@ -149,7 +150,7 @@ def _convert(value: object, port: Port, where: str) -> Array:
 
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
     """The array in another type, or None where values would change by more than rounding."""
-    source_float, target_float = _is_float(array.dtype), _is_float(dtype)
+    source_float, target_float = is_float(array.dtype), is_float(dtype)
     if not (source_float or array.dtype.kind in "biu"):
         return None
     if not (target_float or dtype.kind in "biu"):
@@ -177,11 +178,6 @@ def _zeros(port: Port, sizes: Mapping[str, tuple[int, str]], where: str) -> Arra
         )
     shape = [dim if isinstance(dim, int) else sizes.get(dim or "", (1, ""))[0] for dim in port.dims]
     return np.zeros(shape, port.dtype)
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    # bfloat16 and the 8-bit floats are not of NumPy's own kinds.
-    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def _list(names: Sequence[str]) -> str:

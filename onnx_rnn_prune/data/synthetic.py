@@ -40,7 +40,8 @@ def random_feeds(
         run: runs the model on a feed, or raises a PruneError; without it the first guess is taken.
 
     Raises:
-        PruneError: an input is no tensor or has an undeclared rank, or the model runs on no guess.
+        PruneError: an input is no tensor or has an undeclared rank, or the model runs on no guess,
+            or not on the only sizes that it takes.
     """
     for port in ports:
         if port.dtype is None or port.dims is None:
@@ -58,6 +59,8 @@ def random_feeds(
         try:
             run(next(iter(feeds)))
         except PruneError as error:
+            if not guess:  # all sizes are fixed: there are no others to try
+                raise
             reason = error.what
         else:
             return feeds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 
 from onnx_rnn_prune.errors import PruneError
@@ -116,3 +116,14 @@ def check_progress(value: Progress) -> None:
         raise PruneError(
             f"{value!r} is no function", where="progress", remedy="give one, or leave it out"
         )
+
+
+def frozen(values: object) -> dict[str, str]:
+    """Inputs to fix, by name, with their values as text."""
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise PruneError(
+            f"{values!r} does not say which input has which value",
+            where="--freeze",
+            remedy="give name=value, or a dict from Python",
+        )
+    return {name: str(value) for name, value in values.items()}

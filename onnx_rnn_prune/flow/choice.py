@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.request import Request
-from onnx_rnn_prune.flow.studying import Studied, cut, study
+from onnx_rnn_prune.flow.studying import Studied, cut, look, study
+from onnx_rnn_prune.flow.worth import filled, pin_losses
 from onnx_rnn_prune.passes.cut import Unshare
 from onnx_rnn_prune.passes.prepared import choose_layers
 from onnx_rnn_prune.plan.allocation import (
@@ -24,7 +23,7 @@ from onnx_rnn_prune.plan.budget import Budget
 from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.criteria import CRITERIA, Subject
+from onnx_rnn_prune.score.criteria import CRITERIA, LOOKING, Subject
 from onnx_rnn_prune.score.moments import Matrix
 
 
@@ -41,6 +40,8 @@ def choose_plan(
     allocator = ALLOCATORS[request.allocate]
     names = choose_layers(opened.layers, request.only, request.skip)
     studied = study(opened, names, data, progress)
+    if request.criterion_for(data) in LOOKING:
+        studied = look(studied, data, progress)
     prepared = studied.prepared
     subject = Subject(
         prepared.document, prepared.trace, studied.readers, studied.evidence, request.seed
@@ -52,7 +53,12 @@ def choose_plan(
     counts = request.bounds.share(prepared.trace.groups, fits, urgency)
     keep = choose(prepared.trace, scores, counts)
     plan = Plan.from_mask(fingerprint(opened.model), prepared.trace, keep)
-    return replace(plan, notes=request.bounds.notes(prepared.trace.groups)), studied
+    if request.budget is None:  # what a budget asks for is not for us to judge
+        plan = pin_losses(opened, data, studied, plan, request.refits(data))
+    plan = replace(plan, pinned={**prepared.left, **plan.pinned})
+    notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
+    notes += request.bounds.notes(prepared.trace.groups)
+    return replace(plan, notes=tuple(notes)), studied
 
 
 def _limits(
@@ -83,13 +89,7 @@ def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
             the result is smaller than is counted here.
     """
     trace = studied.prepared.trace
-    document = studied.prepared.document.copy()
-    if refits:
-        # What recovery writes is full of numbers: nothing that makes room for it can be dropped.
-        for reader in studied.readers:
-            filled = np.full_like(reader.weight(document), 0.5)
-            rows, columns = map(np.arange, filled.shape)
-            reader.store(document, (rows, columns), filled, np.ones(len(rows)))
+    document = filled(studied) if refits else studied.prepared.document.copy()
     Unshare(trace)(document)
     counts = [max(group.size - 1, 1) for group in trace.groups]
     plan = Plan.from_mask("", trace, choose(trace, scores, counts))

@@ -64,9 +64,15 @@ def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Dat
 
 
 def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:
-    """Feeds to prove on: a real one, and the same in other sizes where the model takes them."""
+    """Feeds to prove on: a real one, and the same in other sizes where the model takes them.
+
+    Raises:
+        PruneError: the model does not run on the first feed.
+    """
     first = next(iter(feeds))
-    accepts = runs(opened.run())
+    run = opened.run()
+    run(first)  # what does not suit the original is no fault of what is made of it
+    accepts = runs(run)
     found: list[Feed] = [first]
     for resize in (lambda size: min(size, 13), lambda size: 2 if size == 1 else min(size, 5)):
         other = _resized(opened.model, first, resize)

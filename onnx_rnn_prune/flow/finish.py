@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import onnx
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
+from onnx_rnn_prune.flow.interface import Interface, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
-from onnx_rnn_prune.flow.studying import Studied, cut, prove, settle
+from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.files import check_output, save_model
-from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.external import is_apart, whole_model
+from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
+from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.recover import Recover
+from onnx_rnn_prune.passes.states import State
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
@@ -30,21 +34,39 @@ class PruneResult:
     """A pruned model and the proof beside it.
 
     Attributes:
-        model: the pruned model.
+        written: the pruned model; weights that were not touched may lie in the original's files.
         plan: which units were kept.
         report: plain values, as in the JSON report.
+        apart: whether weights are saved in a file of their own, as the original's are.
         inputs: files and folders that were read.
     """
 
-    model: onnx.ModelProto
+    written: onnx.ModelProto
     plan: Plan
     report: dict[str, Any]
+    apart: bool = False
     inputs: tuple[Path, ...] = ()
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model file, whole or not at all, and never over an input."""
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model with all of its weights.
+
+        Raises:
+            PruneError: it is larger than one message can be.
+        """
+        return whole_model(self.written)
+
+    def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Writes the model, whole or not at all, and never over an input.
+
+        Returns:
+            The path, and where weights lie apart that of `<path>.data`.
+        """
         check_output(path, self.inputs)
-        save_model(self.model, path)
+        if not self.apart:
+            return save_model(self.written, path)
+        check_output(weights_beside(path), self.inputs)
+        return save_apart(self.written, path)
 
 
 def finish(
@@ -54,6 +76,7 @@ def finish(
     studied: Studied | None,
     recover: str | None,
     mode: str,
+    interface: Interface,
     progress: Progress,
 ) -> PruneResult:
     """Recovers, cuts, proves and measures."""
@@ -64,12 +87,22 @@ def finish(
     progress("checking", 0, None)
     document = studied.prepared.document.copy()
     Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
-    proof = prove(opened, studied, plan, document, proof_feeds(opened, data.held_out))
-    model = cut(document, studied, plan, mode).write()
+    feeds = proof_feeds(opened, data.held_out)
+    proof = prove(opened, studied, plan, document, feeds)
+    shrunk = cut(document, studied, plan, mode)
+    narrowed = narrow(opened, shrunk, interface, feeds)
+    model = shrunk.write()
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
+    if narrowed.states:
+        model = narrowed.document.write()
+        report["totals"] = total_rows(opened.model, model)
+    update_metadata(model, interface, narrowed.states)
+    report["states"] = state_rows(narrowed.states)
+    report["warnings"] += narrowed.notes
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
-    report["layers"] = layer_rows(opened.layers, find_layers(Document.read(model).graph), rows)
+    left = find_layers(Document.read(model).graph)
+    report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
     report["oracle"] = plain(proof)
     report["recovery"] = {
         "asked": recover or "auto",
@@ -78,7 +111,21 @@ def finish(
         "rounds": recovered.rounds,
         "reason": reason,
     }
-    return PruneResult(model, plan, report)
+    return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
+    """The states of the interface that became narrower."""
+    return [
+        {
+            "layer": state.layer,
+            "input": state.source,
+            "output": state.result,
+            "before": state.width,
+            "after": state.kept,
+        }
+        for state in states
+    ]
 
 
 def _recover(
@@ -90,7 +137,7 @@ def _recover(
     progress: Progress,
 ) -> tuple[Recovered, str]:
     wanted = asked or "auto"
-    if studied.evidence is None:
+    if not data.given:
         if wanted in ("bias", "lstsq"):
             raise PruneError(
                 f"{wanted} looks at what the units do, and there is no data",
@@ -98,6 +145,10 @@ def _recover(
                 remedy="pass --data, or leave --recover out",
             )
         return Recovered("none", {}, None, 0.0), "there is no data to recover with"
+    if wanted == "none":
+        return Recovered("none", {}, None, 0.0), "asked for"
+    studied = look(studied, data, progress)
+    assert studied.evidence is not None
     bench = Bench(
         prepared=studied.prepared,
         keep=plan.mask(studied.prepared.trace),
@@ -116,17 +167,17 @@ def _untouched(
     """A plan that keeps everything leaves the model as it is."""
     model = opened.document.write()
     report = _report(opened, data, model, mode, progress)
-    report["layers"] = layer_rows(opened.layers, opened.layers, {})
+    report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))
     nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
     report["recovery"] = {**nothing, "reason": "nothing was cut"}
-    return PruneResult(model, plan, report)
+    return PruneResult(model, plan, report, is_apart(opened.model))
 
 
 def _report(
     opened: Opened, data: Data, model: onnx.ModelProto, mode: str, progress: Progress
 ) -> dict[str, Any]:
-    result = Runner(model, name="the pruned model")
+    result = Runner(model, name="the pruned model", remedy=OURS)
     progress("measuring", 0, None)
     original = opened.run()
     drifts = drift(original, result, data.judging)

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.passes.recover import Fit, Recover, fit_readers, teacher_pairs
@@ -86,7 +86,7 @@ class Bench:
 
     def judge(self, fits: Mapping[str, Fit]) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds."""
-        candidate = Runner(self.shrunk(fits), name="a candidate")
+        candidate = Runner(self.shrunk(fits), name="a candidate", remedy=OURS)
         found = drift(self.original(), candidate, self.held_out)
         states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
@@ -102,7 +102,7 @@ class Bench:
 
     def pairs(self, reader: Reader) -> Moments:
         """Moments of what a reader of the original reads, and of the kept part of the same."""
-        return teacher_pairs(self.evidence.moments[reader.name], kept(reader.labels, self.keep))
+        return teacher_pairs(self.evidence.moments[reader.pool], kept(reader.labels, self.keep))
 
     def free_pairs(self, fits: Mapping[str, Fit], seen: Shelf) -> None:
         """Adds moments of what the original's readers read, and of what a cut model's do."""
@@ -113,30 +113,34 @@ class Bench:
             for reader in self.readers:
                 read = student.signal(reader, real)
                 pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                seen.add(reader.name, Moments.of(pair, last=read.shape[1]))
+                seen.add(reader.pool, Moments.of(pair, last=read.shape[1]))
 
 
 def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recovered, str]:
     """The best recovery up to the one that was asked for, and why it is that one."""
     plain = Recovered("none", {}, None, bench.judge({}))
-    if asked == "none":
-        return plain, "asked for"
-    shifted = bench.candidate("bias", bench.pairs, math.inf)
-    errors = {"none": plain.error, "bias": shifted.error}
-    best = _better(plain, shifted)
+    errors = {"none": plain.error}
+    best = _tried(errors, plain, bench.candidate("bias", bench.pairs, math.inf))
     if asked == "lstsq":
-        total = len(_RIDGES) + _ROUNDS
-        fitted: Recovered | None = None
-        for number, ridge in enumerate(_RIDGES):
-            progress("recovering", number, total)
-            candidate = bench.candidate("lstsq", bench.pairs, ridge)
-            fitted = candidate if fitted is None else _better(fitted, candidate)
-        assert fitted is not None
-        fitted = _refit(bench, fitted, progress)
-        progress("recovering", total, total)
-        errors["lstsq"] = fitted.error
-        best = _better(best, fitted)
+        fitted = _refit(bench, _best_ridge(bench, progress), progress)
+        best = _tried(errors, best, fitted)
     return best, _reason(best, asked, errors)
+
+
+def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
+    """The better one; what is not is let go of, since fits are large."""
+    errors[other.used] = other.error
+    return _better(simpler, other)
+
+
+def _best_ridge(bench: Bench, progress: Progress) -> Recovered:
+    best: Recovered | None = None
+    for number, ridge in enumerate(_RIDGES):
+        progress("recovering", number, len(_RIDGES) + _ROUNDS)
+        candidate = bench.candidate("lstsq", bench.pairs, ridge)
+        best = candidate if best is None else _better(best, candidate)
+    assert best is not None
+    return best
 
 
 def _better(simpler: Recovered, other: Recovered) -> Recovered:
@@ -155,7 +159,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
     seen = Shelf()
 
     def pairs(reader: Reader) -> Moments:
-        return seen[reader.name].merge(bench.pairs(reader))
+        return bench.pairs(reader).merge(seen[reader.pool])
 
     for number in range(_ROUNDS):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + _ROUNDS)
@@ -165,6 +169,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
             best = last
         elif number > 0:
             break
+    progress("recovering", len(_RIDGES) + _ROUNDS, len(_RIDGES) + _ROUNDS)
     return best
 
 

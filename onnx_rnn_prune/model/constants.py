@@ -1,20 +1,23 @@
 """Constants of a graph, however the exporter wrote them.
 
 A weight may be an initializer, a Constant node, or computed from such by operators that move
-entries, or that make real numbers of integers. All of these count as constants here; an edit
-replaces the place that reads them, so that what else reads the same weight keeps it.
+entries, by arithmetic, or by those that make real numbers of integers. All of these count as
+constants here; an edit replaces the place that reads them, so that what else reads the same weight
+keeps it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnx_rnn_prune.model.evaluate import evaluate
+from onnx_rnn_prune.model.external import tensor_values
 from onnx_rnn_prune.model.runner import Array
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
@@ -35,8 +38,11 @@ _MOVING = {
     "Transpose",
     "Unsqueeze",
 }
-# What stands between a weight in integers and its readers.
-_KNOWN = _MOVING | {"DequantizeLinear"}
+# Operators whose results IEEE 754 gives to the last bit: NumPy and onnxruntime agree on them. Where
+# the order of a sum or a polynomial decides about rounding (MatMul, Exp), they need not.
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt"}
+# What is computed; DequantizeLinear stands between a weight in integers and its readers.
+_KNOWN = _MOVING | _ARITHMETIC | {"DequantizeLinear"}
 # It computes the same in older opsets, which the reference implementation does not know.
 _DEQUANTIZE = 21
 _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
@@ -44,29 +50,13 @@ _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
     """The value of a tensor that does not depend on any graph input, else None."""
-    if isinstance(tensor, gs.Constant):
-        held = tensor._values
-        if isinstance(held, SparseValues):
-            return np.asarray(held.load(), dtype=held.dtype)
-        if isinstance(held, LazyValues):
-            return np.asarray(numpy_helper.to_array(held.tensor))
-        return np.asarray(held)
-    if not tensor.inputs:
-        return None
-    node = tensor.inputs[0]
-    if node.op == "Constant":
-        return _literal(node)
-    if node.op not in _KNOWN or node.domain:
-        return None
-    values = [constant_value(item, opset) if item.name else None for item in node.inputs]
-    if any(value is None and item.name for value, item in zip(values, node.inputs, strict=True)):
-        return None
-    version = opset or _opset_of(node)
-    if node.op == "DequantizeLinear":
-        version = max(version, _DEQUANTIZE)
-    outputs = evaluate(node, values, version)
-    position = next(slot for slot, output in enumerate(node.outputs) if output is tensor)
-    return outputs[position]
+    values: dict[int, Array] = {}
+    for item in _sources_first(tensor):
+        value = _compute(item, values, opset)
+        if value is None:
+            return None
+        values[id(item)] = value
+    return values.get(id(tensor))
 
 
 def require_constant(tensor: gs.Tensor, opset: int | None = None) -> Array:
@@ -80,7 +70,7 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     """The shape of a constant, without reading the values of an initializer."""
     if isinstance(tensor, gs.Constant):
         return tuple(tensor.shape)
-    node = tensor.inputs[0] if tensor.inputs else None
+    node = _maker(tensor)
     if node is not None and node.op == "DequantizeLinear":
         shapes = [constant_shape(item) for item in node.inputs if item.name]
         return None if None in shapes else shapes[0]
@@ -88,19 +78,121 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     return None if value is None else value.shape
 
 
+def storage_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
+    """The narrower type of floats as which a constant is held, to be widened by a Cast; else None.
+
+    Rounding to bytes is quantization, which takes more than a Cast to undo.
+    """
+    value = constant_value(tensor)
+    while value is not None and not isinstance(tensor, gs.Constant) and tensor.inputs:
+        node = tensor.inputs[0]
+        if node.op not in _MOVING or not node.inputs:
+            return None
+        tensor = node.inputs[0]
+        held = constant_value(tensor) if node.op == "Cast" else None
+        if held is not None and is_float(held.dtype) and 2 <= held.itemsize < value.itemsize:
+            return held.dtype
+    return None
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether entries are floats, also of the types that NumPy itself lacks."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
 def is_zero(tensor: gs.Tensor) -> bool:
     """Whether a tensor is provably zero, whatever its shape turns out to be."""
-    if not isinstance(tensor, gs.Constant) and tensor.inputs:
-        node = tensor.inputs[0]
-        if node.op == "ConstantOfShape":
-            fill = node.attrs.get("value")
-            return fill is None or not np.any(constant_value(fill))
-        if node.op == "Concat":
-            return all(is_zero(item) for item in node.inputs)
-        if node.op in _MOVING - {"Shape"}:
-            return is_zero(node.inputs[0])
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        item = waiting.pop()
+        node = _maker(item)
+        if node is None or node.op not in _MOVING - {"Shape", "ConstantOfShape"}:
+            if not _is_zero_made(item, node):
+                return False
+            continue
+        moved = node.inputs if node.op == "Concat" else node.inputs[:1]
+        waiting += [other for other in moved if id(other) not in seen]
+        seen.update(map(id, moved))
+    return True
+
+
+def _is_zero_made(tensor: gs.Tensor, node: gs.Node | None) -> bool:
+    if node is not None and node.op == "ConstantOfShape":
+        fill = node.attrs.get("value")
+        return fill is None or not np.any(constant_value(fill))
     value = constant_value(tensor)
     return value is not None and prod(value.shape) > 0 and not np.any(value)
+
+
+def _maker(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes a tensor; None for initializers, inputs and what others define."""
+    if isinstance(tensor, gs.Constant) or not tensor.inputs or tensor.inputs[0].domain:
+        return None
+    return tensor.inputs[0]
+
+
+def _sources_first(tensor: gs.Tensor) -> list[gs.Tensor]:
+    """A tensor and all that it is computed from, each once and behind what it is computed from.
+
+    Without recursion, and each tensor only once, because graphs are deep, and sums of residuals
+    have twice as many ways through them with each sum. It ends at the first that is no constant.
+    """
+    found: dict[int, gs.Tensor] = {}
+    begun: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        item = waiting[-1]
+        if id(item) in begun:
+            found.setdefault(id(waiting.pop()), item)
+            continue
+        begun.add(id(item))
+        node = _maker(item)
+        if node is not None and node.op in _KNOWN:
+            waiting += [other for other in node.inputs if other.name and id(other) not in begun]
+        elif not isinstance(item, gs.Constant) and (node is None or node.op != "Constant"):
+            return [item]
+    return list(found.values())
+
+
+def _compute(tensor: gs.Tensor, known: Mapping[int, Array], opset: int | None) -> Array | None:
+    """The value of a tensor, given those that it is computed from; None where it is no constant."""
+    if isinstance(tensor, gs.Constant):
+        return _held(tensor)
+    node = _maker(tensor)
+    if node is None or node.op == "Constant":
+        return None if node is None else _literal(node)
+    values = [known.get(id(item)) for item in node.inputs]
+    if node.op in _ARITHMETIC and not _is_exact(node, values):
+        return None
+    if node.op in _KNOWN:
+        version = opset or _opset_of(node)
+        if node.op == "DequantizeLinear":
+            version = max(version, _DEQUANTIZE)
+        outputs = evaluate(node, values, version)
+        return next(
+            value for value, made in zip(outputs, node.outputs, strict=True) if made is tensor
+        )
+    return None
+
+
+def _is_exact(node: gs.Node, values: Sequence[Array | None]) -> bool:
+    """Whether arithmetic on such numbers has one right result, which all compute.
+
+    Division of integers rounds in other ways elsewhere, and the attributes that arithmetic had
+    before opset 7 meant another way of broadcasting.
+    """
+    kinds = "f" if node.op in ("Div", "Sqrt") else "fiu"
+    known = all(value is not None and value.dtype.kind in kinds for value in values)
+    return known and not node.attrs
+
+
+def _held(tensor: gs.Constant) -> Array:
+    held = tensor._values
+    if isinstance(held, SparseValues):
+        return np.asarray(held.load(), dtype=held.dtype)
+    if isinstance(held, LazyValues):
+        return tensor_values(held.tensor)
+    return np.asarray(held)
 
 
 def _opset_of(node: gs.Node) -> int:

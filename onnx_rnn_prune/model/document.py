@@ -8,7 +8,7 @@ in which the graph now differs are replaced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -17,7 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.walk import all_nodes
-from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field
+from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field, new_initializers
 
 # A copy of a larger model first makes room.
 _LARGE = 1 << 20
@@ -57,6 +57,8 @@ class Document:
             if field.name != "graph":
                 copy_field(self.source, result, field.name)
         Writer(self.origins, store).graph(result.graph, self.graph, self.source.graph)
+        added = new_initializers(self.graph, self.source.graph)
+        result.graph.initializer.extend(map(store, added))
         if result.ir_version < 4:
             _list_initializers(result.graph)
         return result
@@ -66,12 +68,25 @@ class Document:
         if self.source.ByteSize() > _LARGE:
             give_back()
         graph = self.graph.copy()
+        pairs = list(zip(all_nodes(self.graph), all_nodes(graph), strict=True))
+        _reunite(pairs)
         origins = {
             id(twin): (twin, self.origins[id(node)][1])
-            for node, twin in zip(all_nodes(self.graph), all_nodes(graph), strict=True)
+            for node, twin in pairs
             if id(node) in self.origins
         }
         return Document(graph, self.source, origins)
+
+
+def _reunite(pairs: Iterable[tuple[gs.Node, gs.Node]]) -> None:
+    """Makes one again of a constant that graphsurgeon copied for each body that captures it."""
+    copies: dict[int, gs.Constant] = {}
+    for node, twin in pairs:
+        for slot, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                copy = copies.setdefault(id(tensor), twin.inputs[slot])
+                if twin.inputs[slot] is not copy:
+                    twin.inputs[slot] = copy
 
 
 def _pairs(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:

@@ -1,12 +1,16 @@
-"""The few ways in which a graph is edited."""
+"""The few ways in which a graph is edited; nodes may be in any of its subgraphs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import storage_type
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.model.walk import all_nodes, place_of, tensors_of
 
 # How the names of nodes and tensors begin that are put into a graph here.
 OWN = "onnx_rnn_prune/"
@@ -14,7 +18,8 @@ OWN = "onnx_rnn_prune/"
 
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
     """A name that no tensor and no node of the graph has yet."""
-    used = {tensor.name for tensor in tensors_of(graph)} | {node.name for node in graph.nodes}
+    used = {tensor.name for tensor in tensors_of(graph)}
+    used |= {node.name for node in all_nodes(graph)}
     name, count = wanted, 1
     while name in used:
         count += 1
@@ -34,13 +39,41 @@ def set_input(node: gs.Node, slot: int, tensor: gs.Tensor) -> None:
     node.inputs[slot] = tensor
 
 
+def like_constant(graph: gs.Graph, tensor: gs.Tensor, value: Array) -> gs.Tensor:
+    """A new constant, held in the type in which another one is held, and widened as that is."""
+    name, held = f"{tensor.name}_cut", storage_type(tensor)
+    if held is None:
+        return add_constant(graph, name, value)
+    stored = add_constant(graph, f"{name}_{held.name}", value.astype(held))
+    result = gs.Variable(fresh_name(graph, name))
+    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    # In front of all, since it depends on nothing and several may read it.
+    graph.nodes.insert(0, gs.Node("Cast", result.name, {"to": kind}, [stored], [result]))
+    return result
+
+
 def replace_constant(graph: gs.Graph, node: gs.Node, slot: int, value: Array) -> None:
     """Gives a node another constant; in place where nobody else reads the old one."""
+    replace_constants(graph, [(node, slot)], value)
+
+
+def replace_constants(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:
+    """Gives several readers of one constant another one; in place where nobody else reads it."""
+    node, slot = places[0]
     tensor = node.inputs[slot]
-    if isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1:
-        tensor.values = np.asarray(value, order="C")
-    else:
-        set_input(node, slot, add_constant(graph, f"{tensor.name}_cut", value))
+    held, owner = storage_type(tensor), tensor
+    alone = len(tensor.outputs) == len(places) and all(tensor is not t for t in graph.outputs)
+    if held is not None and tensor.inputs[0].op == "Cast":
+        owner = tensor.inputs[0].inputs[0]
+        alone = alone and len(owner.outputs) == 1
+    if alone and isinstance(owner, gs.Constant):
+        owner.values = np.asarray(value if held is None else value.astype(held), order="C")
+        if owner is not tensor and tensor.shape is not None:
+            tensor.shape = list(value.shape)
+        return
+    made = like_constant(graph, tensor, value)
+    for node, slot in places:
+        set_input(node, slot, made)
 
 
 def drop_input(node: gs.Node, slot: int) -> None:
@@ -52,13 +85,23 @@ def drop_input(node: gs.Node, slot: int) -> None:
 
 def insert_node(graph: gs.Graph, node: gs.Node, *, after: gs.Node) -> None:
     """Puts a node right behind another one, so that the order stays topological."""
-    graph.nodes.insert(_position(graph, after) + 1, node)
+    siblings = place_of(graph, after).graph.nodes
+    siblings.insert(_position(siblings, after) + 1, node)
 
 
 def insert_before(graph: gs.Graph, node: gs.Node, *, before: gs.Node) -> None:
     """Puts a node right in front of another one."""
-    graph.nodes.insert(_position(graph, before), node)
+    siblings = place_of(graph, before).graph.nodes
+    siblings.insert(_position(siblings, before), node)
 
 
-def _position(graph: gs.Graph, node: gs.Node) -> int:
-    return next(index for index, item in enumerate(graph.nodes) if item is node)
+def remove_node(graph: gs.Graph, node: gs.Node) -> None:
+    """Takes a node out; who reads its outputs must have been given others."""
+    siblings = place_of(graph, node).graph.nodes
+    node.inputs.clear()
+    node.outputs.clear()
+    del siblings[_position(siblings, node)]
+
+
+def _position(nodes: Sequence[gs.Node], node: gs.Node) -> int:
+    return next(index for index, item in enumerate(nodes) if item is node)

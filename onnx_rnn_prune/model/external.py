@@ -1,66 +1,281 @@
-"""Weights in a file beside the graph, which onnxruntime maps into memory.
+"""Weights in files beside the graph: read where they lie, and written one by one.
 
-A session that is opened from one message holds the weights several times over while it loads: in
-the message, in its own copy of it, and in tensors. Mapped weights are held once.
+While a model is worked on, a weight that was in a file stays there: its message refers to the file
+by an absolute path, and values are mapped into memory when they are looked at. So a model may be
+larger than memory, and than the 2 GB that one message can hold.
+
+What onnxruntime loads lies in files, too. A session that is opened from one message holds the
+weights several times over while it loads: in the message, in its own copy of it, and in tensors.
+Mapped weights are held once.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.writing import copy_field
 
 # Smaller tensors stay in the message: shape inference looks at the values of some.
-_LARGE = 1 << 12
-# Mapping starts at a multiple of the system's page size, which is at most this.
-_PAGE = 1 << 16
+LEAST = 1 << 10
+# How the references in a weights file are aligned, so that mapped values can be computed with.
+_ALIGNMENT = 1 << 6
+_CHUNK = 1 << 24
+# Protocol buffers end here; what is not a weight is small.
+_MOST = (1 << 31) - (1 << 24)
+# Bits of the types several entries of which lie in one byte.
+_NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+Put = Callable[[int, onnx.TensorProto], None]
 
 
-class WeightFile:
-    """A file that takes the values of large tensors one by one.
+@dataclass(frozen=True)
+class _Place:
+    """Where the values of a tensor lie."""
+
+    path: str
+    offset: int
+    length: int
+
+
+def is_reference(tensor: onnx.TensorProto) -> bool:
+    """Whether the values of a tensor lie in a file."""
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def reference_path(tensor: onnx.TensorProto) -> Path:
+    """The file that a reference leads to."""
+    return Path(_place(tensor).path)
+
+
+def referring(tensor: onnx.TensorProto, path: str) -> onnx.TensorProto:
+    """A reference to the same place of a file that goes by another name."""
+    result, place = onnx.TensorProto(), _place(tensor)
+    result.CopyFrom(tensor)
+    _refer(result, replace(place, path=path))
+    return result
+
+
+def is_apart(model: onnx.ModelProto) -> bool:
+    """Whether a model has weights in files."""
+    return any(map(is_reference, model.graph.initializer))
+
+
+def tensor_values(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+    """The values of a tensor, mapped into memory where they lie in a file."""
+    if not is_reference(tensor):
+        return np.asarray(numpy_helper.to_array(tensor))
+    place, kind = _place(tensor), _dtype(tensor)
+    stored = kind if sys.byteorder == "little" else kind.newbyteorder("<")
+    shape = tuple(tensor.dims)
+    if not place.length:
+        return np.zeros(shape, kind)
+    mapped = np.memmap(place.path, np.uint8, "r", place.offset, (place.length,))
+    return np.asarray(mapped).view(stored).reshape(shape)
+
+
+def raw_length(tensor: onnx.TensorProto) -> int:
+    """The number of bytes that a tensor takes in a file; 0 where it is not held as such."""
+    return _place(tensor).length if is_reference(tensor) else len(tensor.raw_data)
+
+
+def raw_chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
+    """The bytes of a tensor, from a file piece by piece."""
+    if not is_reference(tensor):
+        yield tensor.raw_data
+        return
+    place = _place(tensor)
+    with open(place.path, "rb") as file:
+        file.seek(place.offset)
+        left = place.length
+        while left:
+            chunk = file.read(min(left, _CHUNK))
+            if not chunk:
+                raise _short(tensor, place.path)
+            left -= len(chunk)
+            yield chunk
+
+
+def take_in(tensor: onnx.TensorProto) -> None:
+    """Puts the values of a tensor from a file into its message."""
+    tensor.raw_data = b"".join(raw_chunks(tensor))
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+
+
+def anchor(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Makes a reference one that holds wherever its message goes.
 
     Args:
-        path: the file, in the folder of the model that refers to it.
+        tensor: a reference as it stands in a model file.
+        folder: that of the model file.
+
+    Raises:
+        PruneError: the file is missing, too short, or not in the folder.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name, home = entries.get("location", ""), folder.resolve()
+    path = (home / name).resolve()
+    if Path(name).is_absolute() or ".." in Path(name).parts or home not in path.parents:
+        raise PruneError(
+            f"its values are said to lie in '{name}', outside the folder of the model",
+            where=_called(tensor),
+            remedy="put that file beside the model, and name it there",
+        )
+    if not path.is_file():
+        raise PruneError(
+            f"its values are said to lie in '{name}', and there is no such file",
+            where=_called(tensor),
+            remedy="put that file beside the model",
+        )
+    try:
+        offset = int(entries.get("offset") or 0)
+        length = int(entries.get("length") or path.stat().st_size - offset)
+        needed = -(-prod(tensor.dims) * _bits(tensor) // 8)
+    except (KeyError, ValueError) as error:
+        raise PruneError(
+            f"where its values lie in '{name}' cannot be read ({error})",
+            where=_called(tensor),
+            remedy="export the model again",
+        ) from error
+    if offset < 0 or length < needed or offset + needed > path.stat().st_size:
+        raise _short(tensor, name)
+    _refer(tensor, _Place(str(path), offset, needed))
+
+
+class Shelves:
+    """Gives large tensors places in a weights file, one behind the other.
+
+    Args:
+        name: of the file, as references call it.
+        put: takes the bytes of a tensor to a place; nothing is written where only sizes matter.
+        alignment: what places are multiples of.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._name = path.name
-        self._file = path.open("wb")
+    def __init__(self, name: str, put: Put | None = None, alignment: int = _ALIGNMENT) -> None:
+        self._name, self._put, self._alignment = name, put, alignment
+        self.size = 0
 
     def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The tensor with a reference in place of its values; a small one as it is."""
-        values = tensor.raw_data
-        if len(values) < _LARGE:
+        length = raw_length(tensor)
+        if length < LEAST:
             return tensor
-        start = -(-self._file.tell() // _PAGE) * _PAGE
-        self._file.seek(start)
-        place = (self._name, start, self._file.write(values))
-        result = onnx.TensorProto(
-            name=tensor.name,
-            dims=tensor.dims,
-            data_type=tensor.data_type,
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        for key, value in zip(("location", "offset", "length"), place, strict=True):
-            result.external_data.add(key=key, value=str(value))
+        start = -(-self.size // self._alignment) * self._alignment
+        if self._put is not None:
+            self._put(start, tensor)
+        self.size = start + length
+        result = onnx.TensorProto()
+        for field, _ in tensor.ListFields():
+            if field.name != "raw_data":
+                copy_field(tensor, result, field.name)
+        _refer(result, _Place(self._name, start, length))
         return result
 
-    def close(self) -> None:
-        """Writes out what is left."""
-        self._file.close()
+
+def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
+    """The size of a model in files, the one with its weights included.
+
+    Args:
+        model: the model.
+        like: has its weights apart if the model's will be. Then the size is as if the files were
+            called `model.onnx`: each reference holds a name.
+    """
+    if not is_apart(like):
+        return int(model.ByteSize())
+    shelves = Shelves("model.onnx.data")
+    return int(with_weights(model, shelves.take).ByteSize()) + shelves.size
 
 
-def without_weights(model: onnx.ModelProto, weights: WeightFile) -> onnx.ModelProto:
-    """What it takes to run a model, with its large weights in a file."""
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    source, graph = model.graph, light.graph
-    graph.name = source.name
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
-    graph.value_info.extend(source.value_info)
-    graph.sparse_initializer.extend(source.sparse_initializer)
-    graph.initializer.extend(weights.take(tensor) for tensor in source.initializer)
-    return light
+def with_weights(
+    model: onnx.ModelProto, store: Callable[[onnx.TensorProto], onnx.TensorProto]
+) -> onnx.ModelProto:
+    """A copy of a model.
+
+    Args:
+        model: the model.
+        store: takes each initializer, and gives what is written in its place.
+    """
+    result = onnx.ModelProto()
+    for source, target, apart in (
+        (model, result, "graph"),
+        (model.graph, result.graph, "initializer"),
+    ):
+        for field, _ in source.ListFields():
+            if field.name != apart:
+                copy_field(source, target, field.name)
+    result.graph.initializer.extend(map(store, model.graph.initializer))
+    return result
+
+
+def whole_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with all its weights in its message.
+
+    Raises:
+        PruneError: no message can be so large.
+    """
+    if not is_apart(model):
+        return model
+    if sum(map(raw_length, model.graph.initializer)) > _MOST:
+        raise PruneError(
+            "its weights are larger than the 2 GB that one message can hold",
+            where="the model",
+            remedy="save it to a file",
+        )
+    result = with_weights(model, lambda tensor: tensor)
+    for tensor in result.graph.initializer:
+        if is_reference(tensor):
+            take_in(tensor)
+    return result
+
+
+def packed(tensor: onnx.TensorProto) -> bool:
+    """Whether entries of a tensor share bytes, so that they cannot be mapped."""
+    return _bits(tensor) != 8 * _dtype(tensor).itemsize
+
+
+def _dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
+def _bits(tensor: onnx.TensorProto) -> int:
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)
+    return _NARROW.get(name, 8 * _dtype(tensor).itemsize)
+
+
+def _place(tensor: onnx.TensorProto) -> _Place:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return _Place(entries["location"], int(entries["offset"]), int(entries["length"]))
+
+
+def _refer(tensor: onnx.TensorProto, place: _Place) -> None:
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (
+        ("location", place.path),
+        ("offset", place.offset),
+        ("length", place.length),
+    ):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _called(tensor: onnx.TensorProto) -> str:
+    return f"weight '{tensor.name}'"
+
+
+def _short(tensor: onnx.TensorProto, name: str) -> PruneError:
+    return PruneError(
+        f"its values are said to lie in '{name}', and that file is too short for them",
+        where=_called(tensor),
+        remedy="get the whole file",
+    )

@@ -7,20 +7,39 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.external import (
+    LEAST,
+    Shelves,
+    anchor,
+    is_reference,
+    packed,
+    raw_chunks,
+    raw_length,
+    take_in,
+    with_weights,
+)
 
 
 def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
-    """Reads a model file, weights in external files included.
+    """Reads a model file; large weights in external files stay there, see `external`.
 
     Raises:
-        PruneError: the file cannot be read or holds no ONNX model.
+        PruneError: the file cannot be read or holds no ONNX model, or one with weights elsewhere.
     """
     if isinstance(source, onnx.ModelProto):
+        for tensor in _tensors(source):
+            if is_reference(tensor):
+                raise PruneError(
+                    "its values lie in a file, and in which folder is not known",
+                    where=f"weight '{tensor.name}'",
+                    remedy="give the path of the model, or load it with its weights",
+                )
         return source
     if not isinstance(source, str | Path):
         raise PruneError(
@@ -34,18 +53,37 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         reason = "is a folder, not a model file" if path.is_dir() else reason
         raise PruneError(reason, where=str(path), remedy="give the path of an .onnx file")
     try:
-        model = onnx.load(path, format="protobuf")
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+        if not model.graph.node or not model.opset_import:
+            raise _not_a_model(path)
+        _find_weights(model, path.parent)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise _not_a_model(path) from error
-    except (OSError, onnx.checker.ValidationError) as error:
+    except OSError as error:
         raise PruneError(
             f"cannot be read ({error})",
             where=str(path),
             remedy="check the file, and those beside it that hold its weights",
         ) from error
-    if not model.graph.node or not model.opset_import:
-        raise _not_a_model(path)
     return model
+
+
+def _find_weights(model: onnx.ModelProto, folder: Path) -> None:
+    """Makes sure that weights in files are there; takes in what is small or hard to refer to."""
+    for tensor in _tensors(model):
+        if is_reference(tensor):
+            anchor(tensor, folder)
+    mapped = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if is_reference(tensor) and raw_length(tensor) >= LEAST and not packed(tensor)
+    }
+    for tensor in model.graph.initializer:
+        if is_reference(tensor) and tensor.name not in mapped:
+            take_in(tensor)
+    for tensor in _inner_tensors(model):
+        if is_reference(tensor):
+            take_in(tensor)
 
 
 def weight_files(path: str | Path) -> list[Path]:
@@ -56,25 +94,72 @@ def weight_files(path: str | Path) -> list[Path]:
         return []
     places = {
         entry.value
-        for tensor in _tensors(model.graph)
+        for tensor in _tensors(model)
         for entry in tensor.external_data
         if entry.key == "location"
     }
     return [Path(path).parent / place for place in sorted(places)]
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All constants of a graph, those in nodes and their bodies included."""
-    yield from graph.initializer
-    for node in graph.node:
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All constants of a model."""
+    yield from model.graph.initializer
+    yield from _inner_tensors(model)
+
+
+def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Constants in nodes, their bodies and functions."""
+    yield from _held(model.graph.node)
+    for function in model.functions:
+        yield from _held(function.node)
+
+
+def _held(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
-            yield attribute.t
-            yield from _tensors(attribute.g)
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.initializer
+                yield from _held(graph.node)
 
 
-def save_model(model: onnx.ModelProto, path: str | Path) -> None:
-    """Writes a model file whole or not at all."""
+def save_model(model: onnx.ModelProto, path: str | Path) -> tuple[Path, ...]:
+    """Writes a model file, whole or not at all; returns its path."""
     write_atomically(path, model.SerializeToString())
+    return (Path(path),)
+
+
+def save_apart(model: onnx.ModelProto, path: str | Path) -> tuple[Path, ...]:
+    """Writes a model file and one with its weights, both or none; returns their paths.
+
+    Raises:
+        PruneError: the place cannot be written.
+    """
+    if all(raw_length(tensor) < LEAST for tensor in model.graph.initializer):
+        return save_model(model, path)
+    beside = weights_beside(path)
+    target, aside = _target(path), _target(beside)
+    with _temporary(target) as temporary, _temporary(aside) as temporary_weights:
+        with _written(temporary_weights) as file:
+
+            def put(start: int, tensor: onnx.TensorProto) -> None:
+                file.seek(start)
+                file.writelines(raw_chunks(tensor))
+
+            light = with_weights(model, Shelves(aside.name, put).take)
+        with _written(temporary) as file:
+            file.write(light.SerializeToString())
+        with _replaced(temporary_weights, aside):
+            os.replace(temporary, target)
+    return Path(path), beside
+
+
+def weights_beside(path: str | Path) -> Path:
+    """The file that holds the weights of a model file which is written with its weights apart."""
+    target = _target(path)
+    return target.with_name(f"{target.name}.data")
 
 
 def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
@@ -104,12 +189,37 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """
     target = _target(path)
     with _temporary(target) as temporary:
-        with open(temporary, "wb") as file:
+        with _written(temporary) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _written(temporary: str) -> Iterator[BinaryIO]:
+    """Opens a temporary file for writing; it is complete on the disk in the end."""
+    with open(temporary, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o666 & ~_umask())
+
+
+@contextlib.contextmanager
+def _replaced(temporary: str, target: Path) -> Iterator[None]:
+    """Moves a file to its place; if what follows fails, the place is again as it was."""
+    with _temporary(target) as former:
+        existed = target.exists()
+        if existed:
+            os.replace(target, former)
+        try:
+            os.replace(temporary, target)
+            yield
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+            if existed:
+                os.replace(former, target)
+            raise
 
 
 def _target(path: str | Path) -> Path:

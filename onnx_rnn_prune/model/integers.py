@@ -169,7 +169,7 @@ def write_dequantized(
     """Gives inputs that read a DequantizeLinear of constants other integers to read."""
     tensor = places[0][0].inputs[places[0][1]]
     node = tensor.inputs[0]
-    if len(tensor.outputs) > len(places):
+    if len(tensor.outputs) > len(places) or any(tensor is item for item in graph.outputs):
         node = own_dequantize(graph, places)
         tensor = node.outputs[0]
     scalar = constant_shape(node.inputs[1])

@@ -55,15 +55,28 @@ def runnable_outputs(model: onnx.ModelProto) -> list[str]:
 
 
 def computable(model: onnx.ModelProto) -> set[str]:
-    """What nodes compute without an operator of a foreign domain in the way."""
+    """What nodes compute without an operator of a foreign domain in the way, bodies included."""
     functions = {(function.domain, function.name) for function in model.functions}
     computed: set[str] = set()
     lost: set[str] = set()
-    for node in model.graph.node:
+    _sort_out(model.graph.node, functions, computed, lost)
+    return computed
+
+
+def _sort_out(
+    nodes: Iterable[onnx.NodeProto],
+    functions: set[tuple[str, str]],
+    computed: set[str],
+    lost: set[str],
+) -> None:
+    for node in nodes:
         foreign = not _known(node) and (node.domain, node.op_type) not in functions
         names = lost if foreign or lost.intersection(node_reads(node)) else computed
         names.update(name for name in node.output if name)
-    return computed
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH and names is computed:
+                computed.update(port.name for port in attribute.g.input)
+                _sort_out(attribute.g.node, functions, computed, lost)
 
 
 def node_reads(node: onnx.NodeProto) -> set[str]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import WeightFile, without_weights
+from onnx_rnn_prune.model.external import (
+    Shelves,
+    is_apart,
+    is_reference,
+    raw_chunks,
+    reference_path,
+    referring,
+    with_weights,
+)
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.single import as_single, unknown_type
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -36,6 +47,14 @@ class NamedFeed(dict[str, Array]):
 
 # A session of a larger model is opened from files, which takes less memory.
 _LARGE = 1 << 20
+# Where onnxruntime looks for files of weights.
+_FOLDER = "session.model_external_initializers_file_folder_path"
+# Mapping starts at a multiple of the system's page size, which is at most this.
+_PAGE = 1 << 16
+
+
+# What to do where a model that was made here does not run.
+OURS = "report this; no file was written"
 
 
 class Runner:
@@ -53,6 +72,7 @@ class Runner:
             have by default on x86 processors before VNNI. It gets there by rewriting the graph, so
             `optimize` must be left on.
         name: how errors call the model.
+        remedy: what errors tell to do; to look at the file or the feed where it is left out.
     """
 
     def __init__(
@@ -64,6 +84,7 @@ class Runner:
         optimize: bool = True,
         whole: bool = False,
         name: str = "the model",
+        remedy: str | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -78,21 +99,29 @@ class Runner:
             levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         )
         self.name = name
+        self.remedy = remedy
         try:
             self._session = _open(model, outputs, options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise PruneError(
                 f"onnxruntime cannot load it: {first_line(error)}",
                 where=name,
-                remedy="check that the file runs in onnxruntime before pruning it",
+                remedy=remedy or "check that the file runs in onnxruntime before pruning it",
             ) from error
+        self._takes, self._gives = _conversions(
+            model.source if isinstance(model, Document) else model
+        )
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Runs one feed; returns the named outputs (all by default)."""
         names = list(self.outputs if outputs is None else outputs)
-        known = {name: feed[name] for name in self.inputs if name in feed}
+        known = {
+            name: _converted(feed[name], self._takes.get(name))
+            for name in self.inputs
+            if name in feed
+        }
         try:
             values = self._session.run(names, known)
         except Exception as error:
@@ -101,9 +130,12 @@ class Runner:
             raise PruneError(
                 f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",
                 where=self.name,
-                remedy="check the feed's shapes and values",
+                remedy=self.remedy or "check the feed's shapes and values",
             ) from error
-        return dict(zip(names, values, strict=True))
+        return {
+            name: _converted(value, self._gives.get(name))
+            for name, value in zip(names, values, strict=True)
+        }
 
 
 def _open(
@@ -111,23 +143,66 @@ def _open(
 ) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     source = model.source if isinstance(model, Document) else model
-    if source.ByteSize() < _LARGE:
+    if unknown_type(source):
+        model = as_single(model.write() if isinstance(model, Document) else model)
+    if source.ByteSize() < _LARGE and not is_apart(source):
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
         return ort.InferenceSession(content, options, providers=providers)
     # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        weights = WeightFile(Path(folder) / "weights")
-        light = (
-            model.write(weights.take)
-            if isinstance(model, Document)
-            else without_weights(model, weights)
-        )
-        weights.close()
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(_asked(light, outputs).SerializeToString())
+        path = Path(folder).resolve() / "weights"
+        with path.open("wb") as file:
+            weights = _Weights(path, file)
+            light = (
+                model.write(weights.take)
+                if isinstance(model, Document)
+                else with_weights(model, weights.take)
+            )
+        options.add_session_config_entry(_FOLDER, path.anchor)
+        content = _asked(light, outputs).SerializeToString()
+        del light
         give_back()
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(content, options, providers=providers)
+
+
+Types = Mapping[str, np.dtype[Any]]
+
+
+def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
+    """What inputs and outputs are converted to where a twin in single precision runs instead."""
+    if not unknown_type(model):
+        return {}, {}
+    twin = with_weights(model, lambda tensor: onnx.TensorProto(name=tensor.name))
+    sides = signature.inputs(as_single(twin)), signature.outputs(model)
+    takes, gives = ({port.name: port.dtype for port in ports if port.dtype} for ports in sides)
+    return takes, gives
+
+
+def _converted(value: Array, dtype: np.dtype[Any] | None) -> Array:
+    return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+
+
+class _Weights:
+    """Weights as a session maps them: those in files where they lie, others in a new file.
+
+    onnxruntime takes only names below one folder, which is the root here.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._file, self._root = file, path.anchor
+        self._shelves = Shelves(str(path.relative_to(path.anchor)), self._put, _PAGE)
+
+    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """What is written in place of a weight."""
+        path = reference_path(tensor) if is_reference(tensor) else None
+        if path is None or path.anchor != self._root:
+            return self._shelves.take(tensor)
+        return referring(tensor, str(path.relative_to(self._root)))
+
+    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
+        self._file.seek(start)
+        self._file.writelines(raw_chunks(tensor))
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:

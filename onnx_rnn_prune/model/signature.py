@@ -11,6 +11,8 @@ import onnx
 from onnx_rnn_prune.model.outputs import names_read
 
 Dim = int | str | None
+# What exporters call a size that they know nothing about; two of them need not be equal.
+_PLACEHOLDERS = {"", "?", "*", "-1", "none", "unk", "unknown"}
 
 
 @dataclass(frozen=True)
@@ -83,4 +85,5 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         # Some exporters write -1 for a size that may vary.
         return dim.dim_value if dim.dim_value >= 0 else None
-    return dim.dim_param or None
+    name = dim.dim_param.strip()
+    return None if name.lower() in _PLACEHOLDERS else name

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a node is.
+
+    Attributes:
+        graph: the graph that holds it.
+        way: from the main graph down: each node that carries a body, and the body's name.
+    """
+
+    graph: gs.Graph
+    way: tuple[tuple[gs.Node, str], ...] = ()
+
+    @property
+    def scope(self) -> str:
+        """The way as text, as in `If_12.then_branch`; empty for the main graph."""
+        return "/".join(f"{node.name or node_key(node)}.{body}" for node, body in self.way)
 
 
 def node_key(node: gs.Node) -> str:
@@ -13,21 +32,38 @@ def node_key(node: gs.Node) -> str:
 
 
 def nodes_by_key(graph: gs.Graph) -> dict[str, gs.Node]:
-    """All nodes of the main graph."""
-    return {node_key(node): node for node in graph.nodes}
+    """Every node by its key."""
+    return {node_key(node): node for node in all_nodes(graph)}
 
 
-def subgraphs_of(node: gs.Node) -> list[gs.Graph]:
-    """The bodies that a control-flow node carries."""
-    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+def bodies_of(node: gs.Node) -> Mapping[str, gs.Graph]:
+    """The bodies that a control-flow node carries, by name."""
+    return {name: value for name, value in node.attrs.items() if isinstance(value, gs.Graph)}
+
+
+def places(graph: gs.Graph) -> Iterator[Place]:
+    """The graph and all graphs inside it."""
+    yield from _places(Place(graph))
+
+
+def _places(place: Place) -> Iterator[Place]:
+    yield place
+    for node in place.graph.nodes:
+        for name, body in bodies_of(node).items():
+            yield from _places(Place(body, (*place.way, (node, name))))
 
 
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
-    """Every node, those of subgraphs included."""
+    """Every node, in an order in which it follows all that it reads."""
     for node in graph.nodes:
         yield node
-        for body in subgraphs_of(node):
+        for body in bodies_of(node).values():
             yield from all_nodes(body)
+
+
+def place_of(graph: gs.Graph, node: gs.Node) -> Place:
+    """Where a node is."""
+    return next(p for p in places(graph) if any(item is node for item in p.graph.nodes))
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
@@ -37,5 +73,5 @@ def tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
     for node in graph.nodes:
         yield from node.inputs
         yield from node.outputs
-        for body in subgraphs_of(node):
+        for body in bodies_of(node).values():
             yield from tensors_of(body)

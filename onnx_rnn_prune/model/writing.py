@@ -49,18 +49,23 @@ class Writer:
         for node in graph.nodes:
             result.node.append(self._node(node))
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
-        written = _write_initializers(tensors, source, outer=_defined(source))
-        result.initializer.extend(map(self.store, written))
+        result.initializer.extend(map(self.store, _write_initializers(tensors, source)))
         result.sparse_initializer.extend(
-            item for item in source.sparse_initializer if not _edited(tensors.get(item.values.name))
+            item
+            for item in source.sparse_initializer
+            if not is_edited(tensors.get(item.values.name))
         )
-        for ports, kept in ((source.input, result.input), (source.output, result.output)):
-            kept.extend(_with_shape(port, tensors.get(port.name)) for port in ports)
-        gone = _names(source) - tensors.keys()
+        result.input.extend(_inputs(graph, source, tensors))
+        result.output.extend(map(_renamed, source.output, graph.outputs))
+        result.output.extend(
+            onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
+            for tensor in graph.outputs[len(source.output) :]
+        )
+        dropped = _names(source) - tensors.keys()
         result.value_info.extend(
             _with_shape(info, tensors.get(info.name))
             for info in source.value_info
-            if info.name not in gone
+            if info.name not in dropped
         )
 
     def _node(self, node: gs.Node) -> onnx.NodeProto:
@@ -130,14 +135,63 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _inputs(
+    graph: gs.Graph, source: onnx.GraphProto, tensors: dict[str, gs.Tensor]
+) -> Iterator[onnx.ValueInfoProto]:
+    """A graph's inputs; those with a default are not listed among what the graph takes."""
+    defaults = {tensor.name for tensor in source.initializer}
+    defaults |= {tensor.values.name for tensor in source.sparse_initializer}
+    given = [port for port in source.input if port.name not in defaults]
+    if len(given) == len(graph.inputs):
+        places = {port.name: tensor for port, tensor in zip(given, graph.inputs, strict=True)}
+    else:
+        places = {tensor.name: tensor for tensor in graph.inputs}
+    for port in source.input:
+        if port.name in defaults:
+            yield _with_shape(port, tensors.get(port.name))
+        elif port.name in places:
+            yield _renamed(port, places[port.name])
+
+
+def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProto:
+    """A port with the name and the dims that its tensor now has."""
+    result = _with_shape(port, tensor)
+    if result.name != tensor.name:
+        result = onnx.ValueInfoProto()
+        result.CopyFrom(_with_shape(port, tensor))
+        result.name = tensor.name
+    return result
+
+
+def new_initializers(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Constants that the source does not have anywhere; bodies read them from the main graph."""
+    known = _defined(source)
+    tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
+    for name, tensor in tensors.items():
+        if is_edited(tensor) and name not in known:
+            yield _write_constant(tensor)
+
+
+def local_initializers(source: onnx.GraphProto) -> set[str]:
+    """The names of initializers that only a body sees."""
+    return set().union(*map(_defined, _bodies(source)))
+
+
 def _defined(source: onnx.GraphProto) -> set[str]:
-    return {tensor.name for tensor in source.initializer}
+    return {tensor.name for tensor in source.initializer} | local_initializers(source)
+
+
+def _bodies(source: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in source.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
 
 
 def _write_initializers(
-    tensors: dict[str, gs.Tensor], source: onnx.GraphProto, outer: set[str]
+    tensors: dict[str, gs.Tensor], source: onnx.GraphProto
 ) -> Iterator[onnx.TensorProto]:
-    """The original initializers in their order, then the new ones; what lost its last reader goes.
+    """The original initializers in their order; what lost its last reader goes.
 
     An initializer that nobody read in the first place stays: it is the user's, not ours. So does
     the default of a graph input.
@@ -149,13 +203,10 @@ def _write_initializers(
             if original.name not in read_before:
                 yield original
         else:
-            yield _write_constant(tensor) if _edited(tensor) else original
-    for name, tensor in tensors.items():
-        if _edited(tensor) and name not in outer:
-            yield _write_constant(tensor)
+            yield _write_constant(tensor) if is_edited(tensor) else original
 
 
-def _edited(tensor: gs.Tensor | None) -> bool:
+def is_edited(tensor: gs.Tensor | None) -> bool:
     """Whether a tensor is a constant whose value was set here."""
     return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, LazyValues)
 
@@ -168,9 +219,8 @@ def _names_read(source: onnx.GraphProto) -> set[str]:
     names = {port.name for port in source.output}
     for node in source.node:
         names.update(node.input)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                names |= _names_read(attribute.g)
+    for body in _bodies(source):
+        names |= _names_read(body)
     return names
 
 

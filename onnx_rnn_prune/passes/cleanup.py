@@ -8,10 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before
-from onnx_rnn_prune.model.walk import subgraphs_of, tensors_of
+from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before, remove_node
+from onnx_rnn_prune.model.integers import dequantized
+from onnx_rnn_prune.model.walk import all_nodes, places
+from onnx_rnn_prune.model.writing import is_edited, local_initializers
+from onnx_rnn_prune.twins import find_twins
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class PickEntries:
     def __call__(self, document: Document) -> bool:
         graph = document.graph
         changed = False
-        for node in list(graph.nodes):
+        for node in list(all_nodes(graph)):
             if node.op == "MatMul" and node.name.startswith(OWN):
                 matrix = constant_value(node.inputs[1])
                 picked = None if matrix is None else picked_entries(matrix)
@@ -42,19 +46,54 @@ class DropUnread:
         graph = document.graph
         changed = False
         while True:
-            read = {tensor.name for tensor in graph.outputs}
-            for node in graph.nodes:
-                read.update(tensor.name for tensor in node.inputs)
-                for body in subgraphs_of(node):
-                    read.update(tensor.name for tensor in tensors_of(body))
-            stays = [n for n in graph.nodes if any(t.name in read for t in n.outputs)]
-            if len(stays) == len(graph.nodes):
+            graphs = [place.graph for place in places(graph)]
+            read = {tensor.name for item in graphs for tensor in item.outputs}
+            read.update(tensor.name for node in all_nodes(graph) for tensor in node.inputs)
+            unread = [n for n in all_nodes(graph) if not any(t.name in read for t in n.outputs)]
+            if not unread:
                 return changed
-            for node in graph.nodes:
-                if not any(t.name in read for t in node.outputs):
-                    node.inputs.clear()
-            graph.nodes[:] = stays
+            gone = {id(node) for node in unread}
+            for item in graphs:
+                item.nodes[:] = [node for node in item.nodes if id(node) not in gone]
+            for node in unread:
+                node.inputs.clear()
             changed = True
+
+
+@dataclass(frozen=True)
+class ShareTwins:
+    """Lets layers that are equal after the cut, in branches of an If, read the same weights."""
+
+    def __call__(self, document: Document) -> bool:
+        layers = find_layers(document.graph)
+        by_name = {layer.name: layer for layer in layers}
+        local = local_initializers(document.source.graph)
+        changed = False
+        for name, first in find_twins(layers).items():
+            layer = by_name[name]
+            for letter in layer.cell.parameters:
+                if layer.input(letter) is not None:
+                    twin, slot = by_name[first].node, layer.slot(letter)
+                    changed |= _share(twin, layer.node, slot, local)
+        return changed
+
+
+def _share(twin: gs.Node, node: gs.Node, slot: int, local: set[str]) -> bool:
+    """Lets a node read what its twin reads, or the integers of which that is made."""
+    kept, own = twin.inputs[slot], node.inputs[slot]
+    if kept is own:
+        return False
+    if is_edited(kept) and kept.name not in local:
+        node.inputs[slot] = kept
+        return True
+    if dequantized(kept) is None or dequantized(own) is None:
+        return False
+    one, other = kept.inputs[0], own.inputs[0]
+    changed = False
+    for place, (first, second) in enumerate(zip(one.inputs, other.inputs, strict=False)):
+        if is_edited(first) and np.array_equal(require_constant(first), require_constant(second)):
+            changed |= _share(one, other, place, local)
+    return changed
 
 
 def picked_entries(matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.int64] | None:
@@ -80,8 +119,7 @@ def _to_gather(graph: gs.Graph, node: gs.Node, picked: npt.NDArray[np.int64]) ->
     index = add_constant(graph, f"{node.name}_units", picked)
     gather = gs.Node("Gather", node.name, {"axis": -1}, [data, index], [result])
     insert_before(graph, gather, before=node)
-    node.inputs.clear()
-    graph.nodes[:] = [item for item in graph.nodes if item is not node]
+    remove_node(graph, node)
 
 
 def _padded(graph: gs.Graph, node: gs.Node, data: gs.Tensor) -> gs.Tensor:

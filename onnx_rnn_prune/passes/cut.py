@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import add_constant, set_input
+from onnx_rnn_prune.model.edit import like_constant, replace_constants, set_input
 from onnx_rnn_prune.model.integers import (
     Integers,
     dequantized,
@@ -124,7 +124,7 @@ def _rewrite(
     for key, places in readers.items():
         integers = _integers(document.graph, places[0], keyed[key], keep, change)
         if integers is None:
-            _replace(document.graph, places, values[key])
+            replace_constants(document.graph, places, values[key])
         else:
             write_dequantized(document.graph, places, integers)
     return bool(readers)
@@ -136,7 +136,7 @@ def _separate(graph: gs.Graph, node: gs.Node, slot: int) -> None:
         own_dequantize(graph, [(node, slot)])
         return
     value = require_constant(tensor, graph.opset)
-    set_input(node, slot, add_constant(graph, f"{tensor.name}_cut", value))
+    set_input(node, slot, like_constant(graph, tensor, value))
 
 
 def _integers(
@@ -175,15 +175,5 @@ def _integers(
 
 def _digest(value: Array) -> bytes:
     """Tells values apart without holding them."""
-    return hashlib.sha256(np.ascontiguousarray(value).data).digest()
-
-
-def _replace(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:
-    node, slot = places[0]
-    tensor = node.inputs[slot]
-    if isinstance(tensor, gs.Constant) and len(tensor.outputs) == len(places):
-        tensor.values = np.asarray(value, order="C")
-        return
-    made = add_constant(graph, f"{tensor.name}_cut", value)
-    for node, slot in places:
-        set_input(node, slot, made)
+    plain = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # bfloat16 has no buffer
+    return hashlib.sha256(plain.data).digest()

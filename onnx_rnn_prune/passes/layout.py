@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node
+from onnx_rnn_prune.model.walk import places
 
 # Axes of layout=0 in terms of layout=1, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}
@@ -40,6 +41,24 @@ class SortNodes:
                 return True
             computed.update(map(id, node.outputs))
         return False
+
+
+@dataclass(frozen=True)
+class UniqueNames:
+    """Renames tensors of bodies that have the name of a tensor in another body."""
+
+    def __call__(self, document: Document) -> bool:
+        taken: set[str] = set()
+        renamed = []
+        for place in places(document.graph):
+            made = [tensor for node in place.graph.nodes for tensor in node.outputs]
+            for tensor in (*place.graph.inputs, *made):
+                if tensor.name and tensor.name in taken:
+                    renamed.append(tensor)
+                taken.add(tensor.name)
+        for tensor in renamed:
+            tensor.name = fresh_name(document.graph, tensor.name)
+        return bool(renamed)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from onnx_rnn_prune.model.edit import (
     insert_before,
     insert_node,
 )
-from onnx_rnn_prune.model.walk import node_key
+from onnx_rnn_prune.model.walk import all_nodes, node_key
 from onnx_rnn_prune.passes.room import add_zero
 from onnx_rnn_prune.score.readers import bias_shape
 from onnx_rnn_prune.trace.bindings import STATES
@@ -100,10 +100,16 @@ def _is_default(document: Document, tensor: gs.Tensor) -> bool:
     source = document.source
     if source.ir_version < 4:
         return False
-    if tensor.inputs:
-        return any(_is_default(document, item) for item in tensor.inputs[0].inputs)
-    held = isinstance(tensor, gs.Constant)
-    return held and any(port.name == tensor.name for port in source.graph.input)
+    ports = {port.name for port in source.graph.input}
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:  # each tensor once: sums of residuals have very many ways through them
+        item = waiting.pop()
+        if isinstance(item, gs.Constant) and item.name in ports:
+            return True
+        before = [other for node in item.inputs for other in node.inputs]
+        waiting += [other for other in before if id(other) not in seen]
+        seen.update(map(id, before))
+    return False
 
 
 def _chosen(document: Document, names: tuple[str, ...]) -> list[RecurrentLayer]:
@@ -135,7 +141,7 @@ def _restore(
     inner = gs.Variable(fresh_name(graph, f"{full.name}_units"), dtype=full.dtype, shape=full.shape)
     layer.node.name = layer.name  # its first output's name was its name, and is about to change
     layer.node.outputs[layer.cell.outputs.index(name)] = inner
-    for node in graph.nodes:
+    for node in all_nodes(graph):
         for slot, tensor in enumerate(node.inputs):
             if tensor is full and (node_key(node), slot) not in closed:
                 node.inputs[slot] = inner

@@ -13,8 +13,9 @@ from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
 from onnx_rnn_prune.passes.room import MakeRoom
-from onnx_rnn_prune.trace.observe import observe
+from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
+from onnx_rnn_prune.twins import find_twins
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,35 +27,55 @@ class Prepared:
         trace: of the document; nothing is left to restore.
         ends: by outlet of the original, the nodes that absorb its units.
         restored: by outlet of the original, why it had to be restored.
+        left: layers that are left alone, each with the reason.
     """
 
     document: Document
     trace: Trace
     ends: Mapping[Outlet, tuple[str, ...]]
     restored: Mapping[Outlet, str]
+    left: Mapping[str, str]
 
 
-def prepare(source: Document, names: Sequence[str], feed: Feed) -> Prepared:
+def prepare(source: Document, names: Sequence[str], feeds: Iterable[Feed]) -> Prepared:
     """Prepares a copy of a document for cutting the named layers.
 
     Args:
         source: the model; it is not changed.
         names: the layers to follow.
-        feed: one that the model runs on, to see shapes with.
+        feeds: what the model runs on, to see shapes with.
     """
     document = source.copy()
-    wanted = tuple(names)
+    wanted, left = _reached(document, names, feeds)
     Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
-    first = _trace(document, wanted, feed)
+    first = _trace(document, wanted, feeds)
     absorbing = MakeRoom(wanted, first.bindings)
     changed = Pipeline((absorbing, Restore(wanted, first.restored)))(document)
-    final = _trace(document, wanted, feed) if changed else first
-    return Prepared(document, final, first.ends, first.restored)
+    final = _trace(document, wanted, feeds) if changed else first
+    return Prepared(document, final, first.ends, first.restored, left)
 
 
-def _trace(document: Document, names: tuple[str, ...], feed: Feed) -> Trace:
+def _reached(
+    document: Document, names: Sequence[str], feeds: Iterable[Feed]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The layers that some feed runs, or that share their parameters with one; and the others."""
     layers = [layer for layer in find_layers(document.graph) if layer.name in names]
-    return trace(document, layers, observe(document, layers, feed))
+    if not any(layer.scope for layer in layers):
+        return tuple(names), {}
+    runs = observe(document, layers, feeds).runs
+    twins = find_twins(layers)
+    alive = {twins[layer.name] for layer in layers if was_seen(layer, runs)}
+    left = {
+        layer.name: f"no input runs {layer.scope}, in which it is"
+        for layer in layers
+        if twins[layer.name] not in alive
+    }
+    return tuple(name for name in names if name not in left), left
+
+
+def _trace(document: Document, names: tuple[str, ...], feeds: Iterable[Feed]) -> Trace:
+    layers = [layer for layer in find_layers(document.graph) if layer.name in names]
+    return trace(document, layers, observe(document, layers, feeds))
 
 
 def choose_layers(

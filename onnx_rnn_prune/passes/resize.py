@@ -26,6 +26,7 @@ from onnx_rnn_prune.model.edit import (
     set_input,
 )
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -48,10 +49,10 @@ def resize(document: Document, trace: Trace, keep: Mask) -> None:
     """Adapts operators and declared shapes along the way of the units."""
     graph = document.graph
     cuts = {name: _cut(trace, name, keep) for name in trace.labels}
-    for node in list(graph.nodes):
+    for node in list(all_nodes(graph)):
         if node.inputs and node.inputs[0].name in cuts and node.op in _RESIZERS:
             _RESIZERS[node.op](graph, node, cuts)
-    for node in graph.nodes:
+    for node in all_nodes(graph):
         for tensor in node.outputs:
             if tensor.name in cuts:
                 _declare(tensor, cuts[tensor.name])

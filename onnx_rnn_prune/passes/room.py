@@ -17,11 +17,12 @@ from onnx_rnn_prune.model.edit import (
     drop_input,
     fresh_name,
     insert_node,
+    remove_node,
     set_input,
 )
 from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
 from onnx_rnn_prune.score.readers import bias_shape, bias_slot, has_bias_input
 from onnx_rnn_prune.trace.trace import Binding
 
@@ -79,15 +80,13 @@ class DropRoom:
             bias = layer.input("B")
             if bias is not None and bias.name.startswith(OWN) and is_zero(bias):
                 drop_input(layer.node, layer.slot("B"))
-        for node in graph.nodes:
+        for node in all_nodes(graph):
             if node.op == "Add" and node.name.startswith(OWN) and is_zero(node.inputs[1]):
                 unused.append(node)
         for node in unused:
             product, result = node.inputs[0].inputs[0], node.outputs[0]
-            node.inputs.clear()
-            node.outputs.clear()
+            remove_node(graph, node)
             product.outputs[0] = result
-        graph.nodes[:] = [node for node in graph.nodes if not any(node is item for item in unused)]
         return bool(unused)
 
 

@@ -10,17 +10,24 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.model.constants import constant_shape, require_constant
+from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.integers import dequantized
-from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.twins import find_twins
 
 Counts = Sequence[int]
+
+# W, R, B and P, and the scales and zero points of W and R, which equal layers share.
+_WEIGHTS = (1, 2, 3, 7, 8, 9, 10, 11)
+# What a reference to a weight may take more than is counted: a long file name, aligned places.
+_SPARE = 320
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +86,7 @@ class Cost:
         return Cost(
             params=count_params(cut) - sum(size.entries(counts) for size in sizes),
             flops=2 * (recurrent_weights(cut) - recurrent),
-            bytes=cut.write().ByteSize() - held,
+            bytes=_most_bytes(cut) - held,
             sizes=sizes,
         )
 
@@ -94,6 +101,13 @@ class Cost:
         return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
 
 
+def _most_bytes(cut: Document) -> int:
+    """The size of a document in files; with weights apart, the most that it may come to."""
+    model = cut.write()
+    total = stored_bytes(model, like=cut.source)
+    return total + len(model.graph.initializer) * _SPARE if is_apart(cut.source) else total
+
+
 def limit_of(budget: Budget, document: Document) -> int:
     """A budget as a number: a share is of what the document has."""
     if budget.amount is not None:
@@ -102,16 +116,16 @@ def limit_of(budget: Budget, document: Document) -> int:
     totals = {
         "params": count_params(document),
         "flops": 2 * recurrent_weights(document),
-        "bytes": document.write().ByteSize(),
+        "bytes": stored_bytes(document.write(), like=document.source),
     }
     return int(totals[budget.kind] * budget.share)
 
 
 def count_params(document: Document) -> int:
     """Entries of all floating-point or integer weights: constants that are no scalars."""
-    tensors = {tensor.name: tensor for node in document.graph.nodes for tensor in node.inputs}
+    tensors = {tensor.name: tensor for node in all_nodes(document.graph) for tensor in node.inputs}
     shapes = [constant_shape(t) for t in tensors.values() if t.name and not t.inputs]
-    literal = [node.outputs[0] for node in document.graph.nodes if node.op == "Constant"]
+    literal = [node.outputs[0] for node in all_nodes(document.graph) if node.op == "Constant"]
     shapes += [constant_shape(tensor) for tensor in literal]
     return sum(int(np.prod(shape)) for shape in shapes if shape)
 
@@ -127,18 +141,24 @@ def recurrent_weights(document: Document) -> int:
 def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size]:
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
-    layers = {layer.key for layer in find_layers(document.graph)}
-    left, after = result.graph.tensors(), nodes_by_key(result.graph)
+    left = {tensor.name: tensor for tensor in tensors_of(result.graph)}
+    after = nodes_by_key(result.graph)
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
             group_of[atoms] = number
     heights = np.array([group.size for group in trace.groups])
+    layers = {layer.name: layer for layer in find_layers(document.graph)}
+    twins = {
+        layers[name].key: layers[twin].key for name, twin in find_twins(layers.values()).items()
+    }
+    keys = {layer.key for layer in layers.values()}
     seen: set[str] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[name].inputs[slot]
         value = require_constant(tensor, document.graph.opset)
-        if tensor.name in seen:
+        shared = twins.get(name, name) != name and slot in _WEIGHTS
+        if tensor.name in seen or shared:
             continue
         seen.add(tensor.name)
         if tensor.name.startswith(OWN) and tensor.name not in left:
@@ -148,11 +168,12 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             bounds = [replace(bound, labels=bound.labels.reshape(-1)) for bound in bounds]
         if not bounds or not _is_left(nodes[name], left):
             continue
-        recurrent = name in layers and slot in (1, 2)
+        recurrent = name in keys and slot in (1, 2)
         read = after[name].inputs[slot : slot + 1] if name in after else []
         held = dequantized(read[0]) if read else None
         if held is None:
-            yield _size(value.shape, bounds, group_of, heights, value.itemsize, recurrent)
+            itemsize = (storage_type(tensor) or value.dtype).itemsize
+            yield _size(value.shape, bounds, group_of, heights, itemsize, recurrent)
             continue
         yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, recurrent)
         for part in (held.scale, held.zero):

@@ -15,6 +15,7 @@ import onnx
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.external import is_reference, raw_chunks, with_weights
 from onnx_rnn_prune.model.files import write_atomically
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
@@ -46,11 +47,13 @@ class Plan:
         model: SHA-256 of the model that the plan is for, see `fingerprint`.
         layers: by layer name.
         notes: what the user should know about the choice; not saved.
+        pinned: layers that the choice leaves whole, and why; not saved.
     """
 
     model: str
     layers: Mapping[str, LayerPlan]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    pinned: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def from_mask(model: str, trace: Trace, keep: Mask) -> Plan:
@@ -59,7 +62,7 @@ class Plan:
         for layer in trace.layers:
             lanes = keep[trace.units.lanes[layer.name]]
             kept = tuple(tuple(np.flatnonzero(lane).tolist()) for lane in lanes)
-            layers[layer.name] = LayerPlan(layer.hidden, kept)
+            layers[layer.name] = LayerPlan(layer.hidden, kept, layer.scope)
         return Plan(model, layers)
 
     def cut(self) -> tuple[str, ...]:
@@ -91,7 +94,8 @@ class Plan:
                     )
             if len({int(keep[atoms[:, 0]].sum()) for atoms in group.atoms}) > 1:
                 raise PruneError(
-                    "they must keep equally many units in each direction",
+                    "they must keep equally many units in each layer and direction, since their"
+                    " outputs lie side by side",
                     where=f"plan for {', '.join(group.layers)}",
                     remedy=_REMEDY,
                 )
@@ -210,8 +214,25 @@ def _no_plan(path: str | Path, error: Exception) -> PruneError:
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
-    """SHA-256 of a model's serialized message: the file's own hash where it holds all weights."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    """SHA-256 of a model's serialized message: the file's own hash where it holds all weights.
+
+    Weights in files follow the message, wherever they lie.
+    """
+    found = hashlib.sha256()
+    apart = [tensor for tensor in model.graph.initializer if is_reference(tensor)]
+    whole = with_weights(model, _without_place) if apart else model
+    found.update(whole.SerializeToString(deterministic=True))
+    for tensor in apart:
+        for chunk in raw_chunks(tensor):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _without_place(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    result = onnx.TensorProto()
+    result.CopyFrom(tensor)
+    result.ClearField("external_data")
+    return result
 
 
 def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLayer]) -> None:
@@ -223,13 +244,13 @@ def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLay
     known = {layer.name: layer for layer in layers}
     for name, wanted in plan.layers.items():
         _check_units(name, wanted)
-        if wanted.scope != "":
-            raise _wrong(name, f"scope is {wanted.scope!r}, but layers are in the main graph, ''")
         layer = known.get(name)
         if layer is None:
             raise PruneError(
                 f"the model has no recurrent layer '{name}'", where="plan", remedy=_REMEDY
             )
+        if wanted.scope != layer.scope:
+            raise _wrong(name, f"scope is {wanted.scope!r}, but the layer's is {layer.scope!r}")
         if (layer.hidden, layer.directions) != (wanted.hidden_size, len(wanted.keep)):
             raise PruneError(
                 f"the plan is for {len(wanted.keep)} x {wanted.hidden_size} units, the layer has"

@@ -11,6 +11,7 @@ import onnx
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 
@@ -18,7 +19,10 @@ Ends = Mapping[Outlet, tuple[str, ...]]
 
 
 def layer_rows(
-    before: Iterable[RecurrentLayer], after: Iterable[RecurrentLayer], outlets: Mapping[str, Any]
+    before: Iterable[RecurrentLayer],
+    after: Iterable[RecurrentLayer],
+    outlets: Mapping[str, Any],
+    pinned: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """What became of each layer of a model."""
     later = {layer.name: layer for layer in after}
@@ -27,12 +31,13 @@ def layer_rows(
             "name": layer.name,
             "op": layer.cell.op,
             "direction": layer.direction,
-            "scope": "",
+            "scope": layer.scope,
             "hidden_before": layer.hidden,
             "hidden_after": later[layer.name].hidden if layer.name in later else 0,
             "params_before": layer.params(),
             "params_after": later[layer.name].params() if layer.name in later else 0,
             "outlets": outlets.get(layer.name, []),
+            "pinned": pinned.get(layer.name),
         }
         for layer in before
     ]
@@ -71,7 +76,7 @@ def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int
         document = Document.read(model)
         totals[f"params_{name}"] = count_params(document)
         totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(document.graph))
-        totals[f"bytes_{name}"] = model.ByteSize()
+        totals[f"bytes_{name}"] = stored_bytes(model, like=before)
     return totals
 
 

@@ -153,6 +153,10 @@ def _sentences(report: Report) -> list[tuple[str, str]]:
     oracle = report.get("oracle")
     if oracle:
         lines.append(("Self-check", _self_check(oracle, str(report.get("mode") or "shrink"))))
+    lines += [
+        ("State", f"{row['input']} and {row['output']}: {row['before']} -> {row['after']} entries")
+        for row in report.get("states", ())
+    ]
     lines += drift_sentences(report.get("drift") or {})
     if report.get("recovery"):
         lines.append(("Recovery", _recovery(report["recovery"])))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import weight_value
 from onnx_rnn_prune.model.walk import nodes_by_key
@@ -67,7 +68,7 @@ def variance(subject: Subject) -> Matrix:
     scores = np.zeros(subject.trace.units.count)
     for reader in subject.readers:
         units = reader.labels >= 0
-        spread = evidence.moments[reader.name].variance
+        spread = evidence.moments[reader.pool].variance
         np.maximum.at(scores, reader.labels[units], spread[units])
     return scores
 
@@ -86,6 +87,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "variance": variance,
     "reconstruction": reconstruction,
 }
+# Those that look at what units do, and need evidence for it.
+LOOKING = frozenset({"activation", "variance", "reconstruction"})
 
 
 def _evidence(subject: Subject, name: str) -> Evidence:
@@ -104,7 +107,7 @@ def _pooled(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
     scores = np.zeros(subject.trace.units.count)
     for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
         value = weight_value(nodes[node], slot, subject.document.graph.opset)
-        if value.ndim < 2 or value.dtype.kind != "f":
+        if value.ndim < 2 or not is_float(value.dtype):
             continue
         amount = measure(value.astype(np.float64))
         for bound in bounds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.model.surface import surface
+from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
@@ -22,12 +23,14 @@ from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.twins import find_twins
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
     """Everything that reads the units of a trace, front to back."""
     nodes = nodes_by_key(document.graph)
     layers = {layer.key: layer for layer in find_layers(document.graph)}
+    twins = find_twins(layers.values())
     inputs: dict[str, Labels] = {}
     products: dict[str, list[Reader]] = {}
     for binding in trace.bindings:
@@ -45,12 +48,12 @@ def find_readers(document: Document, trace: Trace) -> list[Reader]:
         if key in layers:
             layer = layers[key]
             absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
-            found += _gate_readers(layer, trace, inputs.get(key, absent))
+            found += _gate_readers(layer, trace, inputs.get(key, absent), twins[layer.name])
         found += products.get(key, [])
     return found
 
 
-def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels) -> list[Reader]:
+def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str) -> list[Reader]:
     lanes = trace.units.lanes.get(layer.name)
     readers: list[Reader] = []
     for direction in range(layer.directions):
@@ -59,8 +62,13 @@ def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels) -> list[R
         for gates, sources in layer.sums:
             labels = np.concatenate([inputs if name == "X" else states for name in sources])
             if (labels >= 0).any():
-                readers.append(GateReader(layer.name, direction, gates, sources, labels, states))
+                readers.append(
+                    GateReader(layer.name, direction, gates, sources, labels, states, twin)
+                )
     return readers
+
+
+Seen = Mapping[str, list[Array]]
 
 
 class Tapped:
@@ -79,30 +87,44 @@ class Tapped:
                 layer.node.name = layer.name
                 if layer.node.outputs:
                     layer.node.outputs[0] = gs.Variable(name)
-        names = {tap for reader in readers for tap in reader.taps(self._document)}
-        inputs = {tensor.name for tensor in self._document.graph.inputs}
-        constants = {
-            name
-            for name, tensor in self._document.graph.tensors().items()
-            if isinstance(tensor, gs.Constant)
-        }
-        self._fed = sorted(names & inputs)
-        self._names = sorted(names - inputs - constants)
-        self._runner = Runner(self._document, outputs=self._names, optimize=False)
+        taps = {tap for reader in readers for tap in reader.taps(self._document)}
+        graph = self._document.graph
+        fed = {tensor.name for tensor in graph.inputs}
+        constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
+        self._fed = sorted(taps & fed)
+        self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
+        outputs = sorted({place.name for place in self._shown.values()})
+        self._runner = Runner(self._document, outputs=outputs, optimize=False)
 
-    def __call__(self, feed: Feed) -> Taps:
-        """The tapped tensors of one feed."""
-        taps: dict[str, Array] = dict(self._runner(feed))
-        taps.update({name: feed[name] for name in self._fed})
-        return taps
+    def __call__(self, feed: Feed) -> Seen:
+        """The tapped tensors of one feed, each with its value for every time it was computed."""
+        values = self._runner(feed)
+        seen = {name: place.calls(values[place.name]) for name, place in self._shown.items()}
+        return {**seen, **{name: [feed[name]] for name in self._fed}}
 
-    def emphasis(self, reader: Reader, taps: Taps) -> Matrix:
+    def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
         """How much errors in one reader's outputs matter, [outputs]."""
-        return reader.emphasis(self._document, taps)
+        found = [reader.emphasis(self._document, taps) for taps in self._calls(reader, seen)]
+        return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self._document)))
 
-    def signal(self, reader: Reader, taps: Taps) -> Array:
-        """What one reader reads, [N, n]."""
-        return reader.signal(self._document, taps)
+    def signal(self, reader: Reader, seen: Seen) -> Array:
+        """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""
+        found = [reader.signal(self._document, taps) for taps in self._calls(reader, seen)]
+        return (
+            np.concatenate(found)
+            if found
+            else np.zeros((0, reader.weight(self._document).shape[1]))
+        )
+
+    def _calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
+        """What a reader's tensors held each time that it ran; what is outside stays the same."""
+        names = [name for name in reader.taps(self._document) if name in seen]
+        inside = [len(seen[name]) for name in names if self._is_inside(name)]
+        for call in range(min(inside, default=1)):
+            yield {name: seen[name][call if self._is_inside(name) else 0] for name in names}
+
+    def _is_inside(self, name: str) -> bool:
+        return name in self._shown and self._shown[name].inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +132,8 @@ class Evidence:
     """What calibration data showed.
 
     Attributes:
-        moments: by reader name, of the signal that it reads.
-        emphasis: by reader name, how much the square of an error in each output matters.
+        moments: by reader's pool, of the signal that it reads.
+        emphasis: by reader's pool, how much the square of an error in each output matters.
         activity: per unit, the mean absolute state.
     """
 
@@ -139,9 +161,9 @@ def collect(
         taps = tapped(feed)
         for reader in readers:
             signal = tapped.signal(reader, taps)
-            moments.add(reader.name, Moments.of(signal))
+            moments.add(reader.pool, Moments.of(signal))
             weighed = tapped.emphasis(reader, taps) / total
-            emphasis[reader.name] = emphasis.get(reader.name, 0.0) + weighed
+            emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + weighed
             if isinstance(reader, GateReader) and reader.sources[-1] == "H":
                 units = reader.labels >= 0
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))

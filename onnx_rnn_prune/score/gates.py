@@ -28,6 +28,7 @@ class GateReader:
         sources: the signals that they sum: X, H and rH as in `Cell.sums`.
         labels: the unit behind each entry of the signals laid side by side.
         lane: the unit behind each hidden state, [H].
+        twin: the first layer that computes the same.
     """
 
     layer: str
@@ -36,10 +37,19 @@ class GateReader:
     sources: tuple[str, ...]
     labels: Labels
     lane: Labels
+    twin: str
 
     @property
     def name(self) -> str:
-        return f"{self.layer}#{self.direction}{self.gates}{'+'.join(self.sources)}"
+        return f"{self.layer}#{self._part}"
+
+    @property
+    def pool(self) -> str:
+        return f"{self.twin}#{self._part}"
+
+    @property
+    def _part(self) -> str:
+        return f"{self.direction}{self.gates}{'+'.join(self.sources)}"
 
     def taps(self, document: Document) -> list[str]:
         layer = self._layer(document)

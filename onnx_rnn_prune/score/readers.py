@@ -40,6 +40,10 @@ class Reader(Protocol):
         """Unique among the readers of a graph."""
 
     @property
+    def pool(self) -> str:
+        """Readers of one pool are fitted as one: they compute the same, in other branches."""
+
+    @property
     def labels(self) -> Labels:
         """The unit behind each entry of the signal, shape [n]."""
 
@@ -79,6 +83,10 @@ class ProductReader:
     @property
     def name(self) -> str:
         return f"{self.binding.node}#{self.part}"
+
+    @property
+    def pool(self) -> str:
+        return self.name
 
     @property
     def labels(self) -> Labels:

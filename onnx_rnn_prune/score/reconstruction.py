@@ -131,8 +131,8 @@ def _demands(
         if columns is None:
             continue
         for places in columns:
-            covariance = evidence.moments[reader.name].covariance(places)
-            gram = _gram(reader.weight(document), places, evidence.emphasis[reader.name])
+            covariance = evidence.moments[reader.pool].covariance(places)
+            gram = _gram(reader.weight(document), places, evidence.emphasis[reader.pool])
             for number, known in enumerate(covariances):
                 if np.array_equal(known, covariance):
                     weights[number] = weights[number] + gram

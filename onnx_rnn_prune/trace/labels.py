@@ -51,6 +51,18 @@ def unit_axis(labels: Labels, lane_of: npt.NDArray[np.int64]) -> int | None:
     return None
 
 
+def tied_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The lanes that must keep equally many units for lines along an axis to stay equally long.
+
+    These are all lanes of a tensor whose lines do not hold the same ones; else there are none.
+    """
+    if len(varying_axes(labels)) < 2:
+        return np.zeros(0, dtype=np.int64)
+    held = [np.unique(lane_of[line[line >= 0]]) for line in _lines(labels, axis)]
+    same = all(np.array_equal(lanes, held[0]) for lanes in held)
+    return np.zeros(0, dtype=np.int64) if same else np.unique(np.concatenate(held))
+
+
 def can_vanish(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:
     """Whether a legal plan may leave nothing of a tensor: it holds pieces of lanes only."""
     line = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
@@ -84,10 +96,9 @@ def same_order(before: Labels, axis: int, after: Labels, to: int) -> bool:
 
 def _whole_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:
     """Whether each line along an axis holds whole lanes, equally many in every line."""
-    lines = np.unique(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis]), axis=0)
     sizes = np.bincount(lane_of)
     counts = set()
-    for line in lines:
+    for line in _lines(labels, axis):
         units = line[line >= 0]
         found, times = np.unique(units, return_counts=True)
         lanes = np.unique(lane_of[found])
@@ -95,7 +106,12 @@ def _whole_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> b
         if not whole:
             return False
         counts.add((len(lanes), int(times[0]), len(line) - len(units)))
-    return len(counts) == 1
+    return len(counts) == 1 and len(set(sizes[tied_lanes(labels, axis, lane_of)])) < 2
+
+
+def _lines(labels: Labels, axis: int) -> Labels:
+    """All different lines along an axis."""
+    return np.unique(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis]), axis=0)
 
 
 def kept(labels: Labels, keep: Mask) -> Mask:

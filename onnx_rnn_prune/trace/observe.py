@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -12,9 +14,13 @@ from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.outputs import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.surface import surface
+from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.trace.rules import Shape, rule_of
 
 _SUFFIX = "__observed_shape"
+# Most runs that are made to come by every branch.
+_RUNS = 16
 # Inputs that say how an operator moves its data; their values are looked at.
 _PARAMETERS = {
     "Expand": (1,),
@@ -31,51 +37,93 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class Observation:
-    """What one run showed of the tensors behind the recurrent layers.
+    """What runs showed of the tensors behind the recurrent layers.
 
     Attributes:
         shapes: by tensor name.
         values: by tensor name, for parameters of operators that move entries.
+        runs: by tensor name, the number of the first run that came by it; missing for what is in a
+            branch that no run took.
     """
 
     shapes: Mapping[str, Shape]
     values: Mapping[str, Array]
+    runs: Mapping[str, int]
+
+    def together(self, names: Iterable[str]) -> bool:
+        """Whether one run showed all of some tensors, so that their sizes fit each other."""
+        return len({self.runs.get(name) for name in names}) < 2
 
 
-def observe(document: Document, layers: list[RecurrentLayer], feed: Feed) -> Observation:
-    """Runs a model once and looks at every tensor that labels may reach."""
-    nodes = _behind(document.graph, layers)
+def observe(
+    document: Document, layers: Sequence[RecurrentLayer], feeds: Iterable[Feed]
+) -> Observation:
+    """Looks at every tensor that labels may reach, in as many runs as show all layers."""
+    shapes, values = _wanted(document, layers)
+    watched = document.copy()
+    sizes = _ask_for_shapes(watched, shapes)
+    shown = dict(surface(watched, list(sizes.values()), np.int64))
+    shown |= surface(watched, values, np.int64)
+    outputs = dict.fromkeys(place.name for place in shown.values())
+    runner = Runner(watched, outputs=list(outputs), optimize=False)
+    found_shapes: dict[str, Shape] = {}
+    found_values: dict[str, Array] = {}
+    runs: dict[str, int] = {}
+    for number, feed in enumerate(islice(feeds, _RUNS)):
+        seen = runner(feed)
+        for name in shapes:
+            calls = shown[sizes[name]].calls(seen[shown[sizes[name]].name])
+            if calls and name not in runs:
+                runs[name] = number
+                found_shapes[name] = tuple(int(size) for size in calls[-1])
+                if name in values:
+                    found_values[name] = shown[name].calls(seen[shown[name].name])[-1]
+        if all(was_seen(layer, runs) for layer in layers):
+            break
+    return Observation(found_shapes, found_values, runs)
+
+
+def was_seen(layer: RecurrentLayer, runs: Mapping[str, int]) -> bool:
+    """Whether a run came by a layer."""
+    return all(tensor.name in runs for tensor in layer.node.outputs if tensor.name)
+
+
+def _wanted(document: Document, layers: Sequence[RecurrentLayer]) -> tuple[list[str], list[str]]:
+    """The tensors whose shapes and whose values are looked at."""
     source = document.write(_unread)
     reachable = computable(source) | {port.name for port in source.graph.input}
     shapes: dict[str, None] = {}
     values: dict[str, None] = {}
-    for node in nodes:
+    for node in _behind(document.graph, layers):
         for tensor in (*node.inputs, *node.outputs):
             if tensor.name in reachable and not isinstance(tensor, gs.Constant):
                 shapes[tensor.name] = None
         for slot in _PARAMETERS.get(node.op, ()):
             if slot < len(node.inputs) and node.inputs[slot].name in shapes:
                 values[node.inputs[slot].name] = None
-    watched = document.copy()
-    tensors = watched.graph.tensors()
-    for name in shapes:
-        shape = gs.Variable(name + _SUFFIX)
-        watched.graph.nodes.append(gs.Node("Shape", inputs=[tensors[name]], outputs=[shape]))
-    outputs = [name + _SUFFIX for name in shapes]
-    runner = Runner(watched, outputs=[*outputs, *values], optimize=False)
-    seen = runner(feed)
-    return Observation(
-        {name: tuple(int(size) for size in seen[name + _SUFFIX]) for name in shapes},
-        {name: seen[name] for name in values},
-    )
+    return list(shapes), list(values)
 
 
-def _behind(graph: gs.Graph, layers: list[RecurrentLayer]) -> list[gs.Node]:
+def _ask_for_shapes(document: Document, names: list[str]) -> dict[str, str]:
+    """Adds nodes that tell the shapes of tensors; returns the names of what they compute."""
+    wanted = dict.fromkeys(names)
+    added = {}
+    for place in list(places(document.graph)):
+        local = [tensor for node in place.graph.nodes for tensor in node.outputs]
+        for tensor in (*place.graph.inputs, *local):
+            if tensor.name in wanted:
+                shape = gs.Variable(tensor.name + _SUFFIX)
+                place.graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
+                added[tensor.name] = shape.name
+    return added
+
+
+def _behind(graph: gs.Graph, layers: Sequence[RecurrentLayer]) -> list[gs.Node]:
     """Nodes that a layer's output can reach through operators that have a rule, and the layers."""
     reached = {id(layer.node) for layer in layers}
     names = {tensor.name for layer in layers for tensor in layer.node.outputs if tensor.name}
     found = []
-    for node in graph.nodes:
+    for node in all_nodes(graph):
         if id(node) in reached or any(tensor.name in names for tensor in node.inputs):
             if rule_of(node) is None:
                 continue

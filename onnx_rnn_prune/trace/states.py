@@ -39,14 +39,17 @@ def state_outputs(document: Document) -> frozenset[str]:
 
 def _sources(tensor: gs.Tensor, through: set[str]) -> Iterator[gs.Tensor]:
     """Where a tensor comes from, back through some operators; constants left out."""
-    node = tensor.inputs[0] if tensor.inputs else None
-    if node is None or node.op not in through:
-        if not isinstance(tensor, gs.Constant):
-            yield tensor
-        return
-    wanted = node.inputs if node.op in {"Concat", *_RESTORING} else node.inputs[:1]
-    for item in wanted:
-        yield from _sources(item, through)
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        item = waiting.pop()
+        node = item.inputs[0] if item.inputs else None
+        if node is None or node.op not in through:
+            if not isinstance(item, gs.Constant):
+                yield item
+            continue
+        wanted = node.inputs if node.op in {"Concat", *_RESTORING} else node.inputs[:1]
+        waiting += [other for other in wanted if id(other) not in seen]
+        seen.update(map(id, wanted))
 
 
 def _is_state(tensor: gs.Tensor) -> bool:

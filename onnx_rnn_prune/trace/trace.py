@@ -11,11 +11,13 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.walk import node_key, subgraphs_of, tensors_of
-from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, unit_axis
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.walk import all_nodes, node_key, places
+from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, tied_lanes, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.rules import Bound, Flow, Step, Stop, rule_of
-from onnx_rnn_prune.trace.units import Group, Partition, Units, make_groups, uneven_lanes
+from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
+from onnx_rnn_prune.twins import find_twins
 
 GRAPH_OUTPUT = ""
 
@@ -84,6 +86,7 @@ class _Walk:
     bindings: list[Binding] = field(default_factory=list)
     ends: dict[Outlet, list[str]] = field(default_factory=dict)
     meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
+    ties: list[Ids] = field(default_factory=list)
     stops: dict[Outlet, str] = field(default_factory=dict)
 
     def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
@@ -127,7 +130,7 @@ def trace(
     return Trace(
         layers=followed,
         units=units,
-        groups=make_groups(units, classes),
+        groups=make_groups(units, classes, walk.ties),
         labels=walk.labels,
         axes=walk.axes,
         bindings=tuple(walk.bindings),
@@ -152,17 +155,22 @@ def _walk(
             if tensor is None:
                 continue
             lane = units.lanes[layer.name]
-            shape = observation.shapes[tensor.name]
             placed = lane[:, None, :] if name != "Y" else lane[None, :, None, :]
+            shape = observation.shapes.get(tensor.name, placed.shape)
             walk.labels[tensor.name] = np.array(np.broadcast_to(placed, shape))
             walk.axes[tensor.name] = len(shape) - 1
             walk.lane_outputs[tensor.name] = (layer.name, name)
             walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
-    for node in document.graph.nodes:
+    for name, twin in find_twins(layers).items():
+        # One plan for both, so that they go on sharing their weights.
+        walk.meetings.append((units.lanes[twin], units.lanes[name], frozenset(), name))
+    for node in all_nodes(document.graph):
         _visit(walk, node, observation, document.graph.opset)
-    for tensor in document.graph.outputs:
-        arriving = walk.arriving(tensor, GRAPH_OUTPUT, 0)
-        walk.stop(arriving or (), f"leaves the model as its output {tensor.name}")
+    for place in places(document.graph):
+        what = f"leaves {place.scope or 'the model'} as its output"
+        for tensor in place.graph.outputs:
+            arriving = walk.arriving(tensor, GRAPH_OUTPUT, 0)
+            walk.stop(arriving or (), f"{what} {tensor.name}")
     return walk
 
 
@@ -170,10 +178,12 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     key = node_key(node)
     arriving = [walk.arriving(tensor, key, slot) for slot, tensor in enumerate(node.inputs)]
     came = frozenset().union(*(outlets for outlets in arriving if outlets))
-    _stop_captured(walk, node)
     if not came:
         return
     title = node.name or f"{node.op} {key}"
+    if rule_of(node) is not None and not _together(walk, node, observation):
+        walk.stop(came, f"is read in a branch that ran on other data, or on none ({title})")
+        return
     step = _make_step(walk, node, arriving, observation, opset)
     result = _apply_rule(step)
     if isinstance(result, Flow):
@@ -188,6 +198,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
             axis = unit_axis(labels, walk.units.lane_of)
             assert axis is not None
             walk.axes[name] = axis
+            walk.ties.append(tied_lanes(labels, axis, walk.units.lane_of))
             walk.origins[name] = came
             walk.altered[name] = result.alters or next(filter(None, step.altered), "")
     walk.bindings += [Binding(key, bound) for bound in result.bound]
@@ -195,6 +206,14 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     if any(bound.reads is not None for bound in result.bound):
         for outlet in came:
             walk.ends.setdefault(outlet, []).append(title)
+
+
+def _together(walk: _Walk, node: gs.Node, observation: Observation) -> bool:
+    """Whether the sizes of a node's tensors are from one run."""
+    if node.name.startswith(OWN):
+        return True  # a select or restore, of which all is known
+    met = [tensor.name for tensor in node.inputs if tensor.name in walk.labels]
+    return observation.together((*met, *(t.name for t in node.outputs if t.name)))
 
 
 def _make_step(
@@ -258,13 +277,6 @@ def _check_even(walk: _Walk, step: Step, flow: Flow) -> Flow | Stop:
             if not same_order(before, own, labels, axis):
                 return Stop(f"{op} mixes the order of its units")
     return flow
-
-
-def _stop_captured(walk: _Walk, node: gs.Node) -> None:
-    for body in subgraphs_of(node):
-        for tensor in tensors_of(body):
-            arriving = walk.arriving(tensor, node_key(node), -1)
-            walk.stop(arriving or (), f"is captured by the body of {node.op} {node.name}")
 
 
 def _stop_uneven(walk: _Walk, classes: list[np.ndarray]) -> None:

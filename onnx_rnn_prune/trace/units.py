@@ -100,7 +100,7 @@ def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
     Such lanes cannot keep equally many units under every choice of atoms.
     """
     lanes = Partition(int(units.lane_of.max(initial=-1)) + 1)
-    for atom in atoms:
+    for atom in filter(_is_shared, atoms):
         lanes.join(units.lane_of[atom[:1]], units.lane_of[atom])
     uneven: set[int] = set()
     for members in lanes.classes():
@@ -111,20 +111,33 @@ def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
     return uneven
 
 
-def make_groups(units: Units, atoms: Sequence[Ids]) -> tuple[Group, ...]:
-    """Groups of layers: those tied by an atom, or by being directions of one node."""
+def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tuple[Group, ...]:
+    """Groups of layers: those joined by an atom, or by a tie.
+
+    Args:
+        units: all units.
+        atoms: units that live or die together.
+        ties: lanes that must keep equally many units; the directions of one node always must.
+    """
     names = list(units.lanes)
     layer_of = np.repeat(
         np.arange(len(names)), [lanes.size for lanes in units.lanes.values()]
     ).astype(np.int64)
     layers = Partition(len(names))
-    for atom in atoms:
+    for atom in filter(_is_shared, atoms):
         layers.join(layer_of[atom[:1]], layer_of[atom])
+    layer_of_lane = np.repeat(np.arange(len(names)), [len(lanes) for lanes in units.lanes.values()])
+    for tie in ties:
+        layers.join(layer_of_lane[tie[:1]], layer_of_lane[tie])
     groups = []
     for members in layers.classes():
         inside = [atom for atom in atoms if layer_of[atom[0]] in members]
         groups.append(Group(tuple(names[item] for item in members), _stack(units, inside)))
     return tuple(groups)
+
+
+def _is_shared(atom: Ids) -> bool:
+    return len(atom) > 1
 
 
 def _stack(units: Units, atoms: Iterable[Ids]) -> tuple[Ids, ...]:

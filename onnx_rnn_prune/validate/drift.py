@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.validate.outputs import Numbers, is_float, numbers, pairs, same_places
+from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Sums:
     widths: set[int] = field(default_factory=set)
 
     def add(self, one: Array, other: Array) -> None:
-        if is_float(one):
+        if is_float(one.dtype):
             self._add_rows(one, other)
             self._add_numbers(numbers(one), numbers(other))
             return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.validate.outputs import is_float, numbers, pairs, same_places
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.validate.outputs import numbers, pairs, same_places
 
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
 # tolerance is finer than such a type can tell apart.
@@ -45,7 +47,19 @@ class Oracle:
         return self.passed
 
 
-def oracle(zero: Runner, shrunk: Runner, feeds: Iterable[Feed], tolerance: float = EXACT) -> Oracle:
+class Runnable(Protocol):
+    """What can be compared: a `Runner`, or what sees one through other names."""
+
+    name: str
+    outputs: list[str]
+
+    def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs one feed."""
+
+
+def oracle(
+    zero: Runnable, shrunk: Runnable, feeds: Iterable[Feed], tolerance: float = EXACT
+) -> Oracle:
     """Whether the shrunk model computes what the zeroed one computes, on every feed.
 
     Args:
@@ -77,7 +91,7 @@ def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:
     """The largest difference, and how many times what is allowed that is."""
     if one.size == 0:
         return 0.0, 0.0
-    if not is_float(one):
+    if not is_float(one.dtype):
         equal = bool(np.all(np.asarray(one == other)))
         excess = 0.0 if equal else math.inf
         if one.dtype.kind in "iu":

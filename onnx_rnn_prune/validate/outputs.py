@@ -31,11 +31,6 @@ def same_places(one: Numbers, other: Numbers) -> bool:
     return bool(np.array_equal(one[~finite], other[~finite], equal_nan=True))
 
 
-def is_float(array: Array) -> bool:
-    """Whether the entries are floats, also of the types that NumPy itself lacks."""
-    return array.dtype.kind == "f" or (array.dtype.kind == "V" and "float" in array.dtype.name)
-
-
 def numbers(array: Array) -> Numbers:
     """The entries in double precision."""
     return array.astype(np.float64)

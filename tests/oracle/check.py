@@ -41,7 +41,7 @@ def draw_case(b: Builder, seed: int) -> Case:
     document = Document.read(model)
     names = [layer.name for layer in find_layers(document.graph)]
     chosen = names if rng.random() < 0.7 else rng.sample(names, rng.randint(1, len(names)))
-    prepared = prepare(document, chosen, b.feeds(*TRACED, seed=seed))
+    prepared = prepare(document, chosen, [b.feeds(*TRACED, seed=seed)])
     plan = Plan.from_mask("", prepared.trace, draw_mask(prepared.trace, rng))
     feeds = [b.feeds(*sizes, seed=seed + 1) for sizes in PROVED]
     return Case(model, prepared, Plan.from_json(plan.to_json()), feeds)

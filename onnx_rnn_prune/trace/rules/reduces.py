@@ -1,6 +1,13 @@
-"""Reductions and scans along axes that hold no units."""
+"""Reductions and scans along axes other than that of the units.
+
+Where other units lie along such an axis (the directions of one layer), those in one line meet, as
+in an addition: they become one atom. That is right for every operator here, since what a dead atom
+leaves behind is a finite number, whichever, and nobody reads it but zeroed weights.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,13 +28,15 @@ def reduce(step: Step) -> Flow | Stop:
     if axes is None or (not axes and not step.node.attrs.get("noop_with_empty_axes", 0)):
         axes = range(labels.ndim)
     axes = sorted(int(axis) % labels.ndim for axis in axes)
-    if not all(uniform(labels, axis) for axis in axes):
+    same = _meetings(labels, axes, step.axes[0])
+    if same is None:
         return Stop(f"{step.node.op} mixes its units")
     for axis in axes:
         labels = labels.take([0], axis)
     if not step.node.attrs.get("keepdims", 1):
         labels = labels.reshape([n for axis, n in enumerate(labels.shape) if axis not in axes])
-    return Flow({0: labels}, alters=step.node.op if step.node.op == "ReduceLogSumExp" else "")
+    alters = step.node.op if step.node.op == "ReduceLogSumExp" else ""
+    return Flow({0: labels}, same=same, alters=alters)
 
 
 def pool(step: Step) -> Flow | Stop:
@@ -44,9 +53,27 @@ def along_axis(step: Step) -> Flow | Stop:
     labels = step.labels[0]
     if labels is None:
         return Stop(f"feeds a parameter of {step.node.op}")
-    if not all(uniform(labels, axis) for axis in _mixed_axes(step, labels)):
+    same = _meetings(labels, _mixed_axes(step, labels), step.axes[0])
+    if same is None:
         return Stop(f"{step.node.op} mixes its units")
-    return Flow({0: labels}, alters="" if step.node.op == "CumSum" else step.node.op)
+    alters = "" if step.node.op == "CumSum" else step.node.op
+    return Flow({0: labels}, same=same, alters=alters)
+
+
+def _meetings(
+    labels: Labels, axes: Sequence[int], unit: int | None
+) -> tuple[tuple[Labels, Labels], ...] | None:
+    """What meets along some axes; None where units of one lane do, or units and something else."""
+    same = []
+    for axis in axes:
+        if uniform(labels, axis):
+            continue
+        first = labels.take([0], axis)
+        if axis == unit or np.any((labels < 0) != (first < 0)):
+            return None
+        same.append((first, labels))
+        labels = first
+    return tuple(same)
 
 
 def _mixed_axes(step: Step, labels: Labels) -> list[int]:

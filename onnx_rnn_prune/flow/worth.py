@@ -1,0 +1,114 @@
+"""Leaving layers whole whose cut would not make the file smaller.
+
+Where units can be followed no further, and where states come in, matrices bring a layer's signals
+to full width and back. In a small layer they may take more room than the units that go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.studying import Studied, cut, settle
+from onnx_rnn_prune.model.constants import require_constant
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.plan.allocation import choose
+from onnx_rnn_prune.plan.plan import Plan, fingerprint
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.trace.bindings import STATES, traced_layers
+
+REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
+
+# Bytes that one matrix takes at most apart from its entries: its nodes and their names.
+_NAMES = 4096
+
+
+def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits: bool) -> Plan:
+    """A plan that leaves layers whole where cutting them makes the file no smaller.
+
+    Args:
+        opened: the model.
+        data: a feed of it serves to follow units with.
+        studied: what is known of the layers that may be cut.
+        plan: what is to be cut.
+        refits: whether recovery may write to all weights that read units. Where it then does not,
+            the result is smaller than is counted here.
+    """
+
+    def size(candidate: Plan, known: Studied | None) -> int:
+        if not candidate.cut():
+            return whole
+        found = settle(opened, known, candidate, data, silent)
+        document = filled(found) if refits else found.prepared.document
+        return stored_bytes(cut(document, found, candidate, "shrink").write(), opened.model)
+
+    trace = studied.prepared.trace
+    doubtful = _doubtful(studied, plan)
+    groups = [group.layers for group in trace.groups if not doubtful.isdisjoint(group.layers)]
+    if not groups:
+        return plan
+    whole = stored_bytes(opened.document.write(), opened.model)
+    least = size(plan, studied)
+    for names in groups:
+        other = _pinned(plan, names)
+        after = size(other, None)
+        if after <= least:
+            plan, least = other, after
+    return _pinned(plan, plan.cut()) if plan.cut() and least >= whole else plan
+
+
+def never_worth(opened: Opened, data: Data, studied: Studied) -> Mapping[str, str]:
+    """Layers that no cut makes smaller, and why: not even one that leaves a single unit."""
+    trace = studied.prepared.trace
+    keep = choose(trace, np.zeros(trace.units.count), [1] * len(trace.groups))
+    plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
+    return pin_losses(opened, data, studied, plan, refits=False).pinned
+
+
+def filled(studied: Studied) -> Document:
+    """A copy of a prepared document in which all that recovery may write to holds numbers.
+
+    Then nothing that makes room for them can be dropped.
+    """
+    document = studied.prepared.document.copy()
+    for reader in studied.readers:
+        values = np.full_like(reader.weight(document), 0.5)
+        rows, columns = map(np.arange, values.shape)
+        reader.store(document, (rows, columns), values, np.ones(len(rows)))
+    return document
+
+
+def _doubtful(studied: Studied, plan: Plan) -> set[str]:
+    """Layers with matrices before or behind them that may take more than fewer units save."""
+    prepared = studied.prepared
+    restored = {(outlet.layer, outlet.output) for outlet in prepared.restored}
+    found = set()
+    for layer in traced_layers(prepared.document, prepared.trace):
+        count = sum(1 for name, _ in restored if name == layer.name)
+        states = [layer.input(name) for name in STATES]
+        makers = [node for state in states if state is not None for node in state.inputs]
+        count += sum(node.name.startswith(OWN) for node in makers)
+        kept = len(plan.layers[layer.name].keep[0])
+        itemsize = require_constant(layer.node.inputs[2]).itemsize
+        saved = itemsize * (layer.params() - layer.params(kept))
+        cost = itemsize * layer.directions * layer.hidden * (kept + 1) + _NAMES
+        if kept < layer.hidden and saved <= count * cost:
+            found.add(layer.name)
+    return found
+
+
+def _pinned(plan: Plan, names: Iterable[str]) -> Plan:
+    """A plan in which some layers keep all units."""
+    layers, reasons = dict(plan.layers), dict(plan.pinned)
+    for name in names:
+        layer = layers[name]
+        everything = tuple(range(layer.hidden_size))
+        layers[name] = replace(layer, keep=(everything,) * len(layer.keep))
+        reasons[name] = REASON
+    return replace(plan, layers=layers, pinned=reasons)

@@ -1,0 +1,172 @@
+"""Layers in the bodies of If, Loop and Scan, in functions, and behind frozen inputs."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnx_rnn_prune import PruneError, inspect, prune
+from onnx_rnn_prune.model.runner import Runner
+
+HIDDEN, WIDTH = 8, 3
+RNG = np.random.default_rng(0)
+
+
+def model(text, opset=17, functions=""):
+    """A model from text, with weights for a GRU `W R B`, more with 2 and 3, and a head `V`."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {opset}, "own" : 1]> {text} {functions}'
+    )
+    for suffix, width in (("", WIDTH), ("2", HIDDEN), ("3", WIDTH)):
+        shapes = {"W": (1, 3 * HIDDEN, width), "R": (1, 3 * HIDDEN, HIDDEN), "B": (1, 6 * HIDDEN)}
+        for name, shape in shapes.items():
+            add(proto, name + suffix, 0.4 * RNG.standard_normal(shape).astype(np.float32))
+    add(proto, "V", RNG.standard_normal((HIDDEN, 2)).astype(np.float32))
+    add(proto, "one", np.array([1]))
+    read = names_read(proto.graph)
+    for tensor in [item for item in proto.graph.initializer if item.name not in read]:
+        proto.graph.initializer.remove(tensor)
+    return proto
+
+
+def names_read(graph):
+    names = {name for node in graph.node for name in node.input}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                names |= names_read(attribute.g) | {port.name for port in attribute.g.output}
+    return names
+
+
+def add(proto, name, value):
+    proto.graph.initializer.append(numpy_helper.from_array(value, name))
+
+
+def gru(result, x, weights=""):
+    letters = ", ".join(f"{letter}{weights}" for letter in "WRB")
+    return f"{result} = GRU <hidden_size = {HIDDEN}> ({x}, {letters})"
+
+
+def feeds(count, **values):
+    rng = np.random.default_rng(1)
+    return [
+        {
+            "x": rng.standard_normal((7 + number % 3, 2, WIDTH)).astype(np.float32),
+            **{name: np.array(options[number % len(options)]) for name, options in values.items()},
+        }
+        for number in range(count)
+    ]
+
+
+IF = f"""
+m (float[t, b, {WIDTH}] x, bool yes) => (float[t, b, 2] scores) {{
+    [if] scores = If (yes) <
+        then_branch = then () => (float[t, b, 2] u) {{
+            {gru("y", "x")} s = Squeeze (y, one) u = MatMul (s, V)
+        }},
+        else_branch = other () => (float[t, b, 2] v) {{
+            n = Neg (x) {gru("y", "n")} s = Squeeze (y, one) r = Relu (s) v = MatMul (r, V)
+        }}
+    >
+}}"""
+LOOP = f"""
+m (float[t, b, {WIDTH}] x, int64 times) => (float[n, t, b, 2] scores) {{
+    true = Constant <value = bool {{1}}> ()
+    [loop] last, scores = Loop (times, true, x) <
+        body = turn (int64 i, bool go, float[t, b, {WIDTH}] z)
+            => (bool go_on, float[t, b, {WIDTH}] z_next, float[t, b, 2] u) {{
+            go_on = Identity (go) half = Constant <value = float {{0.5}}> ()
+            z_next = Mul (z, half)
+            {gru("y", "z")} s = Squeeze (y, one) u = MatMul (s, V)
+        }}
+    >
+}}"""
+NESTED = f"""
+m (float[t, b, {WIDTH}] x, bool yes) => (float[t, b, 2] scores) {{
+    {gru("y", "x")} s = Squeeze (y, one)
+    [outer] scores = If (yes) <
+        then_branch = a () => (float[t, b, 2] u) {{
+            [inner] u = If (yes) <
+                then_branch = c () => (float[t, b, 2] u1) {{
+                    {gru("y2", "s", "2")} s2 = Squeeze (y2, one) u1 = MatMul (s2, V)
+                }},
+                else_branch = d () => (float[t, b, 2] u2) {{ u2 = MatMul (s, V) }}
+            >
+        }},
+        else_branch = e () => (float[t, b, 2] v) {{ v = MatMul (s, V) }}
+    >
+}}"""
+FUNCTION = f"""
+m (float[t, b, {WIDTH}] x) => (float[t, b, 2] scores) {{
+    scores = own.net (x, W, R, B, V, one)
+}}"""
+NET = f"""
+<domain: "own", opset_import: ["" : 17, "own" : 1]>
+net (x, W, R, B, V, one) => (scores) {{
+    {gru("y", "x")} s = own.squeeze (y, one) scores = MatMul (s, V)
+}}
+<domain: "own", opset_import: ["" : 17]>
+squeeze (y, one) => (s) {{ s = Squeeze (y, one) }}"""
+
+
+@pytest.mark.parametrize("keep", [6, 4, 2])
+@pytest.mark.parametrize(
+    ("text", "functions", "choices"),
+    [
+        (IF, "", {"yes": [True, False]}),
+        (LOOP, "", {"times": [3, 2]}),
+        (NESTED, "", {"yes": [True, False]}),
+        (FUNCTION, NET, {}),
+    ],
+    ids=["if", "loop", "nested", "function"],
+)
+def test_layers_in_bodies_are_cut(text, functions, choices, keep):
+    original = model(text, functions=functions)
+    result = prune(original, keep=keep, data=feeds(8, **choices))
+    assert result.report["oracle"]["passed"]
+    assert {row["hidden_after"] for row in result.report["layers"]} == {keep}
+    assert result.model.ByteSize() < original.ByteSize()
+    assert not result.report["warnings"]
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+def test_equal_layers_in_both_branches_share_their_weights():
+    result = prune(model(IF), keep=4, data=feeds(8, yes=[True, False]))
+    sizes = [list(tensor.dims) for tensor in result.model.graph.initializer]
+    assert sizes.count([1, 12, WIDTH]) == sizes.count([1, 12, 4]) == 1
+    first, second = result.plan.layers.values()
+    assert first.keep == second.keep
+    assert {first.scope, second.scope} == {"if.then_branch", "if.else_branch"}
+
+
+def test_units_flow_into_bodies():
+    found = inspect(model(NESTED))
+    ends = {(row["output"], row["end"]) for layer in found["layers"] for row in layer["outlets"]}
+    assert ("Y", "absorbed") in ends
+
+
+def test_a_branch_that_no_input_takes_is_left_alone():
+    original = model(IF.replace(gru("y", "n"), gru("y", "n", "3")))
+    result = prune(original, keep=4, data=feeds(8, yes=[True]))
+    assert result.report["oracle"]["passed"]
+    assert any(
+        "is left alone: no input runs if.else_branch" in w for w in result.report["warnings"]
+    )
+    assert sorted(row["hidden_after"] for row in result.report["layers"]) == [4, 8]
+
+
+def test_a_frozen_input_takes_its_branch_along():
+    original = model(IF)
+    result = prune(original, keep=4, freeze={"yes": True}, data=feeds(8))
+    assert [port.name for port in result.model.graph.input] == ["x"]
+    assert [node.op_type for node in result.model.graph.node].count("If") == 0
+    whole = prune(original, keep=8, freeze={"yes": False}, data=feeds(8))
+    feed = feeds(1)[0]
+    wanted = Runner(original)({**feed, "yes": np.array(False)})["scores"]
+    assert np.allclose(Runner(whole.model)(feed)["scores"], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [{"no": 1}, {"yes": "maybe"}, 3])
+def test_what_cannot_be_frozen_is_named(values):
+    with pytest.raises(PruneError, match="--freeze"):
+        prune(model(IF), freeze=values)

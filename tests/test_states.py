@@ -1,0 +1,236 @@
+"""Streaming models: states at full width as before, or with the entries of kept units only."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnx_rnn_prune import apply, plan, prune
+from onnx_rnn_prune.cli import run
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Runner
+
+HIDDEN = 12
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+LSTM = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[t, b, 4] x, float[D, b, 12] h, float[D, b, 12] c)
+        => (float[t, b, 3] y, float[D, b, 12] hn, float[D, b, 12] cn) {
+        Y, hn, cn = LSTM <hidden_size = 12, direction = "DIRECTION"> (x, W, R, B, , h, c)
+        turned = Transpose <perm = [0, 2, 1, 3]> (Y)
+        flat = Reshape (turned, sizes)
+        y = MatMul (flat, fc)
+    }
+"""
+GRU = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[t, b, 4] x, float[b, 12] h) => (float[t, b, 3] y, float[b, 12] hn)
+    <float[1, b, 12] first, float[1, b, 12] last> {
+        first = Unsqueeze (h, axis0)
+        Y, last = GRU <hidden_size = 12> (x, W, R, B, , first)
+        hn = Squeeze (last, axis0)
+        flat = Squeeze (Y, axis)
+        y = MatMul (flat, fc)
+    }
+"""
+
+
+def fill(text, op, directions=1, width=4):
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    rows = GATES[op] * HIDDEN
+    shapes = {
+        "W": (directions, rows, width),
+        "R": (directions, rows, HIDDEN),
+        "B": (directions, 2 * rows),
+        "fc": (directions * HIDDEN, 3),
+    }
+    for name, shape in shapes.items():
+        value = (0.4 * rng.normal(size=shape)).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    for name, value in {"axis": [1], "axis0": [0], "sizes": [0, 0, directions * HIDDEN]}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    return proto
+
+
+def lstm(direction="forward"):
+    directions = 2 if direction == "bidirectional" else 1
+    text = LSTM.replace("DIRECTION", direction).replace("[D,", f"[{directions},")
+    return fill(text, "LSTM", directions)
+
+
+def feeds(names=("h", "c"), shape=(1, 2, HIDDEN)):
+    rng = np.random.default_rng(1)
+    made = []
+    for _ in range(6):
+        feed = {"x": rng.normal(size=(20, 2, 4)).astype(np.float32)}
+        feed |= {name: rng.normal(0, 0.3, shape).astype(np.float32) for name in names}
+        made.append(feed)
+    return made
+
+
+CASES = {
+    "lstm": (lstm(), feeds(), {"h": "hn", "c": "cn"}),
+    "reverse": (lstm("reverse"), feeds(), {"h": "hn", "c": "cn"}),
+    "both": (lstm("bidirectional"), feeds(shape=(2, 2, HIDDEN)), {"h": "hn", "c": "cn"}),
+    "gru": (fill(GRU, "GRU"), feeds(("h",), (2, HIDDEN)), {"h": "hn"}),
+}
+
+
+def dims(model, name):
+    ports = {port.name: port for port in (*model.graph.input, *model.graph.output)}
+    return [d.dim_param or d.dim_value for d in ports[name].type.tensor_type.shape.dim]
+
+
+def stream(model, x, states, width):
+    """Chunk by chunk, as a caller does it who knows the width of the states only."""
+    runner, outputs = Runner(model), []
+    held = {n: np.zeros([*dims(model, n)[:-2], x.shape[1], width], np.float32) for n in states}
+    for chunk in np.split(x, [3, 4, 11]):
+        found = runner({"x": chunk, **held})
+        held = {name: found[result] for name, result in states.items()}
+        outputs.append(found["y"])
+    return np.concatenate(outputs), held
+
+
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_states_hold_the_kept_units(case, data):
+    model, clips, states = CASES[case]
+    result = prune(model, keep=5, data=clips if data else None, shrink_states=True)
+    small = result.model
+    onnx.checker.check_model(small, full_check=True)
+    for name in (*states, *states.values()):
+        assert dims(small, name) == [*dims(model, name)[:-1], 5]
+    assert [row["input"] for row in result.report["states"]] == list(states)
+    assert result.report["totals"]["bytes_after"] == small.ByteSize()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_small_states_are_the_kept_entries_of_large_ones(case):
+    model, clips, states = CASES[case]
+    chosen = plan(model, keep=5)
+    wide, slim = dict(clips[0]), dict(clips[0])
+    (layer,) = chosen.layers.values()
+    for name in states:
+        lanes = wide[name] if wide[name].ndim == 3 else wide[name][None]
+        kept = np.stack([lane[:, units] for lane, units in zip(lanes, layer.keep, strict=True)])
+        slim[name] = kept if wide[name].ndim == 3 else kept[0]
+    small = apply(model, chosen, shrink_states=True)
+    found = Runner(small.model)(slim)
+    expected = Runner(apply(model, chosen).model)(wide)
+    np.testing.assert_array_equal(found["y"], expected["y"])
+    assert not any(node.name.startswith("onnx_rnn_prune/") for node in small.model.graph.node)
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+@pytest.mark.parametrize("case", ["lstm", "gru"])
+def test_a_stream_in_chunks_is_the_stream_as_a_whole(case, shrink):
+    """By default the code around the original serves; with small states only the width differs."""
+    model, clips, states = CASES[case]
+    result = prune(model, keep=5, data=clips, recover="none", shrink_states=shrink)
+    width = 5 if shrink else HIDDEN
+    x = clips[0]["x"]
+    found, held = stream(result.model, x, states, width)
+    zero = {n: np.zeros([*dims(model, n)[:-2], x.shape[1], width], np.float32) for n in states}
+    whole = Runner(result.model)({"x": x, **zero})
+    np.testing.assert_allclose(found, whole["y"], atol=1e-6)
+    for name, value in held.items():
+        np.testing.assert_allclose(value, whole[states[name]], atol=1e-6)
+    other = prune(model, keep=5, data=clips, recover="none", shrink_states=not shrink)
+    again, _ = stream(other.model, x, states, HIDDEN if shrink else 5)
+    np.testing.assert_allclose(found, again, atol=1e-6)
+
+
+def replaced(*changes):
+    text = LSTM.replace("DIRECTION", "forward").replace("[D,", "[1,")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    return fill(text, "LSTM")
+
+
+ONE_STATE = (
+    ("float[1, b, 12] h, float[1, b, 12] c", "float[2, b, 12] h"),
+    ("        Y, hn", "        h0, c0 = Split <axis = 0> (h)\n        Y, hn"),
+    (", h, c)", ", h0, c0)"),
+)
+STAY = {
+    "shared by slices": (ONE_STATE, "initial_h stays at full width: it does not come straight"),
+    "read by others": (
+        (("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"), ("}", "z = Neg (h) }")),
+        "initial_h stays at full width: others read the input 'h', too",
+    ),
+    "not given back": (
+        (("float[1, b, 12] hn, ", ""), ("Y, hn, cn", "Y, , cn")),
+        "initial_h stays at full width: the model does not give it back",
+    ),
+    "computed with": (
+        (("Y, hn, cn", "Y, last, cn"), ("y = MatMul", "hn = Neg (last)\n        y = MatMul")),
+        "initial_h stays at full width: its final value does not go straight",
+    ),
+    "given back twice": (
+        (
+            ("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"),
+            ("}", "z = Identity (hn) }"),
+        ),
+        "initial_h stays at full width: two outputs of the model give its final value",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STAY)
+def test_states_that_stay_as_they_are(case):
+    changes, reason = STAY[case]
+    result = prune(replaced(*changes), keep=5, shrink_states=True)
+    assert any(reason in text for text in result.report["warnings"])
+    assert dims(result.model, "h")[-1] == HIDDEN
+    assert result.report["oracle"]["passed"]
+
+
+def test_a_model_without_states_says_so(model):
+    warnings = prune(model, keep=3, shrink_states=True).report["warnings"]
+    assert any("are the two ends of a state" in text for text in warnings)
+
+
+def test_metadata_holds_the_new_width():
+    model, clips, _ = CASES["lstm"]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model)
+    onnx.helper.set_model_props(proto, {"width": "12", "other": "12", "rate": "16000"})
+    result = prune(proto, keep=5, data=clips, shrink_states=True, state_metadata="width")
+    found = {entry.key: entry.value for entry in result.model.metadata_props}
+    assert found == {"width": "5", "other": "12", "rate": "16000"}
+    with pytest.raises(PruneError, match="rate: it holds '16000', the width of no state"):
+        prune(proto, keep=5, shrink_states=True, state_metadata=["rate"])
+    with pytest.raises(PruneError, match="gone: the model has no such entry"):
+        prune(proto, keep=5, shrink_states=True, state_metadata=["gone"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"shrink_states": "yes"}, "--shrink-states: 'yes' is neither True nor False"),
+        ({"state_metadata": "width"}, "--state-metadata: states stay as they are"),
+        ({"shrink_states": True, "mode": "zero"}, "--shrink-states: zeros leave states"),
+        ({"shrink_states": True, "state_metadata": 3}, "--state-metadata: 3 is no name"),
+    ],
+)
+def test_arguments_that_mean_nothing(arguments, reason):
+    with pytest.raises(PruneError, match=reason):
+        prune(lstm(), **arguments)
+    with pytest.raises(PruneError, match=reason):
+        apply(lstm(), plan(lstm()), **arguments)
+
+
+def test_the_command_line_has_them_too(tmp_path, capsys):
+    model = lstm()
+    onnx.helper.set_model_props(model, {"width": "12"})
+    onnx.save(model, tmp_path / "m.onnx")
+    options = ["--shrink-states", "--state-metadata", "width"]
+    names = [str(tmp_path / name) for name in ("m.onnx", "a.onnx", "b.onnx", "plan.json")]
+    assert run(["prune", names[0], "-o", names[1], "--save-plan", names[3], *options]) == 0
+    assert "State: h and hn: 12 -> 6 entries" in capsys.readouterr().out
+    assert run(["apply", names[0], names[3], "-o", names[2], *options]) == 0
+    assert onnx.load(names[1]) == onnx.load(names[2])
+    assert onnx.load(names[1]).metadata_props[0].value == "6"
