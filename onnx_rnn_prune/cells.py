@@ -1,17 +1,17 @@
-"""The three recurrent operators as data: how gates, states and biases are laid out."""
+"""The recurrent operators as data: how gates, states and biases are laid out."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape, constant_value
+from onnx_rnn_prune.model.integers import MICROSOFT, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 
@@ -31,6 +31,11 @@ class Cell:
             anything between them can stand in for one another.
         unit_axes: for each parameter, the axes along which units lie, each with the number of
             blocks of H entries on that axis.
+        features: the axis of W along which the entries of X lie.
+        domain: whose operator it is.
+        scales: the parameters that say what the integers in W and R mean. A dead entry of theirs
+            may hold anything, and keeps what it has; where there is one for each direction, they
+            have no axis of units.
     """
 
     op: str
@@ -40,6 +45,14 @@ class Cell:
     activations: tuple[str, ...]
     sums: tuple[tuple[str, tuple[str, ...]], ...]
     unit_axes: dict[str, tuple[tuple[int, int], ...]]
+    features: int = 2
+    domain: str = ""
+    scales: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The inputs that must be constants."""
+        return tuple(name for name in self.unit_axes if not name.startswith("initial_"))
 
 
 LSTM = Cell(
@@ -86,7 +99,25 @@ RNN = Cell(
         "initial_h": ((2, 1),),
     },
 )
-CELLS = (LSTM, GRU, RNN)
+_SCALES = ("W_scale", "W_zero_point", "R_scale", "R_zero_point")
+QUANTIZED_LSTM = replace(
+    LSTM,
+    op="DynamicQuantizeLSTM",
+    inputs=(*LSTM.inputs, *_SCALES),
+    unit_axes={
+        **LSTM.unit_axes,
+        "W": ((2, 4),),
+        "R": ((2, 4), (1, 1)),
+        **dict.fromkeys(_SCALES, ((1, 4),)),
+    },
+    features=1,
+    domain=MICROSOFT,
+    scales=_SCALES,
+)
+CELLS = (LSTM, GRU, RNN, QUANTIZED_LSTM)
+
+# Activations that are 0 at 0.
+_ODD = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh"))
 
 # With linear_before_reset, the reset gate multiplies R h, so that there X and H are not summed.
 LINEAR_BEFORE_RESET_SUMS = (("zr", ("X", "H")), ("h", ("X",)), ("h", ("H",)))
@@ -138,9 +169,25 @@ class RecurrentLayer:
         return self.node.inputs[slot]
 
     def constant(self, name: str) -> Array | None:
-        """An input's value, or None where it is omitted or not constant."""
+        """An input's value, or None where it is omitted or not constant.
+
+        W and R are laid out as those of an LSTM, GRU or RNN, in real numbers, however a cell holds
+        them.
+        """
         tensor = self.input(name)
-        return None if tensor is None else constant_value(tensor)
+        if tensor is None or constant_shape(tensor) is None:
+            return None
+        if name in ("W", "R"):
+            return self._turned(weight_value(self.node, self.slot(name)))
+        return constant_value(tensor)
+
+    def set_constant(self, graph: gs.Graph, name: str, value: Array) -> None:
+        """Gives the layer another value for an input, in the layout of `constant`."""
+        turned = self._turned(value) if name in ("W", "R") else value
+        set_weight(graph, self.node, self.slot(name), turned)
+
+    def _turned(self, weight: Array) -> Array:
+        return weight if self.cell.features == 2 else np.swapaxes(weight, 1, 2)
 
     def output(self, name: str) -> gs.Tensor | None:
         """An output by its specified name, or None where nobody asked for it."""
@@ -155,6 +202,17 @@ class RecurrentLayer:
         if self.node.attrs.get("linear_before_reset", 0):
             return LINEAR_BEFORE_RESET_SUMS
         return self.cell.sums
+
+    @property
+    def rests_at_zero(self) -> bool:
+        """Whether the state of a unit without weights and biases stays 0."""
+        named = self.node.attrs.get("activations") or self.cell.activations
+        defaults = self.cell.activations * self.directions
+        return all(
+            str(name).lower() in _ODD
+            for name, default in zip(named, defaults, strict=False)
+            if default == "Tanh"
+        )
 
     def params(self, kept: int | None = None, input_size: int | None = None) -> int:
         """Number of weights with `kept` units (H by default) and another input width."""
@@ -186,58 +244,36 @@ def find_layers(graph: gs.Graph) -> list[RecurrentLayer]:
     ]
 
 
-def find_twins(layers: Iterable[RecurrentLayer]) -> dict[str, str]:
-    """For each layer, the first one with the same operator and the same parameters.
-
-    Exporters write one layer into both branches of an If, with weights that they share.
-    """
-    first: dict[tuple[object, ...], str] = {}
-    return {layer.name: first.setdefault(_essence(layer), layer.name) for layer in layers}
-
-
-def _essence(layer: RecurrentLayer) -> tuple[object, ...]:
-    digest = hashlib.sha256()
-    for name in ("W", "R", "B", "P"):
-        value = layer.constant(name)
-        digest.update(b"-" if value is None else np.asarray(value, order="C").tobytes())
-    attributes = sorted((name, str(value)) for name, value in layer.node.attrs.items())
-    shape = (layer.cell.op, layer.directions, layer.hidden, layer.input_size)
-    return (*shape, *attributes, digest.digest())
-
-
 def computed_parameters(graph: gs.Graph) -> dict[str, str]:
     """Recurrent nodes with a parameter that is known only while the model runs: by name, which."""
     found: dict[str, str] = {}
     for node, cell, name, _ in _recurrent(graph):
         for slot, letter in enumerate(cell.inputs):
             given = slot < len(node.inputs) and node.inputs[slot].name
-            if (
-                letter in ("W", "R", "B", "P")
-                and given
-                and constant_shape(node.inputs[slot]) is None
-            ):
+            if letter in cell.parameters and given and constant_shape(node.inputs[slot]) is None:
                 found.setdefault(name, letter)
     return found
 
 
 def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
     """Recurrent nodes with their cells, the names by which users know them, and scopes."""
-    cells = {cell.op: cell for cell in CELLS}
+    cells = {(cell.domain, cell.op): cell for cell in CELLS}
     names = Counter(node.name for node in all_nodes(graph))
     scopes = {id(node): place.scope for place in places(graph) for node in place.graph.nodes}
     for node in all_nodes(graph):
-        if node.op not in cells or node.domain not in (None, ""):
+        cell = cells.get((node.domain or "", node.op))
+        if cell is None:
             continue
         name = node.name
         if not name or names[name] > 1:
             key = node_key(node)  # another node may be called what this one's output is
             name = key if key not in names else f"{node.op}:{key}"
-        yield node, cells[node.op], name, scopes[id(node)]
+        yield node, cell, name, scopes[id(node)]
 
 
 def _view(node: gs.Node, cell: Cell, name: str, scope: str) -> RecurrentLayer:
     shapes = [constant_shape(tensor) or () for tensor in node.inputs[1:3]]
-    weight, recurrence = [*shapes, (), ()][:2]
+    weight, recurrence = [_in_order(shape, cell) for shape in [*shapes, (), ()][:2]]
     gates = len(cell.gates)
     directions, rows, hidden = recurrence if len(recurrence) == 3 else (0, 0, 0)
     if rows != gates * hidden or weight[:2] != (directions, rows) or not hidden:
@@ -247,3 +283,11 @@ def _view(node: gs.Node, cell: Cell, name: str, scope: str) -> RecurrentLayer:
             remedy="export the model again",
         )
     return RecurrentLayer(node, cell, name, directions, hidden, int(weight[2]), scope)
+
+
+def _in_order(shape: tuple[int, ...], cell: Cell) -> tuple[int, ...]:
+    """The shape of W or R with the features last, as an LSTM, GRU or RNN has it."""
+    if len(shape) != 3:
+        return shape
+    directions, features, rows = (shape[axis] for axis in (0, cell.features, 3 - cell.features))
+    return directions, rows, features

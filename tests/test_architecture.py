@@ -14,6 +14,7 @@ ROOMS = (
     "model",
     "data",
     "cells",
+    "twins",
     "trace",
     "score",
     "plan",

@@ -17,7 +17,6 @@ from time_limit import time_limit
 NO_NODE = "has no LSTM, GRU or RNN node"
 REFUSED = {
     "silero_vad_no_lstm": NO_NODE,
-    "dksplit": NO_NODE,
 }
 SECONDS = 60.0
 

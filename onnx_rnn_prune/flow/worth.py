@@ -18,11 +18,10 @@ from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import stored_bytes
-from onnx_rnn_prune.passes.prepare import STATES
 from onnx_rnn_prune.plan.allocation import choose
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.trace.bindings import traced_layers
+from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 
 REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
 

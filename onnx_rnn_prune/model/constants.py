@@ -1,8 +1,9 @@
 """Constants of a graph, however the exporter wrote them.
 
 A weight may be an initializer, a Constant node, or computed from such by operators that move
-entries and by arithmetic. All three count as constants here; an edit replaces the place that reads
-them, so that what else reads the same weight keeps it.
+entries, by arithmetic, or by those that make real numbers of integers. All of these count as
+constants here; an edit replaces the place that reads them, so that what else reads the same weight
+keeps it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _MOVING = {
 # Operators whose results IEEE 754 gives to the last bit: NumPy and onnxruntime agree on them. Where
 # the order of a sum or a polynomial decides about rounding (MatMul, Exp), they need not.
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt"}
+# What is computed; DequantizeLinear stands between a weight in integers and its readers.
+_KNOWN = _MOVING | _ARITHMETIC | {"DequantizeLinear"}
+# It computes the same in older opsets, which the reference implementation does not know.
+_DEQUANTIZE = 21
 _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 
@@ -65,6 +70,10 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     """The shape of a constant, without reading the values of an initializer."""
     if isinstance(tensor, gs.Constant):
         return tuple(tensor.shape)
+    node = _maker(tensor)
+    if node is not None and node.op == "DequantizeLinear":
+        shapes = [constant_shape(item) for item in node.inputs if item.name]
+        return None if None in shapes else shapes[0]
     value = constant_value(tensor)
     return None if value is None else value.shape
 
@@ -138,7 +147,7 @@ def _sources_first(tensor: gs.Tensor) -> list[gs.Tensor]:
             continue
         begun.add(id(item))
         node = _maker(item)
-        if node is not None and node.op in _MOVING | _ARITHMETIC:
+        if node is not None and node.op in _KNOWN:
             waiting += [other for other in node.inputs if other.name and id(other) not in begun]
         elif not isinstance(item, gs.Constant) and (node is None or node.op != "Constant"):
             return [item]
@@ -155,8 +164,11 @@ def _compute(tensor: gs.Tensor, known: Mapping[int, Array], opset: int | None) -
     values = [known.get(id(item)) for item in node.inputs]
     if node.op in _ARITHMETIC and not _is_exact(node, values):
         return None
-    if node.op in _MOVING | _ARITHMETIC:
-        outputs = evaluate(node, values, opset or _opset_of(node))
+    if node.op in _KNOWN:
+        version = opset or _opset_of(node)
+        if node.op == "DequantizeLinear":
+            version = max(version, _DEQUANTIZE)
+        outputs = evaluate(node, values, version)
         return next(
             value for value, made in zip(outputs, node.outputs, strict=True) if made is tensor
         )

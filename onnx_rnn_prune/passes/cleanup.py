@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import find_layers, find_twins
+from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before, remove_node
+from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.model.writing import is_edited, local_initializers
+from onnx_rnn_prune.twins import find_twins
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,29 @@ class ShareTwins:
         changed = False
         for name, first in find_twins(layers).items():
             layer = by_name[name]
-            for letter in ("W", "R", "B", "P"):
-                kept, own = by_name[first].input(letter), layer.input(letter)
-                if kept is None or kept is own or not is_edited(kept):
-                    continue
-                if kept.name not in local:
-                    layer.node.inputs[layer.slot(letter)] = kept
-                    changed = True
+            for letter in layer.cell.parameters:
+                if layer.input(letter) is not None:
+                    twin, slot = by_name[first].node, layer.slot(letter)
+                    changed |= _share(twin, layer.node, slot, local)
         return changed
+
+
+def _share(twin: gs.Node, node: gs.Node, slot: int, local: set[str]) -> bool:
+    """Lets a node read what its twin reads, or the integers of which that is made."""
+    kept, own = twin.inputs[slot], node.inputs[slot]
+    if kept is own:
+        return False
+    if is_edited(kept) and kept.name not in local:
+        node.inputs[slot] = kept
+        return True
+    if dequantized(kept) is None or dequantized(own) is None:
+        return False
+    one, other = kept.inputs[0], own.inputs[0]
+    changed = False
+    for place, (first, second) in enumerate(zip(one.inputs, other.inputs, strict=False)):
+        if is_edited(first) and np.array_equal(require_constant(first), require_constant(second)):
+            changed |= _share(one, other, place, local)
+    return changed
 
 
 def picked_entries(matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.int64] | None:

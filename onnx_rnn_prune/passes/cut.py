@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +13,12 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import like_constant, replace_constants, set_input
+from onnx_rnn_prune.model.integers import (
+    Integers,
+    dequantized,
+    own_dequantize,
+    write_dequantized,
+)
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.passes.resize import resize
@@ -20,6 +26,8 @@ from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.trace.labels import Mask, compress, kept
 from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
+
+Change = Callable[[Array, list[Bound], Mask], Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +82,15 @@ class Unshare:
             tensor = nodes[key].inputs[slot]
             labels = b"".join(bound.labels.tobytes() for bound in bounds)
             if known.setdefault(tensor.name, labels) != labels:
-                value = require_constant(tensor, graph.opset)
-                set_input(nodes[key], slot, like_constant(graph, tensor, value))
+                _separate(graph, nodes[key], slot)
                 changed = True
         return changed
 
 
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
     for bound in bounds:
+        if bound.dead is None:
+            continue
         value = np.where(kept(bound.labels, keep), value, np.array(bound.dead, value.dtype))
     return value
 
@@ -97,23 +106,71 @@ def _rewrite(
     document: Document,
     trace: Trace,
     keep: Mask,
-    change: Callable[[Array, list[Bound], Mask], Array],
+    change: Change,
 ) -> bool:
     """Rewrites every bound constant; readers that need the same values go on sharing them."""
     assert not trace.restored, "prepare the document first"
     nodes = nodes_by_key(document.graph)
     readers: dict[tuple[str, bytes], list[tuple[gs.Node, int]]] = defaultdict(list)
     values: dict[tuple[str, bytes], Array] = {}
+    keyed: dict[tuple[str, bytes], list[Bound]] = {}
     for (node_name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[node_name].inputs[slot]
         value = require_constant(tensor, document.graph.opset)
         result = change(value, bounds, keep)
         key = tensor.name, _digest(result)
         readers[key].append((nodes[node_name], slot))
-        values[key] = result
+        values[key], keyed[key] = result, bounds
     for key, places in readers.items():
-        replace_constants(document.graph, places, values[key])
+        integers = _integers(document.graph, places[0], keyed[key], keep, change)
+        if integers is None:
+            replace_constants(document.graph, places, values[key])
+        else:
+            write_dequantized(document.graph, places, integers)
     return bool(readers)
+
+
+def _separate(graph: gs.Graph, node: gs.Node, slot: int) -> None:
+    tensor = node.inputs[slot]
+    if dequantized(tensor, graph.opset) is not None:
+        own_dequantize(graph, [(node, slot)])
+        return
+    value = require_constant(tensor, graph.opset)
+    set_input(node, slot, like_constant(graph, tensor, value))
+
+
+def _integers(
+    graph: gs.Graph,
+    place: tuple[gs.Node, int],
+    bounds: list[Bound],
+    keep: Mask,
+    change: Change,
+) -> Integers | None:
+    """What a cut leaves of integers behind a DequantizeLinear; None where that is no such thing.
+
+    Scales for each entry of an axis are cut like that axis. Where the directions lose different
+    entries of it, no scales are right for both, and real numbers are written instead.
+    """
+    node, slot = place
+    held = dequantized(node.inputs[slot], graph.opset)
+    if held is None or any(bound.dead != 0.0 for bound in bounds):
+        return None
+    dead = [replace(bound, dead=held.zero) for bound in bounds]
+    values = change(held.values, dead, keep)
+    same = [replace(bound, dead=None) for bound in bounds]
+    parts = []
+    for part in (held.scale, held.zero):
+        full = change(np.broadcast_to(part, held.values.shape), same, keep)
+        if full.ndim != part.ndim:
+            return None
+        for axis in range(full.ndim):
+            if part.shape[axis] == 1:
+                first = full.take([0], axis)
+                if not np.array_equal(np.broadcast_to(first, full.shape), full):
+                    return None
+                full = first
+        parts.append(full)
+    return Integers(values, *parts)
 
 
 def _digest(value: Array) -> bytes:

@@ -22,9 +22,8 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.walk import all_nodes, node_key
 from onnx_rnn_prune.passes.room import add_zero
 from onnx_rnn_prune.score.readers import bias_shape
+from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Outlet
-
-STATES = ("initial_h", "initial_c")
 
 
 @dataclass(frozen=True)

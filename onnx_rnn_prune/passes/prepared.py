@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers, find_twins
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
@@ -15,6 +15,7 @@ from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
 from onnx_rnn_prune.passes.room import MakeRoom
 from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
+from onnx_rnn_prune.twins import find_twins
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.edit import (
     remove_node,
     set_input,
 )
+from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
 from onnx_rnn_prune.score.readers import bias_shape, bias_slot, has_bias_input
@@ -48,11 +49,16 @@ class MakeRoom:
                 changed = True
         for binding in self.bindings:
             node, bound = nodes[binding.node], binding.bound
-            weight = constant_value(node.inputs[bound.slot], document.graph.opset)
-            if bound.reads is None or weight is None:
+            if bound.reads is None or constant_value(node.inputs[bound.slot]) is None:
                 continue
-            if node.op == "MatMul":
-                changed |= add_zero(document.graph, node, bias_shape(weight, bound.slot), weight)
+            weight = weight_value(node, bound.slot, document.graph.opset)
+            if node.op in ("MatMul", "MatMulInteger"):
+                shape = bias_shape(weight, bound.slot)
+                changed |= add_zero(document.graph, product_of(node), shape, weight)
+            elif node.op == "DynamicQuantizeMatMul" and not has_bias_input(node, 4):
+                zeros = np.zeros(weight.shape[-1], weight.dtype)
+                set_input(node, 4, add_constant(document.graph, f"{binding.node}_b", zeros))
+                changed = True
             elif node.op == "Gemm" and not has_bias_input(node, 2):
                 _give_gemm_room(document.graph, node, weight)
                 changed = True

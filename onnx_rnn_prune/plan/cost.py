@@ -9,19 +9,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import find_layers, find_twins
+from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
+from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
 from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.twins import find_twins
 
 Counts = Sequence[int]
 
-_WEIGHTS = (1, 2, 3, 7)  # W, R, B and P, which equal layers share
+# W, R, B and P, and the scales and zero points of W and R, which equal layers share.
+_WEIGHTS = (1, 2, 3, 7, 8, 9, 10, 11)
 # What a reference to a weight may take more than is counted: a long file name, aligned places.
 _SPARE = 320
 
@@ -138,6 +142,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
     left = {tensor.name: tensor for tensor in tensors_of(result.graph)}
+    after = nodes_by_key(result.graph)
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
@@ -147,6 +152,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
     twins = {
         layers[name].key: layers[twin].key for name, twin in find_twins(layers.values()).items()
     }
+    keys = {layer.key for layer in layers.values()}
     seen: set[str] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[name].inputs[slot]
@@ -162,20 +168,42 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             bounds = [replace(bound, labels=bound.labels.reshape(-1)) for bound in bounds]
         if not bounds or not _is_left(nodes[name], left):
             continue
-        full = np.broadcast_shapes(value.shape, *(bound.labels.shape for bound in bounds))
-        lines = [_line(bound.labels, bound.axis) for bound in bounds]
-        factors = [
-            np.bincount(group_of[line[line >= 0]], minlength=len(heights)) // heights
-            for line in lines
-        ]
-        dependent = {bound.axis % len(full) for bound in bounds}
-        yield _Size(
-            fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
-            constants=np.array([(line < 0).sum() for line in lines]),
-            factors=np.stack(factors),
-            itemsize=(storage_type(tensor) or value.dtype).itemsize,
-            recurrent=nodes[name].op in ("LSTM", "GRU", "RNN") and slot in (1, 2),
-        )
+        recurrent = name in keys and slot in (1, 2)
+        read = after[name].inputs[slot : slot + 1] if name in after else []
+        held = dequantized(read[0]) if read else None
+        if held is None:
+            itemsize = (storage_type(tensor) or value.dtype).itemsize
+            yield _size(value.shape, bounds, group_of, heights, itemsize, recurrent)
+            continue
+        yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, recurrent)
+        for part in (held.scale, held.zero):
+            own = [bound for bound in bounds if part.shape[bound.axis] > 1]
+            if own:
+                yield replace(_size((1,), own, group_of, heights, part.itemsize, False), fixed=1)
+
+
+def _size(
+    shape: tuple[int, ...],
+    bounds: Sequence[Bound],
+    group_of: npt.NDArray[np.int64],
+    heights: npt.NDArray[np.int64],
+    itemsize: int,
+    recurrent: bool,
+) -> _Size:
+    """The size of one constant, given its shape at full width."""
+    lines = [_line(bound.labels, bound.axis) for bound in bounds]
+    factors = [
+        np.bincount(group_of[line[line >= 0]], minlength=len(heights)) // heights for line in lines
+    ]
+    full = np.broadcast_shapes(shape, *(bound.labels.shape for bound in bounds))
+    dependent = {bound.axis % len(full) for bound in bounds}
+    return _Size(
+        fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
+        constants=np.array([(line < 0).sum() for line in lines]),
+        factors=np.stack(factors),
+        itemsize=itemsize,
+        recurrent=recurrent,
+    )
 
 
 def _is_left(node: gs.Node, left: Mapping[str, gs.Tensor]) -> bool:

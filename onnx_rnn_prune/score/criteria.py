@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.constants import is_float, require_constant
+from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.integers import weight_value
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.evidence import Evidence
 from onnx_rnn_prune.score.moments import Matrix
@@ -105,7 +106,7 @@ def _pooled(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
     nodes = nodes_by_key(subject.document.graph)
     scores = np.zeros(subject.trace.units.count)
     for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
-        value = require_constant(nodes[node].inputs[slot], subject.document.graph.opset)
+        value = weight_value(nodes[node], slot, subject.document.graph.opset)
         if value.ndim < 2 or not is_float(value.dtype):
             continue
         amount = measure(value.astype(np.float64))

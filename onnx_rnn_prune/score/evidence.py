@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers, find_twins
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
@@ -18,11 +18,12 @@ from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.moments import Matrix, Moments
-from onnx_rnn_prune.score.readers import ProductReader, Reader
+from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.twins import find_twins
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
@@ -40,7 +41,7 @@ def find_readers(document: Document, trace: Trace) -> list[Reader]:
             continue
         node = nodes[binding.node]
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
-        stack = int(np.prod(lines.shape[:-2])) if node.op == "MatMul" else 1
+        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
         products[binding.node] = [ProductReader(binding, part, node.op) for part in range(stack)]
     found: list[Reader] = []
     for key in nodes:

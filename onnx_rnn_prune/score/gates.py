@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.readers import Place
@@ -93,13 +92,13 @@ class GateReader:
             width = value.shape[2]
             inside = (columns >= first) & (columns < first + width)
             value[self.direction][np.ix_(rows, columns[inside] - first)] = weight[:, inside]
-            _set(document, layer, name, value)
+            layer.set_constant(document.graph, name, value)
             first += width
         if np.any(bias):
             value = _constant(layer, "B").copy()  # prepare makes room for it
             block = 0 if self.sources == ("X",) else len(layer.cell.gates)
             value[self.direction, self._rows(layer, block)[lines]] += bias
-            _set(document, layer, "B", value)
+            layer.set_constant(document.graph, "B", value)
 
     def _layer(self, document: Document) -> RecurrentLayer:
         return next(item for item in find_layers(document.graph) if item.name == self.layer)
@@ -126,7 +125,3 @@ def _constant(layer: RecurrentLayer, name: str) -> Array:
     value = layer.constant(name)
     assert value is not None
     return value
-
-
-def _set(document: Document, layer: RecurrentLayer, name: str, value: Array) -> None:
-    replace_constant(document.graph, layer.node, layer.slot(name), value)

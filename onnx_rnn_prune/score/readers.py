@@ -17,12 +17,16 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
+from onnx_rnn_prune.model.integers import product_of, scaled, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Binding
+
+STACKED = ("MatMul", "MatMulInteger")
+"""Products whose weight may be a stack of matrices."""
 
 Place = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 """Rows and columns of a part of a matrix, as `numpy.ix_` takes them."""
@@ -93,13 +97,20 @@ class ProductReader:
         return line
 
     def taps(self, document: Document) -> list[str]:
-        return [self._data(document).name]
+        node = self._node(document)
+        names = [self._data(document).name]
+        if self.op == "MatMulInteger":
+            names += [tensor.name for tensor in _meaning(node)]
+        return names
 
     def signal(self, document: Document, taps: Taps) -> Array:
         node = self._node(document)
         value = taps[self._data(document).name]
+        if self.op == "MatMulInteger":
+            zero, scale = (taps[tensor.name] for tensor in _meaning(node))
+            value = (value.astype(np.int32) - zero) * scale
         value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
-        batch = self._weight(document).shape[:-2] if self.op == "MatMul" else ()
+        batch = self._weight(document).shape[:-2] if self.op in STACKED else ()
         if np.prod(batch, dtype=int) > 1:
             batch_axes = value.ndim - 2 - len(batch)
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
@@ -125,7 +136,7 @@ class ProductReader:
         stack = _as_matrix(before, axis, out).copy()
         stack[self.part][np.ix_(*place)] = weight
         value = _from_matrix(stack, before, axis, out)
-        replace_constant(document.graph, node, slot, value)
+        set_weight(document.graph, node, slot, value)
         if np.any(bias):
             total = np.zeros(stack.shape[1], before.dtype)
             total[place[0]] = bias
@@ -139,8 +150,8 @@ class ProductReader:
         return self._node(document).inputs[self.binding.bound.reads]
 
     def _weight(self, document: Document) -> Array:
-        tensor = self._node(document).inputs[self.binding.bound.slot]
-        return require_constant(tensor, document.graph.opset)
+        slot = self.binding.bound.slot
+        return weight_value(self._node(document), slot, document.graph.opset)
 
     def _axis(self, document: Document) -> int:
         return self.binding.bound.axis % self._weight(document).ndim
@@ -151,6 +162,14 @@ class ProductReader:
         if self.op == "Conv":
             return 0
         return 2 * rank - 3 - self._axis(document)
+
+
+def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
+    """The zero point and the scale of the integers that a product reads."""
+    found = scaled(node)
+    assert found is not None
+    made = found.data.inputs[0]
+    return made.outputs[2], found.data
 
 
 def _data_axis(node: gs.Node, slot: int | None) -> int:
@@ -196,9 +215,10 @@ def bias_slot(node: gs.Node) -> int | None:
 
 def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
     """Adds in the addition that stands behind the product."""
-    slot = bias_slot(node)
+    product = product_of(node)
+    slot = bias_slot(product)
     assert slot is not None, "prepare makes room for a bias"
-    follower = node.outputs[0].outputs[0]
+    follower = product.outputs[0].outputs[0]
     present = require_constant(follower.inputs[slot], graph.opset)
     weight = require_constant(node.inputs[reader.binding.bound.slot], graph.opset)
     value = np.zeros(bias_shape(weight, reader.binding.bound.slot), bias.dtype)
@@ -233,6 +253,11 @@ def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
     replace_constant(graph, node, 2, _like(present + value, bias))
 
 
+def _add_to_last(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:
+    present = require_constant(node.inputs[4], graph.opset)
+    replace_constant(graph, node, 4, _like(present + bias, bias))
+
+
 def has_bias_input(node: gs.Node, slot: int) -> bool:
     """Whether a Gemm or Conv has a constant bias that counts."""
     if slot >= len(node.inputs) or constant_value(node.inputs[slot]) is None:
@@ -248,4 +273,6 @@ _BIAS: dict[str, Callable[[gs.Graph, ProductReader, gs.Node, Array], None]] = {
     "MatMul": _add_behind,
     "Gemm": _add_to_gemm,
     "Conv": _add_to_conv,
+    "MatMulInteger": _add_behind,
+    "DynamicQuantizeMatMul": _add_to_last,
 }

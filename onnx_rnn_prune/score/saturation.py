@@ -35,7 +35,7 @@ def answers(layer: RecurrentLayer, steps: Steps) -> dict[str, Matrix] | None:
     if any(function is None for function in functions):
         return None
     known = [function for function in functions if function is not None]
-    return _CELLS[layer.cell.op](layer, steps, known)
+    return _CELLS[layer.cell.gates](layer, steps, known)
 
 
 def _rnn(_: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
@@ -74,9 +74,9 @@ def _lstm(_: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[st
 
 
 _CELLS: dict[str, Callable[[RecurrentLayer, Steps, list[Function]], dict[str, Matrix]]] = {
-    "RNN": _rnn,
-    "GRU": _gru,
-    "LSTM": _lstm,
+    "i": _rnn,
+    "zrh": _gru,
+    "iofc": _lstm,
 }
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import constant_shape, constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.walk import node_key
+from onnx_rnn_prune.model.integers import integers_of
+from onnx_rnn_prune.model.walk import node_key, nodes_by_key
 from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Binding, Trace
 from onnx_rnn_prune.trace.units import Ids
+
+STATES = ("initial_h", "initial_c")
 
 Bounds = Mapping[tuple[str, int], list[Bound]]
 
@@ -32,6 +36,11 @@ def all_bounds(document: Document, trace: Trace) -> Bounds:
             found[binding.node, binding.bound.slot].append(binding.bound)
     for binding in trace.bindings:
         found[binding.node, binding.bound.slot].append(binding.bound)
+    nodes = nodes_by_key(document.graph)
+    for (key, slot), bounds in found.items():
+        integers = integers_of(nodes[key], slot, document.graph.opset)
+        if integers is not None:
+            found[key, slot] = [replace(bound, dead=integers.zero) for bound in bounds]
     return found
 
 
@@ -50,12 +59,15 @@ def own_bindings(layer: RecurrentLayer, lanes: Ids) -> list[Binding]:
         places = [(layer.node, layer.slot(name))]
         if constant_value(tensor) is None:
             places = _select_of(layer, tensor)
-        rank = 2 if name in ("B", "P") else 3
+        rank = 3 if name in ("W", "R") or name in STATES else 2
+        dead = None if name in layer.cell.scales else 0.0
+        if name in layer.cell.scales and len(constant_shape(tensor) or ()) < rank:
+            continue  # one for all units
         for axis, blocks in axes:
             labels = np.tile(lanes, (1, blocks))
             shape = [len(lanes)] + [1] * (rank - 1)
             shape[axis] = labels.shape[1]
-            bound = (axis - rank, labels.reshape(shape))
+            bound = (axis - rank, labels.reshape(shape), dead)
             found += [Binding(node_key(node), Bound(slot, *bound)) for node, slot in places]
     return found
 

@@ -16,7 +16,7 @@ from onnx_rnn_prune.model.outputs import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.surface import surface
 from onnx_rnn_prune.model.walk import all_nodes, places
-from onnx_rnn_prune.trace.rules import RULES, Shape
+from onnx_rnn_prune.trace.rules import Shape, rule_of
 
 _SUFFIX = "__observed_shape"
 # Most runs that are made to come by every branch.
@@ -125,7 +125,7 @@ def _behind(graph: gs.Graph, layers: Sequence[RecurrentLayer]) -> list[gs.Node]:
     found = []
     for node in all_nodes(graph):
         if id(node) in reached or any(tensor.name in names for tensor in node.inputs):
-            if node.op not in RULES or node.domain:
+            if rule_of(node) is None:
                 continue
             found.append(node)
             names.update(tensor.name for tensor in node.outputs if tensor.name)

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_twins
+from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, tied_lanes, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
-from onnx_rnn_prune.trace.rules import RULES, Bound, Flow, Step, Stop
+from onnx_rnn_prune.trace.rules import Bound, Flow, Step, Stop, rule_of
 from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
+from onnx_rnn_prune.twins import find_twins
 
 GRAPH_OUTPUT = ""
 
@@ -81,6 +82,7 @@ class _Walk:
     labels: dict[str, Labels] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
     origins: dict[str, frozenset[Outlet]] = field(default_factory=dict)
+    altered: dict[str, str] = field(default_factory=dict)
     bindings: list[Binding] = field(default_factory=list)
     ends: dict[Outlet, list[str]] = field(default_factory=dict)
     meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
@@ -158,6 +160,7 @@ def _walk(
             walk.labels[tensor.name] = np.array(np.broadcast_to(placed, shape))
             walk.axes[tensor.name] = len(shape) - 1
             walk.lane_outputs[tensor.name] = (layer.name, name)
+            walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
     for name, twin in find_twins(layers).items():
         # One plan for both, so that they go on sharing their weights.
         walk.meetings.append((units.lanes[twin], units.lanes[name], frozenset(), name))
@@ -178,7 +181,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     if not came:
         return
     title = node.name or f"{node.op} {key}"
-    if _has_rule(node) and not _together(walk, node, observation):
+    if rule_of(node) is not None and not _together(walk, node, observation):
         walk.stop(came, f"is read in a branch that ran on other data, or on none ({title})")
         return
     step = _make_step(walk, node, arriving, observation, opset)
@@ -197,6 +200,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
             walk.axes[name] = axis
             walk.ties.append(tied_lanes(labels, axis, walk.units.lane_of))
             walk.origins[name] = came
+            walk.altered[name] = result.alters or next(filter(None, step.altered), "")
     walk.bindings += [Binding(key, bound) for bound in result.bound]
     walk.meetings += [(left, right, came, title) for left, right in result.same]
     if any(bound.reads is not None for bound in result.bound):
@@ -242,17 +246,18 @@ def _make_step(
         observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
         results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
         opset=opset,
+        altered=tuple(
+            walk.altered[tensor.name] if came else ""
+            for tensor, came in zip(node.inputs, arriving, strict=True)
+        ),
     )
 
 
 def _apply_rule(step: Step) -> Flow | Stop:
-    if not _has_rule(step.node):
+    rule = rule_of(step.node)
+    if rule is None:
         return Stop(f"is read by {step.node.op}, through which units cannot be followed")
-    return RULES[step.node.op](step)
-
-
-def _has_rule(node: gs.Node) -> bool:
-    return node.op in RULES and not node.domain
+    return rule(step)
 
 
 def _check_even(walk: _Walk, step: Step, flow: Flow) -> Flow | Stop:

@@ -6,6 +6,17 @@ units zeroed. Drift says how far that is from the original. Latency says what it
 
 from onnx_rnn_prune.validate.drift import Drift, drift
 from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
-from onnx_rnn_prune.validate.oracle import Oracle, oracle
+from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, oracle
 
-__all__ = ["Drift", "Latency", "Oracle", "Timing", "drift", "latency", "oracle", "timings"]
+__all__ = [
+    "EXACT",
+    "QUANTIZED",
+    "Drift",
+    "Latency",
+    "Oracle",
+    "Timing",
+    "drift",
+    "latency",
+    "oracle",
+    "timings",
+]

@@ -16,6 +16,15 @@ from onnx_rnn_prune.validate.outputs import numbers, pairs, same_places
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
 # tolerance is finer than such a type can tell apart.
 _HALF_ROUNDINGS = 16
+EXACT = 1e-5
+"""The tolerance where all numbers are real."""
+QUANTIZED = 4 / 255
+"""The tolerance where activations become 8-bit integers while the model runs.
+
+Units that are 0 change neither the range nor a sum of integers, so the two models mostly agree to
+the last bit. But where a sum of real numbers is rounded differently, a number that lies between two
+integers may go to the other one; what comes of it is bounded by a few steps of 1 / 255.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Runnable(Protocol):
 
 
 def oracle(
-    zero: Runnable, shrunk: Runnable, feeds: Iterable[Feed], tolerance: float = 1e-5
+    zero: Runnable, shrunk: Runnable, feeds: Iterable[Feed], tolerance: float = EXACT
 ) -> Oracle:
     """Whether the shrunk model computes what the zeroed one computes, on every feed.
 

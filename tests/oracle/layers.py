@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models import Builder, Value
-from onnx_rnn_prune.cells import CELLS, Cell
+from onnx_rnn_prune.cells import GRU, LSTM, RNN, Cell
 
 _GATES = ["Sigmoid", "HardSigmoid"]
 _OTHERS = ["Tanh", "Relu", "Softsign", "LeakyRelu", "ScaledTanh", "Elu", "Affine"]
@@ -47,7 +47,7 @@ def draw_layer(
         start: initial states.
     """
     rng = b.rng
-    cell = share.cell if share else rng.choice(CELLS)
+    cell = share.cell if share else rng.choice((LSTM, GRU, RNN))
     direction = direction or rng.choice(["forward", "reverse", "bidirectional"])
     d = 2 if direction == "bidirectional" else 1
     h = hidden or rng.choice([1, *range(2, 10)])

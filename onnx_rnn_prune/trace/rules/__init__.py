@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from onnx_rnn_prune.trace.rules import contracts, meets, moves, reduces
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.model.integers import MICROSOFT
+from onnx_rnn_prune.trace.rules import contracts, meets, moves, quantizes, reduces
 from onnx_rnn_prune.trace.rules.base import Bound, Flow, Rule, Shape, Step, Stop
 
-__all__ = ["RULES", "Bound", "Flow", "Rule", "Shape", "Step", "Stop"]
+__all__ = ["Bound", "Flow", "Rule", "Shape", "Step", "Stop", "rule_of"]
 
 _FAMILIES: list[tuple[Rule, str]] = [
     (moves.pass_on, "Identity Cast Dropout"),
@@ -29,6 +33,11 @@ _FAMILIES: list[tuple[Rule, str]] = [
     (contracts.gemm, "Gemm"),
     (contracts.conv, "Conv"),
     (contracts.recurrent, "LSTM GRU RNN"),
+    (contracts.quantized_recurrent, "DynamicQuantizeLSTM"),
+    (quantizes.quantize, "DynamicQuantizeLinear"),
+    (quantizes.in_steps, "QuantizeLinear DequantizeLinear"),
+    (contracts.integer_matmul, "MatMulInteger"),
+    (contracts.quantized_matmul, "DynamicQuantizeMatMul"),
     (
         reduces.reduce,
         "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare"
@@ -37,4 +46,10 @@ _FAMILIES: list[tuple[Rule, str]] = [
     (reduces.pool, "MaxPool AveragePool GlobalMaxPool GlobalAveragePool"),
     (reduces.along_axis, "Softmax LogSoftmax CumSum"),
 ]
-RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES for op in ops.split()}
+_RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES for op in ops.split()}
+_DOMAINS = {"DynamicQuantizeMatMul": MICROSOFT, **{cell.op: cell.domain for cell in CELLS}}
+
+
+def rule_of(node: gs.Node) -> Rule | None:
+    """The rule for a node's operator, or None where there is none."""
+    return _RULES.get(node.op) if (node.domain or "") == _DOMAINS.get(node.op, "") else None

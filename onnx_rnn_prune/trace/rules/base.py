@@ -26,6 +26,8 @@ class Step:
         observed: per input, its value in the run where that is a small integer tensor.
         results: per output, its shape in the run.
         opset: version of the ONNX operators.
+        altered: per input, what has made another number than 0 of the entries of cut units while
+            shapes are kept; empty where they are 0.
     """
 
     node: gs.Node
@@ -36,6 +38,7 @@ class Step:
     observed: tuple[Array | None, ...]
     results: tuple[Shape | None, ...]
     opset: int
+    altered: tuple[str, ...]
 
     def value(self, slot: int) -> Array | None:
         """An input's value, constant or as observed."""
@@ -59,14 +62,15 @@ class Bound:
         axis: the axis that gets shorter, counted from the end.
         labels: labels that broadcast with the constant.
         dead: what a dead entry holds while shapes are kept; not 0 where 0 is no number to put
-            there, as in a divisor.
+            there, as in a divisor, and the zero point where the constant is one in integers. None
+            where it keeps what it has.
         reads: the input that this weight contracts with, or None where it only meets it.
     """
 
     slot: int
     axis: int
     labels: Labels
-    dead: float = 0.0
+    dead: float | Array | None = 0.0
     reads: int | None = None
 
 
@@ -78,11 +82,13 @@ class Flow:
         outputs: labels by output position; what is missing carries none.
         bound: constants that get labels here.
         same: pairs of label arrays that meet entry by entry.
+        alters: the operator, if it makes another number of 0; else empty.
     """
 
     outputs: dict[int, Labels]
     bound: tuple[Bound, ...] = ()
     same: tuple[tuple[Labels, Labels], ...] = ()
+    alters: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.model.integers import scaled
 from onnx_rnn_prune.trace.labels import Labels, squeeze_to, uniform
 from onnx_rnn_prune.trace.rules.base import Bound, Flow, Step, Stop
+from onnx_rnn_prune.trace.rules.quantizes import range_changes
 
+_FEATURES = {cell.op: cell.features for cell in CELLS}
 _TWO_ACTIVATIONS = "is multiplied with another activation"
 
 
@@ -88,4 +92,32 @@ def recurrent(step: Step) -> Flow | Stop:
     reduced = squeeze_to(labels, (2,))
     if reduced is None or step.constants[1] is None:
         return Stop(f"its units do not lie on the features of {step.node.op}")
-    return Flow({}, (Bound(1, -1, reduced, reads=0),))
+    axis = _FEATURES[step.node.op]
+    shape = [-1 if place == axis else 1 for place in range(3)]
+    return Flow({}, (Bound(1, axis - 3, reduced.reshape(shape), reads=0),))
+
+
+def quantized_recurrent(step: Step) -> Flow | Stop:
+    """The X input of another recurrent layer that quantizes what it reads."""
+    problem = range_changes(step)
+    return Stop(problem) if problem else recurrent(step)
+
+
+def integer_matmul(step: Step) -> Flow | Stop:
+    """A product of integers with units on the columns of the data."""
+    if step.labelled != [0]:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    if step.node.op == "MatMulInteger" and scaled(step.node) is None:
+        return Stop("is read by a MatMulInteger whose scales are not where they are looked for")
+    zero = 3  # of both operators
+    if len(step.constants) > zero and step.node.inputs[zero].name and step.constants[zero] is None:
+        return Stop(f"is read by a {step.node.op} whose zero point is computed")
+    return matmul(step)
+
+
+def quantized_matmul(step: Step) -> Flow | Stop:
+    """A product that quantizes its data, with a weight in integers."""
+    if len(step.constants) < 3 or step.constants[2] is None:
+        return Stop(f"is read by a {step.node.op} whose scale is computed")
+    problem = range_changes(step)
+    return Stop(problem) if problem else integer_matmul(step)

@@ -12,6 +12,17 @@ from onnx_rnn_prune.trace.rules.base import Bound, Flow, Shape, Step, Stop
 # Where a masked entry of a constant may not be 0: 0 / 0 is no number, and not a zero once it is
 # multiplied by a zero weight.
 _DEAD = {("Div", 1): 1.0}
+# What is 0 at 0; and what is 0 of several zeros, unless one number is added to all entries.
+# fmt: off
+_ZERO_AT_ZERO = frozenset(
+    (
+        "Mul", "Div", "Pow", "PRelu", "Abs", "Ceil", "Elu", "Celu", "Erf", "Floor", "Gelu",
+        "HardSwish", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Sign", "Sin", "Softsign",
+        "Swish", "Tanh", "ThresholdedRelu",
+    )
+)
+# fmt: on
+_ZERO_OF_ZEROS = frozenset(("Add", "Sub", "Sum", "Mean", "Min", "Max"))
 
 
 def meet(step: Step) -> Flow | Stop:
@@ -27,17 +38,19 @@ def meet(step: Step) -> Flow | Stop:
         return Stop(f"meets another activation in {step.node.op}")
     unit = _unit_axis(step, len(full))
     bound: list[Bound] = []
+    alters = "" if step.node.op in _ZERO_AT_ZERO | _ZERO_OF_ZEROS else step.node.op
     for slot, size in enumerate(shapes):
         if step.labels[slot] is not None or not step.node.inputs[slot].name:
             continue
         if _size(size, unit, len(full)) == 1:
+            alters = alters or (step.node.op if step.node.op in _ZERO_OF_ZEROS else "")
             continue
         if step.constants[slot] is None:
             return Stop(f"meets another activation in {step.node.op}")
         dead = _DEAD.get((step.node.op, slot), 0.0)
         bound.append(_bind(slot, first, size, unit, dead))
     outputs = dict.fromkeys(range(len(step.node.outputs)), first)
-    return Flow(outputs, tuple(bound), tuple((first, other) for other in labels[1:]))
+    return Flow(outputs, tuple(bound), tuple((first, other) for other in labels[1:]), alters)
 
 
 def batch_norm(step: Step) -> Flow | Stop:

@@ -35,7 +35,8 @@ def reduce(step: Step) -> Flow | Stop:
         labels = labels.take([0], axis)
     if not step.node.attrs.get("keepdims", 1):
         labels = labels.reshape([n for axis, n in enumerate(labels.shape) if axis not in axes])
-    return Flow({0: labels}, same=same)
+    alters = step.node.op if step.node.op == "ReduceLogSumExp" else ""
+    return Flow({0: labels}, same=same, alters=alters)
 
 
 def pool(step: Step) -> Flow | Stop:
@@ -55,7 +56,8 @@ def along_axis(step: Step) -> Flow | Stop:
     same = _meetings(labels, _mixed_axes(step, labels), step.axes[0])
     if same is None:
         return Stop(f"{step.node.op} mixes its units")
-    return Flow({0: labels}, same=same)
+    alters = "" if step.node.op == "CumSum" else step.node.op
+    return Flow({0: labels}, same=same, alters=alters)
 
 
 def _meetings(

@@ -1,0 +1,263 @@
+"""Weights held in integers, with a scale and a zero point: reading them, and writing others.
+
+A weight is (q - zero) * scale for integers q. What reads it here sees that number; what writes it
+finds a new scale for what it writes, and keeps the zero point, the range of the integers and how
+many scales there are. So a file does not grow, and what its integers were limited to for the sake
+of a processor still holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_shape, constant_value, require_constant
+from onnx_rnn_prune.model.edit import fresh_name, insert_node, replace_constant, set_input
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import all_nodes
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which inputs of an operator belong to a weight in integers.
+
+    Attributes:
+        scale: the input with its scale; None where a multiplication behind the product has it.
+        zero: the input with its zero point.
+        axes: the axes of the weight along which these two lie.
+    """
+
+    scale: int | None
+    zero: int
+    axes: tuple[int, ...]
+
+
+_LAYOUTS: dict[tuple[str, int], _Layout] = {
+    ("DynamicQuantizeLSTM", 1): _Layout(8, 9, (0, 2)),
+    ("DynamicQuantizeLSTM", 2): _Layout(10, 11, (0, 2)),
+    ("DynamicQuantizeMatMul", 1): _Layout(2, 3, (-1,)),
+    ("MatMulInteger", 1): _Layout(None, 3, (-1,)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """What makes real numbers of a product of integers, as onnxruntime's quantizer writes it.
+
+    Attributes:
+        product: the Mul by both scales, whose output is the real product.
+        scales: the Mul that multiplies the two scales.
+        weight: the input of `scales` that is the weight's scale, a constant.
+        data: the scale of the data.
+    """
+
+    product: gs.Node
+    scales: gs.Node
+    weight: int
+    data: gs.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Integers:
+    """A weight in integers.
+
+    Attributes:
+        values: the integers.
+        scale: broadcasts with them.
+        zero: the integer that means 0; broadcasts with them.
+    """
+
+    values: Array
+    scale: Array
+    zero: Array
+
+    def real(self) -> Array:
+        """The weight that they mean."""
+        steps = self.values.astype(np.int32) - self.zero.astype(np.int32)
+        return np.asarray(steps * self.scale, dtype=self.scale.dtype)
+
+    def holding(self, weight: Array) -> Integers:
+        """Another weight in the same form; where it is the same, so are the integers.
+
+        Where the zero point leaves no room on one side, what lies there is clipped.
+        """
+        lowest, highest = int(self.values.min()), int(self.values.max())
+        if lowest == highest:
+            lowest, highest = np.iinfo(self.values.dtype).min, np.iinfo(self.values.dtype).max
+        zero = self.zero.astype(np.float64)
+        shared = tuple(
+            axis
+            for axis, size in enumerate(_padded(self.scale, self.values.ndim).shape)
+            if size == 1
+        )
+        exact = weight.astype(np.float64)
+        room = np.where(exact > 0, highest - zero, lowest - zero)
+        wanted = np.divide(exact, room, out=np.zeros_like(exact), where=room * exact > 0)
+        fresh = wanted.max(axis=shared, keepdims=True).reshape(self.scale.shape)
+        changed = np.any(weight != self.real(), axis=shared, keepdims=True)
+        changed = changed.reshape(self.scale.shape) & (fresh > 0)
+        scale = np.where(changed, fresh, self.scale).astype(self.scale.dtype)
+        steps = np.divide(exact, scale, out=np.zeros_like(exact), where=scale != 0)
+        values = np.clip(np.rint(steps + zero), lowest, highest)
+        return Integers(values.astype(self.values.dtype), scale, self.zero)
+
+
+def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers | None:
+    """A weight that a node reads in integers, or None where it reads no such one."""
+    layout = _LAYOUTS.get((node.op, slot))
+    if layout is None:
+        return None
+    values = require_constant(node.inputs[slot], opset)
+    zero = np.zeros((), values.dtype)
+    if layout.zero < len(node.inputs) and node.inputs[layout.zero].name:
+        zero = require_constant(node.inputs[layout.zero], opset)
+    holder, position = _scale_place(node, layout)
+    scale = require_constant(holder.inputs[position], opset)
+    return Integers(
+        values, _aligned(scale, layout.axes, values.ndim), _aligned(zero, layout.axes, values.ndim)
+    )
+
+
+def weight_value(node: gs.Node, slot: int, opset: int | None = None) -> Array:
+    """The weight that an input of a node means, whatever it is held in."""
+    found = integers_of(node, slot, opset)
+    return require_constant(node.inputs[slot], opset) if found is None else found.real()
+
+
+def set_weight(graph: gs.Graph, node: gs.Node, slot: int, weight: Array) -> None:
+    """Gives a node another weight, in the form of the one that it has."""
+    before = integers_of(node, slot, graph.opset)
+    if before is None:
+        held = dequantized(node.inputs[slot], graph.opset)
+        if held is None or held.values.dtype.itemsize > 1:  # real numbers take no more room
+            replace_constant(graph, node, slot, weight)
+        else:
+            write_dequantized(graph, [(node, slot)], held.holding(weight))
+        return
+    after = before.holding(weight)
+    holder, position = _scale_place(node, _LAYOUTS[node.op, slot])
+    shape = require_constant(holder.inputs[position], graph.opset).shape
+    replace_constant(graph, node, slot, after.values)
+    replace_constant(graph, holder, position, after.scale.reshape(shape))
+
+
+def dequantized(tensor: gs.Tensor, opset: int | None = None) -> Integers | None:
+    """The integers of which a DequantizeLinear makes a constant, or None where none does."""
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or node.op != "DequantizeLinear" or node.attrs.get("block_size", 0):
+        return None
+    parts = [constant_value(item, opset) for item in node.inputs if item.name]
+    if any(part is None for part in parts):
+        return None
+    values, scale = require_constant(node.inputs[0], opset), require_constant(node.inputs[1], opset)
+    zero = parts[2] if len(parts) > 2 and parts[2] is not None else np.zeros((), values.dtype)
+    axes = (int(node.attrs.get("axis", 1)),) if scale.size > 1 else ()
+    aligned = [
+        _aligned(part if axes else part.reshape(()), axes, values.ndim) for part in (scale, zero)
+    ]
+    return Integers(values, *aligned)
+
+
+def write_dequantized(
+    graph: gs.Graph, places: Sequence[tuple[gs.Node, int]], after: Integers
+) -> None:
+    """Gives inputs that read a DequantizeLinear of constants other integers to read."""
+    tensor = places[0][0].inputs[places[0][1]]
+    node = tensor.inputs[0]
+    if len(tensor.outputs) > len(places) or any(tensor is item for item in graph.outputs):
+        node = own_dequantize(graph, places)
+        tensor = node.outputs[0]
+    scalar = constant_shape(node.inputs[1])
+    shape = () if after.scale.size == 1 and not scalar else (-1,)
+    replace_constant(graph, node, 0, after.values)
+    replace_constant(graph, node, 1, after.scale.reshape(shape))
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        replace_constant(graph, node, 2, after.zero.reshape(shape))
+    if tensor.shape is not None:
+        tensor.shape = list(after.values.shape)
+
+
+def own_dequantize(graph: gs.Graph, places: Sequence[tuple[gs.Node, int]]) -> gs.Node:
+    """A DequantizeLinear of their own for some of the readers of one."""
+    tensor = places[0][0].inputs[places[0][1]]
+    node = tensor.inputs[0]
+    result = gs.Variable(fresh_name(graph, f"{tensor.name}_cut"), dtype=tensor.dtype)
+    made = gs.Node(node.op, result.name, dict(node.attrs), list(node.inputs), [result])
+    insert_node(graph, made, after=node)
+    for reader, slot in places:
+        set_input(reader, slot, result)
+    return made
+
+
+def sums_integers(graph: gs.Graph) -> bool:
+    """Whether some node sums up products of integers."""
+    known = {op for op, _ in _LAYOUTS}
+    return any(node.op in known for node in all_nodes(graph))
+
+
+def holds_steps(graph: gs.Graph) -> bool:
+    """Whether DequantizeLinear makes real numbers of integers.
+
+    When onnxruntime optimizes, it puts these into the operators that read them, some of which then
+    compute with activations in integers, too.
+    """
+    return any(node.op == "DequantizeLinear" for node in all_nodes(graph))
+
+
+def scaled(node: gs.Node) -> Scaled | None:
+    """How the product of a MatMulInteger becomes real, or None where that is in another form."""
+    cast = _only_reader(node.outputs[0])
+    product = None if cast is None or cast.op != "Cast" else _only_reader(cast.outputs[0])
+    if cast is None or product is None or product.op != "Mul":
+        return None
+    other = product.inputs[1 if product.inputs[0] is cast.outputs[0] else 0]
+    scales = other.inputs[0] if other.inputs else None
+    if scales is None or scales.op != "Mul" or _only_reader(other) is None:
+        return None
+    for weight in (0, 1):
+        data = scales.inputs[1 - weight]
+        made = data.inputs[0] if data.inputs else None
+        constant = constant_value(scales.inputs[weight]) is not None
+        if constant and made is not None and made.op == "DynamicQuantizeLinear":
+            return Scaled(product, scales, weight, data)
+    return None
+
+
+def product_of(node: gs.Node) -> gs.Node:
+    """The node that puts out the real product of a node's data and weight."""
+    if node.op != "MatMulInteger":
+        return node
+    found = scaled(node)
+    assert found is not None, "the trace follows units to no other form"
+    return found.product
+
+
+def _scale_place(node: gs.Node, layout: _Layout) -> tuple[gs.Node, int]:
+    if layout.scale is not None:
+        return node, layout.scale
+    found = scaled(node)
+    assert found is not None, "the trace follows units to no other form"
+    return found.scales, found.weight
+
+
+def _only_reader(tensor: gs.Tensor) -> gs.Node | None:
+    return tensor.outputs[0] if len(tensor.outputs) == 1 else None
+
+
+def _aligned(value: Array, axes: tuple[int, ...], rank: int) -> Array:
+    """A scale or zero point with axes of its own, as one that broadcasts with its weight."""
+    if value.ndim > len(axes):
+        return value
+    shape = [1] * rank
+    for axis, size in zip(axes, value.shape, strict=False):
+        shape[axis] = size
+    return value.reshape(shape)
+
+
+def _padded(value: Array, rank: int) -> Array:
+    return value.reshape((1,) * (rank - value.ndim) + value.shape)
