@@ -200,15 +200,6 @@ def sums_integers(graph: gs.Graph) -> bool:
     return any(node.op in known for node in all_nodes(graph))
 
 
-def holds_steps(graph: gs.Graph) -> bool:
-    """Whether DequantizeLinear makes real numbers of integers.
-
-    When onnxruntime optimizes, it puts these into the operators that read them, some of which then
-    compute with activations in integers, too.
-    """
-    return any(node.op == "DequantizeLinear" for node in all_nodes(graph))
-
-
 def scaled(node: gs.Node) -> Scaled | None:
     """How the product of a MatMulInteger becomes real, or None where that is in another form."""
     cast = _only_reader(node.outputs[0])

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
@@ -24,8 +24,6 @@ from onnx_rnn_prune.twins import find_twins
 
 Counts = Sequence[int]
 
-# W, R, B and P, and the scales and zero points of W and R, which equal layers share.
-_WEIGHTS = (1, 2, 3, 7, 8, 9, 10, 11)
 # What a reference to a weight may take more than is counted: a long file name, aligned places.
 _SPARE = 320
 
@@ -148,17 +146,13 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
         for atoms in group.atoms:
             group_of[atoms] = number
     heights = np.array([group.size for group in trace.groups])
-    layers = {layer.name: layer for layer in find_layers(document.graph)}
-    twins = {
-        layers[name].key: layers[twin].key for name, twin in find_twins(layers.values()).items()
-    }
-    keys = {layer.key for layer in layers.values()}
+    layers = find_layers(document.graph)
+    keys, shared = {layer.key for layer in layers}, _shared(layers)
     seen: set[str] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[name].inputs[slot]
         value = require_constant(tensor, document.graph.opset)
-        shared = twins.get(name, name) != name and slot in _WEIGHTS
-        if tensor.name in seen or shared:
+        if tensor.name in seen or (name, slot) in shared:
             continue
         seen.add(tensor.name)
         if tensor.name.startswith(OWN) and tensor.name not in left:
@@ -180,6 +174,17 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             own = [bound for bound in bounds if part.shape[bound.axis] > 1]
             if own:
                 yield replace(_size((1,), own, group_of, heights, part.itemsize, False), fixed=1)
+
+
+def _shared(layers: Sequence[RecurrentLayer]) -> set[tuple[str, int]]:
+    """The inputs, by node key and slot, at which layers read what the first equal one reads."""
+    twins = find_twins(layers)
+    return {
+        (layer.key, layer.slot(letter))
+        for layer in layers
+        if twins[layer.name] != layer.name
+        for letter in layer.cell.parameters
+    }
 
 
 def _size(
