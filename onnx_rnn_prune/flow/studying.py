@@ -21,6 +21,7 @@ from onnx_rnn_prune.passes.room import DropRoom
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, oracle
 
@@ -103,8 +104,9 @@ def prove(
 
 
 def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
+    lookup = Lookup.of(document)
     for reader in readers:
-        if not np.isfinite(reader.weight(document)).all():
+        if not np.isfinite(reader.weight(lookup)).all():
             raise PruneError(
                 "a weight that reads units holds entries that are infinite or not a number",
                 where=reader.name.partition("#")[0],
