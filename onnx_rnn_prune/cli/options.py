@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from onnx_rnn_prune.data.values import is_function_name
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.plan.allocation import ALLOCATORS
 from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.score.criterion import parse_criterion
 
 DATA_HELP = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
@@ -39,6 +41,16 @@ def _find_modules_here(
     return value
 
 
+def _criterion(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses what is no criterion; functions of the user's are looked for later."""
+    if value is not None and not is_function_name(value):
+        try:
+            parse_criterion(value)
+        except PruneError as error:
+            raise click.BadParameter(f"{error.what}; {error.remedy}") from error
+    return _find_modules_here(context, parameter, value)
+
+
 def data_option(flag: str, text: str) -> Callable[[Command], Command]:
     """An option that takes any form of data a command line can name."""
     return click.option(flag, type=name, metavar="PATH", callback=_find_modules_here, help=text)
@@ -52,7 +64,13 @@ _SELECTION = (
         help="What to reach: params=30%, flops=2M, bytes=1MB.",
     ),
     data_option("--data", DATA_HELP),
-    click.option("--criterion", type=click.Choice(tuple(CRITERIA)), help="How units are ranked."),
+    click.option(
+        "--criterion",
+        metavar="NAME",
+        callback=_criterion,
+        help=f"How units are ranked: {', '.join(CRITERIA)}; a sum of some, such as "
+        "l2+0.5*activation; or module:function.",
+    ),
     click.option(
         "--allocate",
         type=click.Choice(tuple(ALLOCATORS)),

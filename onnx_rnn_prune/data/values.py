@@ -24,6 +24,16 @@ def open_function(text: str) -> Source:
     Raises:
         PruneError: the module cannot be imported or has no such function.
     """
+    found = named_function(text, "name a function that yields dicts of arrays")
+    return Streamed(text, lambda: _iterate(found(), text))
+
+
+def named_function(text: str, remedy: str) -> Callable[..., Any]:
+    """The function named `module:function`.
+
+    Raises:
+        PruneError: the module cannot be imported or has no such function; it says the remedy.
+    """
     module_name, _, path = text.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -38,16 +48,16 @@ def open_function(text: str) -> Source:
             raise PruneError(
                 f"the module {module_name} has no {path}",
                 where=text,
-                remedy="name a function that yields dicts of arrays",
+                remedy=remedy,
             )
         found = getattr(found, part)
     if not callable(found):
         raise PruneError(
             f"{path} is not a function",
             where=text,
-            remedy="name a function that yields dicts of arrays",
+            remedy=remedy,
         )
-    return Streamed(text, lambda: _iterate(found(), text))
+    return cast(Callable[..., Any], found)
 
 
 def open_value(value: object) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.request import Request
@@ -23,8 +24,10 @@ from onnx_rnn_prune.plan.budget import Budget
 from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.criteria import CRITERIA, LOOKING, Subject
+from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.score.criterion import parse_criterion
 from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.score.subject import Criterion, Subject
 
 
 def choose_plan(
@@ -36,18 +39,25 @@ def choose_plan(
         PruneError: a glob matches nothing, or a criterion needs data.
         Unmet: the budget cannot be met.
     """
-    criterion = CRITERIA[request.criterion_for(data)]
+    criterion = _criterion(request, data)
     allocator = ALLOCATORS[request.allocate]
     names = choose_layers(opened.layers, request.only, request.skip)
     studied = study(opened, names, data, progress)
-    if request.criterion_for(data) in LOOKING:
+    if criterion.needs in ("either", "evidence"):
         studied = look(studied, data, progress)
     prepared = studied.prepared
-    subject = Subject(
-        prepared.document, prepared.trace, studied.readers, studied.evidence, request.seed
-    )
     progress("scoring units", 0, None)
-    scores = criterion(subject)
+    scores = criterion.score(
+        Subject(
+            document=prepared.document,
+            trace=prepared.trace,
+            readers=studied.readers,
+            feeds=data.fitting,
+            evidence=studied.evidence,
+            seed=request.seed,
+            progress=progress,
+        )
+    )
     urgency = allocator(prepared.trace, scores)
     fits = _limits(opened, studied, scores, request, request.refits(data))
     counts = request.bounds.share(prepared.trace.groups, fits, urgency)
@@ -59,6 +69,19 @@ def choose_plan(
     notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
     notes += request.bounds.notes(prepared.trace.groups)
     return replace(plan, notes=tuple(notes)), studied
+
+
+def _criterion(request: Request, data: Data) -> Criterion:
+    name = request.criterion_for(data)
+    criterion = parse_criterion(name)
+    if criterion.needs in ("feeds", "evidence") and not data.given:
+        others = ", ".join(n for n, other in CRITERIA.items() if other.needs == "weights")
+        raise PruneError(
+            f"the criterion {name} looks at what units do, and there is no data",
+            where="--criterion",
+            remedy=f"pass --data, or choose one of {others}",
+        )
+    return criterion
 
 
 def _limits(

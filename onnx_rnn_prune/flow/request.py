@@ -9,7 +9,7 @@ from onnx_rnn_prune.flow.arguments import globs, one_of, recovery, whole
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.plan.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget, parse_keep
-from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.score.criterion import parse_criterion
 
 _DEFAULT_KEEP = Keep(share=0.5)
 
@@ -70,7 +70,7 @@ def read_request(
     return Request(
         keep=default if keep is None else parse_keep(keep),
         budget=None if budget is None else parse_budget(budget),
-        criterion=None if criterion is None else one_of(criterion, CRITERIA, "--criterion"),
+        criterion=None if criterion is None else _known(criterion),
         allocate=one_of(allocate, ALLOCATORS, "--allocate"),
         recover=recovery(recover),
         only=globs(only, "--only"),
@@ -78,3 +78,13 @@ def read_request(
         bounds=Allocation(whole(align, "--align", 1), whole(min_units, "--min-units", 1)),
         seed=whole(seed, "--seed", 0),
     )
+
+
+def _known(criterion: str) -> str:
+    """A criterion that means something.
+
+    Raises:
+        PruneError: it does not.
+    """
+    parse_criterion(criterion)
+    return criterion

@@ -138,7 +138,10 @@ def _plain(value: Any) -> Any:
 def _inputs(
     graph: gs.Graph, source: onnx.GraphProto, tensors: dict[str, gs.Tensor]
 ) -> Iterator[onnx.ValueInfoProto]:
-    """A graph's inputs; those with a default are not listed among what the graph takes."""
+    """A graph's inputs; those with a default are not listed among what the graph takes.
+
+    What was added stands behind the others.
+    """
     defaults = {tensor.name for tensor in source.initializer}
     defaults |= {tensor.values.name for tensor in source.sparse_initializer}
     given = [port for port in source.input if port.name not in defaults]
@@ -151,6 +154,11 @@ def _inputs(
             yield _with_shape(port, tensors.get(port.name))
         elif port.name in places:
             yield _renamed(port, places[port.name])
+    added = list(places.values())[len(given) :] if len(places) > len(given) else []
+    for tensor in added:
+        yield onnx.helper.make_tensor_value_info(
+            tensor.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), tensor.shape
+        )
 
 
 def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProto:

@@ -1,0 +1,101 @@
+"""What there is to judge units by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.integers import weight_value
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.score.evidence import Evidence
+from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.labels import Labels
+from onnx_rnn_prune.trace.trace import Trace
+
+_RECURRENT = {cell.op for cell in CELLS}
+_MATRICES = (1, 2)  # W and R, in every cell
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What there is to judge units by.
+
+    Attributes:
+        document: the prepared model.
+        trace: of it.
+        readers: all that read units.
+        feeds: calibration data; made up where the user gave none.
+        evidence: what was seen on it, or None for criteria that need none.
+        seed: for criteria that draw.
+        progress: is told how far the work is.
+    """
+
+    document: Document
+    trace: Trace
+    readers: Sequence[Reader]
+    feeds: Feeds
+    evidence: Evidence | None
+    seed: int
+    progress: Progress
+
+    @property
+    def seen(self) -> Evidence:
+        """The evidence, for criteria that need it."""
+        assert self.evidence is not None
+        return self.evidence
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to say how much each unit matters.
+
+    Attributes:
+        score: one score per unit, [units]; what scores higher is kept.
+        needs: nothing but weights; weights, and evidence where there is data; feeds to run; or
+            evidence, the moments of all that is read.
+    """
+
+    score: Callable[[Subject], Matrix]
+    needs: Literal["weights", "either", "feeds", "evidence"]
+
+
+def owned_weights(subject: Subject) -> Iterator[tuple[Matrix, Labels]]:
+    """Every weight matrix that units have a part in, as absolute values with the units' labels.
+
+    A unit's own rows are among them, and the columns of all that read it; a matrix whose rows and
+    columns are units' comes once for each. Biases, peepholes and states are left out.
+    """
+    nodes = nodes_by_key(subject.document.graph)
+    for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
+        if nodes[node].op in _RECURRENT and slot not in _MATRICES:
+            continue
+        value = weight_value(nodes[node], slot, subject.document.graph.opset)
+        if value.ndim < 2 or not is_float(value.dtype):
+            continue
+        amount = np.abs(value.astype(np.float64))
+        for bound in bounds:
+            yield amount, np.broadcast_to(bound.labels, value.shape)
+
+
+def summed(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
+    """Sums a measure of the absolute value of every weight over the units that have a part in it.
+
+    Args:
+        subject: whose weights.
+        measure: of absolute values, entry by entry.
+    """
+    scores = np.zeros(subject.trace.units.count)
+    for amount, labels in owned_weights(subject):
+        owned = labels >= 0
+        scores += np.bincount(labels[owned], measure(amount[owned]), minlength=len(scores))
+    return scores

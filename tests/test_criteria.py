@@ -1,0 +1,200 @@
+"""Each criterion finds what it looks for; users may sum them or bring their own."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import onnx_rnn_prune
+from onnx_rnn_prune.data import open_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.passes.cut import Zero
+from onnx_rnn_prune.passes.prepared import prepare
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.score.criterion import parse_criterion
+from onnx_rnn_prune.score.evidence import collect, find_readers
+from onnx_rnn_prune.score.masked import MaskedModel
+from onnx_rnn_prune.score.redundancy import order_of_leaving
+from onnx_rnn_prune.score.subject import Subject
+from oracle.check import draw_case, runner
+from oracle.draw import draw_model
+from oracle.widen import BATCH, add_unit, draw_weights, widened_model
+
+LAYERS = [(op, d) for op in ("LSTM", "GRU", "RNN") for d in (1, 2)]
+
+
+def feeds():
+    rng = np.random.default_rng(5)
+    return [{"x": rng.normal(0, 1, (20, BATCH, 3)).astype(np.float32)} for _ in range(3)]
+
+
+def subject_of(model, given):
+    prepared = prepare(Document.read(model), ["layer"], given)
+    readers = find_readers(prepared.document, prepared.trace)
+    source = open_feeds(given, signature.inputs(model), frozenset())
+    evidence = collect(prepared.document, prepared.trace, readers, source, silent)
+    return Subject(prepared.document, prepared.trace, readers, source, evidence, 0, silent)
+
+
+def planted(op, directions, *kinds):
+    """Scores may be asked of a layer of five units with planted ones behind them."""
+    weights = draw_weights(op, directions, 5, seed=3)
+    rng = np.random.default_rng(4)
+    for kind in kinds:
+        weights = add_unit(weights, kind, rng)
+    return subject_of(widened_model(weights), feeds())
+
+
+def lanes_of(subject, scores):
+    return scores[subject.trace.units.lanes["layer"]]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize(("op", "directions"), LAYERS)
+def test_every_criterion_gives_each_unit_a_finite_score(name, op, directions):
+    subject = planted(op, directions, "dead", "duplicate")
+    scores = CRITERIA[name].score(subject)
+    assert scores.shape == (subject.trace.units.count,) and np.isfinite(scores).all()
+    assert np.array_equal(scores, CRITERIA[name].score(subject)), "the same again"
+
+
+@pytest.mark.parametrize(("op", "directions"), LAYERS)
+def test_a_dead_unit_costs_nothing(op, directions):
+    subject = planted(op, directions, "dead")
+    for lane in lanes_of(subject, CRITERIA["ablation"].score(subject)):
+        assert lane[5] < 1e-9 * lane[:5].min()
+
+
+@pytest.mark.parametrize("name", ["correlation", "reconstruction"])
+@pytest.mark.parametrize(("op", "directions"), LAYERS)
+def test_of_two_units_that_do_the_same_one_goes_first(name, op, directions):
+    subject = planted(op, directions, "duplicate")
+    for lane in lanes_of(subject, CRITERIA[name].score(subject)):
+        assert lane.argmin() in (0, 5)
+
+
+@pytest.mark.parametrize(("op", "directions"), LAYERS)
+def test_of_two_units_with_equal_rows_one_goes_first(op, directions):
+    weights = draw_weights(op, directions, 6, seed=3)
+    for array, axis in ((weights.w, 2), (weights.r, 2), (weights.b, 3)):
+        lines = np.moveaxis(array, axis, 0)
+        lines[4] = lines[1]
+    subject = subject_of(widened_model(weights), feeds())
+    for lane in lanes_of(subject, CRITERIA["cosine"].score(subject)):
+        assert lane.argmin() in (1, 4)
+        assert lane[1] < 1e-6 or lane[4] < 1e-6
+
+
+def test_pooled_weights_are_those_of_the_formula():
+    subject = planted("LSTM", 1)
+    weights = draw_weights("LSTM", 1, 5, seed=3)
+    for unit in range(5):
+        own = [weights.w[0, :, unit], weights.r[0, :, unit], weights.r[0, :, :, unit]]
+        all_of = np.abs(np.concatenate([part.ravel() for part in (*own, weights.v[0, unit])]))
+        for name, value in {
+            "l1": all_of.sum(),
+            "l2": np.sqrt((all_of**2).sum()),
+            "weight-mean": all_of.mean(),
+            "weight-max": all_of.max(),
+            "weight-min": all_of.min(),
+        }.items():
+            assert CRITERIA[name].score(subject)[unit] == pytest.approx(value, rel=1e-5), name
+
+
+def test_density_counts_zeros():
+    weights = draw_weights("GRU", 1, 5, seed=3)
+    weights.w[0, :, 2], weights.r[0, :, 2] = 0.0, 0.0
+    subject = subject_of(widened_model(weights), feeds())
+    scores = CRITERIA["density"].score(subject)
+    assert scores.argmin() == 2 and (np.delete(scores, 2) > 0.7).all()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_masks_as_an_input_do_what_zero_does(seed):
+    case = draw_case(draw_model(seed), seed)
+    trace, keep = case.prepared.trace, case.plan.mask(case.prepared.trace)
+    zeroed = case.prepared.document.copy()
+    Zero(trace, keep)(zeroed)
+    masked, zeros = MaskedModel(case.prepared.document, trace), runner(zeroed.write(), False)
+    for feed in case.feeds:
+        for name, value in masked(feed, keep).items():
+            assert np.allclose(value, zeros(feed)[name], atol=1e-5), name
+
+
+def test_the_most_alike_pair_is_parted_first():
+    likeness = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])
+    scores = order_of_leaving(likeness, np.array([1.0, 2.0, 3.0]))
+    assert scores == pytest.approx([0.1, 0.8, 1.0])
+
+
+def test_a_sum_of_criteria_is_one_of_ranks():
+    subject = planted("GRU", 2)
+    ranks = [
+        CRITERIA[name].score(subject)[subject.trace.units.lanes["layer"]].argsort().argsort() / 4
+        for name in ("l2", "activation")
+    ]
+    found = lanes_of(subject, parse_criterion("2*l2 + 0.5*activation").score(subject))
+    assert found == pytest.approx(2 * ranks[0] + 0.5 * ranks[1])
+    assert parse_criterion("2*l2+activation").needs == "evidence"
+    assert parse_criterion("l2+l1").needs == "weights"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "best", "l2+", "l2+best", "x*l2", "nan*l2", "l2*2", "inf*l2", "2**l2"]
+)
+def test_what_is_no_criterion_is_refused(text):
+    with pytest.raises(PruneError, match=r"^--criterion: "):
+        parse_criterion(text)
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    module = types.ModuleType("my_criteria")
+    monkeypatch.setitem(sys.modules, "my_criteria", module)
+    return module
+
+
+def test_a_function_of_the_users_ranks_units(mine, model, clips):
+    seen = []
+
+    def last(lane):
+        seen.append(lane)
+        return np.arange(lane.R.shape[1])
+
+    mine.last = last
+    plan = onnx_rnn_prune.plan(str(model), keep=2, criterion="my_criteria:last", data=str(clips))
+    assert plan.layers["rnn"].keep == ((4, 5),)
+    (lane,) = seen
+    assert (lane.layer, lane.op, lane.direction) == ("rnn", "GRU", 0)
+    assert lane.W.shape == (18, 4) and lane.B.shape == (36,) and lane.activity.shape == (6,)
+    onnx_rnn_prune.plan(str(model), keep=2, criterion="my_criteria:last")
+    assert seen[-1].activity is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.ones(3), r"returned \[3\]"), (np.full(6, np.nan), "not 6 finite"), (1 / 3, r"\[\]")],
+)
+def test_a_function_that_returns_something_else_is_named(mine, value, message, model):
+    mine.wrong = lambda lane: value
+    with pytest.raises(PruneError, match=message) as caught:
+        onnx_rnn_prune.plan(str(model), keep=2, criterion="my_criteria:wrong")
+    assert str(caught.value).startswith("my_criteria:wrong: ")
+
+
+def test_a_function_that_fails_is_named(mine, model):
+    mine.fails = lambda lane: lane.missing
+    with pytest.raises(PruneError, match="it failed on rnn with AttributeError"):
+        onnx_rnn_prune.plan(str(model), keep=2, criterion="my_criteria:fails")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, c in CRITERIA.items() if c.needs in ("feeds", "evidence")]
+)
+def test_criteria_that_look_at_activations_need_data(name, model):
+    with pytest.raises(PruneError, match="there is no data"):
+        onnx_rnn_prune.plan(str(model), keep=2, criterion=name)
