@@ -46,12 +46,13 @@ from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.validate import drift, latency, timings
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
+Amount = str | float | Mapping[str, str | float] | Sequence[str | float]
 
 
 def prune(
     model: ModelSource,
     *,
-    keep: str | float | None = None,
+    keep: Amount | None = None,
     budget: str | None = None,
     data: object = None,
     eval_data: object = None,
@@ -74,7 +75,8 @@ def prune(
     Args:
         model: a path or a model; it is not changed.
         keep: units that each layer keeps: "40%", 0.4, or 160 (units); half of them where there is
-            no budget either.
+            no budget either. For some layers: "encoder*=30%", or {"encoder*": 0.3}; several in a
+            list; layers that nothing is said of keep all.
         budget: what the result may have at most: "params=30%", "flops=2M", "bytes=1MB".
         data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
         eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
@@ -127,7 +129,7 @@ def prune(
 def plan(
     model: ModelSource,
     *,
-    keep: str | float | None = None,
+    keep: Amount | None = None,
     budget: str | None = None,
     data: object = None,
     criterion: str | None = None,

@@ -49,7 +49,7 @@ WRONG = {
     "min_units": ([0, 2.0, "1", None], "--min-units: "),
     "criterion": (["best", ["l2"], 3, b"l2"], "--criterion: there is no "),
     "allocate": (["best", None, ["uniform"]], "--allocate: there is no "),
-    "keep": ([[0.5], b"50%", 0], "--keep: "),
+    "keep": ([[[0.5]], [], ["=3"], ["x*=40%"], b"50%", 0], "--keep: "),
     "budget": ([0.5, ["params=50%"], b""], "--budget: "),
     "only": ([3, [3], None], "--only: "),
     "skip": ([3, [None]], "--skip: "),

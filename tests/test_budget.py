@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget, parse_keep
+from onnx_rnn_prune.plan.keeps import parse_keeps
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,33 @@ def test_they_read_well():
     assert str(parse_keep("160")) == "160 units"
     assert str(parse_budget("params=30%")) == "params=0.3"
     assert str(parse_budget("bytes=1MB")) == "bytes=1000000"
+
+
+@pytest.mark.parametrize(
+    ("value", "layer", "expected"),
+    [
+        ("40%", "rnn", Keep(share=0.4)),
+        (["40%", "enc*=30%"], "enc1", Keep(share=0.3)),
+        (["enc*=30%", "40%"], "dec", Keep(share=0.4)),
+        (["enc1=16", "enc*=30%"], "enc1", Keep(units=16)),
+        ({"enc*": 0.3}, "enc2", Keep(share=0.3)),
+        ("enc*=30%", "dec", Keep(share=1.0)),
+        ("a=b=30%", "a=b", Keep(share=0.3)),
+        (7, "any", Keep(units=7)),
+    ],
+)
+def test_layers_keep_what_is_said_of_them(value, layer, expected):
+    assert parse_keeps(value).of([layer]) == expected
+
+
+def test_layers_that_are_tied_keep_one_amount():
+    keeps = parse_keeps(["a=30%", "50%"])
+    with pytest.raises(PruneError, match="layers that must keep equally many units"):
+        keeps.of(["a", "b"])
+    assert parse_keeps(["a=30%", "b=0.3"]).of(["a", "b"]) == Keep(share=0.3)
+
+
+@pytest.mark.parametrize("value", [["40%", "50%"], [], "=40%", ["a="], {"a": "x"}])
+def test_what_names_no_amount_is_refused(value):
+    with pytest.raises(PruneError, match="--keep: "):
+        parse_keeps(value)

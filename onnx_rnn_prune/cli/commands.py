@@ -62,7 +62,7 @@ def prune(
     model: str,
     out: str,
     freeze: dict[str, str],
-    keep: str | None,
+    keep: tuple[str, ...],
     budget: str | None,
     data: str | None,
     eval_data: str | None,
@@ -86,7 +86,7 @@ def prune(
     with report.ProgressBars() as progress:
         result = api.prune(
             model,
-            keep=keep,
+            keep=keep or None,
             budget=budget,
             data=data,
             eval_data=eval_data,
@@ -122,7 +122,7 @@ def plan(
     model: str,
     out: str,
     freeze: dict[str, str],
-    keep: str | None,
+    keep: tuple[str, ...],
     budget: str | None,
     data: str | None,
     criterion: str | None,
@@ -138,7 +138,7 @@ def plan(
     with report.ProgressBars() as progress:
         chosen = api.plan(
             model,
-            keep=keep,
+            keep=keep or None,
             budget=budget,
             data=data,
             criterion=criterion,

@@ -57,7 +57,12 @@ def data_option(flag: str, text: str) -> Callable[[Command], Command]:
 
 
 _SELECTION = (
-    click.option("--keep", metavar="AMOUNT", help="Units kept: 40%, 0.4, or 160 (units)."),
+    click.option(
+        "--keep",
+        metavar="[LAYER=]AMOUNT",
+        multiple=True,
+        help="Units kept: 40%, 0.4, or 160 (units); 'encoder*=30%' for some layers.",
+    ),
     click.option(
         "--budget",
         metavar="KIND=LIMIT",

@@ -42,6 +42,8 @@ def choose_plan(
     criterion = _criterion(request, data)
     allocator = ALLOCATORS[request.allocate]
     names = choose_layers(opened.layers, request.only, request.skip)
+    if request.keep is not None:
+        request.keep.check(names)
     studied = study(opened, names, data, progress)
     if criterion.needs in ("either", "evidence"):
         studied = look(studied, data, progress)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from onnx_rnn_prune.flow.arguments import globs, one_of, recovery, whole
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.plan.allocation import ALLOCATORS, Allocation
-from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget, parse_keep
+from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget
+from onnx_rnn_prune.plan.keeps import Keeps, parse_keeps
 from onnx_rnn_prune.score.criterion import parse_criterion
 
-_DEFAULT_KEEP = Keep(share=0.5)
+_DEFAULT_KEEP = Keeps(Keep(share=0.5))
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Request:
         seed: for criteria that draw.
     """
 
-    keep: Keep | None
+    keep: Keeps | None
     budget: Budget | None
     criterion: str | None
     allocate: str
@@ -50,7 +51,7 @@ class Request:
 
 
 def read_request(
-    keep: str | float | None,
+    keep: object,
     budget: str | None,
     criterion: str | None,
     allocate: str,
@@ -68,7 +69,7 @@ def read_request(
     """
     default = _DEFAULT_KEEP if budget is None else None
     return Request(
-        keep=default if keep is None else parse_keep(keep),
+        keep=default if keep is None else parse_keeps(keep),
         budget=None if budget is None else parse_budget(budget),
         criterion=None if criterion is None else _known(criterion),
         allocate=one_of(allocate, ALLOCATORS, "--allocate"),

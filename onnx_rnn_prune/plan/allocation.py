@@ -10,6 +10,7 @@ import numpy as np
 from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.plan.budget import Budget, Keep
 from onnx_rnn_prune.plan.cost import Cost
+from onnx_rnn_prune.plan.keeps import Keeps
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
@@ -90,9 +91,9 @@ ALLOCATORS: Mapping[str, Callable[[Trace, Matrix], Urgency]] = {
 }
 
 
-def within_keep(keep: Keep, trace: Trace, allocate: str) -> Fits:
+def within_keep(keep: Keeps, trace: Trace, allocate: str) -> Fits:
     """Whether counts respect `--keep`: each group's share, or the total where it is shared out."""
-    wanted = [_wanted(keep, group) for group in trace.groups]
+    wanted = [_wanted(keep.of(group.layers), group) for group in trace.groups]
     if allocate == "uniform":
         return lambda counts: all(n <= most for n, most in zip(counts, wanted, strict=True))
     lanes = [sum(atoms.shape[1] for atoms in group.atoms) for group in trace.groups]
