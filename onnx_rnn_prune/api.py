@@ -58,6 +58,8 @@ def prune(
     eval_data: object = None,
     criterion: str | None = None,
     allocate: str = "uniform",
+    per: str = "units",
+    steps: int = 1,
     recover: str | None = None,
     mode: str = "shrink",
     shrink_states: bool = False,
@@ -81,7 +83,10 @@ def prune(
         data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
         eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
         criterion: how units are ranked; reconstruction with data, l2 without.
-        allocate: uniform, or global for one ranking over all layers.
+        allocate: uniform; global for one ranking over all layers; or joint, which measures what
+            cuts of each layer do, and shares the cut by that.
+        per: what a shared cut is paid in: units, params, flops, or ms (of this machine).
+        steps: choose units in so many steps, each on the model that the one before left.
         recover: none, bias or lstsq; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
         shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
@@ -101,7 +106,7 @@ def prune(
     """
     start = time.perf_counter()
     request = read_request(
-        keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
+        keep, budget, criterion, allocate, per, steps, recover, only, skip, align, min_units, seed
     )
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
@@ -134,6 +139,8 @@ def plan(
     data: object = None,
     criterion: str | None = None,
     allocate: str = "uniform",
+    per: str = "units",
+    steps: int = 1,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -144,7 +151,7 @@ def plan(
 ) -> Plan:
     """Chooses the units to keep, and changes nothing; arguments as in `prune`."""
     request = read_request(
-        keep, budget, criterion, allocate, None, only, skip, align, min_units, seed
+        keep, budget, criterion, allocate, per, steps, None, only, skip, align, min_units, seed
     )
     check_progress(progress)
     opened = open_model(model, frozen(freeze))

@@ -13,7 +13,8 @@ from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.plan.allocation import ALLOCATORS
+from onnx_rnn_prune.flow.request import STRATEGIES
+from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
 
@@ -78,10 +79,24 @@ _SELECTION = (
     ),
     click.option(
         "--allocate",
-        type=click.Choice(tuple(ALLOCATORS)),
+        type=click.Choice(STRATEGIES),
         default="uniform",
         show_default=True,
         help="How the cut is shared between layers.",
+    ),
+    click.option(
+        "--per",
+        type=click.Choice(PRICES),
+        default="units",
+        show_default=True,
+        help="What a shared cut is paid in.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Choose units in so many steps.",
     ),
     click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
     click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone."),

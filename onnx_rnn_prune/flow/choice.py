@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.request import Request
-from onnx_rnn_prune.flow.studying import Studied, cut, look, study
-from onnx_rnn_prune.flow.worth import filled, pin_losses
-from onnx_rnn_prune.passes.cut import Unshare
+from onnx_rnn_prune.flow.scoring import criterion_of, score_units
+from onnx_rnn_prune.flow.sharing import share_out
+from onnx_rnn_prune.flow.steps import choose_in_steps
+from onnx_rnn_prune.flow.studying import Studied, study
+from onnx_rnn_prune.flow.worth import pin_losses
 from onnx_rnn_prune.passes.prepared import choose_layers
-from onnx_rnn_prune.plan.allocation import (
-    ALLOCATORS,
-    Fits,
-    choose,
-    within_budget,
-    within_keep,
-)
-from onnx_rnn_prune.plan.budget import Budget
-from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.criteria import CRITERIA
-from onnx_rnn_prune.score.criterion import parse_criterion
-from onnx_rnn_prune.score.moments import Matrix
-from onnx_rnn_prune.score.subject import Criterion, Subject
 
 
 def choose_plan(
@@ -36,34 +23,18 @@ def choose_plan(
     """Scores the units, shares the cut between layers, and picks what stays.
 
     Raises:
-        PruneError: a glob matches nothing, or a criterion needs data.
+        PruneError: a glob matches nothing, or a method needs data.
         Unmet: the budget cannot be met.
     """
-    criterion = _criterion(request, data)
-    allocator = ALLOCATORS[request.allocate]
+    criterion_of(request, data)
     names = choose_layers(opened.layers, request.only, request.skip)
     if request.keep is not None:
         request.keep.check(names)
     studied = study(opened, names, data, progress)
-    if criterion.needs in ("either", "evidence"):
-        studied = look(studied, data, progress)
+    scores, studied = score_units(studied, data, request, progress)
+    counts, studied = share_out(opened, data, studied, scores, request, progress)
+    keep = choose_in_steps(studied, data, request, scores, counts, progress)
     prepared = studied.prepared
-    progress("scoring units", 0, None)
-    scores = criterion.score(
-        Subject(
-            document=prepared.document,
-            trace=prepared.trace,
-            readers=studied.readers,
-            feeds=data.fitting,
-            evidence=studied.evidence,
-            seed=request.seed,
-            progress=progress,
-        )
-    )
-    urgency = allocator(prepared.trace, scores)
-    fits = _limits(opened, studied, scores, request, request.refits(data))
-    counts = request.bounds.share(prepared.trace.groups, fits, urgency)
-    keep = choose(prepared.trace, scores, counts)
     plan = Plan.from_mask(fingerprint(opened.model), prepared.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
         plan = pin_losses(opened, data, studied, plan, request.refits(data))
@@ -71,51 +42,3 @@ def choose_plan(
     notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
     notes += request.bounds.notes(prepared.trace.groups)
     return replace(plan, notes=tuple(notes)), studied
-
-
-def _criterion(request: Request, data: Data) -> Criterion:
-    name = request.criterion_for(data)
-    criterion = parse_criterion(name)
-    if criterion.needs in ("feeds", "evidence") and not data.given:
-        others = ", ".join(n for n, other in CRITERIA.items() if other.needs == "weights")
-        raise PruneError(
-            f"the criterion {name} looks at what units do, and there is no data",
-            where="--criterion",
-            remedy=f"pass --data, or choose one of {others}",
-        )
-    return criterion
-
-
-def _limits(
-    opened: Opened, studied: Studied, scores: Matrix, request: Request, refits: bool
-) -> Fits:
-    trace = studied.prepared.trace
-    limits: list[Callable[[list[int]], bool]] = []
-    if request.keep is not None:
-        limits.append(within_keep(request.keep, trace, request.allocate))
-    budget = request.budget
-    if budget is not None:
-        limit = limit_of(budget, opened.document)
-        # A model that keeps all is left as it is, and has nothing to bring back to full width.
-        if limit < limit_of(Budget(budget.kind, share=1.0), opened.document):
-            least = [request.bounds.floor(group) for group in trace.groups]
-            cost = cost_of_cuts(studied, scores, refits)
-            limits.append(within_budget(budget, limit, cost, least))
-    return lambda counts: all(fits(counts) for fits in limits)
-
-
-def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
-    """What cuts cost, as seen in one that removes as little as a cut can.
-
-    Args:
-        studied: the model.
-        scores: of the units.
-        refits: whether recovery may write to all weights that read units. Where it then does not,
-            the result is smaller than is counted here.
-    """
-    trace = studied.prepared.trace
-    document = filled(studied) if refits else studied.prepared.document.copy()
-    Unshare(trace)(document)
-    counts = [max(group.size - 1, 1) for group in trace.groups]
-    plan = Plan.from_mask("", trace, choose(trace, scores, counts))
-    return Cost.of(document, trace, cut(document, studied, plan, "shrink"), counts)

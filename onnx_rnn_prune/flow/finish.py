@@ -121,16 +121,7 @@ def _recover(
     if wanted == "none":
         return Recovered("none", {}, None, 0.0), "asked for"
     studied = look(studied, data, progress)
-    assert studied.evidence is not None
-    bench = Bench(
-        prepared=studied.prepared,
-        keep=plan.mask(studied.prepared.trace),
-        readers=studied.readers,
-        evidence=studied.evidence,
-        fitting=data.fitting,
-        held_out=data.held_out,
-        original=opened.run,
-    )
+    bench = Bench.of(opened, data, studied, plan.mask(studied.prepared.trace))
     return recover_units(bench, "lstsq" if wanted == "auto" else wanted, progress)
 
 

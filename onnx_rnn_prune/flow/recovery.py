@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.cut import Shrink
@@ -71,6 +74,24 @@ class Bench:
     fitting: Feeds
     held_out: Feeds
     original: Callable[[], Runner]
+
+    @staticmethod
+    def of(opened: Opened, data: Data, studied: Studied, keep: Mask) -> Bench:
+        """A bench for a model of which data was seen."""
+        assert studied.evidence is not None
+        return Bench(
+            prepared=studied.prepared,
+            keep=keep,
+            readers=studied.readers,
+            evidence=studied.evidence,
+            fitting=data.fitting,
+            held_out=data.held_out,
+            original=opened.run,
+        )
+
+    def with_units(self, keep: Mask) -> Bench:
+        """The same for other units."""
+        return replace(self, keep=keep)
 
     def document(self, fits: Mapping[str, Fit]) -> Document:
         """A document of full width whose kept units stand in for the others."""

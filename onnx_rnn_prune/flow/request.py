@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import globs, one_of, recovery, whole
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.plan.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.plan.keeps import Keeps, parse_keeps
+from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criterion import parse_criterion
 
+STRATEGIES = (*ALLOCATORS, "joint")
 _DEFAULT_KEEP = Keeps(Keep(share=0.5))
 
 
@@ -24,6 +27,8 @@ class Request:
         budget: what the result may cost, or None.
         criterion: how units are ranked; None for the best that the data allows.
         allocate: how the cut is shared between layers.
+        per: what units are paid for in where they are shared out.
+        steps: in how many steps units are chosen.
         only: globs of the layers to prune; empty for all.
         skip: globs of layers to leave alone.
         recover: how kept weights make up for cut ones; auto for the best that the data allows.
@@ -35,6 +40,8 @@ class Request:
     budget: Budget | None
     criterion: str | None
     allocate: str
+    per: str
+    steps: int
     recover: str
     only: Sequence[str]
     skip: Sequence[str]
@@ -55,6 +62,8 @@ def read_request(
     budget: str | None,
     criterion: str | None,
     allocate: str,
+    per: str,
+    steps: int,
     recover: str | None,
     only: str | Sequence[str],
     skip: str | Sequence[str],
@@ -68,11 +77,19 @@ def read_request(
         PruneError: one of them means nothing.
     """
     default = _DEFAULT_KEEP if budget is None else None
+    if one_of(per, PRICES, "--per") != "units" and allocate == "uniform":
+        raise PruneError(
+            "every layer keeps the same share, whatever its units cost",
+            where="--per",
+            remedy="add --allocate global or joint",
+        )
     return Request(
         keep=default if keep is None else parse_keeps(keep),
         budget=None if budget is None else parse_budget(budget),
         criterion=None if criterion is None else _known(criterion),
-        allocate=one_of(allocate, ALLOCATORS, "--allocate"),
+        allocate=one_of(allocate, STRATEGIES, "--allocate"),
+        per=per,
+        steps=whole(steps, "--steps", 1),
         recover=recovery(recover),
         only=globs(only, "--only"),
         skip=globs(skip, "--skip"),

@@ -11,10 +11,14 @@ from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.plan.budget import Budget, Keep
 from onnx_rnn_prune.plan.cost import Cost
 from onnx_rnn_prune.plan.keeps import Keeps
+from onnx_rnn_prune.plan.price import Price
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Group
+
+# The least that a unit is taken to cost, in any currency.
+_LEAST = 1e-9
 
 # Says whether a number of units per group is still within what was asked for.
 Fits = Callable[[list[int]], bool]
@@ -52,8 +56,17 @@ class Allocation:
         """The next number of units above `kept`."""
         return min(kept - kept % self.align + self.align, group.size)
 
-    def share(self, groups: tuple[Group, ...], fits: Fits, urgency: Urgency) -> list[int]:
+    def share(
+        self, groups: tuple[Group, ...], fits: Fits, urgency: Urgency, price: Price | None = None
+    ) -> list[int]:
         """Gives units to the most urgent group, as long as the whole fits.
+
+        Args:
+            groups: all of them.
+            fits: what limits the whole.
+            urgency: of each group's next unit.
+            price: urgency counts by what the next unit costs in this; None for units that all cost
+                the same.
 
         Returns:
             Kept units per group; no group could have one step more.
@@ -61,9 +74,13 @@ class Allocation:
         counts = [self.floor(group) for group in groups]
         open_groups = {n for n, group in enumerate(groups) if counts[n] < group.size}
         while open_groups:
-            number = max(open_groups, key=lambda n: (urgency(n, counts[n]), -n))
-            after = list(counts)
-            after[number] = self.step(groups[number], counts[number])
+            steps = {n: self._after(groups, counts, n) for n in open_groups}
+            worth = {n: urgency(n, counts[n]) for n in open_groups}
+            if price is not None:
+                now = price(counts)
+                worth = {n: worth[n] / max(price(steps[n]) - now, _LEAST) for n in open_groups}
+            number = max(open_groups, key=lambda n: (worth[n], -n))
+            after = steps[number]
             if not fits(after):
                 open_groups.discard(number)
                 continue
@@ -71,6 +88,11 @@ class Allocation:
             if counts[number] == groups[number].size:
                 open_groups.discard(number)
         return counts
+
+    def _after(self, groups: tuple[Group, ...], counts: list[int], number: int) -> list[int]:
+        after = list(counts)
+        after[number] = self.step(groups[number], counts[number])
+        return after
 
 
 def uniform(trace: Trace, scores: Matrix) -> Urgency:
@@ -91,14 +113,19 @@ ALLOCATORS: Mapping[str, Callable[[Trace, Matrix], Urgency]] = {
 }
 
 
-def within_keep(keep: Keeps, trace: Trace, allocate: str) -> Fits:
-    """Whether counts respect `--keep`: each group's share, or the total where it is shared out."""
+def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
+    """Whether counts respect `--keep`: each group's share, or what all of those shares cost.
+
+    Args:
+        keep: what was asked for.
+        trace: of the model.
+        price: what is shared out between the groups; None where each group has its own share.
+    """
     wanted = [_wanted(keep.of(group.layers), group) for group in trace.groups]
-    if allocate == "uniform":
+    if price is None:
         return lambda counts: all(n <= most for n, most in zip(counts, wanted, strict=True))
-    lanes = [sum(atoms.shape[1] for atoms in group.atoms) for group in trace.groups]
-    most = int(np.dot(wanted, lanes))
-    return lambda counts: int(np.dot(counts, lanes)) <= most
+    limit = price(wanted)
+    return lambda counts: price(counts) <= limit
 
 
 def within_budget(budget: Budget, limit: int, cost: Cost, least: list[int]) -> Fits:

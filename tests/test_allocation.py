@@ -1,0 +1,143 @@
+"""How a cut is shared between layers, what it is paid in, and in how many steps it is made."""
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_rnn_prune
+from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.sensitivity import Curve
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.plan.stopwatch import Stopwatch
+
+HIDDEN, WIDTH = 8, 4
+
+
+def stacked(idle):
+    """Two GRUs one after the other; the units of one of them from the second on are not read."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {WIDTH}] x) => (float[time, batch, 3] logits) {{
+            A = GRU <hidden_size = {HIDDEN}> (x, W1, R1, B1)
+            a = Squeeze(A, axis)
+            C = GRU <hidden_size = {HIDDEN}> (a, W2, R2, B2)
+            c = Squeeze(C, axis)
+            logits = MatMul(c, fc)
+        }}
+    """)
+    arrays = {
+        "W1": rng.normal(size=(1, 3 * HIDDEN, WIDTH)),
+        "R1": rng.normal(size=(1, 3 * HIDDEN, HIDDEN)),
+        "B1": rng.normal(size=(1, 6 * HIDDEN)),
+        "W2": rng.normal(size=(1, 3 * HIDDEN, HIDDEN)),
+        "R2": rng.normal(size=(1, 3 * HIDDEN, HIDDEN)),
+        "B2": rng.normal(size=(1, 6 * HIDDEN)),
+        "fc": rng.normal(size=(HIDDEN, 3)),
+    }
+    if idle == "first":
+        arrays["W2"][:, :, 2:], arrays["R1"][:, :, 2:] = 0, 0
+    if idle == "second":
+        arrays["fc"][2:], arrays["R2"][:, :, 2:] = 0, 0
+    for name, array in arrays.items():
+        tensor = onnx.numpy_helper.from_array(array.astype(np.float32), name)
+        proto.graph.initializer.append(tensor)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    for node, name in zip(proto.graph.node[::2], ("first", "second"), strict=False):
+        node.name = name
+    return proto
+
+
+@pytest.fixture
+def feeds():
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(8)]
+
+
+def widths(result):
+    return {layer["name"]: layer["hidden_after"] for layer in result.report["layers"]}
+
+
+@pytest.mark.parametrize("idle", ["first", "second"])
+@pytest.mark.parametrize("per", ["units", "params", "flops"])
+def test_joint_takes_units_where_they_do_nothing(idle, per, feeds):
+    result = onnx_rnn_prune.prune(
+        stacked(idle), keep=0.5, data=feeds, allocate="joint", per=per, min_units=2
+    )
+    other = {"first": "second", "second": "first"}[idle]
+    found = widths(result)
+    assert found[idle] < 4 < found[other], found
+
+
+def test_joint_is_never_worse_on_what_it_measures(feeds):
+    errors = {}
+    for allocate in ("uniform", "global", "joint"):
+        result = onnx_rnn_prune.prune(stacked(None), keep=0.5, data=feeds, allocate=allocate)
+        errors[allocate] = result.report["drift"]["logits"]["nrmse"]
+    # What chooses is least squares with one ridge, without rounds; what is reported has both.
+    assert errors["joint"] <= 1.1 * min(errors.values()), errors
+
+
+def test_joint_needs_data():
+    with pytest.raises(PruneError, match=r"^--allocate: joint .* there is no data"):
+        onnx_rnn_prune.plan(stacked(None), allocate="joint")
+
+
+def test_one_share_for_every_layer_is_not_paid_for():
+    with pytest.raises(PruneError, match=r"^--per: "):
+        onnx_rnn_prune.plan(stacked(None), per="params")
+
+
+@pytest.mark.parametrize("per", ["units", "params", "flops"])
+def test_what_is_shared_out_costs_no_more_than_equal_shares(per, feeds):
+    equal = onnx_rnn_prune.prune(stacked(None), keep=0.5, recover="none")
+    shared = onnx_rnn_prune.prune(
+        stacked(None), keep=0.5, recover="none", allocate="global", per=per
+    )
+    if per == "units":
+        assert sum(widths(shared).values()) == sum(widths(equal).values())
+    else:
+        totals = [r.report["totals"]["rnn_params_after"] for r in (shared, equal)]
+        assert totals[0] <= totals[1] * 1.001
+
+
+def test_slopes_are_those_of_the_lower_hull():
+    error = np.sqrt([4.0, 4.0, 0.0])  # squared: flat, then all at once
+    slopes = Curve(("a",), np.array([2.0, 3.0, 4.0]), error).slopes()
+    assert slopes == pytest.approx([1.0, 1.0, 1.0, 1.0, 0.0])
+
+
+def test_a_wider_operator_takes_no_less_time():
+    layers = find_layers(Document.read(stacked(None)).graph)
+    watch = Stopwatch(layers)
+    times = [watch("first", units, WIDTH) for units in range(1, HIDDEN + 1)]
+    assert times == sorted(times) and times[0] > 0
+    assert watch("second", 4, 2) < watch("second", 4, 8)
+
+
+def test_more_steps_keep_as_many_units(feeds):
+    for steps in (1, 2, 5, 50):
+        result = onnx_rnn_prune.prune(stacked(None), keep=3, data=feeds, steps=steps)
+        assert set(widths(result).values()) == {3} and result.report["oracle"]["passed"]
+
+
+def test_units_that_went_do_not_come_back(feeds, monkeypatch):
+    """A criterion that turns round after the first step can only choose among what is left."""
+    import sys
+    import types
+
+    calls = []
+
+    def fickle(lane):
+        calls.append(lane)
+        rank = np.arange(lane.R.shape[1])
+        return rank if len(calls) <= 2 else -rank
+
+    module = types.ModuleType("fickle")
+    module.score = fickle
+    monkeypatch.setitem(sys.modules, "fickle", module)
+    plan = onnx_rnn_prune.plan(stacked(None), keep=2, data=feeds, steps=2, criterion="fickle:score")
+    assert len(calls) == 4
+    # Eight units become five, the last; then the first two of those stay.
+    assert plan.layers["first"].keep == plan.layers["second"].keep == ((3, 4),)
