@@ -224,7 +224,11 @@ class RecurrentLayer:
         return self.directions * units * per_unit
 
     def flops(self) -> int:
-        """Operations of the matrix products of one time step of one sequence."""
+        """Operations of the matrix products of one time step of one sequence.
+
+        A multiplication and an addition for each entry of W and R: 2 D G H (I + H), where G is the
+        number of gates.
+        """
         products = len(self.cell.gates) * self.hidden * (self.input_size + self.hidden)
         return 2 * self.directions * products
 

@@ -25,7 +25,7 @@ from onnx_rnn_prune.trace.dataflow import Dataflow, Product, Vertex, dataflow, r
 
 # Those that the specification gives LSTM, GRU and RNN.
 _ACTIVATIONS = frozenset(
-    "Sigmoid Tanh Relu HardSigmoid LeakyRelu ThresholdedRelu Elu Softsign Softplus Clip".split()
+    ("Sigmoid", "Tanh", "Relu", "HardSigmoid", "LeakyRelu", "ThresholdedRelu", "Elu", "Softsign")
 )
 _SUMS = frozenset(("Add", "Sub", "Sum"))
 UNROLLED, STEP = "unrolled", "single step"
@@ -191,9 +191,7 @@ class _Sources:
     within: set[Vertex]
 
 
-def _single_steps(
-    flow: Dataflow, makers: Makers, known: list[set[Vertex]]
-) -> list[list[Product]]:
+def _single_steps(flow: Dataflow, makers: Makers, known: list[set[Vertex]]) -> list[list[Product]]:
     """The products of steps that no circle runs through, one list for each cell."""
     found: dict[frozenset[Vertex], None] = {}
     for node in flow.nodes:
@@ -217,9 +215,7 @@ def _of_state(flow: Dataflow, makers: Makers, gates: frozenset[Vertex]) -> list[
     return fitting[:1] or products
 
 
-def _gating(
-    flow: Dataflow, makers: Makers, total: gs.Node
-) -> frozenset[Vertex] | None:
+def _gating(flow: Dataflow, makers: Makers, total: gs.Node) -> frozenset[Vertex] | None:
     """The products of the gates, if a sum is the new state of a cell."""
     sources = _sources(flow, makers, total.outputs[0].name)
     candidates = [node for node in sources.activations if node.op == "Tanh"]

@@ -18,8 +18,8 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 
 # Most feeds that are tried for one that comes by a node.
 _FEEDS = 8
-_ROUNDS = 50
-_SECONDS = 1.5
+_ROUNDS = 20
+_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
