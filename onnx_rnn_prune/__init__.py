@@ -25,7 +25,7 @@ __all__ = [
 if TYPE_CHECKING:
     from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune
     from onnx_rnn_prune.errors import PruneError, Unmet
-    from onnx_rnn_prune.flow.finish import PruneResult
+    from onnx_rnn_prune.flow.result import PruneResult
     from onnx_rnn_prune.plan.plan import Plan
 else:
     del plan
@@ -36,7 +36,7 @@ else:
         homes = {
             "Plan": "plan.plan",
             "PruneError": "errors",
-            "PruneResult": "flow.finish",
+            "PruneResult": "flow.result",
             "Unmet": "errors",
         }
         if name not in __all__:

@@ -26,11 +26,12 @@ from onnx_rnn_prune.flow.arguments import (
 )
 from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.finish import PruneResult, finish
+from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.inspecting import inspect_model
 from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model, read_model
 from onnx_rnn_prune.flow.request import read_request
+from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
@@ -109,7 +110,7 @@ def prune(
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, interface, progress)
+    result = finish(opened, given, plan_, studied, recover, mode, interface, (), progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -173,7 +174,7 @@ def apply(
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, mode, interface, progress)
+    result = finish(opened, given, chosen, None, recover, mode, interface, (), progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 

@@ -1,6 +1,7 @@
 """The oracle sees every kind of difference, drift measures it, latency compares in one run."""
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -8,7 +9,7 @@ import pytest
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.validate import drift, latency, oracle, timings
+from onnx_rnn_prune.validate import drift, either_order, latency, oracle, timings
 
 
 def run(body, signature="(float[n, c] x) => (float[n, c] y)", name="the model"):
@@ -199,3 +200,26 @@ def test_timing_ends_in_time():
     feed = {"x": np.ones((2, 2), np.float32)}
     assert timings([run(SAME)], feed, rounds=5)[0].rounds == 5
     assert timings([run(SAME)], feed, seconds=0)[0].rounds == 1
+
+
+class Rounding:
+    """A model that puts out one number in each order of summation."""
+
+    outputs: ClassVar = ["y"]
+
+    def __init__(self, value):
+        self.name = "model"
+        self._value = np.array([value], np.float32)
+
+    def __call__(self, feed, outputs=None):
+        return {"y": self._value}
+
+
+@pytest.mark.parametrize(
+    ("written", "rewritten", "passed"), [(0.0, 0.1, True), (0.1, 0.0, True), (0.1, 0.1, False)]
+)
+def test_one_order_of_summation_is_enough(written, rewritten, passed):
+    found = either_order(
+        lambda other: (Rounding(1.0), Rounding(1.0 + (rewritten if other else written))), [{}]
+    )
+    assert found.passed == passed

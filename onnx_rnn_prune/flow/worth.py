@@ -21,6 +21,7 @@ from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.allocation import choose
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 
 REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
@@ -77,10 +78,11 @@ def filled(studied: Studied) -> Document:
     Then nothing that makes room for them can be dropped.
     """
     document = studied.prepared.document.copy()
+    lookup = Lookup.of(document)
     for reader in studied.readers:
-        values = np.full_like(reader.weight(document), 0.5)
+        values = np.full_like(reader.weight(lookup), 0.5)
         rows, columns = map(np.arange, values.shape)
-        reader.store(document, (rows, columns), values, np.ones(len(rows)))
+        reader.store(lookup, (rows, columns), values, np.ones(len(rows)))
     return document
 
 

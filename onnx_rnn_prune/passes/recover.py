@@ -23,6 +23,7 @@ import numpy as np
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.labels import Mask, kept
@@ -59,12 +60,13 @@ class Recover:
     fits: Mapping[str, Fit]
 
     def __call__(self, document: Document) -> bool:
+        lookup = Lookup.of(document)
         for reader in self.readers:
             if reader.name in self.fits:
-                rows, columns = _stays(reader, document, self.keep)
+                rows, columns = _stays(reader, lookup, self.keep)
                 place = np.flatnonzero(rows), np.flatnonzero(columns)
                 fit = self.fits[reader.name]
-                reader.store(document, place, fit.weight, fit.bias)
+                reader.store(lookup, place, fit.weight, fit.bias)
         return bool(self.fits)
 
 
@@ -85,11 +87,12 @@ def fit_readers(
         ridge: lambda; infinity corrects biases only.
     """
     found: dict[str, Fit] = {}
+    lookup = Lookup.of(document)
     for reader in readers:
-        rows, columns = _stays(reader, document, keep)
+        rows, columns = _stays(reader, lookup, keep)
         if not columns.all():
             estimate = estimate_entries(pairs(reader), columns, ridge)
-            found[reader.name] = _apply(reader.weight(document), rows, *estimate)
+            found[reader.name] = _apply(reader.weight(lookup), rows, *estimate)
     return found
 
 
@@ -124,9 +127,9 @@ def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
     return Moments(moments.count, moments.mean[places], comoment)
 
 
-def _stays(reader: Reader, document: Document, keep: Mask) -> tuple[Mask, Mask]:
+def _stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
     """Which outputs of a reader stay, and which entries of its signal."""
-    return kept(reader.outputs(document), keep), kept(reader.labels, keep)
+    return kept(reader.outputs(lookup), keep), kept(reader.labels, keep)
 
 
 def _apply(weight: Array, rows: Mask, spread: Matrix, offset: Matrix) -> Fit:

@@ -16,7 +16,7 @@ Report = Mapping[str, Any]
 
 
 def inspect_table(report: Report) -> Group:
-    """The recurrent layers of a model, what they cost, what they would save, and what is written out.
+    """The recurrent layers of a model, what they cost and would save, and what is written out.
 
     Args:
         report: what `inspect` returns.

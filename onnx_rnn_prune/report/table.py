@@ -30,6 +30,8 @@ def prune_table(report: Report) -> Group:
         report: the dict of `PruneResult.report`; parts that it lacks are left out.
     """
     parts: list[Table | Text] = [_layers(report["layers"]), _gains(report)]
+    if report.get("stages"):
+        parts.append(_stages(report["stages"]))
     parts += [sentence(label, text) for label, text in _sentences(report)]
     parts += [warning(text) for text in report.get("warnings", ())]
     return Group(*parts)
@@ -148,6 +150,23 @@ def _gains(report: Report) -> Table:
             duration(latency["before_ms"]),
             duration(latency["after_ms"]),
             faster(latency["speedup"]),
+        )
+    return table
+
+
+def _stages(stages: Sequence[Report]) -> Table:
+    """What each step did, each against the original."""
+    table = new_table(
+        "Step", "File size", "Speed", "Deviation", numbers=("File size", "Speed", "Deviation")
+    )
+    for stage in stages:
+        errors = [values.get("nrmse") for values in stage["drift"].values()]
+        known = [error for error in errors if error is not None]
+        table.add_row(
+            Text(stage["name"]),
+            size(stage["bytes"]),
+            f"{stage['speedup']:.2f}x",
+            percent(max(known)) if known else "unknown",
         )
     return table
 

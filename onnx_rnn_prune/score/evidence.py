@@ -17,6 +17,7 @@ from onnx_rnn_prune.model.surface import surface
 from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix, Moments
 from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
@@ -87,8 +88,10 @@ class Tapped:
                 layer.node.name = layer.name
                 if layer.node.outputs:
                     layer.node.outputs[0] = gs.Variable(name)
-        taps = {tap for reader in readers for tap in reader.taps(self._document)}
         graph = self._document.graph
+        self._lookup = Lookup.of(self._document)
+        self._widths = {reader.name: reader.weight(self._lookup).shape[1] for reader in readers}
+        taps = {tap for reader in readers for tap in reader.taps(self._lookup)}
         fed = {tensor.name for tensor in graph.inputs}
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
@@ -104,21 +107,17 @@ class Tapped:
 
     def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
         """How much errors in one reader's outputs matter, [outputs]."""
-        found = [reader.emphasis(self._document, taps) for taps in self._calls(reader, seen)]
-        return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self._document)))
+        found = [reader.emphasis(self._lookup, taps) for taps in self._calls(reader, seen)]
+        return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self._lookup)))
 
     def signal(self, reader: Reader, seen: Seen) -> Array:
         """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""
-        found = [reader.signal(self._document, taps) for taps in self._calls(reader, seen)]
-        return (
-            np.concatenate(found)
-            if found
-            else np.zeros((0, reader.weight(self._document).shape[1]))
-        )
+        found = [reader.signal(self._lookup, taps) for taps in self._calls(reader, seen)]
+        return np.concatenate(found) if found else np.zeros((0, self._widths[reader.name]))
 
     def _calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
         """What a reader's tensors held each time that it ran; what is outside stays the same."""
-        names = [name for name in reader.taps(self._document) if name in seen]
+        names = [name for name in reader.taps(self._lookup) if name in seen]
         inside = [len(seen[name]) for name in names if self._is_inside(name)]
         for call in range(min(inside, default=1)):
             yield {name: seen[name][call if self._is_inside(name) else 0] for name in names}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
-from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.readers import Place
 from onnx_rnn_prune.score.saturation import answers, mean_square
@@ -51,21 +51,21 @@ class GateReader:
     def _part(self) -> str:
         return f"{self.direction}{self.gates}{'+'.join(self.sources)}"
 
-    def taps(self, document: Document) -> list[str]:
-        layer = self._layer(document)
+    def taps(self, lookup: Lookup) -> list[str]:
+        layer = self._layer(lookup)
         inputs = [layer.input(name) for name in ("X", "sequence_lens", "initial_h", "initial_c")]
         wanted = [tensor.name for tensor in inputs if tensor is not None]
         output = layer.output("Y")
         assert output is not None
         return [*wanted, output.name]
 
-    def signal(self, document: Document, taps: Taps) -> Array:
-        steps = Steps(self._layer(document), self.direction, taps)
+    def signal(self, lookup: Lookup, taps: Taps) -> Array:
+        steps = Steps(self._layer(lookup), self.direction, taps)
         parts = [self._source(name, steps)[steps.valid] for name in self.sources]
         return np.concatenate(parts, axis=1)
 
-    def emphasis(self, document: Document, taps: Taps) -> Matrix:
-        layer = self._layer(document)
+    def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
+        layer = self._layer(lookup)
         steps = Steps(layer, self.direction, taps)
         found = answers(layer, steps)
         if found is None:
@@ -73,16 +73,16 @@ class GateReader:
         letters = "H" if self.sources == ("H",) else self.gates
         return np.concatenate([mean_square(found[letter], steps.valid) for letter in letters])
 
-    def outputs(self, document: Document) -> Labels:
+    def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))
 
-    def weight(self, document: Document) -> Array:
-        layer = self._layer(document)
+    def weight(self, lookup: Lookup) -> Array:
+        layer = self._layer(lookup)
         rows = self._rows(layer, 0)
         return np.concatenate([self._matrix(layer, name)[rows] for name in self.sources], axis=1)
 
-    def store(self, document: Document, place: Place, weight: Array, bias: Array) -> None:
-        layer = self._layer(document)
+    def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
+        layer = self._layer(lookup)
         lines, columns = place
         rows = self._rows(layer, 0)[lines]
         first = 0
@@ -92,16 +92,16 @@ class GateReader:
             width = value.shape[2]
             inside = (columns >= first) & (columns < first + width)
             value[self.direction][np.ix_(rows, columns[inside] - first)] = weight[:, inside]
-            layer.set_constant(document.graph, name, value)
+            layer.set_constant(lookup.graph, name, value)
             first += width
         if np.any(bias):
             value = _constant(layer, "B").copy()  # prepare makes room for it
             block = 0 if self.sources == ("X",) else len(layer.cell.gates)
             value[self.direction, self._rows(layer, block)[lines]] += bias
-            layer.set_constant(document.graph, "B", value)
+            layer.set_constant(lookup.graph, "B", value)
 
-    def _layer(self, document: Document) -> RecurrentLayer:
-        return next(item for item in find_layers(document.graph) if item.name == self.layer)
+    def _layer(self, lookup: Lookup) -> RecurrentLayer:
+        return lookup.layers[self.layer]
 
     def _rows(self, layer: RecurrentLayer, first_block: int) -> npt.NDArray[np.int64]:
         blocks = [first_block + layer.cell.gates.index(gate) for gate in self.gates]

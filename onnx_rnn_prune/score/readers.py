@@ -15,11 +15,10 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, require_constant
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.integers import product_of, scaled, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
@@ -47,22 +46,22 @@ class Reader(Protocol):
     def labels(self) -> Labels:
         """The unit behind each entry of the signal, shape [n]."""
 
-    def taps(self, document: Document) -> list[str]:
+    def taps(self, lookup: Lookup) -> list[str]:
         """The tensors that `signal` needs."""
 
-    def signal(self, document: Document, taps: Taps) -> Array:
+    def signal(self, lookup: Lookup, taps: Taps) -> Array:
         """What is read, one row per product, shape [N, n]."""
 
-    def emphasis(self, document: Document, taps: Taps) -> Matrix:
+    def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         """How much the square of an error in each output matters, [outputs]."""
 
-    def outputs(self, document: Document) -> Labels:
+    def outputs(self, lookup: Lookup) -> Labels:
         """The unit behind each output, shape [outputs]."""
 
-    def weight(self, document: Document) -> Array:
+    def weight(self, lookup: Lookup) -> Array:
         """[outputs, n], as the model holds it."""
 
-    def store(self, document: Document, place: Place, weight: Array, bias: Array) -> None:
+    def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         """Writes the part of the weight at a place, and adds to the bias there, [rows]."""
 
 
@@ -96,21 +95,21 @@ class ProductReader:
         line: Labels = lines[self.part if len(lines) > 1 else 0]
         return line
 
-    def taps(self, document: Document) -> list[str]:
-        node = self._node(document)
-        names = [self._data(document).name]
+    def taps(self, lookup: Lookup) -> list[str]:
+        node = self._node(lookup)
+        names = [self._data(lookup).name]
         if self.op == "MatMulInteger":
             names += [tensor.name for tensor in _meaning(node)]
         return names
 
-    def signal(self, document: Document, taps: Taps) -> Array:
-        node = self._node(document)
-        value = taps[self._data(document).name]
+    def signal(self, lookup: Lookup, taps: Taps) -> Array:
+        node = self._node(lookup)
+        value = taps[self._data(lookup).name]
         if self.op == "MatMulInteger":
             zero, scale = (taps[tensor.name] for tensor in _meaning(node))
             value = (value.astype(np.int32) - zero) * scale
         value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
-        batch = self._weight(document).shape[:-2] if self.op in STACKED else ()
+        batch = self._weight(lookup).shape[:-2] if self.op in STACKED else ()
         if np.prod(batch, dtype=int) > 1:
             batch_axes = value.ndim - 2 - len(batch)
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
@@ -118,50 +117,50 @@ class ProductReader:
             value = stacked[:, self.part]
         return value.reshape(-1, value.shape[-1])
 
-    def emphasis(self, document: Document, taps: Taps) -> Matrix:
-        return np.ones(len(self.weight(document)))
+    def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
+        return np.ones(len(self.weight(lookup)))
 
-    def outputs(self, document: Document) -> Labels:
-        return np.full(len(self.weight(document)), NOBODY, dtype=np.int64)
+    def outputs(self, lookup: Lookup) -> Labels:
+        return np.full(len(self.weight(lookup)), NOBODY, dtype=np.int64)
 
-    def weight(self, document: Document) -> Array:
-        stack = _as_matrix(self._weight(document), self._axis(document), self._out(document))
+    def weight(self, lookup: Lookup) -> Array:
+        stack = _as_matrix(self._weight(lookup), self._axis(lookup), self._out(lookup))
         matrix: Array = stack[self.part]
         return matrix
 
-    def store(self, document: Document, place: Place, weight: Array, bias: Array) -> None:
-        node, slot = self._node(document), self.binding.bound.slot
-        before = self._weight(document)
-        axis, out = self._axis(document), self._out(document)
+    def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
+        node, slot = self._node(lookup), self.binding.bound.slot
+        before = self._weight(lookup)
+        axis, out = self._axis(lookup), self._out(lookup)
         stack = _as_matrix(before, axis, out).copy()
         stack[self.part][np.ix_(*place)] = weight
         value = _from_matrix(stack, before, axis, out)
-        set_weight(document.graph, node, slot, value)
+        set_weight(lookup.graph, node, slot, value)
         if np.any(bias):
             total = np.zeros(stack.shape[1], before.dtype)
             total[place[0]] = bias
-            _BIAS[self.op](document.graph, self, node, total)
+            _BIAS[self.op](lookup.graph, self, node, total)
 
-    def _node(self, document: Document) -> gs.Node:
-        return nodes_by_key(document.graph)[self.binding.node]
+    def _node(self, lookup: Lookup) -> gs.Node:
+        return lookup.nodes[self.binding.node]
 
-    def _data(self, document: Document) -> gs.Tensor:
+    def _data(self, lookup: Lookup) -> gs.Tensor:
         assert self.binding.bound.reads is not None
-        return self._node(document).inputs[self.binding.bound.reads]
+        return self._node(lookup).inputs[self.binding.bound.reads]
 
-    def _weight(self, document: Document) -> Array:
+    def _weight(self, lookup: Lookup) -> Array:
         slot = self.binding.bound.slot
-        return weight_value(self._node(document), slot, document.graph.opset)
+        return weight_value(self._node(lookup), slot, lookup.graph.opset)
 
-    def _axis(self, document: Document) -> int:
-        return self.binding.bound.axis % self._weight(document).ndim
+    def _axis(self, lookup: Lookup) -> int:
+        return self.binding.bound.axis % self._weight(lookup).ndim
 
-    def _out(self, document: Document) -> int:
+    def _out(self, lookup: Lookup) -> int:
         """The axis of the weight that becomes the output's."""
-        rank = self._weight(document).ndim
+        rank = self._weight(lookup).ndim
         if self.op == "Conv":
             return 0
-        return 2 * rank - 3 - self._axis(document)
+        return 2 * rank - 3 - self._axis(lookup)
 
 
 def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:

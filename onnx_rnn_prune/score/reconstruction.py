@@ -20,6 +20,7 @@ import numpy as np
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.evidence import Evidence
+from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix, blocks
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.trace import Trace
@@ -93,9 +94,10 @@ def reconstruction_gains(
         One score per unit; within a lane they follow the order of picking.
     """
     scores = np.zeros(trace.units.count)
+    lookup = Lookup.of(document)
     for lanes in trace.units.lanes.values():
         for lane in lanes:
-            scores[lane] = greedy_gains(list(_demands(document, readers, evidence, lane)))
+            scores[lane] = greedy_gains(list(_demands(lookup, readers, evidence, lane)))
     return scores
 
 
@@ -121,7 +123,7 @@ def greedy_gains(demands: Sequence[Demand]) -> Matrix:
 
 
 def _demands(
-    document: Document, readers: Iterable[Reader], evidence: Evidence, lane: Ids
+    lookup: Lookup, readers: Iterable[Reader], evidence: Evidence, lane: Ids
 ) -> Iterable[Demand]:
     """The demands on one lane; readers of the same signal are taken together."""
     weights: list[Matrix] = []
@@ -132,7 +134,7 @@ def _demands(
             continue
         for places in columns:
             covariance = evidence.moments[reader.pool].covariance(places)
-            gram = _gram(reader.weight(document), places, evidence.emphasis[reader.pool])
+            gram = _gram(reader.weight(lookup), places, evidence.emphasis[reader.pool])
             for number, known in enumerate(covariances):
                 if np.array_equal(known, covariance):
                     weights[number] = weights[number] + gram

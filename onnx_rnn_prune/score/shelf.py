@@ -1,4 +1,4 @@
-"""Moments in files: of all readers, only one at a time is in memory."""
+"""Moments in files: of all readers, only one with a large matrix at a time is in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import numpy as np
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.score.moments import Matrix, Moments
 
-_LARGE = 1 << 23
+# Matrices of so many bytes are worth a file, and worth giving their memory back.
+_IN_FILE, _LARGE = 1 << 20, 1 << 23
 
 
 class Shelf:
-    """Moments by name; their matrices lie in a scratch folder that goes when the shelf does."""
+    """Moments by name; large matrices lie in a scratch folder that goes when the shelf does."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._heads: dict[str, tuple[int, Matrix]] = {}
         self._numbers: dict[str, int] = {}
+        self._small: dict[str, Matrix] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._heads
@@ -27,7 +29,8 @@ class Shelf:
     def __getitem__(self, name: str) -> Moments:
         """A copy of the caller's own."""
         count, mean = self._heads[name]
-        comoment = np.load(self._path(name))
+        small = self._small.get(name)
+        comoment = np.load(self._path(name)) if small is None else small.copy()
         if comoment.nbytes > _LARGE:
             give_back()
         return Moments(count, mean, comoment)
@@ -36,8 +39,11 @@ class Shelf:
         """Merges moments into those of that name; the arrays given are used up."""
         if name in self:
             moments = self[name].merge(moments)
-        self._numbers.setdefault(name, len(self._numbers))
         self._heads[name] = moments.count, moments.mean
+        if moments.comoment.nbytes < _IN_FILE:
+            self._small[name] = moments.comoment
+            return
+        self._numbers.setdefault(name, len(self._numbers))
         np.save(self._path(name), moments.comoment)
         if moments.comoment.nbytes > _LARGE:
             give_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Steps:
 
     def __init__(self, layer: RecurrentLayer, direction: int, taps: Taps) -> None:
         self._layer, self._direction = layer, direction
+        self._constant = cache(layer.constant)  # it may have to be computed
         output = layer.output("Y")
         assert output is not None
         states = taps[output.name][:, direction].astype(np.float64)
@@ -100,14 +102,14 @@ class Steps:
         tensor = self._layer.input(name)
         if tensor is None:
             return None
-        constant = self._layer.constant(name)
+        constant = self._constant(name)
         return taps[tensor.name] if constant is None else constant
 
     def _part(self, name: str, letter: str, signal: Matrix, first_block: int) -> Matrix:
         layer = self._layer
         hidden, place = layer.hidden, layer.cell.gates.index(letter)
         rows = slice(place * hidden, (place + 1) * hidden)
-        weight, bias = layer.constant(name), layer.constant("B")
+        weight, bias = self._constant(name), self._constant("B")
         assert weight is not None
         total: Matrix = signal @ weight[self._direction][rows].T.astype(np.float64)
         if bias is not None:

@@ -6,7 +6,7 @@ units zeroed. Drift says how far that is from the original. Latency says what it
 
 from onnx_rnn_prune.validate.drift import Drift, drift
 from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
-from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, oracle
+from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, either_order, oracle
 
 __all__ = [
     "EXACT",
@@ -16,6 +16,7 @@ __all__ = [
     "Oracle",
     "Timing",
     "drift",
+    "either_order",
     "latency",
     "oracle",
     "timings",

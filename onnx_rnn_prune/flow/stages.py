@@ -1,0 +1,60 @@
+"""What may be done to a model once its units are cut, and what each step did to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.build import plain, total_rows
+from onnx_rnn_prune.validate import drift, latency
+
+
+class Stage(Protocol):
+    """One way to treat a model as a whole."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+
+    def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
+        """What becomes of a document; the one that is given may be used up."""
+
+
+def run_stages(
+    opened: Opened, document: Document, stages: Sequence[Stage], data: Data, progress: Progress
+) -> tuple[Document, list[dict[str, Any]]]:
+    """Treats a document in turn.
+
+    Returns:
+        The result, and a row for the cut of units and for each stage: size, drift from the
+        original and speed against it after that step; none where there is no stage.
+    """
+    if not stages:
+        return document, []
+    rows = [_row("units", opened, document, data)]
+    for stage in stages:
+        progress(stage.name, 0, None)
+        document = stage(document, data, progress)
+        rows.append(_row(stage.name, opened, document, data))
+    return document, rows
+
+
+def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str, Any]:
+    model = document.write()
+    original, result = opened.run(), Runner(model, name="the pruned model", remedy=OURS)
+    totals = total_rows(opened.model, model)
+    return {
+        "name": name,
+        "params": totals["params_after"],
+        "bytes": totals["bytes_after"],
+        "drift": {
+            output: plain(values)
+            for output, values in drift(original, result, data.judging).items()
+        },
+        "speedup": latency(original, result, next(iter(data.judging))).speedup,
+    }

@@ -1,0 +1,37 @@
+"""Finding the nodes and layers of a document, once for all who look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import nodes_by_key
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A document in which readers find their nodes.
+
+    It stays right while constants change, and no longer than the nodes stay the same.
+
+    Attributes:
+        graph: of the document.
+        nodes: by key.
+        layers: by name.
+    """
+
+    graph: gs.Graph
+    nodes: Mapping[str, gs.Node]
+    layers: Mapping[str, RecurrentLayer]
+
+    @staticmethod
+    def of(document: Document) -> Lookup:
+        """Looks through a document."""
+        graph = document.graph
+        return Lookup(
+            graph, nodes_by_key(graph), {layer.name: layer for layer in find_layers(graph)}
+        )
