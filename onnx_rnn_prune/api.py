@@ -200,6 +200,7 @@ def inspect(
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
     """
     check_progress(progress)
+    progress("reading", 0, None)
     found = inspect_model(read_model(model, frozen(freeze)), data, progress)
     found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
     return found

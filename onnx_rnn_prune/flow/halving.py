@@ -25,7 +25,7 @@ from onnx_rnn_prune.validate.profile import NodeTime
 
 # For timing one cut; and for all of it, after which no other layer is begun with.
 _SECONDS = 0.6
-_MOST_SECONDS = 7.0
+_MOST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, open_data
 from onnx_rnn_prune.flow.halving import Half, halves
@@ -17,6 +18,7 @@ from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import outlet_rows
+from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.trace.written import advice
 from onnx_rnn_prune.validate.profile import NodeTime, node_times
 
@@ -105,24 +107,32 @@ def _rows(opened: Opened, seen: Seen, total: int) -> list[dict[str, Any]]:
 
 def _look(opened: Opened, source: object, progress: Progress) -> Seen:
     """Runs a model; where no data are given, and none can be made up, that is a warning."""
+    keys = {layer.key: layer.name for layer in opened.layers}
+    progress("measuring", 0, None)
     try:
-        data = open_data(opened, source, None, seed=0)
-        first = next(iter(data.fitting))
-        opened.run()(first)
+        data = _open(opened, source)
+        timed = node_times(opened.document, list(keys), data.fitting, opened.name)
     except PruneError as error:
         if source is not None:
             raise
         return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
-    shapes = {name: list(value.shape) for name, value in first.items()}
-    progress("measuring", 0, None)
-    keys = {layer.key: layer.name for layer in opened.layers}
-    timed = node_times(opened.document, list(keys), data.fitting, opened.name)
     times = {keys[key]: spent for key, spent in timed.items()}
+    first = next(iter(data.fitting))
+    shapes = {name: list(value.shape) for name, value in first.items()}
     try:
         return _follow(opened, data, times, shapes, progress)
     except PruneError as error:
         reason = f"where the units end is not known: {error}"
         return Seen(times=times, feed=shapes, random=not data.given, warnings=(reason,))
+
+
+def _open(opened: Opened, source: object) -> Data:
+    """All feeds for everything, since nothing is fitted."""
+    if source is None:
+        return open_data(opened, None, None, seed=0)
+    ports, states = signature.inputs(opened.model), state_inputs(opened.document)
+    feeds = open_feeds(source, ports, states)
+    return Data(feeds, feeds, feeds, given=True)
 
 
 def _follow(

@@ -36,7 +36,7 @@ def inspect_table(report: Report) -> Group:
         parts += [sentence("Time", text) for text in _timed(report.get("timed_on") or {})]
     else:
         parts.append(Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
-    for label, key in (("Cannot run", "refused"), ("Written out", "written_out")):
+    for label, key in (("Cannot run", "refused"), ("Cannot be pruned", "written_out")):
         parts += [sentence(label, str(row["text"])) for row in report.get(key, ())]
     parts += [sentence("What helps", text) for text in report.get("remedies", ())]
     parts += [warning(text) for text in report.get("warnings", ())]
@@ -45,7 +45,7 @@ def inspect_table(report: Report) -> Group:
 
 def _costs(report: Report) -> Table:
     """What each layer is and takes, with its share of the model."""
-    numbers = ("Units", "Inputs", "Parameters", "FLOPs per step", "Time per run")
+    numbers = ("Units", "Inputs", "Parameters", "FLOPs/step", "Time")
     table = new_table("Layer", "Type", *numbers, numbers=numbers)
     for layer in report["layers"]:
         spent = layer.get("time_ms")
