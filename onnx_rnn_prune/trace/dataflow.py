@@ -116,8 +116,10 @@ def dataflow(graph: gs.Graph) -> Dataflow:
     products = _products(nodes, found)
     after: Edges = {}
     for node in nodes:
+        made = {out.name: None for out in node.outputs if out.name}
         for tensor in _going_on(node):
-            after.setdefault(tensor.name, {}).update((out.name, None) for out in node.outputs)
+            if tensor.name:
+                after.setdefault(tensor.name, {}).update(made)
     for source, target, _ in links:
         after.setdefault(source.name, {})[target.name] = None
     for vertex, product in products.items():
@@ -140,9 +142,10 @@ def _going_on(node: gs.Node) -> list[gs.Tensor]:
         return list(node.inputs[:1])
     if rule not in _MEETS:
         return []
-    if node.op == "Div" and constant_shape(node.inputs[1]) is None:
-        # Normalization ends like this, and a sigmoid that is written out.
-        return [node.inputs[1]] if constant_shape(node.inputs[0]) is not None else []
+    if node.op == "Div":
+        # Two that are computed end a normalization; a constant and one, a sigmoid.
+        computed = [tensor for tensor in node.inputs if constant_shape(tensor) is None]
+        return computed if len(computed) == 1 else []
     return list(node.inputs)
 
 
@@ -216,7 +219,7 @@ def _products(nodes: Iterable[gs.Node], weight_of: _Weights) -> dict[Vertex, Pro
     """The products of a graph by vertex; those with the same weight are one."""
     found: list[tuple[gs.Node, int, Weight]] = []
     for node in nodes:
-        if rule_of(node) in _PRODUCTS:
+        if rule_of(node) in _PRODUCTS and len(node.inputs) > 1:
             weights = [weight_of(tensor) for tensor in node.inputs[:2]]
             known = [(slot, weight) for slot, weight in enumerate(weights) if weight is not None]
             if len(known) == 1:

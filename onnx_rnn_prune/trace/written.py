@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import onnx_graphsurgeon as gs
 
@@ -87,7 +88,7 @@ def find_written(graph: gs.Graph) -> tuple[Written, ...]:
     scopes = {_title(node): place.scope for place in places(graph) for node in place.graph.nodes}
     circles = list(_circles(flow))
     known = [_entering(flow, circle) for circle in circles]
-    makers = {node.outputs[0].name: node for node in flow.nodes if node.outputs}
+    makers = {node.outputs[0].name: node for node in flow.nodes if node.inputs and node.outputs}
     found = [
         _written(*_kind(flow, circle), _on(flow, circle), _steps(flow, makers, circle, entering))
         for circle, entering in zip(circles, known, strict=True)
@@ -140,9 +141,8 @@ def _circles(flow: Dataflow) -> Iterator[set[Vertex]]:
 
 
 def _activations(flow: Dataflow, vertices: set[Vertex]) -> list[gs.Node]:
-    return [
-        node for node in flow.nodes if node.op in _ACTIVATIONS and node.outputs[0].name in vertices
-    ]
+    active = [node for node in flow.nodes if node.op in _ACTIVATIONS and node.inputs]
+    return [node for node in active if any(out.name in vertices for out in node.outputs)]
 
 
 def _on(flow: Dataflow, circle: set[Vertex]) -> list[Product]:
@@ -195,7 +195,7 @@ def _single_steps(flow: Dataflow, makers: Makers, known: list[set[Vertex]]) -> l
     """The products of steps that no circle runs through, one list for each cell."""
     found: dict[frozenset[Vertex], None] = {}
     for node in flow.nodes:
-        if node.op in _SUMS:
+        if node.op in _SUMS and node.outputs:
             gates = _gating(flow, makers, node)
             if gates and not any(gates & others for others in known):
                 found.setdefault(gates)
@@ -226,7 +226,7 @@ def _gating(flow: Dataflow, makers: Makers, total: gs.Node) -> frozenset[Vertex]
         node = makers.get(name)
         if node is None or node.op != "Mul":
             continue
-        for gate, kept in (node.inputs, node.inputs[::-1]):
+        for gate, kept in permutations(node.inputs, 2):
             if _sources(flow, makers, kept.name).bare:
                 opened = _sources(flow, makers, gate.name).activations
                 for sigmoid in (item for item in opened if item.op == "Sigmoid"):

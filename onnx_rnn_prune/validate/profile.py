@@ -26,6 +26,8 @@ _SECONDS = 1.0
 class NodeTime:
     """What a node takes of the runs that come by it: one thread, the median over runs.
 
+    To take notes costs time, too: where a whole run takes microseconds, the share is a lower bound.
+
     Attributes:
         ms: milliseconds of a run; of all turns where it is in a loop.
         share: of the run's time.
