@@ -52,9 +52,9 @@ def inspect_model(opened: Opened, data: object, progress: Progress) -> dict[str,
     Raises:
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
     """
-    written = written_out(opened)
     if not opened.misfits:
         opened.run()
+    written = written_out(opened)
     if not (opened.layers or opened.misfits or opened.notes or written):
         raise PruneError(
             "has no LSTM, GRU or RNN node, and none that is written out",

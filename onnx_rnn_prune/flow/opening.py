@@ -66,6 +66,7 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
     opened = read_model(source, freeze)
     for misfit in opened.misfits:
         raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
+    opened.run()
     if not opened.layers:
         written = written_out(opened)
         raise PruneError(
@@ -74,7 +75,6 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
             remedy=advice(written, opened.model.producer_name)
             or "give a model with recurrent layers whose weights are constants",
         )
-    opened.run()
     return opened
 
 

@@ -209,9 +209,10 @@ class _Weights:
     def _unmoved(self, tensor: gs.Tensor, ops: str = "") -> gs.Tensor:
         """What a tensor is made of by moves, or by some of them."""
         while tensor.inputs and rule_of(tensor.inputs[0]) in _MOVES:
-            if ops and tensor.inputs[0].op not in ops.split():
+            node = tensor.inputs[0]
+            if not node.inputs or (ops and node.op not in ops.split()):
                 break
-            tensor = tensor.inputs[0].inputs[0]
+            tensor = node.inputs[0]
         return tensor
 
 

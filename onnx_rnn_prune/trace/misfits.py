@@ -14,7 +14,6 @@ from onnx_rnn_prune.cells import (
     recurrent_nodes,
     weight_shapes,
 )
-from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.walk import node_key
 
 _PROJECTED = "as where states are projected (proj_size), for which such a node has no input"
@@ -73,13 +72,11 @@ def _others(layer: RecurrentLayer, inputs: set[str]) -> str:
     wrong = {}
     for letter in ("B", "P", "initial_h", "initial_c"):
         tensor = layer.input(letter)
-        if tensor is None:
+        if tensor is None or not (isinstance(tensor, gs.Constant) or tensor.name in inputs):
             continue
-        shape = constant_shape(tensor)
-        if shape is None and tensor.name in inputs:  # of these, the declared sizes are enforced
-            shape = tuple(tensor.shape or ())
+        shape = tuple(tensor.shape or ())  # of an input, the declared sizes are enforced
         for axis, blocks in layer.cell.unit_axes[letter] if shape else ():
-            found = shape[axis] if shape and axis < len(shape) else 0
+            found = shape[axis] if axis < len(shape) else 0
             if isinstance(found, int) and found != blocks * layer.hidden:
                 wrong[letter] = (found, blocks * layer.hidden)
     reasons = [f"{name} has {found} entries where R says {n}" for name, (found, n) in wrong.items()]
