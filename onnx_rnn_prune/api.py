@@ -27,21 +27,19 @@ from onnx_rnn_prune.flow.arguments import (
 from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
+from onnx_rnn_prune.flow.inspecting import inspect_model
 from onnx_rnn_prune.flow.interface import read_interface
-from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
+from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model, read_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.studying import study
-from onnx_rnn_prune.flow.worth import never_worth
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.plan.plan import Plan, check_plan
 from onnx_rnn_prune.progress import Progress, silent
-from onnx_rnn_prune.report.build import outlet_rows, plain
+from onnx_rnn_prune.report.build import plain
 from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.validate import drift, latency, timings
 
@@ -190,48 +188,31 @@ def apply(
     return replace(result, inputs=inputs)
 
 
-def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> dict[str, Any]:
-    """The recurrent layers of a model, what they cost, and where their units end."""
-    opened = open_model(model, frozen(freeze))
-    total = count_params(opened.document)
-    warnings = list(opened.notes)
-    rows: dict[str, Any] = {}
-    pinned: Mapping[str, str] = {}
-    try:
-        data = open_data(opened, None, None, seed=0)
-        names = [layer.name for layer in opened.layers]
-        studied = study(opened, names, data, silent)
-        prepared = studied.prepared
-        rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
-        pinned = {**prepared.left, **never_worth(opened, data, studied)}
-    except PruneError as error:
-        warnings.append(f"where the units end is not known: {error}")
-    return {
-        "model": {
-            "path": None if not isinstance(model, str | Path) else str(model),
-            "bytes": stored_bytes(opened.model, like=opened.model),
-            "params": total,
-            "inputs": [str(port) for port in signature.inputs(opened.model)],
-            "outputs": [str(port) for port in signature.outputs(opened.model)],
-        },
-        "layers": [
-            {
-                "name": layer.name,
-                "op": layer.cell.op,
-                "direction": layer.direction,
-                "scope": layer.scope,
-                "hidden": layer.hidden,
-                "input": layer.input_size,
-                "params": layer.params(),
-                "share_of_params": layer.params() / max(total, 1),
-                "flops_per_step": layer.flops(),
-                "outlets": rows.get(layer.name, []),
-                "pinned": pinned.get(layer.name),
-            }
-            for layer in opened.layers
-        ],
-        "warnings": warnings,
-    }
+def inspect(
+    model: ModelSource,
+    *,
+    data: object = None,
+    freeze: Mapping[str, object] = _NOTHING,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The recurrent layers of a model, what they cost, and where their units end.
+
+    Also recurrences that an exporter wrote out, which cannot be pruned, and what to do about them.
+
+    Args:
+        model: a path or a model; it is not changed.
+        data: inputs to measure time on, see `data.open_feeds`; made up where there are none.
+        freeze: inputs to fix to one value, by name.
+        progress: is told how far the work is.
+
+    Raises:
+        PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
+    """
+    check_progress(progress)
+    progress("reading", 0, None)
+    found = inspect_model(read_model(model, frozen(freeze)), data, progress)
+    found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
+    return found
 
 
 def compare(

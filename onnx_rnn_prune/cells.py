@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape, constant_value
 from onnx_rnn_prune.model.integers import MICROSOFT, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
@@ -225,29 +224,30 @@ class RecurrentLayer:
         return self.directions * units * per_unit
 
     def flops(self) -> int:
-        """Operations of the matrix products of one time step of one sequence."""
+        """Operations of the matrix products of one time step of one sequence.
+
+        A multiplication and an addition for each entry of W and R: 2 D G H (I + H), where G is the
+        number of gates.
+        """
         products = len(self.cell.gates) * self.hidden * (self.input_size + self.hidden)
         return 2 * self.directions * products
 
 
 def find_layers(graph: gs.Graph) -> list[RecurrentLayer]:
-    """The recurrent layers of a graph and its bodies whose parameters are constants, in its order.
+    """The recurrent layers of a graph and its bodies, in its order.
 
-    Raises:
-        PruneError: a layer's weights are not of the specified shapes.
+    Those whose parameters are constants; and whose weights are of the specified shapes, which is so
+    in a model that runs.
     """
     computed = computed_parameters(graph)
-    return [
-        _view(node, cell, name, scope)
-        for node, cell, name, scope in _recurrent(graph)
-        if name not in computed
-    ]
+    views = (_view(*found) for found in recurrent_nodes(graph) if found[2] not in computed)
+    return [layer for layer in views if layer is not None]
 
 
 def computed_parameters(graph: gs.Graph) -> dict[str, str]:
     """Recurrent nodes with a parameter that is known only while the model runs: by name, which."""
     found: dict[str, str] = {}
-    for node, cell, name, _ in _recurrent(graph):
+    for node, cell, name, _ in recurrent_nodes(graph):
         for slot, letter in enumerate(cell.inputs):
             given = slot < len(node.inputs) and node.inputs[slot].name
             if letter in cell.parameters and given and constant_shape(node.inputs[slot]) is None:
@@ -255,7 +255,7 @@ def computed_parameters(graph: gs.Graph) -> dict[str, str]:
     return found
 
 
-def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
+def recurrent_nodes(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
     """Recurrent nodes with their cells, the names by which users know them, and scopes."""
     cells = {(cell.domain, cell.op): cell for cell in CELLS}
     names = Counter(node.name for node in all_nodes(graph))
@@ -271,22 +271,22 @@ def _recurrent(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
         yield node, cell, name, scopes[id(node)]
 
 
-def _view(node: gs.Node, cell: Cell, name: str, scope: str) -> RecurrentLayer:
-    shapes = [constant_shape(tensor) or () for tensor in node.inputs[1:3]]
-    weight, recurrence = [_in_order(shape, cell) for shape in [*shapes, (), ()][:2]]
+def _view(node: gs.Node, cell: Cell, name: str, scope: str) -> RecurrentLayer | None:
+    weight, recurrence = weight_shapes(node, cell)
     gates = len(cell.gates)
     directions, rows, hidden = recurrence if len(recurrence) == 3 else (0, 0, 0)
     if rows != gates * hidden or weight[:2] != (directions, rows) or not hidden:
-        raise PruneError(
-            f"W {list(weight)} and R {list(recurrence)} are no weights of one {cell.op}",
-            where=name,
-            remedy="export the model again",
-        )
+        return None
     return RecurrentLayer(node, cell, name, directions, hidden, int(weight[2]), scope)
 
 
+def weight_shapes(node: gs.Node, cell: Cell) -> list[tuple[int, ...]]:
+    """The shapes of W and R with the features last, as an LSTM, GRU or RNN has them."""
+    shapes = [constant_shape(tensor) or () for tensor in node.inputs[1:3]]
+    return [_in_order(shape, cell) for shape in [*shapes, (), ()][:2]]
+
+
 def _in_order(shape: tuple[int, ...], cell: Cell) -> tuple[int, ...]:
-    """The shape of W or R with the features last, as an LSTM, GRU or RNN has it."""
     if len(shape) != 3:
         return shape
     directions, features, rows = (shape[axis] for axis in (0, cell.features, 3 - cell.features))

@@ -175,6 +175,7 @@ def test_many_places_are_summed_up():
 
 
 def test_inspect():
+    half = {"units": 64, "together": ["twin"], "params": 40_000, "bytes": 160_000}
     layer = {
         "name": "rnn",
         "op": "GRU",
@@ -184,18 +185,41 @@ def test_inspect():
         "params": 65_000,
         "share_of_params": 0.66,
         "flops_per_step": 130_000,
-        "outlets": [],
+        "time_ms": 0.5,
+        "share_of_time": 0.25,
+        "outlets": [{"output": "Y", "end": "absorbed", "at": "head", "reason": ""}],
         "pinned": None,
+        "half": {**half, "flops": 90_000, "ms": 0.2, "speedup": 1.25},
     }
     model = {"path": "a.onnx", "bytes": 400_000, "params": 98_500, "inputs": ["x: float32[?]"]}
     model["outputs"] = ["y"]
-    pinned = {**layer, "name": "other", "pinned": "its weights are inputs"}
-    report = {"model": model, "layers": [layer, pinned], "totals": {}}
+    pinned = {**layer, "name": "other", "pinned": "its weights are inputs", "half": None}
+    idle = {**layer, "name": "idle", "time_ms": None, "share_of_time": None, "outlets": []}
+    idle["half"] = None
+    report = {
+        "model": model,
+        "layers": [layer, pinned, idle],
+        "timed_on": {"shapes": {"x": [2, 7]}, "random": True, "threads": 1},
+        "written_out": [{"text": "an RNN is written out"}],
+        "refused": [{"text": "node n cannot"}],
+        "remedies": ["export again"],
+    }
     text = shown(inspect_table(report))
     assert "Model: a.onnx, 98.5 k parameters, 400 kB" in text
     assert "Inputs: x: float32[?]" in text
-    assert "rnn GRU 128 40 65.0 k 66 % 130 k yes" in text
-    assert "no: its weights are inputs" in text
+    assert "rnn GRU 128 40 65.0 k (66 %) 130 k 0.500 ms (25 %)" in text
+    assert "idle GRU 128 40 65.0 k (66 %) 130 k not run" in text
+    assert "Y: read by smaller weights in head 40.0 k parameters, 160 kB, 90.0 k FLOPs" in text
+    assert "model 1.2x faster together with twin" in text
+    assert "left alone: its weights are inputs nothing" in text
+    assert "not known not measured" in text
+    assert "made-up inputs" in text and "x [2, 7]" in text
+    for line in (
+        "Cannot be pruned: an RNN is written",
+        "Cannot run: node n",
+        "helps: export again",
+    ):
+        assert line in text
     assert "there is nothing to prune" in shown(inspect_table({**report, "layers": []}))
 
 

@@ -163,7 +163,7 @@ def measure(path: Path) -> Row:
     try:
         feeds = feeds_for(path)
     except PruneError as error:
-        return _empty(path, nodes, f"does not run before: {error.what}", fault="")
+        return _empty(path, nodes, f"does not run before: {_refusal(path) or error.what}", fault="")
     try:
         with time_limit(SECONDS):
             found = inspect(path)
@@ -175,6 +175,14 @@ def measure(path: Path) -> Row:
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
         return _empty(path, nodes, fault, fault)
     return _row(path, nodes, found, cuts, bool(checker_fault(model)))
+
+
+def _refusal(path: Path) -> str:
+    """What inspect says of nodes that nothing can run."""
+    try:
+        return "; ".join(row["text"] for row in inspect(path)["refused"])
+    except PruneError:
+        return ""
 
 
 def _empty(path: Path, nodes: str, reason: str, fault: str) -> Row:

@@ -32,10 +32,12 @@ def cli() -> None:
 @cli.command()
 @click.argument("model", type=options.name)
 @options.freeze
+@options.data_option("--data", options.DATA_HELP)
 @options.as_json
-def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
-    """List the recurrent layers of MODEL and what can be pruned."""
-    found = api.inspect(model, freeze=freeze)
+def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool) -> None:
+    """List the recurrent layers of MODEL, what they cost and what can be pruned."""
+    with report.ProgressBars() as progress:
+        found = api.inspect(model, data=data, freeze=freeze, progress=progress)
     _print(found, report.inspect_table, as_json)
 
 

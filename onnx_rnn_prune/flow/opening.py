@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from onnx import inliner
 
 from onnx_rnn_prune.cells import CELLS, RecurrentLayer, computed_parameters, find_layers
 from onnx_rnn_prune.errors import PruneError
@@ -19,6 +20,8 @@ from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.freeze import Freeze, TakeBranches
 from onnx_rnn_prune.passes.layout import SortNodes, StateHiddenSize, TimeFirst, UniqueNames
+from onnx_rnn_prune.trace.misfits import Misfit, find_misfits
+from onnx_rnn_prune.trace.written import Written, advice, find_written
 
 ModelSource = str | Path | onnx.ModelProto
 
@@ -33,6 +36,7 @@ class Opened:
         document: its graph, as onnxruntime can run it; never changed.
         layers: its recurrent layers.
         runnable: what onnxruntime loads of the two.
+        misfits: its recurrent nodes that nothing can run.
         notes: what the user should know about it.
     """
 
@@ -41,6 +45,7 @@ class Opened:
     document: Document
     layers: list[RecurrentLayer]
     runnable: onnx.ModelProto | Document
+    misfits: tuple[Misfit, ...] = ()
     notes: tuple[str, ...] = ()
 
     def run(self) -> Runner:
@@ -49,7 +54,7 @@ class Opened:
 
 
 def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
-    """Reads a model and loads it in onnxruntime.
+    """Reads a model that is to be pruned, and loads it in onnxruntime.
 
     Args:
         source: a path or a model.
@@ -58,14 +63,39 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
     Raises:
         PruneError: it is no model, has no recurrent layer, or does not load.
     """
+    opened = read_model(source, freeze)
+    for misfit in opened.misfits:
+        raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
+    opened.run()
+    if not opened.layers:
+        written = written_out(opened)
+        raise PruneError(
+            "; ".join([*opened.notes, *map(str, written)]) or "has no LSTM, GRU or RNN node",
+            where=opened.name,
+            remedy=advice(written, opened.model.producer_name)
+            or "give a model with recurrent layers whose weights are constants",
+        )
+    return opened
+
+
+def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
+    """Reads a model, which may have no recurrent layer and may not run.
+
+    Args:
+        source: a path or a model.
+        freeze: inputs to fix, by name, with their values as text.
+
+    Raises:
+        PruneError: it is no model.
+    """
     name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
     model = load_model(source)
     if freeze:
         document = Document.read(model)
         Pipeline((Freeze(freeze), TakeBranches(), DropUnread()))(document)
         model = document.write()
-    written_out = inline_layers(model, [cell.op for cell in CELLS])
-    document = Document.read(written_out)
+    inlined = inline_layers(model, [cell.op for cell in CELLS])
+    document = Document.read(inlined)
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
@@ -74,12 +104,7 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     layers = find_layers(document.graph)
-    if not layers:
-        raise PruneError(
-            "; ".join(notes) or "has no LSTM, GRU or RNN node",
-            where=name,
-            remedy="give a model with recurrent layers whose weights are constants",
-        )
+    misfits = find_misfits(document.graph)
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
     kind = unknown_type(model)
@@ -88,11 +113,17 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
             f"layers compute in {kind}, for which onnxruntime has no kernels: all was measured and"
             " proven on a twin in float32"
         )
-    opened = Opened(
-        name, model, document, layers, document if stated or turned else written_out, tuple(notes)
-    )
-    opened.run()
-    return opened
+    runnable = document if stated or turned else inlined
+    return Opened(name, model, document, layers, runnable, misfits, tuple(notes))
+
+
+def written_out(opened: Opened) -> tuple[Written, ...]:
+    """The recurrences of a model that are no recurrent nodes, those in functions included."""
+    document = opened.document
+    if document.source.functions:
+        document = Document.read(inliner.inline_local_functions(document.write()))
+        UniqueNames()(document)
+    return find_written(document.graph)
 
 
 def as_run(model: onnx.ModelProto) -> Document | onnx.ModelProto:

@@ -71,6 +71,7 @@ class Runner:
         whole: let onnxruntime compute products of 8-bit numbers without the overflow that they
             have by default on x86 processors before VNNI. It gets there by rewriting the graph, so
             `optimize` must be left on.
+        profile: where to write how long each node takes, see `profiled`; not at all without it.
         name: how errors call the model.
         remedy: what errors tell to do; to look at the file or the feed where it is left out.
     """
@@ -83,6 +84,7 @@ class Runner:
         threads: int = 1,
         optimize: bool = True,
         whole: bool = False,
+        profile: Path | None = None,
         name: str = "the model",
         remedy: str | None = None,
     ) -> None:
@@ -92,6 +94,9 @@ class Runner:
         options.log_severity_level = 4
         if whole:
             options.add_session_config_entry("session.x64quantprecision", "1")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         levels = ort.GraphOptimizationLevel
         if not optimize:  # its weights are read where they are mapped, not copied
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -136,6 +141,10 @@ class Runner:
             name: _converted(value, self._gives.get(name))
             for name, value in zip(names, values, strict=True)
         }
+
+    def profiled(self) -> Path:
+        """The file with what onnxruntime noted of all runs; it notes no more."""
+        return Path(self._session.end_profiling())
 
 
 def _open(

@@ -1,4 +1,4 @@
-"""What inspect, plan, compare and bench print."""
+"""What plan, compare and bench print."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.plan.plan import Plan
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.numbers import duration, faster, fewer, percent, size
 from onnx_rnn_prune.report.table import (
     change,
     drift_sentences,
-    kind,
     new_table,
     place,
     sentence,
@@ -22,42 +21,6 @@ from onnx_rnn_prune.report.table import (
 )
 
 Report = Mapping[str, Any]
-
-
-def inspect_table(report: Report) -> Group:
-    """The recurrent layers of a model, their share of it, and which of them can be pruned.
-
-    Args:
-        report: what `inspect` returns.
-    """
-    model = report["model"]
-    parts: list[Table | Text] = [
-        sentence(
-            "Model",
-            f"{model.get('path') or 'in memory'}, {amount(model['params'])} parameters, "
-            f"{size(model['bytes'])}",
-        ),
-        sentence("Inputs", "; ".join(map(str, model["inputs"]))),
-        sentence("Outputs", "; ".join(map(str, model["outputs"]))),
-    ]
-    if not report["layers"]:
-        return Group(*parts, Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
-    numbers = ("Units", "Inputs", "Parameters", "Share", "FLOPs per step")
-    table = new_table("Layer", "Type", *numbers, "Can be pruned", numbers=numbers)
-    for layer in report["layers"]:
-        table.add_row(
-            Text(place(layer)),
-            kind(layer),
-            str(layer["hidden"]),
-            str(layer["input"]),
-            amount(layer["params"]),
-            percent(layer["share_of_params"]),
-            amount(layer["flops_per_step"]),
-            Text(f"no: {layer['pinned']}" if layer.get("pinned") else "yes"),
-        )
-    parts.append(table)
-    parts += [warning(text) for text in report.get("warnings", ())]
-    return Group(*parts)
 
 
 def plan_table(plan: Plan) -> Group:

@@ -97,10 +97,14 @@ def change(before: str, after: str) -> str:
 
 
 def _ends(layer: Report) -> str:
-    """Where a layer's outputs end, each way in a line."""
     if layer["hidden_before"] == layer["hidden_after"]:
         reason = layer.get("pinned") or layer.get("reason") or ""
         return f"unchanged: {reason}" if reason else "unchanged"
+    return ends(layer)
+
+
+def ends(layer: Report) -> str:
+    """Where a layer's outputs end, each way in a line."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for outlet in layer.get("outlets", ()):
         key = (str(outlet["output"]), str(outlet["end"]), str(outlet.get("reason") or ""))

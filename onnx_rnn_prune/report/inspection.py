@@ -1,0 +1,102 @@
+"""What inspect prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
+from onnx_rnn_prune.report.table import ends, kind, new_table, place, sentence, warning
+
+Report = Mapping[str, Any]
+
+
+def inspect_table(report: Report) -> Group:
+    """The recurrent layers of a model, what they cost and would save, and what is written out.
+
+    Args:
+        report: what `inspect` returns.
+    """
+    model = report["model"]
+    parts: list[Table | Text] = [
+        sentence(
+            "Model",
+            f"{model.get('path') or 'in memory'}, {amount(model['params'])} parameters, "
+            f"{size(model['bytes'])}",
+        ),
+        sentence("Inputs", "; ".join(map(str, model["inputs"]))),
+        sentence("Outputs", "; ".join(map(str, model["outputs"]))),
+    ]
+    if report["layers"]:
+        parts += [_costs(report), _gains(report)]
+        parts += [sentence("Time", text) for text in _timed(report.get("timed_on") or {})]
+    else:
+        parts.append(Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
+    for label, key in (("Cannot run", "refused"), ("Cannot be pruned", "written_out")):
+        parts += [sentence(label, str(row["text"])) for row in report.get(key, ())]
+    parts += [sentence("What helps", text) for text in report.get("remedies", ())]
+    parts += [warning(text) for text in report.get("warnings", ())]
+    return Group(*parts)
+
+
+def _costs(report: Report) -> Table:
+    """What each layer is and takes, with its share of the model."""
+    numbers = ("Units", "Inputs", "Parameters", "FLOPs/step", "Time")
+    table = new_table("Layer", "Type", *numbers, numbers=numbers)
+    for layer in report["layers"]:
+        spent = layer.get("time_ms")
+        table.add_row(
+            Text(place(layer)),
+            kind(layer),
+            str(layer["hidden"]),
+            str(layer["input"]),
+            f"{amount(layer['params'])} ({percent(layer['share_of_params'])})",
+            amount(layer["flops_per_step"]),
+            "not run"
+            if spent is None
+            else f"{duration(spent)} ({percent(layer['share_of_time'])})",
+        )
+    return table
+
+
+def _gains(report: Report) -> Table:
+    """What becomes of each layer's outputs when it is cut, and what that saves."""
+    table = new_table("Layer", "Its output, once it is cut", "Half of its units would save")
+    for layer in report["layers"]:
+        pinned = layer.get("pinned")
+        outputs = f"left alone: {pinned}" if pinned else ends(layer) or "not known"
+        table.add_row(Text(place(layer)), Text(outputs), Text(_half(layer)))
+    return table
+
+
+def _half(layer: Report) -> str:
+    if layer.get("pinned"):
+        return "nothing"
+    half = layer.get("half")
+    if not half:
+        return "not measured"
+    stored = half["bytes"]
+    lines = [
+        f"{amount(half['params'])} parameters, "
+        f"{size(stored) if stored >= 0 else f'-{size(-stored)}'}, {amount(half['flops'])} FLOPs",
+        f"model {faster(half['speedup'])}",
+    ]
+    if half["together"]:
+        lines.append(f"together with {', '.join(half['together'])}")
+    return "\n".join(lines)
+
+
+def _timed(timed: Report) -> list[str]:
+    """What was run to measure, if anything was."""
+    shapes = timed.get("shapes")
+    if not shapes:
+        return []
+    fed = ", ".join(f"{name} {sizes}" for name, sizes in shapes.items())
+    made = "made-up inputs (give typical ones with --data)" if timed["random"] else "inputs given"
+    return [
+        f"one thread, on {made}: {fed}; speed is that of files that were cut, and timed in turns"
+    ]

@@ -1,0 +1,259 @@
+"""Where values go: what becomes of each tensor entry by entry, by moves, or by a weight.
+
+Its vertices are tensors, by name, and products. All nodes that multiply with the same weight are
+one product. A value enters a body with its node, leaves it with the node's outputs, and comes back
+to it where a Loop or Scan carries it from turn to turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_shape, require_constant
+from onnx_rnn_prune.model.walk import all_nodes, bodies_of
+from onnx_rnn_prune.trace.rules import Rule, contracts, meets, moves, quantizes, rule_of
+
+# A tensor by its name, a product by its weight.
+Vertex = Hashable
+Edges = dict[Vertex, dict[Vertex, None]]
+# How far the lists of a body's inputs, the node's inputs, the body's outputs and the node's outputs
+# are apart, position by position.
+_LOOP = (2, 2, 1, 0)
+_SCAN = (0, 0, 0, 0)
+
+_PRODUCTS: tuple[Rule, ...] = (
+    contracts.matmul,
+    contracts.gemm,
+    contracts.conv,
+    contracts.integer_matmul,
+    contracts.quantized_matmul,
+)
+# Of what others read, only the first input goes on.
+_MOVES: tuple[Rule, ...] = (moves.move, moves.pad, moves.pass_on, quantizes.in_steps)
+_MEETS: tuple[Rule, ...] = (meets.meet, meets.batch_norm, moves.concat, quantizes.quantize)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant of two axes or more, however it reaches the node that multiplies with it.
+
+    Attributes:
+        name: of the constant that it is, or is a part of.
+        shape: of that constant.
+        key: the same for weights with the same entries.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    key: Hashable
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """All nodes that multiply with one weight.
+
+    Attributes:
+        weight: the weight.
+        nodes: the nodes, in the order of the graph.
+        operands: names of what is multiplied with it.
+        width: entries of an operand that are summed up.
+    """
+
+    weight: Weight
+    width: int
+    nodes: list[gs.Node] = field(default_factory=list)
+    operands: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Sums that come out for each operand."""
+        return int(np.prod(self.weight.shape)) // max(self.width, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataflow:
+    """Where the values of a graph go.
+
+    Attributes:
+        nodes: all nodes, bodies included.
+        after: for each vertex, those that are computed of it.
+        before: the same backward.
+        products: the vertices that are products.
+        carried: names of a body's inputs that come from the turn before, each with what it is
+            then, and with the Loop or Scan.
+    """
+
+    nodes: tuple[gs.Node, ...]
+    after: Edges
+    before: Edges
+    products: Mapping[Vertex, Product]
+    carried: Mapping[str, tuple[str, gs.Node]]
+
+
+def reach(edges: Edges, start: Iterable[Vertex], stop: Callable[[Vertex], bool]) -> set[Vertex]:
+    """All that can be reached by at least one edge, and not through where it stops."""
+    found: set[Vertex] = set()
+    waiting = [item for vertex in start for item in edges.get(vertex, ())]
+    while waiting:
+        vertex = waiting.pop()
+        if vertex not in found:
+            found.add(vertex)
+            if not stop(vertex):
+                waiting += edges.get(vertex, ())
+    return found
+
+
+def dataflow(graph: gs.Graph) -> Dataflow:
+    """Follows the values of a graph in which tensors of different bodies have different names."""
+    nodes = tuple(all_nodes(graph))
+    links = [link for node in nodes for link in _links(node)]
+    found = _Weights(links)
+    products = _products(nodes, found)
+    after: Edges = {}
+    for node in nodes:
+        made = {out.name: None for out in node.outputs if out.name}
+        for tensor in _going_on(node):
+            if tensor.name:
+                after.setdefault(tensor.name, {}).update(made)
+    for source, target, _ in links:
+        after.setdefault(source.name, {})[target.name] = None
+    for vertex, product in products.items():
+        for name in product.operands:
+            after.setdefault(name, {})[vertex] = None
+        made = {out.name: None for node in product.nodes for out in node.outputs[:1]}
+        after.setdefault(vertex, {}).update(made)
+    before: Edges = {}
+    for source, targets in after.items():
+        for target in targets:
+            before.setdefault(target, {})[source] = None
+    carried = {target.name: (source.name, node) for source, target, node in links if node}
+    return Dataflow(nodes, after, before, products, carried)
+
+
+def _going_on(node: gs.Node) -> list[gs.Tensor]:
+    """The inputs whose entries are in the outputs, moved or each computed of its own."""
+    rule = rule_of(node)
+    if rule in _MOVES:
+        return list(node.inputs[:1])
+    if rule not in _MEETS:
+        return []
+    if node.op == "Div":
+        # Two that are computed end a normalization; a constant and one, a sigmoid.
+        computed = [tensor for tensor in node.inputs if constant_shape(tensor) is None]
+        return computed if len(computed) == 1 else []
+    return list(node.inputs)
+
+
+Link = tuple[gs.Tensor, gs.Tensor, gs.Node | None]
+
+
+def _links(node: gs.Node) -> Iterator[Link]:
+    """Pairs of tensors with the same value, into bodies and out of them.
+
+    With the node where the first is of one turn and the second of the next.
+    """
+    for body in bodies_of(node).values():
+        if node.op == "If":
+            yield from ((*pair, None) for pair in zip(body.outputs, node.outputs, strict=False))
+            continue
+        own, outer, left, made = _LOOP if node.op == "Loop" else _SCAN
+        if node.op == "Scan":
+            outer = len(node.inputs) - len(body.inputs)  # sequence_lens, before opset 9
+            states = len(body.inputs) - int(node.attrs.get("num_scan_inputs", 0))
+        else:
+            states = len(body.inputs) - own
+        pairs = zip(node.inputs[outer:], body.inputs[own:], strict=False)
+        yield from ((*pair, None) for pair in pairs)
+        pairs = zip(body.outputs[left:], node.outputs[made:], strict=False)
+        yield from ((*pair, None) for pair in pairs)
+        pairs = zip(body.outputs[left:], body.inputs[own:][:states], strict=False)
+        yield from ((*pair, node) for pair in pairs)
+
+
+class _Weights:
+    """Finds the weights that nodes multiply with.
+
+    Args:
+        links: all pairs of tensors with the same value, to find those that no turn changes.
+    """
+
+    def __init__(self, links: Iterable[Link]) -> None:
+        links = list(links)
+        self._first = {inner.name: outer for outer, inner, node in links if node is None}
+        self._next = {inner.name: outer for outer, inner, node in links if node is not None}
+
+    def __call__(self, tensor: gs.Tensor) -> Weight | None:
+        """The weight that a tensor is; None where it is none, or not the same all the time."""
+        key = ""
+        for _ in range(len(self._first) + 1):
+            shape = constant_shape(tensor)
+            if shape is not None:
+                return Weight(tensor.name, shape, key or tensor.name) if len(shape) > 1 else None
+            whole = self._unmoved(tensor)
+            if whole.name not in self._first or not self._stays(whole):
+                return None
+            key = key or ("" if whole is tensor else tensor.name)  # a part of a weight is another
+            tensor = self._first[whole.name]
+        return None
+
+    def _stays(self, tensor: gs.Tensor) -> bool:
+        """Whether the next turn of a Loop is given what this one was."""
+        later = self._next.get(tensor.name)
+        return later is not None and self._unmoved(later, "Identity Cast").name == tensor.name
+
+    def _unmoved(self, tensor: gs.Tensor, ops: str = "") -> gs.Tensor:
+        """What a tensor is made of by moves, or by some of them."""
+        while tensor.inputs and rule_of(tensor.inputs[0]) in _MOVES:
+            node = tensor.inputs[0]
+            if not node.inputs or (ops and node.op not in ops.split()):
+                break
+            tensor = node.inputs[0]
+        return tensor
+
+
+def _products(nodes: Iterable[gs.Node], weight_of: _Weights) -> dict[Vertex, Product]:
+    """The products of a graph by vertex; those with the same weight are one."""
+    found: list[tuple[gs.Node, int, Weight]] = []
+    for node in nodes:
+        if rule_of(node) in _PRODUCTS and len(node.inputs) > 1:
+            weights = [weight_of(tensor) for tensor in node.inputs[:2]]
+            known = [(slot, weight) for slot, weight in enumerate(weights) if weight is not None]
+            if len(known) == 1:
+                found.append((node, *known[0]))
+    same = _same_entries((node.inputs[slot], weight) for node, slot, weight in found)
+    products: dict[Vertex, Product] = {}
+    for node, slot, weight in found:
+        width = weight.shape[_summed(node, slot, len(weight.shape))]
+        vertex = (same.get(weight.key, weight.key), node.op, width)
+        product = products.setdefault(vertex, Product(weight, width))
+        product.nodes.append(node)
+        product.operands.append(node.inputs[1 - slot].name)
+    return products
+
+
+def _summed(node: gs.Node, slot: int, rank: int) -> int:
+    """The axis of a weight along which a product sums."""
+    if node.op == "Conv":
+        return 1
+    axis = rank - 1 if slot == 0 else rank - 2
+    turned = node.op == "Gemm" and node.attrs.get("transB" if slot else "transA", 0)
+    return 2 * rank - 3 - axis if turned else axis
+
+
+def _same_entries(weights: Iterable[tuple[gs.Tensor, Weight]]) -> dict[Hashable, Hashable]:
+    """A key for each of the weights that are the same under several names, by their own keys."""
+    groups: dict[tuple[int, ...], dict[Hashable, gs.Tensor]] = {}
+    for tensor, weight in weights:
+        if constant_shape(tensor) is not None:
+            groups.setdefault(weight.shape, {})[weight.key] = tensor
+    return {
+        key: hashlib.sha256(np.asarray(require_constant(tensor), order="C").tobytes()).digest()
+        for group in groups.values()
+        if len(group) > 1
+        for key, tensor in group.items()
+    }

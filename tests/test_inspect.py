@@ -1,0 +1,181 @@
+"""What inspect measures is what the files measure; what it cannot know it says."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnx_rnn_prune import PruneError, apply, inspect, plan
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.plan.cost import recurrent_weights
+from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.report import inspect_table, to_json
+from onnx_rnn_prune.validate.profile import node_times
+
+LARGE, SMALL, WIDTH = 64, 8, 3
+STACKED = f"""
+m (float[t, b, {WIDTH}] x) => (float[t, 1, b, 2] scores) {{
+    [first] a = GRU <hidden_size = {LARGE}> (x, W, R, B) s = Squeeze (a, one)
+    [second] c = GRU <hidden_size = {SMALL}> (s, W2, R2) scores = MatMul (c, V)
+}}"""
+BRANCHES = f"""
+m (float[t, b, {WIDTH}] x, bool yes) => (float[t, b, {LARGE}] y) {{
+    [if] y = If (yes) <
+        then_branch = then () => (float[t, b, {LARGE}] u) {{
+            [taken] a = GRU <hidden_size = {LARGE}> (x, W, R, B) u = Squeeze (a, one)
+        }},
+        else_branch = other () => (float[t, b, {LARGE}] v) {{
+            [other] c = GRU <hidden_size = {LARGE}> (x, W3, R3) v = Squeeze (c, one)
+        }}
+    >
+}}"""
+LOOP = f"""
+m (float[t, b, {WIDTH}] x, int64 times) => (float[n, t, b, {LARGE}] y) {{
+    true = Constant <value = bool {{1}}> ()
+    [loop] last, y = Loop (times, true, x) <
+        body = turn (int64 i, bool go, float[t, b, {WIDTH}] z)
+            => (bool on, float[t, b, {WIDTH}] z1, float[t, b, {LARGE}] u) {{
+            on = Identity (go) z1 = Neg (z)
+            [turned] a = GRU <hidden_size = {LARGE}> (z, W, R, B) u = Squeeze (a, one)
+        }}
+    >
+}}"""
+SHAPES = {
+    **dict.fromkeys(("W", "W3"), (1, 3 * LARGE, WIDTH)),
+    **dict.fromkeys(("R", "R3"), (1, 3 * LARGE, LARGE)),
+    "B": (1, 6 * LARGE),
+    "W2": (1, 3 * SMALL, LARGE),
+    "R2": (1, 3 * SMALL, SMALL),
+    "V": (SMALL, 2),
+}
+FEED = {"x": np.random.default_rng(0).normal(size=(9, 2, WIDTH)).astype(np.float32)}
+
+
+def model(text):
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    rng = np.random.default_rng(1)
+    for name, shape in SHAPES.items():
+        if f" {name}," in text or f" {name})" in text:
+            value = rng.normal(scale=0.3, size=shape).astype(np.float32)
+            proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    return proto
+
+
+def by_name(report):
+    return {layer["name"]: layer for layer in report["layers"]}
+
+
+def test_half_is_what_such_a_file_saves():
+    original = model(STACKED)
+    layers = by_name(inspect(original, data=FEED))
+    for name, layer in layers.items():
+        kept = {n: other["hidden"] for n, other in layers.items()}
+        kept[name] = layer["half"]["units"] = layer["hidden"] // 2
+        plans = {n: LayerPlan(layers[n]["hidden"], (tuple(range(k)),)) for n, k in kept.items()}
+        result = apply(original, Plan(plan(original).model, plans), data=FEED, recover="none")
+        totals, half = result.report["totals"], layer["half"]
+        assert half["params"] == totals["params_before"] - totals["params_after"] > 0
+        assert half["bytes"] == totals["bytes_before"] - totals["bytes_after"] > 0
+        weights = [recurrent_weights(Document.read(m)) for m in (original, result.model)]
+        assert half["flops"] == 2 * (weights[0] - weights[1]) > 0
+        assert half["speedup"] > 0 and half["together"] == ()
+
+
+def test_operations_are_a_product_and_a_sum_for_each_weight():
+    layers = inspect(model(STACKED), data=FEED)["layers"]
+    assert [layer["flops_per_step"] for layer in layers] == [
+        2 * 3 * LARGE * (WIDTH + LARGE),
+        2 * 3 * SMALL * (LARGE + SMALL),
+    ]
+
+
+def test_the_larger_layer_takes_more_time():
+    layers = by_name(inspect(model(STACKED), data=[FEED] * 3))
+    shares = {name: layer["share_of_time"] for name, layer in layers.items()}
+    assert 0 < shares["second"] < shares["first"] < 1
+    assert 0 < layers["second"]["time_ms"] < layers["first"]["time_ms"]
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_a_layer_that_no_run_comes_by_has_no_time(yes):
+    report = inspect(model(BRANCHES), data={**FEED, "yes": np.array(yes)})
+    layers = by_name(report)
+    run, idle = ("taken", "other") if yes else ("other", "taken")
+    assert layers[run]["time_ms"] > 0 and layers[run]["half"]
+    assert layers[idle]["time_ms"] is None and layers[idle]["half"] is None
+    assert "no input runs" in layers[idle]["pinned"]
+    both = inspect(model(BRANCHES), data=[{**FEED, "yes": np.array(y)} for y in (True, False)])
+    assert all(layer["time_ms"] > 0 and layer["half"] for layer in both["layers"])
+
+
+def test_all_turns_of_a_loop_count():
+    original = model(LOOP)
+    times = [
+        node_times(Document.read(original), ["a"], [{**FEED, "times": np.array(n)}], "m")["a"]
+        for n in (1, 16)
+    ]
+    assert times[1].ms > 4 * times[0].ms
+    assert 0 < times[0].share <= 1 and 0 < times[1].share <= 1
+
+
+def test_data_that_do_not_suit_are_an_error_and_made_up_ones_a_warning():
+    original = model(STACKED)
+    with pytest.raises(PruneError, match="x"):
+        inspect(original, data={"x": np.zeros((2, 2, WIDTH + 1), np.float32)})
+    shape = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        m (float[t, b, {WIDTH}] x, int64[3] to) => (float[a, c, d] y) {{
+            z = Reshape (x, to) [rnn] y, n = GRU <hidden_size = {LARGE}> (z, W, R, B)
+        }}"""
+    )
+    shape.graph.output[0].type.tensor_type.ClearField("shape")
+    for name in ("W", "R", "B"):
+        value = np.zeros(SHAPES[name], np.float32)
+        shape.graph.initializer.append(numpy_helper.from_array(value, name))
+    report = inspect(shape)
+    (layer,) = report["layers"]
+    assert (
+        "is not known" in report["warnings"][0]
+        and "onnxruntime cannot run it" in report["warnings"][0]
+    )
+    assert layer["time_ms"] is None and layer["half"] is None and layer["outlets"] == []
+    assert report["timed_on"]["shapes"] == {}
+    assert json.loads(to_json(report)) and inspect_table(report)
+
+
+def misfit(inputs, graph_inputs=""):
+    text = f"""
+    m (float[t, b, {WIDTH}] x{graph_inputs}) => (float[t, 1, b, {LARGE}] y) {{
+        [rnn] y, n = GRU <hidden_size = {LARGE}> (x, {inputs})
+    }}"""
+    return model(text)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "graph_inputs", "reason"),
+    [
+        ("W, R2, B", "", r"W \[1, 192, 3\] and R \[1, 24, 8\] are no weights of one GRU"),
+        ("W2, R2, B", "", "B has 384 entries where R says 48"),
+        ("W, R, B, , h", ", float[1, b, 60] h", "initial_h has 60 entries where R says 64"),
+    ],
+)
+def test_nodes_that_nothing_can_run_are_named(inputs, graph_inputs, reason):
+    proto = misfit(inputs, graph_inputs)
+    with pytest.raises(PruneError, match=f"rnn is no GRU that a runtime can compute: {reason}"):
+        plan(proto)
+    report = inspect(proto)
+    (row,) = report["refused"]
+    assert row["name"] == "rnn" and row["text"] and report["remedies"] == [row["remedy"]]
+    assert inspect_table(report)
+
+
+def test_open_sizes_are_no_misfits():
+    proto = misfit("W, R, B, , h", f", float[1, b, {LARGE}] h")
+    for dims in ([1, "b", LARGE], [1, "b", "units"]):
+        value = onnx.helper.make_tensor_value_info("h", 1, dims)
+        proto.graph.input[1].CopyFrom(value)
+        feed = {**FEED, "h": np.zeros((1, 2, LARGE), np.float32)}
+        assert inspect(proto, data=feed)["refused"] == []
