@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnx_rnn_prune.score.criteria import CRITERIA
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 # README shows what a terminal of this width does.
@@ -104,3 +106,9 @@ def test_options_are_described():
     done = bash("onnx-rnn-prune prune --help", ROOT)
     known = set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help", "--output"}
     assert known == set(re.findall(r"--[a-z][a-z-]+", README)) & known
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria_are_described(name):
+    table = README.partition("### Which units go")[2].partition("## How it works")[0]
+    assert f"`{name}`" in table
