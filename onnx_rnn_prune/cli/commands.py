@@ -69,6 +69,7 @@ def prune(
     criterion: str | None,
     allocate: str,
     recover: str | None,
+    distill_minutes: float,
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
@@ -93,6 +94,7 @@ def prune(
             criterion=criterion,
             allocate=allocate,
             recover=recover,
+            distill_minutes=distill_minutes,
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
@@ -174,6 +176,7 @@ def apply(
     shrink_states: bool,
     state_metadata: tuple[str, ...],
     recover: str | None,
+    distill_minutes: float,
     data: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
@@ -186,6 +189,7 @@ def apply(
             shrink_states=shrink_states,
             state_metadata=state_metadata,
             recover=recover,
+            distill_minutes=distill_minutes,
             data=data,
             freeze=freeze,
             progress=progress,

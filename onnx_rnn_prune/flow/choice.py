@@ -23,7 +23,7 @@ from onnx_rnn_prune.plan.budget import Budget
 from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.criteria import CRITERIA, LOOKING, Subject
+from onnx_rnn_prune.score.criteria import CRITERIA, Subject
 from onnx_rnn_prune.score.moments import Matrix
 
 
@@ -40,14 +40,19 @@ def choose_plan(
     allocator = ALLOCATORS[request.allocate]
     names = choose_layers(opened.layers, request.only, request.skip)
     studied = study(opened, names, data, progress)
-    if request.criterion_for(data) in LOOKING:
+    if criterion.looks:
         studied = look(studied, data, progress)
     prepared = studied.prepared
     subject = Subject(
-        prepared.document, prepared.trace, studied.readers, studied.evidence, request.seed
+        prepared.document,
+        prepared.trace,
+        studied.readers,
+        studied.evidence,
+        request.seed,
+        data.fitting if data.given else None,
     )
     progress("scoring units", 0, None)
-    scores = criterion(subject)
+    scores = criterion.score(subject)
     urgency = allocator(prepared.trace, scores)
     fits = _limits(opened, studied, scores, request, request.refits(data))
     counts = request.bounds.share(prepared.trace.groups, fits, urgency)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import weight_value
@@ -28,8 +30,9 @@ class Subject:
         document: the prepared model.
         trace: of it.
         readers: all that read units.
-        evidence: from calibration data, or None where there is no data.
+        evidence: from calibration data, or None where there is no data, or none was looked at.
         seed: for criteria that draw.
+        feeds: calibration data; None where there is none.
     """
 
     document: Document
@@ -37,9 +40,22 @@ class Subject:
     readers: Sequence[Reader]
     evidence: Evidence | None
     seed: int
+    feeds: Feeds | None = None
 
 
-Criterion = Callable[[Subject], Matrix]
+@dataclass(frozen=True)
+class Criterion:
+    """A way of scoring units.
+
+    Attributes:
+        score: gives one number per unit, larger where it matters more.
+        looks: whether it needs evidence from data.
+        learns: whether it needs data and PyTorch.
+    """
+
+    score: Callable[[Subject], Matrix]
+    looks: bool = False
+    learns: bool = False
 
 
 def random(subject: Subject) -> Matrix:
@@ -79,26 +95,55 @@ def reconstruction(subject: Subject) -> Matrix:
     return reconstruction_gains(subject.document, subject.trace, subject.readers, evidence)
 
 
+def taylor(subject: Subject) -> Matrix:
+    """Mean |dL/dm| for a factor m on all that reads a unit (Molchanov et al. 2017, 2019)."""
+    return _slopes(subject, "taylor", np.abs)
+
+
+def fisher(subject: Subject) -> Matrix:
+    """Mean (dL/dm)^2 for a factor m on all that reads a unit (Theis et al. 2018)."""
+    return _slopes(subject, "fisher", np.square)
+
+
 CRITERIA: Mapping[str, Criterion] = {
-    "random": random,
-    "l1": l1,
-    "l2": l2,
-    "activation": activation,
-    "variance": variance,
-    "reconstruction": reconstruction,
+    "random": Criterion(random),
+    "l1": Criterion(l1),
+    "l2": Criterion(l2),
+    "activation": Criterion(activation, looks=True),
+    "variance": Criterion(variance, looks=True),
+    "reconstruction": Criterion(reconstruction, looks=True),
+    "taylor": Criterion(taylor, learns=True),
+    "fisher": Criterion(fisher, learns=True),
 }
-# Those that look at what units do, and need evidence for it.
-LOOKING = frozenset({"activation", "variance", "reconstruction"})
 
 
 def _evidence(subject: Subject, name: str) -> Evidence:
     if subject.evidence is None:
-        raise PruneError(
-            f"the criterion {name} looks at activations, and there is no data",
-            where="--criterion",
-            remedy="pass --data, or choose l1, l2 or random",
-        )
+        raise _no_data(name)
     return subject.evidence
+
+
+def _no_data(name: str) -> PruneError:
+    return PruneError(
+        f"the criterion {name} looks at activations, and there is no data",
+        where="--criterion",
+        remedy="pass --data, or choose l1, l2 or random",
+    )
+
+
+def _slopes(subject: Subject, name: str, measure: Callable[[Matrix], Matrix]) -> Matrix:
+    """The mean of a measure over probes; PyTorch is imported only here."""
+    if subject.feeds is None:
+        raise _no_data(name)
+    require_torch(f"--criterion {name}")
+    from onnx_rnn_prune.score.gradients import slopes
+
+    found = slopes(subject.document, subject.trace, subject.feeds, subject.seed)
+    total, count = np.zeros(subject.trace.units.count), 0
+    for slope in found:
+        total += measure(slope)
+        count += 1
+    return total / max(count, 1)
 
 
 def _pooled(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
