@@ -17,10 +17,10 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import (
     MODES,
     check_progress,
+    course,
     deviation,
     frozen,
     one_of,
-    recovery,
     thread_count,
     whole,
 )
@@ -59,6 +59,7 @@ def prune(
     per: str = "units",
     steps: int = 1,
     recover: str | None = None,
+    distill_minutes: float = 10.0,
     mode: str = "shrink",
     shrink_states: bool = False,
     state_metadata: str | Sequence[str] = (),
@@ -85,7 +86,8 @@ def prune(
             cuts of each layer do, and shares the cut by that.
         per: what a shared cut is paid in: units, params, flops, or ms (of this machine).
         steps: choose units in so many steps, each on the model that the one before left.
-        recover: none, bias or lstsq; None or "auto" for the best that the data allows.
+        recover: none, bias, lstsq or distill; None or "auto" for lstsq where there is data.
+        distill_minutes: how long distill may train.
         mode: shrink, or zero to keep all shapes.
         shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
             units only, in the order of the plan.
@@ -108,6 +110,7 @@ def prune(
     )
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
+    learning = course(recover, distill_minutes, seed)
     check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
@@ -117,7 +120,7 @@ def prune(
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, interface, (), progress)
+    result = finish(opened, given, plan_, studied, recover, learning, mode, interface, (), progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -164,6 +167,7 @@ def apply(
     data: object = None,
     eval_data: object = None,
     recover: str | None = None,
+    distill_minutes: float = 10.0,
     mode: str = "shrink",
     freeze: Mapping[str, object] = _NOTHING,
     shrink_states: bool = False,
@@ -173,17 +177,16 @@ def apply(
 ) -> PruneResult:
     """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
     start = time.perf_counter()
-    recovery(recover)
+    learning = course(recover, distill_minutes, seed)
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
-    whole(seed, "--seed", 0)
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, mode, interface, (), progress)
+    result = finish(opened, given, chosen, None, recover, learning, mode, interface, (), progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 

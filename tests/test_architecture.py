@@ -16,6 +16,7 @@ ROOMS = (
     "cells",
     "twins",
     "trace",
+    "learn",
     "score",
     "plan",
     "passes",

@@ -73,6 +73,7 @@ def prune(
     per: str,
     steps: int,
     recover: str | None,
+    distill_minutes: float,
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
@@ -99,6 +100,7 @@ def prune(
             per=per,
             steps=steps,
             recover=recover,
+            distill_minutes=distill_minutes,
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
@@ -184,6 +186,7 @@ def apply(
     shrink_states: bool,
     state_metadata: tuple[str, ...],
     recover: str | None,
+    distill_minutes: float,
     data: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
@@ -196,6 +199,7 @@ def apply(
             shrink_states=shrink_states,
             state_metadata=state_metadata,
             recover=recover,
+            distill_minutes=distill_minutes,
             data=data,
             freeze=freeze,
             progress=progress,

@@ -150,11 +150,29 @@ freeze = click.option(
 output = click.option(
     "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
 )
-recover = click.option(
-    "--recover",
-    type=click.Choice((*RECOVERIES, "auto")),
-    help="How the kept weights make up for the removed units.",
+_RECOVERY = (
+    click.option(
+        "--recover",
+        type=click.Choice((*RECOVERIES, "auto")),
+        help="How the kept weights make up for the removed units.",
+    ),
+    click.option(
+        "--distill-minutes",
+        type=click.FloatRange(min=0, min_open=True),
+        default=10.0,
+        show_default=True,
+        help="How long --recover distill may train.",
+    ),
 )
+
+
+def recover(command: Command) -> Command:
+    """The options that say how kept weights make up for cut ones."""
+    for option in reversed(_RECOVERY):
+        command = option(command)
+    return command
+
+
 mode = click.option(
     "--mode",
     type=click.Choice(MODES),

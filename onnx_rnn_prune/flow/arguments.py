@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.recovery import RECOVERIES
+from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.progress import Progress
 
 MODES = ("shrink", "zero")
@@ -54,6 +57,17 @@ def recovery(value: object) -> str:
     return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
 
 
+def course(recover: object, minutes: object, seed: object) -> Course:
+    """How long a recovery may learn, if it does.
+
+    Raises:
+        PruneError: a value means nothing, or PyTorch is missing, which the recovery needs.
+    """
+    if recovery(recover) == "distill":
+        require_torch("--recover distill")
+    return Course(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
+
+
 def globs(value: object, option: str) -> tuple[str, ...]:
     """One glob, or several.
 
@@ -86,6 +100,19 @@ def deviation(value: object, option: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
         raise PruneError(
             f"{value!r} is not a number from 0 on", where=option, remedy="give 0 or more"
+        )
+    return float(value)
+
+
+def above_zero(value: object, option: str) -> float:
+    """A finite number above 0.
+
+    Raises:
+        PruneError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise PruneError(
+            f"{value!r} is not a number above 0", where=option, remedy="give more than 0"
         )
     return float(value)
 

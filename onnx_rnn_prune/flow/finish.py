@@ -16,11 +16,12 @@ from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.stages import Stage, run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
+from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
-from onnx_rnn_prune.passes.recover import Recover
+from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.states import State
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
@@ -34,6 +35,7 @@ def finish(
     plan: Plan,
     studied: Studied | None,
     recover: str | None,
+    course: Course,
     mode: str,
     interface: Interface,
     stages: Sequence[Stage],
@@ -43,7 +45,7 @@ def finish(
     if not plan.cut():
         return _untouched(opened, data, plan, mode, stages, progress)
     studied = settle(opened, studied, plan, data, progress)
-    recovered, reason = _recover(opened, data, plan, studied, recover, progress)
+    recovered, reason = _recover(opened, data, plan, studied, recover, course, progress)
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
     proof, shrunk = _prove(opened, studied, plan, recovered, mode, feeds)
@@ -68,6 +70,7 @@ def finish(
         "used": recovered.used,
         "lambda": recovered.ridge,
         "rounds": recovered.rounds,
+        "learning": None if recovered.learning is None else plain(recovered.learning),
         "reason": reason,
     }
     return PruneResult(model, plan, report, is_apart(opened.model))
@@ -83,7 +86,7 @@ def _prove(
 ) -> tuple[Oracle, Document]:
     """The proof, and the cut; the document of full width is gone when they are there."""
     document = studied.prepared.document.copy()
-    Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
+    recovered.write(document)
     return prove(opened, studied, plan, document, feeds), cut(document, studied, plan, mode)
 
 
@@ -107,22 +110,23 @@ def _recover(
     plan: Plan,
     studied: Studied,
     asked: str | None,
+    course: Course,
     progress: Progress,
 ) -> tuple[Recovered, str]:
     wanted = asked or "auto"
     if not data.given:
-        if wanted in ("bias", "lstsq"):
+        if wanted in ("bias", "lstsq", "distill"):
             raise PruneError(
                 f"{wanted} looks at what the units do, and there is no data",
                 where="--recover",
                 remedy="pass --data, or leave --recover out",
             )
-        return Recovered("none", {}, None, 0.0), "there is no data to recover with"
+        return Recovered("none", Pipeline(()), None, 0.0), "there is no data to recover with"
     if wanted == "none":
-        return Recovered("none", {}, None, 0.0), "asked for"
+        return Recovered("none", Pipeline(()), None, 0.0), "asked for"
     studied = look(studied, data, progress)
     bench = Bench.of(opened, data, studied, plan.mask(studied.prepared.trace))
-    return recover_units(bench, "lstsq" if wanted == "auto" else wanted, progress)
+    return recover_units(bench, "lstsq" if wanted == "auto" else wanted, course, progress)
 
 
 def _untouched(

@@ -12,8 +12,10 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied
+from onnx_rnn_prune.learn.course import Course, Learning
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.passes.recover import Fit, Recover, fit_readers, teacher_pairs
@@ -26,7 +28,7 @@ from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.states import state_outputs
 from onnx_rnn_prune.validate import drift
 
-RECOVERIES = ("none", "bias", "lstsq")
+RECOVERIES = ("none", "bias", "lstsq", "distill")
 
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
@@ -39,18 +41,20 @@ class Recovered:
     """What was chosen to make up for the cut units.
 
     Attributes:
-        used: none, bias or lstsq.
-        fits: by reader name; empty for none.
+        used: none, bias, lstsq or distill.
+        write: puts it into the document of full width.
         ridge: lambda of lstsq.
         error: mean NRMSE of the outputs on held-out feeds.
         rounds: refits on the cut model's own signals.
+        learning: how distill went, also where it was not chosen.
     """
 
     used: str
-    fits: Mapping[str, Fit]
+    write: Pass
     ridge: float | None
     error: float
     rounds: int = 0
+    learning: Learning | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +97,19 @@ class Bench:
         """The same for other units."""
         return replace(self, keep=keep)
 
-    def document(self, fits: Mapping[str, Fit]) -> Document:
-        """A document of full width whose kept units stand in for the others."""
+    def recover(self, fits: Mapping[str, Fit]) -> Pass:
+        """What writes fits."""
+        return Recover(self.readers, self.keep, fits)
+
+    def shrunk(self, write: Pass) -> Document:
+        """What is left once something was written and the units are cut."""
         result = self.prepared.document.copy()
-        Recover(self.readers, self.keep, fits)(result)
+        Pipeline((write, Shrink(self.prepared.trace, self.keep)))(result)
         return result
 
-    def shrunk(self, fits: Mapping[str, Fit]) -> Document:
-        """What is left of it once the units are cut."""
-        result = self.document(fits)
-        Shrink(self.prepared.trace, self.keep)(result)
-        return result
-
-    def judge(self, fits: Mapping[str, Fit]) -> float:
+    def judge(self, write: Pass) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds."""
-        candidate = Runner(self.shrunk(fits), name="a candidate", remedy=OURS)
+        candidate = Runner(self.shrunk(write), name="a candidate", remedy=OURS)
         found = drift(self.original(), candidate, self.held_out)
         states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
@@ -119,15 +121,16 @@ class Bench:
         """Fitted and judged."""
         fits = fit_readers(self.prepared.document, self.readers, self.keep, pairs, ridge)
         given = None if math.isinf(ridge) else ridge
-        return Recovered(used, fits, given, self.judge(fits), rounds)
+        write = self.recover(fits)
+        return Recovered(used, write, given, self.judge(write), rounds)
 
     def pairs(self, reader: Reader) -> Moments:
         """Moments of what a reader of the original reads, and of the kept part of the same."""
         return teacher_pairs(self.evidence.moments[reader.pool], kept(reader.labels, self.keep))
 
-    def free_pairs(self, fits: Mapping[str, Fit], seen: Shelf) -> None:
+    def free_pairs(self, write: Pass, seen: Shelf) -> None:
         """Adds moments of what the original's readers read, and of what a cut model's do."""
-        student = Tapped(self.shrunk(fits), self.readers)
+        student = Tapped(self.shrunk(write), self.readers)
         teacher = Tapped(self.prepared.document, self.readers)
         for feed in self.fitting:
             wanted, real = teacher(feed), student(feed)
@@ -137,15 +140,36 @@ class Bench:
                 seen.add(reader.pool, Moments.of(pair, last=read.shape[1]))
 
 
-def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recovered, str]:
+def recover_units(
+    bench: Bench, asked: str, course: Course, progress: Progress
+) -> tuple[Recovered, str]:
     """The best recovery up to the one that was asked for, and why it is that one."""
-    plain = Recovered("none", {}, None, bench.judge({}))
+    nothing = bench.recover({})
+    plain = Recovered("none", nothing, None, bench.judge(nothing))
     errors = {"none": plain.error}
     best = _tried(errors, plain, bench.candidate("bias", bench.pairs, math.inf))
-    if asked == "lstsq":
+    if asked in ("lstsq", "distill"):
         fitted = _refit(bench, _best_ridge(bench, progress), progress)
         best = _tried(errors, best, fitted)
+    if asked == "distill":
+        learnt = _distilled(bench, best, course, progress)
+        best = replace(_tried(errors, best, learnt), learning=learnt.learning)
     return best, _reason(best, asked, errors)
+
+
+def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progress) -> Recovered:
+    """What comes of training from the best so far; PyTorch is imported only here."""
+    from onnx_rnn_prune.learn.distill import Pupil, distill
+
+    prepared = bench.prepared
+    pupil = Pupil(prepared.document, prepared.trace, bench.keep, bench.shrunk(start.write))
+
+    def judge(write: Pass) -> float:
+        return bench.judge(Pipeline((start.write, write)))
+
+    learnt, learning = distill(pupil, bench.fitting, judge, course, progress)
+    write = Pipeline((start.write, learnt))
+    return replace(start, used="distill", write=write, error=learning.after, learning=learning)
 
 
 def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
@@ -184,7 +208,7 @@ def _refit(bench: Bench, start: Recovered, progress: Progress) -> Recovered:
 
     for number in range(_ROUNDS):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + _ROUNDS)
-        bench.free_pairs(last.fits, seen)
+        bench.free_pairs(last.write, seen)
         last = bench.candidate("lstsq", pairs, start.ridge, number + 1)
         if last.error < best.error:
             best = last

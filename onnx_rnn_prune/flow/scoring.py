@@ -6,6 +6,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.request import Request
 from onnx_rnn_prune.flow.studying import Studied, look
+from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.criteria import CRITERIA
@@ -19,7 +20,7 @@ def criterion_of(request: Request, data: Data) -> Criterion:
     """The criterion to use on this data.
 
     Raises:
-        PruneError: it needs data, and there is none.
+        PruneError: it needs data, or PyTorch, and there is none.
     """
     name = request.criterion_for(data)
     criterion = parse_criterion(name)
@@ -30,6 +31,8 @@ def criterion_of(request: Request, data: Data) -> Criterion:
             where="--criterion",
             remedy=f"pass --data, or choose one of {others}",
         )
+    if criterion.learns:
+        require_torch(f"--criterion {name}")
     return criterion
 
 

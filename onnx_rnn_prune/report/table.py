@@ -216,7 +216,15 @@ def _recovery(recovery: Report) -> str:
     text = _RECOVERIES.get(used, used)
     if recovery.get("lambda") is not None and used == "lstsq":
         text += f" (least squares, lambda {recovery['lambda']:.2g})"
+    if recovery.get("learning"):
+        text += f" ({_learning(recovery['learning'])})"
     return text + (f"; {recovery['reason']}" if recovery.get("reason") else "")
+
+
+def _learning(learning: Report) -> str:
+    reasons = ", ".join(sorted(set(learning["missing"].values())))
+    scope = "as a whole" if learning["whole"] else f"piece by piece, since {reasons}"
+    return f"{learning['steps']} steps in {learning['seconds']:.0f} s, trained {scope}"
 
 
 def _data(data: Report) -> str:

@@ -80,7 +80,7 @@ def parse_criterion(text: str) -> Criterion:
             start=np.zeros(subject.trace.units.count),
         )
 
-    return Criterion(score, needs)
+    return Criterion(score, needs, learns=any(criterion.learns for _, criterion in terms))
 
 
 def _term(text: str) -> tuple[float, Criterion]:

@@ -63,10 +63,12 @@ class Criterion:
         score: one score per unit, [units]; what scores higher is kept.
         needs: nothing but weights; weights, and evidence where there is data; feeds to run; or
             evidence, the moments of all that is read.
+        learns: whether it needs PyTorch.
     """
 
     score: Callable[[Subject], Matrix]
     needs: Literal["weights", "either", "feeds", "evidence"]
+    learns: bool = False
 
 
 def owned_weights(subject: Subject) -> Iterator[tuple[Matrix, Labels]]:

@@ -1,0 +1,55 @@
+"""How long and how fast a cut model learns, and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Course:
+    """What training is limited to.
+
+    Attributes:
+        minutes: the longest that it may take.
+        seed: of the order of lessons.
+        steps: of gradient descent at most.
+        rate: the highest learning rate.
+        norm: gradients are clipped to it.
+        trials: how often what was learnt is judged.
+        patience: after so many trials without a better one, learning ends.
+    """
+
+    minutes: float = 10.0
+    seed: int = 0
+    steps: int = 2000
+    rate: float = 2e-3
+    norm: float = 1.0
+    trials: int = 30
+    patience: int = 10
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How training went.
+
+    Attributes:
+        whole: whether all that stands behind the first pruned layer was trained as one; otherwise
+            it was trained piece by piece, between the operators that are missing.
+        missing: why nodes behind a pruned layer could not be computed with gradients, by node.
+        weights: how many constants were trained.
+        before: mean NRMSE of the outputs on held-out feeds at the start.
+        after: of the best weights.
+        steps: of gradient descent.
+        taken: the step at which the best weights were taken; 0 for those at the start.
+        seconds: that it took.
+    """
+
+    whole: bool
+    missing: Mapping[str, str]
+    weights: int
+    before: float
+    after: float
+    steps: int
+    taken: int
+    seconds: float

@@ -1,0 +1,117 @@
+"""From a cut model to a better one that computes more nearly what the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.learn.course import Course, Learning
+from onnx_rnn_prune.learn.learnt import Learnt
+from onnx_rnn_prune.learn.lessons import Lesson, Teacher
+from onnx_rnn_prune.learn.network import build, unshared
+from onnx_rnn_prune.learn.region import find_region
+from onnx_rnn_prune.learn.training import Task, Values, train
+from onnx_rnn_prune.learn.variety import Variety
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.trace.labels import Mask
+from onnx_rnn_prune.trace.states import state_outputs
+from onnx_rnn_prune.trace.trace import Trace
+
+# The variance of an output that never changes.
+_FLOOR = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Pupil:
+    """What is trained.
+
+    Attributes:
+        original: the prepared document at full width.
+        trace: of it.
+        keep: per unit, True where it stays.
+        cut: the document that is left, with the weights to start from.
+    """
+
+    original: Document
+    trace: Trace
+    keep: Mask
+    cut: Document
+
+
+def distill(
+    pupil: Pupil,
+    feeds: Feeds,
+    judge: Callable[[Learnt], float],
+    course: Course,
+    progress: Progress,
+) -> tuple[Learnt, Learning]:
+    """Trains a cut model.
+
+    Args:
+        pupil: the model.
+        feeds: what it learns on.
+        judge: the error of what was learnt on other feeds.
+        course: limits.
+        progress: is told how far it is.
+
+    Returns:
+        What was learnt, and how it went; nothing where nothing better was found.
+    """
+    region = find_region(pupil.cut, pupil.trace.units.lanes)
+    states = state_outputs(pupil.original)
+    targets = tuple(name for name in region.targets if name not in states) or region.targets
+    network = build(pupil.cut, region)
+    places = unshared(pupil.cut, network)
+    teacher = Teacher(pupil.original, pupil.trace, pupil.keep, region)
+
+    def learnt(values: Values) -> Learnt:
+        found = {places[name]: value for name, value in values.items()}
+        return Learnt(pupil.trace, pupil.keep, found)
+
+    found = train(
+        Task(network, tuple(places), _scales(teacher, targets, feeds)),
+        _lessons(teacher, Variety(feeds, signature.inputs(pupil.original.source), course.seed)),
+        lambda values: judge(learnt(values)),
+        course,
+        progress,
+    )
+    return learnt(found.values), Learning(
+        whole=region.whole,
+        missing=region.missing,
+        weights=len(places),
+        before=found.before,
+        after=found.error,
+        steps=found.steps,
+        taken=found.taken,
+        seconds=found.seconds,
+    )
+
+
+def _lessons(teacher: Teacher, variety: Variety) -> Iterator[Lesson]:
+    """As many as are asked for."""
+    for made, real in variety:
+        try:
+            lesson = teacher(made)
+        except PruneError:  # what was made up need not suit the model
+            lesson = teacher(real)
+        yield lesson
+
+
+def _scales(teacher: Teacher, targets: Sequence[str], feeds: Feeds) -> Mapping[str, float]:
+    """The variance of each target over all feeds."""
+    sums = {name: np.zeros(3) for name in targets}
+    for feed in feeds:
+        wanted = teacher(feed).wanted
+        for name in targets:
+            values = wanted[name].numpy().astype(np.float64)
+            sums[name] += values.size, values.sum(), np.square(values).sum()
+    return {
+        name: max(squares / count - (total / count) ** 2, _FLOOR)
+        for name, (count, total, squares) in sums.items()
+    }

@@ -1,0 +1,65 @@
+"""Lessons: what a region of the cut model reads, and what the original computes from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.learn.network import Tensors, to_torch
+from onnx_rnn_prune.learn.region import Region
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.trace.labels import Mask, compress, kept, uniform
+from onnx_rnn_prune.trace.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One feed, or several side by side, as the original computes it.
+
+    Attributes:
+        given: what the region reads.
+        wanted: its targets.
+    """
+
+    given: Tensors
+    wanted: Tensors
+
+
+class Teacher:
+    """The original, which shows what a region of the cut model needs.
+
+    Args:
+        document: the prepared model at full width; it is not changed.
+        trace: of it.
+        keep: per unit, True where it stays.
+        region: of the cut model.
+    """
+
+    def __init__(self, document: Document, trace: Trace, keep: Mask, region: Region) -> None:
+        fed = {tensor.name for tensor in document.graph.inputs}
+        self._region, self._trace, self._keep = region, trace, keep
+        names = [*region.given, *region.targets]
+        self._runner = Runner(
+            document, outputs=[name for name in names if name not in fed], optimize=False
+        )
+
+    def __call__(self, feed: Feed) -> Lesson:
+        """One lesson."""
+        values = {**feed, **self._runner(feed)}
+        given, wanted = (
+            {name: to_torch(self._narrowed(name, values[name])) for name in names}
+            for names in (self._region.given, self._region.targets)
+        )
+        return Lesson(given, wanted)
+
+    def _narrowed(self, name: str, value: Array) -> Array:
+        """Without the entries of cut units."""
+        labels, axis = self._trace.labels.get(name), self._trace.axes.get(name)
+        if labels is None or axis is None:
+            return value
+        for place in range(labels.ndim):
+            if uniform(labels, place):
+                labels = labels[(slice(None),) * place + (slice(0, 1),)]
+        return compress(value, np.broadcast_to(kept(labels, self._keep), value.shape), axis)

@@ -1,0 +1,157 @@
+"""Training a cut model to compute what the original computes (Hinton, Vinyals and Dean 2015).
+
+The loss of an output is the squared difference from the original's, over the variance of that.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.learn.lessons import Lesson
+from onnx_rnn_prune.learn.network import Network, Tensors
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.progress import Progress
+
+_WARM_UP = 0.05
+_DECAY = (0.9, 0.99)
+# The largest share of the time that goes into judging.
+_JUDGING = 0.3
+
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What was learnt.
+
+    Attributes:
+        values: the weights, by name; empty where none were better than those at the start.
+        before: the error at the start, as judged.
+        error: of the values.
+        steps: of gradient descent.
+        taken: the step at which the values were taken.
+        seconds: that it took.
+    """
+
+    values: Values
+    before: float
+    error: float
+    steps: int
+    taken: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is trained, and to what end.
+
+    Attributes:
+        network: starts from its own constants.
+        weights: names of those that are trained.
+        variances: by target, that of what it should be.
+    """
+
+    network: Network
+    weights: Sequence[str]
+    variances: Mapping[str, float]
+
+    def loss(self, lesson: Lesson, weights: Tensors) -> torch.Tensor:
+        """The mean over all targets."""
+        found = self.network(lesson.given, weights, list(self.variances))
+        return torch.stack(
+            [
+                (found[name] - lesson.wanted[name]).square().mean() / variance
+                for name, variance in self.variances.items()
+            ]
+        ).mean()
+
+
+def train(
+    task: Task,
+    lessons: Iterable[Lesson],
+    judge: Callable[[Values], float],
+    course: Course,
+    progress: Progress,
+) -> Trained:
+    """Trains the weights of a network, and gives those that were judged best.
+
+    Args:
+        task: what is trained.
+        lessons: without end.
+        judge: the error of weights on other data; of those at the start where none are given.
+        course: limits.
+        progress: is told how far it is.
+    """
+    begin = time.perf_counter()
+    error = judge({})
+    judging = time.perf_counter() - begin
+    learner = _Learner(task, course)
+    best = Trained({}, error, error, 0, 0, 0.0)
+    step, trial, waited, done = 0, 1, 0, 0.0
+    with _one_thread():
+        for lesson in lessons:
+            progress("learning", round(done * course.steps), course.steps)
+            learner(lesson, done)
+            step += 1
+            seconds = time.perf_counter() - begin
+            done = max(step / course.steps, seconds / (60.0 * course.minutes))
+            late = done * course.trials >= trial and trial * judging < _JUDGING * seconds
+            if late or done >= 1.0:
+                trial = int(done * course.trials) + 1
+                found = judge(values := learner.values())
+                waited = 0 if found < best.error else waited + 1
+                if not waited:
+                    best = replace(best, values=values, error=found, taken=step)
+            if done >= 1.0 or waited >= course.patience:
+                break
+    progress("learning", course.steps, course.steps)
+    return replace(best, steps=step, seconds=time.perf_counter() - begin)
+
+
+class _Learner:
+    """Adam on the weights of a network."""
+
+    def __init__(self, task: Task, course: Course) -> None:
+        constants = task.network.constants
+        self._task, self._course = task, course
+        self._weights = {name: constants[name].clone().requires_grad_() for name in task.weights}
+        parts = list(self._weights.values())
+        self._optimizer = torch.optim.Adam(parts, lr=course.rate, betas=_DECAY)
+
+    def __call__(self, lesson: Lesson, done: float) -> None:
+        """One step; `done` is the share of all steps that lies behind."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._course.rate * _pace(done)
+        loss = self._task.loss(lesson, self._weights)
+        if torch.isfinite(loss):
+            self._optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(self._weights.values()), self._course.norm)
+            self._optimizer.step()
+
+    def values(self) -> dict[str, Array]:
+        """A copy of the weights."""
+        return {name: part.detach().numpy().copy() for name, part in self._weights.items()}
+
+
+def _pace(done: float) -> float:
+    """The share of the highest learning rate: a warm-up, then half a cosine down to nothing."""
+    return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps of recurrent layers are too small to be shared between threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

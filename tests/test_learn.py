@@ -1,0 +1,205 @@
+"""Distillation and criteria by gradients, on small models."""
+
+import re
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_rnn_prune import prune
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow import arguments
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.opening import open_model
+from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.learn import extra
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.progress import silent
+
+
+def weights(seed, **shapes):
+    rng = np.random.default_rng(seed)
+    return [
+        onnx.numpy_helper.from_array(rng.normal(0, 0.5, shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+
+
+def two_layers(
+    middle="", after="logits = Add(product, bias)", outputs="float[time, batch, 3] logits"
+):
+    """A bidirectional LSTM under a GRU under a linear layer."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, 4] x) => ({outputs}) {{
+            Y1 = LSTM <hidden_size = 6, direction = "bidirectional"> (x, W1, R1, B1)
+            turned = Transpose <perm = [0, 2, 1, 3]> (Y1)
+            wide = Reshape(turned, flat)
+            {middle or "read = Identity(wide)"}
+            Y2 = GRU <hidden_size = 8> (read, W2, R2, B2)
+            states = Squeeze(Y2, one)
+            product = MatMul(states, fc)
+            {after}
+        }}
+    """)
+    model.graph.initializer.extend(
+        weights(
+            0, W1=(2, 24, 4), R1=(2, 24, 6), B1=(2, 48), W2=(1, 24, 12), R2=(1, 24, 8), B2=(1, 48),
+            fc=(8, 3), bias=(3,),
+        )
+    )  # fmt: skip
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 12]), "flat"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    for node, name in zip(model.graph.node, ("first", "", "", "", "second"), strict=False):
+        node.name = name
+    return model
+
+
+def feeds(count=8, steps=20):
+    rng = np.random.default_rng(1)
+    return [
+        {"x": rng.normal(size=(steps + n, 2, 4)).astype(np.float32).cumsum(0) / 3}
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        ({"recover": "distill"}, "--recover distill"),
+        ({"criterion": "taylor"}, "--criterion taylor"),
+    ],
+)
+def test_without_torch_one_line_says_what_to_install(monkeypatch, asked, option):
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+    with pytest.raises(PruneError) as caught:
+        prune(two_layers(), keep=0.5, data=feeds(), **asked)
+    assert str(caught.value) == (
+        f"{option}: needs PyTorch, which is not installed; "
+        "run pip install 'onnx_rnn_prune[distill]'"
+    )
+
+
+def test_nothing_imports_torch_where_it_is_not_asked_for():
+    code = "import sys, onnx_rnn_prune.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestWithTorch:
+    @pytest.fixture(autouse=True)
+    def torch(self):
+        return pytest.importorskip("torch", reason="learning needs the extra distill")
+
+    @pytest.fixture(autouse=True)
+    def short(self, monkeypatch):
+        course = partial(arguments.Course, steps=60, trials=3, rate=5e-3)
+        monkeypatch.setattr(arguments, "Course", course)
+
+    def learn(self, model, **more):
+        how = {"keep": 0.5, "data": feeds(), "recover": "distill", **more}
+        return prune(model, **how).report
+
+    def test_distill_is_better_than_least_squares(self):
+        before = self.learn(two_layers(), recover="lstsq")["recovery"]["reason"]
+        report = self.learn(two_layers())
+        recovery = report["recovery"]
+        assert report["oracle"]["passed"]
+        assert recovery["used"] == "distill"
+        assert recovery["learning"]["whole"] and not recovery["learning"]["missing"]
+        assert recovery["learning"]["weights"] == 8
+        assert recovery["learning"]["after"] < recovery["learning"]["before"]
+        lstsq = float(re.search(r"lstsq ([\d.e-]+)", before)[1])
+        assert recovery["learning"]["before"] == pytest.approx(lstsq, rel=0.01)
+
+    def test_an_operator_without_gradients_in_between_splits_what_learns(self):
+        model = two_layers(middle="parts = SplitToSequence <axis = 2> (wide, six)\n"
+                           "read = ConcatFromSequence <axis = 2> (parts)")  # fmt: skip
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([6, 6]), "six"))
+        report = self.learn(model)
+        learning = report["recovery"]["learning"]
+        assert report["oracle"]["passed"]
+        assert not learning["whole"]
+        assert "SplitToSequence is not known" in learning["missing"].values()
+        assert learning["after"] <= learning["before"]
+
+    def test_what_is_not_differentiable_behind_ends_what_learns(self):
+        model = two_layers(
+            after="logits = Add(product, bias)\n best = ArgMax <axis = -1> (logits)",
+            outputs="int64[time, batch, one] best",
+        )
+        report = self.learn(model)
+        assert report["oracle"]["passed"]
+
+    def test_zero_mode_holds_what_was_learnt(self):
+        report = self.learn(two_layers(), mode="zero")
+        assert report["recovery"]["used"] == "distill"
+        assert report["oracle"]["passed"]
+
+    def test_it_is_the_same_each_time(self):
+        errors = [self.learn(two_layers())["recovery"]["learning"]
+                  for _ in range(2)]  # fmt: skip
+        assert errors[0]["after"] == errors[1]["after"]
+
+
+class TestGradients:
+    @pytest.fixture(autouse=True)
+    def torch(self):
+        return pytest.importorskip("torch", reason="gradients need the extra distill")
+
+    def prepared(self):
+        opened = open_model(two_layers())
+        data = open_data(opened, feeds(2, 6), None, 0)
+        return study(opened, ["first", "second"], data, silent).prepared, feeds(2, 6)[0]
+
+    def test_slopes_are_differences_of_onnxruntime(self):
+        from onnx_rnn_prune.learn.lessons import Teacher
+        from onnx_rnn_prune.learn.network import build
+        from onnx_rnn_prune.learn.region import find_region
+        from onnx_rnn_prune.score.gradients import Probe, reading
+
+        prepared, feed = self.prepared()
+        document, trace = prepared.document, prepared.trace
+        region = find_region(document, trace.units.lanes)
+        readers = reading(document, trace)
+        keep = np.ones(trace.units.count, dtype=bool)
+        lesson = Teacher(document, trace, keep, region)(feed)
+        probe = Probe(build(document, region), region.targets, readers, trace.units.count)
+        found = next(probe(lesson, np.random.default_rng(3)))
+        wanted = lesson.wanted["logits"].numpy().astype(np.float64)
+        signs = np.random.default_rng(3).choice([-1.0, 1.0], wanted.shape)
+
+        def loss(unit, step):
+            changed = document.copy()
+            nodes = nodes_by_key(changed.graph)
+            for binding in readers:
+                tensor = nodes[binding.node].inputs[binding.bound.slot]
+                scale = np.where(binding.bound.labels == unit, 1.0 + step, 1.0)
+                tensor.values = (tensor.values * scale).astype(np.float32)
+            value = Runner(changed, optimize=False)(feed)["logits"].astype(np.float64)
+            return np.sum(signs * value) / wanted.std(ddof=1)
+
+        for unit in range(trace.units.count):
+            slope = (loss(unit, 0.01) - loss(unit, -0.01)) / 0.02
+            assert found[unit] == pytest.approx(slope, rel=0.02, abs=0.02)
+
+    @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+    def test_units_that_nobody_reads_matter_least(self, criterion):
+        model = two_layers()
+        dead = [1, 4, 6]
+        for tensor in model.graph.initializer:
+            if tensor.name in ("R2", "fc"):
+                value = onnx.numpy_helper.to_array(tensor).copy()
+                axis = 2 if tensor.name == "R2" else 0
+                np.moveaxis(value, axis, 0)[dead] = 0.0
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        result = prune(model, keep=5, only="second", data=feeds(), criterion=criterion,
+                       recover="none")  # fmt: skip
+        assert result.plan.layers["second"].keep == ((0, 2, 3, 5, 7),)
+
+    def test_they_need_data(self):
+        with pytest.raises(PruneError, match="there is no data"):
+            prune(two_layers(), criterion="taylor")
