@@ -15,12 +15,9 @@ import onnx
 from onnx_rnn_prune.data import Feeds, open_feeds, places, random_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import (
-    MODES,
     check_progress,
-    course,
     deviation,
     frozen,
-    one_of,
     thread_count,
     whole,
 )
@@ -28,10 +25,10 @@ from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.inspecting import inspect_model
-from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model, read_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.treatment import read_treatment
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
@@ -57,6 +54,7 @@ def prune(
     criterion: str | None = None,
     allocate: str = "uniform",
     per: str = "units",
+    schedule: str = "hard",
     steps: int = 1,
     recover: str | None = None,
     distill_minutes: float = 10.0,
@@ -85,7 +83,10 @@ def prune(
         allocate: uniform; global for one ranking over all layers; or joint, which measures what
             cuts of each layer do, and shares the cut by that.
         per: what a shared cut is paid in: units, params, flops, or ms (of this machine).
-        steps: choose units in so many steps, each on the model that the one before left.
+        schedule: how units leave: hard, at once; soft, fading out while the others are refitted;
+            mixed, the better explained half at once.
+        steps: in how many steps: hard chooses units in so many, each on the model that the one
+            before left; soft and mixed fade in so many.
         recover: none, bias, lstsq or distill; None or "auto" for lstsq where there is data.
         distill_minutes: how long distill may train.
         mode: shrink, or zero to keep all shapes.
@@ -105,12 +106,13 @@ def prune(
         Unmet: the result does not pass the self-check, or a budget cannot be met.
     """
     start = time.perf_counter()
-    request = read_request(
-        keep, budget, criterion, allocate, per, steps, recover, only, skip, align, min_units, seed
+    treatment = read_treatment(
+        recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, seed
     )
-    one_of(mode, MODES, "--mode")
-    interface = read_interface(shrink_states, state_metadata, mode)
-    learning = course(recover, distill_minutes, seed)
+    choices = treatment.schedule.choices
+    request = read_request(
+        keep, budget, criterion, allocate, per, choices, recover, only, skip, align, min_units, seed
+    )
     check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
@@ -120,7 +122,7 @@ def prune(
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, learning, mode, interface, (), progress)
+    result = finish(opened, given, plan_, studied, treatment, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -166,6 +168,8 @@ def apply(
     *,
     data: object = None,
     eval_data: object = None,
+    schedule: str = "hard",
+    steps: int = 1,
     recover: str | None = None,
     distill_minutes: float = 10.0,
     mode: str = "shrink",
@@ -177,16 +181,16 @@ def apply(
 ) -> PruneResult:
     """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
     start = time.perf_counter()
-    learning = course(recover, distill_minutes, seed)
-    one_of(mode, MODES, "--mode")
-    interface = read_interface(shrink_states, state_metadata, mode)
+    treatment = read_treatment(
+        recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, seed
+    )
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, learning, mode, interface, (), progress)
+    result = finish(opened, given, chosen, None, treatment, progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 

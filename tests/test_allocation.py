@@ -7,9 +7,17 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.flow.fading import Schedule, fading_model
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.sensitivity import Curve
+from onnx_rnn_prune.flow.studying import look, study
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.plan.stopwatch import Stopwatch
+from onnx_rnn_prune.progress import silent
 
 HIDDEN, WIDTH = 8, 4
 
@@ -141,3 +149,49 @@ def test_units_that_went_do_not_come_back(feeds, monkeypatch):
     assert len(calls) == 4
     # Eight units become five, the last; then the first two of those stay.
     assert plan.layers["first"].keep == plan.layers["second"].keep == ((3, 4),)
+
+
+@pytest.mark.parametrize("schedule", ["soft", "mixed"])
+def test_one_step_of_any_schedule_is_the_hard_one(schedule, feeds):
+    hard, other = (
+        onnx_rnn_prune.prune(stacked(None), keep=0.5, data=feeds, schedule=kind)
+        for kind in ("hard", schedule)
+    )
+    assert other.model == hard.model
+
+
+@pytest.mark.parametrize("schedule", ["soft", "mixed"])
+def test_units_that_fade_are_gone_in_the_end(schedule, feeds):
+    result = onnx_rnn_prune.prune(stacked(None), keep=0.5, data=feeds, schedule=schedule, steps=4)
+    assert set(widths(result).values()) == {4} and result.report["oracle"]["passed"]
+    plain = onnx_rnn_prune.prune(stacked(None), keep=0.5, data=feeds, recover="none")
+    name = "logits"
+    assert result.report["drift"][name]["nrmse"] < plain.report["drift"][name]["nrmse"]
+
+
+def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
+    """What is half faded lies between the two; the clear losers of a mixed one are gone before."""
+    model = stacked(None)
+    opened = open_model(model)
+    data = open_data(opened, feeds, None, 0)
+    studied = look(study(opened, ["first", "second"], data, silent), data, silent)
+    keep = np.ones(studied.prepared.trace.units.count, dtype=bool)
+    keep[[1, 3, 5, 9, 11]] = False
+    bench = Bench.of(opened, data, studied, keep)
+    nothing = Pipeline(())
+    original = opened.run()(feeds[0])["logits"]
+    errors = []
+    for share in (1e-6, 0.25, 0.5, 0.75):
+        document = fading_model(bench, Schedule("soft", 4), nothing, share)
+        errors.append(np.abs(Runner(document)(feeds[0])["logits"] - original).max())
+    assert errors[0] < 1e-3 and errors == sorted(errors)
+    mixed = fading_model(bench, Schedule("mixed", 4), nothing, 1e-6)
+    weights = mixed.graph.nodes[0].inputs[2].values[0]
+    gone = [not weights[:, unit].any() for unit in range(HIDDEN)]
+    assert 0 < sum(gone) < 5 and not any(gone[unit] for unit in (0, 2, 4, 6, 7))
+
+
+@pytest.mark.parametrize("recover", ["none", "bias"])
+def test_fading_takes_a_recovery_that_learns(recover, feeds):
+    with pytest.raises(PruneError, match=r"^--schedule: "):
+        onnx_rnn_prune.prune(stacked(None), data=feeds, schedule="soft", recover=recover)

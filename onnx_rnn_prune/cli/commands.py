@@ -47,6 +47,7 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
 @options.freeze
 @options.selection
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
+@options.schedule
 @options.recover
 @options.mode
 @options.states
@@ -72,6 +73,7 @@ def prune(
     allocate: str,
     per: str,
     steps: int,
+    schedule: str,
     recover: str | None,
     distill_minutes: float,
     mode: str,
@@ -99,6 +101,7 @@ def prune(
             allocate=allocate,
             per=per,
             steps=steps,
+            schedule=schedule,
             recover=recover,
             distill_minutes=distill_minutes,
             mode=mode,
@@ -175,6 +178,8 @@ def plan(
 @options.freeze
 @options.mode
 @options.states
+@options.schedule
+@options.steps
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
@@ -185,6 +190,8 @@ def apply(
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
+    schedule: str,
+    steps: int,
     recover: str | None,
     distill_minutes: float,
     data: str | None,
@@ -198,6 +205,8 @@ def apply(
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
+            schedule=schedule,
+            steps=steps,
             recover=recover,
             distill_minutes=distill_minutes,
             data=data,

@@ -12,6 +12,7 @@ import click
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES
+from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.flow.request import STRATEGIES
 from onnx_rnn_prune.plan.price import PRICES
@@ -57,6 +58,20 @@ def data_option(flag: str, text: str) -> Callable[[Command], Command]:
     return click.option(flag, type=name, metavar="PATH", callback=_find_modules_here, help=text)
 
 
+steps = click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="In how many steps units are chosen, or fade out.",
+)
+schedule = click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="hard",
+    show_default=True,
+    help="How units leave: at once, by degrees, or some of both.",
+)
 _SELECTION = (
     click.option(
         "--keep",
@@ -91,13 +106,7 @@ _SELECTION = (
         show_default=True,
         help="What a shared cut is paid in.",
     ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Choose units in so many steps.",
-    ),
+    steps,
     click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
     click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone."),
     click.option(

@@ -9,14 +9,15 @@ import onnx
 
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.bench import Bench, Recovered
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
-from onnx_rnn_prune.flow.interface import Interface, narrow, update_metadata
+from onnx_rnn_prune.flow.interface import narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
+from onnx_rnn_prune.flow.recovery import recover_units
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.stages import Stage, run_stages
+from onnx_rnn_prune.flow.stages import run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
-from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
@@ -34,30 +35,26 @@ def finish(
     data: Data,
     plan: Plan,
     studied: Studied | None,
-    recover: str | None,
-    course: Course,
-    mode: str,
-    interface: Interface,
-    stages: Sequence[Stage],
+    treatment: Treatment,
     progress: Progress,
 ) -> PruneResult:
     """Recovers, cuts, proves, treats further as asked, and measures."""
     if not plan.cut():
-        return _untouched(opened, data, plan, mode, stages, progress)
+        return _untouched(opened, data, plan, treatment, progress)
     studied = settle(opened, studied, plan, data, progress)
-    recovered, reason = _recover(opened, data, plan, studied, recover, course, progress)
+    recovered, reason = _recover(opened, data, plan, studied, treatment, progress)
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
-    proof, shrunk = _prove(opened, studied, plan, recovered, mode, feeds)
-    treated, steps = run_stages(opened, shrunk, stages, data, progress)
-    narrowed = narrow(opened, treated, interface, feeds)
+    proof, shrunk = _prove(opened, studied, plan, recovered, treatment.mode, feeds)
+    treated, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
+    narrowed = narrow(opened, treated, treatment.interface, feeds)
     model = treated.write()
     prepared = studied.prepared
-    report = _report(opened, data, model, mode, progress)
+    report = _report(opened, data, model, treatment.mode, progress)
     if narrowed.states:
         model = narrowed.document.write()
         report["totals"] = total_rows(opened.model, model)
-    update_metadata(model, interface, narrowed.states)
+    update_metadata(model, treatment.interface, narrowed.states)
     report["stages"] = steps
     report["states"] = state_rows(narrowed.states)
     report["warnings"] += narrowed.notes
@@ -66,7 +63,7 @@ def finish(
     report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
     report["oracle"] = plain(proof)
     report["recovery"] = {
-        "asked": recover or "auto",
+        "asked": treatment.recover,
         "used": recovered.used,
         "lambda": recovered.ridge,
         "rounds": recovered.rounds,
@@ -109,11 +106,10 @@ def _recover(
     data: Data,
     plan: Plan,
     studied: Studied,
-    asked: str | None,
-    course: Course,
+    treatment: Treatment,
     progress: Progress,
 ) -> tuple[Recovered, str]:
-    wanted = asked or "auto"
+    wanted = treatment.recover
     if not data.given:
         if wanted in ("bias", "lstsq", "distill"):
             raise PruneError(
@@ -126,21 +122,21 @@ def _recover(
         return Recovered("none", Pipeline(()), None, 0.0), "asked for"
     studied = look(studied, data, progress)
     bench = Bench.of(opened, data, studied, plan.mask(studied.prepared.trace))
-    return recover_units(bench, "lstsq" if wanted == "auto" else wanted, course, progress)
+    asked = "lstsq" if wanted == "auto" else wanted
+    return recover_units(bench, asked, treatment.schedule, treatment.course, progress)
 
 
 def _untouched(
     opened: Opened,
     data: Data,
     plan: Plan,
-    mode: str,
-    stages: Sequence[Stage],
+    treatment: Treatment,
     progress: Progress,
 ) -> PruneResult:
     """A plan that keeps everything leaves the units as they are."""
-    document, steps = run_stages(opened, opened.document.copy(), stages, data, progress)
+    document, steps = run_stages(opened, opened.document.copy(), treatment.stages, data, progress)
     model = document.write()
-    report = _report(opened, data, model, mode, progress)
+    report = _report(opened, data, model, treatment.mode, progress)
     report["stages"] = steps
     report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.flow.recovery import Bench
+from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.plan.allocation import Allocation, Urgency, choose
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.moments import Matrix

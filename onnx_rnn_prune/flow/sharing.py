@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.recovery import Bench
 from onnx_rnn_prune.flow.request import Request
 from onnx_rnn_prune.flow.sensitivity import RIDGE, by_slopes, sensitivity
 from onnx_rnn_prune.flow.studying import Studied, cut, look

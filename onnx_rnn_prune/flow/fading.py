@@ -1,0 +1,117 @@
+"""How units leave: at once, or fading out while the others learn to do without them.
+
+| schedule | units go |
+| --- | --- |
+| hard | at once; with several steps, they are chosen in so many (see `flow.steps`) |
+| soft | all by degrees: in step n of N, weights have gone n / N of the way to the cut model's |
+| mixed | those that the kept ones explain best at once, the others by degrees |
+
+The kept weights are refitted after each step on signals of the model as it is then (He et al. 2018,
+"Soft filter pruning", keeps pruned filters in play while training goes on; here they lose weight,
+and what learns is least squares). One step of any schedule is the hard one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes.blend import Blend
+from onnx_rnn_prune.passes.cut import Zero
+from onnx_rnn_prune.passes.recover import Recover, estimate_entries, fit_readers, teacher_pairs
+from onnx_rnn_prune.score.moments import Matrix, Moments
+from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.trace.labels import Mask, kept
+
+SCHEDULES = ("hard", "soft", "mixed")
+_RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How units leave, and in how many steps.
+
+    Attributes:
+        kind: one of SCHEDULES.
+        steps: from 1 on.
+    """
+
+    kind: str = "hard"
+    steps: int = 1
+
+    @property
+    def choices(self) -> int:
+        """In how many steps units are chosen."""
+        return self.steps if self.kind == "hard" else 1
+
+    def shares(self, rounds: int) -> list[float]:
+        """How far the model has gone towards the cut one in each round of refits.
+
+        Args:
+            rounds: of refits on the cut model.
+        """
+        faded = [] if self.kind == "hard" else [n / self.steps for n in range(1, self.steps)]
+        return [*faded, *[1.0] * rounds]
+
+
+def fading_model(bench: Bench, schedule: Schedule, write: Pass, share: float) -> Document:
+    """The model on its way to the cut one; that one itself at the end of it.
+
+    Args:
+        bench: of the model.
+        schedule: says from where the way starts.
+        write: the recovery of the cut model.
+        share: of the way, above 0, at most 1.
+    """
+    if share == 1.0:
+        return bench.shrunk(write)
+    trace = bench.prepared.trace
+    cut = bench.prepared.document.copy()
+    Pipeline((write, Zero(trace, bench.keep)))(cut)
+    start = bench.prepared.document.copy()
+    if schedule.kind == "mixed":
+        stays = ~_clear_losers(bench)
+        _without(bench, stays)(start)
+        Zero(trace, stays)(start)
+    Blend(cut, share)(start)
+    return start
+
+
+def _without(bench: Bench, stays: Mask) -> Pass:
+    """The recovery of a model that loses other units than the bench's."""
+
+    def pairs(reader: Reader) -> Moments:
+        return teacher_pairs(bench.evidence.moments[reader.pool], kept(reader.labels, stays))
+
+    fits = fit_readers(bench.prepared.document, bench.readers, stays, pairs, _RIDGE)
+    return Recover(bench.readers, stays, fits)
+
+
+def _clear_losers(bench: Bench) -> Mask:
+    """Of the units that go, the half that least squares on those that stay explains best."""
+    unknown = _unexplained(bench)
+    losers = np.flatnonzero(~bench.keep)
+    order = losers[np.argsort(unknown[losers], kind="stable")]
+    clear = np.zeros(len(bench.keep), dtype=bool)
+    clear[order[: len(order) // 2]] = True
+    return clear
+
+
+def _unexplained(bench: Bench) -> Matrix:
+    """The share of each unit's variance that the kept entries of a signal with it leave open."""
+    unknown = np.ones(len(bench.keep))
+    for reader in bench.readers:
+        moments = bench.evidence.moments[reader.pool]
+        stays = kept(reader.labels, bench.keep)
+        variance = moments.variance
+        covariance = moments.covariance(np.arange(len(stays)))
+        spread, _ = estimate_entries(teacher_pairs(moments, stays), stays, _RIDGE)
+        known = np.einsum("ij,ij->i", spread, covariance[:, stays])
+        left = 1.0 - known / np.where(variance > 0, variance, 1.0)
+        units = reader.labels >= 0
+        np.minimum.at(unknown, reader.labels[units], left[units])
+    return unknown

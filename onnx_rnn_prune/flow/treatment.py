@@ -1,0 +1,63 @@
+"""What is done with a model once its units are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.arguments import MODES, course, one_of, recovery, whole
+from onnx_rnn_prune.flow.fading import SCHEDULES, Schedule
+from onnx_rnn_prune.flow.interface import Interface, read_interface
+from onnx_rnn_prune.flow.stages import Stage
+from onnx_rnn_prune.learn.course import Course
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done with a model once its units are chosen.
+
+    Attributes:
+        recover: how kept weights make up for cut ones; auto for the best that the data allows.
+        schedule: how units leave.
+        course: how long a recovery may learn.
+        mode: shrink, or zero.
+        interface: what callers of the result see.
+        stages: what is done to the cut model.
+    """
+
+    recover: str
+    schedule: Schedule
+    course: Course
+    mode: str
+    interface: Interface
+    stages: Sequence[Stage] = ()
+
+
+def read_treatment(
+    recover: str | None,
+    distill_minutes: float,
+    schedule: str,
+    steps: int,
+    mode: str,
+    shrink_states: bool,
+    state_metadata: str | Sequence[str],
+    seed: int,
+) -> Treatment:
+    """Arguments as values that mean something.
+
+    Raises:
+        PruneError: one of them means nothing.
+    """
+    wanted = recovery(recover)
+    leaving = Schedule(one_of(schedule, SCHEDULES, "--schedule"), whole(steps, "--steps", 1))
+    if leaving.kind != "hard" and wanted in ("none", "bias"):
+        raise PruneError(
+            f"with --recover {wanted}, nothing learns while units fade out",
+            where="--schedule",
+            remedy="choose hard, or another recovery",
+        )
+    learning = course(recover, distill_minutes, seed)
+    one_of(mode, MODES, "--mode")
+    interface = read_interface(shrink_states, state_metadata, mode)
+    return Treatment(wanted, leaving, learning, mode, interface)
