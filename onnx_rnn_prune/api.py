@@ -27,7 +27,7 @@ from onnx_rnn_prune.flow.arguments import (
 from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import PruneResult, finish
-from onnx_rnn_prune.flow.interface import read_interface
+from onnx_rnn_prune.flow.interface import AS_BEFORE, read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.studying import study
@@ -82,7 +82,7 @@ def prune(
         recover: none, bias or lstsq; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
         shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
-            units only, in the order of the plan.
+            units only, in the order of the plan; layers that share one keep equally many.
         state_metadata: a key of the model's metadata that holds the width of a state, or several.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
@@ -110,7 +110,7 @@ def prune(
     inputs = places(model, data, eval_data)
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
-    plan_, studied = choose_plan(opened, given, request, progress)
+    plan_, studied = choose_plan(opened, given, request, interface, progress)
     result = finish(opened, given, plan_, studied, recover, mode, interface, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
@@ -131,6 +131,7 @@ def plan(
     data: object = None,
     criterion: str | None = None,
     allocate: str = "uniform",
+    shrink_states: bool = False,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -143,9 +144,11 @@ def plan(
     request = read_request(
         keep, budget, criterion, allocate, None, only, skip, align, min_units, seed
     )
+    interface = read_interface(shrink_states, (), "shrink")
     check_progress(progress)
     opened = open_model(model, frozen(freeze))
-    chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
+    given = open_data(opened, data, None, seed)
+    chosen, _ = choose_plan(opened, given, request, interface, progress)
     return chosen
 
 
@@ -190,7 +193,7 @@ def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> d
     try:
         data = open_data(opened, None, None, seed=0)
         names = [layer.name for layer in opened.layers]
-        studied = study(opened, names, data, silent)
+        studied = study(opened, names, data, AS_BEFORE, silent)
         prepared = studied.prepared
         rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
         pinned = {**prepared.left, **never_worth(opened, data, studied)}

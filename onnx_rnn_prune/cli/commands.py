@@ -47,7 +47,8 @@ def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.recover
 @options.mode
-@options.states
+@options.shrink_states
+@options.state_metadata
 @click.option(
     "--json",
     "json_path",
@@ -118,6 +119,7 @@ def prune(
 @options.output
 @options.freeze
 @options.selection
+@options.shrink_states
 def plan(
     model: str,
     out: str,
@@ -127,6 +129,7 @@ def plan(
     data: str | None,
     criterion: str | None,
     allocate: str,
+    shrink_states: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -143,6 +146,7 @@ def plan(
             data=data,
             criterion=criterion,
             allocate=allocate,
+            shrink_states=shrink_states,
             only=only,
             skip=skip,
             align=align,
@@ -162,7 +166,8 @@ def plan(
 @options.output
 @options.freeze
 @options.mode
-@options.states
+@options.shrink_states
+@options.state_metadata
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(

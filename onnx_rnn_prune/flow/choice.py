@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.request import Request
-from onnx_rnn_prune.flow.studying import Studied, cut, look, study
+from onnx_rnn_prune.flow.studying import Studied, cut_outside, look, study
 from onnx_rnn_prune.flow.worth import filled, pin_losses
 from onnx_rnn_prune.passes.cut import Unshare
 from onnx_rnn_prune.passes.prepared import choose_layers
+from onnx_rnn_prune.passes.states import OpenStates
 from onnx_rnn_prune.plan.allocation import (
     ALLOCATORS,
     Fits,
@@ -28,7 +30,7 @@ from onnx_rnn_prune.score.moments import Matrix
 
 
 def choose_plan(
-    opened: Opened, data: Data, request: Request, progress: Progress
+    opened: Opened, data: Data, request: Request, interface: Interface, progress: Progress
 ) -> tuple[Plan, Studied]:
     """Scores the units, shares the cut between layers, and picks what stays.
 
@@ -39,7 +41,7 @@ def choose_plan(
     criterion = CRITERIA[request.criterion_for(data)]
     allocator = ALLOCATORS[request.allocate]
     names = choose_layers(opened.layers, request.only, request.skip)
-    studied = study(opened, names, data, progress)
+    studied = study(opened, names, data, interface, progress)
     if request.criterion_for(data) in LOOKING:
         studied = look(studied, data, progress)
     prepared = studied.prepared
@@ -54,7 +56,7 @@ def choose_plan(
     keep = choose(prepared.trace, scores, counts)
     plan = Plan.from_mask(fingerprint(opened.model), prepared.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
-        plan = pin_losses(opened, data, studied, plan, request.refits(data))
+        plan = pin_losses(opened, data, studied, plan, interface, request.refits(data))
     plan = replace(plan, pinned={**prepared.left, **plan.pinned})
     notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
     notes += request.bounds.notes(prepared.trace.groups)
@@ -88,9 +90,12 @@ def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
         refits: whether recovery may write to all weights that read units. Where it then does not,
             the result is smaller than is counted here.
     """
-    trace = studied.prepared.trace
-    document = filled(studied) if refits else studied.prepared.document.copy()
-    Unshare(trace)(document)
+    prepared = studied.prepared
+    trace = prepared.outside.trace
+    document = filled(studied) if refits else prepared.document.copy()
+    Unshare(prepared.trace)(document)
     counts = [max(group.size - 1, 1) for group in trace.groups]
     plan = Plan.from_mask("", trace, choose(trace, scores, counts))
-    return Cost.of(document, trace, cut(document, studied, plan, "shrink"), counts)
+    smaller = cut_outside(document, studied, plan, "shrink")
+    OpenStates(prepared.trace, prepared.outside.states)(document)
+    return Cost.of(document, trace, smaller, counts)

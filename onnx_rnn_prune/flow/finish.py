@@ -12,7 +12,8 @@ import onnx
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
-from onnx_rnn_prune.flow.interface import Interface, narrow, update_metadata
+from onnx_rnn_prune.flow.interface import Interface
+from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
@@ -22,7 +23,6 @@ from onnx_rnn_prune.model.external import is_apart, whole_model
 from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.recover import Recover
-from onnx_rnn_prune.passes.states import State
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
@@ -82,12 +82,11 @@ def finish(
     """Recovers, cuts, proves and measures."""
     if not plan.cut():
         return _untouched(opened, data, plan, mode, progress)
-    studied = settle(opened, studied, plan, data, progress)
+    studied = settle(opened, studied, plan, data, interface, progress)
     recovered, reason = _recover(opened, data, plan, studied, recover, progress)
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
-    proof, shrunk = _prove(opened, studied, plan, recovered, mode, feeds)
-    narrowed = narrow(opened, shrunk, interface, feeds)
+    proof, shrunk, narrowed = _prove(opened, studied, plan, recovered, mode, feeds)
     model = shrunk.write()
     prepared = studied.prepared
     report = _report(opened, data, model, mode, progress)
@@ -96,7 +95,7 @@ def finish(
         report["totals"] = total_rows(opened.model, model)
     update_metadata(model, interface, narrowed.states)
     report["states"] = state_rows(narrowed.states)
-    report["warnings"] += narrowed.notes
+    report["warnings"] += narrowed.notes if interface.shrink_states else ()
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
     left = find_layers(Document.read(model).graph)
     report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
@@ -118,18 +117,20 @@ def _prove(
     recovered: Recovered,
     mode: str,
     feeds: Sequence[Feed],
-) -> tuple[Oracle, Document]:
-    """The proof, and the cut; the document of full width is gone when they are there."""
+) -> tuple[Oracle, Document, Narrowed]:
+    """The proof, the cut, and what callers get; the document of full width is gone by then."""
     document = studied.prepared.document.copy()
     Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
-    return prove(opened, studied, plan, document, feeds), cut(document, studied, plan, mode)
+    proof = prove(opened, studied, plan, document, feeds)
+    shrunk = cut(document, studied, plan, mode)
+    return proof, shrunk, narrow(opened, studied, plan, document, shrunk, feeds)
 
 
 def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
     """The states of the interface that became narrower."""
     return [
         {
-            "layer": state.layer,
+            "layers": list(state.layers),
             "input": state.source,
             "output": state.result,
             "before": state.width,
@@ -180,6 +181,7 @@ def _untouched(
     report = _report(opened, data, model, mode, progress)
     report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))
+    report["states"] = state_rows(())
     nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
     report["recovery"] = {**nothing, "reason": "nothing was cut"}
     return PruneResult(model, plan, report, is_apart(opened.model))
