@@ -24,7 +24,7 @@ from model_feeds import PUBLISHED, Feed, feeds_for
 from onnx_rnn_prune import PruneResult, apply, inspect, prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.integers import holds_steps, sums_integers
+from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import oracle
 from readme import markdown, write_section
@@ -131,9 +131,8 @@ def cut(path: Path, feeds: list[Feed], share: float) -> Cut:
     zeroed = apply(path, result.plan, data=feeds[:1], recover="none", mode="zero")
     graph = Document.read(original).graph
     whole = sums_integers(graph)
-    optimize = whole or not holds_steps(graph)
     runners = [
-        Runner(each.model, optimize=optimize, whole=whole, name=name)
+        Runner(each.model, optimize=whole, whole=whole, name=name)
         for each, name in ((zeroed, "zeroed"), (result, "smaller"))
     ]
     proof = oracle(runners[0], runners[1], feeds)
