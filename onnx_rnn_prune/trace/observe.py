@@ -51,8 +51,12 @@ class Observation:
     runs: Mapping[str, int]
 
     def together(self, names: Iterable[str]) -> bool:
-        """Whether one run showed all of some tensors, so that their sizes fit each other."""
-        return len({self.runs.get(name) for name in names}) < 2
+        """Whether one run showed all of some tensors, so that their sizes fit each other.
+
+        Of what no run showed nothing is known: a tensor that units meet there may be anything.
+        """
+        found = {self.runs.get(name) for name in names}
+        return len(found) < 2 and None not in found
 
 
 def observe(
