@@ -366,6 +366,13 @@ def test_layers_that_hand_their_states_to_each_other_keep_the_same_units():
     assert dims(result.model, "h")[-1] == 5
 
 
+def test_a_layer_that_nobody_reads_does_not_move_the_others():
+    dead = "unread = LSTM <hidden_size = 12> (x, W, R, B)"
+    model = replaced(("        Y, hn, cn", f"        {dead}        Y, hn, cn"))
+    result = prune(model, keep=5, shrink_states=True, criterion="random")
+    assert dims(result.model, "h") == dims(result.model, "hn") == [1, "b", 5]
+
+
 def test_metadata_of_a_shared_state_follows():
     model = onnx.ModelProto()
     model.CopyFrom(CASES["stacked gru"][0])

@@ -132,3 +132,11 @@ def test_twins_are_recovered_alike(other):
     result = prune(model("summed", other), keep=4, data=feeds(True, False), recover="lstsq")
     assert result.report["oracle"]["passed"]
     assert [row["hidden_after"] for row in result.report["layers"]] == [4, 4]
+
+
+def test_a_layer_that_nothing_runs_is_left_alone_when_it_alone_is_asked_for():
+    """Its twin is not asked for, and nothing is there to look at."""
+    original = model("summed", "residual")
+    result = prune(original, keep=4, only="q_Y", data=feeds(True))
+    assert [row["hidden_after"] for row in result.report["layers"]] == [HIDDEN, HIDDEN]
+    assert any("no input runs z.else_branch" in text for text in result.report["warnings"])

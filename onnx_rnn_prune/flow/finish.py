@@ -123,7 +123,7 @@ def _prove(
     Recover(studied.readers, plan.mask(studied.prepared.trace), recovered.fits)(document)
     proof = prove(opened, studied, plan, document, feeds)
     shrunk = cut(document, studied, plan, mode)
-    return proof, shrunk, narrow(opened, studied, plan, document, shrunk, feeds)
+    return proof, shrunk, narrow(opened.name, studied, plan, document, shrunk, feeds)
 
 
 def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import onnx
 
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.interface import Interface
-from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, as_proven, cut_outside, tolerance_of
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
@@ -75,7 +74,7 @@ class Narrowed:
 
 
 def narrow(
-    opened: Opened,
+    name: str,
     studied: Studied,
     plan: Plan,
     document: Document,
@@ -85,7 +84,7 @@ def narrow(
     """The cut of a recovered document that callers get.
 
     Args:
-        opened: the model.
+        name: how errors call the model.
         studied: what is known of it.
         plan: which units are kept.
         document: at full width.
@@ -97,15 +96,15 @@ def narrow(
     """
     outside = studied.prepared.outside
     notes = [
-        f"{layer} {name} stays at full width: {reason}"
-        for (layer, name), reason in sorted(outside.reasons.items())
+        f"{layer} {start} stays at full width: {reason}"
+        for (layer, start), reason in sorted(outside.reasons.items())
     ]
     if not outside.states:
         nothing = "no input and output of the model are the two ends of a state of a cut layer"
         return Narrowed(shrunk, (), tuple(notes or [nothing]))
     states = tuple(_narrowed(studied, plan, state) for state in outside.states)
     zeroed, result = (cut_outside(document, studied, plan, mode) for mode in ("zero", "shrink"))
-    _prove(opened.name, states, (shrunk, zeroed, result), feeds)
+    _prove(name, states, (shrunk, zeroed, result), feeds)
     return Narrowed(result, states, tuple(notes))
 
 

@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import OWN, fresh_name
+from onnx_rnn_prune.model.edit import OWN, fresh_name, remove_node
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.passes.cleanup import DropUnread
+from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.passes.prepared import Outside, Prepared
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe
@@ -45,8 +45,9 @@ class OpenStates:
                 layer = layers[name]
                 select = layer.node.inputs[layer.slot(start)].inputs[0]
                 layer.node.inputs[layer.slot(start)] = select.inputs[0]
+                _drop(document.graph, select)
                 _take_restore(document.graph, layer, ENDS[start], result)
-        return DropUnread()(document) or bool(self.states)
+        return bool(self.states)
 
 
 def open_states(prepared: Prepared, source: Document, feeds: Iterable[Feed]) -> Prepared:
@@ -113,12 +114,28 @@ def _take_restore(graph: gs.Graph, layer: RecurrentLayer, output: str, result: g
         for node in list(full.outputs):
             if any(tensor.name in moved for tensor in node.outputs):
                 _read(node, full, inner)
+        _drop(graph, last)
         return
     last.outputs[0] = gs.Variable(fresh_name(graph, f"{full.name}_full"))
     for before, now in ((full, last.outputs[0]), (inner, full)):
         for node in list(before.outputs):
             _read(node, before, now)
     layer.node.outputs[layer.cell.outputs.index(output)] = full
+    _drop(graph, last)
+
+
+def _drop(graph: gs.Graph, node: gs.Node) -> None:
+    """Removes a node and those before it that are not of the original and that nobody reads.
+
+    What the original has stays, even if nobody reads it: its layers are numbered.
+    """
+    result = node.outputs[0]
+    given = any(tensor is result for place in places(graph) for tensor in place.graph.outputs)
+    if node.name.startswith(OWN) and not result.outputs and not given:
+        before = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+        remove_node(graph, node)
+        for other in before:
+            _drop(graph, other)
 
 
 def _read(node: gs.Node, before: gs.Tensor, now: gs.Tensor) -> None:
