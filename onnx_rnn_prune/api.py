@@ -25,6 +25,7 @@ from onnx_rnn_prune.flow.choice import choose_plan
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.inspecting import inspect_model
+from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model, read_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
@@ -91,7 +92,7 @@ def prune(
         distill_minutes: how long distill may train.
         mode: shrink, or zero to keep all shapes.
         shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
-            units only, in the order of the plan.
+            units only, in the order of the plan; layers that share one keep equally many.
         state_metadata: a key of the model's metadata that holds the width of a state, or several.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
@@ -121,7 +122,8 @@ def prune(
     inputs = places(model, data, eval_data)
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
-    plan_, studied = choose_plan(opened, given, request, progress)
+    interface = treatment.interface
+    plan_, studied = choose_plan(opened, given, request, interface, progress)
     result = finish(opened, given, plan_, studied, treatment, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
@@ -144,6 +146,7 @@ def plan(
     allocate: str = "uniform",
     per: str = "units",
     steps: int = 1,
+    shrink_states: bool = False,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -156,9 +159,11 @@ def plan(
     request = read_request(
         keep, budget, criterion, allocate, per, steps, None, only, skip, align, min_units, seed
     )
+    interface = read_interface(shrink_states, (), "shrink")
     check_progress(progress)
     opened = open_model(model, frozen(freeze))
-    chosen, _ = choose_plan(opened, open_data(opened, data, None, seed), request, progress)
+    given = open_data(opened, data, None, seed)
+    chosen, _ = choose_plan(opened, given, request, interface, progress)
     return chosen
 
 

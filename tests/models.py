@@ -14,7 +14,12 @@ from onnx_rnn_prune.model.runner import Array, Feed
 
 Dim = int | str
 FOREIGN = "elsewhere.example"
-_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int32): TensorProto.INT32}
+MICROSOFT = "com.microsoft"
+_TYPES = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.bool_): TensorProto.BOOL,
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Builder:
         self.inputs: dict[str, tuple[tuple[Dim, ...], np.dtype[Any]]] = {}
         self.outputs: list[Value] = []
         self.used: list[str] = []
+        self.domains: set[str] = set()
         self._count = 0
 
     # -- tensors ---------------------------------------------------------------------------------
@@ -81,6 +87,8 @@ class Builder:
     def weight(self, array: Array) -> Value:
         """A constant, held as such or computed from others by moving entries."""
         how = self.rng.choice(["held"] * 6 + ["slice", "concat", "transpose", "unsqueeze"])
+        if how == "held" and self.opset >= 10 and self.rng.random() < 0.1:
+            how = "dequantize"
         self.used.append(f"weight by {how}")
         if how == "slice":
             axis = self.rng.randrange(array.ndim)
@@ -97,6 +105,11 @@ class Builder:
             self.rng.shuffle(perm)
             held = self.const(np.ascontiguousarray(np.transpose(array, np.argsort(perm))))
             return self.transpose(held, *perm)
+        if how == "dequantize":
+            scale = np.float32(max(np.abs(array).max(initial=0), 1e-3) / 127)
+            held = self.const(np.round(array / scale).astype(np.int8))
+            zero = self.const(np.int8(0))
+            return Value(self.op("DequantizeLinear", held, self.const(scale), zero), array.shape)
         if how == "unsqueeze" and array.shape[0] == 1:
             return self.unsqueeze(self.const(array[0]), 0)
         return self.const(array)
@@ -222,8 +235,8 @@ class Builder:
         ]
         graph = helper.make_graph(self.nodes, "drawn", inputs, outputs, self.initializers)
         opsets = [helper.make_opsetid("", self.opset)]
-        if any(node.domain for node in self.nodes):
-            opsets.append(helper.make_opsetid(FOREIGN, 1))
+        domains = {node.domain for node in self.nodes} - {""}
+        opsets += [helper.make_opsetid(domain, 1) for domain in sorted(domains | self.domains)]
         ir_version = 10 if self.opset > 20 else 8
         return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
@@ -238,6 +251,8 @@ class Builder:
             sizes = [{"T": steps, "B": batch}.get(n, n) for n in shape]  # type: ignore[call-overload]
             if dtype == np.int32:
                 result[name] = rng.integers(1, steps + 1, sizes, dtype=np.int32)
+            elif dtype == np.bool_:
+                result[name] = np.array(rng.random() < 0.5)
             else:
                 result[name] = rng.normal(0, 1, sizes).astype(dtype)
         return result

@@ -10,6 +10,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.fading import Schedule, fading_model
 from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.sensitivity import Curve
 from onnx_rnn_prune.flow.studying import look, study
@@ -174,7 +175,7 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
     model = stacked(None)
     opened = open_model(model)
     data = open_data(opened, feeds, None, 0)
-    studied = look(study(opened, ["first", "second"], data, silent), data, silent)
+    studied = look(study(opened, ["first", "second"], data, AS_BEFORE, silent), data, silent)
     keep = np.ones(studied.prepared.trace.units.count, dtype=bool)
     keep[[1, 3, 5, 9, 11]] = False
     bench = Bench.of(opened, data, studied, keep)

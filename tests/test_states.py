@@ -1,5 +1,8 @@
 """Streaming models: states at full width as before, or with the entries of kept units only."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -77,6 +80,64 @@ CASES = {
 }
 
 
+STACKED = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[t, b, 4] x, float[L, b, 12] h CIN) => (float[t, b, 3] y, float[L, b, 12] hn COUT) {
+        h0, h1 = Split <axis = 0> (h)
+        PARTS
+        Y0, hn0 FINAL0 = OP <hidden_size = 12 DIRECTION> (x, W, R, B, , h0 START0)
+        turned0 = Transpose <perm = [0, 2, 1, 3]> (Y0)
+        flat0 = Reshape (turned0, sizes)
+        Y1, hn1 FINAL1 = OP <hidden_size = 12 DIRECTION> (flat0, W1, R1, B1, , h1 START1)
+        turned1 = Transpose <perm = [0, 2, 1, 3]> (Y1)
+        flat1 = Reshape (turned1, sizes)
+        hn = Concat <axis = 0> (hn0, hn1)
+        JOINED
+        y = MatMul (flat1, fc)
+    }
+"""
+CELL_STATE = {
+    "CIN": ", float[L, b, 12] c",
+    "COUT": ", float[L, b, 12] cn",
+    "PARTS": "c0 = Slice (c, from, to, axis0) c1 = Slice (c, to, end, axis0)",
+    "JOINED": "cn = Concat <axis = 0> (cn0, cn1)",
+    "FINAL0": ", cn0",
+    "FINAL1": ", cn1",
+    "START0": ", c0",
+    "START1": ", c1",
+}
+
+
+def stacked(op, directions=1, text=STACKED):
+    """Two layers, with the states of all directions of both in one tensor, as PyTorch has them."""
+    for name, inserted in CELL_STATE.items():
+        text = text.replace(name, inserted if op == "LSTM" else "")
+    text = text.replace("OP", op).replace("[L,", f"[{2 * directions},")
+    text = text.replace("DIRECTION", ', direction = "bidirectional"' if directions == 2 else "")
+    proto = fill(text, op, directions)
+    rng = np.random.default_rng(2)
+    rows = GATES[op] * HIDDEN
+    shapes = {"W1": (directions, rows, directions * HIDDEN), "R1": (directions, rows, HIDDEN)}
+    for name, shape in {**shapes, "B1": (directions, 2 * rows)}.items():
+        value = (0.4 * rng.normal(size=shape)).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    for name, value in {"from": 0, "to": directions, "end": 2**31}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    return proto
+
+
+def both(states, directions=1):
+    return feeds(states, (2 * directions, 2, HIDDEN)), dict(zip(states, ("hn", "cn"), strict=False))
+
+
+CASES |= {
+    "stacked lstm": (stacked("LSTM"), *both(("h", "c"))),
+    "stacked gru": (stacked("GRU"), *both(("h",))),
+    "stacked lstm, both ways": (stacked("LSTM", 2), *both(("h", "c"), 2)),
+    "stacked gru, both ways": (stacked("GRU", 2), *both(("h",), 2)),
+}
+
+
 def dims(model, name):
     ports = {port.name: port for port in (*model.graph.input, *model.graph.output)}
     return [d.dim_param or d.dim_value for d in ports[name].type.tensor_type.shape.dim]
@@ -111,10 +172,10 @@ def test_small_states_are_the_kept_entries_of_large_ones(case):
     model, clips, states = CASES[case]
     chosen = plan(model, keep=5)
     wide, slim = dict(clips[0]), dict(clips[0])
-    (layer,) = chosen.layers.values()
+    rows = [units for layer in chosen.layers.values() for units in layer.keep]
     for name in states:
         lanes = wide[name] if wide[name].ndim == 3 else wide[name][None]
-        kept = np.stack([lane[:, units] for lane, units in zip(lanes, layer.keep, strict=True)])
+        kept = np.stack([lane[:, units] for lane, units in zip(lanes, rows, strict=True)])
         slim[name] = kept if wide[name].ndim == 3 else kept[0]
     small = apply(model, chosen, shrink_states=True)
     found = Runner(small.model)(slim)
@@ -124,7 +185,7 @@ def test_small_states_are_the_kept_entries_of_large_ones(case):
 
 
 @pytest.mark.parametrize("shrink", [True, False])
-@pytest.mark.parametrize("case", ["lstm", "gru"])
+@pytest.mark.parametrize("case", ["lstm", "gru", "stacked lstm", "stacked gru"])
 def test_a_stream_in_chunks_is_the_stream_as_a_whole(case, shrink):
     """By default the code around the original serves; with small states only the width differs."""
     model, clips, states = CASES[case]
@@ -156,10 +217,13 @@ ONE_STATE = (
     (", h, c)", ", h0, c0)"),
 )
 STAY = {
-    "shared by slices": (ONE_STATE, "initial_h stays at full width: it does not come straight"),
+    "shared by slices": (
+        ONE_STATE,
+        "initial_h stays at full width: the input 'h' and the output 'hn' do not hold",
+    ),
     "read by others": (
         (("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"), ("}", "z = Neg (h) }")),
-        "initial_h stays at full width: others read the input 'h', too",
+        "initial_h stays at full width: the input 'h' leaves the model as its output z",
     ),
     "not given back": (
         (("float[1, b, 12] hn, ", ""), ("Y, hn, cn", "Y, , cn")),
@@ -186,6 +250,144 @@ def test_states_that_stay_as_they_are(case):
     assert any(reason in text for text in result.report["warnings"])
     assert dims(result.model, "h")[-1] == HIDDEN
     assert result.report["oracle"]["passed"]
+
+
+@pytest.mark.parametrize("choice", [{"allocate": "global"}, {"budget": "params=60%"}])
+@pytest.mark.parametrize("case", ["stacked lstm", "stacked gru, both ways"])
+def test_layers_that_share_a_state_keep_equally_many_units(case, choice):
+    model, clips, states = CASES[case]
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in model.graph.initializer:  # what the first layer holds counts for far less
+        if tensor.name in ("W", "R", "B"):
+            values = 0.05 * numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    result = prune(model, data=clips, shrink_states=True, recover="none", **choice)
+    first, second = result.plan.layers.values()
+    assert len(first.keep[0]) == len(second.keep[0]) < HIDDEN
+    assert [row["after"] for row in result.report["states"]] == [len(first.keep[0])] * len(states)
+    assert [row["layers"] for row in result.report["states"]] == [["Y0", "Y1"]] * len(states)
+
+
+def test_a_plan_without_the_tie_is_refused_by_small_states_only():
+    model, _, _ = CASES["stacked gru"]
+    tied = plan(model, keep=5, shrink_states=True)
+    layers = {name: replace(layer, keep=((0, 1, 2, 7),)) for name, layer in tied.layers.items()}
+    uneven = replace(tied, layers={**tied.layers, "Y1": layers["Y1"]})
+    reason = "--shrink-states: the input 'h' is shared, but Y0 keeps 5 units, Y1 keeps 4 units"
+    with pytest.raises(PruneError, match=reason):
+        apply(model, uneven, shrink_states=True)
+    assert dims(apply(model, uneven).model, "h")[-1] == HIDDEN
+    assert dims(apply(model, replace(tied, layers=layers), shrink_states=True).model, "h")[-1] == 4
+
+
+def test_a_state_of_which_one_layer_stays_whole_does_too():
+    model, clips, _ = CASES["stacked lstm, both ways"]
+    result = prune(model, keep=2, data=clips, recover="none", only="Y1", shrink_states=True)
+    assert (
+        "Y1 initial_c stays at full width: Y0, which shares the input 'c', keeps all units"
+        in (result.report["warnings"])
+    )
+    assert [row["hidden_after"] for row in result.report["layers"]] == [HIDDEN, 2]
+    assert dims(result.model, "h")[-1] == HIDDEN
+
+
+SIDE_BY_SIDE = {
+    "rows of one tensor": (
+        "float[2, b, 12] h",
+        "float[2, b, 12] hn",
+        "h0, c0 = Split <axis = 0> (h)",
+        "hn = Concat <axis = 0> (last, lastc)",
+        {"h": (2, 2, 12)},
+        [2, "b", 5],
+    ),
+    "entries of one row": (
+        "float[b, 24] h",
+        "float[b, 24] hn",
+        "row = Unsqueeze (h, axis0) h0, c0 = Split <axis = 2> (row)",
+        "rows = Concat <axis = 2> (last, lastc) hn = Squeeze (rows, axis0)",
+        {"h": (2, 24)},
+        ["b", 10],
+    ),
+    "given back the other way round": (
+        "float[2, b, 12] h",
+        "float[2, b, 12] hn",
+        "h0, c0 = Split <axis = 0> (h)",
+        "hn = Concat <axis = 0> (lastc, last)",
+        {"h": (2, 2, 12)},
+        [2, "b", 5],
+    ),
+    "read at full width, too": (
+        "float[1, b, 12] h, float[1, b, 12] c",
+        "float[1, b, 12] hn, float[1, b, 12] cn, float[1, b, 12] z",
+        "h0 = Identity (h) c0 = Identity (c)",
+        "hn = Identity (last) cn = Identity (lastc) z = Softmax <axis = 2> (last)",
+        {"h": (1, 2, 12), "c": (1, 2, 12)},
+        [1, "b", 5],
+    ),
+    "read where it leaves": (
+        "float[1, b, 12] h, float[1, b, 12] c",
+        "float[1, b, 12] last, float[1, b, 12] lastc, float[1, b, 12] z",
+        "h0 = Identity (h) c0 = Identity (c)",
+        "z = Softmax <axis = 2> (last)",
+        {"h": (1, 2, 12), "c": (1, 2, 12)},
+        [1, "b", 5],
+    ),
+}
+
+
+@pytest.mark.parametrize("recover", ["none", "lstsq"])
+@pytest.mark.parametrize("case", SIDE_BY_SIDE)
+def test_states_of_one_layer_in_one_tensor(case, recover):
+    inputs, outputs, before, behind, shapes, wanted = SIDE_BY_SIDE[case]
+    model = replaced(
+        ("float[1, b, 12] h, float[1, b, 12] c", inputs),
+        ("float[1, b, 12] hn, float[1, b, 12] cn", outputs),
+        ("        Y, hn, cn", f"        {before}\n        Y, last, lastc"),
+        (", h, c)", ", h0, c0)"),
+        ("y = MatMul (flat, fc)", f"y = MatMul (flat, fc) {behind}"),
+    )
+    rng = np.random.default_rng(1)
+    clips = [{"x": rng.normal(size=(20, 2, 4)).astype(np.float32)} for _ in range(4)]
+    for clip in clips:
+        clip |= {name: rng.normal(size=n).astype(np.float32) for name, n in shapes.items()}
+    result = prune(model, keep=5, data=clips, shrink_states=True, recover=recover)
+    assert [row["input"] for row in result.report["states"]] == list(shapes)
+    for row in result.report["states"]:
+        assert dims(result.model, row["input"]) == dims(result.model, row["output"]) == wanted
+    assert not [text for text in result.report["warnings"] if "full width" in text]
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+def test_layers_that_hand_their_states_to_each_other_keep_the_same_units():
+    text = STACKED.replace("(hn0, hn1)", "(hn1, hn0)")
+    result = prune(stacked("GRU", text=text), keep=5, shrink_states=True)
+    first, second = result.plan.layers.values()
+    assert first.keep == second.keep
+    assert dims(result.model, "h")[-1] == 5
+
+
+def test_a_layer_that_nobody_reads_does_not_move_the_others():
+    dead = "unread = LSTM <hidden_size = 12> (x, W, R, B)"
+    model = replaced(("        Y, hn, cn", f"        {dead}        Y, hn, cn"))
+    result = prune(model, keep=5, shrink_states=True, criterion="random")
+    assert dims(result.model, "h") == dims(result.model, "hn") == [1, "b", 5]
+
+
+def test_metadata_of_a_shared_state_follows():
+    model = onnx.ModelProto()
+    model.CopyFrom(CASES["stacked gru"][0])
+    onnx.helper.set_model_props(model, {"width": "12"})
+    result = prune(model, keep=5, shrink_states=True, state_metadata="width")
+    assert result.model.metadata_props[0].value == "5"
+
+
+@pytest.mark.parametrize("name", ["torchscript_gru_2_states", "dynamo_gru_2_states"])
+def test_stacked_states_of_real_exports(name):
+    path = Path(__file__).parent / "fixtures" / f"{name}.onnx"
+    result = prune(path, keep=5, shrink_states=True)
+    assert (dims(result.model, "h")[-1], dims(result.model, "h_out")[-1]) == (5, 5)
+    assert result.report["oracle"]["passed"]
+    assert result.report["totals"]["bytes_after"] < result.report["totals"]["bytes_before"]
 
 
 def test_a_model_without_states_says_so(model):

@@ -50,7 +50,8 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
 @options.schedule
 @options.recover
 @options.mode
-@options.states
+@options.shrink_states
+@options.state_metadata
 @click.option(
     "--json",
     "json_path",
@@ -129,6 +130,7 @@ def prune(
 @options.output
 @options.freeze
 @options.selection
+@options.shrink_states
 def plan(
     model: str,
     out: str,
@@ -140,6 +142,7 @@ def plan(
     allocate: str,
     per: str,
     steps: int,
+    shrink_states: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -158,6 +161,7 @@ def plan(
             allocate=allocate,
             per=per,
             steps=steps,
+            shrink_states=shrink_states,
             only=only,
             skip=skip,
             align=align,
@@ -177,7 +181,8 @@ def plan(
 @options.output
 @options.freeze
 @options.mode
-@options.states
+@options.shrink_states
+@options.state_metadata
 @options.schedule
 @options.steps
 @options.recover

@@ -189,26 +189,17 @@ mode = click.option(
     show_default=True,
     help="Remove units, or only set them to zero.",
 )
-_STATES = (
-    click.option(
-        "--shrink-states",
-        is_flag=True,
-        help="Let state inputs and outputs hold the kept units only.",
-    ),
-    click.option(
-        "--state-metadata",
-        metavar="KEY",
-        multiple=True,
-        help="Metadata that holds the width of a state.",
-    ),
+shrink_states = click.option(
+    "--shrink-states",
+    is_flag=True,
+    help="Let state inputs and outputs hold the kept units only.",
 )
-
-
-def states(command: Command) -> Command:
-    """The options that say what states look like from outside."""
-    for option in reversed(_STATES):
-        command = option(command)
-    return command
+state_metadata = click.option(
+    "--state-metadata",
+    metavar="KEY",
+    multiple=True,
+    help="Metadata that holds the width of a state.",
+)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

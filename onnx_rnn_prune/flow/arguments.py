@@ -8,9 +8,6 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.learn.course import Course
-from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.progress import Progress
 
 MODES = ("shrink", "zero")
@@ -46,26 +43,6 @@ def one_of(value: object, known: Iterable[str], option: str) -> str:
             f"there is no {shown}", where=option, remedy=f"choose one of {', '.join(names)}"
         )
     return value
-
-
-def recovery(value: object) -> str:
-    """A recovery, or auto for the best that the data allows.
-
-    Raises:
-        PruneError: there is no such recovery.
-    """
-    return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
-
-
-def course(recover: object, minutes: object, seed: object) -> Course:
-    """How long a recovery may learn, if it does.
-
-    Raises:
-        PruneError: a value means nothing, or PyTorch is missing, which the recovery needs.
-    """
-    if recovery(recover) == "distill":
-        require_torch("--recover distill")
-    return Course(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
 
 
 def globs(value: object, option: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.request import Request
 from onnx_rnn_prune.flow.scoring import criterion_of, score_units
@@ -18,7 +19,7 @@ from onnx_rnn_prune.progress import Progress
 
 
 def choose_plan(
-    opened: Opened, data: Data, request: Request, progress: Progress
+    opened: Opened, data: Data, request: Request, interface: Interface, progress: Progress
 ) -> tuple[Plan, Studied]:
     """Scores the units, shares the cut between layers, and picks what stays.
 
@@ -30,14 +31,14 @@ def choose_plan(
     names = choose_layers(opened.layers, request.only, request.skip)
     if request.keep is not None:
         request.keep.check(names)
-    studied = study(opened, names, data, progress)
+    studied = study(opened, names, data, interface, progress)
     scores, studied = score_units(studied, data, request, progress)
     counts, studied = share_out(opened, data, studied, scores, request, progress)
     keep = choose_in_steps(studied, data, request, scores, counts, progress)
     prepared = studied.prepared
     plan = Plan.from_mask(fingerprint(opened.model), prepared.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
-        plan = pin_losses(opened, data, studied, plan, request.refits(data))
+        plan = pin_losses(opened, data, studied, plan, interface, request.refits(data))
     plan = replace(plan, pinned={**prepared.left, **plan.pinned})
     notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
     notes += request.bounds.notes(prepared.trace.groups)

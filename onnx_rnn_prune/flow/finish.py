@@ -11,7 +11,7 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench, Recovered
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
-from onnx_rnn_prune.flow.interface import narrow, update_metadata
+from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import recover_units
 from onnx_rnn_prune.flow.result import PruneResult
@@ -23,7 +23,6 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
-from onnx_rnn_prune.passes.states import State
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
@@ -41,14 +40,14 @@ def finish(
     """Recovers, cuts, proves, treats further as asked, and measures."""
     if not plan.cut():
         return _untouched(opened, data, plan, treatment, progress)
-    studied = settle(opened, studied, plan, data, progress)
+    interface = treatment.interface
+    studied = settle(opened, studied, plan, data, interface, progress)
     recovered, reason = _recover(opened, data, plan, studied, treatment, progress)
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
-    proof, shrunk = _prove(opened, studied, plan, recovered, treatment.mode, feeds)
-    treated, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
-    narrowed = narrow(opened, treated, treatment.interface, feeds)
-    model = treated.write()
+    proof, shrunk, narrowed = _prove(opened, studied, plan, recovered, treatment.mode, feeds)
+    shrunk, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
+    model = shrunk.write()
     prepared = studied.prepared
     report = _report(opened, data, model, treatment.mode, progress)
     if narrowed.states:
@@ -57,7 +56,7 @@ def finish(
     update_metadata(model, treatment.interface, narrowed.states)
     report["stages"] = steps
     report["states"] = state_rows(narrowed.states)
-    report["warnings"] += narrowed.notes
+    report["warnings"] += narrowed.notes if interface.shrink_states else ()
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
     left = find_layers(Document.read(model).graph)
     report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
@@ -80,18 +79,20 @@ def _prove(
     recovered: Recovered,
     mode: str,
     feeds: Sequence[Feed],
-) -> tuple[Oracle, Document]:
-    """The proof, and the cut; the document of full width is gone when they are there."""
+) -> tuple[Oracle, Document, Narrowed]:
+    """The proof, the cut, and what callers get; the document of full width is gone by then."""
     document = studied.prepared.document.copy()
     recovered.write(document)
-    return prove(opened, studied, plan, document, feeds), cut(document, studied, plan, mode)
+    proof = prove(opened, studied, plan, document, feeds)
+    shrunk = cut(document, studied, plan, mode)
+    return proof, shrunk, narrow(opened.name, studied, plan, document, shrunk, feeds)
 
 
 def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
     """The states of the interface that became narrower."""
     return [
         {
-            "layer": state.layer,
+            "layers": list(state.layers),
             "input": state.source,
             "output": state.result,
             "before": state.width,
@@ -140,6 +141,7 @@ def _untouched(
     report["stages"] = steps
     report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))
+    report["states"] = state_rows(())
     nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
     report["recovery"] = {**nothing, "reason": "nothing was cut"}
     return PruneResult(model, plan, report, is_apart(opened.model))

@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, cut, settle
 from onnx_rnn_prune.model.document import Document
@@ -88,7 +89,7 @@ def halves(
         counts = [(each.size + 1) // 2 if each is group else each.size for each in trace.groups]
         keep = choose(trace, np.zeros(trace.units.count), counts)
         plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
-        known = settle(opened, None, plan, data, silent)
+        known = settle(opened, None, plan, data, AS_BEFORE, silent)
         model = cut(known.prepared.document, known, plan, "shrink").write()
         smaller = Document.read(model)
         spent = next(times[name] for name in group.layers if name in times)

@@ -10,6 +10,7 @@ from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, open_data
 from onnx_rnn_prune.flow.halving import Half, halves
+from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import Opened, written_out
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.flow.worth import never_worth
@@ -142,7 +143,8 @@ def _follow(
     shapes: Mapping[str, list[int]],
     progress: Progress,
 ) -> Seen:
-    studied = study(opened, [layer.name for layer in opened.layers], data, progress)
+    names = [layer.name for layer in opened.layers]
+    studied = study(opened, names, data, AS_BEFORE, progress)
     prepared = studied.prepared
     pinned = {**prepared.left, **never_worth(opened, data, studied)}
     free = {name: spent for name, spent in times.items() if name not in pinned}

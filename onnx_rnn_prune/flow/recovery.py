@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from onnx_rnn_prune.flow.arguments import above_zero, one_of, whole
 from onnx_rnn_prune.flow.bench import Bench, Recovered
 from onnx_rnn_prune.flow.fading import Schedule, fading_model
 from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.moments import Moments
@@ -19,6 +21,26 @@ RECOVERIES = ("none", "bias", "lstsq", "distill")
 
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
+
+
+def recovery(value: object) -> str:
+    """A recovery, or auto for the best that the data allows.
+
+    Raises:
+        PruneError: there is no such recovery.
+    """
+    return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
+
+
+def course(recover: object, minutes: object, seed: object) -> Course:
+    """How long a recovery may learn, if it does.
+
+    Raises:
+        PruneError: a value means nothing, or PyTorch is missing, which the recovery needs.
+    """
+    if recovery(recover) == "distill":
+        require_torch("--recover distill")
+    return Course(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
 
 
 def recover_units(

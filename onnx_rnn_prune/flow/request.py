@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import globs, one_of, recovery, whole
+from onnx_rnn_prune.flow.arguments import globs, one_of, whole
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.recovery import recovery
 from onnx_rnn_prune.plan.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.plan.keeps import Keeps, parse_keeps

@@ -13,9 +13,10 @@ from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.request import Request
 from onnx_rnn_prune.flow.sensitivity import RIDGE, by_slopes, sensitivity
-from onnx_rnn_prune.flow.studying import Studied, cut, look
+from onnx_rnn_prune.flow.studying import Studied, cut_outside, look
 from onnx_rnn_prune.flow.worth import filled
 from onnx_rnn_prune.passes.cut import Unshare
+from onnx_rnn_prune.passes.states import OpenStates
 from onnx_rnn_prune.plan.allocation import (
     ALLOCATORS,
     Fits,
@@ -151,9 +152,12 @@ def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
         refits: whether recovery may write to all weights that read units. Where it then does not,
             the result is smaller than is counted here.
     """
-    trace = studied.prepared.trace
-    document = filled(studied) if refits else studied.prepared.document.copy()
-    Unshare(trace)(document)
+    prepared = studied.prepared
+    trace = prepared.outside.trace
+    document = filled(studied) if refits else prepared.document.copy()
+    Unshare(prepared.trace)(document)
     counts = [max(group.size - 1, 1) for group in trace.groups]
     plan = Plan.from_mask("", trace, choose(trace, scores, counts))
-    return Cost.of(document, trace, cut(document, studied, plan, "shrink"), counts)
+    smaller = cut_outside(document, studied, plan, "shrink")
+    OpenStates(prepared.trace, prepared.outside.states)(document)
+    return Cost.of(document, trace, smaller, counts)

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
@@ -18,12 +19,14 @@ from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
 from onnx_rnn_prune.passes.cut import Shrink, Zero
 from onnx_rnn_prune.passes.prepared import Prepared, prepare
 from onnx_rnn_prune.passes.room import DropRoom
+from onnx_rnn_prune.passes.states import OpenStates, open_states
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.readers import Reader
-from onnx_rnn_prune.validate import QUANTIZED, Oracle, either_order, oracle
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +44,18 @@ class Studied:
     evidence: Evidence | None = None
 
 
-def study(opened: Opened, names: Iterable[str], data: Data, progress: Progress) -> Studied:
+def study(
+    opened: Opened,
+    names: Iterable[str],
+    data: Data,
+    interface: Interface,
+    progress: Progress,
+) -> Studied:
     """Prepares some layers for the cut."""
     progress("following units", 0, None)
     prepared = prepare(opened.document, tuple(names), data.fitting)
+    if interface.shrink_states:
+        prepared = open_states(prepared, opened.document, data.fitting)
     readers = find_readers(prepared.document, prepared.trace)
     _check_weights(prepared.document, readers)
     return Studied(prepared, readers)
@@ -60,15 +71,25 @@ def look(studied: Studied, data: Data, progress: Progress) -> Studied:
 
 
 def cut(document: Document, studied: Studied, plan: Plan, mode: str) -> Document:
-    """The model that a plan makes of a recovered document."""
-    keep = plan.mask(studied.prepared.trace)
-    result = document.copy()
+    """The model that a plan makes of a recovered document, with states at full width."""
+    return _cut(document.copy(), studied.prepared.trace, plan, mode)
+
+
+def cut_outside(document: Document, studied: Studied, plan: Plan, mode: str) -> Document:
+    """The same with states that hold kept units only, where that was asked for and can be."""
+    outside, result = studied.prepared.outside, document.copy()
+    OpenStates(studied.prepared.trace, outside.states)(result)
+    return _cut(result, outside.trace, plan, mode)
+
+
+def _cut(document: Document, trace: Trace, plan: Plan, mode: str) -> Document:
+    keep = plan.mask(trace)
     if mode == "zero":
-        Pipeline((Zero(studied.prepared.trace, keep), DropUnread()))(result)
+        Pipeline((Zero(trace, keep), DropUnread()))(document)
     else:
-        shrink = Shrink(studied.prepared.trace, keep)
-        Pipeline((shrink, DropRoom(), PickEntries(), ShareTwins(), DropUnread()))(result)
-    return result
+        shrink = Shrink(trace, keep)
+        Pipeline((shrink, DropRoom(), PickEntries(), ShareTwins(), DropUnread()))(document)
+    return document
 
 
 def prove(
@@ -82,21 +103,12 @@ def prove(
 
     def load(rewritten: bool) -> tuple[Runner, Runner]:
         zeroed, shrunk = (
-            Runner(
-                cut(document, studied, plan, mode),
-                optimize=rewritten,
-                whole=whole,
-                name=f"the {name} model",
-                remedy=OURS,
-            )
+            as_proven(cut(document, studied, plan, mode), f"the {name} model", rewritten)
             for mode, name in (("zero", "zeroed"), ("shrink", "shrunk"))
         )
         return zeroed, shrunk
 
-    # Sums of 8-bit products that overflow, which depend on which products are neighbours, take
-    # rewriting to be exact.
-    whole = sums_integers(document.graph)
-    found = oracle(*load(True), feeds, QUANTIZED) if whole else either_order(load, feeds)
+    found = either_order(load, feeds, tolerance_of(document))
     if not found:
         raise Unmet(
             f"the shrunk model does not compute what the zeroed one does ({found.reason})",
@@ -104,6 +116,24 @@ def prove(
             remedy=OURS,
         )
     return found
+
+
+def as_proven(document: Document, name: str, rewritten: bool) -> Runner:
+    """Loads a cut model in the way in which another cut of it can be compared with it.
+
+    Args:
+        document: the cut model.
+        name: how errors call it.
+        rewritten: whether onnxruntime may rewrite it. Sums of 8-bit products that overflow, which
+            depend on which products are neighbours, always take that to be exact.
+    """
+    whole = sums_integers(document.graph)
+    return Runner(document, optimize=rewritten or whole, whole=whole, name=name, remedy=OURS)
+
+
+def tolerance_of(document: Document) -> float:
+    """By how much two cuts of a model may differ."""
+    return QUANTIZED if sums_integers(document.graph) else EXACT
 
 
 def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
@@ -118,9 +148,27 @@ def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
 
 
 def settle(
-    opened: Opened, studied: Studied | None, plan: Plan, data: Data, progress: Progress
+    opened: Opened,
+    studied: Studied | None,
+    plan: Plan,
+    data: Data,
+    interface: Interface,
+    progress: Progress,
 ) -> Studied:
-    """What is known of just the layers that a plan cuts; layers that keep all stay untouched."""
-    if studied is not None and plan.cut() == tuple(studied.prepared.trace.units.lanes):
-        return studied
-    return study(opened, plan.cut(), data, progress)
+    """What is known of just the layers that a plan cuts; layers that keep all stay untouched.
+
+    Raises:
+        PruneError: layers that share a state keep different numbers of units.
+    """
+    if studied is None or plan.cut() != tuple(studied.prepared.trace.units.lanes):
+        studied = study(opened, plan.cut(), data, interface, progress)
+    for state in studied.prepared.outside.states:
+        kept = {name: len(plan.layers[name].keep[0]) for name, _ in sorted(state.starts)}
+        if len(set(kept.values())) > 1:
+            raise PruneError(
+                f"the input '{state.source}' is shared, but "
+                + ", ".join(f"{name} keeps {count} units" for name, count in kept.items()),
+                where="--shrink-states",
+                remedy="make the plan with --shrink-states, or leave that out",
+            )
+    return studied

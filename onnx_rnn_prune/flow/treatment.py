@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import MODES, course, one_of, recovery, whole
+from onnx_rnn_prune.flow.arguments import MODES, one_of, whole
 from onnx_rnn_prune.flow.fading import SCHEDULES, Schedule
 from onnx_rnn_prune.flow.interface import Interface, read_interface
+from onnx_rnn_prune.flow.recovery import course, recovery
 from onnx_rnn_prune.flow.stages import Stage
 from onnx_rnn_prune.learn.course import Course
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.interface import AS_BEFORE, Interface
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.studying import Studied, cut, settle
+from onnx_rnn_prune.flow.studying import Studied, cut_outside, settle
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
@@ -30,7 +31,9 @@ REASON = "to bring its states and outputs to full width takes as many bytes as f
 _NAMES = 4096
 
 
-def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits: bool) -> Plan:
+def pin_losses(
+    opened: Opened, data: Data, studied: Studied, plan: Plan, interface: Interface, refits: bool
+) -> Plan:
     """A plan that leaves layers whole where cutting them makes the file no smaller.
 
     Args:
@@ -38,6 +41,7 @@ def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits:
         data: a feed of it serves to follow units with.
         studied: what is known of the layers that may be cut.
         plan: what is to be cut.
+        interface: whether states stay at full width.
         refits: whether recovery may write to all weights that read units. Where it then does not,
             the result is smaller than is counted here.
     """
@@ -45,9 +49,9 @@ def pin_losses(opened: Opened, data: Data, studied: Studied, plan: Plan, refits:
     def size(candidate: Plan, known: Studied | None) -> int:
         if not candidate.cut():
             return whole
-        found = settle(opened, known, candidate, data, silent)
+        found = settle(opened, known, candidate, data, interface, silent)
         document = filled(found) if refits else found.prepared.document
-        return stored_bytes(cut(document, found, candidate, "shrink").write(), opened.model)
+        return stored_bytes(cut_outside(document, found, candidate, "shrink").write(), opened.model)
 
     trace = studied.prepared.trace
     doubtful = _doubtful(studied, plan)
@@ -69,7 +73,7 @@ def never_worth(opened: Opened, data: Data, studied: Studied) -> Mapping[str, st
     trace = studied.prepared.trace
     keep = choose(trace, np.zeros(trace.units.count), [1] * len(trace.groups))
     plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
-    return pin_losses(opened, data, studied, plan, refits=False).pinned
+    return pin_losses(opened, data, studied, plan, AS_BEFORE, refits=False).pinned
 
 
 def filled(studied: Studied) -> Document:

@@ -106,7 +106,8 @@ class Runner:
         self.name = name
         self.remedy = remedy
         try:
-            self._session = _open(model, outputs, options)
+            # It loads no model without outputs; where none are wanted, none are computed.
+            self._session = _open(model, outputs or None, options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise PruneError(
                 f"onnxruntime cannot load it: {first_line(error)}",
@@ -117,11 +118,14 @@ class Runner:
             model.source if isinstance(model, Document) else model
         )
         self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
+        given = [value.name for value in self._session.get_outputs()]
+        self.outputs = given if outputs is None or outputs else []
 
     def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Runs one feed; returns the named outputs (all by default)."""
         names = list(self.outputs if outputs is None else outputs)
+        if not names:
+            return {}
         known = {
             name: _converted(feed[name], self._takes.get(name))
             for name in self.inputs

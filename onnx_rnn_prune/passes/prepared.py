@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
@@ -14,8 +14,24 @@ from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
 from onnx_rnn_prune.passes.room import MakeRoom
 from onnx_rnn_prune.trace.observe import observe, was_seen
+from onnx_rnn_prune.trace.states import Carried, Start
 from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
 from onnx_rnn_prune.twins import find_twins
+
+
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """How a cut model looks to its callers.
+
+    Attributes:
+        trace: of the prepared document once the states are open; else its own.
+        states: those that hold kept units only.
+        reasons: by layer and state, why others stay at full width.
+    """
+
+    trace: Trace
+    states: tuple[Carried, ...] = ()
+    reasons: Mapping[Start, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +44,7 @@ class Prepared:
         ends: by outlet of the original, the nodes that absorb its units.
         restored: by outlet of the original, why it had to be restored.
         left: layers that are left alone, each with the reason.
+        outside: what callers see of it.
     """
 
     document: Document
@@ -35,6 +52,7 @@ class Prepared:
     ends: Mapping[Outlet, tuple[str, ...]]
     restored: Mapping[Outlet, str]
     left: Mapping[str, str]
+    outside: Outside
 
 
 def prepare(source: Document, names: Sequence[str], feeds: Iterable[Feed]) -> Prepared:
@@ -52,7 +70,7 @@ def prepare(source: Document, names: Sequence[str], feeds: Iterable[Feed]) -> Pr
     absorbing = MakeRoom(wanted, first.bindings)
     changed = Pipeline((absorbing, Restore(wanted, first.restored)))(document)
     final = _trace(document, wanted, feeds) if changed else first
-    return Prepared(document, final, first.ends, first.restored, left)
+    return Prepared(document, final, first.ends, first.restored, left, Outside(final))
 
 
 def _reached(

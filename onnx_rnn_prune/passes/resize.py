@@ -52,10 +52,10 @@ def resize(document: Document, trace: Trace, keep: Mask) -> None:
     for node in list(all_nodes(graph)):
         if node.inputs and node.inputs[0].name in cuts and node.op in _RESIZERS:
             _RESIZERS[node.op](graph, node, cuts)
-    for node in all_nodes(graph):
-        for tensor in node.outputs:
-            if tensor.name in cuts:
-                _declare(tensor, cuts[tensor.name])
+    made = [tensor for node in all_nodes(graph) for tensor in node.outputs]
+    for tensor in (*graph.inputs, *made):
+        if tensor.name in cuts:
+            _declare(tensor, cuts[tensor.name])
 
 
 def _cut(trace: Trace, name: str, keep: Mask) -> _Cut:

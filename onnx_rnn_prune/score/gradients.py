@@ -76,7 +76,7 @@ def reading(document: Document, trace: Trace) -> list[Binding]:
     found = [binding for binding in trace.bindings if binding.bound.reads is not None]
     for layer in traced_layers(document, trace):
         recurrence = layer.slot("R")
-        for binding in own_bindings(layer, trace.units.lanes[layer.name]):
+        for binding in own_bindings(layer, trace.units.lanes[layer.name], trace.labels):
             if binding.bound.slot == recurrence and binding.bound.axis == -1:
                 found.append(binding)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ def all_bounds(document: Document, trace: Trace) -> Bounds:
     """What is bound at each constant input, by (node key, slot)."""
     found: dict[tuple[str, int], list[Bound]] = defaultdict(list)
     for layer in traced_layers(document, trace):
-        for binding in own_bindings(layer, trace.units.lanes[layer.name]):
+        for binding in own_bindings(layer, trace.units.lanes[layer.name], trace.labels):
             found[binding.node, binding.bound.slot].append(binding.bound)
     for binding in trace.bindings:
         found[binding.node, binding.bound.slot].append(binding.bound)
@@ -44,17 +44,18 @@ def all_bounds(document: Document, trace: Trace) -> Bounds:
     return found
 
 
-def own_bindings(layer: RecurrentLayer, lanes: Ids) -> list[Binding]:
+def own_bindings(layer: RecurrentLayer, lanes: Ids, labelled: Container[str]) -> list[Binding]:
     """Where a layer's own parameters and states hold its units.
 
     Args:
         layer: the layer.
         lanes: its unit ids, shape [D, H].
+        labelled: tensors that carry labels; a state among them is cut where it comes from.
     """
     found = []
     for name, axes in layer.cell.unit_axes.items():
         tensor = layer.input(name)
-        if tensor is None:
+        if tensor is None or tensor.name in labelled:
             continue
         places = [(layer.node, layer.slot(name))]
         if constant_value(tensor) is None:

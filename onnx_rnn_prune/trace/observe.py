@@ -51,15 +51,29 @@ class Observation:
     runs: Mapping[str, int]
 
     def together(self, names: Iterable[str]) -> bool:
-        """Whether one run showed all of some tensors, so that their sizes fit each other."""
-        return len({self.runs.get(name) for name in names}) < 2
+        """Whether one run showed all of some tensors, so that their sizes fit each other.
+
+        Of what no run showed nothing is known: a tensor that units meet there may be anything.
+        """
+        found = {self.runs.get(name) for name in names}
+        return len(found) < 2 and None not in found
 
 
 def observe(
-    document: Document, layers: Sequence[RecurrentLayer], feeds: Iterable[Feed]
+    document: Document,
+    layers: Sequence[RecurrentLayer],
+    feeds: Iterable[Feed],
+    sources: Iterable[str] = (),
 ) -> Observation:
-    """Looks at every tensor that labels may reach, in as many runs as show all layers."""
-    shapes, values = _wanted(document, layers)
+    """Looks at every tensor that labels may reach, in as many runs as show all layers.
+
+    Args:
+        document: the model.
+        layers: whose outputs carry labels.
+        feeds: what it runs on.
+        sources: inputs of the model that carry labels, too.
+    """
+    shapes, values = _wanted(document, layers, sources)
     watched = document.copy()
     sizes = _ask_for_shapes(watched, shapes)
     shown = dict(surface(watched, list(sizes.values()), np.int64))
@@ -88,13 +102,15 @@ def was_seen(layer: RecurrentLayer, runs: Mapping[str, int]) -> bool:
     return all(tensor.name in runs for tensor in layer.node.outputs if tensor.name)
 
 
-def _wanted(document: Document, layers: Sequence[RecurrentLayer]) -> tuple[list[str], list[str]]:
+def _wanted(
+    document: Document, layers: Sequence[RecurrentLayer], sources: Iterable[str]
+) -> tuple[list[str], list[str]]:
     """The tensors whose shapes and whose values are looked at."""
     source = document.write(_unread)
     reachable = computable(source) | {port.name for port in source.graph.input}
-    shapes: dict[str, None] = {}
+    shapes: dict[str, None] = dict.fromkeys(sources)
     values: dict[str, None] = {}
-    for node in _behind(document.graph, layers):
+    for node in _behind(document.graph, layers, shapes):
         for tensor in (*node.inputs, *node.outputs):
             if tensor.name in reachable and not isinstance(tensor, gs.Constant):
                 shapes[tensor.name] = None
@@ -118,10 +134,13 @@ def _ask_for_shapes(document: Document, names: list[str]) -> dict[str, str]:
     return added
 
 
-def _behind(graph: gs.Graph, layers: Sequence[RecurrentLayer]) -> list[gs.Node]:
-    """Nodes that a layer's output can reach through operators that have a rule, and the layers."""
+def _behind(
+    graph: gs.Graph, layers: Sequence[RecurrentLayer], sources: Iterable[str]
+) -> list[gs.Node]:
+    """The layers, and nodes that they or a source reach through operators that have a rule."""
     reached = {id(layer.node) for layer in layers}
     names = {tensor.name for layer in layers for tensor in layer.node.outputs if tensor.name}
+    names.update(sources)
     found = []
     for node in all_nodes(graph):
         if id(node) in reached or any(tensor.name in names for tensor in node.inputs):

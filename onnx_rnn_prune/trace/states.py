@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
@@ -14,6 +16,78 @@ _MOVING |= {"Transpose", "Unsqueeze"}
 # What prepare may have put behind a state: its restore and an addition.
 _RESTORING = {"MatMul", "Add"}
 _OPS = {cell.op for cell in CELLS}
+ENDS = {"initial_h": "Y_h", "initial_c": "Y_c"}
+
+# A layer's name, and initial_h or initial_c.
+Start = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A state that callers carry from one run to the next, of one layer or of several.
+
+    Attributes:
+        source: the model's input in which it comes.
+        result: the model's output in which it leaves.
+        starts: the layers' states that it holds.
+    """
+
+    source: str
+    result: str
+    starts: frozenset[Start]
+
+
+def carried_states(document: Document) -> tuple[tuple[Carried, ...], dict[Start, str]]:
+    """The inputs and outputs that hold the same states, and why other states are in none."""
+    graph = document.graph
+    inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
+    known = {id(tensor) for tensor in inputs}
+    coming: dict[str, set[Start]] = defaultdict(set)
+    reasons: dict[Start, str] = {}
+    finals: dict[int, Start] = {}
+    for layer in find_layers(graph):
+        for name, output in ENDS.items():
+            if name not in layer.cell.inputs:
+                continue
+            start, tensor, final = (layer.name, name), layer.input(name), layer.output(output)
+            sources = [] if tensor is None else list(_sources(tensor, _MOVING))
+            if final is not None:
+                finals[id(final)] = start
+            if len(sources) == 1 and id(sources[0]) in known:
+                coming[sources[0].name].add(start)
+            elif sources:
+                reasons[start] = _from_elsewhere(sources)
+    leaving = {
+        tensor.name: {finals.get(id(source)) for source in _sources(tensor, _MOVING)}
+        for tensor in graph.outputs
+    }
+    found = []
+    for source, starts in coming.items():
+        results = [result for result, ends in leaving.items() if ends == starts]
+        if len(results) == 1:
+            found.append(Carried(source, results[0], frozenset(starts)))
+        for start in starts if len(results) != 1 else ():
+            reasons[start] = _no_pair(source, start, leaving, start in finals.values())
+    return tuple(found), reasons
+
+
+def _from_elsewhere(sources: list[gs.Tensor]) -> str:
+    first = sources[0]
+    via = f", but through {first.inputs[0].op} ({first.name})" if first.inputs else ""
+    return f"it does not come straight from one input of the model{via}"
+
+
+def _no_pair(
+    source: str, start: Start, leaving: Mapping[str, set[Start | None]], given: bool
+) -> str:
+    ends = [result for result, starts in leaving.items() if start in starts]
+    if len(ends) > 1:
+        return "two outputs of the model give its final value"
+    if ends:
+        return f"the input '{source}' and the output '{ends[0]}' do not hold the same states"
+    if given:
+        return "its final value does not go straight to an output of the model"
+    return "the model does not give it back"
 
 
 def state_inputs(document: Document) -> frozenset[str]:
@@ -37,19 +111,31 @@ def state_outputs(document: Document) -> frozenset[str]:
     )
 
 
-def _sources(tensor: gs.Tensor, through: set[str]) -> Iterator[gs.Tensor]:
+def way_back(tensor: gs.Tensor, through: Container[str] = frozenset(_MOVING)) -> list[gs.Tensor]:
+    """A tensor and all that it is made of by some operators, back to what others make."""
+    way, seen = [tensor], {id(tensor)}
+    for item in way:
+        for other in _moved(item, through):
+            if id(other) not in seen:
+                way.append(other)
+                seen.add(id(other))
+    return way
+
+
+def _sources(tensor: gs.Tensor, through: Container[str]) -> Iterator[gs.Tensor]:
     """Where a tensor comes from, back through some operators; constants left out."""
-    waiting, seen = [tensor], {id(tensor)}
-    while waiting:
-        item = waiting.pop()
-        node = item.inputs[0] if item.inputs else None
-        if node is None or node.op not in through:
-            if not isinstance(item, gs.Constant):
-                yield item
-            continue
-        wanted = node.inputs if node.op in {"Concat", *_RESTORING} else node.inputs[:1]
-        waiting += [other for other in wanted if id(other) not in seen]
-        seen.update(map(id, wanted))
+    for item in way_back(tensor, through):
+        if not isinstance(item, gs.Constant) and not _moved(item, through):
+            yield item
+
+
+def _moved(tensor: gs.Tensor, through: Container[str]) -> Sequence[gs.Tensor]:
+    """What an operator makes a tensor of, if it is one of some operators."""
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or node.op not in through:
+        return ()
+    wanted: Sequence[gs.Tensor] = node.inputs
+    return wanted if node.op in {"Concat", *_RESTORING} else wanted[:1]
 
 
 def _is_state(tensor: gs.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,11 @@ from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
-from onnx_rnn_prune.trace.labels import Labels, can_vanish, same_order, tied_lanes, unit_axis
+from onnx_rnn_prune.trace.answers import answer
+from onnx_rnn_prune.trace.labels import Labels, tied_lanes, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
-from onnx_rnn_prune.trace.rules import Bound, Flow, Step, Stop, rule_of
+from onnx_rnn_prune.trace.rules import Bound, Step, Stop, rule_of
+from onnx_rnn_prune.trace.states import Carried
 from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
 from onnx_rnn_prune.twins import find_twins
 
@@ -27,8 +29,8 @@ class Outlet:
     """One way in which a layer's output leaves it.
 
     Attributes:
-        layer: the layer's name.
-        output: Y, Y_h or Y_c.
+        layer: the layer's name; that of an input of the model where units come in by a state.
+        output: Y, Y_h or Y_c; empty for an input.
         consumer: key of the node that reads it there; empty for a graph output.
         slot: that node's input.
     """
@@ -74,9 +76,10 @@ class Trace:
 
 @dataclass
 class _Walk:
-    """One pass over the nodes, with some outlets closed."""
+    """One pass over the nodes, with some outlets closed; layers are found by the node's key."""
 
     units: Units
+    layers: Mapping[str, str]
     lane_outputs: dict[str, tuple[str, str]]
     closed: Mapping[Outlet, str]
     labels: dict[str, Labels] = field(default_factory=dict)
@@ -98,6 +101,18 @@ class _Walk:
             return None if outlet in self.closed else frozenset({outlet})
         return self.origins[tensor.name]
 
+    def axis_of(self, labels: Labels) -> int:
+        """The axis along which units lie."""
+        axis = unit_axis(labels, self.units.lane_of)
+        assert axis is not None
+        return axis
+
+    def carried(self, states: Sequence[Carried]) -> dict[str, Labels]:
+        """By input, the labels with which states leave."""
+        leaving = {state.source: gs.Variable(state.result) for state in states}
+        open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}
+        return {name: self.labels[tensor.name] for name, tensor in open_.items()}
+
     def stop(self, outlets: Iterable[Outlet], reason: str) -> None:
         for outlet in outlets:
             self.stops.setdefault(outlet, reason)
@@ -107,17 +122,30 @@ def trace(
     document: Document,
     layers: Iterable[RecurrentLayer],
     observation: Observation,
+    states: Sequence[Carried] = (),
 ) -> Trace:
     """Follows the units of some layers.
 
     Where labels can flow no further, the outlet through which they came is closed and the walk
     starts again without it, until all that is open ends absorbed.
+
+    Args:
+        document: the model.
+        layers: whose units are followed.
+        observation: of it.
+        states: which callers carry from an output of the model to an input. What leaves by the one
+            comes back by the other, with the same labels; so lanes that share one are tied.
     """
     followed = tuple(layers)
     units = Units.number({layer.name: (layer.directions, layer.hidden) for layer in followed})
     closed: dict[Outlet, str] = {}
+    carried: Mapping[str, Labels] = {}
     while True:
-        walk = _walk(document, followed, observation, units, closed)
+        walk = _walk(document, followed, observation, units, closed, states, carried)
+        found = walk.carried(states)
+        if found.keys() != carried.keys():
+            carried = found
+            continue
         atoms = Partition(units.count)
         for left, right, _, _ in walk.meetings:
             atoms.join(left, right)
@@ -145,8 +173,14 @@ def _walk(
     observation: Observation,
     units: Units,
     closed: Mapping[Outlet, str],
+    states: Sequence[Carried],
+    carried: Mapping[str, Labels],
 ) -> _Walk:
-    walk = _Walk(units, {}, closed)
+    walk = _Walk(units, {layer.key: layer.name for layer in layers}, {}, closed)
+    for source, labels in carried.items():
+        walk.labels[source], walk.altered[source] = labels, ""
+        walk.axes[source] = walk.axis_of(labels)
+        walk.lane_outputs[source] = source, ""
     for layer in layers:
         if layer.hidden == 1:
             continue  # the one unit stays: nothing gets shorter
@@ -168,7 +202,8 @@ def _walk(
         _visit(walk, node, observation, document.graph.opset)
     for place in places(document.graph):
         what = f"leaves {place.scope or 'the model'} as its output"
-        for tensor in place.graph.outputs:
+        leaving = {state.result for state in states} if place.graph is document.graph else ()
+        for tensor in (item for item in place.graph.outputs if item.name not in leaving):
             arriving = walk.arriving(tensor, GRAPH_OUTPUT, 0)
             walk.stop(arriving or (), f"{what} {tensor.name}")
     return walk
@@ -185,9 +220,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
         walk.stop(came, f"is read in a branch that ran on other data, or on none ({title})")
         return
     step = _make_step(walk, node, arriving, observation, opset)
-    result = _apply_rule(step)
-    if isinstance(result, Flow):
-        result = _check_even(walk, step, result)
+    result = answer(step, walk.units.lane_of)
     if isinstance(result, Stop):
         walk.stop(came, f"{result.reason} ({title})")
         return
@@ -195,9 +228,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
         name = node.outputs[slot].name
         if name and (labels >= 0).any():
             walk.labels[name] = labels
-            axis = unit_axis(labels, walk.units.lane_of)
-            assert axis is not None
-            walk.axes[name] = axis
+            walk.axes[name] = axis = walk.axis_of(labels)
             walk.ties.append(tied_lanes(labels, axis, walk.units.lane_of))
             walk.origins[name] = came
             walk.altered[name] = result.alters or next(filter(None, step.altered), "")
@@ -250,33 +281,8 @@ def _make_step(
             walk.altered[tensor.name] if came else ""
             for tensor, came in zip(node.inputs, arriving, strict=True)
         ),
+        own=walk.units.lanes.get(walk.layers.get(node_key(node), "")),
     )
-
-
-def _apply_rule(step: Step) -> Flow | Stop:
-    rule = rule_of(step.node)
-    if rule is None:
-        return Stop(f"is read by {step.node.op}, through which units cannot be followed")
-    return rule(step)
-
-
-def _check_even(walk: _Walk, step: Step, flow: Flow) -> Flow | Stop:
-    """Stops labels that a cut would leave ragged or out of order, or leave nothing of."""
-    op, lane_of = step.node.op, walk.units.lane_of
-    before, own = step.labels[0], step.axes[0]
-    for labels in flow.outputs.values():
-        if not (labels >= 0).any():
-            continue
-        axis = unit_axis(labels, lane_of)
-        if axis is None:
-            return Stop(f"{op} splits its units unevenly")
-        if can_vanish(labels, axis, lane_of):
-            return Stop(f"{op} takes some of its units only, which may all be cut")
-        if op in ("Reshape", "Flatten"):
-            assert before is not None and own is not None
-            if not same_order(before, own, labels, axis):
-                return Stop(f"{op} mixes the order of its units")
-    return flow
 
 
 def _stop_uneven(walk: _Walk, classes: list[np.ndarray]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 from models import Builder, Value
+from oracle.bodies import put_in_body
 from oracle.consumers import CONSUMERS
-from oracle.layers import Drawn, draw_layer
+from oracle.layers import Drawn, draw_layer, draw_quantized, draw_stacked
 from oracle.merges import merge_last, merge_steps
 from oracle.wirings import draw_wiring
 
@@ -19,10 +20,23 @@ def draw_model(seed: int) -> Builder:
     b = Builder(rng, rng.choice(OPSETS))
     steps = rng.choice(["T", "T", 5])
     x = b.feed("x", steps, rng.choice(["B", "B", 3]), rng.randint(1, 6))
-    layers = _parallel(b, x) if rng.random() < 0.3 else [draw_layer(b, x, wanted=("Y",))]
-    for layer in layers:
+    for layer in _layers(b, x):
         _wire(b, layer, x)
+    if rng.random() < 0.15:
+        put_in_body(b)
     return b
+
+
+def _layers(b: Builder, x: Value) -> list[Drawn]:
+    kind = b.rng.random()
+    if kind < 0.3:
+        return _parallel(b, x)
+    if kind < 0.4:
+        b.used.append("states side by side")
+        return [draw_stacked(b, x)]
+    if kind < 0.45 and b.opset >= 11:
+        return [draw_quantized(b, x)]
+    return [draw_layer(b, x, wanted=("Y",))]
 
 
 def _parallel(b: Builder, x: Value) -> list[Drawn]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from models import Builder, Value
-from onnx_rnn_prune.cells import GRU, LSTM, RNN, Cell
+from models import MICROSOFT, Builder, Value
+from onnx_rnn_prune.cells import GRU, LSTM, QUANTIZED_LSTM, RNN, Cell
 
 _GATES = ["Sigmoid", "HardSigmoid"]
 _OTHERS = ["Tanh", "Relu", "Softsign", "LeakyRelu", "ScaledTanh", "Elu", "Affine"]
@@ -34,6 +34,7 @@ def draw_layer(
     wanted: tuple[str, ...] = (),
     share: Drawn | None = None,
     start: dict[str, Value] | None = None,
+    cell: Cell | None = None,
 ) -> Drawn:
     """A random layer that reads x [T, B, I].
 
@@ -45,9 +46,10 @@ def draw_layer(
         wanted: outputs that may not be omitted.
         share: a layer of the same sizes whose W and R this one takes.
         start: initial states.
+        cell: drawn where it is not given.
     """
     rng = b.rng
-    cell = share.cell if share else rng.choice((LSTM, GRU, RNN))
+    cell = share.cell if share else cell or rng.choice((LSTM, GRU, RNN))
     direction = direction or rng.choice(["forward", "reverse", "bidirectional"])
     d = 2 if direction == "bidirectional" else 1
     h = hidden or rng.choice([1, *range(2, 10)])
@@ -63,14 +65,17 @@ def draw_layer(
         inputs.pop()
     outputs = _draw_outputs(b, cell, wanted)
     b.node(cell.op, inputs, outputs, **_attributes(b, cell, direction, d, h))
+    return Drawn(cell, d, h, _values(cell, outputs, x, d, h), weights)
+
+
+def _values(cell: Cell, outputs: list[str], x: Value, d: int, h: int) -> dict[str, Value]:
     steps, batch = x.shape[0], x.shape[1]
     shapes = ((steps, d, batch, h), (d, batch, h), (d, batch, h))
-    values = {
+    return {
         name: Value(tensor, shape)
         for name, tensor, shape in zip(cell.outputs, outputs, shapes, strict=False)
         if tensor
     }
-    return Drawn(cell, d, h, values, weights)
 
 
 def _draw_outputs(b: Builder, cell: Cell, wanted: tuple[str, ...]) -> list[str]:
@@ -147,3 +152,50 @@ def _attributes(b: Builder, cell: Cell, direction: str, d: int, h: int) -> dict[
             ]
         attrs["activations"] = names
     return attrs
+
+
+def draw_quantized(b: Builder, x: Value) -> Drawn:
+    """A DynamicQuantizeLSTM, with one scale for each direction or for each row of W and R."""
+    rng, h = b.rng, b.rng.randint(2, 9)
+    d = rng.choice([1, 2])
+    weights: dict[str, Value] = {"X": x}
+    for letter, width in (("W", x.width), ("R", h)):
+        value = b.numbers(d, width, 4 * h)
+        axes = rng.choice([(1,), (1, 2)])
+        scale = np.abs(value).max(axis=axes, keepdims=True) / 127 + 1e-6
+        weights[letter] = b.const(np.round(value / scale).astype(np.int8))
+        weights[f"{letter}_scale"] = b.const(np.squeeze(scale, axes).astype(np.float32))
+        weights[f"{letter}_zero_point"] = b.const(np.zeros(np.squeeze(scale, axes).shape, np.int8))
+    if rng.random() < 0.7:
+        weights["B"] = b.const(b.numbers(d, 8 * h, scale=0.3))
+    inputs = [weights[name].name if name in weights else "" for name in QUANTIZED_LSTM.inputs]
+    outputs = _draw_outputs(b, QUANTIZED_LSTM, ("Y",))
+    direction = "bidirectional" if d == 2 else rng.choice(["forward", "reverse"])
+    attrs = {"hidden_size": h, "direction": direction}
+    b.node(QUANTIZED_LSTM.op, inputs, outputs, domain=MICROSOFT, **attrs)
+    return Drawn(QUANTIZED_LSTM, d, h, _values(QUANTIZED_LSTM, outputs, x, d, h))
+
+
+def draw_stacked(b: Builder, x: Value) -> Drawn:
+    """Two layers, one behind the other, all of whose states come and leave in one tensor."""
+    cell, h = b.rng.choice((LSTM, GRU, RNN)), b.rng.randint(2, 6)
+    direction = b.rng.choice(["forward", "bidirectional"])
+    d = 2 if direction == "bidirectional" else 1
+    names = [name for name in ("initial_h", "initial_c") if name in cell.inputs]
+    rows = 2 * len(names)
+    state = b.feed(b.fresh("state"), rows * d, x.shape[1], h)
+    parts = iter(b.split(state, 0, *[d] * rows))
+    if b.rng.random() < 0.5:
+        parts = iter([b.slice(state, 0, row * d, row * d + d) for row in range(rows)])
+    finals = []
+    for _ in range(2):
+        start = {name: next(parts) for name in names}
+        wanted = ("Y", "Y_h", "Y_c") if cell is LSTM else ("Y", "Y_h")
+        layer = draw_layer(
+            b, x, hidden=h, direction=direction, wanted=wanted, start=start, cell=cell
+        )
+        finals += [layer.outputs[name] for name in wanted[1:]]
+        turned = b.transpose(layer.outputs["Y"], 0, 2, 1, 3)
+        x = b.reshape(turned, b.ints(0, 0, d * h), x.shape[0], x.shape[1], d * h)
+    b.output(b.concat(0, *finals))
+    return layer

@@ -24,7 +24,7 @@ def recovered(prepared: Prepared, keep: Mask, feeds: Sequence[Feed], ridge: floa
     moments = collect(prepared.document, prepared.trace, readers, source, silent).moments
 
     def pairs(reader: Reader) -> Moments:
-        return teacher_pairs(moments[reader.name], kept(reader.labels, keep))
+        return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
 
     fits = fit_readers(prepared.document, readers, keep, pairs, ridge)
     document = prepared.document.copy()

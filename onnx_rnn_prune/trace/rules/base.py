@@ -28,6 +28,7 @@ class Step:
         opset: version of the ONNX operators.
         altered: per input, what has made another number than 0 of the entries of cut units while
             shapes are kept; empty where they are 0.
+        own: the units of the node itself, [D, H], where it is a layer that is followed.
     """
 
     node: gs.Node
@@ -39,6 +40,7 @@ class Step:
     results: tuple[Shape | None, ...]
     opset: int
     altered: tuple[str, ...]
+    own: Labels | None = None
 
     def value(self, slot: int) -> Array | None:
         """An input's value, constant or as observed."""

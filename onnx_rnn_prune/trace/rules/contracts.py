@@ -11,6 +11,10 @@ from onnx_rnn_prune.trace.rules.base import Bound, Flow, Step, Stop
 from onnx_rnn_prune.trace.rules.quantizes import range_changes
 
 _FEATURES = {cell.op: cell.features for cell in CELLS}
+_STATES = {
+    cell.op: [slot for slot, name in enumerate(cell.inputs) if name.startswith("initial_")]
+    for cell in CELLS
+}
 _TWO_ACTIVATIONS = "is multiplied with another activation"
 
 
@@ -84,17 +88,26 @@ def conv(step: Step) -> Flow | Stop:
 
 
 def recurrent(step: Step) -> Flow | Stop:
-    """The X input of another recurrent layer."""
-    if step.labelled != [0]:
-        return Stop(f"enters a state of {step.node.op}")
+    """The X input of another recurrent layer, or initial states, which meet the layer's units."""
+    op, same = step.node.op, []
+    for slot in step.labelled:
+        labels = step.labels[slot]
+        assert labels is not None
+        if slot not in (0, *_STATES[op]):
+            return Stop(f"feeds a parameter of {op}")
+        if slot > 0 and (step.own is None or np.any(labels < 0)):
+            return Stop(f"enters a state of {op}")
+        if slot > 0 and step.own is not None:
+            same.append((step.own[:, None, :], labels))
     labels = step.labels[0]
-    assert labels is not None
+    if labels is None:
+        return Flow({}, same=tuple(same))
     reduced = squeeze_to(labels, (2,))
     if reduced is None or step.constants[1] is None:
-        return Stop(f"its units do not lie on the features of {step.node.op}")
-    axis = _FEATURES[step.node.op]
+        return Stop(f"its units do not lie on the features of {op}")
+    axis = _FEATURES[op]
     shape = [-1 if place == axis else 1 for place in range(3)]
-    return Flow({}, (Bound(1, axis - 3, reduced.reshape(shape), reads=0),))
+    return Flow({}, (Bound(1, axis - 3, reduced.reshape(shape), reads=0),), tuple(same))
 
 
 def quantized_recurrent(step: Step) -> Flow | Stop:

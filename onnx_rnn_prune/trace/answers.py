@@ -1,0 +1,41 @@
+"""What a rule answers, as far as every cut can follow it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.trace.labels import can_vanish, same_order, unit_axis
+from onnx_rnn_prune.trace.rules import Flow, Step, Stop, rule_of
+
+
+def answer(step: Step, lane_of: npt.NDArray[np.int64]) -> Flow | Stop:
+    """What becomes of the labels that have reached a node.
+
+    Args:
+        step: the node.
+        lane_of: the lane of each unit.
+    """
+    rule = rule_of(step.node)
+    if rule is None:
+        return Stop(f"is read by {step.node.op}, through which units cannot be followed")
+    result = rule(step)
+    return _check_even(step, result, lane_of) if isinstance(result, Flow) else result
+
+
+def _check_even(step: Step, flow: Flow, lane_of: npt.NDArray[np.int64]) -> Flow | Stop:
+    """Stops labels that a cut would leave ragged or out of order, or leave nothing of."""
+    op, before, own = step.node.op, step.labels[0], step.axes[0]
+    for labels in flow.outputs.values():
+        if not (labels >= 0).any():
+            continue
+        axis = unit_axis(labels, lane_of)
+        if axis is None:
+            return Stop(f"{op} splits its units unevenly")
+        if can_vanish(labels, axis, lane_of):
+            return Stop(f"{op} takes some of its units only, which may all be cut")
+        if op in ("Reshape", "Flatten"):
+            assert before is not None and own is not None
+            if not same_order(before, own, labels, axis):
+                return Stop(f"{op} mixes the order of its units")
+    return flow
