@@ -1,9 +1,10 @@
 """Training a cut model to compute what the original computes (Hinton, Vinyals and Dean 2015).
 
 The loss of an output is the squared difference from the original's, over the variance of that.
-Scores of classes add the divergence of their softmax from the original's: on a language model
-whose perplexity was 6.4 before, that led to 5.2 where squares alone led to 5.4. The learning rate of a weight is relative to
-the size of its entries (Shazeer and Stern 2018), which differs tenfold from model to model.
+Scores of classes add the divergence of their softmax from the original's: on a language model whose
+perplexity was 6.4 before, that led to 5.2 where squares alone led to 5.4. The learning rate of a
+weight is relative to the size of its entries (Shazeer and Stern 2018), which differs tenfold from
+model to model.
 """
 
 from __future__ import annotations
