@@ -96,7 +96,7 @@ class TestWithTorch:
 
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        course = partial(arguments.Course, steps=60, trials=3, rate=5e-3)
+        course = partial(arguments.Course, steps=150, trials=3)
         monkeypatch.setattr(arguments, "Course", course)
 
     def learn(self, model, **more):

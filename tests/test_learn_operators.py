@@ -53,7 +53,7 @@ def both(op, *inputs, **how):
     document = Document.read(model)
     node = document.graph.nodes[0]
     assert not refuses(node, document.graph.opset)
-    region = Region((node_key(node),), tuple(feed), tuple(wanted), {}, True)
+    region = Region((node_key(node),), tuple(feed), tuple(wanted), (), {}, True)
     given = {name: to_torch(value) for name, value in feed.items()}
     found = build(document, region)(given, {}, region.targets)
     return wanted, {name: value.numpy() for name, value in found.items()}
@@ -245,7 +245,7 @@ def test_a_region_ends_where_gradients_do():
     document = Document.read(model)
     region = find_region(document, ["rnn"])
     assert region.given == ("scaled",)
-    assert region.targets == ("logits",)
+    assert region.targets == region.scores == ("logits",)
     assert region.missing == {"best": "ArgMax is not known"}
     assert region.whole
     assert set(build(document, region).weights) == {"W", "R", "fc"}

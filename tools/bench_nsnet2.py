@@ -1,4 +1,4 @@
-"""What pruning costs a published speech denoiser: `python tools/bench_nsnet2.py`.
+"""What pruning costs a published speech denoiser: `python tools/bench_nsnet2.py` (needs PyTorch).
 
 Prunes NSNet2 (two GRU layers of 400 units) with a minute of unlabelled noisy speech, and denoises
 other recordings with what is left. `python tools/fetch_models.py nsnet2 speech` gets what it needs.
@@ -31,7 +31,7 @@ Gain = npt.NDArray[np.float32]
 
 HIDDEN = 400
 UNITS = (160, 120, 80)
-RECOVERIES = (None, "none")
+RECOVERIES = (None, "none", "distill")
 KINDS = tuple(NOISES)
 SHORT, LONG = 5.0, 10.0  # seconds of a piece to calibrate on, and of one to evaluate on
 CALIBRATION = 60.0

@@ -1,7 +1,7 @@
 """What pruning costs the sample models: `python tools/bench_samples.py`.
 
 Prunes each of them to half of its units with its calibration data, and measures what is left on its
-held-out data. Calibration and held-out data are disjoint.
+held-out data. Calibration and held-out data are disjoint. Rows of distillation need PyTorch.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ METRIC_NAMES = {"accuracy": "accuracy", "perplexity": "perplexity", "snr_db": "S
 NOTE = f"""\
 Half of all units removed (`--keep {KEEP}`). Units are chosen and weights refitted on unlabelled
 calibration inputs; the metric is of held-out inputs with labels, and the two are disjoint.
-*recovered* is what `prune` does by default; *not recovered* keeps the same units with
-`--recover none`; *l2* keeps the units with the largest weights, also without recovery, which needs
-no data. Lower is better for perplexity. Speed is the original's time over the pruned model's, one
-thread, for one held-out sequence of the length given, the median over runs in turns.
-`python tools/bench_samples.py` measures it."""
+*recovered* is what `prune` does by default; *distilled* is `--recover distill`; *not recovered*
+keeps the same units with `--recover none`; *l2* keeps the units with the largest weights, also
+without recovery, which needs no data. Lower is better for perplexity. Speed is the original's time
+over the pruned model's, one thread, for one held-out sequence of the length given, the median over
+runs in turns. `python tools/bench_samples.py` measures it, and needs PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ class Row:
         metric: what is measured on held-out data.
         before: the original's value.
         recovered: with what `prune` does by default.
+        distilled: with `--recover distill`.
         plain: with the same units and no recovery.
         weakest: with units chosen by their weights and no recovery.
         params: parameters left, a share.
         size: bytes left, a share.
         speedup: the original's time over the pruned model's.
         steps: length of the sequence that was timed.
-        passed: whether all three results passed the self-check.
+        passed: whether all four results passed the self-check.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Row:
     metric: str
     before: float
     recovered: float
+    distilled: float
     plain: float
     weakest: float
     params: float
@@ -115,8 +117,10 @@ def measure(name: str) -> Row:
     """Prunes a sample model in three ways and measures them."""
     metric, before = evaluate(SAMPLES / f"{name}.onnx", name)
     result, recovered = cut(name, None, None)
+    distilled = cut(name, None, "distill")
     plain, weakest = cut(name, None, "none"), cut(name, "l2", "none")
     totals = result.report["totals"]
+    results = (result, distilled[0], plain[0], weakest[0])
     ratio, steps = speedup(name, result.model)
     return Row(
         name=name,
@@ -124,23 +128,25 @@ def measure(name: str) -> Row:
         metric=metric,
         before=before,
         recovered=recovered,
+        distilled=distilled[1],
         plain=plain[1],
         weakest=weakest[1],
         params=totals["params_after"] / totals["params_before"],
         size=totals["bytes_after"] / totals["bytes_before"],
         speedup=ratio,
         steps=steps,
-        passed=all(each.report["oracle"]["passed"] for each in (result, plain[0], weakest[0])),
+        passed=all(each.report["oracle"]["passed"] for each in results),
     )
 
 
 def table(measured: Sequence[Row]) -> str:
     """The rows in Markdown."""
-    header = ["model", "network", "metric", "original", "recovered", "not recovered", "l2"]
+    header = ["model", "network", "metric", "original", "recovered", "distilled"]
+    header += ["not recovered", "l2"]
     header += ["parameters left", "file size left", "speed", "self-check"]
     lines = []
     for row in measured:
-        values = (row.before, row.recovered, row.plain, row.weakest)
+        values = (row.before, row.recovered, row.distilled, row.plain, row.weakest)
         lines.append(
             [
                 row.name,

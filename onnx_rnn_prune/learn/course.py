@@ -14,7 +14,7 @@ class Course:
         minutes: the longest that it may take.
         seed: of the order of lessons.
         steps: of gradient descent at most.
-        rate: the highest learning rate.
+        rate: the highest learning rate, relative to the size of a weight's entries.
         norm: gradients are clipped to it.
         trials: how often what was learnt is judged.
         patience: after so many trials without a better one, learning ends.
@@ -23,7 +23,7 @@ class Course:
     minutes: float = 10.0
     seed: int = 0
     steps: int = 2000
-    rate: float = 2e-3
+    rate: float = 0.01
     norm: float = 1.0
     trials: int = 30
     patience: int = 10

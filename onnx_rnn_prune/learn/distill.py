@@ -75,7 +75,7 @@ def distill(
         return Learnt(pupil.trace, pupil.keep, found)
 
     found = train(
-        Task(network, tuple(places), _scales(teacher, targets, feeds)),
+        Task(network, tuple(places), _scales(teacher, targets, feeds), region.scores),
         _lessons(teacher, Variety(feeds, signature.inputs(pupil.original.source), course.seed)),
         lambda values: judge(learnt(values)),
         course,

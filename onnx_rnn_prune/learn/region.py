@@ -18,6 +18,8 @@ from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import bodies_of, node_key
 
+_SOFT = ("Softmax", "LogSoftmax")
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -27,6 +29,7 @@ class Region:
         nodes: keys of the nodes, each behind all that it reads.
         given: tensors that they read and do not compute.
         targets: tensors that they compute and others read: what they learn to compute.
+        scores: those of the targets that are scores of classes along the last axis.
         missing: nodes behind a pruned layer that cannot be computed, each with the reason.
         whole: whether nothing that comes of a pruned layer is given.
     """
@@ -34,6 +37,7 @@ class Region:
     nodes: tuple[str, ...]
     given: tuple[str, ...]
     targets: tuple[str, ...]
+    scores: tuple[str, ...]
     missing: Mapping[str, str]
     whole: bool
 
@@ -54,7 +58,9 @@ def find_region(document: Document, layers: Iterable[str]) -> Region:
     inside = {id(node) for node in known}
     asked = {tensor.name for tensor in graph.outputs}
     asked |= {t.name for node in nodes if id(node) not in inside for t in _reads(node)}
-    targets = asked & _learning(known, graph.opset)
+    learning = _learning(known, graph.opset)
+    scores = learning & _scores(nodes, asked, graph.opset)
+    targets = asked & learning | scores
     useful = _needed(known, targets)
     read = [t.name for node in useful for t in node.inputs if t.name and not _is_held(t)]
     given = tuple(dict.fromkeys(name for name in read if name not in made))
@@ -63,6 +69,7 @@ def find_region(document: Document, layers: Iterable[str]) -> Region:
         tuple(map(node_key, useful)),
         given,
         tuple(sorted(targets)),
+        tuple(sorted(scores)),
         missing,
         whole=lost.isdisjoint(given),
     )
@@ -118,6 +125,22 @@ def _learning(nodes: Sequence[gs.Node], opset: int) -> set[str]:
         if any(node.inputs[slot].name in found or is_weight(node, slot, opset) for slot in slots):
             found.update(tensor.name for tensor in node.outputs if tensor.name)
     return found
+
+
+def _scores(nodes: Sequence[gs.Node], asked: set[str], opset: int) -> set[str]:
+    """What is called logits, or becomes probabilities or a choice at the end of a graph."""
+    found = {name for name in asked if "logit" in name.lower()}
+    for node in nodes:
+        chosen = node.op == "ArgMax" or (node.op in _SOFT and node.outputs[0].name in asked)
+        if chosen and _is_over_last(node, opset):
+            found.add(node.inputs[0].name)
+    return found
+
+
+def _is_over_last(node: gs.Node, opset: int) -> bool:
+    default = 0 if node.op == "ArgMax" else -1 if opset >= 13 else 1
+    axis, shape = node.attrs.get("axis", default), node.inputs[0].shape
+    return bool(axis == -1 or (shape is not None and axis == len(shape) - 1))
 
 
 def _reads(node: gs.Node) -> list[gs.Tensor]:

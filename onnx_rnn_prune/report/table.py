@@ -19,6 +19,7 @@ _RECOVERIES = {
     "none": "none, the kept weights are the original's",
     "bias": "what the removed units contribute on average is added to the biases",
     "lstsq": "the kept weights are refitted so as to stand in for the removed units",
+    "distill": "the smaller model is trained to compute what the original computes",
 }
 _ENDS_SHOWN = 3
 
