@@ -48,6 +48,7 @@ def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
 @options.recover
 @options.mode
 @options.states
+@options.zeros
 @click.option(
     "--json",
     "json_path",
@@ -72,6 +73,9 @@ def prune(
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
+    sparsify: str | None,
+    sparsify_by: str | None,
+    sparse_initializers: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -96,6 +100,9 @@ def prune(
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
+            sparsify=sparsify,
+            sparsify_by=sparsify_by,
+            sparse_initializers=sparse_initializers,
             only=only,
             skip=skip,
             align=align,
@@ -163,6 +170,7 @@ def plan(
 @options.freeze
 @options.mode
 @options.states
+@options.zeros
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
@@ -173,6 +181,9 @@ def apply(
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
+    sparsify: str | None,
+    sparsify_by: str | None,
+    sparse_initializers: bool,
     recover: str | None,
     data: str | None,
 ) -> None:
@@ -185,6 +196,9 @@ def apply(
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
+            sparsify=sparsify,
+            sparsify_by=sparsify_by,
+            sparse_initializers=sparse_initializers,
             recover=recover,
             data=data,
             freeze=freeze,

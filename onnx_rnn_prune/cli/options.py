@@ -12,6 +12,7 @@ import click
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.flow.arguments import MODES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
+from onnx_rnn_prune.flow.sparsifying import SPARSIFIERS
 from onnx_rnn_prune.plan.allocation import ALLOCATORS
 from onnx_rnn_prune.score.criteria import CRITERIA
 
@@ -142,6 +143,32 @@ _STATES = (
 def states(command: Command) -> Command:
     """The options that say what states look like from outside."""
     for option in reversed(_STATES):
+        command = option(command)
+    return command
+
+
+_ZEROS = (
+    click.option(
+        "--sparsify",
+        metavar="AMOUNT",
+        help="Zeros in matrices: 50%, 2:4, block=4x1:50%, threshold=1e-3.",
+    ),
+    click.option(
+        "--sparsify-by",
+        type=click.Choice(SPARSIFIERS),
+        help="Which weights become zero; obs lets the others make up for them.",
+    ),
+    click.option(
+        "--sparse-initializers",
+        is_flag=True,
+        help="Store the entries that are not zero, where that is smaller.",
+    ),
+)
+
+
+def zeros(command: Command) -> Command:
+    """The options that set single weights to zero."""
+    for option in reversed(_ZEROS):
         command = option(command)
     return command
 

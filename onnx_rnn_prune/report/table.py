@@ -152,15 +152,15 @@ def _gains(report: Report) -> Table:
 
 def _stages(stages: Sequence[Report]) -> Table:
     """What each step did, each against the original."""
-    table = new_table(
-        "Step", "File size", "Speed", "Deviation", numbers=("File size", "Speed", "Deviation")
-    )
+    numbers = ("File size", "Compressed", "Speed", "Deviation")
+    table = new_table("Step", *numbers, numbers=numbers)
     for stage in stages:
         errors = [values.get("nrmse") for values in stage["drift"].values()]
         known = [error for error in errors if error is not None]
         table.add_row(
             Text(stage["name"]),
             size(stage["bytes"]),
+            size(stage["compressed_bytes"]),
             f"{stage['speedup']:.2f}x",
             percent(max(known)) if known else "unknown",
         )
