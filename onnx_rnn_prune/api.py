@@ -18,6 +18,7 @@ from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.opening import ModelSource, open_model
+from onnx_rnn_prune.flow.planning import check_choice, make_plan
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.sparsifying import notes_on, read_stages
@@ -40,6 +41,8 @@ def prune(
     *,
     keep: str | float | None = None,
     budget: str | None = None,
+    lossless: bool = False,
+    masks: object = None,
     data: object = None,
     eval_data: object = None,
     criterion: str | None = None,
@@ -66,11 +69,14 @@ def prune(
         keep: units that each layer keeps: "40%", 0.4, or 160 (units); half of them where there is
             no budget either.
         budget: what the result may have at most: "params=30%", "flops=2M", "bytes=1MB".
+        lossless: removes just the units that provably change nothing.
+        masks: units to keep, from training: an .npz file or a mapping, by layer name booleans of
+            shape [directions, H] or [H].
         data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
         eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
         criterion: how units are ranked; reconstruction with data, l2 without.
         allocate: uniform, or global for one ranking over all layers.
-        recover: none, bias or lstsq; None or "auto" for the best that the data allows.
+        recover: none, bias, lstsq or merge; None or "auto" for the best that the data allows.
         mode: shrink, or zero to keep all shapes.
         shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
             units only, in the order of the plan.
@@ -95,6 +101,8 @@ def prune(
     request = read_request(
         keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
     )
+    choices = {"--keep": keep, "--budget": budget, "--criterion": criterion}
+    check_choice(lossless, masks, recover, choices)
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
     stages = read_stages(sparsify, sparsify_by, sparse_initializers, data is not None)
@@ -103,19 +111,16 @@ def prune(
         raise PruneError(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
-    inputs = places(model, data, eval_data)
+    inputs = places(model, data, eval_data, masks)
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
-    plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, interface, stages, progress)
-    result.report["warnings"] += [*plan_.notes, *notes_on(stages)]
-    result.report.update(
-        keep=None if request.keep is None else str(request.keep),
-        budget=budget,
-        criterion=request.criterion_for(given),
-        allocate=allocate,
-        seconds=time.perf_counter() - start,
-    )
+    given = replace(given, warnings=()) if lossless else given  # it takes no data
+    made = make_plan(opened, given, request, lossless, masks, recover, progress)
+    how = made.recover, mode, interface, stages
+    result = finish(opened, given, made.plan, made.studied, *how, progress)
+    result.report["warnings"] += [*made.plan.notes, *notes_on(stages)]
+    result.report.update(made.report)
+    result.report.update(budget=budget, seconds=time.perf_counter() - start)
     return replace(result, inputs=inputs)
 
 

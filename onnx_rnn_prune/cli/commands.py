@@ -44,6 +44,7 @@ def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
 @options.output
 @options.freeze
 @options.selection
+@options.settled
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.recover
 @options.mode
@@ -65,6 +66,8 @@ def prune(
     freeze: dict[str, str],
     keep: str | None,
     budget: str | None,
+    lossless: bool,
+    masks: str | None,
     data: str | None,
     eval_data: str | None,
     criterion: str | None,
@@ -86,12 +89,14 @@ def prune(
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
     outputs = [out, *_beside(out, model), json_path, save_plan]
-    _check_outputs(outputs, [model, data, eval_data])
+    _check_outputs(outputs, [model, data, eval_data, masks])
     with report.ProgressBars() as progress:
         result = api.prune(
             model,
             keep=keep,
             budget=budget,
+            lossless=lossless,
+            masks=masks,
             data=data,
             eval_data=eval_data,
             criterion=criterion,

@@ -94,6 +94,26 @@ def selection(command: Command) -> Command:
     return command
 
 
+_SETTLED = (
+    click.option(
+        "--lossless", is_flag=True, help="Remove just the units that provably change nothing."
+    ),
+    click.option(
+        "--masks",
+        type=name,
+        metavar="FILE.npz",
+        help="Units kept: an array of booleans for each layer, True to keep.",
+    ),
+)
+
+
+def settled(command: Command) -> Command:
+    """The options that leave no choice of units."""
+    for option in reversed(_SETTLED):
+        command = option(command)
+    return command
+
+
 def _name_values(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:

@@ -11,8 +11,15 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.interface import Interface, narrow, update_metadata
+from onnx_rnn_prune.flow.lossless import check_lossless
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.recovery import Bench, Recovered, recover_units
+from onnx_rnn_prune.flow.recovery import (
+    FROM_WEIGHTS,
+    Bench,
+    Recovered,
+    recover_from_weights,
+    recover_units,
+)
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.stages import Stage, run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
@@ -47,6 +54,8 @@ def finish(
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
     proof, shrunk = _prove(opened, studied, plan, recovered, mode, feeds)
+    if recovered.used == "lossless":
+        check_lossless(opened, shrunk, feeds)
     treated, steps = run_stages(opened, shrunk, stages, data, progress)
     narrowed = narrow(opened, treated, interface, feeds)
     model = treated.write()
@@ -110,6 +119,10 @@ def _recover(
     progress: Progress,
 ) -> tuple[Recovered, str]:
     wanted = asked or "auto"
+    if wanted in FROM_WEIGHTS:
+        keep = plan.mask(studied.prepared.trace)
+        recovered = recover_from_weights(studied.prepared, keep, studied.readers, wanted)
+        return recovered, "it needs no data"
     if not data.given:
         if wanted in ("bias", "lstsq"):
             raise PruneError(

@@ -14,6 +14,7 @@ from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.passes.recover import Fit, Recover, fit_readers, teacher_pairs
+from onnx_rnn_prune.passes.stand_in import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
@@ -23,7 +24,9 @@ from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.states import state_outputs
 from onnx_rnn_prune.validate import drift
 
-RECOVERIES = ("none", "bias", "lstsq")
+RECOVERIES = ("none", "bias", "lstsq", "merge")
+# Those that need no data; `lossless` goes with a plan that removes just what it can make up for.
+FROM_WEIGHTS = {"merge": nearest_units, "lossless": equal_units}
 
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
@@ -36,7 +39,7 @@ class Recovered:
     """What was chosen to make up for the cut units.
 
     Attributes:
-        used: none, bias or lstsq.
+        used: none, bias or lstsq, or what needs no data.
         fits: by reader name; empty for none.
         ridge: lambda of lstsq.
         error: mean NRMSE of the outputs on held-out feeds.
@@ -114,6 +117,14 @@ class Bench:
                 read = student.signal(reader, real)
                 pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
                 seen.add(reader.pool, Moments.of(pair, last=read.shape[1]))
+
+
+def recover_from_weights(
+    prepared: Prepared, keep: Mask, readers: list[Reader], asked: str
+) -> Recovered:
+    """What the weights alone say of the removed units, written into their readers."""
+    stand_ins = FROM_WEIGHTS[asked](prepared.document, prepared.trace, keep)
+    return Recovered(asked, fit_stand_ins(prepared.document, readers, keep, stand_ins), None, 0.0)
 
 
 def recover_units(bench: Bench, asked: str, progress: Progress) -> tuple[Recovered, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx_rnn_prune.flow.arguments import globs, one_of, recovery, whole
 from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.recovery import FROM_WEIGHTS
 from onnx_rnn_prune.plan.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget, parse_keep
 from onnx_rnn_prune.score.criteria import CRITERIA
@@ -46,7 +47,7 @@ class Request:
 
     def refits(self, data: Data) -> bool:
         """Whether weights may be refitted, and then all of them are needed."""
-        return data.given and self.recover != "none"
+        return self.recover in FROM_WEIGHTS or (data.given and self.recover != "none")
 
 
 def read_request(

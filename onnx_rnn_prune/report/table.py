@@ -17,6 +17,8 @@ Report = Mapping[str, Any]
 
 _RECOVERIES = {
     "none": "none, the kept weights are the original's",
+    "lossless": "what the removed units did is in the biases and weights of others",
+    "merge": "what read a removed unit reads the kept one whose weights are most alike",
     "bias": "what the removed units contribute on average is added to the biases",
     "lstsq": "the kept weights are refitted so as to stand in for the removed units",
 }
@@ -177,6 +179,7 @@ def _sentences(report: Report) -> list[tuple[str, str]]:
         for row in report.get("states", ())
     ]
     lines += drift_sentences(report.get("drift") or {})
+    lines += [("Superfluous", _superfluous(row)) for row in report.get("lossless", ())]
     if report.get("recovery"):
         lines.append(("Recovery", _recovery(report["recovery"])))
     if report.get("data"):
@@ -205,6 +208,13 @@ def _deviation(values: Report) -> str:
     return (
         f"deviates {percent(nrmse)} from the original (RMS, relative to the original's spread){top}"
     )
+
+
+def _superfluous(row: Report) -> str:
+    """What of a layer provably changes nothing, and how much of that goes."""
+    parts = [f"{row[kind]} {kind}" for kind in ("dead", "zero", "constant", "duplicate")]
+    found = ", ".join(part for part in parts if not part.startswith("0 "))
+    return f"{row['layer']}: {found or 'no unit'}" + (f"; {row['removed']} go" if found else "")
 
 
 def _recovery(recovery: Report) -> str:
