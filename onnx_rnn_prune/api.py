@@ -102,6 +102,8 @@ def prune(
         keep, budget, criterion, allocate, recover, only, skip, align, min_units, seed
     )
     choices = {"--keep": keep, "--budget": budget, "--criterion": criterion}
+    choices |= {"--align": None if align == 1 else align}
+    choices |= {"--min-units": None if min_units == 1 else min_units}
     check_choice(lossless, masks, recover, choices)
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)

@@ -207,7 +207,9 @@ def test_duplicates_of_one_layer_make_duplicates_of_the_next(between):
     assert result.report["layers"][1]["hidden_after"] == 3
 
 
-@pytest.mark.parametrize(("between", "after"), [("Identity", 3), ("Relu", 3), ("Sigmoid", 4)])
+@pytest.mark.parametrize(
+    ("between", "after"), [("Identity", 3), ("Relu", 3), ("Sum", 3), ("Sigmoid", 4)]
+)
 def test_zeros_count_where_what_stands_in_the_way_keeps_them(between, after):
     _, values = two_layers()
     for name, blocks in (("W", 4), ("R", 4)):
@@ -233,11 +235,19 @@ def test_restored_outputs_show_duplicates_as_before():
 
 
 @pytest.mark.parametrize(
-    "options", [{"keep": 0.5}, {"budget": "params=50%"}, {"criterion": "l2"}, {"recover": "bias"}]
+    "options",
+    [
+        {"keep": 0.5},
+        {"budget": "params=50%"},
+        {"criterion": "l2"},
+        {"recover": "bias"},
+        {"align": 2},
+        {"min_units": 3},
+    ],
 )
 def test_there_is_one_way_to_say_what_stays(options):
     model = widened_model(widened("RNN", 1, []))
-    option = f"--{next(iter(options))}"
+    option = f"--{next(iter(options))}".replace("_", "-")
     with pytest.raises(PruneError, match=f"--lossless: it says by itself what stays, and {option}"):
         prune(model, lossless=True, **options)
     if option != "--recover":

@@ -26,7 +26,7 @@ from onnx_rnn_prune.model.sparse import with_sparse
 from readme import markdown, write_section
 from speech import mixtures, split
 
-PATTERNS = ("50%", "2:4", "block=4x1:50%", "80%")
+PATTERNS = ("50%", "2:4", "80%")
 CRITERIA = ("magnitude", "obs")
 UNITS = (HIDDEN, 160)
 NOTE = f"""\

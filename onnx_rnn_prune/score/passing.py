@@ -17,9 +17,13 @@ MOVES = frozenset(
 )  # fmt: skip
 # And those that make 0 of 0, whatever constant they meet it with.
 ZEROS = MOVES | {
-    "Abs", "Cast", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf",
-    "LeakyRelu", "Mul", "Neg", "PRelu", "QuantizeLinear", "Relu", "Sign", "Sin", "Softsign", "Tanh",
+    "Abs", "AveragePool", "Cast", "CumSum", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear",
+    "Elu", "Erf", "GlobalAveragePool", "GlobalMaxPool", "LeakyRelu", "MaxPool", "Mul", "Neg",
+    "PRelu", "QuantizeLinear", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceSum", "ReduceSumSquare", "Relu", "Sign", "Sin", "Softsign", "Tanh",
 }  # fmt: skip
+# And those that make 0 of nothing but zeros.
+_SUMS = frozenset(("Add", "Max", "Mean", "Min", "Sub", "Sum"))
 
 
 def passing(document: Document, trace: Trace, ops: frozenset[str]) -> frozenset[str]:
@@ -35,6 +39,7 @@ def passing(document: Document, trace: Trace, ops: frozenset[str]) -> frozenset[
             found.update(tensor.name for tensor in outputs if tensor is not None)
     for node in all_nodes(document.graph):
         carrying = [tensor.name for tensor in node.inputs if tensor.name in trace.labels]
-        if carrying and node.op in ops and found.issuperset(carrying):
+        alone = ops is ZEROS and node.op in _SUMS and len(carrying) == len(node.inputs)
+        if carrying and (alone or node.op in ops) and found.issuperset(carrying):
             found.update(tensor.name for tensor in node.outputs if tensor.name in trace.labels)
     return frozenset(found)

@@ -68,8 +68,8 @@ class Tiles:
         heights, lengths = np.diff([*rows, len(scores)]), np.diff([*columns, scores.shape[1]])
         sums = np.add.reduceat(np.add.reduceat(scores, rows, axis=0), columns, axis=1)
         means = (sums / np.outer(heights, lengths)).reshape(-1)
-        stays = np.ones(means.size, dtype=bool)
-        stays[np.argsort(means, kind="stable")[: round(self.share * means.size)]] = False
+        stays, count = np.ones(means.size, dtype=bool), round(self.share * means.size)
+        stays[np.argpartition(means, max(count - 1, 0))[:count]] = False
         tiles = stays.reshape(sums.shape)
         return np.repeat(np.repeat(tiles, heights, axis=0), lengths, axis=1)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnx_rnn_prune.score.moments import Matrix, Moments
+from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.score.patterns import Pattern, starts
 from onnx_rnn_prune.trace.labels import Mask
 
@@ -64,10 +64,9 @@ def by_surgeon(
     diagonal = np.diag(second)
     floor = _FLOOR * float(diagonal.mean()) + np.finfo(np.float64).tiny
     damped[np.diag_indices_from(damped)] += ridge * diagonal + floor
-    settled, keep = settle_columns(weight, damped, pattern, widths)
-    found = _descend(settled, weight, keep, damped)
-    refitted = _descend(plain, weight, plain != 0, damped)
-    return min(found, refitted, plain, key=lambda other: missed(other - weight, second))
+    settled, _ = settle_columns(weight, damped, pattern, widths)
+    found = _refit(settled, weight, damped), _refit(plain.copy(), weight, damped), plain
+    return min(found, key=lambda other: missed(other - weight, second))
 
 
 def settle_columns(
@@ -113,9 +112,16 @@ def _blocks(firsts: Sequence[int], width: int, block: int) -> Iterator[tuple[int
             first = end
 
 
-def _descend(start: Matrix, weight: Matrix, keep: Mask, hessian: Matrix) -> Matrix:
-    """Conjugate gradients on tr(D H D') over the weights that stay, all rows at once."""
-    result = start
+def _refit(result: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
+    """The weight that misses least with zeros where a result has them, as far as steps lead."""
+    for rows in blocks(len(result)):
+        result[rows] = _descend(result[rows], weight[rows], hessian)
+    return result
+
+
+def _descend(start: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
+    """Conjugate gradients on tr(D H D') over the weights that are not zero, all rows at once."""
+    result, keep = start, start != 0
     scale = 1.0 / np.diag(hessian)
     residual = np.where(keep, (weight - result) @ hessian, 0.0)
     step = residual * scale
