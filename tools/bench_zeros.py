@@ -32,7 +32,7 @@ NOTE = f"""\
 Calibrated on {CALIBRATION:.0f} s of noisy speech; SNR and gains on {EVALUATION:.0f} s of other
 recordings without babble, as above. *Zeros* are of the GRU layers' W and R and of the weight that
 reads the last one. *Sparse*: the file with `--sparse-initializers`; *compressed*: the dense file by
-zlib. None of these files is faster than the one without zeros. By `python tools/bench_zeros.py`."""
+zlib. Kernels are dense, so zeros save no time. By `python tools/bench_zeros.py`."""
 
 
 @dataclass(frozen=True)
