@@ -46,12 +46,14 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
 @options.output
 @options.freeze
 @options.selection
+@options.settled
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.schedule
 @options.recover
 @options.mode
 @options.shrink_states
 @options.state_metadata
+@options.zeros
 @click.option(
     "--json",
     "json_path",
@@ -68,6 +70,8 @@ def prune(
     freeze: dict[str, str],
     keep: tuple[str, ...],
     budget: str | None,
+    lossless: bool,
+    masks: str | None,
     data: str | None,
     eval_data: str | None,
     criterion: str | None,
@@ -80,6 +84,9 @@ def prune(
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
+    sparsify: str | None,
+    sparsify_by: str | None,
+    sparse_initializers: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -90,12 +97,14 @@ def prune(
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
     outputs = [out, *_beside(out, model), json_path, save_plan]
-    _check_outputs(outputs, [model, data, eval_data])
+    _check_outputs(outputs, [model, data, eval_data, masks])
     with report.ProgressBars() as progress:
         result = api.prune(
             model,
             keep=keep or None,
             budget=budget,
+            lossless=lossless,
+            masks=masks,
             data=data,
             eval_data=eval_data,
             criterion=criterion,
@@ -108,6 +117,9 @@ def prune(
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
+            sparsify=sparsify,
+            sparsify_by=sparsify_by,
+            sparse_initializers=sparse_initializers,
             only=only,
             skip=skip,
             align=align,
@@ -185,6 +197,7 @@ def plan(
 @options.state_metadata
 @options.schedule
 @options.steps
+@options.zeros
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
@@ -197,6 +210,9 @@ def apply(
     state_metadata: tuple[str, ...],
     schedule: str,
     steps: int,
+    sparsify: str | None,
+    sparsify_by: str | None,
+    sparse_initializers: bool,
     recover: str | None,
     distill_minutes: float,
     data: str | None,
@@ -212,6 +228,9 @@ def apply(
             state_metadata=state_metadata,
             schedule=schedule,
             steps=steps,
+            sparsify=sparsify,
+            sparsify_by=sparsify_by,
+            sparse_initializers=sparse_initializers,
             recover=recover,
             distill_minutes=distill_minutes,
             data=data,

@@ -15,6 +15,7 @@ from onnx_rnn_prune.flow.arguments import MODES
 from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.flow.request import STRATEGIES
+from onnx_rnn_prune.flow.sparsifying import SPARSIFIERS
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
@@ -140,6 +141,26 @@ def selection(command: Command) -> Command:
     return command
 
 
+_SETTLED = (
+    click.option(
+        "--lossless", is_flag=True, help="Remove just the units that provably change nothing."
+    ),
+    click.option(
+        "--masks",
+        type=name,
+        metavar="FILE.npz",
+        help="Units kept: an array of booleans for each layer, True to keep.",
+    ),
+)
+
+
+def settled(command: Command) -> Command:
+    """The options that leave no choice of units."""
+    for option in reversed(_SETTLED):
+        command = option(command)
+    return command
+
+
 def _name_values(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
@@ -200,6 +221,32 @@ state_metadata = click.option(
     multiple=True,
     help="Metadata that holds the width of a state.",
 )
+
+
+_ZEROS = (
+    click.option(
+        "--sparsify",
+        metavar="AMOUNT",
+        help="Zeros in matrices: 50%, 2:4, block=4x1:50%, threshold=1e-3.",
+    ),
+    click.option(
+        "--sparsify-by",
+        type=click.Choice(SPARSIFIERS),
+        help="Which weights become zero; obs lets the others make up for them.",
+    ),
+    click.option(
+        "--sparse-initializers",
+        is_flag=True,
+        help="Store the entries that are not zero, where that is smaller.",
+    ),
+)
+
+
+def zeros(command: Command) -> Command:
+    """The options that set single weights to zero."""
+    for option in reversed(_ZEROS):
+        command = option(command)
+    return command
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -11,9 +11,10 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench, Recovered
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
+from onnx_rnn_prune.flow.lossless import check_lossless
 from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.recovery import recover_units
+from onnx_rnn_prune.flow.recovery import FROM_WEIGHTS, recover_from_weights, recover_units
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.stages import run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
@@ -46,6 +47,8 @@ def finish(
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
     proof, shrunk, narrowed = _prove(opened, studied, plan, recovered, treatment.mode, feeds)
+    if recovered.used == "lossless":
+        check_lossless(opened, shrunk, feeds)
     shrunk, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
     model = shrunk.write()
     prepared = studied.prepared
@@ -111,6 +114,10 @@ def _recover(
     progress: Progress,
 ) -> tuple[Recovered, str]:
     wanted = treatment.recover
+    if wanted in FROM_WEIGHTS:
+        keep = plan.mask(studied.prepared.trace)
+        recovered = recover_from_weights(studied.prepared, keep, studied.readers, wanted)
+        return recovered, "it needs no data"
     if not data.given:
         if wanted in ("bias", "lstsq", "distill"):
             raise PruneError(

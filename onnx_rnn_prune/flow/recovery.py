@@ -12,12 +12,18 @@ from onnx_rnn_prune.flow.fading import Schedule, fading_model
 from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes.prepared import Prepared
+from onnx_rnn_prune.passes.recover import Recover
+from onnx_rnn_prune.passes.stand_in import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.score.shelf import Shelf
+from onnx_rnn_prune.trace.labels import Mask
 
-RECOVERIES = ("none", "bias", "lstsq", "distill")
+RECOVERIES = ("none", "bias", "lstsq", "distill", "merge")
+# Those that need no data; `lossless` goes with a plan that removes just what it can make up for.
+FROM_WEIGHTS = {"merge": nearest_units, "lossless": equal_units}
 
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
@@ -41,6 +47,15 @@ def course(recover: object, minutes: object, seed: object) -> Course:
     if recovery(recover) == "distill":
         require_torch("--recover distill")
     return Course(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
+
+
+def recover_from_weights(
+    prepared: Prepared, keep: Mask, readers: list[Reader], asked: str
+) -> Recovered:
+    """What the weights alone say of the removed units, written into their readers."""
+    stand_ins = FROM_WEIGHTS[asked](prepared.document, prepared.trace, keep)
+    fits = fit_stand_ins(prepared.document, readers, keep, stand_ins)
+    return Recovered(asked, Recover(readers, keep, fits), None, 0.0)
 
 
 def recover_units(

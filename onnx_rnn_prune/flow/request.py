@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import globs, one_of, whole
 from onnx_rnn_prune.flow.feeding import Data
-from onnx_rnn_prune.flow.recovery import recovery
+from onnx_rnn_prune.flow.recovery import FROM_WEIGHTS, recovery
 from onnx_rnn_prune.plan.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.plan.keeps import Keeps, parse_keeps
@@ -55,7 +55,7 @@ class Request:
 
     def refits(self, data: Data) -> bool:
         """Whether weights may be refitted, and then all of them are needed."""
-        return data.given and self.recover != "none"
+        return self.recover in FROM_WEIGHTS or (data.given and self.recover != "none")
 
 
 def read_request(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import compressed_bytes
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import plain, total_rows
@@ -52,6 +53,7 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
         "name": name,
         "params": totals["params_after"],
         "bytes": totals["bytes_after"],
+        "compressed_bytes": compressed_bytes(model),
         "drift": {
             output: plain(values)
             for output, values in drift(original, result, data.judging).items()

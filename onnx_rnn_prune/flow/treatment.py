@@ -43,6 +43,7 @@ def read_treatment(
     mode: str,
     shrink_states: bool,
     state_metadata: str | Sequence[str],
+    stages: Sequence[Stage],
     seed: int,
 ) -> Treatment:
     """Arguments as values that mean something.
@@ -61,4 +62,10 @@ def read_treatment(
     learning = course(recover, distill_minutes, seed)
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
-    return Treatment(wanted, leaving, learning, mode, interface)
+    if stages and (shrink_states or mode == "zero"):
+        raise PruneError(
+            f"{stages[0].name} is for models that keep their interface, and are cut",
+            where="--shrink-states" if shrink_states else "--mode",
+            remedy="leave one of the two out",
+        )
+    return Treatment(wanted, leaving, learning, mode, interface, stages)

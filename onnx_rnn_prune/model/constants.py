@@ -19,6 +19,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_rnn_prune.model.evaluate import evaluate
 from onnx_rnn_prune.model.external import tensor_values
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.sparse import sparse_values
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
 _MOVING = {
@@ -189,7 +190,7 @@ def _is_exact(node: gs.Node, values: Sequence[Array | None]) -> bool:
 def _held(tensor: gs.Constant) -> Array:
     held = tensor._values
     if isinstance(held, SparseValues):
-        return np.asarray(held.load(), dtype=held.dtype)
+        return sparse_values(held.tensor)
     if isinstance(held, LazyValues):
         return tensor_values(held.tensor)
     return np.asarray(held)

@@ -12,6 +12,7 @@ Mapped weights are held once.
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -195,6 +196,15 @@ def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
         return int(model.ByteSize())
     shelves = Shelves("model.onnx.data")
     return int(with_weights(model, shelves.take).ByteSize()) + shelves.size
+
+
+def compressed_bytes(model: onnx.ModelProto) -> int:
+    """What a download of a model takes that is compressed as zlib and gzip do it."""
+    squeeze, size = zlib.compressobj(), 0
+    apart = [tensor for tensor in model.graph.initializer if is_reference(tensor)]
+    for part in ((model.SerializeToString(),), *map(raw_chunks, apart)):
+        size += sum(len(squeeze.compress(chunk)) for chunk in part)
+    return size + len(squeeze.flush())
 
 
 def with_weights(

@@ -50,11 +50,7 @@ class Writer:
             result.node.append(self._node(node))
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
         result.initializer.extend(map(self.store, _write_initializers(tensors, source)))
-        result.sparse_initializer.extend(
-            item
-            for item in source.sparse_initializer
-            if not is_edited(tensors.get(item.values.name))
-        )
+        result.sparse_initializer.extend(_unedited(tensors, source))
         result.input.extend(_inputs(graph, source, tensors))
         result.output.extend(map(_renamed, source.output, graph.outputs))
         result.output.extend(
@@ -212,6 +208,18 @@ def _write_initializers(
                 yield original
         else:
             yield _write_constant(tensor) if is_edited(tensor) else original
+
+
+def _unedited(
+    tensors: dict[str, gs.Tensor], source: onnx.GraphProto
+) -> Iterator[onnx.SparseTensorProto]:
+    """The sparse initializers that stay so; one whose value was set here is written in full."""
+    read_before = _names_read(source) - {port.name for port in source.input}
+    for item in source.sparse_initializer:
+        tensor = tensors.get(item.values.name)
+        gone = tensor is None and item.values.name in read_before
+        if not gone and not is_edited(tensor):
+            yield item
 
 
 def is_edited(tensor: gs.Tensor | None) -> bool:

@@ -63,7 +63,7 @@ class Recover:
         lookup = Lookup.of(document)
         for reader in self.readers:
             if reader.name in self.fits:
-                rows, columns = _stays(reader, lookup, self.keep)
+                rows, columns = stays(reader, lookup, self.keep)
                 place = np.flatnonzero(rows), np.flatnonzero(columns)
                 fit = self.fits[reader.name]
                 reader.store(lookup, place, fit.weight, fit.bias)
@@ -89,7 +89,7 @@ def fit_readers(
     found: dict[str, Fit] = {}
     lookup = Lookup.of(document)
     for reader in readers:
-        rows, columns = _stays(reader, lookup, keep)
+        rows, columns = stays(reader, lookup, keep)
         if not columns.all():
             estimate = estimate_entries(pairs(reader), columns, ridge)
             found[reader.name] = _apply(reader.weight(lookup), rows, *estimate)
@@ -127,7 +127,7 @@ def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
     return Moments(moments.count, moments.mean[places], comoment)
 
 
-def _stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
+def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
     """Which outputs of a reader stay, and which entries of its signal."""
     return kept(reader.outputs(lookup), keep), kept(reader.labels, keep)
 

@@ -17,6 +17,8 @@ Report = Mapping[str, Any]
 
 _RECOVERIES = {
     "none": "none, the kept weights are the original's",
+    "lossless": "what the removed units did is in the biases and weights of others",
+    "merge": "what read a removed unit reads the kept one whose weights are most alike",
     "bias": "what the removed units contribute on average is added to the biases",
     "lstsq": "the kept weights are refitted so as to stand in for the removed units",
     "distill": "the smaller model is trained to compute what the original computes",
@@ -157,15 +159,15 @@ def _gains(report: Report) -> Table:
 
 def _stages(stages: Sequence[Report]) -> Table:
     """What each step did, each against the original."""
-    table = new_table(
-        "Step", "File size", "Speed", "Deviation", numbers=("File size", "Speed", "Deviation")
-    )
+    numbers = ("File size", "Compressed", "Speed", "Deviation")
+    table = new_table("Step", *numbers, numbers=numbers)
     for stage in stages:
         errors = [values.get("nrmse") for values in stage["drift"].values()]
         known = [error for error in errors if error is not None]
         table.add_row(
             Text(stage["name"]),
             size(stage["bytes"]),
+            size(stage["compressed_bytes"]),
             f"{stage['speedup']:.2f}x",
             percent(max(known)) if known else "unknown",
         )
@@ -182,6 +184,7 @@ def _sentences(report: Report) -> list[tuple[str, str]]:
         for row in report.get("states", ())
     ]
     lines += drift_sentences(report.get("drift") or {})
+    lines += [("Superfluous", _superfluous(row)) for row in report.get("lossless", ())]
     if report.get("recovery"):
         lines.append(("Recovery", _recovery(report["recovery"])))
     if report.get("data"):
@@ -210,6 +213,13 @@ def _deviation(values: Report) -> str:
     return (
         f"deviates {percent(nrmse)} from the original (RMS, relative to the original's spread){top}"
     )
+
+
+def _superfluous(row: Report) -> str:
+    """What of a layer provably changes nothing, and how much of that goes."""
+    parts = [f"{row[kind]} {kind}" for kind in ("dead", "zero", "constant", "duplicate")]
+    found = ", ".join(part for part in parts if not part.startswith("0 "))
+    return f"{row['layer']}: {found or 'no unit'}" + (f"; {row['removed']} go" if found else "")
 
 
 def _recovery(recovery: Report) -> str:

@@ -29,6 +29,11 @@ from onnx_rnn_prune.twins import find_twins
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
     """Everything that reads the units of a trace, front to back."""
+    return [reader for reader in find_products(document, trace) if (reader.labels >= 0).any()]
+
+
+def find_products(document: Document, trace: Trace) -> list[Reader]:
+    """The gates of all recurrent layers, and everything else that reads units, front to back."""
     nodes = nodes_by_key(document.graph)
     layers = {layer.key: layer for layer in find_layers(document.graph)}
     twins = find_twins(layers.values())
@@ -62,10 +67,7 @@ def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str
         states = absent if lanes is None else lanes[direction]
         for gates, sources in layer.sums:
             labels = np.concatenate([inputs if name == "X" else states for name in sources])
-            if (labels >= 0).any():
-                readers.append(
-                    GateReader(layer.name, direction, gates, sources, labels, states, twin)
-                )
+            readers.append(GateReader(layer.name, direction, gates, sources, labels, states, twin))
     return readers
 
 

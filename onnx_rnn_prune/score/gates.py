@@ -76,6 +76,10 @@ class GateReader:
     def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))
 
+    def widths(self, lookup: Lookup) -> tuple[int, ...]:
+        layer = self._layer(lookup)
+        return tuple(layer.input_size if name == "X" else layer.hidden for name in self.sources)
+
     def weight(self, lookup: Lookup) -> Array:
         layer = self._layer(lookup)
         rows = self._rows(layer, 0)

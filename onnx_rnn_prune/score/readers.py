@@ -58,6 +58,9 @@ class Reader(Protocol):
     def outputs(self, lookup: Lookup) -> Labels:
         """The unit behind each output, shape [outputs]."""
 
+    def widths(self, lookup: Lookup) -> tuple[int, ...]:
+        """Of the signals that are laid side by side in what is read; they add up to n."""
+
     def weight(self, lookup: Lookup) -> Array:
         """[outputs, n], as the model holds it."""
 
@@ -122,6 +125,9 @@ class ProductReader:
 
     def outputs(self, lookup: Lookup) -> Labels:
         return np.full(len(self.weight(lookup)), NOBODY, dtype=np.int64)
+
+    def widths(self, lookup: Lookup) -> tuple[int, ...]:
+        return (len(self.labels),)
 
     def weight(self, lookup: Lookup) -> Array:
         stack = _as_matrix(self._weight(lookup), self._axis(lookup), self._out(lookup))

@@ -23,6 +23,13 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
+def activation_of(layer: RecurrentLayer, direction: int, place: int) -> Function | None:
+    """The function at a place of the operator's list; None where it is not known here."""
+    defaults = layer.cell.activations
+    named = layer.node.attrs.get("activations") or defaults * layer.directions
+    return ACTIVATIONS.get(str(named[direction * len(defaults) + place]).lower())
+
+
 class Steps:
     """Inputs and previous states of one direction of a layer, in the order of time.
 
@@ -80,9 +87,7 @@ class Steps:
 
     def activation(self, place: int) -> Function | None:
         """The function at a place of the operator's list; None where it is not known here."""
-        defaults = self._layer.cell.activations
-        named = self._layer.node.attrs.get("activations") or defaults * self._layer.directions
-        return ACTIVATIONS.get(str(named[self._direction * len(defaults) + place]).lower())
+        return activation_of(self._layer, self._direction, place)
 
     def running_sum(self, factor: Matrix, term: Matrix) -> Matrix:
         """c with c_t = factor_t c_(t-1) + term_t, starting from initial_c: before each step."""

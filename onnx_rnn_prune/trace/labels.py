@@ -114,6 +114,15 @@ def _lines(labels: Labels, axis: int) -> Labels:
     return np.unique(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis]), axis=0)
 
 
+def occurrences(labels: Labels) -> Labels:
+    """For each entry of a line, how many before it have the same label, [n]."""
+    order = np.argsort(labels, kind="stable")
+    runs = labels[order]
+    result = np.empty_like(order)
+    result[order] = np.arange(len(order)) - np.searchsorted(runs, runs)
+    return result
+
+
 def kept(labels: Labels, keep: Mask) -> Mask:
     """The mask that follows from labels: True where an entry stays."""
     return np.where(labels < 0, True, keep[labels])

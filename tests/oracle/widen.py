@@ -55,7 +55,7 @@ def draw_weights(op: str, directions: int, hidden: int, seed: int) -> Weights:
 
 
 def add_unit(weights: Weights, kind: str, rng: np.random.Generator) -> Weights:
-    """One more unit in each direction, last: dead, duplicate or constant."""
+    """One more unit in each direction, last: dead, zero, duplicate or constant."""
     d, gates, h, _ = weights.w.shape
     w = np.concatenate([weights.w, rng.normal(0, 1, (d, gates, 1, 3))], axis=2)
     rows = np.concatenate([weights.r, rng.normal(0, 1, (d, gates, 1, h))], axis=2)
@@ -71,6 +71,8 @@ def add_unit(weights: Weights, kind: str, rng: np.random.Generator) -> Weights:
         column = 0.4 * rows[..., :1]
         rows[..., 0] *= 0.6
         v, own[:, 0] = 0.4 * own[:, :1], 0.6 * own[:, 0]
+    elif kind == "zero":
+        w[:, -1, h], rows[:, -1, h], column[:, -1, h], b[:, :, -1, h] = 0, 0, 0, 0
     elif kind == "constant":
         w[:, :, h], rows[:, :, h] = 0, 0
         column[:, :, h] = 0
