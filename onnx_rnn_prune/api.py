@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,40 +9,35 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import onnx
-
-from onnx_rnn_prune.data import Feeds, open_feeds, places, random_feeds
+from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import (
     MODES,
     check_progress,
-    deviation,
     frozen,
     one_of,
     recovery,
-    thread_count,
     whole,
 )
 from onnx_rnn_prune.flow.choice import choose_plan
+from onnx_rnn_prune.flow.comparing import bench, compare
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.interface import read_interface
-from onnx_rnn_prune.flow.opening import ModelSource, as_run, open_model
+from onnx_rnn_prune.flow.opening import ModelSource, open_model
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.stages import read_stages
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.flow.worth import never_worth
 from onnx_rnn_prune.model import signature
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
-from onnx_rnn_prune.model.files import load_model
-from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.plan.plan import Plan, check_plan
 from onnx_rnn_prune.progress import Progress, silent
-from onnx_rnn_prune.report.build import outlet_rows, plain
-from onnx_rnn_prune.trace.states import state_inputs
-from onnx_rnn_prune.validate import drift, latency, timings
+from onnx_rnn_prune.report.build import outlet_rows
+
+__all__ = ["apply", "bench", "compare", "inspect", "plan", "prune"]
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
@@ -65,6 +59,8 @@ def prune(
     skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
+    rank: str | float | None = None,
+    quantize: str | None = None,
     freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
@@ -89,6 +85,9 @@ def prune(
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
         min_units: keep at least so many units in each layer.
+        rank: gives the inputs of layers a lower rank: "25%" or 0.25 of the full one, 32, or
+            "energy=99%" of what the gates read.
+        quantize: int8, fp16, or "bits=4" for weights held in so many bits.
         freeze: inputs to fix to one value, by name; they and the branches not taken go.
         seed: for criteria and inputs that are drawn.
         progress: is told how far the work is.
@@ -103,6 +102,7 @@ def prune(
     )
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
+    stages = read_stages(rank, quantize)
     check_progress(progress)
     if budget is not None and mode == "zero":
         raise PruneError(
@@ -112,7 +112,7 @@ def prune(
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     plan_, studied = choose_plan(opened, given, request, progress)
-    result = finish(opened, given, plan_, studied, recover, mode, interface, (), progress)
+    result = finish(opened, given, plan_, studied, recover, mode, interface, stages, progress)
     result.report["warnings"] += plan_.notes
     result.report.update(
         keep=None if request.keep is None else str(request.keep),
@@ -161,6 +161,8 @@ def apply(
     freeze: Mapping[str, object] = _NOTHING,
     shrink_states: bool = False,
     state_metadata: str | Sequence[str] = (),
+    rank: str | float | None = None,
+    quantize: str | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -169,6 +171,7 @@ def apply(
     recovery(recover)
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
+    stages = read_stages(rank, quantize)
     whole(seed, "--seed", 0)
     check_progress(progress)
     inputs = places(model, plan, data, eval_data)
@@ -176,7 +179,7 @@ def apply(
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
-    result = finish(opened, given, chosen, None, recover, mode, interface, (), progress)
+    result = finish(opened, given, chosen, None, recover, mode, interface, stages, progress)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
 
@@ -223,75 +226,3 @@ def inspect(model: ModelSource, *, freeze: Mapping[str, object] = _NOTHING) -> d
         ],
         "warnings": warnings,
     }
-
-
-def compare(
-    a: ModelSource,
-    b: ModelSource,
-    *,
-    data: object = None,
-    max_nrmse: float | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """How far the outputs of b are from those of a, and how size and latency compare.
-
-    Args:
-        a: the original, a path or a model.
-        b: the other one.
-        data: inputs, see `data.open_feeds`; made up where there are none.
-        max_nrmse: the largest deviation of an output that passes.
-        seed: for made-up inputs.
-    """
-    most, seed = deviation(max_nrmse, "--max-nrmse"), whole(seed, "--seed", 0)
-    models = [load_model(source) for source in (a, b)]
-    names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
-    first, second = (
-        Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
-    )
-    feeds = _feeds(models[0], data, first, seed)
-    found = drift(first, second, feeds)
-    worst = max((values.nrmse for values in found.values()), default=0.0)
-    sizes = [stored_bytes(model, like=model) for model in models]
-    return {
-        "drift": {name: plain(values) for name, values in found.items()},
-        "bytes": {"a": sizes[0], "b": sizes[1]},
-        "latency": plain(latency(first, second, next(iter(feeds)))),
-        "passed": most is None or (math.isfinite(worst) and worst <= most),
-        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
-    }
-
-
-def bench(
-    models: Sequence[ModelSource], *, data: object = None, threads: int = 1, seed: int = 0
-) -> dict[str, Any]:
-    """Times models against each other on one feed; the first is what the others compare with."""
-    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
-        raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
-    threads, seed = thread_count(threads, "--threads"), whole(seed, "--seed", 0)
-    read = [load_model(source) for source in models]
-    names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
-    runners = [
-        Runner(as_run(model), name=name, threads=threads)
-        for model, name in zip(read, names, strict=True)
-    ]
-    feeds = _feeds(read[0], data, runners[0], seed)
-    found = timings(runners, next(iter(feeds)))
-    return {
-        "rows": [
-            {"model": name, "ms": timing.ms, "ratio": timing.ratio}
-            for name, timing in zip(names, found, strict=True)
-        ],
-        "threads": threads,
-        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
-    }
-
-
-def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> Feeds:
-    ports = signature.inputs(model)
-    if data is None:
-        return random_feeds(ports, seed=seed, count=3, run=runner)
-    return open_feeds(data, ports, state_inputs(Document.read(model)))
-
-
-def _name(source: ModelSource, otherwise: str) -> str:
-    return str(source) if isinstance(source, str | Path) else otherwise

@@ -48,6 +48,7 @@ def inspect(model: str, freeze: dict[str, str], as_json: bool) -> None:
 @options.recover
 @options.mode
 @options.states
+@options.stages
 @click.option(
     "--json",
     "json_path",
@@ -72,6 +73,8 @@ def prune(
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
+    rank: str | None,
+    quantize: str | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -96,6 +99,8 @@ def prune(
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
+            rank=rank,
+            quantize=quantize,
             only=only,
             skip=skip,
             align=align,
@@ -163,6 +168,7 @@ def plan(
 @options.freeze
 @options.mode
 @options.states
+@options.stages
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
@@ -173,6 +179,8 @@ def apply(
     mode: str,
     shrink_states: bool,
     state_metadata: tuple[str, ...],
+    rank: str | None,
+    quantize: str | None,
     recover: str | None,
     data: str | None,
 ) -> None:
@@ -185,6 +193,8 @@ def apply(
             mode=mode,
             shrink_states=shrink_states,
             state_metadata=state_metadata,
+            rank=rank,
+            quantize=quantize,
             recover=recover,
             data=data,
             freeze=freeze,

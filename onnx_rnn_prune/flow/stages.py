@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from onnx_rnn_prune.flow.factoring import read_rank
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.quantization import read_quantize
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.progress import Progress
@@ -23,6 +25,20 @@ class Stage(Protocol):
 
     def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
         """What becomes of a document; the one that is given may be used up."""
+
+
+def read_stages(rank: str | float | None, quantize: str | None) -> tuple[Stage, ...]:
+    """What is asked for, in the order in which it is done: what rounds comes last.
+
+    Raises:
+        PruneError: an argument means nothing.
+    """
+    asked: list[Stage] = []
+    if rank is not None:
+        asked.append(read_rank(rank))
+    if quantize is not None:
+        asked.append(read_quantize(quantize))
+    return tuple(asked)
 
 
 def run_stages(

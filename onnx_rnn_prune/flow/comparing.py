@@ -1,0 +1,95 @@
+"""Models side by side: how far their outputs are apart, and which is faster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.arguments import deviation, thread_count, whole
+from onnx_rnn_prune.flow.opening import ModelSource, as_run
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.model.files import load_model
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.report.build import plain
+from onnx_rnn_prune.trace.states import state_inputs
+from onnx_rnn_prune.validate import drift, latency, timings
+
+
+def compare(
+    a: ModelSource,
+    b: ModelSource,
+    *,
+    data: object = None,
+    max_nrmse: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How far the outputs of b are from those of a, and how size and latency compare.
+
+    Args:
+        a: the original, a path or a model.
+        b: the other one.
+        data: inputs, see `data.open_feeds`; made up where there are none.
+        max_nrmse: the largest deviation of an output that passes.
+        seed: for made-up inputs.
+    """
+    most, seed = deviation(max_nrmse, "--max-nrmse"), whole(seed, "--seed", 0)
+    models = [load_model(source) for source in (a, b)]
+    names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
+    first, second = (
+        Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
+    )
+    feeds = _feeds(models[0], data, first, seed)
+    found = drift(first, second, feeds)
+    worst = max((values.nrmse for values in found.values()), default=0.0)
+    sizes = [stored_bytes(model, like=model) for model in models]
+    return {
+        "drift": {name: plain(values) for name, values in found.items()},
+        "bytes": {"a": sizes[0], "b": sizes[1]},
+        "latency": plain(latency(first, second, next(iter(feeds)))),
+        "passed": most is None or (math.isfinite(worst) and worst <= most),
+        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
+    }
+
+
+def bench(
+    models: Sequence[ModelSource], *, data: object = None, threads: int = 1, seed: int = 0
+) -> dict[str, Any]:
+    """Times models against each other on one feed; the first is what the others compare with."""
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
+    threads, seed = thread_count(threads, "--threads"), whole(seed, "--seed", 0)
+    read = [load_model(source) for source in models]
+    names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
+    runners = [
+        Runner(as_run(model), name=name, threads=threads)
+        for model, name in zip(read, names, strict=True)
+    ]
+    feeds = _feeds(read[0], data, runners[0], seed)
+    found = timings(runners, next(iter(feeds)))
+    return {
+        "rows": [
+            {"model": name, "ms": timing.ms, "ratio": timing.ratio}
+            for name, timing in zip(names, found, strict=True)
+        ],
+        "threads": threads,
+        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
+    }
+
+
+def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> Feeds:
+    ports = signature.inputs(model)
+    if data is None:
+        return random_feeds(ports, seed=seed, count=3, run=runner)
+    return open_feeds(data, ports, state_inputs(Document.read(model)))
+
+
+def _name(source: ModelSource, otherwise: str) -> str:
+    return str(source) if isinstance(source, str | Path) else otherwise
