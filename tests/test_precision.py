@@ -17,7 +17,7 @@ from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.compute import ComputeInIntegers
 from onnx_rnn_prune.passes.hold import Bits, Half, HoldWeights
 from onnx_rnn_prune.plan.cost import count_params
-from quantized import feeds_of, quantized, real_model
+from quantized import calm, feeds_of, quantized, real_model
 
 FORMS = ["int8", "fp16", "bits=8", "bits=4", "bits=3", "bits=2"]
 
@@ -159,15 +159,6 @@ def test_products_that_the_runtime_has_in_integers(bias, alpha, turned, integers
     assert ops.count("Gemm") == 2 - integers
     assert result.ByteSize() < 0.5 * model.ByteSize()
     assert worst(model, result, model) < 0.05
-
-
-def calm(model):
-    """With weights that do not amplify every rounding, as those drawn at random do."""
-    for tensor in model.graph.initializer:
-        if tensor.name[0] in "WR":
-            value = numpy_helper.to_array(tensor) * np.float32(0.2)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    return model
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])

@@ -62,6 +62,8 @@ class Factor:
 def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[str, Reading]:
     """What layers read, by the first of those that are the same."""
     layers = factorable(document)
+    if not layers:
+        return {}
     readers = [
         _reader(layer, direction, name)
         for name, twins in layers.items()
