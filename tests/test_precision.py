@@ -210,10 +210,12 @@ def test_what_is_no_form_is_refused(value):
         prune(real_model(), quantize=value)
 
 
-def test_a_quantized_model_can_be_pruned():
+@pytest.mark.parametrize("form", ["int8", "fp16", "bits=4"])
+def test_a_quantized_model_can_be_pruned(form):
     """What is held in bits is a constant to all that looks for one."""
-    packed = Quantize("bits=4")(Document.read(real_model(hidden=64)), None, None).write()
-    result = prune(packed, keep=0.5)
+    model = calm(real_model(hidden=64))
+    small = Quantize(form)(Document.read(model), None, None).write()
+    result = prune(small, keep=0.5, data=feeds_of(model))
     assert result.report["oracle"]["passed"]
     assert result.report["layers"][0]["hidden_after"] == 32
 

@@ -93,6 +93,26 @@ def test_fit_is_the_best_of_its_rank():
     np.testing.assert_allclose(error.mean(axis=0), 0, atol=1e-4)
 
 
+def test_inputs_that_do_not_vary_are_taken_to_vary_alike():
+    """The mean goes into the bias exactly; about it, the fit is that without data."""
+    model = real_model(hidden=16)
+    weight = find_layers(Document.read(model).graph)[0].constant("W")
+    constant = np.full((9, WIDTH), 2.0)
+    results = []
+    for moments in (Moments.of(constant), Reading.none(64, WIDTH).moments):
+        document = Document.read(model)
+        reading = Reading(moments, np.ones(64))
+        assert FactorInputs(Rank(count=2), {"rnn0": reading})(document)
+        layer = find_layers(document.graph)[0]
+        inner = document.graph.nodes[0].inputs[1].values
+        results.append(layer.constant("W")[0] @ inner.T)
+        if moments.mean.any():
+            seen = results[0] @ constant[0] + layer.constant("B")[0, :64]
+            before = find_layers(Document.read(model).graph)[0].constant("B")[0, :64]
+            np.testing.assert_allclose(seen, weight[0] @ constant[0] + before, atol=1e-5)
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+
+
 def test_layers_of_both_branches_go_on_sharing():
     inner = [
         helper.make_node("LSTM", ["x", "W", "R"], ["{0}y"], hidden_size=24),

@@ -94,7 +94,7 @@ def test_python_runs(folder, monkeypatch):
     assert (folder / "small.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
 
 
-@pytest.mark.parametrize("name", ["nsnet2", "samples", "memory"])
+@pytest.mark.parametrize("name", ["nsnet2", "samples", "precision", "memory"])
 def test_scripts_find_their_place(name):
     section(name)
 

@@ -60,7 +60,7 @@ class Factor:
 
 
 def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[str, Reading]:
-    """What layers read, by the first of those that are the same."""
+    """What layers read, by the first of those that are the same; none of what no feed reaches."""
     layers = factorable(document)
     if not layers:
         return {}
@@ -85,7 +85,11 @@ def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[st
             if reader.direction == 0:
                 found = Moments.of(tapped.signal(reader, seen))
                 moments[name] = moments[name].merge(found) if name in moments else found
-    return {name: Reading(moments[name], emphasis[name].reshape(-1)) for name in layers}
+    return {
+        name: Reading(found, emphasis[name].reshape(-1))
+        for name, found in moments.items()
+        if found.count
+    }
 
 
 def _reader(layer: RecurrentLayer, direction: int, twin: str) -> GateReader:

@@ -135,7 +135,7 @@ def _factors(weight: Matrix, rank: Rank, reading: Reading) -> tuple[Matrix, Matr
     """
     width = weight.shape[1]
     covariance = reading.moments.covariance(np.arange(width))
-    covariance += np.eye(width) * (_RIDGE * np.trace(covariance) / width)
+    covariance += np.eye(width) * (_RIDGE * (np.trace(covariance) / width or 1.0))
     spread, axes = np.linalg.eigh(covariance)
     root = axes * np.sqrt(np.maximum(spread, 0.0))
     average = reading.emphasis.mean() or 1.0
