@@ -85,10 +85,14 @@ class Row:
 
 def measure(name: str, path: Path, data: Path | None, feed: Feed, steps: int) -> list[Row]:
     """Treats one model in every way."""
-    results = {
-        label: prune(path, keep=way.keep, rank=way.rank, quantize=way.quantize, data=data)
-        for label, way in TREATMENTS.items()
-    }
+    results = {}
+    for label, way in TREATMENTS.items():
+        try:
+            results[label] = prune(
+                path, keep=way.keep, rank=way.rank, quantize=way.quantize, data=data
+            )
+        except PruneError as error:  # an input of one entry has no lower rank
+            print(f"{name}: {error}", file=sys.stderr)
     runners = [Runner(onnx.load(path), name=name)]
     runners += [Runner(result.model, name=label) for label, result in results.items()]
     times = timings(runners, feed, seconds=3.0 * SECONDS, rounds=1000)
