@@ -22,8 +22,8 @@ from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
 from onnx_rnn_prune.flow.planning import check_choice, make_plan
 from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.sparsifying import notes_on, read_stages
-from onnx_rnn_prune.flow.treatment import read_treatment
+from onnx_rnn_prune.flow.sparsifying import notes_on
+from onnx_rnn_prune.flow.treatment import read_stages, read_treatment
 from onnx_rnn_prune.plan.plan import Plan, check_plan
 from onnx_rnn_prune.progress import Progress, silent
 
@@ -59,6 +59,8 @@ def prune(
     skip: str | Sequence[str] = (),
     align: int = 1,
     min_units: int = 1,
+    rank: str | float | None = None,
+    quantize: str | None = None,
     freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
@@ -98,6 +100,9 @@ def prune(
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
         min_units: keep at least so many units in each layer.
+        rank: gives the inputs of layers a lower rank: "25%" or 0.25 of the full one, 32, or
+            "energy=99%" of what the gates read.
+        quantize: int8, fp16, or "bits=4" for weights held in so many bits.
         freeze: inputs to fix to one value, by name; they and the branches not taken go.
         seed: for criteria and inputs that are drawn.
         progress: is told how far the work is.
@@ -107,7 +112,8 @@ def prune(
         Unmet: the result does not pass the self-check, or a budget cannot be met.
     """
     start = time.perf_counter()
-    stages = read_stages(sparsify, sparsify_by, sparse_initializers, data is not None)
+    has_data = data is not None
+    stages = read_stages(rank, sparsify, sparsify_by, sparse_initializers, quantize, has_data)
     treatment = read_treatment(
         recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, stages, seed
     )
@@ -181,15 +187,18 @@ def apply(
     freeze: Mapping[str, object] = _NOTHING,
     shrink_states: bool = False,
     state_metadata: str | Sequence[str] = (),
+    rank: str | float | None = None,
     sparsify: str | None = None,
     sparsify_by: str | None = None,
     sparse_initializers: bool = False,
+    quantize: str | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
     """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
     start = time.perf_counter()
-    stages = read_stages(sparsify, sparsify_by, sparse_initializers, data is not None)
+    has_data = data is not None
+    stages = read_stages(rank, sparsify, sparsify_by, sparse_initializers, quantize, has_data)
     treatment = read_treatment(
         recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, stages, seed
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import onnx_rnn_prune
+from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
@@ -116,6 +117,8 @@ def test_density_counts_zeros():
 @pytest.mark.parametrize("seed", range(40))
 def test_masks_as_an_input_do_what_zero_does(seed):
     case = draw_case(draw_model(seed), seed)
+    if any(layer.cell.scales for layer in find_layers(case.prepared.document.graph)):
+        pytest.skip("layers in 8 bits cannot be masked")
     trace, keep = case.prepared.trace, case.plan.mask(case.prepared.trace)
     zeroed = case.prepared.document.copy()
     Zero(trace, keep)(zeroed)

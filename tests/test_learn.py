@@ -11,8 +11,9 @@ import pytest
 
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow import arguments
+from onnx_rnn_prune.flow import recovery
 from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.learn import extra
@@ -96,8 +97,8 @@ class TestWithTorch:
 
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        course = partial(arguments.Course, steps=150, trials=3)
-        monkeypatch.setattr(arguments, "Course", course)
+        course = partial(recovery.Course, steps=150, trials=3)
+        monkeypatch.setattr(recovery, "Course", course)
 
     def learn(self, model, **more):
         how = {"keep": 0.5, "data": feeds(), "recover": "distill", **more}
@@ -153,7 +154,7 @@ class TestGradients:
     def prepared(self):
         opened = open_model(two_layers())
         data = open_data(opened, feeds(2, 6), None, 0)
-        return study(opened, ["first", "second"], data, silent).prepared, feeds(2, 6)[0]
+        return study(opened, ["first", "second"], data, AS_BEFORE, silent).prepared, feeds(2, 6)[0]
 
     def test_slopes_are_differences_of_onnxruntime(self):
         from onnx_rnn_prune.learn.lessons import Teacher

@@ -76,7 +76,7 @@ def test_recovery_writes_integers_again(recover, per_channel, kind):
     model = quantized(real, kind=KINDS[kind], per_channel=per_channel)
     plain, result = pruned(model), pruned(model, recover=recover)
     if recover == "lstsq":
-        assert result.report["recovery"]["used"] == "lstsq"
+        assert result.report["recovery"]["used"] in ("bias", "lstsq")  # the better of the two
         errors = [run.report["drift"]["out"]["nrmse"] for run in (result, plain)]
         assert errors[0] < 0.9 * errors[1]
     before, after = (weights_of(run.model) for run in (plain, result))

@@ -54,6 +54,7 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
 @options.shrink_states
 @options.state_metadata
 @options.zeros
+@options.stages
 @click.option(
     "--json",
     "json_path",
@@ -87,6 +88,8 @@ def prune(
     sparsify: str | None,
     sparsify_by: str | None,
     sparse_initializers: bool,
+    rank: str | None,
+    quantize: str | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     align: int,
@@ -120,6 +123,8 @@ def prune(
             sparsify=sparsify,
             sparsify_by=sparsify_by,
             sparse_initializers=sparse_initializers,
+            rank=rank,
+            quantize=quantize,
             only=only,
             skip=skip,
             align=align,
@@ -198,6 +203,7 @@ def plan(
 @options.schedule
 @options.steps
 @options.zeros
+@options.stages
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
 def apply(
@@ -213,6 +219,8 @@ def apply(
     sparsify: str | None,
     sparsify_by: str | None,
     sparse_initializers: bool,
+    rank: str | None,
+    quantize: str | None,
     recover: str | None,
     distill_minutes: float,
     data: str | None,
@@ -231,6 +239,8 @@ def apply(
             sparsify=sparsify,
             sparsify_by=sparsify_by,
             sparse_initializers=sparse_initializers,
+            rank=rank,
+            quantize=quantize,
             recover=recover,
             distill_minutes=distill_minutes,
             data=data,

@@ -249,4 +249,23 @@ def zeros(command: Command) -> Command:
     return command
 
 
+_STAGES = (
+    click.option(
+        "--rank",
+        metavar="AMOUNT",
+        help="Lower the rank of layers' inputs: 25%, 32 or energy=99%.",
+    ),
+    click.option(
+        "--quantize", metavar="FORM", help="Hold weights in fewer bits: int8, fp16 or bits=4."
+    ),
+)
+
+
+def stages(command: Command) -> Command:
+    """The options that say what else is done once units are cut."""
+    for option in reversed(_STAGES):
+        command = option(command)
+    return command
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -86,13 +86,12 @@ class SparseStorage:
         return Document.read(stored) if same else document
 
 
-def read_stages(sparsify: object, by: object, storage: object, given: bool) -> list[Stage]:
-    """Arguments as stages.
+def read_zeros(sparsify: object, by: object, given: bool) -> list[Stage]:
+    """Which weights become zero, as a stage; none where none do.
 
     Args:
         sparsify: the pattern as text; None where no weights go.
         by: one of SPARSIFIERS; None for obs where there is data, and magnitude where there is none.
-        storage: whether zeros are stored as such.
         given: whether there is data.
 
     Raises:
@@ -102,24 +101,32 @@ def read_stages(sparsify: object, by: object, storage: object, given: bool) -> l
         one_of(by, SPARSIFIERS, "--sparsify-by")
         if sparsify is None:
             raise PruneError("no weights go", where="--sparsify-by", remedy="add --sparsify")
-    if not isinstance(storage, bool):
+    if sparsify is None:
+        return []
+    pattern = parse_pattern(sparsify)
+    if by == "obs" and not given:
         raise PruneError(
-            f"{storage!r} is neither True nor False",
+            "obs looks at what products read, and there is no data",
+            where="--sparsify-by",
+            remedy="pass --data, or choose magnitude",
+        )
+    chosen = by or ("obs" if given else "magnitude")
+    return [Zeros(str(sparsify), pattern, str(chosen))]
+
+
+def read_storage(sparse: object) -> list[Stage]:
+    """How zeros are stored, as a stage; none where they are as other entries.
+
+    Raises:
+        PruneError: it is neither True nor False.
+    """
+    if not isinstance(sparse, bool):
+        raise PruneError(
+            f"{sparse!r} is neither True nor False",
             where="--sparse-initializers",
             remedy="give one",
         )
-    stages: list[Stage] = []
-    if sparsify is not None:
-        pattern = parse_pattern(sparsify)
-        if by == "obs" and not given:
-            raise PruneError(
-                "obs looks at what products read, and there is no data",
-                where="--sparsify-by",
-                remedy="pass --data, or choose magnitude",
-            )
-        chosen = by or ("obs" if given else "magnitude")
-        stages.append(Zeros(str(sparsify), pattern, str(chosen)))
-    return [*stages, SparseStorage()] if storage else stages
+    return [SparseStorage()] if sparse else []
 
 
 def notes_on(stages: Sequence[Stage]) -> list[str]:

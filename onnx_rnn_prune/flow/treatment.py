@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES, one_of, whole
+from onnx_rnn_prune.flow.factoring import read_rank
 from onnx_rnn_prune.flow.fading import SCHEDULES, Schedule
 from onnx_rnn_prune.flow.interface import Interface, read_interface
+from onnx_rnn_prune.flow.quantization import read_quantize
 from onnx_rnn_prune.flow.recovery import course, recovery
+from onnx_rnn_prune.flow.sparsifying import read_storage, read_zeros
 from onnx_rnn_prune.flow.stages import Stage
 from onnx_rnn_prune.learn.course import Course
 
@@ -69,3 +72,24 @@ def read_treatment(
             remedy="leave one of the two out",
         )
     return Treatment(wanted, leaving, learning, mode, interface, stages)
+
+
+def read_stages(
+    rank: str | float | None,
+    sparsify: object,
+    sparsify_by: object,
+    sparse_initializers: object,
+    quantize: str | None,
+    given: bool,
+) -> tuple[Stage, ...]:
+    """What is asked for, in the order in which it is done: what rounds comes late.
+
+    Raises:
+        PruneError: an argument means nothing, or needs data, and there is none.
+    """
+    return (
+        *([] if rank is None else [read_rank(rank)]),
+        *read_zeros(sparsify, sparsify_by, given),
+        *([] if quantize is None else [read_quantize(quantize)]),
+        *read_storage(sparse_initializers),
+    )

@@ -41,7 +41,7 @@ _MOVING = {
 }
 # Operators whose results IEEE 754 gives to the last bit: NumPy and onnxruntime agree on them. Where
 # the order of a sum or a polynomial decides about rounding (MatMul, Exp), they need not.
-_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt"}
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Floor"}
 # What is computed; DequantizeLinear stands between a weight in integers and its readers.
 _KNOWN = _MOVING | _ARITHMETIC | {"DequantizeLinear"}
 # It computes the same in older opsets, which the reference implementation does not know.
@@ -182,7 +182,7 @@ def _is_exact(node: gs.Node, values: Sequence[Array | None]) -> bool:
     Division of integers rounds in other ways elsewhere, and the attributes that arithmetic had
     before opset 7 meant another way of broadcasting.
     """
-    kinds = "f" if node.op in ("Div", "Sqrt") else "fiu"
+    kinds = "f" if node.op in ("Div", "Sqrt", "Floor") else "fiu"
     known = all(value is not None and value.dtype.kind in kinds for value in values)
     return known and not node.attrs
 

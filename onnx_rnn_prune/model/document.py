@@ -61,6 +61,7 @@ class Document:
         result.graph.initializer.extend(map(store, added))
         if result.ir_version < 4:
             _list_initializers(result.graph)
+        _import_domains(result, {node.domain or "" for node in all_nodes(self.graph)})
         return result
 
     def copy(self) -> Document:
@@ -105,3 +106,12 @@ def _list_initializers(graph: onnx.GraphProto) -> None:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
+
+
+def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
+    """Nodes that were put in may be of a domain that the model did not use before."""
+    known = {item.domain for item in model.opset_import}
+    known |= {function.domain for function in model.functions}
+    # The two names of the standard domain mean the same.
+    for domain in sorted(domains - known - {"", "ai.onnx"}):
+        model.opset_import.add(domain=domain, version=1)

@@ -84,7 +84,7 @@ def parse_keep(value: str | float) -> Keep:
         if units == 0:
             raise PruneError("0 units would remove all", where="--keep", remedy=_KEEP_FORMS)
         return Keep(units=units)
-    share = _share(text, "--keep")
+    share = read_share(text, "--keep")
     if share is None:
         raise PruneError(f"'{text}' is not an amount", where="--keep", remedy=_KEEP_FORMS)
     return Keep(share=share)
@@ -107,14 +107,18 @@ def parse_budget(text: str) -> Budget:
         if amount < 1:
             raise PruneError(f"'{text}' leaves nothing", where="--budget", remedy=_BUDGET_FORMS)
         return Budget(kind, amount=amount)
-    share = _share(limit, "--budget")
+    share = read_share(limit, "--budget")
     if share is None:
         raise PruneError(f"'{text}' is not a budget", where="--budget", remedy=_BUDGET_FORMS)
     return Budget(kind, share=share)
 
 
-def _share(text: str, where: str) -> float | None:
-    """A percentage or a decimal fraction; None where the text is neither."""
+def read_share(text: str, where: str) -> float | None:
+    """A percentage or a decimal fraction; None where the text is neither.
+
+    Raises:
+        PruneError: it is not above 0, or above 100 %.
+    """
     match = re.fullmatch(rf"(-?){_NUMBER}\s*(%?)", text)
     if match is None or not (match[3] or "." in match[2]):
         return None

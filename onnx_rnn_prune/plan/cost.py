@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.edit import HELD, OWN
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
@@ -120,9 +120,17 @@ def limit_of(budget: Budget, document: Document) -> int:
 
 
 def count_params(document: Document) -> int:
-    """Entries of all floating-point or integer weights: constants that are no scalars."""
-    tensors = {tensor.name: tensor for node in all_nodes(document.graph) for tensor in node.inputs}
-    shapes = [constant_shape(t) for t in tensors.values() if t.name and not t.inputs]
+    """Entries of all floating-point or integer weights: constants that are no scalars.
+
+    A weight that is held in narrower numbers counts as what is made of them.
+    """
+    nodes = [node for node in all_nodes(document.graph) if not node.name.startswith(HELD)]
+    tensors = {tensor.name: tensor for node in nodes for tensor in node.inputs}
+    shapes = [
+        constant_shape(tensor)
+        for tensor in tensors.values()
+        if tensor.name and (not tensor.inputs or tensor.inputs[0].name.startswith(HELD))
+    ]
     literal = [node.outputs[0] for node in all_nodes(document.graph) if node.op == "Constant"]
     shapes += [constant_shape(tensor) for tensor in literal]
     return sum(int(np.prod(shape)) for shape in shapes if shape)
