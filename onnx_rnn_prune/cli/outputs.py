@@ -1,0 +1,77 @@
+"""What the commands write: files, and tables on the console."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+
+from onnx_rnn_prune import report
+from onnx_rnn_prune.data import places
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.model.files import check_output, weight_files, weights_beside
+from onnx_rnn_prune.report.table import sentence
+
+# Wide enough for layer names; a pipe has no width of its own.
+_PIPE_WIDTH = 120
+
+
+def beside(out: str, model: str) -> list[str]:
+    """The file of weights that comes with a result if the model has its weights apart."""
+    return [str(weights_beside(out))] if weight_files(model) else []
+
+
+def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
+    """Refuses what cannot be written, or must not be, before the work is done."""
+    paths = [Path(path) for path in outputs if path is not None]
+    given = places(*inputs)
+    for number, path in enumerate(paths):
+        check_output(path, given)
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise PruneError(
+                "two outputs have this name", where=str(path), remedy="name another file"
+            )
+
+
+def write(
+    result: PruneResult, out: str, plan: str | None = None, json_path: str | None = None
+) -> None:
+    """Writes a result and what comes with it, and shows its report."""
+    files = result.save(out)
+    if plan:
+        result.plan.save(plan)
+    if json_path:
+        report.write_json(result.report, json_path)
+    show(result.report, report.prune_table)
+    say_written(*files, plan, json_path)
+
+
+def show(
+    content: Mapping[str, Any],
+    table: Callable[[Mapping[str, Any]], RenderableType],
+    as_json: bool = False,
+) -> None:
+    """Prints a report as a table, or as JSON."""
+    if as_json:
+        click.echo(report.to_json(content))
+    else:
+        console().print(table(content))
+
+
+def say_written(*paths: str | Path | None) -> None:
+    """Names the files that were written."""
+    console().print(sentence("Written", ", ".join(str(path) for path in paths if path)))
+
+
+def console() -> Console:
+    """Standard output, for tables."""
+    file = sys.stdout or io.StringIO()  # there is none where the caller closed it
+    fixed = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=file, width=fixed, highlight=False, markup=False, emoji=False)

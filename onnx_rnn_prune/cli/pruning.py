@@ -1,0 +1,212 @@
+"""The commands that choose units and cut them: prune, plan and apply."""
+
+from __future__ import annotations
+
+import click
+
+from onnx_rnn_prune import api, report
+from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_written, write
+
+
+@click.command()
+@click.argument("model", type=options.name)
+@options.output
+@options.freeze
+@options.selection
+@options.settled
+@options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
+@options.schedule
+@options.recover
+@options.mode
+@options.shrink_states
+@options.state_metadata
+@options.zeros
+@options.stages
+@click.option(
+    "--json",
+    "json_path",
+    type=options.name,
+    metavar="REPORT",
+    help="Also write the report as JSON.",
+)
+@click.option(
+    "--save-plan", type=options.name, metavar="PLAN", help="Also write which units are kept."
+)
+def prune(
+    model: str,
+    out: str,
+    freeze: dict[str, str],
+    keep: tuple[str, ...],
+    budget: str | None,
+    lossless: bool,
+    masks: str | None,
+    data: str | None,
+    eval_data: str | None,
+    criterion: str | None,
+    allocate: str,
+    per: str,
+    steps: int,
+    schedule: str,
+    recover: str | None,
+    distill_minutes: float,
+    mode: str,
+    shrink_states: bool,
+    state_metadata: tuple[str, ...],
+    sparsify: str | None,
+    sparsify_by: str | None,
+    sparse_initializers: bool,
+    rank: str | None,
+    quantize: str | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    align: int,
+    min_units: int,
+    seed: int,
+    json_path: str | None,
+    save_plan: str | None,
+) -> None:
+    """Prune MODEL, check the result and write it to OUT."""
+    outputs = [out, *beside(out, model), json_path, save_plan]
+    check_outputs(outputs, [model, data, eval_data, masks])
+    with report.ProgressBars() as progress:
+        result = api.prune(
+            model,
+            keep=keep or None,
+            budget=budget,
+            lossless=lossless,
+            masks=masks,
+            data=data,
+            eval_data=eval_data,
+            criterion=criterion,
+            allocate=allocate,
+            per=per,
+            steps=steps,
+            schedule=schedule,
+            recover=recover,
+            distill_minutes=distill_minutes,
+            mode=mode,
+            shrink_states=shrink_states,
+            state_metadata=state_metadata,
+            sparsify=sparsify,
+            sparsify_by=sparsify_by,
+            sparse_initializers=sparse_initializers,
+            rank=rank,
+            quantize=quantize,
+            only=only,
+            skip=skip,
+            align=align,
+            min_units=min_units,
+            freeze=freeze,
+            seed=seed,
+            progress=progress,
+        )
+    write(result, out, save_plan, json_path)
+
+
+@click.command()
+@click.argument("model", type=options.name)
+@options.output
+@options.freeze
+@options.selection
+@options.shrink_states
+def plan(
+    model: str,
+    out: str,
+    freeze: dict[str, str],
+    keep: tuple[str, ...],
+    budget: str | None,
+    data: str | None,
+    criterion: str | None,
+    allocate: str,
+    per: str,
+    steps: int,
+    shrink_states: bool,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    align: int,
+    min_units: int,
+    seed: int,
+) -> None:
+    """Choose the units of MODEL to keep and write the choice to OUT, for `apply`."""
+    check_outputs([out], [model, data])
+    with report.ProgressBars() as progress:
+        chosen = api.plan(
+            model,
+            keep=keep or None,
+            budget=budget,
+            data=data,
+            criterion=criterion,
+            allocate=allocate,
+            per=per,
+            steps=steps,
+            shrink_states=shrink_states,
+            only=only,
+            skip=skip,
+            align=align,
+            min_units=min_units,
+            freeze=freeze,
+            seed=seed,
+            progress=progress,
+        )
+    chosen.save(out)
+    console().print(report.plan_table(chosen))
+    say_written(out)
+
+
+@click.command()
+@click.argument("model", type=options.name)
+@click.argument("plan_path", type=options.name, metavar="PLAN")
+@options.output
+@options.freeze
+@options.mode
+@options.shrink_states
+@options.state_metadata
+@options.schedule
+@options.steps
+@options.zeros
+@options.stages
+@options.recover
+@options.data_option("--data", options.DATA_HELP)
+def apply(
+    model: str,
+    plan_path: str,
+    out: str,
+    freeze: dict[str, str],
+    mode: str,
+    shrink_states: bool,
+    state_metadata: tuple[str, ...],
+    schedule: str,
+    steps: int,
+    sparsify: str | None,
+    sparsify_by: str | None,
+    sparse_initializers: bool,
+    rank: str | None,
+    quantize: str | None,
+    recover: str | None,
+    distill_minutes: float,
+    data: str | None,
+) -> None:
+    """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
+    check_outputs([out, *beside(out, model)], [model, plan_path, data])
+    with report.ProgressBars() as progress:
+        result = api.apply(
+            model,
+            plan_path,
+            mode=mode,
+            shrink_states=shrink_states,
+            state_metadata=state_metadata,
+            schedule=schedule,
+            steps=steps,
+            sparsify=sparsify,
+            sparsify_by=sparsify_by,
+            sparse_initializers=sparse_initializers,
+            rank=rank,
+            quantize=quantize,
+            recover=recover,
+            distill_minutes=distill_minutes,
+            data=data,
+            freeze=freeze,
+            progress=progress,
+        )
+    write(result, out)
