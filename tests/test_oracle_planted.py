@@ -7,7 +7,9 @@ from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare
+from onnx_rnn_prune.passes.recover import estimate_entries, teacher_pairs
 from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.score.moments import Moments
 from oracle.recovered import recovered
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model
 
@@ -64,3 +66,13 @@ def test_twins_compute_what_one_did(op, directions, feeds):
     """The planting itself: a model with a duplicate is the model without."""
     small, wide = widen(op, directions, []), widen(op, directions, ["duplicate"])
     assert np.allclose(Runner(wide)(feeds[0])["y"], Runner(small)(feeds[0])["y"], atol=1e-5)
+
+
+def test_no_large_weights_are_put_on_what_hardly_changes():
+    """A kept entry that follows a lost one at a millionth of its size must not stand in for it."""
+    rng = np.random.default_rng(0)
+    lost, other = rng.normal(size=(2, 500))
+    signal = np.stack([lost, 1e-6 * lost, other], axis=1)
+    stays = np.array([False, True, True])
+    spread, _ = estimate_entries(teacher_pairs(Moments.of(signal), stays), stays, ridge=1e-4)
+    assert np.abs(spread).max() < 10, "at a millionth of the size, rounding is a tenth of it"

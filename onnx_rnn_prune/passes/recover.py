@@ -28,8 +28,9 @@ from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.labels import Mask, kept
 
-# Keeps the system solvable where a kept entry never changes, or two are equal.
-_FLOOR = 1e-10
+# What varies less than this, as a share of the mean variance, counts as if it varied so much: an
+# entry that hardly changes says nothing that large weights on it would not drown in rounding.
+_FLOOR = 1e-5
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,4 +106,4 @@ def build(_cache: Path) -> Sample:
 
 def _some(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """That many rows from all over."""
-    return rows[:: len(rows) // count][:count]
+    return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
