@@ -96,7 +96,7 @@ def test_python_runs(folder, monkeypatch):
     assert (folder / "small.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
 
 
-@pytest.mark.parametrize("name", ["nsnet2", "samples", "memory"])
+@pytest.mark.parametrize("name", ["nsnet2", "lac", "samples", "methods", "memory"])
 def test_scripts_find_their_place(name):
     section(name)
 

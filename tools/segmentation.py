@@ -25,7 +25,7 @@ Feed = dict[str, npt.NDArray[np.int64]]
 
 UNKNOWN = "OOV"
 PERSON = "nr"
-CALIBRATION, EVALUATION = 300, 1000
+CALIBRATION, EVALUATION = 150, 1000
 
 
 @dataclass(frozen=True)
