@@ -75,7 +75,7 @@ def _behind(task: Task, column: Values, default: Method) -> str:
     if best is None or default not in column:
         return ""
     lack = (best - float(np.mean(column[default]))) * (1.0 if task.rises else -1.0)
-    return f"{lack / abs(best):.1%}"
+    return f"{max(lack / abs(best), 0.0):.1%}"
 
 
 def _drawn(tasks: Sequence[Task], columns: Sequence[Values]) -> str:
