@@ -35,7 +35,8 @@ PLOT = Path(__file__).resolve().parent / "plots" / "methods.png"
 
 
 def coarse(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:
-    """Every criterion without and with recovery, the default first."""
+    """Every way to share, and every criterion with and without recovery; the default first."""
+    yield from (Method(allocate=allocate) for allocate in STRATEGIES)
     for recover in ("lstsq", "none"):
         for criterion in sorted(criteria, key=lambda name: name != DEFAULT.criterion):
             yield Method(criterion, recover)
@@ -45,7 +46,6 @@ def full(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]
     """The same, and all that can be done with the units that the default criterion picks."""
     yield from coarse(criteria, recoveries)
     yield from (Method(recover=recover) for recover in recoveries)
-    yield from (Method(allocate=allocate) for allocate in STRATEGIES)
     yield Method(steps=STEPS)
     yield Method("l2", "none", allocate="global")
 

@@ -75,13 +75,13 @@ def _behind(task: Task, column: Values, default: Method) -> str:
     if best is None or default not in column:
         return ""
     lack = (best - float(np.mean(column[default]))) * (1.0 if task.rises else -1.0)
-    return f"{max(lack / abs(best), 0.0):.1%}"
+    return f"{max(0.0, lack / abs(best)):.1%}"
 
 
 def _drawn(tasks: Sequence[Task], columns: Sequence[Values]) -> str:
     draws = max((len(values) for column in columns for values in column.values()), default=1)
     if draws == 1:
-        return ""
+        return "\nEach entry is a single draw of calibration inputs and of what is random."
     spreads = []
     for task, column in zip(tasks, columns, strict=True):
         found = [float(np.std(values)) for method, values in column.items() if method]
