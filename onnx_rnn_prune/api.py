@@ -12,17 +12,17 @@ from typing import Any
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import check_progress, frozen
-from onnx_rnn_prune.flow.choice import choose_plan
-from onnx_rnn_prune.flow.comparing import bench, compare
+from onnx_rnn_prune.flow.choosing.choice import choose_plan
+from onnx_rnn_prune.flow.choosing.planning import check_choice, make_plan
+from onnx_rnn_prune.flow.choosing.request import read_request
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
-from onnx_rnn_prune.flow.inspecting import inspect_model
 from onnx_rnn_prune.flow.interface import read_interface
+from onnx_rnn_prune.flow.looking.comparing import bench, compare
+from onnx_rnn_prune.flow.looking.inspecting import inspect_model
 from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
-from onnx_rnn_prune.flow.planning import check_choice, make_plan
-from onnx_rnn_prune.flow.request import read_request
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.sparsifying import notes_on
+from onnx_rnn_prune.flow.stages.zeros import notes_on
 from onnx_rnn_prune.flow.treatment import read_stages, read_treatment
 from onnx_rnn_prune.plan.plan import Plan, check_plan
 from onnx_rnn_prune.progress import Progress, silent

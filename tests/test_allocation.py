@@ -8,11 +8,11 @@ import onnx_rnn_prune
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.flow.choosing.sensitivity import Curve
 from onnx_rnn_prune.flow.fading import Schedule, fading_model
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.sensitivity import Curve
 from onnx_rnn_prune.flow.studying import look, study
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnx_rnn_prune import apply, plan, prune
-from onnx_rnn_prune.flow.sharing import cost_of_cuts
+from onnx_rnn_prune.flow.choosing.sharing import cost_of_cuts
 from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.plan.budget import KINDS

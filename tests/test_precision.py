@@ -8,7 +8,7 @@ from onnxruntime.quantization import QuantType
 
 from onnx_rnn_prune import PruneError, prune
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow.quantization import Quantize
+from onnx_rnn_prune.flow.stages.precision import Quantize
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner

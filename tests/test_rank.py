@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from onnx_rnn_prune import PruneError, prune
 from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow.factoring import read_inputs, read_rank
+from onnx_rnn_prune.flow.stages.rank import read_inputs, read_rank
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.factor import FactorInputs, Rank, Reading

@@ -20,8 +20,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from fetch_models import default_folder
 from methods_plot import plot
 from methods_table import table
+from onnx_rnn_prune.flow.choosing.request import STRATEGIES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.flow.request import STRATEGIES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from readme import write_section
 from tasks import TASKS

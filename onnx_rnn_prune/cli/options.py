@@ -12,10 +12,10 @@ import click
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES
+from onnx_rnn_prune.flow.choosing.request import STRATEGIES
 from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.flow.request import STRATEGIES
-from onnx_rnn_prune.flow.sparsifying import SPARSIFIERS
+from onnx_rnn_prune.flow.stages.zeros import SPARSIFIERS
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion

@@ -10,13 +10,13 @@ import onnx
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench, Recovered
+from onnx_rnn_prune.flow.choosing.lossless import check_lossless
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
-from onnx_rnn_prune.flow.lossless import check_lossless
 from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, update_metadata
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import FROM_WEIGHTS, recover_from_weights, recover_units
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.stages import run_stages
+from onnx_rnn_prune.flow.stages.base import run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
 from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.model import signature

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES, one_of, whole
-from onnx_rnn_prune.flow.factoring import read_rank
 from onnx_rnn_prune.flow.fading import SCHEDULES, Schedule
 from onnx_rnn_prune.flow.interface import Interface, read_interface
-from onnx_rnn_prune.flow.quantization import read_quantize
 from onnx_rnn_prune.flow.recovery import course, recovery
-from onnx_rnn_prune.flow.sparsifying import read_storage, read_zeros
-from onnx_rnn_prune.flow.stages import Stage
+from onnx_rnn_prune.flow.stages.base import Stage
+from onnx_rnn_prune.flow.stages.precision import read_quantize
+from onnx_rnn_prune.flow.stages.rank import read_rank
+from onnx_rnn_prune.flow.stages.zeros import read_storage, read_zeros
 from onnx_rnn_prune.learn.course import Course
 
 

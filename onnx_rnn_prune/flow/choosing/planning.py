@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.choice import choose_plan
+from onnx_rnn_prune.flow.choosing.choice import choose_plan
+from onnx_rnn_prune.flow.choosing.lossless import lossless_plan
+from onnx_rnn_prune.flow.choosing.request import Request
 from onnx_rnn_prune.flow.feeding import Data
-from onnx_rnn_prune.flow.lossless import lossless_plan
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.request import Request
 from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.passes.prepared import choose_layers

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from onnx_rnn_prune.flow.choosing.request import Request
+from onnx_rnn_prune.flow.choosing.scoring import criterion_of, score_units
+from onnx_rnn_prune.flow.choosing.sharing import share_out
+from onnx_rnn_prune.flow.choosing.steps import choose_in_steps
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.request import Request
-from onnx_rnn_prune.flow.scoring import criterion_of, score_units
-from onnx_rnn_prune.flow.sharing import share_out
-from onnx_rnn_prune.flow.steps import choose_in_steps
 from onnx_rnn_prune.flow.studying import Studied, study
 from onnx_rnn_prune.flow.worth import pin_losses
 from onnx_rnn_prune.passes.prepared import choose_layers

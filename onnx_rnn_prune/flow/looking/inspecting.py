@@ -9,8 +9,8 @@ from typing import Any
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, open_data
-from onnx_rnn_prune.flow.halving import Half, halves
 from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.looking.halving import Half, halves
 from onnx_rnn_prune.flow.opening import Opened, written_out
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.flow.worth import never_worth

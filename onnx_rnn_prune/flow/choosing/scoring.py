@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.choosing.request import Request
 from onnx_rnn_prune.flow.feeding import Data
-from onnx_rnn_prune.flow.request import Request
 from onnx_rnn_prune.flow.studying import Studied, look
 from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.model.document import Document

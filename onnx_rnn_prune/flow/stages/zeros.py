@@ -9,7 +9,7 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import one_of
 from onnx_rnn_prune.flow.feeding import Data
-from onnx_rnn_prune.flow.stages import Stage
+from onnx_rnn_prune.flow.stages.base import Stage
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.model.sparse import with_sparse

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_rnn_prune.flow.choosing.request import Request
+from onnx_rnn_prune.flow.choosing.scoring import score_again
 from onnx_rnn_prune.flow.feeding import Data
-from onnx_rnn_prune.flow.request import Request
-from onnx_rnn_prune.flow.scoring import score_again
 from onnx_rnn_prune.flow.studying import Studied, look
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.passes.cut import Zero
