@@ -10,6 +10,7 @@ from onnx_rnn_prune.learn.network import Tensors, to_torch
 from onnx_rnn_prune.learn.region import Region
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 from onnx_rnn_prune.trace.labels import Mask, compress, kept, uniform
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -39,7 +40,12 @@ class Teacher:
 
     def __init__(self, document: Document, trace: Trace, keep: Mask, region: Region) -> None:
         fed = {tensor.name for tensor in document.graph.inputs}
-        self._region, self._trace, self._keep = region, trace, keep
+        self._region, self._keep = region, keep
+        self._labels = {name: (trace.labels[name], axis) for name, axis in trace.axes.items()}
+        for layer in traced_layers(document, trace):
+            states = [layer.input(name) for name in STATES]
+            lanes = trace.units.lanes[layer.name][:, None, :]  # [D, B, H]
+            self._labels.update((state.name, (lanes, 2)) for state in states if state is not None)
         names = [*region.given, *region.targets]
         self._runner = Runner(
             document, outputs=[name for name in names if name not in fed], optimize=False
@@ -56,9 +62,9 @@ class Teacher:
 
     def _narrowed(self, name: str, value: Array) -> Array:
         """Without the entries of cut units."""
-        labels, axis = self._trace.labels.get(name), self._trace.axes.get(name)
-        if labels is None or axis is None:
+        if name not in self._labels:
             return value
+        labels, axis = self._labels[name]
         for place in range(labels.ndim):
             if uniform(labels, place):
                 labels = labels[(slice(None),) * place + (slice(0, 1),)]
