@@ -119,14 +119,16 @@ class TestWithTorch:
     def test_states_that_are_inputs_and_outputs_are_selected_before(self):
         model = onnx.parser.parse_model("""
             <ir_version: 8, opset_import: ["" : 17]>
-            g (float[time, batch, 4] x, float[1, batch, 6] h)
-                => (float[time, batch, 3] logits, float[1, batch, 6] last) {
-                Y, last = GRU <hidden_size = 6> (x, W, R, B, , h)
+            g (float[time, batch, 4] x, float[1, batch, 40] h)
+                => (float[time, batch, 3] logits, float[1, batch, 40] last) {
+                Y, last = GRU <hidden_size = 40> (x, W, R, B, , h)
                 states = Squeeze(Y, one)
                 logits = MatMul(states, fc)
             }
         """)
-        model.graph.initializer.extend(weights(0, W=(1, 18, 4), R=(1, 18, 6), B=(1, 36), fc=(6, 3)))
+        model.graph.initializer.extend(
+            weights(0, W=(1, 120, 4), R=(1, 120, 40), B=(1, 240), fc=(40, 3))
+        )
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
         report = self.learn(model, data=[{"x": feed["x"]} for feed in feeds()])
         assert report["oracle"]["passed"]

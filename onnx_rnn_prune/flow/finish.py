@@ -149,7 +149,7 @@ def _untouched(
     report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
     report["oracle"] = plain(Oracle(0.0, True, 0))
     report["states"] = state_rows(())
-    nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0}
+    nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0, "learning": None}
     report["recovery"] = {**nothing, "reason": "nothing was cut"}
     return PruneResult(model, plan, report, is_apart(opened.model))
 
