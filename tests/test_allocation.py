@@ -192,7 +192,12 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
     assert 0 < sum(gone) < 5 and not any(gone[unit] for unit in (0, 2, 4, 6, 7))
 
 
-@pytest.mark.parametrize("recover", ["none", "bias"])
+@pytest.mark.parametrize("recover", ["none", "bias", "merge"])
 def test_fading_takes_a_recovery_that_learns(recover, feeds):
     with pytest.raises(PruneError, match=r"^--schedule: "):
         onnx_rnn_prune.prune(stacked(None), data=feeds, schedule="soft", recover=recover)
+
+
+def test_fading_takes_data():
+    with pytest.raises(PruneError, match=r"^--schedule: there is no data"):
+        onnx_rnn_prune.prune(stacked(None), schedule="soft", steps=3)

@@ -125,6 +125,12 @@ def _recover(
                 where="--recover",
                 remedy="pass --data, or leave --recover out",
             )
+        if treatment.schedule.kind != "hard":
+            raise PruneError(
+                "there is no data to learn from while units fade out",
+                where="--schedule",
+                remedy="pass --data, or choose hard",
+            )
         return Recovered("none", Pipeline(()), None, 0.0), "there is no data to recover with"
     if wanted == "none":
         return Recovered("none", Pipeline(()), None, 0.0), "asked for"

@@ -56,7 +56,7 @@ def read_treatment(
     """
     wanted = recovery(recover)
     leaving = Schedule(one_of(schedule, SCHEDULES, "--schedule"), whole(steps, "--steps", 1))
-    if leaving.kind != "hard" and wanted in ("none", "bias"):
+    if leaving.kind != "hard" and wanted in ("none", "bias", "merge"):
         raise PruneError(
             f"with --recover {wanted}, nothing learns while units fade out",
             where="--schedule",
@@ -67,7 +67,7 @@ def read_treatment(
     interface = read_interface(shrink_states, state_metadata, mode)
     if stages and (shrink_states or mode == "zero"):
         raise PruneError(
-            f"{stages[0].name} is for models that keep their interface, and are cut",
+            f"{stages[0].name} cannot be done to such a file",
             where="--shrink-states" if shrink_states else "--mode",
             remedy="leave one of the two out",
         )
