@@ -59,6 +59,17 @@ def data_option(flag: str, text: str) -> Callable[[Command], Command]:
     return click.option(flag, type=name, metavar="PATH", callback=_find_modules_here, help=text)
 
 
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which they are listed."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 steps = click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -73,7 +84,8 @@ schedule = click.option(
     show_default=True,
     help="How units leave: at once, by degrees, or some of both.",
 )
-_SELECTION = (
+# The options that say which units are kept.
+selection = _together(
     click.option(
         "--keep",
         metavar="[LAYER=]AMOUNT",
@@ -134,14 +146,8 @@ _SELECTION = (
 )
 
 
-def selection(command: Command) -> Command:
-    """The options that say which units are kept."""
-    for option in reversed(_SELECTION):
-        command = option(command)
-    return command
-
-
-_SETTLED = (
+# The options that leave no choice of units.
+settled = _together(
     click.option(
         "--lossless", is_flag=True, help="Remove just the units that provably change nothing."
     ),
@@ -152,13 +158,6 @@ _SETTLED = (
         help="Units kept: an array of booleans for each layer, True to keep.",
     ),
 )
-
-
-def settled(command: Command) -> Command:
-    """The options that leave no choice of units."""
-    for option in reversed(_SETTLED):
-        command = option(command)
-    return command
 
 
 def _name_values(
@@ -180,7 +179,8 @@ freeze = click.option(
 output = click.option(
     "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
 )
-_RECOVERY = (
+# The options that say how kept weights make up for cut ones.
+recover = _together(
     click.option(
         "--recover",
         type=click.Choice((*RECOVERIES, "auto")),
@@ -194,13 +194,6 @@ _RECOVERY = (
         help="How long --recover distill may train.",
     ),
 )
-
-
-def recover(command: Command) -> Command:
-    """The options that say how kept weights make up for cut ones."""
-    for option in reversed(_RECOVERY):
-        command = option(command)
-    return command
 
 
 mode = click.option(
@@ -223,7 +216,8 @@ state_metadata = click.option(
 )
 
 
-_ZEROS = (
+# The options that set single weights to zero.
+zeros = _together(
     click.option(
         "--sparsify",
         metavar="AMOUNT",
@@ -242,14 +236,8 @@ _ZEROS = (
 )
 
 
-def zeros(command: Command) -> Command:
-    """The options that set single weights to zero."""
-    for option in reversed(_ZEROS):
-        command = option(command)
-    return command
-
-
-_STAGES = (
+# The options that say what else is done once units are cut.
+stages = _together(
     click.option(
         "--rank",
         metavar="AMOUNT",
@@ -259,13 +247,6 @@ _STAGES = (
         "--quantize", metavar="FORM", help="Hold weights in fewer bits: int8, fp16 or bits=4."
     ),
 )
-
-
-def stages(command: Command) -> Command:
-    """The options that say what else is done once units are cut."""
-    for option in reversed(_STAGES):
-        command = option(command)
-    return command
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

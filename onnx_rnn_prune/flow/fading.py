@@ -22,13 +22,17 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.blend import Blend
 from onnx_rnn_prune.passes.cut import Zero
-from onnx_rnn_prune.passes.recover import Recover, estimate_entries, fit_readers, teacher_pairs
-from onnx_rnn_prune.score.moments import Matrix, Moments
-from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.passes.recover import (
+    RIDGE,
+    Recover,
+    estimate_entries,
+    teacher_fits,
+    teacher_pairs,
+)
+from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask, kept
 
 SCHEDULES = ("hard", "soft", "mixed")
-_RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,8 @@ def fading_model(bench: Bench, schedule: Schedule, write: Pass, share: float) ->
 
 def _without(bench: Bench, stays: Mask) -> Pass:
     """The recovery of a model that loses other units than the bench's."""
-
-    def pairs(reader: Reader) -> Moments:
-        return teacher_pairs(bench.evidence.moments[reader.pool], kept(reader.labels, stays))
-
-    fits = fit_readers(bench.prepared.document, bench.readers, stays, pairs, _RIDGE)
+    moments = bench.evidence.moments
+    fits = teacher_fits(bench.prepared.document, bench.readers, stays, moments)
     return Recover(bench.readers, stays, fits)
 
 
@@ -109,7 +110,7 @@ def _unexplained(bench: Bench) -> Matrix:
         stays = kept(reader.labels, bench.keep)
         variance = moments.variance
         covariance = moments.covariance(np.arange(len(stays)))
-        spread, _ = estimate_entries(teacher_pairs(moments, stays), stays, _RIDGE)
+        spread, _ = estimate_entries(teacher_pairs(moments, stays), stays, RIDGE)
         known = np.einsum("ij,ij->i", spread, covariance[:, stays])
         left = 1.0 - known / np.where(variance > 0, variance, 1.0)
         units = reader.labels >= 0

@@ -26,8 +26,11 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.trace.labels import Mask, kept
 
+RIDGE = 1e-2
+"""A lambda that suits most models, where none is looked for."""
 # What varies less than this, as a share of the mean variance, counts as if it varied so much: an
 # entry that hardly changes says nothing that large weights on it would not drown in rounding.
 _FLOOR = 1e-5
@@ -119,6 +122,21 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
             spread[rows] += missed @ inverse
     offset: Matrix = moments.mean[:size] - spread @ moments.mean[size:]
     return spread, offset
+
+
+def teacher_fits(
+    document: Document,
+    readers: Sequence[Reader],
+    keep: Mask,
+    moments: Shelf,
+    ridge: float = RIDGE,
+) -> dict[str, Fit]:
+    """Fits all readers whose signals are cut, to the original's signals on both sides."""
+
+    def pairs(reader: Reader) -> Moments:
+        return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
+
+    return fit_readers(document, readers, keep, pairs, ridge)
 
 
 def teacher_pairs(moments: Moments, stays: Mask) -> Moments:

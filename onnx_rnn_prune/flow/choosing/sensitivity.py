@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.passes.recover import RIDGE
 from onnx_rnn_prune.plan.allocation import Allocation, Urgency, choose
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.moments import Matrix
 
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
-RIDGE = 1e-2
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,13 @@ import numpy as np
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.choosing.request import Request
-from onnx_rnn_prune.flow.choosing.sensitivity import RIDGE, by_slopes, sensitivity
+from onnx_rnn_prune.flow.choosing.sensitivity import by_slopes, sensitivity
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, cut_outside, look
 from onnx_rnn_prune.flow.worth import filled
 from onnx_rnn_prune.passes.cut import Unshare
+from onnx_rnn_prune.passes.recover import RIDGE
 from onnx_rnn_prune.passes.states import OpenStates
 from onnx_rnn_prune.plan.allocation import (
     ALLOCATORS,

@@ -10,16 +10,12 @@ from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.studying import Studied, look
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.passes.cut import Zero
-from onnx_rnn_prune.passes.recover import Recover, fit_readers, teacher_pairs
+from onnx_rnn_prune.passes.recover import Recover, teacher_fits
 from onnx_rnn_prune.plan.allocation import choose
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import collect
-from onnx_rnn_prune.score.moments import Matrix, Moments
-from onnx_rnn_prune.score.readers import Reader
-from onnx_rnn_prune.trace.labels import Mask, kept
-
-# A ridge that suits most models; recovery looks for the best one once the units are chosen.
-_RIDGE = 1e-2
+from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.trace.labels import Mask
 
 
 def choose_in_steps(
@@ -71,11 +67,7 @@ def _without(
     if recovers:
         evidence = look(studied, data, progress).evidence
         assert evidence is not None
-
-        def pairs(reader: Reader) -> Moments:
-            return teacher_pairs(evidence.moments[reader.pool], kept(reader.labels, keep))
-
-        fits = fit_readers(document, readers, keep, pairs, _RIDGE)
+        fits = teacher_fits(document, readers, keep, evidence.moments)
         Recover(readers, keep, fits)(document)
     Zero(prepared.trace, keep)(document)
     return document
