@@ -9,12 +9,10 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.passes.prepared import Prepared
-from onnx_rnn_prune.passes.recover import Recover, fit_readers, teacher_pairs
+from onnx_rnn_prune.passes.recover import Recover, teacher_fits
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.score.evidence import collect, find_readers
-from onnx_rnn_prune.score.moments import Moments
-from onnx_rnn_prune.score.readers import Reader
-from onnx_rnn_prune.trace.labels import Mask, kept
+from onnx_rnn_prune.trace.labels import Mask
 
 
 def recovered(prepared: Prepared, keep: Mask, feeds: Sequence[Feed], ridge: float) -> Document:
@@ -22,11 +20,7 @@ def recovered(prepared: Prepared, keep: Mask, feeds: Sequence[Feed], ridge: floa
     source = open_feeds(list(feeds), signature.inputs(prepared.document.source), frozenset())
     readers = find_readers(prepared.document, prepared.trace)
     moments = collect(prepared.document, prepared.trace, readers, source, silent).moments
-
-    def pairs(reader: Reader) -> Moments:
-        return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
-
-    fits = fit_readers(prepared.document, readers, keep, pairs, ridge)
+    fits = teacher_fits(prepared.document, readers, keep, moments, ridge)
     document = prepared.document.copy()
     Recover(readers, keep, fits)(document)
     return document
