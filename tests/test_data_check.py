@@ -42,7 +42,9 @@ def test_a_state_size_that_nothing_tells_is_one():
     assert check({"input": good()["input"]}, (X, state))["hidden"].shape == (1, 1, 4)
 
 
-def test_labels_may_lie_beside_the_inputs():
+def test_labels_may_lie_beside_the_inputs_and_are_not_fed():
+    assert np.array_equal(check({**good(), "labels": [1, 2]}).labels, [1, 2])
+    assert check(good()).labels is None
     assert sorted(check({**good(), "labels": np.ones(3)})) == ["hidden", "input"]
 
 

@@ -11,17 +11,17 @@ import numpy as np
 from onnx_rnn_prune.data.sources import FAILURES
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.runner import Array, NamedFeed
 from onnx_rnn_prune.model.signature import Port
 
 # What the right answers are called that may lie in a feed beside its inputs.
 LABELS = "labels"
 
 
-def check_feed(
-    raw: object, ports: Sequence[Port], states: frozenset[str], where: str
-) -> dict[str, Array]:
+def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where: str) -> NamedFeed:
     """A feed as onnxruntime wants it: every input there, of the declared type and rank.
+
+    What lies beside the inputs under the name `labels` becomes the feed's labels.
 
     Values are converted to the declared type where they survive it (integers of another width,
     whole numbers as floats, floats of another precision).
@@ -45,7 +45,9 @@ def check_feed(
     _check_names([str(key) for key in raw], ports, states, where)
     sizes: dict[str, tuple[int, str]] = {}
     given = {p.name: _check_value(raw[p.name], p, sizes, where) for p in ports if p.name in raw}
-    return {p.name: given[p.name] if p.name in given else _zeros(p, sizes, where) for p in ports}
+    values = {p.name: given[p.name] if p.name in given else _zeros(p, sizes, where) for p in ports}
+    labels = raw.get(LABELS) if LABELS not in values else None
+    return NamedFeed(values, where, None if labels is None else np.asarray(labels))
 
 
 def _check_names(

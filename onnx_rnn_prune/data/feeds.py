@@ -12,10 +12,10 @@ from onnx_rnn_prune.data.files import open_path
 from onnx_rnn_prune.data.sources import Source
 from onnx_rnn_prune.data.values import is_function_name, open_function, open_value
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array, NamedFeed
+from onnx_rnn_prune.model.runner import NamedFeed
 from onnx_rnn_prune.model.signature import Port
 
-Checker = Callable[[object, str], dict[str, Array]]
+Checker = Callable[[object, str], NamedFeed]
 
 
 class Feeds:
@@ -46,12 +46,12 @@ class Feeds:
         self._check = check
         self._indices = None if indices is None else tuple(sorted(set(indices)))
 
-    def __iter__(self) -> Iterator[dict[str, Array]]:
+    def __iter__(self) -> Iterator[NamedFeed]:
         wanted = None if self._indices is None else frozenset(self._indices)
         count = 0
         for label, raw in self._source.read(wanted):
             count += 1
-            yield NamedFeed(self._check(raw, label), label)
+            yield self._check(raw, label)
         if count == 0:
             raise PruneError(
                 "there are no feeds in it", where=self.source, remedy="give at least one"
@@ -114,7 +114,7 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
             when they are read.
     """
 
-    def check(raw: object, label: str) -> dict[str, Array]:
+    def check(raw: object, label: str) -> NamedFeed:
         return check_feed(raw, ports, states, label)
 
     if isinstance(source, Feeds):

@@ -11,7 +11,7 @@ from onnx_rnn_prune.data.check import check_feed
 from onnx_rnn_prune.data.feeds import Feeds
 from onnx_rnn_prune.data.sources import Listed
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed
 from onnx_rnn_prune.model.signature import Dim, Port
 
 _BATCH = 2
@@ -77,7 +77,7 @@ def _feeds(ports: Sequence[Port], sizes: Mapping[str, int], seed: int, count: in
         rng = np.random.default_rng([seed, number])
         return {port.name: _draw(port, sizes, rng) for port in ports}
 
-    def check(raw: object, label: str) -> dict[str, Array]:
+    def check(raw: object, label: str) -> NamedFeed:
         return check_feed(raw, ports, frozenset(), label)
 
     labels = [f"random feed {number}" for number in range(count)]

@@ -38,11 +38,13 @@ class NamedFeed(dict[str, Array]):
     Args:
         values: by input name.
         name: such as the file that it comes from.
+        labels: the right answers, where they are known; no model reads them.
     """
 
-    def __init__(self, values: Feed, name: str) -> None:
+    def __init__(self, values: Feed, name: str, labels: Array | None = None) -> None:
         super().__init__(values)
         self.name = name
+        self.labels = labels
 
 
 # A session of a larger model is opened from files, which takes less memory.
