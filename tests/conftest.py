@@ -5,6 +5,14 @@ import onnx
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory):
+    """What is timed in tests is kept apart from what the user of this machine had timed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def model(tmp_path):
     """A GRU with a linear layer behind it, as a file."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places
+from onnx_rnn_prune.validate.results import Recorded, Result, results
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Drift:
     top1_agreement: float | None
 
 
-def drift(a: Runner, b: Runner, feeds: Iterable[Feed]) -> dict[str, Drift]:
+def drift(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> dict[str, Drift]:
     """Compares the outputs of b with those of the original a, output by output.
 
     Outputs are summed up feed by feed, so memory does not grow with the number of feeds. Places
@@ -46,17 +46,16 @@ def drift(a: Runner, b: Runner, feeds: Iterable[Feed]) -> dict[str, Drift]:
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
     """
-    if set(a.outputs) != set(b.outputs):
-        raise PruneError(
-            f"their outputs are {', '.join(a.outputs)} and {', '.join(b.outputs)}",
-            where=f"{a.name} and {b.name}",
-            remedy="compare models with the same outputs",
-        )
-    sums = {name: _Sums() for name in a.outputs}
-    for feed in feeds:
-        left, right = a(feed), b(feed, a.outputs)
-        for name, total in sums.items():
-            for one, other in pairs(left[name], right[name], name, f"{a.name} and {b.name}"):
+    return deviations(results(a, b, feeds), f"{a.name} and {b.name}")
+
+
+def deviations(found: Iterable[Result], where: str) -> dict[str, Drift]:
+    """The same of results; errors call the two models by `where`."""
+    sums: dict[str, _Sums] = {}
+    for result in found:
+        for name, wanted in result.wanted.items():
+            total = sums.setdefault(name, _Sums())
+            for one, other in pairs(wanted, result.found[name], name, where):
                 total.add(one, other)
     return {name: total.drift() for name, total in sums.items()}
 

@@ -1,0 +1,246 @@
+"""Qualities: how well a model does its job, as one number over many feeds.
+
+Each is a function of what the model and the original make of feeds, and of the labels in them.
+`nrmse`, `kl` and `agreement` compare with the original and need no labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.data.sources import FAILURES
+from onnx_rnn_prune.data.values import is_function_name, named_function
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.validate.drift import deviations
+from onnx_rnn_prune.validate.results import Result
+
+Measure = Callable[[Iterable[Result]], float]
+BETTER = ("higher", "lower")
+
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A measure of how well a model does its job.
+
+    Attributes:
+        name: as users call it.
+        higher: whether more is better.
+        measure: of results, in the measure's own units.
+    """
+
+    name: str
+    higher: bool
+    measure: Measure
+
+    def loss(self, before: float, after: float) -> float:
+        """By how much a model is worse than the original; infinite where it computes no numbers."""
+        loss = before - after if self.higher else after - before
+        return loss if math.isfinite(loss) else math.inf
+
+
+def nrmse(results: Iterable[Result]) -> float:
+    """Of the output that deviates most: RMS of the difference over the original's spread."""
+    found = deviations(results, "the two models")
+    return max((values.nrmse for values in found.values()), default=0.0)
+
+
+def agreement(results: Iterable[Result]) -> float:
+    """The share of places where the largest entry along the last axis is the original's.
+
+    Of the output that agrees least; where values are no floats, the share of equal ones.
+    """
+    found = deviations(results, "the two models").values()
+    shares = [values.top1_agreement for values in found if values.top1_agreement is not None]
+    if not shares:
+        raise _unfit("agreement", "no output has classes along its last axis")
+    return min(shares)
+
+
+def accuracy(results: Iterable[Result]) -> float:
+    """The share of labels that are the largest entry along the last axis, or the output itself."""
+    right, count = 0, 0
+    for result in results:
+        labels = _labels(result, "accuracy")
+        chosen = _chosen(result.found, labels.shape)
+        right += int(np.count_nonzero(chosen == labels))
+        count += labels.size
+    return right / max(count, 1)
+
+
+def perplexity(results: Iterable[Result]) -> float:
+    """exp of the mean cross entropy of labels, scores of classes lying along the last axis."""
+    total, count = 0.0, 0
+    for result in results:
+        labels = _labels(result, "perplexity")
+        logs = _log_shares(_scores(result.found, labels.shape, "perplexity"))
+        if labels.dtype.kind not in "iu" or not _within(labels, logs.shape[-1]):
+            raise _unfit("perplexity", f"labels are no classes from 0 to {logs.shape[-1] - 1}")
+        total -= float(np.take_along_axis(logs, labels[..., None].astype(np.int64), -1).sum())
+        count += labels.size
+    mean = total / max(count, 1)
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def kl(results: Iterable[Result]) -> float:
+    """The mean divergence of Kullback and Leibler of the classes' shares from the original's."""
+    total, count = 0.0, 0
+    for result in results:
+        theirs = _log_shares(_scores(result.wanted, None, "kl"))
+        ours = _log_shares(_scores(result.found, None, "kl"))
+        total += float((np.exp(theirs) * (theirs - ours)).sum())
+        count += theirs[..., 0].size
+    return total / max(count, 1)
+
+
+def snr(results: Iterable[Result]) -> float:
+    """Power of the labels, which are signals, over that of the error: the mean of feeds, in dB."""
+    ratios = []
+    for result in results:
+        labels = _labels(result, "snr")
+        found = next((v for v in _floats(result.found) if v.shape == labels.shape), None)
+        if found is None:
+            raise _unfit("snr", f"no output has the shape {list(labels.shape)} of the labels")
+        signal = labels.astype(np.float64)
+        noise = np.square(found.astype(np.float64) - signal).sum()
+        power = np.square(signal).sum()
+        ratios.append(10.0 * math.log10(max(power, _LEAST) / max(noise, _LEAST)))
+    return float(np.mean(ratios)) if ratios else 0.0
+
+
+NRMSE = Quality("nrmse", False, nrmse)
+QUALITIES = (
+    NRMSE,
+    Quality("agreement", True, agreement),
+    Quality("accuracy", True, accuracy),
+    Quality("perplexity", False, perplexity),
+    Quality("kl", False, kl),
+    Quality("snr", True, snr),
+)
+
+
+def read_quality(name: object, better: object) -> Quality:
+    """A quality by its name, or a function of the user's.
+
+    Args:
+        name: one of QUALITIES; `module:function` or a function that takes an iterable of pairs (the
+            feed with its labels, the outputs), both dicts of arrays, and returns a number.
+        better: for a function, whether more of it is better: higher or lower; higher where it is
+            not said.
+
+    Raises:
+        PruneError: there is no such quality.
+    """
+    known = {quality.name: quality for quality in QUALITIES}
+    if isinstance(name, str) and name in known:
+        if better is not None:
+            raise PruneError(
+                f"what is better is known of {name}", where="--better", remedy="leave it out"
+            )
+        return known[name]
+    if better is not None and better not in BETTER:
+        raise PruneError(f"there is no {better!r}", where="--better", remedy="give higher or lower")
+    higher = better != "lower"
+    if callable(name):
+        text = getattr(name, "__name__", "the metric")
+        return Quality(text, higher, _of_user(name, text))
+    if isinstance(name, str) and is_function_name(name):
+        function = named_function(name, "name a function of (feed, outputs) pairs")
+        return Quality(name, higher, _of_user(function, name))
+    raise PruneError(
+        f"there is no metric {name!r}",
+        where="--metric",
+        remedy=f"choose one of {', '.join(known)}, or name a function as module:function",
+    )
+
+
+def _of_user(function: Callable[..., object], name: str) -> Measure:
+    def measure(results: Iterable[Result]) -> float:
+        failed: list[PruneError] = []
+
+        def pairs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+            try:
+                for result in results:
+                    labels = {} if result.labels is None else {"labels": result.labels}
+                    yield {**result.feed, **labels}, dict(result.found)
+            except PruneError as error:  # of a model that does not run, not of the function
+                failed.append(error)
+                raise
+
+        try:
+            value = function(pairs())
+        except FAILURES as error:
+            if failed:
+                raise failed[0] from error
+            raise PruneError(
+                f"it failed with {type(error).__name__}: {error}", where=name, remedy="mend it"
+            ) from error
+        if isinstance(value, bool) or not isinstance(value, Real | np.number):
+            raise PruneError(
+                f"it returned {type(value).__name__}", where=name, remedy="return a number"
+            )
+        return float(value)
+
+    return measure
+
+
+def _labels(result: Result, name: str) -> Array:
+    if result.labels is None:
+        raise PruneError(
+            "there are no labels in the feeds",
+            where=f"--metric {name}",
+            remedy="put an array named labels into each, beside the inputs",
+        )
+    return result.labels
+
+
+def _floats(outputs: Mapping[str, Array]) -> list[Array]:
+    return [v for v in outputs.values() if isinstance(v, np.ndarray) and is_float(v.dtype)]
+
+
+def _scores(outputs: Mapping[str, Array], shape: tuple[int, ...] | None, name: str) -> Array:
+    """The first output with classes along the last axis, behind axes of a shape."""
+    for value in _floats(outputs):
+        if value.ndim and value.shape[-1] > 1 and shape in (None, value.shape[:-1]):
+            return value
+    wanted = "" if shape is None else f" for labels of shape {list(shape)}"
+    raise _unfit(name, f"no output has scores of classes along its last axis{wanted}")
+
+
+def _chosen(outputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """Classes: an output that is one already, or the largest entries of scores."""
+    for value in outputs.values():
+        if isinstance(value, np.ndarray) and not is_float(value.dtype) and value.shape == shape:
+            return value
+    chosen: Array = _scores(outputs, shape, "accuracy").argmax(-1)
+    return chosen
+
+
+def _log_shares(scores: Array) -> npt.NDArray[np.float64]:
+    """Logarithms of the classes' shares; scores that are shares already are taken as they are."""
+    values = scores.astype(np.float64)
+    if values.size and values.min() >= 0 and np.allclose(values.sum(-1), 1.0, atol=1e-3):
+        shares: npt.NDArray[np.float64] = np.log(np.maximum(values, _LEAST))
+        return shares
+    values -= values.max(-1, keepdims=True)
+    logs: npt.NDArray[np.float64] = values - np.log(np.exp(values).sum(-1, keepdims=True))
+    return logs
+
+
+def _within(labels: Array, classes: int) -> bool:
+    return not labels.size or (int(labels.min()) >= 0 and int(labels.max()) < classes)
+
+
+def _unfit(name: str, why: str) -> PruneError:
+    return PruneError(
+        why, where=f"--metric {name}", remedy="name a function of your own as module:function"
+    )

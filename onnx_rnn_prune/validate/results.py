@@ -1,0 +1,71 @@
+"""What two models make of the same feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+
+# What outputs of feeds that come again may take in memory.
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What two models make of one feed.
+
+    Attributes:
+        feed: the inputs.
+        labels: the right answers, where they are known.
+        wanted: outputs of the original.
+        found: those of the other model.
+    """
+
+    feed: Feed
+    labels: Array | None
+    wanted: Mapping[str, Array]
+    found: Mapping[str, Array]
+
+
+class Recorded:
+    """A model that runs each feed once, as long as what it made of them fits into memory.
+
+    Args:
+        runner: the model.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._kept: dict[str, Mapping[str, Array]] = {}
+        self._bytes = 0
+        self.name, self.outputs = runner.name, runner.outputs
+
+    def __call__(self, feed: Feed) -> Mapping[str, Array]:
+        """All outputs; feeds without a name are not known again."""
+        name = str(getattr(feed, "name", ""))
+        if name in self._kept:
+            return self._kept[name]
+        found = self._runner(feed)
+        size = sum(int(getattr(value, "nbytes", _MOST_BYTES)) for value in found.values())
+        if name and self._bytes + size <= _MOST_BYTES:
+            self._kept[name] = found
+            self._bytes += size
+        return found
+
+
+def results(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> Iterator[Result]:
+    """Runs both models on one feed after the other.
+
+    Raises:
+        PruneError: they have different outputs.
+    """
+    if set(a.outputs) != set(b.outputs):
+        raise PruneError(
+            f"their outputs are {', '.join(a.outputs)} and {', '.join(b.outputs)}",
+            where=f"{a.name} and {b.name}",
+            remedy="compare models with the same outputs",
+        )
+    for feed in feeds:
+        yield Result(feed, getattr(feed, "labels", None), a(feed), b(feed))
