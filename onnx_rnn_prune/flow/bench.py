@@ -113,10 +113,15 @@ class Bench:
 
     def candidate(self, used: str, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""
-        fits = fit_readers(self.prepared.document, self.readers, self.keep, pairs, ridge)
         given = None if math.isinf(ridge) else ridge
-        write = self.recover(fits)
+        write = self.fitted(pairs, ridge)
         return Recovered(used, write, given, self.judge(write), rounds)
+
+    def fitted(self, pairs: Pairs, ridge: float) -> Pass:
+        """What writes least squares; biases only where the ridge is infinite."""
+        return self.recover(
+            fit_readers(self.prepared.document, self.readers, self.keep, pairs, ridge)
+        )
 
     def pairs(self, reader: Reader) -> Moments:
         """Moments of what a reader of the original reads, and of the kept part of the same."""

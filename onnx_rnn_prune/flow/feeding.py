@@ -17,6 +17,7 @@ from onnx_rnn_prune.trace.states import state_inputs
 # Feeds made up where there is no data; a part of the feeds that is kept from fitting.
 _RANDOM_FEEDS = 3
 _HELD_OUT = 0.25
+_TWO_HELD_OUT = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,31 @@ def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Dat
     notes = []
     if fitting.shared:
         notes.append("there is one feed only: it was fitted on and judged by; give several")
+    return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
+
+
+def open_three(opened: Opened, data: object, eval_data: object) -> Data:
+    """Opens data for a search: what chooses, what selects among candidates, and what is reported.
+
+    Three disjoint sets, unless there are too few feeds: then a warning says what was shared.
+
+    Raises:
+        PruneError: data cannot be read.
+    """
+    ports = signature.inputs(opened.model)
+    states = state_inputs(opened.document)
+    feeds = open_feeds(data, ports, states)
+    if eval_data is None:
+        fitting, rest = feeds.split(_TWO_HELD_OUT)
+        held_out, judging = rest.split(0.5)
+    else:
+        fitting, held_out = feeds.split(_HELD_OUT)
+        judging = open_feeds(eval_data, ports, states)
+    notes = []
+    if fitting.shared:
+        notes = ["there is one feed only: it was fitted on, selected by and reported on"]
+    elif held_out.shared and eval_data is None:
+        notes = ["there are two feeds only: one was selected by and reported on"]
     return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
 
 

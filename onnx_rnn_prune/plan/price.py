@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.plan.cost import Cost, Counts
 from onnx_rnn_prune.plan.stopwatch import Stopwatch
@@ -32,29 +33,28 @@ def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cos
         lanes = [sum(atoms.shape[1] for atoms in group.atoms) for group in trace.groups]
         return lambda counts: float(np.dot(counts, lanes))
     if kind == "ms":
-        return _milliseconds(document, trace)
+        layers = layer_times(document, trace)
+        return lambda counts: sum(price(counts) for price in layers.values())
     known = cost()
     if kind == "params":
         return lambda counts: float(known("params", counts))
     return lambda counts: float(known("flops", counts))
 
 
-def _milliseconds(document: Document, trace: Trace) -> Price:
-    """The time of the cut layers' operators; what reads them is left out."""
+def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
+    """The time of each cut layer's operator, by name; what reads the layers is left out."""
     layers = traced_layers(document, trace)
     stopwatch = Stopwatch(layers)
     group_of = {name: n for n, group in enumerate(trace.groups) for name in group.layers}
-    inputs = {layer.name: _inputs(trace, layer.key, layer.input_size) for layer in layers}
 
-    def price(counts: Counts) -> float:
-        total = 0.0
-        for layer in layers:
-            fixed, factors = inputs[layer.name]
-            width = fixed + factors @ np.asarray(counts)
-            total += stopwatch(layer.name, counts[group_of[layer.name]], round(width))
-        return total
+    def price_of_layer(layer: RecurrentLayer) -> Price:
+        fixed, factors = _inputs(trace, layer.key, layer.input_size)
+        group = group_of[layer.name]
+        return lambda counts: stopwatch(
+            layer.name, counts[group], round(fixed + factors @ np.asarray(counts))
+        )
 
-    return price
+    return {layer.name: price_of_layer(layer) for layer in layers}
 
 
 def _inputs(trace: Trace, key: str, input_size: int) -> tuple[int, Matrix]:

@@ -6,6 +6,7 @@ Each is a function of what the model and the original make of feeds, and of the 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ class Quality:
         name: as users call it.
         higher: whether more is better.
         measure: of results, in the measure's own units.
+        source: the text of a user's function, where that is known: it tells whether it is the same.
     """
 
     name: str
     higher: bool
     measure: Measure
+    source: str = ""
 
     def loss(self, before: float, after: float) -> float:
         """By how much a model is worse than the original; infinite where it computes no numbers."""
@@ -152,15 +155,22 @@ def read_quality(name: object, better: object) -> Quality:
     higher = better != "lower"
     if callable(name):
         text = getattr(name, "__name__", "the metric")
-        return Quality(text, higher, _of_user(name, text))
+        return Quality(text, higher, _of_user(name, text), _source(name))
     if isinstance(name, str) and is_function_name(name):
         function = named_function(name, "name a function of (feed, outputs) pairs")
-        return Quality(name, higher, _of_user(function, name))
+        return Quality(name, higher, _of_user(function, name), _source(function))
     raise PruneError(
         f"there is no metric {name!r}",
         where="--metric",
         remedy=f"choose one of {', '.join(known)}, or name a function as module:function",
     )
+
+
+def _source(function: Callable[..., object]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
 
 
 def _of_user(function: Callable[..., object], name: str) -> Measure:

@@ -1,0 +1,126 @@
+"""Where cuts of one model are made, run and judged."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.flow.fading import Schedule
+from onnx_rnn_prune.flow.recovery import recover_units
+from onnx_rnn_prune.flow.searching.trial import FULL, Ask, Counts, Trial
+from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.passes.base import Pass
+from onnx_rnn_prune.passes.recover import RIDGE
+from onnx_rnn_prune.plan.allocation import choose
+from onnx_rnn_prune.plan.cost import Cost
+from onnx_rnn_prune.plan.price import Price
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.trace.labels import Mask
+from onnx_rnn_prune.trace.states import state_outputs
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.validate.quality import Quality, nrmse
+from onnx_rnn_prune.validate.results import Recorded, Result, results
+
+# Parts of the validation feeds that each give a loss of their own, for the standard error.
+_FOLDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Laboratory:
+    """Where cuts of one model are made, run and judged.
+
+    Attributes:
+        bench: fits what is left of the model; its mask is not looked at.
+        scores: of the units; of a group, those with the highest stay.
+        ms: what a run is predicted to take.
+        cost: parameters and bytes.
+        quality: how good a cut is.
+        original: makes what is right of feeds.
+    """
+
+    bench: Bench
+    scores: Matrix
+    ms: Price
+    cost: Cost
+    quality: Quality
+    original: Recorded
+
+    def attempt(self, ask: Ask) -> Trial:
+        """Makes a cut and judges it."""
+        start = time.perf_counter()
+        counts = list(ask.counts)
+        value, loss, spread, error = self._judged(ask)
+        return Trial(
+            counts=ask.counts,
+            recovery=ask.recovery,
+            value=value,
+            loss=loss,
+            spread=spread,
+            nrmse=error,
+            ms=self.ms(counts),
+            params=self.cost("params", counts),
+            bytes=self.cost("bytes", counts),
+            seconds=time.perf_counter() - start,
+        )
+
+    @property
+    def trace(self) -> Trace:
+        """Of the model."""
+        return self.bench.prepared.trace
+
+    def keep(self, counts: Counts) -> Mask:
+        """Per unit, whether it stays."""
+        return choose(self.trace, self.scores, list(counts))
+
+    def cuts(self, counts: Counts) -> bool:
+        """Whether anything goes."""
+        return counts != tuple(group.size for group in self.trace.groups)
+
+    def before(self, feeds: Feeds) -> float:
+        """The original's own quality."""
+        return self.quality.measure(self.outputs(self.original, feeds))
+
+    def _judged(self, ask: Ask) -> tuple[float, float, float, float]:
+        """The quality, the loss of it and its standard error, and the NRMSE."""
+        feeds = self.bench.held_out
+        if not self.cuts(ask.counts):
+            return self.before(feeds), 0.0, 0.0, 0.0
+        model = self._cut(ask)
+        measure, folds = self.quality.measure, min(_FOLDS, len(feeds))
+        value = measure(self.outputs(model, feeds))
+        losses = []
+        for fold in range(folds):
+            part = feeds.take(range(fold, len(feeds), folds))
+            losses.append(self.quality.loss(self.before(part), measure(self.outputs(model, part))))
+        spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
+        error = nrmse(self.outputs(model, feeds))
+        loss = self.quality.loss(self.before(feeds), value)
+        return value, loss, spread if math.isfinite(spread) else math.inf, error
+
+    def _cut(self, ask: Ask) -> Recorded:
+        bench = self.bench.with_units(self.keep(ask.counts))
+        document = bench.shrunk(_write(bench, ask.recovery))
+        return Recorded(Runner(document, name="a candidate", remedy=OURS))
+
+    def outputs(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
+        """Without states, unless there is nothing else: they matter for what comes of them."""
+        states = state_outputs(self.bench.prepared.document)
+        names = [name for name in model.outputs if name not in states] or model.outputs
+        for found in results(self.original, model, feeds):
+            wanted, own = ({n: side[n] for n in names} for side in (found.wanted, found.found))
+            yield replace(found, wanted=wanted, found=own)
+
+
+def _write(bench: Bench, recovery: str) -> Pass:
+    if recovery == FULL:
+        found, _ = recover_units(bench, "lstsq", Schedule(), Course(), silent)
+        return found.write
+    return bench.fitted(bench.pairs, RIDGE)

@@ -1,0 +1,68 @@
+"""What a search has measured, in a file that survives whatever ends the process."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from onnx_rnn_prune.errors import PruneError
+
+_TABLE = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+
+class Memory:
+    """Values by key, each written whole or not at all.
+
+    Args:
+        path: of an SQLite file, which need not be there; None to remember nothing longer than
+            this object lives.
+        prefix: of all keys, which tells apart what was measured in other ways.
+
+    Raises:
+        PruneError: it is another file, or cannot be written.
+    """
+
+    def __init__(self, path: Path | None, prefix: str) -> None:
+        self._path, self._prefix = path, prefix
+        self._known: dict[str, Any] = {}
+        if path is not None:
+            for key, value in self._run("SELECT key, value FROM record"):
+                if key.startswith(prefix):
+                    self._known[key.removeprefix(prefix)] = json.loads(value)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> Any:
+        return self._known[key]
+
+    def keep(self, key: str, value: Any) -> None:
+        """Remembers a value that JSON knows."""
+        self._known[key] = json.loads(json.dumps(value))
+        if self._path is not None:
+            self._run(
+                "INSERT OR REPLACE INTO record VALUES (?, ?)",
+                (self._prefix + key, json.dumps(value)),
+            )
+
+    def recall(self, key: str, make: Callable[[], Any]) -> Any:
+        """A value, made where it is not known."""
+        if key not in self._known:
+            self.keep(key, make())
+        return self._known[key]
+
+    def _run(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+        try:
+            with closing(sqlite3.connect(str(self._path), timeout=60.0)) as base, base:
+                base.execute(_TABLE)
+                return list(base.execute(statement, values))
+        except (sqlite3.Error, OSError) as error:
+            raise PruneError(
+                f"cannot be used to remember trials ({error})",
+                where=str(self._path),
+                remedy="name another file with --study",
+            ) from error

@@ -1,0 +1,133 @@
+"""From a goal to a proven model: cuts are tried, the best is picked and finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.flow.choosing.request import Request
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.finish import finish
+from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.searching.driver import Bounds, run
+from onnx_rnn_prune.flow.searching.goal import Aim, Goal
+from onnx_rnn_prune.flow.searching.greedy import greedy
+from onnx_rnn_prune.flow.searching.laboratory import Laboratory
+from onnx_rnn_prune.flow.searching.memory import Memory
+from onnx_rnn_prune.flow.searching.rows import search_rows, test_rows
+from onnx_rnn_prune.flow.searching.setting import open_laboratory, open_memory, space_of
+from onnx_rnn_prune.flow.searching.trial import Trial
+from onnx_rnn_prune.flow.studying import Studied
+from onnx_rnn_prune.flow.treatment import Treatment
+from onnx_rnn_prune.plan.plan import Plan, fingerprint
+from onnx_rnn_prune.progress import Progress
+
+# How often the limit on predicted time is tightened where the real file takes longer, and by how
+# much more than it takes longer.
+_ROUNDS = 3
+_PART = 0.97
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A search for the cut of a model that a goal asks for.
+
+    Attributes:
+        opened: the model.
+        data: feeds to calibrate with, to select by and to report on.
+        goal: what is asked for.
+        request: how units are ranked, and which layers may be cut.
+        treatment: what is done to the cut that is picked.
+        bounds: what the search may cost.
+        memory: a file that remembers trials, or None.
+        pick: the number of the trial to finish; None for the best.
+    """
+
+    opened: Opened
+    data: Data
+    goal: Goal
+    request: Request
+    treatment: Treatment
+    bounds: Bounds
+    memory: Path | None
+    pick: int | None
+
+    def __call__(self, progress: Progress) -> PruneResult:
+        """Tries, picks and finishes.
+
+        Raises:
+            PruneError: there is no such trial.
+            Unmet: no cut is within the limits.
+        """
+        start = time.perf_counter()
+        quality, interface = self.goal.quality, self.treatment.interface
+        memory = open_memory(self.opened, self.data, quality, self.request, self.memory)
+        lab, studied = open_laboratory(
+            self.opened, self.data, quality, self.request, interface, memory, progress
+        )
+        slack = 1.0
+        for _ in range(_ROUNDS):
+            aim, trials = self._tried(lab, memory, slack, progress)
+            picked = self._picked(aim, trials)
+            result = self._finished(lab, studied, picked, progress)
+            tested = test_rows(lab, self.data, self.goal, self.opened, result)
+            slow = [row for row in tested["limits"] if row["name"] == "speed" and not row["met"]]
+            if not slow or self.pick is not None:
+                break
+            slack *= _PART * slow[0]["asked"] / slow[0]["reached"]
+        rows = search_rows(lab, self.data, self.goal, aim, trials, picked)
+        seconds = time.perf_counter() - start
+        result.report.update(search={**rows, **tested, "seconds": seconds}, seconds=seconds)
+        return result
+
+    def _tried(
+        self, lab: Laboratory, memory: Memory, slack: float, progress: Progress
+    ) -> tuple[Aim, list[Trial]]:
+        space = space_of(self.opened, lab, self.request, self.goal, slack)
+        if not space.fits(list(space.floor)):
+            raise Unmet(
+                f"not even the fewest units that may stay are within {self.goal}",
+                where="search",
+                remedy="ask for less, or lower --min-units",
+            )
+        drop = self.goal.drop
+        aim = Aim(None if drop is None else drop.of(lab.before(lab.bench.held_out)))
+        strategy = greedy(space, aim)
+        attempts = lambda asks: map(lab.attempt, asks)  # noqa: E731
+        return aim, run(strategy, attempts, memory, self.bounds, progress)
+
+    def _picked(self, aim: Aim, trials: Sequence[Trial]) -> Trial:
+        if self.pick is not None:
+            if not 1 <= self.pick <= len(trials):
+                raise PruneError(
+                    f"there is no candidate {self.pick}",
+                    where="--pick",
+                    remedy=f"choose one of 1 to {len(trials)}",
+                )
+            return trials[self.pick - 1]
+        best = min(trials, key=aim.rank)
+        if not aim.meets(best):
+            raise Unmet(
+                f"no cut that was tried is within {self.goal}; the nearest has"
+                f" {self.goal.quality.name} {best.value:.4g}",
+                where="search",
+                remedy="allow more loss, or give it more --trials and --minutes",
+            )
+        return best
+
+    def _finished(
+        self, lab: Laboratory, studied: Studied, picked: Trial, progress: Progress
+    ) -> PruneResult:
+        prepared = studied.prepared
+        plan = Plan.from_mask(fingerprint(self.opened.model), lab.trace, lab.keep(picked.counts))
+        plan = replace(plan, pinned=dict(prepared.left))
+        result = finish(self.opened, self.data, plan, studied, self.treatment, progress)
+        report: dict[str, Any] = {"keep": None, "allocate": "search", "budget": None}
+        report["criterion"] = self.request.criterion_for(self.data)
+        result.report.update(report)
+        return result
