@@ -48,7 +48,7 @@ def greedy(space: Space, aim: Aim) -> Strategy:
     else:
         best = yield from _bisected(space, aim, rows)
     best = yield from _moved(space, aim, curves, best)
-    yield from _finals(space, aim, best)
+    yield from finals(space, aim, best)
 
 
 def _row(space: Space, urgency: Callable[[int, int], float], by_time: bool) -> Row:
@@ -149,7 +149,7 @@ def _foretold(curves: Sequence[Curve], counts: Counts) -> float:
     return sum(float(np.interp(count, curve.kept, curve.error**2)) for curve, count in pairs)
 
 
-def _finals(space: Space, aim: Aim, best: Trial) -> Strategy:
+def finals(space: Space, aim: Aim, best: Trial) -> Strategy:
     """Recovers the best in full, and cuts further, or less, with the same proportions."""
     if best.counts == space.full:
         return

@@ -16,11 +16,11 @@ from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.searching.driver import Bounds, run
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
-from onnx_rnn_prune.flow.searching.greedy import greedy
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.rows import search_rows, test_rows
 from onnx_rnn_prune.flow.searching.setting import open_laboratory, open_memory, space_of
+from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import Trial
 from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.flow.treatment import Treatment
@@ -45,6 +45,7 @@ class Search:
         treatment: what is done to the cut that is picked.
         bounds: what the search may cost.
         memory: a file that remembers trials, or None.
+        strategy: who says what is tried next, one of STRATEGIES.
         pick: the number of the trial to finish; None for the best.
     """
 
@@ -55,6 +56,7 @@ class Search:
     treatment: Treatment
     bounds: Bounds
     memory: Path | None
+    strategy: str
     pick: int | None
 
     def __call__(self, progress: Progress) -> PruneResult:
@@ -97,7 +99,7 @@ class Search:
             )
         drop = self.goal.drop
         aim = Aim(None if drop is None else drop.of(lab.before(lab.bench.held_out)))
-        strategy = greedy(space, aim)
+        strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
         attempts = lambda asks: map(lab.attempt, asks)  # noqa: E731
         return aim, run(strategy, attempts, memory, self.bounds, progress)
 
