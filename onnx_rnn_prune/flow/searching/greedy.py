@@ -60,12 +60,11 @@ def curve_asks(space: Space) -> dict[int, list[Ask]]:
     """Cuts of each group alone, by its number."""
     found = {}
     for number, group in enumerate(space.groups):
-        widths = sorted({max(round(s * group.size), space.bounds.floor(group)) for s in SHARES})
-        found[number] = [
-            Ask(tuple(w if n == number else size for n, size in enumerate(space.full)))
-            for w in widths
-            if w < group.size
+        cuts = [
+            space.aligned([share * g.size if g is group else g.size for g in space.groups])
+            for share in SHARES
         ]
+        found[number] = [Ask(cut) for cut in sorted(set(cuts)) if cut != space.full]
     return found
 
 

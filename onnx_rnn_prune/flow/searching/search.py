@@ -98,7 +98,8 @@ class Search:
                 remedy="ask for less, or lower --min-units",
             )
         drop = self.goal.drop
-        aim = Aim(None if drop is None else drop.of(lab.before(lab.bench.held_out)))
+        most = None if drop is None else drop.of(lab.before(lab.bench.held_out))
+        aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
         attempts = lambda asks: map(lab.attempt, asks)  # noqa: E731
         return aim, run(strategy, attempts, memory, self.bounds, progress)
