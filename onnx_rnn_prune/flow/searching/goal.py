@@ -36,7 +36,7 @@ class Drop:
         return self.amount * abs(original) if self.relative else self.amount
 
     def __str__(self) -> str:
-        return f"{self.amount:.6g}" if not self.relative else f"{self.amount:.6%}"
+        return f"{self.amount:.6g}" if not self.relative else f"{100 * self.amount:.6g}%"
 
 
 @dataclass(frozen=True)
