@@ -64,7 +64,7 @@ class Bench:
         fitting: feeds to fit on.
         held_out: feeds to judge by.
         original: loads what outputs are compared with.
-        loss: of labels, by which candidates are judged in place of that, if any.
+        loss: of labels; candidates are judged by the mean of that and of the difference, if any.
     """
 
     prepared: Prepared
@@ -102,7 +102,7 @@ class Bench:
     @property
     def measure(self) -> str:
         """What candidates are judged by."""
-        return "error" if self.loss is None else self.loss.name
+        return "error" if self.loss is None else f"mean of error and {self.loss.name}"
 
     def recover(self, fits: Mapping[str, Fit]) -> Pass:
         """What writes fits."""
@@ -115,14 +115,15 @@ class Bench:
         return result
 
     def judge(self, write: Pass) -> float:
-        """Mean NRMSE of the outputs, or the loss, running freely on held-out feeds."""
+        """Mean NRMSE of the outputs, running freely on held-out feeds; with a loss, (both) / 2."""
         candidate = Runner(self.shrunk(write), name="a candidate", remedy=OURS)
         outputs = plain_outputs(self.prepared.document)  # states matter for what comes of them
-        if self.loss is not None:
-            return self.loss.of_runs(candidate, self.held_out, outputs)
         found = drift(self.original(), candidate, self.held_out)
         errors = [found[name].nrmse for name in outputs if name in found]
-        return float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
+        error = float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
+        if self.loss is None:
+            return error
+        return (error + self.loss.of_runs(candidate, self.held_out, outputs)) / 2
 
     def candidate(self, used: str, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""
