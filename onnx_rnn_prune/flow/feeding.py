@@ -10,6 +10,7 @@ import onnx
 
 from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
 from onnx_rnn_prune.flow.opening import Opened, runs
+from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.trace.states import state_inputs
@@ -30,6 +31,7 @@ class Data:
         judging: what drift is reported on.
         given: whether the user gave data; made-up feeds calibrate nothing.
         warnings: what the user should know about them.
+        loss: of the labels that lie in them, if that is to be looked at.
     """
 
     fitting: Feeds
@@ -37,6 +39,7 @@ class Data:
     judging: Feeds
     given: bool
     warnings: tuple[str, ...] = ()
+    loss: Loss | None = None
 
 
 def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Data:

@@ -131,6 +131,6 @@ class Search:
         plan = replace(plan, pinned=dict(prepared.left))
         result = finish(self.opened, self.data, plan, studied, self.treatment, progress)
         report: dict[str, Any] = {"keep": None, "allocate": "search", "budget": None}
-        report["criterion"] = self.request.criterion_for(self.data)
+        report["criterion"] = self.request.criterion_for(self.data).name
         result.report.update(report)
         return result
