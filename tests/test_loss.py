@@ -216,7 +216,7 @@ class TestDistill:
         assert report["oracle"]["passed"] and report["recovery"]["learning"]["steps"] == 10
 
     def test_without_a_loss_labels_change_nothing(self, monkeypatch):
-        monkeypatch.setattr(recovery, "Course", partial(Course, steps=150, trials=3))
+        monkeypatch.setattr(recovery, "Course", partial(Course, steps=60, trials=1))
         found = [
             prune(two_layers(), keep=0.5, recover="distill", data=data)
             for data in (labelled(wrong), feeds())
