@@ -9,7 +9,7 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.choosing.sensitivity import Curve
-from onnx_rnn_prune.flow.fading import Schedule, fading_model
+from onnx_rnn_prune.flow.fading import Fading, Schedule
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
@@ -183,10 +183,10 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
     original = opened.run()(feeds[0])["logits"]
     errors = []
     for share in (1e-6, 0.25, 0.5, 0.75):
-        document = fading_model(bench, Schedule("soft", 4), nothing, share)
+        document = Fading.of(bench, Schedule("soft", 4))(nothing, share)
         errors.append(np.abs(Runner(document)(feeds[0])["logits"] - original).max())
     assert errors[0] < 1e-3 and errors == sorted(errors)
-    mixed = fading_model(bench, Schedule("mixed", 4), nothing, 1e-6)
+    mixed = Fading.of(bench, Schedule("mixed", 4))(nothing, 1e-6)
     weights = mixed.graph.nodes[0].inputs[2].values[0]
     gone = [not weights[:, unit].any() for unit in range(HIDDEN)]
     assert 0 < sum(gone) < 5 and not any(gone[unit] for unit in (0, 2, 4, 6, 7))

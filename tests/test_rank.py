@@ -189,6 +189,11 @@ def test_what_is_no_rank_is_refused(value):
         read_rank(value)
 
 
+def test_a_rank_above_all_says_what_a_rank_may_be():
+    with pytest.raises(PruneError, match="^--rank: .*; give at most 100%, or a number such as 32$"):
+        read_rank("200%")
+
+
 def test_what_is_a_rank():
     assert read_rank("25%").rank == read_rank(0.25).rank == Rank(share=0.25)
     assert read_rank("32").rank == read_rank(32).rank == Rank(count=32)

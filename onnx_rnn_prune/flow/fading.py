@@ -62,27 +62,41 @@ class Schedule:
         return [*faded, *[1.0] * rounds]
 
 
-def fading_model(bench: Bench, schedule: Schedule, write: Pass, share: float) -> Document:
-    """The model on its way to the cut one; that one itself at the end of it.
+@dataclass(frozen=True, eq=False)
+class Fading:
+    """The model on its way to the cut one.
 
-    Args:
+    Attributes:
         bench: of the model.
-        schedule: says from where the way starts.
-        write: the recovery of the cut model.
-        share: of the way, above 0, at most 1.
+        start: from where the way starts.
     """
-    if share == 1.0:
-        return bench.shrunk(write)
-    trace = bench.prepared.trace
-    cut = bench.prepared.document.copy()
-    Pipeline((write, Zero(trace, bench.keep)))(cut)
-    start = bench.prepared.document.copy()
-    if schedule.kind == "mixed":
-        stays = ~_clear_losers(bench)
-        _without(bench, stays)(start)
-        Zero(trace, stays)(start)
-    Blend(cut, share)(start)
-    return start
+
+    bench: Bench
+    start: Document
+
+    @staticmethod
+    def of(bench: Bench, schedule: Schedule) -> Fading:
+        """The way that a schedule goes."""
+        document = bench.prepared.document
+        if schedule.kind == "mixed" and schedule.steps > 1:
+            stays = ~_clear_losers(bench)
+            document = document.copy()
+            Pipeline((_without(bench, stays), Zero(bench.prepared.trace, stays)))(document)
+        return Fading(bench, document)
+
+    def __call__(self, write: Pass, share: float) -> Document:
+        """The model after a share of the way; the cut one itself at the end of it.
+
+        Args:
+            write: the recovery of the cut model.
+            share: above 0, at most 1.
+        """
+        if share == 1.0:
+            return self.bench.shrunk(write)
+        cut, result = self.bench.prepared.document.copy(), self.start.copy()
+        Pipeline((write, Zero(self.bench.prepared.trace, self.bench.keep)))(cut)
+        Blend(cut, share)(result)
+        return result
 
 
 def _without(bench: Bench, stays: Mask) -> Pass:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from onnx_rnn_prune.flow.arguments import above_zero, one_of, whole
 from onnx_rnn_prune.flow.bench import Bench, Recovered
-from onnx_rnn_prune.flow.fading import Schedule, fading_model
+from onnx_rnn_prune.flow.fading import Fading, Schedule
 from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.passes.base import Pass, Pipeline
@@ -120,7 +120,7 @@ def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progres
     """
     assert start.ridge is not None
     best, last = start, start
-    seen = Shelf()
+    seen, fading = Shelf(), Fading.of(bench, schedule)
 
     def pairs(reader: Reader) -> Moments:
         return bench.pairs(reader).merge(seen[reader.pool])
@@ -128,7 +128,7 @@ def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progres
     shares = schedule.shares(_ROUNDS)
     for number, share in enumerate(shares):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + len(shares))
-        bench.free_pairs(fading_model(bench, schedule, last.write, share), seen)
+        bench.free_pairs(fading(last.write, share), seen)
         last = bench.candidate("lstsq", pairs, start.ridge, number + 1)
         if last.error < best.error:
             best = last

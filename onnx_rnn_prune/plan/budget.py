@@ -84,7 +84,7 @@ def parse_keep(value: str | float) -> Keep:
         if units == 0:
             raise PruneError("0 units would remove all", where="--keep", remedy=_KEEP_FORMS)
         return Keep(units=units)
-    share = read_share(text, "--keep")
+    share = read_share(text, "--keep", "a number of units without a decimal point")
     if share is None:
         raise PruneError(f"'{text}' is not an amount", where="--keep", remedy=_KEEP_FORMS)
     return Keep(share=share)
@@ -111,14 +111,19 @@ def parse_budget(text: str, option: str = "--budget") -> Budget:
         if amount < 1:
             raise PruneError(f"'{text}' leaves nothing", where=option, remedy=_BUDGET_FORMS)
         return Budget(kind, amount=amount)
-    share = read_share(limit, option)
+    share = read_share(limit, option, "an amount such as 120000 or 1.5M")
     if share is None:
         raise PruneError(f"'{text}' is not a budget", where=option, remedy=_BUDGET_FORMS)
     return Budget(kind, share=share)
 
 
-def read_share(text: str, where: str) -> float | None:
+def read_share(text: str, where: str, otherwise: str) -> float | None:
     """A percentage or a decimal fraction; None where the text is neither.
+
+    Args:
+        text: as users write it.
+        where: the option.
+        otherwise: what else the option takes, for who gives more than 100 %.
 
     Raises:
         PruneError: it is not above 0, or above 100 %.
@@ -133,8 +138,6 @@ def read_share(text: str, where: str) -> float | None:
         raise PruneError(
             f"'{text}' is more than there is",
             where=where,
-            remedy="give at most 100%, or a number of units without a decimal point"
-            if where == "--keep"
-            else "give at most 100%, or an amount such as 120000 or 1.5M",
+            remedy=f"give at most 100%, or {otherwise}",
         )
     return share

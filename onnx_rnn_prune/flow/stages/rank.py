@@ -118,7 +118,8 @@ def read_rank(value: object) -> Factor:
     if text.isdecimal() and int(text[:18]) > 0:
         return Factor(Rank(count=int(text[:18])))
     kind, equals, amount = (part.strip() for part in text.rpartition("="))
-    share = read_share(amount, "--rank") if kind in ("", "energy") else None
+    known = kind in ("", "energy")
+    share = read_share(amount, "--rank", "a number such as 32") if known else None
     if share is None:
         raise PruneError(f"'{text}' is no rank", where="--rank", remedy=_FORMS)
     return Factor(Rank(energy=share) if equals else Rank(share=share))
