@@ -19,11 +19,13 @@ from onnx_rnn_prune.flow.stages.zeros import SPARSIFIERS
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
+from onnx_rnn_prune.validate.quality import BETTER, QUALITIES
 
-DATA_HELP = (
+DATA_FORMS = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
-    "module:function. Random inputs without it."
+    "module:function."
 )
+DATA_HELP = f"{DATA_FORMS} Random inputs without it."
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -150,6 +152,23 @@ selection = together(
     ),
     steps,
     limits,
+)
+
+# The options that say how good a model is.
+metric = together(
+    click.option(
+        "--metric",
+        metavar="NAME",
+        callback=find_modules_here,
+        help=f"How good a model is: {', '.join(q.name for q in QUALITIES)}; or module:function.",
+    ),
+    click.option("--better", type=click.Choice(BETTER), help="Which values of a function are."),
+)
+study = click.option(
+    "--study",
+    type=name,
+    metavar="FILE",
+    help="Remember trials there; a search that was stopped goes on from it.",
 )
 
 
