@@ -6,11 +6,17 @@ import click
 
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import check_outputs, say_written, show
 from onnx_rnn_prune.model.files import write_atomically
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "onnx-rnn-prune sensitivity model.onnx --data clips",
+        "onnx-rnn-prune sensitivity model.onnx --data clips --metric agreement --png curves.png",
+    )
+)
 @click.argument("model", type=options.name)
 @options.freeze
 @options.data_option("--data", options.DATA_FORMS)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnx_rnn_prune.cli.names import FileName
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES
@@ -30,11 +31,7 @@ DATA_HELP = f"{DATA_FORMS} Random inputs without it."
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def name(value: str) -> str:
-    """Takes the name of a file or of data; an empty one is the slip of a script."""
-    if not value:
-        raise click.BadParameter("the name is empty")
-    return value
+name = FileName()
 
 
 def find_modules_here(

@@ -6,6 +6,7 @@ import click
 
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import beside, check_outputs, write
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 
@@ -57,7 +58,12 @@ _bounds = options.together(
 )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "onnx-rnn-prune search model.onnx -o small.onnx --data clips --max-nrmse 0.5",
+        "onnx-rnn-prune search model.onnx -o small.onnx --data clips --params 60% --study study.db",
+    )
+)
 @click.argument("model", type=options.name)
 @options.output
 @options.freeze
