@@ -179,7 +179,7 @@ class TestGradients:
         from onnx_rnn_prune.learn.lessons import Teacher
         from onnx_rnn_prune.learn.network import build
         from onnx_rnn_prune.learn.region import find_region
-        from onnx_rnn_prune.score.gradients import Probe, reading
+        from onnx_rnn_prune.score.gradients import Slope, probes, reading
 
         prepared, feed = self.prepared()
         document, trace = prepared.document, prepared.trace
@@ -187,8 +187,8 @@ class TestGradients:
         readers = reading(document, trace)
         keep = np.ones(trace.units.count, dtype=bool)
         lesson = Teacher(document, trace, keep, region)(feed)
-        probe = Probe(build(document, region), region.targets, readers, trace.units.count)
-        found = next(probe(lesson, np.random.default_rng(3)))
+        slope = Slope(build(document, region), region.targets, readers, trace.units.count)
+        found = next(slope(lesson, probes(np.random.default_rng(3))))
         wanted = lesson.wanted["logits"].numpy().astype(np.float64)
         signs = np.random.default_rng(3).choice([-1.0, 1.0], wanted.shape)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.score.criteria import CRITERIA
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 import trials
-from methods import GRIDS
+from methods import GRIDS, SUM
 from methods_table import table
 from segmentation import Tables, best_tags, f1, read_corpus, spans
 from trials import Cache, Method, Outcome, Trial
@@ -105,8 +106,20 @@ def test_sample_is_cut_and_measured(tmp_path):
 def test_grids_have_all_criteria_and_recoveries():
     methods = list(GRIDS["full"](list(CRITERIA), list(RECOVERIES)))
     assert methods[0] == Method()
-    assert {method.criterion for method in methods} == set(CRITERIA)
+    assert {method.criterion for method in methods} == {*CRITERIA, SUM}
     assert {method.recover for method in methods} == set(RECOVERIES)
+    assert {method.schedule for method in methods} == set(SCHEDULES)
+    assert len({str(method) for method in methods}) == len(set(methods))
+
+
+def test_outcomes_from_before_a_way_to_prune_came_stay(tmp_path):
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text(
+        '{"trial": {"task": "lac", "keep": "50%", "seed": 0, "method": {"criterion": "l2",'
+        ' "recover": "none", "allocate": "uniform", "steps": 1}}, "code": "a", "value": 0.5,'
+        ' "reason": "", "used": "none", "seconds": 3.0}\n'
+    )
+    assert Trial("lac", "50%", 0, Method("l2", "none")) in Cache(path, "").outcomes
 
 
 def test_table_says_what_is_best_and_how_far_the_default_is():
@@ -122,10 +135,16 @@ def test_table_says_what_is_best_and_how_far_the_default_is():
             ("lac", "50%", 0, Method("l2"), 0.6),
         ]
     ]
+    trained = Method(recover="distill")
+    outcomes.append(Outcome(Trial("lac", "50%", 0, trained), "a", 0.9))
     outcomes.append(Outcome(Trial("lac", "50%", 0, Method("random")), "a", None, "no time"))
     lines = table(outcomes, Method()).splitlines()
     assert "| original |  |  | 4.00 |  |" in lines
     assert "| reconstruction | lstsq | uniform | 6.50 | **80.0%** |" in lines
     assert "| l2 | lstsq | uniform | **5.00** | 60.0% |" in lines
     assert "| *behind the best* |  |  | 30.0% | 0.0% |" in lines
+    rule = lines.index("| **trained** |  |  |  |  |")
+    assert lines.index("| *behind the best* |  |  | 30.0% | 0.0% |") == rule - 1
+    assert lines[rule + 1] == "| reconstruction | distill | uniform |  | **90.0%** |"
+    assert lines[rule + 2] == "| *behind the best of all* |  |  | 30.0% | 11.1% |"
     assert "- lac, random, recovery lstsq: no time" in lines

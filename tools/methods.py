@@ -21,6 +21,7 @@ from fetch_models import default_folder
 from methods_plot import plot
 from methods_table import table
 from onnx_rnn_prune.flow.choosing.request import STRATEGIES
+from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from readme import write_section
@@ -28,9 +29,8 @@ from tasks import TASKS
 from trials import Cache, Method, Trial, fingerprint, run_all
 
 DEFAULT = Method()
-# Recoveries that take many times as long as the others are tried where they are asked for.
-SLOW = ("distill",)
 STEPS = 4
+SUM = "reconstruction+0.5*l2"
 PLOT = Path(__file__).resolve().parent / "plots" / "methods.png"
 
 
@@ -45,9 +45,13 @@ def coarse(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Metho
 def full(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:
     """The same, and all that can be done with the units that the default criterion picks."""
     yield from coarse(criteria, recoveries)
+    yield from (Method(SUM, recover) for recover in ("lstsq", "none"))
     yield from (Method(recover=recover) for recover in recoveries)
-    yield Method(steps=STEPS)
     yield Method("l2", "none", allocate="global")
+    yield Method(allocate="global", per="params")
+    yield from (Method(schedule=schedule, steps=STEPS) for schedule in SCHEDULES)
+    yield Method(rank="50%")
+    yield Method(quantize="int8")
 
 
 def curves(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:
@@ -81,12 +85,13 @@ def trials(
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    quick = [name for name in RECOVERIES if name not in SLOW]
     add = parser.add_argument
     add("--grid", choices=GRIDS, default="coarse", help="which methods to try")
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="models to try them on")
     add("--criteria", nargs="+", choices=CRITERIA, default=list(CRITERIA))
-    add("--recover", nargs="+", choices=RECOVERIES, default=quick, help="for --grid full")
+    add(
+        "--recover", nargs="+", choices=RECOVERIES, default=list(RECOVERIES), help="for --grid full"
+    )
     add("--seeds", type=int, default=1, help="draws of what is random and of calibration data")
     add("--jobs", type=int, default=2, help="trials at a time, each on one core")
     add("--limit", type=float, default=600.0, help="seconds that choosing and cutting may take")

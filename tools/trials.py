@@ -24,18 +24,38 @@ MEASURING = ("tasks.py", "segmentation.py", "speech.py", "sample_metrics.py", "b
 
 @dataclass(frozen=True)
 class Method:
-    """How units are chosen and made up for; the defaults are those of `prune` with data."""
+    """Arguments of `prune`; the defaults are those that it has with data, training apart."""
 
     criterion: str = "reconstruction"
     recover: str = "lstsq"
     allocate: str = "uniform"
     steps: int = 1
+    per: str = "units"
+    schedule: str = "hard"
+    rank: str | None = None
+    quantize: str | None = None
+    distill_minutes: float = 2.0
+
+    @property
+    def trains(self) -> bool:
+        """Whether it takes gradient descent, which is of another class of cost."""
+        return self.recover == "distill"
+
+    @property
+    def ways(self) -> list[str]:
+        """How the cut is shared, how units leave, and what is done to the rest."""
+        parts = [self.allocate if self.per == "units" else f"{self.allocate} per {self.per}"]
+        if self.schedule != "hard":
+            parts.append(f"{self.schedule} in {self.steps} steps")
+        elif self.steps > 1:
+            parts.append(f"{self.steps} steps")
+        parts += [] if self.rank is None else [f"rank {self.rank}"]
+        parts += [] if self.quantize is None else [self.quantize]
+        return parts
 
     def __str__(self) -> str:
-        parts = [self.criterion]
-        parts += [self.allocate] if self.allocate != "uniform" else []
-        parts += [f"{self.steps} steps"] if self.steps > 1 else []
-        return ", ".join([*parts, f"recovery {self.recover}"])
+        ways = [way for way in self.ways if way != "uniform"]
+        return ", ".join([self.criterion, *ways, f"recovery {self.recover}"])
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
@@ -17,6 +18,7 @@ from onnx_rnn_prune.flow.choosing.request import read_request
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.interface import read_interface
+from onnx_rnn_prune.flow.labelled import labelled
 from onnx_rnn_prune.flow.opening import ModelSource, open_model
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.stages.zeros import notes_on
@@ -38,6 +40,7 @@ def prune(
     data: object = None,
     eval_data: object = None,
     criterion: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     allocate: str = "uniform",
     per: str = "units",
     schedule: str = "hard",
@@ -74,6 +77,9 @@ def prune(
         data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
         eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
         criterion: how units are ranked; reconstruction with data, l2 without.
+        loss: of labels that lie in feeds, for the criteria taylor and fisher and for distill:
+            cross-entropy, or a function of PyTorch that takes the outputs (a dict of tensors) and
+            the labels and returns one number, itself or as "module:function".
         allocate: uniform; global for one ranking over all layers; or joint, which measures what
             cuts of each layer do, and shares the cut by that.
         per: what a shared cut is paid in: units, params, flops, or ms (of this machine).
@@ -129,6 +135,7 @@ def prune(
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
+    given = labelled(given, loss, opened, treatment.learns, request.learns)
     made = make_plan(opened, given, request, treatment, lossless, masks, progress)
     result = finish(opened, given, made.plan, made.studied, made.treatment, progress)
     result.report["warnings"] += [*made.plan.notes, *notes_on(stages)]
@@ -144,6 +151,7 @@ def plan(
     budget: str | None = None,
     data: object = None,
     criterion: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     allocate: str = "uniform",
     per: str = "units",
     steps: int = 1,
@@ -163,7 +171,7 @@ def plan(
     interface = read_interface(shrink_states, (), "shrink")
     check_progress(progress)
     opened = open_model(model, frozen(freeze))
-    given = open_data(opened, data, None, seed)
+    given = labelled(open_data(opened, data, None, seed), loss, opened, request.learns)
     chosen, _ = choose_plan(opened, given, request, interface, progress)
     return chosen
 
@@ -178,6 +186,7 @@ def apply(
     steps: int = 1,
     recover: str | None = None,
     distill_minutes: float = 10.0,
+    loss: str | Callable[..., Any] | None = None,
     mode: str = "shrink",
     freeze: Mapping[str, object] = _NOTHING,
     shrink_states: bool = False,
@@ -203,6 +212,7 @@ def apply(
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed)
+    given = labelled(given, loss, opened, treatment.learns)
     result = finish(opened, given, chosen, None, treatment, progress)
     result.report["warnings"] += notes_on(stages)
     result.report["seconds"] = time.perf_counter() - start

@@ -75,7 +75,8 @@ def search(
         trials: the most cuts that are tried.
         minutes: the longest that trials may take, added up.
         study: a file that remembers what was tried, so that the search can be stopped and goes on.
-        strategy: who says what is tried next: greedy, or optuna (which needs Optuna).
+        strategy: who says what is tried next: greedy; uniform, for the same share of each layer; or
+            optuna, which draws cuts (and must be installed).
         pick: the number of the cut to finish instead of the best.
 
     Raises:

@@ -17,6 +17,7 @@ from onnx_rnn_prune.flow.choosing.request import STRATEGIES
 from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.flow.stages.zeros import SPARSIFIERS
+from onnx_rnn_prune.learn.loss import read_loss
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
@@ -53,6 +54,16 @@ def _criterion(context: click.Context, parameter: click.Parameter, value: str | 
     return find_modules_here(context, parameter, value)
 
 
+def _loss(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses what is no loss; functions of the user's are looked for later."""
+    if value is not None and not is_function_name(value):
+        try:
+            read_loss(value)
+        except PruneError as error:
+            raise click.BadParameter(f"{error.what}; {error.remedy}") from error
+    return find_modules_here(context, parameter, value)
+
+
 def data_option(flag: str, text: str, required: bool = False) -> Callable[[Command], Command]:
     """An option that takes any form of data a command line can name."""
     return click.option(
@@ -84,6 +95,13 @@ schedule = click.option(
     default="hard",
     show_default=True,
     help="How units leave: at once, by degrees, or some of both.",
+)
+loss = click.option(
+    "--loss",
+    metavar="NAME",
+    callback=_loss,
+    help="What taylor, fisher and distill learn from labels in the data: cross-entropy, or "
+    "module:function.",
 )
 criterion = click.option(
     "--criterion",

@@ -21,6 +21,7 @@ from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_writt
 @options.output
 @options.freeze
 @options.selection
+@options.loss
 @options.settled
 @options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
 @options.schedule
@@ -43,6 +44,7 @@ def prune(
     data: str | None,
     eval_data: str | None,
     criterion: str | None,
+    loss: str | None,
     allocate: str,
     per: str,
     steps: int,
@@ -78,6 +80,7 @@ def prune(
             data=data,
             eval_data=eval_data,
             criterion=criterion,
+            loss=loss,
             allocate=allocate,
             per=per,
             steps=steps,
@@ -112,6 +115,7 @@ def prune(
 @options.output
 @options.freeze
 @options.selection
+@options.loss
 @options.shrink_states
 def plan(
     model: str,
@@ -121,6 +125,7 @@ def plan(
     budget: str | None,
     data: str | None,
     criterion: str | None,
+    loss: str | None,
     allocate: str,
     per: str,
     steps: int,
@@ -140,6 +145,7 @@ def plan(
             budget=budget,
             data=data,
             criterion=criterion,
+            loss=loss,
             allocate=allocate,
             per=per,
             steps=steps,
@@ -174,6 +180,7 @@ def plan(
 @options.zeros
 @options.stages
 @options.recover
+@options.loss
 @options.data_option("--data", options.DATA_HELP)
 def apply(
     model: str,
@@ -192,6 +199,7 @@ def apply(
     quantize: str | None,
     recover: str | None,
     distill_minutes: float,
+    loss: str | None,
     data: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
@@ -212,6 +220,7 @@ def apply(
             quantize=quantize,
             recover=recover,
             distill_minutes=distill_minutes,
+            loss=loss,
             data=data,
             freeze=freeze,
             progress=progress,

@@ -47,7 +47,7 @@ def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where
     given = {p.name: _check_value(raw[p.name], p, sizes, where) for p in ports if p.name in raw}
     values = {p.name: given[p.name] if p.name in given else _zeros(p, sizes, where) for p in ports}
     labels = raw.get(LABELS) if LABELS not in values else None
-    return NamedFeed(values, where, None if labels is None else np.asarray(labels))
+    return NamedFeed(values, where, None if labels is None else _labels(labels, where))
 
 
 def _check_names(
@@ -121,6 +121,15 @@ def _check_sizes(array: Array, port: Port, sizes: dict[str, tuple[int, str]], wh
                     where=where,
                     remedy="give both the same size",
                 )
+
+
+def _labels(value: object, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except FAILURES as error:
+        raise PruneError(
+            f"its labels cannot be made an array: {error}", where=where, remedy="give an array"
+        ) from error
 
 
 def _convert(value: object, port: Port, where: str) -> Array:

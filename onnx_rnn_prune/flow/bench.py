@@ -13,6 +13,7 @@ from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.learn.course import Learning
+from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.base import Pass, Pipeline
@@ -24,7 +25,7 @@ from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.trace.labels import Mask, kept
-from onnx_rnn_prune.trace.states import state_outputs
+from onnx_rnn_prune.trace.states import plain_outputs
 from onnx_rnn_prune.validate import drift
 
 Pairs = Callable[[Reader], Moments]
@@ -38,7 +39,7 @@ class Recovered:
         used: none, bias, lstsq or distill.
         write: puts it into the document of full width.
         ridge: lambda of lstsq.
-        error: mean NRMSE of the outputs on held-out feeds.
+        error: on held-out feeds, as the bench judges.
         rounds: refits on the cut model's own signals.
         learning: how distill went, also where it was not chosen.
     """
@@ -63,6 +64,7 @@ class Bench:
         fitting: feeds to fit on.
         held_out: feeds to judge by.
         original: loads what outputs are compared with.
+        loss: of labels; candidates are judged by the mean of that and of the difference, if any.
     """
 
     prepared: Prepared
@@ -72,6 +74,7 @@ class Bench:
     fitting: Feeds
     held_out: Feeds
     original: Callable[[], Runner]
+    loss: Loss | None = None
 
     @staticmethod
     def of(opened: Opened, data: Data, studied: Studied, keep: Mask) -> Bench:
@@ -91,6 +94,16 @@ class Bench:
         """The same for other units."""
         return replace(self, keep=keep)
 
+    def judged_by(self, loss: Loss | None) -> Bench:
+        """The same with a loss of labels, where held-out feeds have some."""
+        known = loss is not None and any(feed.labels is not None for feed in self.held_out)
+        return replace(self, loss=loss if known else None)
+
+    @property
+    def measure(self) -> str:
+        """What candidates are judged by."""
+        return "error" if self.loss is None else f"mean of error and {self.loss.name}"
+
     def recover(self, fits: Mapping[str, Fit]) -> Pass:
         """What writes fits."""
         return Recover(self.readers, self.keep, fits)
@@ -102,14 +115,15 @@ class Bench:
         return result
 
     def judge(self, write: Pass) -> float:
-        """Mean NRMSE of the outputs, running freely on held-out feeds."""
+        """Mean NRMSE of the outputs, running freely on held-out feeds; with a loss, (both) / 2."""
         candidate = Runner(self.shrunk(write), name="a candidate", remedy=OURS)
+        outputs = plain_outputs(self.prepared.document)  # states matter for what comes of them
         found = drift(self.original(), candidate, self.held_out)
-        states = state_outputs(self.prepared.document)
-        errors = [values.nrmse for name, values in found.items() if name not in states]
-        # What a state holds matters only for what comes of it.
-        errors = errors or [values.nrmse for values in found.values()]
-        return float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
+        errors = [found[name].nrmse for name in outputs if name in found]
+        error = float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
+        if self.loss is None:
+            return error
+        return (error + self.loss.of_runs(candidate, self.held_out, outputs)) / 2
 
     def candidate(self, used: str, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""

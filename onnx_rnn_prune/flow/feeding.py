@@ -10,6 +10,7 @@ import onnx
 
 from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
 from onnx_rnn_prune.flow.opening import Opened, runs
+from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.trace.states import state_inputs
@@ -30,6 +31,7 @@ class Data:
         judging: what drift is reported on.
         given: whether the user gave data; made-up feeds calibrate nothing.
         warnings: what the user should know about them.
+        loss: of the labels that lie in them, if that is to be looked at.
     """
 
     fitting: Feeds
@@ -37,6 +39,7 @@ class Data:
     judging: Feeds
     given: bool
     warnings: tuple[str, ...] = ()
+    loss: Loss | None = None
 
 
 def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Data:
@@ -76,7 +79,8 @@ def open_three(opened: Opened, data: object, eval_data: object) -> Data:
     states = state_inputs(opened.document)
     feeds = open_feeds(data, ports, states)
     if eval_data is None:
-        fitting, rest = feeds.split(_TWO_HELD_OUT)
+        # Of three feeds and more, each set gets one.
+        fitting, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(len(feeds), 3)))
         held_out, judging = rest.split(0.5)
     else:
         fitting, held_out = feeds.split(_HELD_OUT)
@@ -85,7 +89,7 @@ def open_three(opened: Opened, data: object, eval_data: object) -> Data:
     if fitting.shared:
         notes = ["there is one feed only: it was fitted on, selected by and reported on"]
     elif held_out.shared and eval_data is None:
-        notes = ["there are two feeds only: one was selected by and reported on"]
+        notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
     return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
 
 

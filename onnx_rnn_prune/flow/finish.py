@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -135,9 +136,11 @@ def _recover(
     if wanted == "none":
         return Recovered("none", Pipeline(()), None, 0.0), "asked for"
     studied = look(studied, data, progress)
-    bench = Bench.of(opened, data, studied, plan.mask(studied.prepared.trace))
+    keep = plan.mask(studied.prepared.trace)
+    bench = Bench.of(opened, data, studied, keep).judged_by(data.loss)
+    course = replace(treatment.course, loss=data.loss)
     asked = "lstsq" if wanted == "auto" else wanted
-    return recover_units(bench, asked, treatment.schedule, treatment.course, progress)
+    return recover_units(bench, asked, treatment.schedule, course, progress)
 
 
 def _untouched(

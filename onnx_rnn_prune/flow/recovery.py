@@ -72,7 +72,7 @@ def recover_units(
     if asked == "distill":
         learnt = _distilled(bench, best, course, progress)
         best = replace(_tried(errors, best, learnt), learning=learnt.learning)
-    return best, _reason(best, asked, errors)
+    return best, _reason(best, asked, errors, bench.measure)
 
 
 def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progress) -> Recovered:
@@ -138,8 +138,8 @@ def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progres
     return best
 
 
-def _reason(best: Recovered, asked: str, errors: Mapping[str, float]) -> str:
+def _reason(best: Recovered, asked: str, errors: Mapping[str, float], measure: str) -> str:
     text = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
     if best.used == asked:
-        return f"lowest error on held-out feeds ({text})"
+        return f"lowest {measure} on held-out feeds ({text})"
     return f"{asked} ran worse on held-out feeds ({text})"

@@ -37,6 +37,11 @@ class Treatment:
     interface: Interface
     stages: Sequence[Stage] = ()
 
+    @property
+    def learns(self) -> bool:
+        """Whether the kept weights are trained."""
+        return self.recover == "distill"
+
 
 def read_treatment(
     recover: str | None,

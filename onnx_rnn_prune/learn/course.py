@@ -1,18 +1,21 @@
-"""How long and how fast a cut model learns, and how it went."""
+"""What a cut model learns by, how long and how fast, and how it went."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onnx_rnn_prune.learn.loss import Loss
+
 
 @dataclass(frozen=True)
 class Course:
-    """What training is limited to.
+    """What training aims at besides the original, and what it is limited to.
 
     Attributes:
         minutes: the longest that it may take.
         seed: of the order of lessons.
+        loss: of labels, for feeds that have them.
         steps: of gradient descent at most.
         rate: the highest learning rate, relative to the size of a weight's entries.
         norm: gradients are clipped to it.
@@ -22,6 +25,7 @@ class Course:
 
     minutes: float = 10.0
     seed: int = 0
+    loss: Loss | None = None
     steps: int = 2000
     rate: float = 0.01
     norm: float = 1.0
@@ -38,7 +42,7 @@ class Learning:
             it was trained piece by piece, between the operators that are missing.
         missing: why nodes behind a pruned layer could not be computed with gradients, by node.
         weights: how many constants were trained.
-        before: mean NRMSE of the outputs on held-out feeds at the start.
+        before: error on held-out feeds at the start, as candidates are judged.
         after: of the best weights.
         steps: of gradient descent.
         taken: the step at which the best weights were taken; 0 for those at the start.

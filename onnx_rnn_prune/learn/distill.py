@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.learn.course import Course, Learning
 from onnx_rnn_prune.learn.learnt import Learnt
 from onnx_rnn_prune.learn.lessons import Lesson, Teacher
+from onnx_rnn_prune.learn.loss import Answers, Loss
 from onnx_rnn_prune.learn.network import build, unshared
-from onnx_rnn_prune.learn.region import find_region
+from onnx_rnn_prune.learn.region import find_region, labelled_outputs
 from onnx_rnn_prune.learn.training import Task, Values, train
 from onnx_rnn_prune.learn.variety import Variety
 from onnx_rnn_prune.model import signature
@@ -69,14 +70,18 @@ def distill(
     network = build(pupil.cut, region)
     places = unshared(pupil.cut, network)
     teacher = Teacher(pupil.original, pupil.trace, pupil.keep, region)
+    loss = course.loss
+    labelled = () if loss is None else labelled_outputs(pupil.original, region)
+    scales = _scales(teacher, targets, feeds)
 
     def learnt(values: Values) -> Learnt:
         found = {places[name]: value for name, value in values.items()}
         return Learnt(pupil.trace, pupil.keep, found)
 
+    variety = Variety(feeds, signature.inputs(pupil.original.source), course.seed)
     found = train(
-        Task(network, tuple(places), _scales(teacher, targets, feeds), region.scores),
-        _lessons(teacher, Variety(feeds, signature.inputs(pupil.original.source), course.seed)),
+        Task(network, tuple(places), scales, region.scores, labelled, loss),
+        _lessons(teacher, variety, loss),
         lambda values: judge(learnt(values)),
         course,
         progress,
@@ -93,14 +98,20 @@ def distill(
     )
 
 
-def _lessons(teacher: Teacher, variety: Variety) -> Iterator[Lesson]:
-    """As many as are asked for."""
+def _lessons(teacher: Teacher, variety: Variety, loss: Loss | None) -> Iterator[Lesson]:
+    """As many as are asked for.
+
+    With a loss of labels, a feed that has some is a lesson of its own besides, as it is: they say
+    nothing of what was made up, and their shape does not tell which of them go with a piece.
+    """
     for made, real in variety:
         try:
             lesson = teacher(made)
         except PruneError:  # what was made up need not suit the model
             lesson = teacher(real)
         yield lesson
+        if loss is not None and (answers := Answers.of(real)) is not None:
+            yield replace(teacher(real), answers=answers)
 
 
 def _scales(teacher: Teacher, targets: Sequence[str], feeds: Feeds) -> Mapping[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_rnn_prune.learn.loss import Answers
 from onnx_rnn_prune.learn.network import Tensors, to_torch
 from onnx_rnn_prune.learn.region import Region
 from onnx_rnn_prune.model.document import Document
@@ -22,10 +23,12 @@ class Lesson:
     Attributes:
         given: what the region reads.
         wanted: its targets.
+        answers: to compare the outputs with besides, if any.
     """
 
     given: Tensors
     wanted: Tensors
+    answers: Answers | None = None
 
 
 class Teacher:

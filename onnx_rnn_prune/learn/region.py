@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.learn.operators import OPERATORS, Call
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import bodies_of, node_key
+from onnx_rnn_prune.trace.states import plain_outputs
 
 _SOFT = ("Softmax", "LogSoftmax")
 
@@ -73,6 +75,27 @@ def find_region(document: Document, layers: Iterable[str]) -> Region:
         missing,
         whole=lost.isdisjoint(given),
     )
+
+
+def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
+    """The model's outputs that a loss of labels is computed from; states are none of them.
+
+    Raises:
+        PruneError: the region computes none.
+    """
+    found = tuple(name for name in plain_outputs(document) if name in region.targets)
+    if not found:
+        raise PruneError(
+            f"no gradients can be had of the model's outputs ({why_not(region)})",
+            where="--loss",
+            remedy="leave it out",
+        )
+    return found
+
+
+def why_not(region: Region) -> str:
+    """What keeps nodes out of a region."""
+    return ", ".join(sorted(set(region.missing.values()))) or "it leads to no output"
 
 
 def is_weight(node: gs.Node, slot: int, opset: int) -> bool:

@@ -4,7 +4,8 @@ The loss of an output is the squared difference from the original's, over the va
 Scores of classes add the divergence of their softmax from the original's: on a language model whose
 perplexity was 6.4 before, that led to 5.2 where squares alone led to 5.4. The learning rate of a
 weight is relative to the size of its entries (Shazeer and Stern 2018), which differs tenfold from
-model to model.
+model to model. Where a lesson has labels, and there is a loss of them, the mean of the two losses
+counts: (imitation + labels) / 2, as Hinton et al. average the losses of soft and of hard targets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.learn.lessons import Lesson
+from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.learn.network import Network, Tensors
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.progress import Progress
@@ -63,15 +65,19 @@ class Task:
         weights: names of those that are trained.
         variances: by target, that of what it should be.
         scores: the targets that are scores of classes along their last axis.
+        labelled: the targets that the loss of labels takes.
+        by_labels: that loss, if any.
     """
 
     network: Network
     weights: Sequence[str]
     variances: Mapping[str, float]
     scores: Sequence[str]
+    labelled: Sequence[str]
+    by_labels: Loss | None
 
     def loss(self, lesson: Lesson, weights: Tensors) -> torch.Tensor:
-        """The mean over all targets."""
+        """The mean over all targets, and the mean of that and the loss of labels."""
         found = self.network(lesson.given, weights, list(self.variances))
         parts = [
             (found[name] - lesson.wanted[name]).square().mean() / variance
@@ -82,7 +88,11 @@ class Task:
             for name in self.scores
             if name in self.variances
         ]
-        return torch.stack(parts).mean()
+        imitation = torch.stack(parts).mean()
+        if self.by_labels is None or lesson.answers is None:
+            return imitation
+        outputs = {name: found[name] for name in self.labelled}
+        return (imitation + self.by_labels(outputs, lesson.answers)) / 2
 
 
 def _divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

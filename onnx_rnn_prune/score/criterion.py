@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +71,7 @@ def parse_criterion(text: str) -> Criterion:
         return _own(text)
     terms = [_term(part) for part in text.split("+")]
     if len(terms) == 1 and terms[0][0] == 1.0:
-        return terms[0][1]
+        return replace(terms[0][1], name=text)
     needs = max((criterion.needs for _, criterion in terms), key=_STRENGTH.index)
 
     def score(subject: Subject) -> Matrix:
@@ -80,7 +80,7 @@ def parse_criterion(text: str) -> Criterion:
             start=np.zeros(subject.trace.units.count),
         )
 
-    return Criterion(score, needs, learns=any(criterion.learns for _, criterion in terms))
+    return Criterion(score, needs, any(criterion.learns for _, criterion in terms), text)
 
 
 def _term(text: str) -> tuple[float, Criterion]:
@@ -121,7 +121,7 @@ def _own(text: str) -> Criterion:
                 scores[units] = _checked(text, function, lane)
         return scores
 
-    return Criterion(score, needs="either")
+    return Criterion(score, needs="either", name=text)
 
 
 def _lane(layer: RecurrentLayer, direction: int, units: Ids, evidence: Evidence | None) -> Lane:

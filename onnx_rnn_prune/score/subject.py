@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.cells import CELLS
 from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import weight_value
@@ -38,6 +39,7 @@ class Subject:
         evidence: what was seen on it, or None for criteria that need none.
         seed: for criteria that draw.
         progress: is told how far the work is.
+        loss: of labels, for criteria that learn.
     """
 
     document: Document
@@ -47,6 +49,7 @@ class Subject:
     evidence: Evidence | None
     seed: int
     progress: Progress
+    loss: Loss | None = None
 
     @property
     def seen(self) -> Evidence:
@@ -64,11 +67,13 @@ class Criterion:
         needs: nothing but weights; weights, and evidence where there is data; feeds to run; or
             evidence, the moments of all that is read.
         learns: whether it needs PyTorch.
+        name: as users write it.
     """
 
     score: Callable[[Subject], Matrix]
     needs: Literal["weights", "either", "feeds", "evidence"]
     learns: bool = False
+    name: str = ""
 
 
 def owned_weights(subject: Subject) -> Iterator[tuple[Matrix, Labels]]:

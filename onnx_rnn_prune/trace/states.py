@@ -102,6 +102,12 @@ def state_inputs(document: Document) -> frozenset[str]:
     return frozenset(found & inputs)
 
 
+def plain_outputs(document: Document) -> tuple[str, ...]:
+    """The outputs that are not just states; all of them where there are no others."""
+    outputs, states = [t.name for t in document.graph.outputs], state_outputs(document)
+    return tuple(name for name in outputs if name not in states) or tuple(outputs)
+
+
 def state_outputs(document: Document) -> frozenset[str]:
     """The outputs that are final states Y_h and Y_c of layers, moved or brought to full width."""
     return frozenset(

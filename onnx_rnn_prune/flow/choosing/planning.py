@@ -66,7 +66,7 @@ def make_plan(
         return Planned(plan, None, treatment, report)
     plan, studied = choose_plan(opened, data, request, treatment.interface, progress)
     report["keep"] = None if request.keep is None else str(request.keep)
-    report["criterion"], report["allocate"] = request.criterion_for(data), request.allocate
+    report["criterion"], report["allocate"] = request.criterion_for(data).name, request.allocate
     return Planned(plan, studied, treatment, report)
 
 

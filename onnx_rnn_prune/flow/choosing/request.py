@@ -14,6 +14,7 @@ from onnx_rnn_prune.plan.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.plan.keeps import Keeps, parse_keeps
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criterion import parse_criterion
+from onnx_rnn_prune.score.subject import Criterion
 
 STRATEGIES = (*ALLOCATORS, "joint")
 _DEFAULT_KEEP = Keeps(Keep(share=0.5))
@@ -39,7 +40,7 @@ class Request:
 
     keep: Keeps | None
     budget: Budget | None
-    criterion: str | None
+    criterion: Criterion | None
     allocate: str
     per: str
     steps: int
@@ -49,9 +50,14 @@ class Request:
     bounds: Allocation
     seed: int
 
-    def criterion_for(self, data: Data) -> str:
+    def criterion_for(self, data: Data) -> Criterion:
         """The criterion that is used on this data."""
-        return self.criterion or ("reconstruction" if data.given else "l2")
+        return self.criterion or parse_criterion("reconstruction" if data.given else "l2")
+
+    @property
+    def learns(self) -> bool:
+        """Whether units are ranked by gradients."""
+        return self.criterion is not None and self.criterion.learns
 
     def refits(self, data: Data) -> bool:
         """Whether weights may be refitted, and then all of them are needed."""
@@ -87,7 +93,7 @@ def read_request(
     return Request(
         keep=default if keep is None else parse_keeps(keep),
         budget=None if budget is None else parse_budget(budget),
-        criterion=None if criterion is None else _known(criterion),
+        criterion=None if criterion is None else parse_criterion(criterion),
         allocate=one_of(allocate, STRATEGIES, "--allocate"),
         per=per,
         steps=whole(steps, "--steps", 1),
@@ -97,13 +103,3 @@ def read_request(
         bounds=Allocation(whole(align, "--align", 1), whole(min_units, "--min-units", 1)),
         seed=whole(seed, "--seed", 0),
     )
-
-
-def _known(criterion: str) -> str:
-    """A criterion that means something.
-
-    Raises:
-        PruneError: it does not.
-    """
-    parse_criterion(criterion)
-    return criterion

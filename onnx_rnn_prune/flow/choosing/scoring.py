@@ -10,7 +10,6 @@ from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.criteria import CRITERIA
-from onnx_rnn_prune.score.criterion import parse_criterion
 from onnx_rnn_prune.score.evidence import Evidence
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.subject import Criterion, Subject
@@ -22,17 +21,16 @@ def criterion_of(request: Request, data: Data) -> Criterion:
     Raises:
         PruneError: it needs data, or PyTorch, and there is none.
     """
-    name = request.criterion_for(data)
-    criterion = parse_criterion(name)
+    criterion = request.criterion_for(data)
     if criterion.needs in ("feeds", "evidence") and not data.given:
         others = ", ".join(n for n, other in CRITERIA.items() if other.needs == "weights")
         raise PruneError(
-            f"the criterion {name} looks at what units do, and there is no data",
+            f"the criterion {criterion.name} looks at what units do, and there is no data",
             where="--criterion",
             remedy=f"pass --data, or choose one of {others}",
         )
     if criterion.learns:
-        require_torch(f"--criterion {name}")
+        require_torch(f"--criterion {criterion.name}")
     return criterion
 
 
@@ -65,5 +63,6 @@ def score_again(
         evidence=evidence,
         seed=request.seed,
         progress=progress,
+        loss=data.loss,
     )
     return criterion_of(request, data).score(subject)

@@ -24,7 +24,7 @@ from onnx_rnn_prune.plan.price import Price
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask
-from onnx_rnn_prune.trace.states import state_outputs
+from onnx_rnn_prune.trace.states import plain_outputs
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.validate.quality import Quality, nrmse
 from onnx_rnn_prune.validate.results import Recorded, Result, results
@@ -112,8 +112,7 @@ class Laboratory:
 
     def outputs(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
         """Without states, unless there is nothing else: they matter for what comes of them."""
-        states = state_outputs(self.bench.prepared.document)
-        names = [name for name in model.outputs if name not in states] or model.outputs
+        names = [n for n in plain_outputs(self.bench.prepared.document) if n in model.outputs]
         for found in results(self.original, model, feeds):
             wanted, own = ({n: side[n] for n in names} for side in (found.wanted, found.found))
             yield replace(found, wanted=wanted, found=own)

@@ -99,7 +99,8 @@ class Search:
                 remedy="ask for less, or lower --min-units",
             )
         drop = self.goal.drop
-        aim = Aim(None if drop is None else drop.of(lab.before(lab.bench.held_out)))
+        most = None if drop is None else drop.of(lab.before(lab.bench.held_out))
+        aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
         attempts = lambda asks: map(lab.attempt, asks)  # noqa: E731
         return aim, run(strategy, attempts, memory, self.bounds, progress)
@@ -131,6 +132,6 @@ class Search:
         plan = replace(plan, pinned=dict(prepared.left))
         result = finish(self.opened, self.data, plan, studied, self.treatment, progress)
         report: dict[str, Any] = {"keep": None, "allocate": "search", "budget": None}
-        report["criterion"] = self.request.criterion_for(self.data)
+        report["criterion"] = self.request.criterion_for(self.data).name
         result.report.update(report)
         return result

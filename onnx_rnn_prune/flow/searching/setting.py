@@ -54,7 +54,8 @@ def open_memory(
     for part in (_FORMAT, version("onnx_rnn_prune"), fingerprint(opened.model)):
         found.update(part.encode())
     found.update(repr((quality.name, quality.higher, quality.source)).encode())
-    found.update(repr(request).encode())
+    chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
+    found.update(repr((*chosen, request.seed)).encode())
     for feeds in (data.fitting, data.held_out):
         _digest(found, feeds)
     return Memory(path, f"{found.hexdigest()[:16]} ")
