@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
+from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune, search
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.plan.plan import LayerPlan, Plan
@@ -41,6 +41,37 @@ def test_made_up_inputs_do_not_hide_why_nothing_runs():
     last = "five = Constant <value = int64[2] {-1, 5}> () rows = Reshape (Y, five)"
     with pytest.raises(PruneError, match="cannot be reshaped"):
         prune(lookup("float[n, 5] rows", last))
+
+
+@pytest.fixture
+def reader():
+    """A calibration reader as those who quantize have one: it runs only once."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+
+    class Tokens(quantization.CalibrationDataReader):
+        def __init__(self):
+            rng = np.random.default_rng(0)
+            self.feeds = iter([{"tokens": rng.integers(0, 5, (6, 3))} for _ in range(10)])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    return Tokens()
+
+
+def test_a_calibration_reader_is_data(reader):
+    report = prune(lookup(), data=reader).report
+    assert report["data"]["feeds"] == 10 and not report["data"]["random"]
+    assert report["recovery"]["used"] != "none"
+    assert report["layers"][0]["hidden_after"] == 2 and report["oracle"]["passed"]
+
+
+def test_a_search_takes_a_calibration_reader(reader):
+    report = search(lookup(), data=reader, max_nrmse=0.9, align=2).report
+    assert report["search"]["splits"] == {
+        "calibration": 6, "validation": 2, "test": 2, "shared": ""
+    }  # fmt: skip
+    assert report["oracle"]["passed"]
 
 
 WRONG = {

@@ -88,6 +88,19 @@ def test_other_commands_run(folder):
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
 
 
+def test_options_in_a_file_are_understood(folder, tmp_path):
+    (block,) = blocks("toml")
+    (tmp_path / "pyproject.toml").write_text(block)
+    shutil.copy(folder / "model.onnx", tmp_path)
+    shutil.copytree(folder / "clips", tmp_path / "clips")
+    done = bash("onnx-rnn-prune prune model.onnx --keep 50% --skip absent", tmp_path)
+    assert "no recurrent layer matches 'absent'" in done.stderr
+    (tmp_path / "pyproject.toml").write_text(re.sub(r"(?m)^(skip|keep).*", "", block))
+    done = bash("onnx-rnn-prune prune model.onnx", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Data: clips, 12 feeds" in done.stdout and (tmp_path / "small.onnx").exists()
+
+
 def test_python_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     found = blocks("python")
@@ -98,7 +111,7 @@ def test_python_runs(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["nsnet2", "zeros", "lac", "samples", "precision", "methods", "memory"]
+    "name", ["completion", "nsnet2", "zeros", "lac", "samples", "precision", "methods", "memory"]
 )
 def test_scripts_find_their_place(name):
     section(name)

@@ -1,16 +1,21 @@
-"""Looking at a model: inspect."""
+"""Looking at a model: inspect and sensitivity."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import check_progress, frozen
+from onnx_rnn_prune.flow.choosing.request import read_request
+from onnx_rnn_prune.flow.feeding import open_three
 from onnx_rnn_prune.flow.looking.inspecting import inspect_model
-from onnx_rnn_prune.flow.opening import ModelSource, read_model
+from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
+from onnx_rnn_prune.flow.searching.alone import Sensitivity
 from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.validate.quality import read_quality
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
@@ -40,3 +45,54 @@ def inspect(
     found = inspect_model(read_model(model, frozen(freeze)), data, progress)
     found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
     return found
+
+
+def sensitivity(
+    model: ModelSource,
+    *,
+    data: object,
+    metric: object = None,
+    better: str | None = None,
+    study: str | Path | None = None,
+    criterion: str | None = None,
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    align: int = 1,
+    min_units: int = 1,
+    freeze: Mapping[str, object] = _NOTHING,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """What each layer can spare: it alone is cut to several widths, recovered and run.
+
+    Feeds are split as in `search`, which measures the same first. Other arguments are as there.
+
+    Args:
+        model: a path or a model; it is not changed.
+        data: inputs, see `data.open_feeds`; with labels beside them where the metric needs those.
+        metric: how good a model is, see `validate.quality`: a name, or a function.
+        better: of a function, whether higher or lower is better.
+        study: a file that remembers what was measured, also for a `search`.
+
+    Returns:
+        `metric`, its name or None; `layers`, a row for each group of layers that are cut together:
+        `layers`, their names, `units`, how many each direction has, and `points`, which rise in
+        `kept` to all units, with `nrmse` (of the output that deviates most, relative to its
+        spread), `metric` and `ms`, what a run of the model is predicted to take; `splits`,
+        `warnings` and `seconds`.
+
+    Raises:
+        PruneError: something that the user can mend.
+    """
+    quality = read_quality(metric, better)
+    request = read_request(
+        None, None, criterion, "uniform", "units", 1, None, only, skip, align, min_units, seed
+    )
+    check_progress(progress)
+    if data is None:
+        raise PruneError(
+            "what a layer can spare shows on inputs only", where="--data", remedy="give some"
+        )
+    opened = open_model(model, frozen(freeze))
+    memory = None if study is None else Path(study)
+    return Sensitivity(opened, open_three(opened, data, None), quality, request, memory)(progress)

@@ -5,17 +5,40 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import options, pruning, searching
+from onnx_rnn_prune.cli import looking, options, pruning, searching
+from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
+from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import show
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "onnx-rnn-prune prune model.onnx -o small.onnx --keep 50% --data clips",
+        "onnx-rnn-prune prune --help",
+    ),
+)
+@click.option(
+    "--config",
+    type=options.name,
+    metavar="FILE",
+    help=f"Options in TOML; [tool.{SECTION}] of the nearest {PROJECT} without it.",
+)
 @click.version_option(package_name="onnx_rnn_prune")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context, config: str | None) -> None:
     """Make ONNX files with LSTM, GRU or RNN layers smaller and faster by removing units."""
+    found, name = read_config(config), context.invoked_subcommand
+    if found is not None and name is not None:
+        context.default_map = {name: defaults(found, cli, name)}
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "onnx-rnn-prune inspect model.onnx",
+        "onnx-rnn-prune inspect model.onnx --data clips --json",
+    )
+)
 @click.argument("model", type=options.name)
 @options.freeze
 @options.data_option("--data", options.DATA_HELP)
@@ -27,7 +50,12 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
     show(found, report.inspect_table, as_json)
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "onnx-rnn-prune compare model.onnx small.onnx --data clips",
+        "onnx-rnn-prune compare model.onnx small.onnx --data clips --max-nrmse 0.5",
+    )
+)
 @click.argument("a", type=options.name)
 @click.argument("b", type=options.name)
 @options.data_option("--data", options.DATA_HELP)
@@ -48,7 +76,11 @@ def compare(a: str, b: str, data: str | None, max_nrmse: float | None, as_json: 
     return 3
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "onnx-rnn-prune bench model.onnx small.onnx --data clips",
+    )
+)
 @click.argument("models", nargs=-1, type=options.name, required=True, metavar="A [B ...]")
 @options.data_option("--data", options.DATA_HELP)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
@@ -59,5 +91,5 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
     show(found, report.bench_table, as_json)
 
 
-for _command in (pruning.prune, searching.search, pruning.plan, pruning.apply):
+for _command in (pruning.prune, searching.search, looking.sensitivity, pruning.plan, pruning.apply):
     cli.add_command(_command)

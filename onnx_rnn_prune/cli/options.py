@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnx_rnn_prune.cli.names import FileName
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import MODES
@@ -20,20 +21,18 @@ from onnx_rnn_prune.learn.loss import read_loss
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
+from onnx_rnn_prune.validate.quality import BETTER, QUALITIES
 
-DATA_HELP = (
+DATA_FORMS = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
-    "module:function. Random inputs without it."
+    "module:function."
 )
+DATA_HELP = f"{DATA_FORMS} Random inputs without it."
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def name(value: str) -> str:
-    """Takes the name of a file or of data; an empty one is the slip of a script."""
-    if not value:
-        raise click.BadParameter("the name is empty")
-    return value
+name = FileName()
 
 
 def find_modules_here(
@@ -168,6 +167,23 @@ selection = together(
     ),
     steps,
     limits,
+)
+
+# The options that say how good a model is.
+metric = together(
+    click.option(
+        "--metric",
+        metavar="NAME",
+        callback=find_modules_here,
+        help=f"How good a model is: {', '.join(q.name for q in QUALITIES)}; or module:function.",
+    ),
+    click.option("--better", type=click.Choice(BETTER), help="Which values of a function are."),
+)
+study = click.option(
+    "--study",
+    type=name,
+    metavar="FILE",
+    help="Remember trials there; a search that was stopped goes on from it.",
 )
 
 

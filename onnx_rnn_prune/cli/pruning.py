@@ -6,10 +6,17 @@ import click
 
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_written, write
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "onnx-rnn-prune prune model.onnx -o small.onnx --keep 50% --data clips",
+        "onnx-rnn-prune prune model.onnx -o small.onnx --budget params=60% --data clips",
+        "onnx-rnn-prune prune model.onnx -o small.onnx --keep 50% --data clips --quantize int8",
+    )
+)
 @click.argument("model", type=options.name)
 @options.output
 @options.freeze
@@ -99,7 +106,11 @@ def prune(
     write(result, out, save_plan, json_path)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "onnx-rnn-prune plan model.onnx -o plan.json --keep 50% --data clips",
+    )
+)
 @click.argument("model", type=options.name)
 @options.output
 @options.freeze
@@ -152,7 +163,11 @@ def plan(
     say_written(out)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "onnx-rnn-prune apply model.onnx plan.json -o small.onnx --data clips",
+    )
+)
 @click.argument("model", type=options.name)
 @click.argument("plan_path", type=options.name, metavar="PLAN")
 @options.output

@@ -6,9 +6,9 @@ import click
 
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import beside, check_outputs, write
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
-from onnx_rnn_prune.validate.quality import BETTER, QUALITIES
 
 _goal = options.together(
     click.option(
@@ -17,13 +17,7 @@ _goal = options.together(
         metavar="X",
         help="Outputs deviate by at most this: RMS difference / spread.",
     ),
-    click.option(
-        "--metric",
-        metavar="NAME",
-        callback=options.find_modules_here,
-        help=f"How good a model is: {', '.join(q.name for q in QUALITIES)}; or module:function.",
-    ),
-    click.option("--better", type=click.Choice(BETTER), help="Which values of a function are."),
+    options.metric,
     click.option(
         "--max-drop", metavar="X", help="Loss of the metric that is accepted: 0.5, or 1%."
     ),
@@ -47,12 +41,7 @@ _bounds = options.together(
         show_default=True,
         help="The longest that trials may take.",
     ),
-    click.option(
-        "--study",
-        type=options.name,
-        metavar="FILE",
-        help="Remember trials there; a search that was stopped goes on from it.",
-    ),
+    options.study,
     click.option(
         "--strategy",
         type=click.Choice(tuple(STRATEGIES)),
@@ -69,11 +58,16 @@ _bounds = options.together(
 )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "onnx-rnn-prune search model.onnx -o small.onnx --data clips --max-nrmse 0.5",
+        "onnx-rnn-prune search model.onnx -o small.onnx --data clips --params 60% --study study.db",
+    )
+)
 @click.argument("model", type=options.name)
 @options.output
 @options.freeze
-@options.data_option("--data", options.DATA_HELP, required=True)
+@options.data_option("--data", options.DATA_FORMS, required=True)
 @options.data_option("--eval-data", "Inputs to report on; part of --data without it.")
 @_goal
 @_bounds

@@ -5,6 +5,11 @@ from onnx_rnn_prune.report.inspection import inspect_table
 from onnx_rnn_prune.report.overview import bench_table, compare_table, plan_table
 from onnx_rnn_prune.report.progress import ProgressBars
 from onnx_rnn_prune.report.searching import search_table
+from onnx_rnn_prune.report.sensitivity import (
+    need_matplotlib,
+    sensitivity_png,
+    sensitivity_table,
+)
 from onnx_rnn_prune.report.table import prune_table
 
 __all__ = [
@@ -12,9 +17,12 @@ __all__ = [
     "bench_table",
     "compare_table",
     "inspect_table",
+    "need_matplotlib",
     "plan_table",
     "prune_table",
     "search_table",
+    "sensitivity_png",
+    "sensitivity_table",
     "to_json",
     "write_json",
 ]

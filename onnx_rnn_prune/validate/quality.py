@@ -135,8 +135,9 @@ def read_quality(name: object, better: object) -> Quality:
     """A quality by its name, or a function of the user's.
 
     Args:
-        name: one of QUALITIES; `module:function` or a function that takes an iterable of pairs (the
-            feed with its labels, the outputs), both dicts of arrays, and returns a number.
+        name: one of QUALITIES, None for `nrmse`; `module:function` or a function that takes an
+            iterable of pairs (the feed with its labels, the outputs), both dicts of arrays, and
+            returns a number.
         better: for a function, whether more of it is better: higher or lower; higher where it is
             not said.
 
@@ -144,6 +145,10 @@ def read_quality(name: object, better: object) -> Quality:
         PruneError: there is no such quality.
     """
     known = {quality.name: quality for quality in QUALITIES}
+    if name is None and better is not None:
+        raise PruneError("no metric is named", where="--better", remedy="add --metric")
+    if name is None:
+        return NRMSE
     if isinstance(name, str) and name in known:
         if better is not None:
             raise PruneError(

@@ -117,9 +117,8 @@ def read_goal(
     Raises:
         PruneError: one of them means nothing, two say the same, or none says what to reach.
     """
-    if metric is None and (better is not None or max_drop is not None):
-        option = "--better" if better is not None else "--max-drop"
-        raise PruneError("no metric is named", where=option, remedy="add --metric")
+    if metric is None and max_drop is not None:
+        raise PruneError("no metric is named", where="--max-drop", remedy="add --metric")
     if max_nrmse is not None and metric is not None:
         raise PruneError(
             "both say how good the result must be", where="--max-nrmse and --metric",
@@ -130,7 +129,7 @@ def read_goal(
             "both say how fast the result must be", where="--speedup and --latency",
             remedy="leave one of them out",
         )  # fmt: skip
-    quality = NRMSE if metric is None else read_quality(metric, better)
+    quality = read_quality(metric, better)
     most = deviation(max_nrmse, "--max-nrmse")
     drop = None if most is None else Drop(most)
     drop = drop if max_drop is None else _read_drop(max_drop)

@@ -11,9 +11,10 @@ from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
-from onnx_rnn_prune.flow.searching.trial import Trial
+from onnx_rnn_prune.flow.searching.trial import QUICK, Ask, Trial
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.plan.cost import limit_of
+from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
 
 
@@ -45,13 +46,51 @@ def search_rows(
         "quality_limit": _limit_value(lab, goal, aim),
         "candidates": candidate_rows(lab, aim, trials, picked),
         "picked": trials.index(picked) + 1,
-        "splits": {
-            "calibration": len(data.fitting),
-            "validation": len(data.held_out),
-            "test": len(data.judging),
-            "shared": " ".join(data.warnings),
-        },
+        "splits": split_rows(data),
     }
+
+
+def split_rows(data: Data) -> dict[str, Any]:
+    """How many feeds chose, selected and were reported on."""
+    return {
+        "calibration": len(data.fitting),
+        "validation": len(data.held_out),
+        "test": len(data.judging),
+        "shared": " ".join(data.warnings),
+    }
+
+
+def sensitivity_rows(lab: Laboratory, data: Data, trials: Sequence[Trial]) -> dict[str, Any]:
+    """What cuts of one group of layers alone do, of all cuts that were tried.
+
+    Groups that were never cut alone are left out.
+    """
+    full = tuple(group.size for group in lab.trace.groups)
+    whole = lab.attempt(Ask(full))
+    named = lab.quality is not NRMSE
+    rows, seconds = [], 0.0
+    for number, group in enumerate(lab.trace.groups):
+        alone = {size: whole for size in full[number : number + 1]}
+        for trial in trials:
+            others = (*trial.counts[:number], full[number], *trial.counts[number + 1 :])
+            if trial.recovery == QUICK and others == full:
+                alone[trial.counts[number]] = trial
+        if len(alone) > 1:
+            seconds += sum(trial.seconds for trial in alone.values())
+            points = [_point(kept, alone[kept], named) for kept in sorted(alone)]
+            rows.append({"layers": list(group.layers), "units": group.size, "points": points})
+    return {
+        "metric": lab.quality.name if named else None,
+        "layers": rows,
+        "splits": split_rows(data),
+        "warnings": list(data.warnings),
+        "seconds": seconds,
+    }
+
+
+def _point(kept: int, trial: Trial, named: bool) -> dict[str, Any]:
+    value = trial.value if named else None
+    return {"kept": kept, "nrmse": trial.nrmse, "metric": value, "ms": trial.ms}
 
 
 def test_rows(

@@ -18,7 +18,7 @@ from onnx_rnn_prune.flow.searching.driver import Bounds, run
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.flow.searching.memory import Memory
-from onnx_rnn_prune.flow.searching.rows import search_rows, test_rows
+from onnx_rnn_prune.flow.searching.rows import search_rows, sensitivity_rows, test_rows
 from onnx_rnn_prune.flow.searching.setting import open_laboratory, open_memory, space_of
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import Trial
@@ -85,6 +85,7 @@ class Search:
         rows = search_rows(lab, self.data, self.goal, aim, trials, picked)
         seconds = time.perf_counter() - start
         result.report.update(search={**rows, **tested, "seconds": seconds}, seconds=seconds)
+        result.report["sensitivity"] = sensitivity_rows(lab, self.data, trials)
         return result
 
     def _tried(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -83,11 +84,11 @@ def open_laboratory(
         names = tuple(name for name in names if name not in never)
         studied = study(opened, names, data, interface, progress)
     scores, studied = score_units(look(studied, data, progress), data, request, progress)
+    left = {**studied.prepared.left, **never}
+    studied = replace(studied, prepared=replace(studied.prepared, left=left))
     if not studied.prepared.trace.groups:
         raise PruneError(
-            "; ".join(
-                f"{name}: {reason}" for name, reason in {**studied.prepared.left, **never}.items()
-            )
+            "; ".join(f"{name}: {reason}" for name, reason in left.items())
             or "no layer can be cut",
             where=opened.name,
             remedy="look at it with inspect",

@@ -1,0 +1,68 @@
+"""Each group of layers cut alone, to see what it can spare."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_rnn_prune.flow.choosing.request import Request
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.searching.driver import Bounds, run
+from onnx_rnn_prune.flow.searching.greedy import curve_asks
+from onnx_rnn_prune.flow.searching.rows import sensitivity_rows
+from onnx_rnn_prune.flow.searching.setting import open_laboratory, open_memory
+from onnx_rnn_prune.flow.searching.space import Space
+from onnx_rnn_prune.flow.searching.trial import Strategy
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.validate.quality import Quality
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What cuts of one group of layers alone do to the outputs, and to a quality.
+
+    Attributes:
+        opened: the model.
+        data: feeds to calibrate with and to measure on.
+        quality: what is measured beside the deviation of the outputs.
+        request: how units are ranked, and which layers may be cut.
+        memory: a file that remembers trials, or None; that of a search serves.
+    """
+
+    opened: Opened
+    data: Data
+    quality: Quality
+    request: Request
+    memory: Path | None
+
+    def __call__(self, progress: Progress) -> dict[str, Any]:
+        """Cuts, recovers and runs."""
+        start = time.perf_counter()
+        opened, data, request = self.opened, self.data, self.request
+        memory = open_memory(opened, data, self.quality, request, self.memory)
+        lab, studied = open_laboratory(
+            opened, data, self.quality, request, AS_BEFORE, memory, progress
+        )
+        space = Space(lab.trace, lab.scores, request.bounds, lab.ms, lambda counts: True)
+        asks = sum(map(len, curve_asks(space).values()))
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            progress("cutting layers one by one", done, total)
+
+        bounds = Bounds(trials=asks, minutes=float("inf"))
+        trials = run(_one_by_one(space), lambda own: map(lab.attempt, own), memory, bounds, tell)
+        found = sensitivity_rows(lab, data, trials)
+        left = studied.prepared.left
+        found["warnings"] += [f"{name} is left alone: {why}" for name, why in left.items()]
+        found["warnings"] += request.bounds.notes(lab.trace.groups)
+        return {**found, "seconds": time.perf_counter() - start}
+
+
+def _one_by_one(space: Space) -> Strategy:
+    for asks in curve_asks(space).values():
+        if asks:
+            yield asks
