@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places
+from onnx_rnn_prune.validate.outputs import Numbers, numbers, same_places, side_by_side
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,14 @@ def drift(a: Runner, b: Runner, feeds: Iterable[Feed]) -> dict[str, Drift]:
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
     """
-    if set(a.outputs) != set(b.outputs):
-        raise PruneError(
-            f"their outputs are {', '.join(a.outputs)} and {', '.join(b.outputs)}",
-            where=f"{a.name} and {b.name}",
-            remedy="compare models with the same outputs",
-        )
-    sums = {name: _Sums() for name in a.outputs}
-    for feed in feeds:
-        left, right = a(feed), b(feed, a.outputs)
-        for name, total in sums.items():
-            for one, other in pairs(left[name], right[name], name, f"{a.name} and {b.name}"):
-                total.add(one, other)
+    sums = {name: Sums() for name in a.outputs}
+    for name, one, other in side_by_side(a, b, feeds):
+        sums[name].add(one, other)
     return {name: total.drift() for name, total in sums.items()}
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running sums from which a Drift follows."""
 
     count: int = 0
