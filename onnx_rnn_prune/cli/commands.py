@@ -6,7 +6,7 @@ import click
 
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import options, pruning
-from onnx_rnn_prune.cli.outputs import show
+from onnx_rnn_prune.cli.outputs import check_outputs, show
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,9 +38,15 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
     help="Exit with 3 if an output deviates more: RMS difference / spread of A's output.",
 )
 @options.as_json
-def compare(a: str, b: str, data: str | None, max_nrmse: float | None, as_json: bool) -> int:
+@options.summary
+def compare(
+    a: str, b: str, data: str | None, max_nrmse: float | None, as_json: bool, summary: str | None
+) -> int:
     """Compare the outputs, size and speed of model B with those of A."""
+    check_outputs([summary], [a, b, data])
     found = api.compare(a, b, data=data, max_nrmse=max_nrmse)
+    if summary:
+        report.write_text(report.compare_summary(found), summary)
     show(found, report.compare_table, as_json)
     if found["passed"]:
         return 0

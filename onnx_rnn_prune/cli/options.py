@@ -249,4 +249,16 @@ stages = _together(
 )
 
 
+html = click.option(
+    "--html",
+    type=name,
+    metavar="FILE",
+    help="Also write the report as a page: one HTML file that fetches nothing.",
+)
+summary = click.option(
+    "--summary",
+    type=name,
+    metavar="FILE",
+    help="Also write a summary in Markdown, for a CI job or a pull request.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

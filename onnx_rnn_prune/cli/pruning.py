@@ -33,6 +33,8 @@ from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_writt
 @click.option(
     "--save-plan", type=options.name, metavar="PLAN", help="Also write which units are kept."
 )
+@options.html
+@options.summary
 def prune(
     model: str,
     out: str,
@@ -65,9 +67,11 @@ def prune(
     seed: int,
     json_path: str | None,
     save_plan: str | None,
+    html: str | None,
+    summary: str | None,
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
-    outputs = [out, *beside(out, model), json_path, save_plan]
+    outputs = [out, *beside(out, model), json_path, save_plan, html, summary]
     check_outputs(outputs, [model, data, eval_data, masks])
     with report.ProgressBars() as progress:
         result = api.prune(
@@ -101,7 +105,7 @@ def prune(
             seed=seed,
             progress=progress,
         )
-    write(result, out, save_plan, json_path)
+    write(result, out, save_plan, json_path, html, summary)
 
 
 @click.command()
@@ -168,6 +172,8 @@ def plan(
 @options.stages
 @options.recover
 @options.data_option("--data", options.DATA_HELP)
+@options.html
+@options.summary
 def apply(
     model: str,
     plan_path: str,
@@ -186,9 +192,11 @@ def apply(
     recover: str | None,
     distill_minutes: float,
     data: str | None,
+    html: str | None,
+    summary: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    check_outputs([out, *beside(out, model)], [model, plan_path, data])
+    check_outputs([out, *beside(out, model), html, summary], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
             model,
@@ -209,4 +217,4 @@ def apply(
             freeze=freeze,
             progress=progress,
         )
-    write(result, out)
+    write(result, out, html=html, summary=summary)

@@ -26,7 +26,7 @@ def verdict(report: Report) -> str:
         change = fewer(before, after)
         word = {"less": "smaller", "more": "larger"}.get(change.rpartition(" ")[2])
         share = change.rpartition(" ")[0]
-        gains.append(f"takes a file {share} {word}" if word else "takes a file of the same size")
+        gains.append(f"its file {share} {word}" if word else "its file as large as before")
     sentences = [f"The pruned model {' and '.join(gains)}."] if gains else []
     found = worst(report.get("drift") or {})
     if found is not None:

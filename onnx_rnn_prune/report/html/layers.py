@@ -20,9 +20,9 @@ from onnx_rnn_prune.report.table import kind, outcome, place
 _COLUMNS = (
     Column("Layer", "name"),
     Column("Type"),
-    *numbers("Units", "kept"),
+    *numbers("Units", "Kept"),
     Column("Share"),
-    *numbers("Parameters", "kept"),
+    *numbers("Parameters", "Kept"),
     Column("Its outputs"),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from onnx_rnn_prune.model.files import write_atomically
+from onnx_rnn_prune.report.document import write_text
 from onnx_rnn_prune.report.html.drift import drift
 from onnx_rnn_prune.report.html.facts import Facts
 from onnx_rnn_prune.report.html.layers import layers
@@ -49,7 +49,7 @@ def write_html(report: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         PruneError: the place cannot be written.
     """
-    write_atomically(path, to_html(report).encode())
+    write_text(to_html(report), path)
 
 
 def _how(facts: Facts) -> Markup:
@@ -76,4 +76,4 @@ def _again(facts: Facts) -> Markup:
     if not rows and not command:
         return Markup("")
     title = element("h3", "Made with") if command and rows else Markup("")
-    return section("To do it again", shown, title, definitions(rows))
+    return section("To do it again", shown, title, definitions(rows, "short"))

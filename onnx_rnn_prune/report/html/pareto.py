@@ -46,7 +46,8 @@ def pareto(facts: Facts, name: str, scale: float, unit: str) -> Markup:
     marks.append(svg.line([frame.at(row["ms"], row["level"]) for row in frontier], "curve"))
     for row in sorted(found, key=lambda row: bool(row.get("frontier"))):
         marks += _point(facts, frame, row, unit)
-    return figure(frame.draw(f"{name} against time, by candidate", *marks), _CAPTION)
+    picture = frame.draw(f"{name} against time, by candidate", *marks)
+    return figure(picture, _CAPTION, style="wide")
 
 
 def _frame(found: Sequence[Candidate], limit: float | None, title: str) -> svg.Frame:
@@ -57,8 +58,8 @@ def _frame(found: Sequence[Candidate], limit: float | None, title: str) -> svg.F
     return svg.Frame(
         svg.axis(low, high, "predicted time per run (ms)", count=6),
         svg.rounded(min(levels), max(levels), title),
-        width=520,
-        height=300,
+        width=440,
+        height=264,
     )
 
 

@@ -37,9 +37,10 @@ def section(title: str, *content: str, note: str = "") -> Markup:
     return element("section", element("h2", title), said, *content)
 
 
-def figure(picture: Markup, *caption: str) -> Markup:
-    """A plot and what it shows."""
-    return element("figure", picture, element("figcaption", *caption))
+def figure(picture: Markup, *caption: str, style: str | None = None) -> Markup:
+    """A plot and what it shows; `wide` for one that stands alone."""
+    content = picture, element("figcaption", *caption)
+    return element("figure", *content, attributes={"class": style})
 
 
 def side_by_side(*content: str) -> Markup:
@@ -87,10 +88,10 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Markup:
     return element("div", content, attributes={"class": "scroll", "tabindex": "0"})
 
 
-def definitions(rows: Sequence[tuple[str, str]]) -> Markup:
-    """Subjects, and what there is to say about each."""
+def definitions(rows: Sequence[tuple[str, str]], style: str | None = None) -> Markup:
+    """Subjects, and what there is to say about each; `short` keeps them in one line on phones."""
     pairs = [joined(element("dt", label), element("dd", text)) for label, text in rows]
-    return element("dl", *pairs)
+    return element("dl", *pairs, attributes={"class": style})
 
 
 def _escaped(text: str) -> str:

@@ -35,11 +35,11 @@ section { margin-top: 3rem; }
 .good { color: var(--good); }
 .bad { color: var(--bad); }
 .tiles {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1px;
+  display: flex; flex-wrap: wrap; gap: 1px;
   margin-top: 1.6rem; background: var(--line); border: 1px solid var(--line); border-radius: 8px;
   overflow: hidden;
 }
-.tile { background: var(--page); padding: .85rem 1rem .9rem; }
+.tile { flex: 1 1 9.6rem; background: var(--page); padding: .85rem 1rem .9rem; }
 .tile .label, .tile .detail { font-size: .84rem; line-height: 1.4; }
 .tile .value { font-size: 1.4rem; font-weight: 600; line-height: 1.35; white-space: nowrap; }
 .warnings { margin: 1.6rem 0 0; padding: .8rem 1rem; list-style: none; border-radius: 8px;
@@ -74,7 +74,10 @@ pre { margin: 0; padding: .8rem 1rem; background: var(--raised); border-radius: 
 .many { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr));
   gap: 1.4rem 1.6rem; }
 figure { margin: 1rem 0 0; max-width: 30rem; }
+figure.wide { max-width: 38rem; }
+figure + .scroll { margin-top: 1.4rem; }
 figcaption { font-size: .86rem; margin-top: .3rem; }
+[data-format]:not([data-format=text]) { white-space: nowrap; }
 details { margin-top: 1rem; }
 summary { cursor: pointer; color: var(--accent); font-size: .9rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -85,6 +88,8 @@ svg .middle { text-anchor: middle; }
 svg .grid { stroke: var(--line); }
 svg .base { stroke: var(--pale); }
 svg .bar { fill: var(--accent); }
+svg rect { shape-rendering: crispEdges; }
+.whole { white-space: nowrap; }
 svg .before { fill: var(--pale); }
 svg .spread { stroke: var(--ink); stroke-width: 1.5; }
 svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; stroke-linejoin: round; }
@@ -93,16 +98,15 @@ svg .point { fill: var(--accent); }
 svg .other { fill: var(--pale); }
 svg .misses { fill: var(--page); stroke: var(--pale); stroke-width: 1.5; }
 svg .chosen { fill: none; stroke: var(--ink); stroke-width: 1.8; }
-svg .strong { font-weight: 600; }
+svg .strong { font-weight: 600; paint-order: stroke; stroke: var(--page); stroke-width: 4px; }
 @media (max-width: 40rem) {
   main { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.4rem; }
   section { margin-top: 2.4rem; }
   .lead { font-size: 1.03rem; }
-  .tiles { grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
   .tile .value { font-size: 1.2rem; white-space: normal; }
-  dl { grid-template-columns: minmax(0, 1fr); gap: .1rem; }
-  dd { margin-bottom: .8rem; }
+  dl:not(.short) { grid-template-columns: minmax(0, 1fr); gap: .1rem; }
+  dl:not(.short) dd { margin-bottom: .8rem; }
 }
 @media print { body { font-size: 11px; } section { break-inside: avoid; } }
 """
