@@ -29,12 +29,12 @@ def write_json(report: Mapping[str, Any], path: str | Path) -> None:
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Writes a text as UTF-8, whole or not at all.
+    """Writes a text as UTF-8, whole or not at all; names of files may be what UTF-8 cannot hold.
 
     Raises:
         PruneError: the place cannot be written.
     """
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode(errors="replace"))
 
 
 def _plain(value: object) -> object:

@@ -13,8 +13,8 @@ from onnx_rnn_prune.report.verdict import compared, verdict
 
 Report = Mapping[str, Any]
 _UNKNOWN = "unknown"
-# What means something to Markdown, to its tables or to HTML; GitHub has formulas, too.
-_MEANING = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:-])")
+# What means something to Markdown, to its tables, to HTML, or to GitHub within a line.
+_MEANING = re.compile(r"([\\`*_\[\]<>|~$&@#])")
 
 
 def prune_summary(report: Report) -> str:
@@ -80,7 +80,7 @@ def _gains(*amounts: tuple[str, Any, Any, Any], latency: Report | None) -> str:
         for label, show, before, after in amounts
         if before is not None and after is not None
     ]
-    if latency:
+    if latency and latency["speedup"] is not None:
         times = [duration(latency[f"{when}_ms"]) for when in ("before", "after")]
         rows.append(("Time per run", times[0], times[1], faster(latency["speedup"])))
     columns = ("", "Before", "After", "Change")

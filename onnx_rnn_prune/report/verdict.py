@@ -18,7 +18,7 @@ def verdict(report: Report) -> str:
         report: the dict of `PruneResult.report`; what it lacks is left out.
     """
     gains = []
-    if report.get("latency"):
+    if (report.get("latency") or {}).get("speedup") is not None:
         gains.append(f"is {faster(report['latency']['speedup'])}")
     totals = report.get("totals") or {}
     before, after = totals.get("bytes_before"), totals.get("bytes_after")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from onnx_rnn_prune.report.html import svg
 from onnx_rnn_prune.report.html.facts import Facts
@@ -51,18 +49,17 @@ def drift(facts: Facts) -> Markup:
 
 
 def _details(facts: Facts, name: str) -> Markup:
-    histogram = facts.get("drift_details", name, "histogram")
-    over_time = facts.get("drift_details", name, "over_time")
-    plots = [_histogram(facts, name, histogram)] if histogram else []
-    plots += [_over_time(facts, name, over_time)] if over_time else []
+    way = ("drift_details", name)
+    plots = [_histogram(facts, name)] if facts.all(*way, "histogram", "edges") else []
+    plots += [_over_time(facts, name)] if facts.all(*way, "over_time", "rmse") else []
     if not plots:
         return Markup("")
-    title = element("h3", f"Output {name}")
-    return joined(title, side_by_side(*plots))
+    return joined(element("h3", f"Output {name}"), side_by_side(*plots))
 
 
-def _histogram(facts: Facts, name: str, histogram: Mapping[str, Any]) -> Markup:
-    edges, counts = histogram["edges"], histogram["counts"]
+def _histogram(facts: Facts, name: str) -> Markup:
+    way = ("drift_details", name, "histogram")
+    edges, counts = facts.all(*way, "edges"), facts.all(*way, "counts")
     frame = svg.Frame(
         svg.axis(edges[0], edges[-1], "difference from the original's entry"),
         svg.rounded(0, max(counts), "entries"),
@@ -70,31 +67,32 @@ def _histogram(facts: Facts, name: str, histogram: Mapping[str, Any]) -> Markup:
     bars = []
     for number, (left, right, count) in enumerate(zip(edges, edges[1:], counts, strict=False)):
         words = f"{left:.3g} to {right:.3g}: {count}"
-        marks = facts.mark("drift_details", name, "histogram", "counts", number)
         corners = frame.at(left, 0), frame.at(right, count)
-        bars.append(svg.box(*corners, "bar", words, marks))
+        bars.append(svg.box(*corners, "bar", words, facts.mark(*way, "counts", number)))
     caption: list[str] = ["How many entries differ by how much."]
-    if histogram.get("outside"):
-        way = ("drift_details", name, "histogram", "outside")
-        share = percent(histogram["outside"] / (sum(counts) + histogram["outside"]))
-        caption += [" ", facts.show("count", *way), f" ({share}) lie further out."]
+    outside = facts.get(*way, "outside")
+    if outside:
+        share = percent(outside / (sum(counts) + outside))
+        caption += [" ", facts.show("count", *way, "outside"), f" ({share}) lie further out."]
     return figure(frame.draw(f"Histogram of differences of {name}", *bars), *caption)
 
 
-def _over_time(facts: Facts, name: str, over_time: Mapping[str, Any]) -> Markup:
-    steps, errors = over_time["steps"], over_time["rmse"]
+def _over_time(facts: Facts, name: str) -> Markup:
+    way = ("drift_details", name, "over_time")
+    steps, errors = facts.all(*way, "steps"), facts.all(*way, "rmse")
     overall = facts.get("drift", name, "rmse")
     top = max([*errors, overall or 0.0])
     frame = svg.Frame(
         svg.axis(steps[0], steps[-1], "time step", whole=True), svg.rounded(0, top, "RMSE")
     )
-    marks = [svg.line([frame.at(*point) for point in zip(steps, errors, strict=True)], "curve")]
-    for number, (step, error) in enumerate(zip(steps, errors, strict=True)):
-        key = facts.mark("drift_details", name, "over_time", "rmse", number)
-        marks.append(svg.dot(frame.at(step, error), 1.6, "point", f"{step}: {error:.3g}", key))
+    marks = []
     if overall is not None:
         ends = frame.at(frame.x.low, overall), frame.at(frame.x.high, overall)
-        marks.insert(0, svg.segment(*ends, "reference"))
+        marks.append(svg.segment(*ends, "reference"))
+    marks.append(svg.line([frame.at(*point) for point in zip(steps, errors, strict=True)], "curve"))
+    for number, (step, error) in enumerate(zip(steps, errors, strict=True)):
+        words, mark = f"{step}: {error:.3g}", facts.mark(*way, "rmse", number)
+        marks.append(svg.dot(frame.at(step, error), 1.6, "point", words, mark))
     picture = frame.draw(f"Error of {name} over time steps", *marks)
     return figure(picture, f"Error in the course of a sequence; dashed: overall. {_trend(errors)}")
 

@@ -73,6 +73,12 @@ class Facts:
         """Whether there is a value at the end of a way."""
         return self.get(*way) is not None
 
+    def all(self, *way: Part) -> list[Any]:
+        """The values of a list; none where one is not known."""
+        values = self.get(*way) or ()
+        found = [self.get(*way, number) for number in range(len(values))]
+        return [] if None in found else found
+
     def show(self, form: str, *way: Part) -> Markup:
         """A value as text, or a dash where it is not known."""
         value = self.get(*way)

@@ -57,7 +57,7 @@ def speed(facts: Facts) -> Markup:
 def _times(facts: Facts) -> Markup:
     """Medians as bars, with the middle half of the runs as a line."""
     medians = [facts.get("latency", f"{when}_ms") or 0.0 for when in ("before", "after")]
-    spreads = [facts.get("latency", f"{when}_quartiles_ms") for when in ("before", "after")]
+    spreads = [facts.all("latency", f"{when}_quartiles_ms") for when in ("before", "after")]
     most = max([*medians, *(spread[1] for spread in spreads if spread)])
     scale = svg.axis(0, most or 1.0, "time per run (ms)")
 
@@ -82,7 +82,7 @@ def _times(facts: Facts) -> Markup:
             for end in (low, high):
                 marks.append(svg.segment((end, middle - 4), (end, middle + 4), "spread"))
     marks.append(svg.text((_WIDTH - 14, base + 30), scale.title, "axis end"))
-    picture = svg.picture(_WIDTH, 106, "Time per run before and after", *marks)
+    picture = svg.picture(_WIDTH, 110, "Time per run before and after", *marks)
     return figure(picture, *_measured(facts))
 
 

@@ -21,6 +21,7 @@ class Axis:
         low: the least number.
         high: the largest one; above `low`.
         ticks: the round numbers between them.
+        digits: of ticks behind the point.
         label: what they are, with the unit.
         power: what is written at a tick are its 10 ** power.
     """
@@ -28,6 +29,7 @@ class Axis:
     low: float
     high: float
     ticks: tuple[float, ...]
+    digits: int
     label: str
     power: int = 0
 
@@ -36,13 +38,9 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def written(self, tick: float) -> str:
-        """A tick as text, with as many digits as tell it from its neighbours."""
-        steps = [b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)]
-        step = min(steps, default=1.0) / 10.0**self.power
-        digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
-            digits += 1  # steps of 2.5
-        return f"{tick / 10.0**self.power:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        """A tick as text, in one form with its neighbours."""
+        text = f"{tick / 10.0**self.power:.{self.digits}f}"
+        return text.replace("-", "\N{MINUS SIGN}")
 
     @property
     def title(self) -> str:
@@ -59,28 +57,41 @@ def axis(low: float, high: float, label: str, *, count: int = 4, whole: bool = F
         low: the least number to show.
         high: the largest one; where it is not above `low`, the range is made up around them.
         label: what they are.
-        count: about how many ticks.
+        count: about how many steps from tick to tick.
         whole: numbers between integers mean nothing.
     """
-    if not high > low:
-        low, high = (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough * (1 - 1e-9))
-    if whole:
-        step = max(1.0, math.ceil(step))
+    low, high = _spread(low, high)
+    step = _step(high - low, count)
+    return _ticked(low, high, max(1.0, step) if whole else step, label)
+
+
+def rounded(low: float, high: float, label: str) -> Axis:
+    """An axis over a range and a little more, so that it ends with a tick on both sides."""
+    low, high = _spread(low, high)
+    step = _step(high - low, 4)
+    return _ticked(math.floor(low / step) * step, math.ceil(high / step) * step, step, label)
+
+
+def _spread(low: float, high: float) -> tuple[float, float]:
+    if high > low:
+        return low, high
+    return (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
+
+
+def _step(size: float, count: int) -> float:
+    """The round number that goes about so often into a size."""
+    power = 10.0 ** math.floor(math.log10(size / count))
+    return min((power * unit for unit in (1, 2, 5, 10)), key=lambda step: abs(size / step - count))
+
+
+def _ticked(low: float, high: float, step: float, label: str) -> Axis:
+    # A tick at an end is not lost to rounding.
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     ticks = tuple(number * step for number in range(first, last + 1))
     largest = math.floor(math.log10(max(abs(low), abs(high))))
-    return Axis(low, high, ticks, label, largest if largest >= 5 or largest < -3 else 0)
-
-
-def rounded(low: float, high: float, label: str, *, count: int = 4) -> Axis:
-    """An axis that ends with a tick on both sides."""
-    found = axis(low, high, label, count=count)
-    step = found.ticks[1] - found.ticks[0] if len(found.ticks) > 1 else found.high - found.low
-    low = math.floor(found.low / step + 1e-9) * step
-    return axis(low, math.ceil(found.high / step - 1e-9) * step, label, count=count)
+    power = largest if largest >= 4 or largest < -3 else 0
+    digits = max(0, power - math.floor(math.log10(step) + 1e-9))
+    return Axis(low, high, ticks, digits, label, power)
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class Frame:
     y: Axis
     width: int = 360
     height: int = 212
-    left: int = 40
+    left: int = 42
     right: int = 12
     top: int = 26
     bottom: int = 36
