@@ -34,7 +34,7 @@ def verdict(report: Report) -> str:
     oracle = report.get("oracle")
     if oracle:
         sentences.append(
-            "The self-check passed: it computes what the original computes without those units."
+            "The self-check passed: it computes what the original does without the removed units."
             if oracle["passed"]
             else "The self-check FAILED: it does not compute what it should."
         )

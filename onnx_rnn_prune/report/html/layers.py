@@ -23,7 +23,7 @@ _COLUMNS = (
     *numbers("Units", "Kept"),
     Column("Share"),
     *numbers("Parameters", "Kept"),
-    Column("Its outputs"),
+    Column("Its outputs", "long"),
 )
 
 

@@ -55,7 +55,7 @@ def write_html(report: Mapping[str, Any], path: str | Path) -> None:
 def _how(facts: Facts) -> Markup:
     """What was done, and on what."""
     rows = [(label, text) for label, text in sentences(facts.report) if label[:7] != "Output "]
-    for label, key in (("Units kept", "keep"), ("Budget", "budget"), ("Ranked by", "criterion")):
+    for label, key in (("Asked to keep", "keep"), ("Budget", "budget"), ("Ranked by", "criterion")):
         if facts.get(key) is not None:
             rows.append((label, facts.show("text", key)))
     if facts.get("seconds") is not None:

@@ -55,7 +55,7 @@ class Column:
     Attributes:
         title: its heading.
         kind: `number` for what ends flush right, `name` for what may be long and break anywhere,
-            `words` for sentences.
+            `words` for some words, `long` for sentences.
     """
 
     title: str

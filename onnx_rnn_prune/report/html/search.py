@@ -30,7 +30,6 @@ def search(facts: Facts) -> Markup:
         definitions(_sentences(facts, name, form)),
         pareto(facts, name, scale, unit),
         _frontier(facts, name, form),
-        note=str(facts.get("search", "goal") or ""),
     )
 
 
@@ -40,27 +39,28 @@ def _frontier(facts: Facts, name: str, form: str) -> Markup:
     shown = [n for n, row in enumerate(candidates) if row.get("frontier") or row.get("picked")]
     shown.sort(key=lambda n: facts.get("search", "candidates", n, "ms") or 0.0)
     titles = ("No.", name[:1].upper() + name[1:], "Time", "Parameters", "File size", "Meets goal")
-    columns = (*numbers(*titles), Column("Units kept"), Column(""))
+    columns = (*numbers(*titles), Column("Units kept", "long"))
     return table(columns, [_row(facts, number, form) for number in shown])
 
 
 def _row(facts: Facts, index: int, form: str) -> list[str]:
     way = ("search", "candidates", index)
     kept = [
-        element("div", f"{layer}: ", facts.show("count", *way, "kept", layer))
-        for layer in facts.get(*way, "kept") or ()
+        joined(", " if place else "", f"{layer}: ", facts.show("count", *way, "kept", layer))
+        for place, layer in enumerate(facts.get(*way, "kept") or ())
     ]
+    picked = element("b", "picked ") if facts.get(*way, "picked") else Markup("")
     return [
-        facts.show("count", *way, "number"),
+        joined(picked, facts.show("count", *way, "number")),
         facts.show(form, *way, "quality"),
         *(facts.show(own, *way, key) for own, key in _COLUMNS),
         joined(*kept),
-        element("b", "picked") if facts.get(*way, "picked") else Markup(""),
     ]
 
 
 def _sentences(facts: Facts, name: str, form: str) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
+    goal = facts.get("search", "goal")
+    rows: list[tuple[str, str]] = [("Goal", str(goal))] if goal else []
     if facts.known("search", "test", "quality"):
         words = [f"The pick's {name} is ", facts.show(form, "search", "test", "quality")]
         if facts.known("search", "test", "original"):

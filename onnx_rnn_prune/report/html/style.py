@@ -57,9 +57,8 @@ th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; border-bottom: 1px solid var(--line); }
 th.number, td.number { text-align: right; white-space: nowrap; }
 td.name { min-width: 8rem; max-width: 22rem; }
-td.words { min-width: 6rem; }
-td.words div { min-width: 14rem; }
-tr.picked td { font-weight: 600; }
+td.words { min-width: 4.5rem; }
+td.long { min-width: 17rem; }
 .share { display: inline-block; width: 4.5rem; height: .45rem; margin-right: .6rem;
   background: var(--line); border-radius: 2px; overflow: hidden; }
 .share span { display: block; height: 100%; background: var(--accent); }
