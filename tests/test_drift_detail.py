@@ -101,6 +101,13 @@ def test_drift_is_the_same_in_detail():
     assert details["y"].over_time is None
 
 
+def test_differences_are_the_others_less_the_originals():
+    feeds = [{"x": np.zeros((2, 2), np.float32)}]
+    _, details = drift_in_detail(run(SAME), scaled(1, plus=1), feeds, {})
+    counts = details["y"].histogram.counts
+    assert sum(counts[:21]) == 0 and sum(counts[21:]) == 4
+
+
 def test_what_is_no_number_has_no_detail():
     body, signature = "y = Greater(x, zero) zero2 = Identity(zero)", "(float[n] x) => (bool[n] y)"
     body = f"zero = Constant <value_float = 0.0> () {body}"

@@ -86,6 +86,17 @@ def test_key_numbers_are_shown():
     assert {"latency.speedup", "drift.logits.nrmse", "oracle.passed"} <= forms
 
 
+def test_numbers_stand_below_their_headings():
+    keys = [given["data-key"] for given, _ in Page(to_html(pruned())).shown]
+    first = [key.removeprefix("layers.0.") for key in keys if key.startswith("layers.0.")]
+    hidden, params = (
+        [f"{what}_{when}" for when in ("before", "after")] for what in ("hidden", "params")
+    )
+    assert first == [*hidden, "hidden_after", *params]
+    titles = re.findall(r"<th[^>]*>(.*?)</th>", to_html(pruned()))
+    assert titles[2:7] == ["Units", "Kept", "Share", "Parameters", "Kept"]
+
+
 def test_names_are_no_markup():
     text = to_html(whole())
     assert "<script" not in text and "alert('1')" not in text
