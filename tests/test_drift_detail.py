@@ -44,6 +44,9 @@ def test_a_histogram_is_that_of_all_feeds_in_any_order():
     parts = [rng.normal(size=50) * scale for scale in (0.0, 1e-6, 1.0, 30.0, 0.2)]
     whole = spread([np.concatenate(parts)])
     assert spread(parts) == spread(parts[::-1]) == whole
+    values = rng.uniform(-1, 1, 5000)
+    growing = np.array_split(values[np.argsort(np.abs(values))], 100)
+    assert spread(growing) == spread([values])
 
 
 def test_few_far_outliers_leave_the_picture_to_the_rest():
@@ -78,6 +81,12 @@ def test_long_sequences_take_no_more_room():
     assert course(values[::-1]) == found
     assert len(found.steps) <= 60 and found.steps[1] == 16 and found.steps[-1] == 496
     assert found.rmse == pytest.approx([1.0] * 16 + [3.0] * 16)
+    rng = np.random.default_rng(4)
+    values = [rng.normal(size=(steps, 3)) for steps in (40, 90, 130)]
+    squares = np.sum([np.pad(each, ((0, 160 - len(each)), (0, 0))) ** 2 for each in values], 0)
+    counts = [3 * sum(len(each) > step for each in values) for step in range(160)]
+    sums = [np.reshape(each, (40, -1)).sum(1)[:33] for each in (squares, counts)]
+    assert course(values).rmse == pytest.approx(np.sqrt(sums[0] / sums[1]))
 
 
 def test_steps_without_numbers_are_left_out():
