@@ -194,6 +194,10 @@ def test_a_slower_model_is_slower():
     assert both.speedup > 1
     assert both.before_ms > both.after_ms
     assert both.threads == 1
+    for when in ("before", "after"):
+        low, high = getattr(both, f"{when}_quartiles_ms")
+        assert low <= getattr(both, f"{when}_ms") <= high
+    assert both.before_quartiles_ms[0] > both.after_quartiles_ms[0]
 
 
 def test_timing_ends_in_time():

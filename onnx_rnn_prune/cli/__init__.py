@@ -7,6 +7,7 @@ unmet, 130 interrupted.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from onnx_rnn_prune.cli.commands import cli
 from onnx_rnn_prune.errors import PruneError, Unmet
 
 __all__ = ["run"]
+
+_NAME = "onnx-rnn-prune"
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +32,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        code = cli.main(arguments, prog_name="onnx-rnn-prune", standalone_mode=False)
+        code = cli.main(arguments, prog_name=_NAME, standalone_mode=False, obj=_typed(arguments))
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
@@ -46,6 +49,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = f"unexpected {type(error).__name__}: {error}; this is a defect, please report it"
         return _fail(text, error, 1)
+
+
+def _typed(arguments: Sequence[str] | None) -> str:
+    """The command line, as a shell takes it; reports say what made them."""
+    return shlex.join([_NAME, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def _fail(text: str, error: BaseException, code: int) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import looking, options, pruning, searching
+from onnx_rnn_prune.cli import files, looking, options, pruning, searching
 from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
 from onnx_rnn_prune.cli.examples import examples
-from onnx_rnn_prune.cli.outputs import show
+from onnx_rnn_prune.cli.outputs import check_outputs, show
 
 
 @click.group(
@@ -66,9 +66,15 @@ def inspect(model: str, freeze: dict[str, str], data: str | None, as_json: bool)
     help="Exit with 3 if an output deviates more: RMS difference / spread of A's output.",
 )
 @options.as_json
-def compare(a: str, b: str, data: str | None, max_nrmse: float | None, as_json: bool) -> int:
+@files.summary
+def compare(
+    a: str, b: str, data: str | None, max_nrmse: float | None, as_json: bool, summary: str | None
+) -> int:
     """Compare the outputs, size and speed of model B with those of A."""
+    check_outputs([summary], [a, b, data])
     found = api.compare(a, b, data=data, max_nrmse=max_nrmse)
+    if summary:
+        report.write_text(report.compare_summary(found), summary)
     show(found, report.compare_table, as_json)
     if found["passed"]:
         return 0

@@ -290,16 +290,4 @@ stages = together(
 )
 
 
-json_report = click.option(
-    "--json",
-    "json_path",
-    type=name,
-    metavar="REPORT",
-    help="Also write the report as JSON.",
-)
-save_plan = click.option(
-    "--save-plan", type=name, metavar="PLAN", help="Also write which units are kept."
-)
-
-
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

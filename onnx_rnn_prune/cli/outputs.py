@@ -48,16 +48,23 @@ def write(
     out: str,
     plan: str | None = None,
     json_path: str | None = None,
+    html: str | None = None,
+    summary: str | None = None,
     table: Table = report.prune_table,
 ) -> None:
     """Writes a result and what comes with it, and shows its report."""
+    result.report["command"] = click.get_current_context().obj
     files = result.save(out)
     if plan:
         result.plan.save(plan)
     if json_path:
         report.write_json(result.report, json_path)
+    if html:
+        result.save_html(html)
+    if summary:
+        report.write_text(report.prune_summary(result.report), summary)
     show(result.report, table)
-    say_written(*files, plan, json_path)
+    say_written(*files, plan, json_path, html, summary)
 
 
 def show(content: Mapping[str, Any], table: Table, as_json: bool = False) -> None:

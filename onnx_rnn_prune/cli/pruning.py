@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli import files, options
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_written, write
 
@@ -31,8 +31,10 @@ from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_writt
 @options.state_metadata
 @options.zeros
 @options.stages
-@options.json_report
-@options.save_plan
+@files.json_report
+@files.save_plan
+@files.html
+@files.summary
 def prune(
     model: str,
     out: str,
@@ -66,9 +68,11 @@ def prune(
     seed: int,
     json_path: str | None,
     save_plan: str | None,
+    html: str | None,
+    summary: str | None,
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
-    outputs = [out, *beside(out, model), json_path, save_plan]
+    outputs = [out, *beside(out, model), json_path, save_plan, html, summary]
     check_outputs(outputs, [model, data, eval_data, masks])
     with report.ProgressBars() as progress:
         result = api.prune(
@@ -103,7 +107,7 @@ def prune(
             seed=seed,
             progress=progress,
         )
-    write(result, out, save_plan, json_path)
+    write(result, out, save_plan, json_path, html, summary)
 
 
 @click.command(
@@ -182,6 +186,8 @@ def plan(
 @options.recover
 @options.loss
 @options.data_option("--data", options.DATA_HELP)
+@files.html
+@files.summary
 def apply(
     model: str,
     plan_path: str,
@@ -201,9 +207,11 @@ def apply(
     distill_minutes: float,
     loss: str | None,
     data: str | None,
+    html: str | None,
+    summary: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    check_outputs([out, *beside(out, model)], [model, plan_path, data])
+    check_outputs([out, *beside(out, model), html, summary], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
             model,
@@ -225,4 +233,4 @@ def apply(
             freeze=freeze,
             progress=progress,
         )
-    write(result, out)
+    write(result, out, html=html, summary=summary)

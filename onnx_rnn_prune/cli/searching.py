@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli import files, options
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import beside, check_outputs, write
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
@@ -74,8 +74,10 @@ _bounds = options.together(
 @options.criterion
 @options.recover
 @options.limits
-@options.json_report
-@options.save_plan
+@files.json_report
+@files.save_plan
+@files.html
+@files.summary
 def search(
     model: str,
     out: str,
@@ -105,13 +107,16 @@ def search(
     seed: int,
     json_path: str | None,
     save_plan: str | None,
+    html: str | None,
+    summary: str | None,
 ) -> int:
     """Find how many units each layer of MODEL keeps, and write the result to OUT.
 
     With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
     or small as asked for.
     """
-    check_outputs([out, *beside(out, model), json_path, save_plan], [model, data, eval_data, study])
+    outputs = [out, *beside(out, model), json_path, save_plan, html, summary]
+    check_outputs(outputs, [model, data, eval_data, study])
     with report.ProgressBars() as progress:
         result = api.search(
             model,
@@ -141,7 +146,7 @@ def search(
             seed=seed,
             progress=progress,
         )
-    write(result, out, save_plan, json_path, report.search_table)
+    write(result, out, save_plan, json_path, html, summary, report.search_table)
     if result.report["search"]["met"]:
         return 0
     click.echo("Error: a limit is missed on the feeds that chose nothing, see above", err=True)

@@ -28,7 +28,8 @@ from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
-from onnx_rnn_prune.validate import Oracle, drift, latency
+from onnx_rnn_prune.report.environment import environment
+from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
 
 
 def finish(
@@ -169,11 +170,13 @@ def _report(
     result = Runner(model, name="the pruned model", remedy=OURS)
     progress("measuring", 0, None)
     original = opened.run()
-    drifts = drift(original, result, data.judging)
+    drifts, details = drift_in_detail(original, result, data.judging, time_axes(opened.document))
     return {
+        "model": opened.name,
         "mode": mode,
         "totals": total_rows(opened.model, model),
         "drift": {name: plain(values) for name, values in drifts.items()},
+        "drift_details": {name: plain(values) for name, values in details.items()},
         "latency": plain(_latency(original, result, data)),
         "data": {
             "source": data.fitting.source,
@@ -183,6 +186,7 @@ def _report(
             "heldout_feeds": len(data.held_out) if data.given else 0,
             "shared": data.fitting.shared,
         },
+        "environment": environment(),
         "warnings": [*opened.notes, *data.warnings, *_defaults(opened.model, model)],
     }
 

@@ -11,6 +11,7 @@ import onnx
 from onnx_rnn_prune.model.external import whole_model
 from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
 from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.report.html import write_html
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,15 @@ class PruneResult:
             PruneError: it is larger than one message can be.
         """
         return whole_model(self.written)
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the report as one HTML file that needs nothing else, and never over an input.
+
+        Raises:
+            PruneError: the place cannot be written.
+        """
+        check_output(path, self.inputs)
+        write_html(self.report, path)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Writes the model, whole or not at all, and never over an input.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,12 @@ def inputs(model: onnx.ModelProto) -> tuple[Port, ...]:
 
 def outputs(model: onnx.ModelProto) -> tuple[Port, ...]:
     """The outputs of the model, in order."""
-    return tuple(_port(value) for value in model.graph.output)
+    return ports(model.graph.output)
+
+
+def ports(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
+    """What is declared of some tensors, in order."""
+    return tuple(map(_port, values))
 
 
 def changed_defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:

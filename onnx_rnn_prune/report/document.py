@@ -1,4 +1,4 @@
-"""Reports as JSON."""
+"""Reports as files, and as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ def write_json(report: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         PruneError: the place cannot be written.
     """
-    write_atomically(path, (to_json(report) + "\n").encode())
+    write_text(to_json(report) + "\n", path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Writes a text as UTF-8, whole or not at all; names of files may be what UTF-8 cannot hold.
+
+    Raises:
+        PruneError: the place cannot be written.
+    """
+    write_atomically(path, text.encode(errors="replace"))
 
 
 def _plain(value: object) -> object:

@@ -35,7 +35,7 @@ def prune_table(report: Report) -> Group:
     parts: list[Table | Text] = [_layers(report["layers"]), _gains(report)]
     if report.get("stages"):
         parts.append(_stages(report["stages"]))
-    parts += [sentence(label, text) for label, text in _sentences(report)]
+    parts += [sentence(label, text) for label, text in sentences(report)]
     parts += [warning(text) for text in report.get("warnings", ())]
     return Group(*parts)
 
@@ -83,7 +83,7 @@ def _layers(layers: Sequence[Report]) -> Table:
             kind(layer),
             change(str(layer["hidden_before"]), str(layer["hidden_after"])),
             change(amount(layer["params_before"]), amount(layer["params_after"])),
-            Text(_ends(layer)),
+            Text(outcome(layer)),
         )
     return table
 
@@ -99,7 +99,8 @@ def change(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
 
 
-def _ends(layer: Report) -> str:
+def outcome(layer: Report) -> str:
+    """What became of a layer's outputs, or why it is as it was."""
     if layer["hidden_before"] == layer["hidden_after"]:
         reason = layer.get("pinned") or layer.get("reason") or ""
         return f"unchanged: {reason}" if reason else "unchanged"
@@ -174,7 +175,8 @@ def _stages(stages: Sequence[Report]) -> Table:
     return table
 
 
-def _sentences(report: Report) -> list[tuple[str, str]]:
+def sentences(report: Report) -> list[tuple[str, str]]:
+    """What there is to say about a prune beyond its tables: subjects, and a sentence on each."""
     lines: list[tuple[str, str]] = []
     oracle = report.get("oracle")
     if oracle:

@@ -4,20 +4,25 @@ The oracle says whether the smaller file computes what it should: the original w
 units zeroed. Drift says how far that is from the original. Latency says what it gained.
 """
 
+from onnx_rnn_prune.validate.detail import Detail, drift_in_detail
 from onnx_rnn_prune.validate.drift import Drift, drift
 from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
 from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, either_order, oracle
+from onnx_rnn_prune.validate.steps import time_axes
 
 __all__ = [
     "EXACT",
     "QUANTIZED",
+    "Detail",
     "Drift",
     "Latency",
     "Oracle",
     "Timing",
     "drift",
+    "drift_in_detail",
     "either_order",
     "latency",
     "oracle",
+    "time_axes",
     "timings",
 ]

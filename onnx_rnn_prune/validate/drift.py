@@ -51,17 +51,17 @@ def drift(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> 
 
 def deviations(found: Iterable[Result], where: str) -> dict[str, Drift]:
     """The same of results; errors call the two models by `where`."""
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, Sums] = {}
     for result in found:
         for name, wanted in result.wanted.items():
-            total = sums.setdefault(name, _Sums())
+            total = sums.setdefault(name, Sums())
             for one, other in pairs(wanted, result.found[name], name, where):
                 total.add(one, other)
     return {name: total.drift() for name, total in sums.items()}
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running sums from which a Drift follows."""
 
     count: int = 0

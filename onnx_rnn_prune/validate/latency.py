@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnx_rnn_prune.model.runner import Feed, Runner
 
 
@@ -19,21 +21,29 @@ class Timing:
         ratio: how many times faster it is than the first model: the median over rounds of the first
             one's time / its own, so that a machine that slows down for a while slows both.
         rounds: the number of timed runs.
+        quartiles_ms: the times that a quarter and three quarters of the runs do not exceed.
     """
 
     ms: float
     ratio: float
     rounds: int
+    quartiles_ms: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a run takes before and after, in milliseconds; `speedup` above 1 is faster."""
+    """How long a run takes before and after, in milliseconds; `speedup` above 1 is faster.
+
+    The times are medians over so many rounds, with the quartiles that lie around them.
+    """
 
     before_ms: float
     after_ms: float
     speedup: float
     threads: int
+    before_quartiles_ms: tuple[float, float]
+    after_quartiles_ms: tuple[float, float]
+    rounds: int
 
 
 def timings(
@@ -68,6 +78,7 @@ def timings(
             statistics.median(own),
             statistics.median(first / max(t, 1e-9) for first, t in zip(times[0], own, strict=True)),
             len(own),
+            _quartiles(own),
         )
         for own in times
     )
@@ -78,4 +89,11 @@ def latency(
 ) -> Latency:
     """Times two models against each other; `threads` is what both runners were opened with."""
     old, new = timings([before, after], feed, seconds=seconds)
-    return Latency(old.ms, new.ms, new.ratio, threads)
+    return Latency(
+        old.ms, new.ms, new.ratio, threads, old.quartiles_ms, new.quartiles_ms, new.rounds
+    )
+
+
+def _quartiles(times: Sequence[float]) -> tuple[float, float]:
+    low, high = np.quantile(times, (0.25, 0.75))
+    return float(low), float(high)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
 
 Numbers = npt.NDArray[np.float64]
+
+
+def side_by_side(a: Runner, b: Runner, feeds: Iterable[Feed]) -> Iterator[tuple[str, Array, Array]]:
+    """The arrays that two models compute, one feed in memory at a time: a name, a's and b's.
+
+    Raises:
+        PruneError: the models have different outputs, or outputs of different shapes or types.
+    """
+    if set(a.outputs) != set(b.outputs):
+        raise PruneError(
+            f"their outputs are {', '.join(a.outputs)} and {', '.join(b.outputs)}",
+            where=f"{a.name} and {b.name}",
+            remedy="compare models with the same outputs",
+        )
+    for feed in feeds:
+        left, right = a(feed), b(feed, a.outputs)
+        for name in a.outputs:
+            for one, other in pairs(left[name], right[name], name, f"{a.name} and {b.name}"):
+                yield name, one, other
 
 
 def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array, Array]]:

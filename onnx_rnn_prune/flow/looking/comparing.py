@@ -54,6 +54,7 @@ def compare(
         "drift": {name: plain(values) for name, values in found.items()},
         "bytes": {"a": sizes[0], "b": sizes[1]},
         "latency": plain(latency(first, second, next(iter(feeds)))),
+        "max_nrmse": most,
         "passed": most is None or (math.isfinite(worst) and worst <= most),
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
     }
