@@ -77,7 +77,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Markup:
         element(
             "tr",
             *(
-                element("td", cell, attributes={"class": column.kind})
+                element("td", element("div", cell), attributes={"class": column.kind})
                 for column, cell in zip(columns, row, strict=True)
             ),
         )

@@ -41,6 +41,8 @@ section { margin-top: 3rem; }
 }
 .tile { flex: 1 1 9.6rem; background: var(--page); padding: .85rem 1rem .9rem; }
 .tile .label, .tile .detail { font-size: .84rem; line-height: 1.4; }
+.tile .detail { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
+  overflow: hidden; }
 .tile .value { font-size: 1.4rem; font-weight: 600; line-height: 1.35; white-space: nowrap; }
 .warnings { margin: 1.6rem 0 0; padding: .8rem 1rem; list-style: none; border-radius: 8px;
   background: var(--caution-page); }
@@ -56,8 +58,8 @@ th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; border-bottom: 1px solid var(--line); }
 th.number, td.number { text-align: right; white-space: nowrap; }
-td.name { min-width: 8rem; max-width: 22rem; }
-td.words { min-width: 4.5rem; }
+td.name div { width: max-content; max-width: 18rem; }
+td.words, th { overflow-wrap: normal; }
 td.long { min-width: 17rem; }
 .share { display: inline-block; width: 4.5rem; height: .45rem; margin-right: .6rem;
   background: var(--line); border-radius: 2px; overflow: hidden; }
@@ -101,6 +103,9 @@ svg .strong { font-weight: 600; paint-order: stroke; stroke: var(--page); stroke
 @media (max-width: 40rem) {
   main { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.4rem; }
+  td.name div { max-width: 11rem; }
+  table { font-size: .86rem; }
+  th, td { padding-left: .4rem; padding-right: .4rem; }
   section { margin-top: 2.4rem; }
   .lead { font-size: 1.03rem; }
   .tile .value { font-size: 1.2rem; white-space: normal; }
