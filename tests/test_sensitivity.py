@@ -129,6 +129,23 @@ def test_search_measures_the_same_and_each_uses_what_the_other_remembers(
             assert not any(ask.counts == cut and ask.recovery == "quick" for ask in tried)
 
 
+def test_a_layer_whose_output_is_brought_to_full_width():
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, 4] x) => (float[time, 1, batch, 64] Y) {
+            Y = GRU <hidden_size = 64> (x, W, R)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in {"W": (1, 192, 4), "R": (1, 192, 64)}.items():
+        array = rng.normal(size=shape).astype(np.float32) / 4
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    feeds = [{"x": rng.normal(size=(20, 2, 4)).astype(np.float32)} for _ in range(6)]
+    (row,) = onnx_rnn_prune.sensitivity(proto, data=feeds)["layers"]
+    assert row["units"] == 64 and row["points"][0]["kept"] == 8
+    assert row["points"][0]["ms"] < row["points"][-1]["ms"]
+
+
 def test_layers_that_keep_all_are_named(model, feeds):
     found = onnx_rnn_prune.sensitivity(model, data=feeds, min_units=HIDDEN)
     assert found["layers"] == []

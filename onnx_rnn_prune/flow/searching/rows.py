@@ -11,7 +11,7 @@ from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
-from onnx_rnn_prune.flow.searching.trial import QUICK, Ask, Trial
+from onnx_rnn_prune.flow.searching.trial import QUICK, Trial
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.plan.cost import limit_of
 from onnx_rnn_prune.validate.quality import NRMSE
@@ -65,19 +65,17 @@ def sensitivity_rows(lab: Laboratory, data: Data, trials: Sequence[Trial]) -> di
 
     Groups that were never cut alone are left out.
     """
-    full = tuple(group.size for group in lab.trace.groups)
-    whole = lab.attempt(Ask(full))
+    full = [group.size for group in lab.trace.groups]
     named = lab.quality is not NRMSE
+    before = lab.before(lab.bench.held_out) if named else None
+    whole = {"nrmse": 0.0, "metric": before, "ms": lab.ms(full)}
     rows, seconds = [], 0.0
     for number, group in enumerate(lab.trace.groups):
-        alone = {size: whole for size in full[number : number + 1]}
-        for trial in trials:
-            others = (*trial.counts[:number], full[number], *trial.counts[number + 1 :])
-            if trial.recovery == QUICK and others == full:
-                alone[trial.counts[number]] = trial
-        if len(alone) > 1:
-            seconds += sum(trial.seconds for trial in alone.values())
-            points = [_point(kept, alone[kept], named) for kept in sorted(alone)]
+        alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
+        seconds += sum(trial.seconds for trial in alone.values())
+        points = [_point(kept, alone[kept], named) for kept in sorted(alone)]
+        points.append({"kept": group.size, **whole})
+        if alone:
             rows.append({"layers": list(group.layers), "units": group.size, "points": points})
     return {
         "metric": lab.quality.name if named else None,
@@ -86,6 +84,12 @@ def sensitivity_rows(lab: Laboratory, data: Data, trials: Sequence[Trial]) -> di
         "warnings": list(data.warnings),
         "seconds": seconds,
     }
+
+
+def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
+    """The groups that a trial cuts; none where its recovery is another than that of curves."""
+    pairs = enumerate(zip(trial.counts, full, strict=True))
+    return [n for n, (count, size) in pairs if count < size and trial.recovery == QUICK]
 
 
 def _point(kept: int, trial: Trial, named: bool) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def time_layers(opened: Opened, studied: Studied, data: Data) -> dict[str, Any]:
     Measured once on this machine for inputs of the shapes of the first feed, one thread.
     """
     feed = next(iter(data.held_out))
-    keys = {layer.name: layer.key for layer in studied.prepared.trace.layers}
+    cut = studied.prepared.trace.units.lanes
+    keys = {layer.name: layer.key for layer in opened.layers if layer.name in cut}
     shapes = " ".join(f"{name} {list(value.shape)}" for name, value in sorted(feed.items()))
     name = f"model {fingerprint(opened.model)} {shapes} {sorted(keys)}"
 
