@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from onnx_rnn_prune.data import places
+from onnx_rnn_prune.data import absolute, places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import above_zero, check_progress, frozen, whole
 from onnx_rnn_prune.flow.choosing.choice import choose_plan
@@ -22,6 +22,7 @@ from onnx_rnn_prune.flow.looking.comparing import bench, compare
 from onnx_rnn_prune.flow.looking.inspecting import inspect_model
 from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
 from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.searching.crew import read_crew
 from onnx_rnn_prune.flow.searching.driver import Bounds
 from onnx_rnn_prune.flow.searching.goal import read_goal
 from onnx_rnn_prune.flow.searching.search import Search
@@ -260,6 +261,8 @@ def search(
     trials: int = 200,
     minutes: float = 15.0,
     study: str | Path | None = None,
+    jobs: int = 1,
+    cluster: str | None = None,
     pick: int | None = None,
     criterion: str | None = None,
     recover: str | None = None,
@@ -293,8 +296,10 @@ def search(
         params: parameters that the model may have at most: "30%", "120k".
         size: bytes that the file may have at most: "1MB".
         trials: the most cuts that are tried.
-        minutes: the longest that trials may take, added up.
+        minutes: the longest that trials may take, added up over all processes.
         study: a file that remembers what was tried, so that the search can be stopped and goes on.
+        jobs: processes of this machine that make trials; their number changes no result.
+        cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
         pick: the number of the cut to finish instead of the best.
 
     Raises:
@@ -308,11 +313,14 @@ def search(
         None, None, criterion, "uniform", "units", 1, recover, only, skip, align, min_units, seed
     )
     bounds = Bounds(whole(trials, "--trials", 1), above_zero(minutes, "--minutes"))
+    crew = read_crew(jobs, cluster)
     number = None if pick is None else whole(pick, "--pick", 1)
     check_progress(progress)
     inputs = places(model, data, eval_data)
     memory = None if study is None else Path(study)
     opened = open_model(model, frozen(freeze))
+    if cluster is not None:
+        data, eval_data = absolute(data), absolute(eval_data)
     given = open_three(opened, data, eval_data)
-    found = Search(opened, given, goal, request, treatment, bounds, memory, number)(progress)
-    return replace(found, inputs=inputs)
+    found = Search(opened, given, goal, request, treatment, bounds, crew, memory, number)
+    return replace(found(progress), inputs=inputs)

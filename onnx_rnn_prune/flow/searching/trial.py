@@ -22,32 +22,49 @@ class Ask(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class Verdict:
+    """How good a cut is.
+
+    Attributes:
+        value: its quality on the validation feeds.
+        loss: by how much that is worse than the original's.
+        spread: the standard error of the loss, from parts of these feeds.
+        nrmse: of the output that deviates most.
+        seconds: that it took to make and judge it.
+    """
+
+    value: float
+    loss: float
+    spread: float
+    nrmse: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial(Verdict):
     """What came of a cut.
 
     Attributes:
         counts: units that the groups keep.
         recovery: how it was made up for.
-        value: its quality on the validation feeds.
-        loss: by how much that is worse than the original's.
-        spread: the standard error of the loss, from parts of these feeds.
-        nrmse: of the output that deviates most.
         ms: what a run is predicted to take.
         params: of the model.
         bytes: of the file, at most.
-        seconds: that the trial took.
     """
 
     counts: Counts
     recovery: str
-    value: float
-    loss: float
-    spread: float
-    nrmse: float
     ms: float
     params: int
     bytes: int
-    seconds: float
+
+    @staticmethod
+    def made(ask: Ask, verdict: Verdict, ms: float, params: int, size: int) -> Trial:
+        """Of what was asked, how good it is and what it costs."""
+        return Trial(
+            **asdict(verdict),
+            counts=ask.counts, recovery=ask.recovery, ms=ms, params=params, bytes=size,
+        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """As JSON knows it."""
