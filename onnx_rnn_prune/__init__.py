@@ -20,10 +20,11 @@ __all__ = [
     "inspect",
     "plan",
     "prune",
+    "search",
 ]
 
 if TYPE_CHECKING:
-    from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune
+    from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune, search
     from onnx_rnn_prune.errors import PruneError, Unmet
     from onnx_rnn_prune.flow.result import PruneResult
     from onnx_rnn_prune.plan.plan import Plan

@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     shutil.copytree(ROOT / "sample_models", samples)
     shutil.copy(samples / "digits_gru.onnx", folder / "model.onnx")
     shutil.copytree(samples / "digits_gru" / "calibration", folder / "clips")
+    shutil.copytree(samples / "digits_gru" / "heldout", folder / "labelled")
     (folder / "more_clips").mkdir()
     for path in (samples / "digits_gru" / "heldout").glob("*.npz"):
         with np.load(path) as archive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import options, pruning
+from onnx_rnn_prune.cli import options, pruning, searching
 from onnx_rnn_prune.cli.outputs import show
 
 
@@ -59,5 +59,5 @@ def bench(models: tuple[str, ...], data: str | None, threads: int, as_json: bool
     show(found, report.bench_table, as_json)
 
 
-for _command in (pruning.prune, pruning.plan, pruning.apply):
+for _command in (pruning.prune, searching.search, pruning.plan, pruning.apply):
     cli.add_command(_command)

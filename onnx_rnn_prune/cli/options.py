@@ -35,7 +35,7 @@ def name(value: str) -> str:
     return value
 
 
-def _find_modules_here(
+def find_modules_here(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> str | None:
     """Lets `module:function` name a module in the working folder, as `python -m` does."""
@@ -51,15 +51,17 @@ def _criterion(context: click.Context, parameter: click.Parameter, value: str | 
             parse_criterion(value)
         except PruneError as error:
             raise click.BadParameter(f"{error.what}; {error.remedy}") from error
-    return _find_modules_here(context, parameter, value)
+    return find_modules_here(context, parameter, value)
 
 
-def data_option(flag: str, text: str) -> Callable[[Command], Command]:
+def data_option(flag: str, text: str, required: bool = False) -> Callable[[Command], Command]:
     """An option that takes any form of data a command line can name."""
-    return click.option(flag, type=name, metavar="PATH", callback=_find_modules_here, help=text)
+    return click.option(
+        flag, type=name, metavar="PATH", callback=find_modules_here, required=required, help=text
+    )
 
 
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order in which they are listed."""
 
     def decorate(command: Command) -> Command:
@@ -84,42 +86,15 @@ schedule = click.option(
     show_default=True,
     help="How units leave: at once, by degrees, or some of both.",
 )
-# The options that say which units are kept.
-selection = _together(
-    click.option(
-        "--keep",
-        metavar="[LAYER=]AMOUNT",
-        multiple=True,
-        help="Units kept: 40%, 0.4, or 160 (units); 'encoder*=30%' for some layers.",
-    ),
-    click.option(
-        "--budget",
-        metavar="KIND=LIMIT",
-        help="What to reach: params=30%, flops=2M, bytes=1MB.",
-    ),
-    data_option("--data", DATA_HELP),
-    click.option(
-        "--criterion",
-        metavar="NAME",
-        callback=_criterion,
-        help=f"How units are ranked: {', '.join(CRITERIA)}; a sum of some, such as "
-        "l2+0.5*activation; or module:function.",
-    ),
-    click.option(
-        "--allocate",
-        type=click.Choice(STRATEGIES),
-        default="uniform",
-        show_default=True,
-        help="How the cut is shared between layers.",
-    ),
-    click.option(
-        "--per",
-        type=click.Choice(PRICES),
-        default="units",
-        show_default=True,
-        help="What a shared cut is paid in.",
-    ),
-    steps,
+criterion = click.option(
+    "--criterion",
+    metavar="NAME",
+    callback=_criterion,
+    help=f"How units are ranked: {', '.join(CRITERIA)}; a sum of some, such as "
+    "l2+0.5*activation; or module:function.",
+)
+# The options that bound every choice of units.
+limits = together(
     click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
     click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone."),
     click.option(
@@ -144,10 +119,42 @@ selection = _together(
         help="For random choices and random inputs.",
     ),
 )
+# The options that say which units are kept.
+selection = together(
+    click.option(
+        "--keep",
+        metavar="[LAYER=]AMOUNT",
+        multiple=True,
+        help="Units kept: 40%, 0.4, or 160 (units); 'encoder*=30%' for some layers.",
+    ),
+    click.option(
+        "--budget",
+        metavar="KIND=LIMIT",
+        help="What to reach: params=30%, flops=2M, bytes=1MB.",
+    ),
+    data_option("--data", DATA_HELP),
+    criterion,
+    click.option(
+        "--allocate",
+        type=click.Choice(STRATEGIES),
+        default="uniform",
+        show_default=True,
+        help="How the cut is shared between layers.",
+    ),
+    click.option(
+        "--per",
+        type=click.Choice(PRICES),
+        default="units",
+        show_default=True,
+        help="What a shared cut is paid in.",
+    ),
+    steps,
+    limits,
+)
 
 
 # The options that leave no choice of units.
-settled = _together(
+settled = together(
     click.option(
         "--lossless", is_flag=True, help="Remove just the units that provably change nothing."
     ),
@@ -180,7 +187,7 @@ output = click.option(
     "-o", "--output", "out", type=name, metavar="OUT", required=True, help="File to write."
 )
 # The options that say how kept weights make up for cut ones.
-recover = _together(
+recover = together(
     click.option(
         "--recover",
         type=click.Choice((*RECOVERIES, "auto")),
@@ -217,7 +224,7 @@ state_metadata = click.option(
 
 
 # The options that set single weights to zero.
-zeros = _together(
+zeros = together(
     click.option(
         "--sparsify",
         metavar="AMOUNT",
@@ -237,7 +244,7 @@ zeros = _together(
 
 
 # The options that say what else is done once units are cut.
-stages = _together(
+stages = together(
     click.option(
         "--rank",
         metavar="AMOUNT",
@@ -246,6 +253,18 @@ stages = _together(
     click.option(
         "--quantize", metavar="FORM", help="Hold weights in fewer bits: int8, fp16 or bits=4."
     ),
+)
+
+
+json_report = click.option(
+    "--json",
+    "json_path",
+    type=name,
+    metavar="REPORT",
+    help="Also write the report as JSON.",
+)
+save_plan = click.option(
+    "--save-plan", type=name, metavar="PLAN", help="Also write which units are kept."
 )
 
 

@@ -19,6 +19,9 @@ from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.model.files import check_output, weight_files, weights_beside
 from onnx_rnn_prune.report.table import sentence
 
+# Makes a report readable.
+Table = Callable[[Mapping[str, Any]], RenderableType]
+
 # Wide enough for layer names; a pipe has no width of its own.
 _PIPE_WIDTH = 120
 
@@ -41,7 +44,11 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -
 
 
 def write(
-    result: PruneResult, out: str, plan: str | None = None, json_path: str | None = None
+    result: PruneResult,
+    out: str,
+    plan: str | None = None,
+    json_path: str | None = None,
+    table: Table = report.prune_table,
 ) -> None:
     """Writes a result and what comes with it, and shows its report."""
     files = result.save(out)
@@ -49,15 +56,11 @@ def write(
         result.plan.save(plan)
     if json_path:
         report.write_json(result.report, json_path)
-    show(result.report, report.prune_table)
+    show(result.report, table)
     say_written(*files, plan, json_path)
 
 
-def show(
-    content: Mapping[str, Any],
-    table: Callable[[Mapping[str, Any]], RenderableType],
-    as_json: bool = False,
-) -> None:
+def show(content: Mapping[str, Any], table: Table, as_json: bool = False) -> None:
     """Prints a report as a table, or as JSON."""
     if as_json:
         click.echo(report.to_json(content))

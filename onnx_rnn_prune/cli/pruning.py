@@ -23,16 +23,8 @@ from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_writt
 @options.state_metadata
 @options.zeros
 @options.stages
-@click.option(
-    "--json",
-    "json_path",
-    type=options.name,
-    metavar="REPORT",
-    help="Also write the report as JSON.",
-)
-@click.option(
-    "--save-plan", type=options.name, metavar="PLAN", help="Also write which units are kept."
-)
+@options.json_report
+@options.save_plan
 def prune(
     model: str,
     out: str,

@@ -76,7 +76,8 @@ def open_three(opened: Opened, data: object, eval_data: object) -> Data:
     states = state_inputs(opened.document)
     feeds = open_feeds(data, ports, states)
     if eval_data is None:
-        fitting, rest = feeds.split(_TWO_HELD_OUT)
+        # Of three feeds and more, each set gets one.
+        fitting, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(len(feeds), 3)))
         held_out, judging = rest.split(0.5)
     else:
         fitting, held_out = feeds.split(_HELD_OUT)
@@ -85,7 +86,7 @@ def open_three(opened: Opened, data: object, eval_data: object) -> Data:
     if fitting.shared:
         notes = ["there is one feed only: it was fitted on, selected by and reported on"]
     elif held_out.shared and eval_data is None:
-        notes = ["there are two feeds only: one was selected by and reported on"]
+        notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
     return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
 
 

@@ -90,26 +90,30 @@ def parse_keep(value: str | float) -> Keep:
     return Keep(share=share)
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str, option: str = "--budget") -> Budget:
     """Reads `--budget`: `params=30%`, `params=0.3`, `params=120000`, `flops=2M`, `bytes=1MB`.
+
+    Args:
+        text: a kind and a limit.
+        option: how errors call where it comes from.
 
     Raises:
         PruneError: the text is not of this form, or the amount is not above 0, or above 100 %.
     """
     kind, equals, limit = (part.strip() for part in str(text).partition("="))
     if not equals or kind not in KINDS:
-        raise PruneError(f"'{text}' is not a budget", where="--budget", remedy=_BUDGET_FORMS)
+        raise PruneError(f"'{text}' is not a budget", where=option, remedy=_BUDGET_FORMS)
     unit = "b?" if kind == "bytes" else ""
     match = re.fullmatch(rf"{_NUMBER}\s*([kmg]i?|){unit}", limit, re.IGNORECASE)
     # A point without a unit is a share, as in --keep: params=0.3.
     if match and (limit[-1:].isalpha() or limit.isdigit()):
         amount = round(float(match[1]) * _POWERS[match[2].lower()])
         if amount < 1:
-            raise PruneError(f"'{text}' leaves nothing", where="--budget", remedy=_BUDGET_FORMS)
+            raise PruneError(f"'{text}' leaves nothing", where=option, remedy=_BUDGET_FORMS)
         return Budget(kind, amount=amount)
-    share = read_share(limit, "--budget")
+    share = read_share(limit, option)
     if share is None:
-        raise PruneError(f"'{text}' is not a budget", where="--budget", remedy=_BUDGET_FORMS)
+        raise PruneError(f"'{text}' is not a budget", where=option, remedy=_BUDGET_FORMS)
     return Budget(kind, share=share)
 
 

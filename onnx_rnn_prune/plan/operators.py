@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_rnn_prune.cells import CELLS
-from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import write_atomically
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.plan.timetable import Timetable
 
 STEPS = 64
 _ROUNDS = 15
@@ -48,51 +41,12 @@ class Operator:
         return " ".join(map(str, astuple(self)))
 
 
-def cache_folder() -> Path:
-    """Where what was measured on this machine is kept; XDG_CACHE_HOME moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnx_rnn_prune"
-
-
-class OperatorTimes:
-    """Milliseconds of operators on random inputs: 64 steps, one thread, the median.
-
-    Args:
-        path: a JSON file that keeps them, by machine and operator; one that is no such file counts
-            as empty, and a place that cannot be written keeps nothing.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path or cache_folder() / "operators.json"
-        self._machine = " ".join(
-            (platform.node(), platform.machine(), f"onnxruntime {onnxruntime.__version__}")
-        )
-
-    def __call__(self, operators: Sequence[Operator]) -> list[float]:
-        """The time of each; those that were never timed are timed now, in turns."""
-        known = self._read().get(self._machine, {})
-        missing = [operator for operator in dict.fromkeys(operators) if str(operator) not in known]
-        if missing:
-            found = dict(zip(map(str, missing), _timed(missing), strict=True))
-            known = {**known, **found}
-            self._keep(found)
-        return [known[str(operator)] for operator in operators]
-
-    def _read(self) -> dict[str, dict[str, float]]:
-        try:
-            found = json.loads(self._path.read_text("utf-8"))
-            return {
-                machine: {name: float(ms) for name, ms in times.items()}
-                for machine, times in found.items()
-            }
-        except (OSError, ValueError, AttributeError, TypeError):
-            return {}
-
-    def _keep(self, found: dict[str, float]) -> None:
-        times = self._read()  # another process may have written meanwhile
-        times[self._machine] = {**times.get(self._machine, {}), **found}
-        with contextlib.suppress(OSError, PruneError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(times, indent=1, sort_keys=True).encode())
+def operator_times(operators: Sequence[Operator], table: Timetable) -> list[float]:
+    """Milliseconds of each on random inputs: 64 steps, one thread, the median."""
+    named = {f"operator {operator}": operator for operator in operators}
+    found = table(list(named), lambda names: _timed([named[name] for name in names]))
+    times = dict(zip(named.values(), map(float, found), strict=True))
+    return [times[operator] for operator in operators]
 
 
 def _timed(operators: Sequence[Operator]) -> list[float]:

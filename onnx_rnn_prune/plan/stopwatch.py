@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_rnn_prune.cells import RecurrentLayer
-from onnx_rnn_prune.plan.operators import Operator, OperatorTimes
+from onnx_rnn_prune.plan.operators import Operator, operator_times
+from onnx_rnn_prune.plan.timetable import Timetable
 
 # Widths at which an operator is timed, as shares of its own; in between, time is interpolated.
 _SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -34,7 +35,7 @@ class Stopwatch:
             for layer in layers
         }
         flat = [each for own in operators.values() for each in own]
-        times = dict(zip(flat, OperatorTimes()(flat), strict=True))
+        times = dict(zip(flat, operator_times(flat, Timetable()), strict=True))
         self._curves = {
             # A wider operator that seems faster is noise, or a stroke of luck not to plan with.
             name: (np.array(widths[name], float), np.maximum.accumulate([times[o] for o in own]))

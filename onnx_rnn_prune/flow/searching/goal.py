@@ -11,6 +11,7 @@ from numbers import Real
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import above_zero, deviation
 from onnx_rnn_prune.flow.searching.trial import Trial
+from onnx_rnn_prune.plan.allocation import Fits
 from onnx_rnn_prune.plan.budget import Budget, parse_budget
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, read_quality
 
@@ -35,7 +36,7 @@ class Drop:
         return self.amount * abs(original) if self.relative else self.amount
 
     def __str__(self) -> str:
-        return f"{self.amount:.6g}" if not self.relative else f"{self.amount:.6%}"
+        return f"{self.amount:.6g}" if not self.relative else f"{100 * self.amount:.6g}%"
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,21 @@ class Aim:
 
     Attributes:
         most: the largest loss, or None for as little as can be.
+        fits: whether a cut is within all that limits its cost.
     """
 
     most: float | None
+    fits: Fits
 
     def meets(self, trial: Trial) -> bool:
-        """Whether a trial is good enough, with a standard error to spare."""
-        return self.most is None or trial.loss + trial.spread <= self.most
+        """Whether a trial is all that is asked for: good enough, with a standard error to spare."""
+        good = self.most is None or trial.loss + trial.spread <= self.most
+        return good and self.fits(list(trial.counts))
 
-    def rank(self, trial: Trial) -> tuple[bool, float]:
-        """The lower, the better."""
-        if self.most is not None and self.meets(trial):
-            return False, trial.ms
-        return self.most is not None, trial.loss
+    def rank(self, trial: Trial) -> tuple[bool, bool, float]:
+        """The lower, the better: what fits, of that what is good enough, of that the fastest."""
+        fits, meets = self.fits(list(trial.counts)), self.meets(trial)
+        return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
 
 
 def read_goal(
@@ -134,7 +137,9 @@ def read_goal(
     speed = None if speedup is None else Speed(share=1.0 / _read_factor(speedup))
     speed = speed if latency is None else Speed(ms=_read_time(latency))
     given = (("params", params), ("bytes", size))
-    budgets = tuple(parse_budget(f"{kind}={text}") for kind, text in given if text is not None)
+    budgets = tuple(
+        parse_budget(f"{kind}={text}", f"--{kind}") for kind, text in given if text is not None
+    )
     if drop is None and speed is None and not budgets:
         raise PruneError(
             "nothing says what to reach",

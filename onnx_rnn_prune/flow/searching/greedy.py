@@ -19,7 +19,7 @@ import numpy as np
 from onnx_rnn_prune.flow.choosing.sensitivity import SHARES, Curve, by_slopes
 from onnx_rnn_prune.flow.searching.goal import Aim
 from onnx_rnn_prune.flow.searching.space import Space
-from onnx_rnn_prune.flow.searching.trial import FULL, Ask, Counts, Strategy, Trial
+from onnx_rnn_prune.flow.searching.trial import FULL, QUICK, Ask, Counts, Strategy, Trial
 from onnx_rnn_prune.plan.allocation import ALLOCATORS
 
 Row = Callable[[float], Counts]
@@ -48,7 +48,16 @@ def greedy(space: Space, aim: Aim) -> Strategy:
     else:
         best = yield from _bisected(space, aim, rows)
     best = yield from _moved(space, aim, curves, best)
-    yield from _finals(space, aim, best)
+    yield from finals(space, aim, best)
+
+
+def equal(space: Space, aim: Aim) -> Strategy:
+    """The same share of each group: bisection, each cut recovered in full."""
+    row = _row(space, ALLOCATORS["uniform"](space.trace, space.scores), by_time=False)
+    if aim.most is None:
+        yield [Ask(row(math.inf), FULL)]
+    else:
+        yield from _bisected(space, aim, [row], FULL)
 
 
 def _row(space: Space, urgency: Callable[[int, int], float], by_time: bool) -> Row:
@@ -60,12 +69,11 @@ def curve_asks(space: Space) -> dict[int, list[Ask]]:
     """Cuts of each group alone, by its number."""
     found = {}
     for number, group in enumerate(space.groups):
-        widths = sorted({max(round(s * group.size), space.bounds.floor(group)) for s in SHARES})
-        found[number] = [
-            Ask(tuple(w if n == number else size for n, size in enumerate(space.full)))
-            for w in widths
-            if w < group.size
+        cuts = [
+            space.aligned([share * g.size if g is group else g.size for g in space.groups])
+            for share in SHARES
         ]
+        found[number] = [Ask(cut) for cut in sorted(set(cuts)) if cut != space.full]
     return found
 
 
@@ -81,14 +89,14 @@ def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curv
     return curves
 
 
-def _bisected(space: Space, aim: Aim, rows: Sequence[Row]) -> Steps:
+def _bisected(space: Space, aim: Aim, rows: Sequence[Row], recovery: str = QUICK) -> Steps:
     """The best of the fastest cuts of each row that are good enough; all rows go side by side."""
     least, most = space.ms(space.floor), space.ms(space.full)
     ranges = [[least, most] for _ in rows]
     best = (yield [Ask(row(most)) for row in rows[:1]])[0]
     for _ in range(_HALVINGS):
         middles = [(low + high) / 2 for low, high in ranges]
-        asks = [Ask(row(ms)) for row, ms in zip(rows, middles, strict=True)]
+        asks = [Ask(row(ms), recovery) for row, ms in zip(rows, middles, strict=True)]
         for trial, ms, ends in zip((yield asks), middles, ranges, strict=True):
             ends[1 if aim.meets(trial) else 0] = ms
             best = min(best, trial, key=aim.rank)
@@ -149,7 +157,7 @@ def _foretold(curves: Sequence[Curve], counts: Counts) -> float:
     return sum(float(np.interp(count, curve.kept, curve.error**2)) for curve, count in pairs)
 
 
-def _finals(space: Space, aim: Aim, best: Trial) -> Strategy:
+def finals(space: Space, aim: Aim, best: Trial) -> Strategy:
     """Recovers the best in full, and cuts further, or less, with the same proportions."""
     if best.counts == space.full:
         return

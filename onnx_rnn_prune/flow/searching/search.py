@@ -17,11 +17,11 @@ from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.searching.crew import Crew
 from onnx_rnn_prune.flow.searching.driver import Bounds, run
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
-from onnx_rnn_prune.flow.searching.greedy import greedy
 from onnx_rnn_prune.flow.searching.identity import key_of
 from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.rows import search_rows, test_rows
 from onnx_rnn_prune.flow.searching.setting import Setting, open_setting, space_of
+from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import Trial
 from onnx_rnn_prune.flow.searching.workers import Workers
 from onnx_rnn_prune.flow.treatment import Treatment
@@ -47,6 +47,7 @@ class Search:
         bounds: what the search may cost.
         crew: how many make trials, and where.
         memory: a file that remembers trials, or None.
+        strategy: who says what is tried next, one of STRATEGIES.
         pick: the number of the trial to finish; None for the best.
     """
 
@@ -58,6 +59,7 @@ class Search:
     bounds: Bounds
     crew: Crew
     memory: Path | None
+    strategy: str
     pick: int | None
 
     def __call__(self, progress: Progress) -> PruneResult:
@@ -107,8 +109,9 @@ class Search:
                 remedy="ask for less, or lower --min-units",
             )
         drop, lab = self.goal.drop, setting.lab
-        aim = Aim(None if drop is None else drop.of(lab.before(lab.bench.held_out)))
-        strategy = greedy(space, aim)
+        most = None if drop is None else drop.of(lab.before(lab.bench.held_out))
+        aim = Aim(most, space.fits)
+        strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
         return aim, run(strategy, setting.attempts, memory, self.bounds, progress)
 
     def _picked(self, aim: Aim, trials: Sequence[Trial]) -> Trial:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.plan.cost import Counts
+from onnx_rnn_prune.plan.plan import fingerprint
 from onnx_rnn_prune.plan.price import Price, layer_times
+from onnx_rnn_prune.plan.timetable import Timetable
 from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.profile import node_times
 
@@ -18,15 +19,21 @@ from onnx_rnn_prune.validate.profile import node_times
 def time_layers(opened: Opened, studied: Studied, data: Data) -> dict[str, Any]:
     """What a run of the original takes, and which share of it each layer that may be cut.
 
-    Measured on the first feed, one thread.
+    Measured once on this machine for inputs of the shapes of the first feed, one thread.
     """
     feed = next(iter(data.held_out))
-    whole = timings([opened.run()], feed)[0].ms
     keys = {layer.name: layer.key for layer in studied.prepared.trace.layers}
-    document = opened.document
-    nodes = node_times(document, list(keys.values()), islice(data.held_out, 1), opened.name)
-    shares = {name: nodes[key].share for name, key in keys.items() if key in nodes}
-    return {"ms": whole, "shares": shares}
+    shapes = " ".join(f"{name} {list(value.shape)}" for name, value in sorted(feed.items()))
+    name = f"model {fingerprint(opened.model)} {shapes} {sorted(keys)}"
+
+    def measured(names: Sequence[str]) -> list[dict[str, Any]]:
+        whole = timings([opened.run()], feed)[0].ms
+        nodes = node_times(opened.document, list(keys.values()), [feed], opened.name)
+        shares = {name: nodes[key].share for name, key in keys.items() if key in nodes}
+        return [{"ms": whole, "shares": shares}]
+
+    (found,) = Timetable()([name], measured)
+    return dict(found)
 
 
 def predicted(studied: Studied, times: Mapping[str, Any]) -> Price:

@@ -23,15 +23,7 @@ class Ask(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How good a cut is.
-
-    Attributes:
-        value: its quality on the validation feeds.
-        loss: by how much that is worse than the original's.
-        spread: the standard error of the loss, from parts of these feeds.
-        nrmse: of the output that deviates most.
-        seconds: that it took to make and judge it.
-    """
+    """The part of a trial that takes a cut to know; its attributes are as there."""
 
     value: float
     loss: float
@@ -41,22 +33,32 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Trial(Verdict):
+class Trial:
     """What came of a cut.
 
     Attributes:
         counts: units that the groups keep.
         recovery: how it was made up for.
+        value: its quality on the validation feeds.
+        loss: by how much that is worse than the original's.
+        spread: the standard error of the loss, from parts of these feeds.
+        nrmse: of the output that deviates most.
         ms: what a run is predicted to take.
         params: of the model.
         bytes: of the file, at most.
+        seconds: that the trial took.
     """
 
     counts: Counts
     recovery: str
+    value: float
+    loss: float
+    spread: float
+    nrmse: float
     ms: float
     params: int
     bytes: int
+    seconds: float
 
     @staticmethod
     def made(ask: Ask, verdict: Verdict, ms: float, params: int, size: int) -> Trial:

@@ -1,4 +1,4 @@
-"""What the command line offers, from Python."""
+"""Pruning: prune, and its two halves plan and apply."""
 
 from __future__ import annotations
 
@@ -7,31 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from onnx_rnn_prune.data import absolute, places
+from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import above_zero, check_progress, frozen, whole
+from onnx_rnn_prune.flow.arguments import check_progress, frozen
 from onnx_rnn_prune.flow.choosing.choice import choose_plan
 from onnx_rnn_prune.flow.choosing.planning import check_choice, make_plan
 from onnx_rnn_prune.flow.choosing.request import read_request
-from onnx_rnn_prune.flow.feeding import open_data, open_three
+from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.interface import read_interface
-from onnx_rnn_prune.flow.looking.comparing import bench, compare
-from onnx_rnn_prune.flow.looking.inspecting import inspect_model
-from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
+from onnx_rnn_prune.flow.opening import ModelSource, open_model
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.searching.crew import read_crew
-from onnx_rnn_prune.flow.searching.driver import Bounds
-from onnx_rnn_prune.flow.searching.goal import read_goal
-from onnx_rnn_prune.flow.searching.search import Search
 from onnx_rnn_prune.flow.stages.zeros import notes_on
 from onnx_rnn_prune.flow.treatment import read_stages, read_treatment
 from onnx_rnn_prune.plan.plan import Plan, check_plan
 from onnx_rnn_prune.progress import Progress, silent
-
-__all__ = ["apply", "bench", "compare", "inspect", "plan", "prune", "search"]
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 Amount = str | float | Mapping[str, str | float] | Sequence[str | float]
@@ -216,111 +207,3 @@ def apply(
     result.report["warnings"] += notes_on(stages)
     result.report["seconds"] = time.perf_counter() - start
     return replace(result, inputs=inputs)
-
-
-def inspect(
-    model: ModelSource,
-    *,
-    data: object = None,
-    freeze: Mapping[str, object] = _NOTHING,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """The recurrent layers of a model, what they cost, and where their units end.
-
-    Also recurrences that an exporter wrote out, which cannot be pruned, and what to do about them.
-
-    Args:
-        model: a path or a model; it is not changed.
-        data: inputs to measure time on, see `data.open_feeds`; made up where there are none.
-        freeze: inputs to fix to one value, by name.
-        progress: is told how far the work is.
-
-    Raises:
-        PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
-    """
-    check_progress(progress)
-    progress("reading", 0, None)
-    found = inspect_model(read_model(model, frozen(freeze)), data, progress)
-    found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
-    return found
-
-
-def search(
-    model: ModelSource,
-    *,
-    data: object,
-    eval_data: object = None,
-    max_nrmse: float | None = None,
-    metric: object = None,
-    better: str | None = None,
-    max_drop: str | float | None = None,
-    speedup: str | float | None = None,
-    latency: str | float | None = None,
-    params: str | None = None,
-    size: str | None = None,
-    trials: int = 200,
-    minutes: float = 15.0,
-    study: str | Path | None = None,
-    jobs: int = 1,
-    cluster: str | None = None,
-    pick: int | None = None,
-    criterion: str | None = None,
-    recover: str | None = None,
-    distill_minutes: float = 10.0,
-    only: str | Sequence[str] = (),
-    skip: str | Sequence[str] = (),
-    align: int = 1,
-    min_units: int = 1,
-    freeze: Mapping[str, object] = _NOTHING,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> PruneResult:
-    """Finds how many units each layer keeps, from what the result must be like.
-
-    With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
-    or small as asked for. Layers get different widths. What selects among cuts is disjoint from
-    what they are fitted on, and both from what is reported; `.report["search"]` has all cuts that
-    were tried. Other arguments are as in `prune`.
-
-    Args:
-        model: a path or a model; it is not changed.
-        data: inputs, see `data.open_feeds`; with labels beside them where the metric needs those.
-        eval_data: inputs to report on; a part of `data` otherwise.
-        max_nrmse: the largest deviation of an output, relative to its spread.
-        metric: how good a model is, see `validate.quality`: a name, or a function.
-        better: of a function, whether higher or lower is better.
-        max_drop: how much of the metric may be lost: a number in its own units, or "1%" of what the
-            original reaches.
-        speedup: how many times faster a run must be: 2, or "2x".
-        latency: what a run may take on this machine, one thread: "5ms", or milliseconds.
-        params: parameters that the model may have at most: "30%", "120k".
-        size: bytes that the file may have at most: "1MB".
-        trials: the most cuts that are tried.
-        minutes: the longest that trials may take, added up over all processes.
-        study: a file that remembers what was tried, so that the search can be stopped and goes on.
-        jobs: processes of this machine that make trials; their number changes no result.
-        cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
-        pick: the number of the cut to finish instead of the best.
-
-    Raises:
-        PruneError: something that the user can mend.
-        Unmet: no cut is within the limits. A result that is within them on what selected it, and
-            not on what is reported, is returned; then `.report["search"]["met"]` is False.
-    """
-    goal = read_goal(max_nrmse, metric, better, max_drop, speedup, latency, params, size)
-    treatment = read_treatment(recover, distill_minutes, "hard", 1, "shrink", False, (), (), seed)
-    request = read_request(
-        None, None, criterion, "uniform", "units", 1, recover, only, skip, align, min_units, seed
-    )
-    bounds = Bounds(whole(trials, "--trials", 1), above_zero(minutes, "--minutes"))
-    crew = read_crew(jobs, cluster)
-    number = None if pick is None else whole(pick, "--pick", 1)
-    check_progress(progress)
-    inputs = places(model, data, eval_data)
-    memory = None if study is None else Path(study)
-    opened = open_model(model, frozen(freeze))
-    if cluster is not None:
-        data, eval_data = absolute(data), absolute(eval_data)
-    given = open_three(opened, data, eval_data)
-    found = Search(opened, given, goal, request, treatment, bounds, crew, memory, number)
-    return replace(found(progress), inputs=inputs)

@@ -1,0 +1,168 @@
+"""The command that looks for a cut: search."""
+
+from __future__ import annotations
+
+import click
+
+from onnx_rnn_prune import api, report
+from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.outputs import beside, check_outputs, write
+from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
+from onnx_rnn_prune.validate.quality import BETTER, QUALITIES
+
+_goal = options.together(
+    click.option(
+        "--max-nrmse",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        help="Outputs deviate by at most this: RMS difference / spread.",
+    ),
+    click.option(
+        "--metric",
+        metavar="NAME",
+        callback=options.find_modules_here,
+        help=f"How good a model is: {', '.join(q.name for q in QUALITIES)}; or module:function.",
+    ),
+    click.option("--better", type=click.Choice(BETTER), help="Which values of a function are."),
+    click.option(
+        "--max-drop", metavar="X", help="Loss of the metric that is accepted: 0.5, or 1%."
+    ),
+    click.option("--speedup", metavar="FACTOR", help="A run is so many times faster: 2x."),
+    click.option("--latency", metavar="TIME", help="A run takes at most this: 5ms."),
+    click.option("--params", metavar="AMOUNT", help="Parameters at most: 30%, 120k."),
+    click.option("--bytes", "size", metavar="AMOUNT", help="Bytes of the file at most: 1MB."),
+)
+_bounds = options.together(
+    click.option(
+        "--trials",
+        type=click.IntRange(min=1),
+        default=200,
+        show_default=True,
+        help="The most cuts that are tried.",
+    ),
+    click.option(
+        "--minutes",
+        type=click.FloatRange(min=0, min_open=True),
+        default=15.0,
+        show_default=True,
+        help="The longest that trials may take.",
+    ),
+    click.option(
+        "--study",
+        type=options.name,
+        metavar="FILE",
+        help="Remember trials there; a search that was stopped goes on from it.",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that make trials.",
+    ),
+    click.option(
+        "--cluster", metavar="ADDRESS", help="Workers of this Dask scheduler make them instead."
+    ),
+    click.option(
+        "--strategy",
+        type=click.Choice(tuple(STRATEGIES)),
+        default="greedy",
+        show_default=True,
+        help="Who says what is tried next.",
+    ),
+    click.option(
+        "--pick",
+        type=click.IntRange(min=1),
+        metavar="NUMBER",
+        help="Write this one of the cuts instead of the best.",
+    ),
+)
+
+
+@click.command()
+@click.argument("model", type=options.name)
+@options.output
+@options.freeze
+@options.data_option("--data", options.DATA_HELP, required=True)
+@options.data_option("--eval-data", "Inputs to report on; part of --data without it.")
+@_goal
+@_bounds
+@options.criterion
+@options.recover
+@options.limits
+@options.json_report
+@options.save_plan
+def search(
+    model: str,
+    out: str,
+    freeze: dict[str, str],
+    data: str,
+    eval_data: str | None,
+    max_nrmse: float | None,
+    metric: str | None,
+    better: str | None,
+    max_drop: str | None,
+    speedup: str | None,
+    latency: str | None,
+    params: str | None,
+    size: str | None,
+    trials: int,
+    minutes: float,
+    study: str | None,
+    jobs: int,
+    cluster: str | None,
+    strategy: str,
+    pick: int | None,
+    criterion: str | None,
+    recover: str | None,
+    distill_minutes: float,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    align: int,
+    min_units: int,
+    seed: int,
+    json_path: str | None,
+    save_plan: str | None,
+) -> int:
+    """Find how many units each layer of MODEL keeps, and write the result to OUT.
+
+    With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
+    or small as asked for.
+    """
+    check_outputs([out, *beside(out, model), json_path, save_plan], [model, data, eval_data, study])
+    with report.ProgressBars() as progress:
+        result = api.search(
+            model,
+            data=data,
+            eval_data=eval_data,
+            max_nrmse=max_nrmse,
+            metric=metric,
+            better=better,
+            max_drop=max_drop,
+            speedup=speedup,
+            latency=latency,
+            params=params,
+            size=size,
+            trials=trials,
+            minutes=minutes,
+            study=study,
+            jobs=jobs,
+            cluster=cluster,
+            strategy=strategy,
+            pick=pick,
+            criterion=criterion,
+            recover=recover,
+            distill_minutes=distill_minutes,
+            only=only,
+            skip=skip,
+            align=align,
+            min_units=min_units,
+            freeze=freeze,
+            seed=seed,
+            progress=progress,
+        )
+    write(result, out, save_plan, json_path, report.search_table)
+    if result.report["search"]["met"]:
+        return 0
+    click.echo("Error: a limit is missed on the feeds that chose nothing, see above", err=True)
+    return 3

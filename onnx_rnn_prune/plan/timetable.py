@@ -1,0 +1,67 @@
+"""What was timed on this machine, in a file, so that it is timed once only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.files import write_atomically
+
+
+def cache_folder() -> Path:
+    """Where what was measured on this machine is kept; XDG_CACHE_HOME moves it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnx_rnn_prune"
+
+
+class Timetable:
+    """What was timed, by machine, version of onnxruntime and name.
+
+    Args:
+        path: a JSON file; one that is no such file counts as empty, and a place that cannot be
+            written keeps nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or cache_folder() / "timings.json"
+        self._machine = " ".join(
+            (platform.node(), platform.machine(), f"onnxruntime {onnxruntime.__version__}")
+        )
+
+    def __call__(
+        self, names: Sequence[str], measure: Callable[[Sequence[str]], Sequence[Any]]
+    ) -> list[Any]:
+        """What is known of each name; those of which nothing is known are measured, all at once.
+
+        Args:
+            names: of what is timed.
+            measure: a value that JSON knows for each of some of the names.
+        """
+        known = self._read().get(self._machine, {})
+        missing = [name for name in dict.fromkeys(names) if name not in known]
+        if missing:
+            found = dict(zip(missing, measure(missing), strict=True))
+            known = {**known, **found}
+            self._keep(found)
+        return [known[name] for name in names]
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            found = json.loads(self._path.read_text("utf-8"))
+            return {machine: dict(times) for machine, times in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def _keep(self, found: dict[str, Any]) -> None:
+        times = self._read()  # another process may have written meanwhile
+        times[self._machine] = {**times.get(self._machine, {}), **found}
+        with contextlib.suppress(OSError, PruneError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(times, indent=1, sort_keys=True).encode())

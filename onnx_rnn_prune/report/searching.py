@@ -1,0 +1,98 @@
+"""What a search prints beside the report of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from onnx_rnn_prune.report.numbers import amount, duration, size
+from onnx_rnn_prune.report.table import new_table, prune_table, sentence
+
+Report = Mapping[str, Any]
+
+_MOST_ROWS = 12
+
+
+def search_table(report: Report) -> Group:
+    """The cuts that no other one beats, what was picked, and whether it is what was asked for.
+
+    Args:
+        report: the dict of `PruneResult.report` of a search.
+    """
+    search = report["search"]
+    parts: list[Table | Text | Group] = [prune_table(report), _frontier(search)]
+    parts += [sentence(label, text) for label, text in _sentences(search)]
+    return Group(*parts)
+
+
+def quality(value: float | None) -> str:
+    """A quality in its own units."""
+    return "unknown" if value is None else f"{value:.4g}"
+
+
+def _frontier(search: Report) -> Table:
+    name = search["quality"]
+    numbers = ("No.", "Parameters", "File size", "Predicted time", name)
+    table = new_table("No.", "Units kept", *numbers[1:], "", numbers=numbers)
+    rows = [row for row in search["candidates"] if row["frontier"] or row["picked"]]
+    for row in _thinned(sorted(rows, key=lambda row: row["ms"])):
+        state = "picked" if row["picked"] else "" if row["meets"] else "beyond the limit"
+        table.add_row(
+            str(row["number"]),
+            Text(_kept(row["kept"])),
+            amount(row["params"]),
+            size(row["bytes"]),
+            duration(row["ms"]),
+            quality(row["quality"]),
+            state,
+        )
+    return table
+
+
+def _kept(kept: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in kept.items())
+
+
+def _thinned(rows: Sequence[Report]) -> list[Report]:
+    """Evenly fewer rows where there are many; the picked one stays."""
+    every = -(-len(rows) // _MOST_ROWS)
+    return [row for n, row in enumerate(rows) if n % every == 0 or row["picked"]]
+
+
+def _sentences(search: Report) -> list[tuple[str, str]]:
+    splits, test = search["splits"], search["test"]
+    shared = f" ({splits['shared']})" if splits["shared"] else ""
+    lines = [
+        ("Goal", search["goal"]),
+        (
+            "Tried",
+            f"{len(search['candidates'])} cuts; number {search['picked']} was picked; any other"
+            " one can be had with --pick NUMBER and the same --study",
+        ),
+        (
+            "Feeds",
+            f"{splits['calibration']} to calibrate, {splits['validation']} to select by,"
+            f" {splits['test']} to report on{shared}",
+        ),
+        (
+            "On the last",
+            f"{search['quality']} {quality(test['quality'])},"
+            f" of the original {quality(test['original'])}",
+        ),
+    ]
+    return lines + [(_name(limit), _judgement(limit)) for limit in search["limits"]]
+
+
+def _name(limit: Report) -> str:
+    return f"Limit of {limit['name']}"
+
+
+def _judgement(limit: Report) -> str:
+    show = {"speed": duration, "params": amount, "bytes": size}.get(limit["name"], quality)
+    what = "lost " if limit["name"] == "quality" else ""
+    verdict = "met" if limit["met"] else "MISSED"
+    return f"{what}{show(limit['reached'])} of {show(limit['asked'])} allowed: {verdict}"

@@ -1,0 +1,356 @@
+"""Searching: the strategies, what they remember, and results that are what was asked for."""
+
+import contextlib
+import itertools
+import json
+import sqlite3
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import onnx_rnn_prune
+from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.flow.searching import rows, setting
+from onnx_rnn_prune.flow.searching.driver import Bounds, run
+from onnx_rnn_prune.flow.searching.goal import Aim, read_goal
+from onnx_rnn_prune.flow.searching.laboratory import Laboratory
+from onnx_rnn_prune.flow.searching.memory import Memory
+from onnx_rnn_prune.flow.searching.rows import frontier
+from onnx_rnn_prune.flow.searching.space import Space
+from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
+from onnx_rnn_prune.flow.searching.trial import FULL, Trial
+from onnx_rnn_prune.plan.allocation import Allocation
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.trace.units import Group
+from test_allocation import WIDTH, stacked, widths
+
+SIZES = (40, 40, 20)
+# What a unit costs, and how much the error falls with the units of each group.
+COSTS = np.array([4.0, 1.0, 2.0])
+WEIGHTS = np.array([0.2, 1.0, 0.5])
+
+
+def anything(counts):
+    return True
+
+
+def lost(counts):
+    share = np.array(counts) / SIZES
+    return float(np.sqrt((WEIGHTS * (1 - share) ** 2).sum()))
+
+
+def cost(counts):
+    return 5.0 + float(np.dot(COSTS, counts))
+
+
+def attempt(ask):
+    loss = lost(ask.counts) * (0.9 if ask.recovery == FULL else 1.0)
+    return Trial(ask.counts, ask.recovery, loss, loss, 0.0, loss, cost(ask.counts), 0, 0, 1.0)
+
+
+def space(most=np.inf, align=1):
+    groups, first = [], 0
+    for number, size in enumerate(SIZES):
+        groups.append(Group((f"layer {number}",), (np.arange(first, first + size)[:, None],)))
+        first += size
+    trace = SimpleNamespace(groups=tuple(groups))
+    scores = np.random.default_rng(0).random(first)
+    return Space(trace, scores, Allocation(align), cost, lambda counts: cost(counts) <= most)
+
+
+def searched(strategy, aim, most=np.inf, trials=400, memory=None, align=1):
+    memory = Memory(None, "") if memory is None else memory
+    work = STRATEGIES[strategy](space(most, align), aim, 0)
+    attempts = lambda asks: map(attempt, asks)  # noqa: E731
+    return run(work, attempts, memory, Bounds(trials, 1e9), silent)
+
+
+def best_of_all(most):
+    """By trying every third cut."""
+    cuts = itertools.product(*(range(1, size + 1, 3) for size in SIZES))
+    return min(cost(counts) for counts in cuts if 0.9 * lost(counts) <= most)
+
+
+@pytest.mark.parametrize("most", [0.05, 0.2, 0.6])
+def test_greedy_comes_near_the_fastest_cut_that_is_good_enough(most):
+    trials = searched("greedy", Aim(most, anything))
+    best = min(trials, key=Aim(most, anything).rank)
+    assert best.loss <= most
+    assert best.ms <= 1.05 * best_of_all(most)
+    assert len(trials) < 150
+
+
+def test_greedy_comes_near_the_best_cut_that_is_fast_enough():
+    most = 0.4 * cost(SIZES)
+    aim = Aim(None, lambda counts: cost(counts) <= most)
+    best = min(searched("greedy", aim, most), key=aim.rank)
+    assert best.ms <= most
+    cuts = itertools.product(*(range(1, size + 1, 3) for size in SIZES))
+    assert best.loss <= 0.9 * 1.05 * min(lost(counts) for counts in cuts if cost(counts) <= most)
+
+
+def test_optuna_finds_a_cut_that_is_good_enough():
+    pytest.importorskip("optuna")
+    trials = searched("optuna", Aim(0.2, anything))
+    best = min(trials, key=Aim(0.2, anything).rank)
+    assert best.loss <= 0.2 and best.ms < 0.8 * cost(SIZES)
+    assert [t.counts for t in searched("optuna", Aim(0.2, anything))] == [t.counts for t in trials]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_widths_are_aligned(strategy):
+    if strategy == "optuna":
+        pytest.importorskip("optuna")
+    for trial in searched(strategy, Aim(0.3, anything), align=8):
+        assert all(n % 8 == 0 or n == size for n, size in zip(trial.counts, SIZES, strict=True))
+
+
+@pytest.mark.parametrize("trials", [1, 5, 17])
+def test_no_more_is_tried_than_asked_for(trials):
+    assert len(searched("greedy", Aim(0.2, anything), trials=trials)) == trials
+
+
+def test_no_batch_begins_when_the_time_is_over():
+    work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
+    attempts = lambda asks: map(attempt, asks)  # noqa: E731
+    first = len(next(STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)))
+    assert len(run(work, attempts, Memory(None, ""), Bounds(400, 0.1), silent)) == first
+
+
+def test_what_was_tried_is_not_tried_again_and_the_end_is_the_same(tmp_path):
+    """Stopped after each number of trials, and gone on with, it ends as one left alone."""
+    alone = searched("greedy", Aim(0.2, anything))
+    path = tmp_path / "study"
+    for stop in (3, 11, 30, 31, 60):
+        made = []
+
+        def until(asks, stop=stop, made=made):
+            for ask in asks:
+                if len(made) == stop:
+                    raise KeyboardInterrupt
+                made.append(ask)
+                yield attempt(ask)
+
+        work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            run(work, until, Memory(path, ""), Bounds(400, 1e9), silent)
+    assert searched("greedy", Aim(0.2, anything), memory=Memory(path, "")) == alone
+
+
+def test_memory_tells_apart_what_was_measured_in_other_ways(tmp_path):
+    Memory(tmp_path / "study", "one ").keep("key", [1, 2.5])
+    assert "key" not in Memory(tmp_path / "study", "two ")
+    assert Memory(tmp_path / "study", "one ")["key"] == [1, 2.5]
+
+
+def test_memory_refuses_other_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("something else, and long enough to be no database" * 9)
+    with pytest.raises(PruneError, match=r"notes.txt: cannot be used to remember"):
+        Memory(tmp_path / "notes.txt", "")
+    with pytest.raises(PruneError, match=r"name another file with --study"):
+        Memory(tmp_path / "nowhere" / "study", "")
+
+
+def test_the_frontier_is_what_nothing_beats():
+    rng = np.random.default_rng(0)
+    trials = [
+        Trial((n,), "quick", 0.0, float(loss), 0.0, 0.0, float(ms), 0, 0, 0.0)
+        for n, (loss, ms) in enumerate(rng.integers(0, 12, (60, 2)))
+    ]
+    best = frontier(trials)
+    for trial in trials:
+        beaten = any(
+            (o.ms, o.loss) != (trial.ms, trial.loss) and o.ms <= trial.ms and o.loss <= trial.loss
+            for o in trials
+        )
+        same = any((o.ms, o.loss) == (trial.ms, trial.loss) for o in best)
+        assert same != beaten
+
+
+@pytest.fixture(scope="module")
+def feeds():
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(12)]
+
+
+def search(feeds, idle="first", **choices):
+    return onnx_rnn_prune.search(stacked(idle), data=feeds, **choices)
+
+
+@pytest.mark.parametrize("idle", ["first", "second"])
+def test_the_layer_that_does_nothing_is_cut(idle, feeds):
+    """All but two of its units are read by nobody; the other layer's are all needed."""
+    result = search(feeds, idle, max_nrmse=1e-3)
+    other = {"first": "second", "second": "first"}[idle]
+    found, report = widths(result), result.report["search"]
+    assert found[idle] <= 3 and found[other] == 8
+    assert report["met"] and report["test"]["quality"] <= 1e-3
+    assert result.report["oracle"]["passed"]
+
+
+def test_the_three_sets_are_disjoint(feeds, monkeypatch):
+    seen = []
+    kept = Laboratory.before
+    monkeypatch.setattr(
+        Laboratory, "before", lambda self, own: (seen.append(own), kept(self, own))[1]
+    )
+    result = search(feeds, max_nrmse=0.5, trials=3)
+    splits = result.report["search"]["splits"]
+    assert splits == {"calibration": 7, "validation": 3, "test": 2, "shared": ""}
+    names = [{feed.name for feed in own} for own in seen]
+    assert min(len(one & other) for one in names for other in names) == 0
+
+
+def test_what_is_reported_is_of_the_feeds_given_for_that(feeds):
+    """Also where they go by the same names as those that select."""
+    rng = np.random.default_rng(7)
+    others = [{"x": 3 * rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(3)]
+    result = search(feeds, None, eval_data=others, max_nrmse=0.9)
+    found = onnx_rnn_prune.compare(stacked(None), result.model, data=others)
+    reported = result.report["search"]["test"]["quality"]
+    assert reported == pytest.approx(found["drift"]["logits"]["nrmse"], rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_report_says_what_too_few_feeds_share(count, feeds):
+    result = search(feeds[:count], max_nrmse=0.5, trials=3)
+    assert result.report["search"]["splits"]["shared"].startswith("there ")
+
+
+def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatch):
+    study = tmp_path / "study"
+    first = search(feeds, max_nrmse=0.1, study=study)
+
+    def fail(self, ask):
+        raise AssertionError(ask)
+
+    monkeypatch.setattr(Laboratory, "judge", fail)
+    again = search(feeds, max_nrmse=0.1, study=study)
+    assert again.plan == first.plan
+    assert again.report["search"]["candidates"] == first.report["search"]["candidates"]
+    rows = first.report["search"]["candidates"]
+    other = next(
+        row for row in rows if not row["picked"] and row["kept"] != {"first": 8, "second": 8}
+    )
+    picked = search(feeds, max_nrmse=0.1, study=study, pick=other["number"])
+    assert widths(picked) == other["kept"]
+    with pytest.raises(PruneError, match=r"^--pick: there is no candidate 999"):
+        search(feeds, max_nrmse=0.1, study=study, pick=999)
+
+
+def test_a_study_with_other_feeds_starts_anew(feeds, tmp_path):
+    study = tmp_path / "study"
+    search(feeds, max_nrmse=0.5, study=study, trials=2)
+    search(feeds[1:], max_nrmse=0.5, study=study, trials=2)
+    base = sqlite3.connect(study)
+    keys = [key.split()[0] for (key,) in base.execute("SELECT key FROM record")]
+    base.close()
+    assert len(set(keys)) == 2
+
+
+@pytest.mark.parametrize("limit", [{"params": "60%"}, {"size": "90%"}])
+def test_what_limits_the_cost_is_met(limit, feeds):
+    result = search(feeds, **limit, trials=30)
+    (row,) = result.report["search"]["limits"]
+    assert row["met"] and row["reached"] <= row["asked"]
+    assert result.report["search"]["quality"] == "nrmse"
+
+
+def test_where_the_real_file_is_too_slow_less_is_kept(feeds, monkeypatch):
+    """Predictions that are half of what a run takes are made good for."""
+    asked = []
+
+    def slower(goal, opened, report, loss, before):
+        kept = sum(layer["hidden_after"] for layer in report["layers"])
+        asked.append(kept)
+        yield rows.Limit("speed", 1.0, 1.3 * kept / asked[0], kept < asked[0])
+
+    monkeypatch.setattr(rows, "_limits", slower)
+    times = {"ms": 1.0, "shares": {"first": 0.5, "second": 0.5}}
+    monkeypatch.setattr(setting, "time_layers", lambda *_: times)
+    result = search(feeds, latency="0.9ms", trials=30)
+    assert len(asked) == 2 and asked[1] < asked[0]
+    assert result.report["search"]["met"]
+
+
+def test_all_of_several_limits_are_met(feeds):
+    result = search(feeds, max_nrmse=0.9, params="60%", size="90%", trials=60)
+    assert [row["name"] for row in result.report["search"]["limits"]] == [
+        "quality",
+        "params",
+        "bytes",
+    ]
+    assert all(row["met"] for row in result.report["search"]["limits"][1:])
+
+
+def test_what_cannot_be_met_is_said(feeds):
+    with pytest.raises(Unmet, match=r"^search: not even the fewest units"):
+        search(feeds, params="1%")
+    with pytest.raises(Unmet, match=r"^search: no cut that was tried is within nrmse at most 0,"):
+        search(feeds, None, max_nrmse=0.0, params="70%")
+
+
+def test_a_metric_of_the_users_own_decides(feeds):
+    def smallness(results):
+        return float(np.mean([np.abs(outputs["logits"]).max() for _, outputs in results]))
+
+    result = search(feeds, None, metric=smallness, better="lower", max_drop="5%", trials=30)
+    report = result.report["search"]
+    assert report["quality"] == "smallness" and not report["higher_is_better"]
+    assert all(
+        row["quality"] + row["spread"] <= report["quality_limit"] + 1e-9
+        for row in report["candidates"]
+        if row["meets"]
+    )
+
+
+def test_labels_in_feeds_are_what_accuracy_counts(feeds):
+    model = stacked(None)
+    given = [{**feed, "labels": np.zeros((15, 2), int)} for feed in feeds]
+    found = onnx_rnn_prune.search(model, data=given, metric="accuracy", max_drop=0.05, trials=20)
+    assert 0 <= found.report["search"]["test"]["original"] <= 1
+    with pytest.raises(PruneError, match=r"^--metric accuracy: there are no labels"):
+        onnx_rnn_prune.search(model, data=feeds, metric="accuracy", max_drop=0.05)
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [
+        ({}, r"^search: nothing says what to reach; give --max-nrmse"),
+        ({"max_drop": 1}, r"^--max-drop: no metric is named"),
+        ({"max_nrmse": 0.1, "metric": "kl"}, r"^--max-nrmse and --metric: both say"),
+        ({"speedup": 2, "latency": "5ms"}, r"^--speedup and --latency: both say"),
+        ({"speedup": "fast"}, r"^--speedup: 'fast' is no number"),
+        ({"speedup": "0x"}, r"^--speedup: "),
+        ({"latency": "5 miles"}, r"^--latency: '5 miles' is no time"),
+        ({"latency": True}, r"^--latency: "),
+        ({"max_nrmse": -1}, r"^--max-nrmse: "),
+        ({"metric": "kl", "max_drop": "little"}, r"^--max-drop: 'little' is no loss"),
+        ({"metric": "kl", "max_drop": float("nan")}, r"^--max-drop: "),
+        ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^--better: what is better is known"),
+        ({"metric": "wisdom", "max_drop": 1}, r"^--metric: there is no metric 'wisdom'"),
+        ({"params": "150%"}, r"^--params: "),
+        ({"size": "much"}, r"^--bytes: "),
+        ({"max_nrmse": 0.1, "trials": 0}, r"^--trials: "),
+        ({"max_nrmse": 0.1, "minutes": 0}, r"^--minutes: "),
+        ({"max_nrmse": 0.1, "strategy": "luck"}, r"^--strategy: "),
+        ({"max_nrmse": 0.1, "pick": 0}, r"^--pick: "),
+    ],
+)
+def test_what_means_nothing_is_refused(choices, text, feeds):
+    with pytest.raises(PruneError, match=text):
+        search(feeds, **choices)
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"), [("5ms", 5.0), ("0.5 s", 500.0), ("250us", 0.25), (7, 7.0)]
+)
+def test_times(text, ms):
+    goal = read_goal(None, None, None, None, None, text, None, None)
+    assert goal.speed is not None and goal.speed.of(1.0) == pytest.approx(ms)
+
+
+def test_reports_are_json(feeds):
+    report = search(feeds, max_nrmse=0.5, trials=3).report
+    assert json.loads(json.dumps(report["search"]))
