@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -68,10 +71,12 @@ class Processes:
 
     Attributes:
         pool: of the processes.
+        jobs: how many there are.
         folder: through which work is sent.
     """
 
     pool: ProcessPoolExecutor
+    jobs: int
     folder: Path
 
     def send(self, work: Work[Item, Result]) -> Mapper[Item, Result]:
@@ -81,14 +86,25 @@ class Processes:
         return partial(self._done, InFile(path))
 
     def _done(self, packed: Packed, items: Sequence[Any]) -> Iterator[Any]:
+        # The pool queues two items for each process, and is given no more. It fails when it is to
+        # end before all that it was given is in its queue.
+        asked: deque[Future[Any]] = deque()
         try:
-            yield from self.pool.map(partial(do, packed), items)
+            for item in items:
+                if len(asked) == 2 * self.jobs:
+                    yield asked.popleft().result()
+                asked.append(self.pool.submit(do, packed, item))
+            while asked:
+                yield asked.popleft().result()
         except BrokenProcessPool as error:
             raise PruneError(
                 "a process that made trials was ended from outside, or ran out of memory",
                 where="--jobs",
                 remedy="lower it; with --study, a search goes on where it stopped",
             ) from error
+        finally:
+            while not all(future.running() or future.done() for future in asked):
+                time.sleep(0.001)
 
 
 class Packed(Hashable, Protocol):
@@ -156,6 +172,6 @@ def processes(jobs: int) -> Iterator[Workers]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         pool = ProcessPoolExecutor(jobs)
         try:
-            yield Processes(pool, Path(folder))
+            yield Processes(pool, jobs, Path(folder))
         finally:
             pool.shutdown(kill_workers=True)
