@@ -32,6 +32,9 @@ Result = TypeVar("Result")
 # Does work for items, one result after the other, in their order.
 Mapper = Callable[[Sequence[Item]], Iterator[Result]]
 
+# Seconds for a pool to queue what it was given, which takes it some milliseconds.
+_PATIENCE = 5.0
+
 
 @dataclass(frozen=True, eq=False)
 class Work(Generic[Item, Result]):
@@ -103,7 +106,8 @@ class Processes:
                 remedy="lower it; with --study, a search goes on where it stopped",
             ) from error
         finally:
-            while not all(future.running() or future.done() for future in asked):
+            end = time.monotonic() + _PATIENCE
+            while not all(f.running() or f.done() for f in asked) and time.monotonic() < end:
                 time.sleep(0.001)
 
 
