@@ -1,5 +1,10 @@
 """The one error a user sees: what is wrong, where, and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
 
 class PruneError(Exception):
     """Something the user can mend.
@@ -15,6 +20,9 @@ class PruneError(Exception):
         self.where = " ".join(where.split())
         self.remedy = " ".join(remedy.split())
         super().__init__(str(self))
+
+    def __reduce__(self) -> tuple[Callable[[str], PruneError], tuple[str]]:
+        return partial(type(self), where=self.where, remedy=self.remedy), (self.what,)
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""

@@ -222,13 +222,13 @@ def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatc
     study = tmp_path / "study"
     first = search(feeds, max_nrmse=0.1, study=study)
 
-    attempted = Laboratory.attempt
+    judged = Laboratory.judge
 
     def nothing_new(self, ask):
         assert not self.cuts(ask.counts), ask
-        return attempted(self, ask)
+        return judged(self, ask)
 
-    monkeypatch.setattr(Laboratory, "attempt", nothing_new)
+    monkeypatch.setattr(Laboratory, "judge", nothing_new)
     again = search(feeds, max_nrmse=0.1, study=study)
     assert again.plan == first.plan
     assert again.report["search"]["candidates"] == first.report["search"]["candidates"]

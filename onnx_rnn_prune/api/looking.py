@@ -14,6 +14,7 @@ from onnx_rnn_prune.flow.feeding import open_three
 from onnx_rnn_prune.flow.looking.inspecting import inspect_model
 from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
 from onnx_rnn_prune.flow.searching.alone import Sensitivity
+from onnx_rnn_prune.flow.searching.crew import read_crew
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.validate.quality import read_quality
 
@@ -54,6 +55,8 @@ def sensitivity(
     metric: object = None,
     better: str | None = None,
     study: str | Path | None = None,
+    jobs: int = 1,
+    cluster: str | None = None,
     criterion: str | None = None,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
@@ -73,6 +76,8 @@ def sensitivity(
         metric: how good a model is, see `validate.quality`: a name, or a function.
         better: of a function, whether higher or lower is better.
         study: a file that remembers what was measured, also for a `search`.
+        jobs: processes of this machine that make cuts; their number changes no result.
+        cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
 
     Returns:
         `metric`, its name or None; `layers`, a row for each group of layers that are cut together:
@@ -88,6 +93,7 @@ def sensitivity(
     request = read_request(
         None, None, criterion, "uniform", "units", 1, None, only, skip, align, min_units, seed
     )
+    crew = read_crew(jobs, cluster)
     check_progress(progress)
     if data is None:
         raise PruneError(
@@ -95,4 +101,5 @@ def sensitivity(
         )
     opened = open_model(model, frozen(freeze))
     memory = None if study is None else Path(study)
-    return Sensitivity(opened, open_three(opened, data, None), quality, request, memory)(progress)
+    given = open_three(opened, crew.reachable(data), None)
+    return Sensitivity(opened, given, quality, request, crew, memory)(progress)

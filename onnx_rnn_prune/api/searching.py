@@ -13,6 +13,7 @@ from onnx_rnn_prune.flow.choosing.request import read_request
 from onnx_rnn_prune.flow.feeding import open_three
 from onnx_rnn_prune.flow.opening import ModelSource, open_model
 from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.searching.crew import read_crew
 from onnx_rnn_prune.flow.searching.driver import Bounds
 from onnx_rnn_prune.flow.searching.goal import read_goal
 from onnx_rnn_prune.flow.searching.search import Search
@@ -39,6 +40,8 @@ def search(
     trials: int = 200,
     minutes: float = 15.0,
     study: str | Path | None = None,
+    jobs: int = 1,
+    cluster: str | None = None,
     strategy: str = "greedy",
     pick: int | None = None,
     criterion: str | None = None,
@@ -73,8 +76,10 @@ def search(
         params: parameters that the model may have at most: "30%", "120k".
         size: bytes that the file may have at most: "1MB".
         trials: the most cuts that are tried.
-        minutes: the longest that trials may take, added up.
+        minutes: the longest that trials may take, added up over all processes.
         study: a file that remembers what was tried, so that the search can be stopped and goes on.
+        jobs: processes of this machine that make trials; their number changes no result.
+        cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
         strategy: who says what is tried next: greedy; uniform, for the same share of each layer; or
             optuna, which draws cuts (and must be installed).
         pick: the number of the cut to finish instead of the best.
@@ -90,14 +95,13 @@ def search(
         None, None, criterion, "uniform", "units", 1, recover, only, skip, align, min_units, seed
     )
     bounds = Bounds(whole(trials, "--trials", 1), above_zero(minutes, "--minutes"))
+    crew = read_crew(jobs, cluster)
     chosen = one_of(strategy, STRATEGIES, "--strategy")
     number = None if pick is None else whole(pick, "--pick", 1)
     check_progress(progress)
     inputs = places(model, data, eval_data)
     memory = None if study is None else Path(study)
     opened = open_model(model, frozen(freeze))
-    given = open_three(opened, data, eval_data)
-    found = Search(opened, given, goal, request, treatment, bounds, memory, chosen, number)(
-        progress
-    )
-    return replace(found, inputs=inputs)
+    given = open_three(opened, crew.reachable(data), crew.reachable(eval_data))
+    found = Search(opened, given, goal, request, treatment, bounds, crew, memory, chosen, number)
+    return replace(found(progress), inputs=inputs)

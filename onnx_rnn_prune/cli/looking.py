@@ -22,6 +22,7 @@ from onnx_rnn_prune.model.files import write_atomically
 @options.data_option("--data", options.DATA_FORMS)
 @options.metric
 @options.study
+@options.crew
 @options.criterion
 @options.limits
 @options.as_json
@@ -33,6 +34,8 @@ def sensitivity(
     metric: str | None,
     better: str | None,
     study: str | None,
+    jobs: int,
+    cluster: str | None,
     criterion: str | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
@@ -53,6 +56,8 @@ def sensitivity(
             metric=metric,
             better=better,
             study=study,
+            jobs=jobs,
+            cluster=cluster,
             criterion=criterion,
             only=only,
             skip=skip,

@@ -185,6 +185,18 @@ study = click.option(
     metavar="FILE",
     help="Remember trials there; a search that was stopped goes on from it.",
 )
+crew = together(
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that make trials.",
+    ),
+    click.option(
+        "--cluster", metavar="ADDRESS", help="Workers of this Dask scheduler make them instead."
+    ),
+)
 
 
 # The options that leave no choice of units.

@@ -1,7 +1,7 @@
 """Feeds: the inputs on which a model is calibrated and checked."""
 
 from onnx_rnn_prune.data.feeds import Feeds, open_feeds
-from onnx_rnn_prune.data.places import places
+from onnx_rnn_prune.data.places import absolute, places
 from onnx_rnn_prune.data.synthetic import random_feeds
 
-__all__ = ["Feeds", "open_feeds", "places", "random_feeds"]
+__all__ = ["Feeds", "absolute", "open_feeds", "places", "random_feeds"]

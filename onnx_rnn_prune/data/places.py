@@ -29,6 +29,14 @@ def places(*sources: object) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def absolute(source: object) -> object:
+    """The same source for a process that runs in another folder."""
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source).absolute()
+    return path if path.exists() else source
+
+
 def _module_files(name: str) -> list[Path]:
     """The file of a module and those of the packages around it; nothing is imported."""
     found: list[Path] = []

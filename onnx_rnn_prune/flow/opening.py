@@ -94,6 +94,16 @@ def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
         document = Document.read(model)
         Pipeline((Freeze(freeze), TakeBranches(), DropUnread()))(document)
         model = document.write()
+    return follow(model, name)
+
+
+def follow(model: onnx.ModelProto, name: str) -> Opened:
+    """Opens a model that was read.
+
+    Args:
+        model: with weights in it, or absolute paths to them.
+        name: how errors call it.
+    """
     inlined = inline_layers(model, [cell.op for cell in CELLS])
     document = Document.read(inlined)
     notes = []

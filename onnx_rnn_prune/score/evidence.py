@@ -143,6 +143,44 @@ class Evidence:
     activity: Matrix
 
 
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Sums over feeds; those of parts of the data merge into those of the whole.
+
+    Attributes:
+        feeds: how many.
+        moments: by reader's pool, of the signal that it reads.
+        emphasis: by reader's pool, of how much the square of an error in each output matters.
+        absolute: per unit, of its absolute states.
+        samples: per unit, how many states.
+    """
+
+    feeds: int
+    moments: Shelf
+    emphasis: Mapping[str, Matrix]
+    absolute: Matrix
+    samples: Matrix
+
+    def merge(self, other: Tally) -> Tally:
+        """The sums over both; the moments of both are used up.
+
+        What comes of it depends, by rounding, on the order in which parts are merged.
+        """
+        self.moments.merge(other.moments)
+        return Tally(
+            feeds=self.feeds + other.feeds,
+            moments=self.moments,
+            emphasis={name: own + other.emphasis[name] for name, own in self.emphasis.items()},
+            absolute=self.absolute + other.absolute,
+            samples=self.samples + other.samples,
+        )
+
+    def evidence(self) -> Evidence:
+        """What the feeds showed."""
+        emphasis = {name: total / self.feeds for name, total in self.emphasis.items()}
+        return Evidence(self.moments, emphasis, self.absolute / np.maximum(self.samples, 1))
+
+
 def collect(
     document: Document,
     trace: Trace,
@@ -151,6 +189,17 @@ def collect(
     progress: Progress,
 ) -> Evidence:
     """Runs all feeds once and sums up what readers read; one feed is in memory at a time."""
+    return tally(document, trace, readers, feeds, progress).evidence()
+
+
+def tally(
+    document: Document,
+    trace: Trace,
+    readers: Sequence[Reader],
+    feeds: Feeds,
+    progress: Progress,
+) -> Tally:
+    """The sums of which evidence is made."""
     tapped = Tapped(document, readers)
     moments = Shelf()
     emphasis: dict[str, Matrix] = {}
@@ -163,11 +212,11 @@ def collect(
         for reader in readers:
             signal = tapped.signal(reader, taps)
             moments.add(reader.pool, Moments.of(signal))
-            weighed = tapped.emphasis(reader, taps) / total
+            weighed = tapped.emphasis(reader, taps)
             emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + weighed
             if isinstance(reader, GateReader) and reader.sources[-1] == "H":
                 units = reader.labels >= 0
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
     progress("calibrating", total, total)
-    return Evidence(moments, emphasis, absolute / np.maximum(samples, 1))
+    return Tally(total, moments, emphasis, absolute, samples)

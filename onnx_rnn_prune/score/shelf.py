@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,23 @@ class Shelf:
         np.save(self._path(name), moments.comoment)
         if moments.comoment.nbytes > _LARGE:
             give_back()
+
+    def merge(self, other: Shelf) -> None:
+        """Merges all moments of another shelf into those of the same names."""
+        for name in other._heads:
+            self.add(name, other[name])
+
+    @staticmethod
+    def of(moments: Mapping[str, Moments]) -> Shelf:
+        """A shelf with some moments, which are used up."""
+        result = Shelf()
+        for name, found in moments.items():
+            result.add(name, found)
+        return result
+
+    def __reduce__(self) -> tuple[Callable[[Mapping[str, Moments]], Shelf], tuple[object]]:
+        """What another process is sent: the moments, not the folder."""
+        return Shelf.of, ({name: self[name] for name in self._heads},)
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"

@@ -11,12 +11,15 @@ from onnx_rnn_prune.flow.choosing.request import Request
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import Opened
+from onnx_rnn_prune.flow.searching.crew import Crew
 from onnx_rnn_prune.flow.searching.driver import Bounds, run
 from onnx_rnn_prune.flow.searching.greedy import curve_asks
+from onnx_rnn_prune.flow.searching.identity import key_of
+from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.rows import sensitivity_rows
-from onnx_rnn_prune.flow.searching.setting import open_laboratory, open_memory
+from onnx_rnn_prune.flow.searching.setting import Setting, open_setting
 from onnx_rnn_prune.flow.searching.space import Space
-from onnx_rnn_prune.flow.searching.trial import Strategy
+from onnx_rnn_prune.flow.searching.trial import Strategy, Trial
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.validate.quality import Quality
 
@@ -30,6 +33,7 @@ class Sensitivity:
         data: feeds to calibrate with and to measure on.
         quality: what is measured beside the deviation of the outputs.
         request: how units are ranked, and which layers may be cut.
+        crew: how many make trials, and where.
         memory: a file that remembers trials, or None; that of a search serves.
     """
 
@@ -37,29 +41,35 @@ class Sensitivity:
     data: Data
     quality: Quality
     request: Request
+    crew: Crew
     memory: Path | None
 
     def __call__(self, progress: Progress) -> dict[str, Any]:
         """Cuts, recovers and runs."""
         start = time.perf_counter()
-        opened, data, request = self.opened, self.data, self.request
-        memory = open_memory(opened, data, self.quality, request, self.memory)
-        lab, studied = open_laboratory(
-            opened, data, self.quality, request, AS_BEFORE, memory, progress
-        )
-        space = Space(lab.trace, lab.scores, request.bounds, lab.ms, lambda counts: True)
+        memory = Memory(self.memory, key_of(self.opened, self.data, self.quality, self.request))
+        with self.crew.open() as workers:
+            setting = open_setting(
+                self.opened, self.data, self.quality, self.request, AS_BEFORE,
+                workers, memory, progress,
+            )  # fmt: skip
+            trials = self._tried(setting, memory, progress)
+        found = sensitivity_rows(setting, self.data, trials)
+        left = setting.studied.prepared.left
+        found["warnings"] += [f"{name} is left alone: {why}" for name, why in left.items()]
+        found["warnings"] += self.request.bounds.notes(setting.lab.trace.groups)
+        return {**found, "seconds": time.perf_counter() - start}
+
+    def _tried(self, setting: Setting, memory: Memory, progress: Progress) -> list[Trial]:
+        lab = setting.lab
+        space = Space(lab.trace, lab.scores, self.request.bounds, setting.ms, lambda counts: True)
         asks = sum(map(len, curve_asks(space).values()))
 
         def tell(what: str, done: int, total: int | None) -> None:
             progress("cutting layers one by one", done, total)
 
         bounds = Bounds(trials=asks, minutes=float("inf"))
-        trials = run(_one_by_one(space), lambda own: map(lab.attempt, own), memory, bounds, tell)
-        found = sensitivity_rows(lab, data, trials)
-        left = studied.prepared.left
-        found["warnings"] += [f"{name} is left alone: {why}" for name, why in left.items()]
-        found["warnings"] += request.bounds.notes(lab.trace.groups)
-        return {**found, "seconds": time.perf_counter() - start}
+        return run(_one_by_one(space), setting.attempts, memory, bounds, tell)
 
 
 def _one_by_one(space: Space) -> Strategy:

@@ -12,16 +12,18 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.fading import Schedule
+from onnx_rnn_prune.flow.feeding import Data
+from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import recover_units
-from onnx_rnn_prune.flow.searching.trial import FULL, Ask, Counts, Trial
+from onnx_rnn_prune.flow.searching.trial import FULL, Ask, Counts, Verdict
+from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.passes.recover import RIDGE
 from onnx_rnn_prune.plan.allocation import choose
-from onnx_rnn_prune.plan.cost import Cost
-from onnx_rnn_prune.plan.price import Price
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.evidence import Evidence
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.states import plain_outputs
@@ -40,36 +42,35 @@ class Laboratory:
     Attributes:
         bench: fits what is left of the model; its mask is not looked at.
         scores: of the units; of a group, those with the highest stay.
-        ms: what a run is predicted to take.
-        cost: parameters and bytes.
         quality: how good a cut is.
         original: makes what is right of feeds.
     """
 
     bench: Bench
     scores: Matrix
-    ms: Price
-    cost: Cost
     quality: Quality
     original: Recorded
 
-    def attempt(self, ask: Ask) -> Trial:
+    @staticmethod
+    def of(
+        opened: Opened,
+        data: Data,
+        studied: Studied,
+        evidence: Evidence,
+        scores: Matrix,
+        quality: Quality,
+    ) -> Laboratory:
+        """A laboratory for a model of which data was seen."""
+        known = replace(studied, evidence=evidence)
+        everything = np.ones(studied.prepared.trace.units.count, dtype=bool)
+        bench = Bench.of(opened, data, known, everything)
+        return Laboratory(bench, scores, quality, Recorded(opened.run()))
+
+    def judge(self, ask: Ask) -> Verdict:
         """Makes a cut and judges it."""
         start = time.perf_counter()
-        counts = list(ask.counts)
         value, loss, spread, error = self._judged(ask)
-        return Trial(
-            counts=ask.counts,
-            recovery=ask.recovery,
-            value=value,
-            loss=loss,
-            spread=spread,
-            nrmse=error,
-            ms=self.ms(counts),
-            params=self.cost("params", counts),
-            bytes=self.cost("bytes", counts),
-            seconds=time.perf_counter() - start,
-        )
+        return Verdict(value, loss, spread, error, time.perf_counter() - start)
 
     @property
     def trace(self) -> Trace:

@@ -20,19 +20,20 @@ class Memory:
     Args:
         path: of an SQLite file, which need not be there; None to remember nothing longer than
             this object lives.
-        prefix: of all keys, which tells apart what was measured in other ways.
+        key: of the search, which tells apart what was measured in other ways.
 
     Raises:
         PruneError: it is another file, or cannot be written.
     """
 
-    def __init__(self, path: Path | None, prefix: str) -> None:
-        self._path, self._prefix = path, prefix
+    def __init__(self, path: Path | None, key: str) -> None:
+        self.key = key
+        self._path, self._prefix = path, f"{key} "
         self._known: dict[str, Any] = {}
         if path is not None:
             for key, value in self._run("SELECT key, value FROM record"):
-                if key.startswith(prefix):
-                    self._known[key.removeprefix(prefix)] = json.loads(value)
+                if key.startswith(self._prefix):
+                    self._known[key.removeprefix(self._prefix)] = json.loads(value)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known

@@ -11,6 +11,7 @@ from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
+from onnx_rnn_prune.flow.searching.setting import Setting
 from onnx_rnn_prune.flow.searching.trial import QUICK, Trial
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.plan.cost import limit_of
@@ -60,15 +61,16 @@ def split_rows(data: Data) -> dict[str, Any]:
     }
 
 
-def sensitivity_rows(lab: Laboratory, data: Data, trials: Sequence[Trial]) -> dict[str, Any]:
+def sensitivity_rows(setting: Setting, data: Data, trials: Sequence[Trial]) -> dict[str, Any]:
     """What cuts of one group of layers alone do, of all cuts that were tried.
 
     Groups that were never cut alone are left out.
     """
+    lab = setting.lab
     full = [group.size for group in lab.trace.groups]
     named = lab.quality is not NRMSE
     before = lab.before(lab.bench.held_out) if named else None
-    whole = {"nrmse": 0.0, "metric": before, "ms": lab.ms(full)}
+    whole = {"nrmse": 0.0, "metric": before, "ms": setting.ms(full)}
     rows, seconds = [], 0.0
     for number, group in enumerate(lab.trace.groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}

@@ -14,15 +14,16 @@ from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.searching.crew import Crew
 from onnx_rnn_prune.flow.searching.driver import Bounds, run
 from onnx_rnn_prune.flow.searching.goal import Aim, Goal
-from onnx_rnn_prune.flow.searching.laboratory import Laboratory
+from onnx_rnn_prune.flow.searching.identity import key_of
 from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.rows import search_rows, sensitivity_rows, test_rows
-from onnx_rnn_prune.flow.searching.setting import open_laboratory, open_memory, space_of
+from onnx_rnn_prune.flow.searching.setting import Setting, open_setting, space_of
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import Trial
-from onnx_rnn_prune.flow.studying import Studied
+from onnx_rnn_prune.flow.searching.workers import Workers
 from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import Progress
@@ -44,6 +45,7 @@ class Search:
         request: how units are ranked, and which layers may be cut.
         treatment: what is done to the cut that is picked.
         bounds: what the search may cost.
+        crew: how many make trials, and where.
         memory: a file that remembers trials, or None.
         strategy: who says what is tried next, one of STRATEGIES.
         pick: the number of the trial to finish; None for the best.
@@ -55,6 +57,7 @@ class Search:
     request: Request
     treatment: Treatment
     bounds: Bounds
+    crew: Crew
     memory: Path | None
     strategy: str
     pick: int | None
@@ -67,43 +70,50 @@ class Search:
             Unmet: no cut is within the limits.
         """
         start = time.perf_counter()
-        quality, interface = self.goal.quality, self.treatment.interface
-        memory = open_memory(self.opened, self.data, quality, self.request, self.memory)
-        lab, studied = open_laboratory(
-            self.opened, self.data, quality, self.request, interface, memory, progress
-        )
-        slack = 1.0
+        with self.crew.open() as workers:
+            result = self._found(workers, progress)
+        seconds = time.perf_counter() - start
+        result.report["search"]["seconds"] = result.report["seconds"] = seconds
+        return result
+
+    def _found(self, workers: Workers, progress: Progress) -> PruneResult:
+        goal, request = self.goal, self.request
+        key = key_of(self.opened, self.data, goal.quality, request)
+        memory = Memory(self.memory, key)
+        setting = open_setting(
+            self.opened, self.data, goal.quality, request, self.treatment.interface,
+            workers, memory, progress,
+        )  # fmt: skip
+        lab, slack = setting.lab, 1.0
         for _ in range(_ROUNDS):
-            aim, trials = self._tried(lab, memory, slack, progress)
+            aim, trials = self._tried(setting, memory, slack, progress)
             picked = self._picked(aim, trials)
-            result = self._finished(lab, studied, picked, progress)
-            tested = test_rows(lab, self.data, self.goal, self.opened, result)
+            result = self._finished(setting, picked, progress)
+            tested = test_rows(lab, self.data, goal, self.opened, result)
             slow = [row for row in tested["limits"] if row["name"] == "speed" and not row["met"]]
             if not slow or self.pick is not None:
                 break
             slack *= _PART * slow[0]["asked"] / slow[0]["reached"]
-        rows = search_rows(lab, self.data, self.goal, aim, trials, picked)
-        seconds = time.perf_counter() - start
-        result.report.update(search={**rows, **tested, "seconds": seconds}, seconds=seconds)
-        result.report["sensitivity"] = sensitivity_rows(lab, self.data, trials)
+        rows = search_rows(lab, self.data, goal, aim, trials, picked)
+        result.report["search"] = {**rows, **tested}
+        result.report["sensitivity"] = sensitivity_rows(setting, self.data, trials)
         return result
 
     def _tried(
-        self, lab: Laboratory, memory: Memory, slack: float, progress: Progress
+        self, setting: Setting, memory: Memory, slack: float, progress: Progress
     ) -> tuple[Aim, list[Trial]]:
-        space = space_of(self.opened, lab, self.request, self.goal, slack)
+        space = space_of(self.opened, setting, self.request, self.goal, slack)
         if not space.fits(list(space.floor)):
             raise Unmet(
                 f"not even the fewest units that may stay are within {self.goal}",
                 where="search",
                 remedy="ask for less, or lower --min-units",
             )
-        drop = self.goal.drop
+        drop, lab = self.goal.drop, setting.lab
         most = None if drop is None else drop.of(lab.before(lab.bench.held_out))
         aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
-        attempts = lambda asks: map(lab.attempt, asks)  # noqa: E731
-        return aim, run(strategy, attempts, memory, self.bounds, progress)
+        return aim, run(strategy, setting.attempts, memory, self.bounds, progress)
 
     def _picked(self, aim: Aim, trials: Sequence[Trial]) -> Trial:
         if self.pick is not None:
@@ -124,9 +134,8 @@ class Search:
             )
         return best
 
-    def _finished(
-        self, lab: Laboratory, studied: Studied, picked: Trial, progress: Progress
-    ) -> PruneResult:
+    def _finished(self, setting: Setting, picked: Trial, progress: Progress) -> PruneResult:
+        studied, lab = setting.studied, setting.lab
         prepared = studied.prepared
         plan = Plan.from_mask(fingerprint(self.opened.model), lab.trace, lab.keep(picked.counts))
         plan = replace(plan, pinned=dict(prepared.left))

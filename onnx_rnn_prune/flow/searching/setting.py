@@ -1,18 +1,15 @@
-"""What a search starts from: a model whose units are ranked, and a memory of what was tried."""
+"""What a search starts from: a model whose units are ranked, and those who try cuts of it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import numpy as np
 
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.choosing.request import Request
 from onnx_rnn_prune.flow.choosing.scoring import score_units
 from onnx_rnn_prune.flow.choosing.sharing import cost_of_cuts
@@ -22,55 +19,62 @@ from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.searching.goal import Goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.flow.searching.memory import Memory
+from onnx_rnn_prune.flow.searching.site import Calibrate, Judge, Shard, Site, calibrated
 from onnx_rnn_prune.flow.searching.space import Space
 from onnx_rnn_prune.flow.searching.speed import predicted, time_layers
-from onnx_rnn_prune.flow.studying import Studied, look, study
+from onnx_rnn_prune.flow.searching.trial import Ask, Trial, Verdict
+from onnx_rnn_prune.flow.searching.workers import Mapper, Work, Workers
+from onnx_rnn_prune.flow.studying import Studied, study
 from onnx_rnn_prune.flow.worth import never_worth
-from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.passes.prepared import choose_layers
-from onnx_rnn_prune.plan.cost import limit_of
-from onnx_rnn_prune.plan.plan import fingerprint
+from onnx_rnn_prune.plan.cost import Cost, limit_of
+from onnx_rnn_prune.plan.price import Price
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.score.evidence import Evidence, Tally
 from onnx_rnn_prune.validate.quality import Quality
-from onnx_rnn_prune.validate.results import Recorded
+
+# Into so many parts feeds are split to calibrate on, however many work at them: sums depend, by
+# rounding, on how they are put together.
+_SHARDS = 8
 
 
-class Digest(Protocol):
-    """Of hashlib's."""
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a search starts from.
 
-    def update(self, data: bytes, /) -> None:
-        """Takes in more."""
+    Attributes:
+        studied: what is known of the model.
+        lab: where cuts are made in this process.
+        verdicts: makes and judges them, wherever that is.
+        ms: what a run is predicted to take.
+        cost: parameters and bytes.
+    """
+
+    studied: Studied
+    lab: Laboratory
+    verdicts: Mapper[Ask, Verdict]
+    ms: Price
+    cost: Cost
+
+    def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:
+        """Tries cuts; what they cost is told by this machine for all."""
+        for ask, verdict in zip(asks, self.verdicts(asks), strict=True):
+            counts = list(ask.counts)
+            cost = self.cost("params", counts), self.cost("bytes", counts)
+            yield Trial.made(ask, verdict, self.ms(counts), *cost)
 
 
-# What trials mean; to be changed when that does.
-_FORMAT = "1"
-
-
-def open_memory(
-    opened: Opened, data: Data, quality: Quality, request: Request, path: Path | None
-) -> Memory:
-    """What was measured of this model, with these feeds and in this way."""
-    found = hashlib.sha256()
-    for part in (_FORMAT, version("onnx_rnn_prune"), fingerprint(opened.model)):
-        found.update(part.encode())
-    found.update(repr((quality.name, quality.higher, quality.source)).encode())
-    chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
-    found.update(repr((*chosen, request.seed)).encode())
-    for feeds in (data.fitting, data.held_out):
-        _digest(found, feeds)
-    return Memory(path, f"{found.hexdigest()[:16]} ")
-
-
-def open_laboratory(
+def open_setting(
     opened: Opened,
     data: Data,
     quality: Quality,
     request: Request,
     interface: Interface,
+    workers: Workers,
     memory: Memory,
     progress: Progress,
-) -> tuple[Laboratory, Studied]:
-    """Where trials are made, and what is known of the model.
+) -> Setting:
+    """Ranks the units, and tells workers how to judge cuts.
 
     Layers that no cut makes smaller are left whole.
 
@@ -83,7 +87,6 @@ def open_laboratory(
     if never:
         names = tuple(name for name in names if name not in never)
         studied = study(opened, names, data, interface, progress)
-    scores, studied = score_units(look(studied, data, progress), data, request, progress)
     left = {**studied.prepared.left, **never}
     studied = replace(studied, prepared=replace(studied.prepared, left=left))
     if not studied.prepared.trace.groups:
@@ -93,47 +96,60 @@ def open_laboratory(
             where=opened.name,
             remedy="look at it with inspect",
         )
+    site = Site(
+        memory.key, opened.name, opened.model, data, quality, request, tuple(names), interface
+    )
+    evidence = _calibrated(site, studied, workers, progress)
+    studied = replace(studied, evidence=evidence)
+    scores, studied = score_units(studied, data, request, progress)
     times = memory.recall("times", lambda: time_layers(opened, studied, data))
-    everything = np.ones(studied.prepared.trace.units.count, dtype=bool)
-    lab = Laboratory(
-        bench=Bench.of(opened, data, studied, everything),
-        scores=scores,
+    lab = Laboratory.of(opened, data, studied, evidence, scores, quality)
+    return Setting(
+        studied=studied,
+        lab=lab,
+        verdicts=workers.send(Work(lab.judge, Judge(site, evidence, scores))),
         ms=predicted(studied, times),
         cost=cost_of_cuts(studied, scores, refits=True),
-        quality=quality,
-        original=Recorded(opened.run()),
     )
-    return lab, studied
 
 
-def space_of(opened: Opened, lab: Laboratory, request: Request, goal: Goal, slack: float) -> Space:
+def space_of(opened: Opened, setting: Setting, request: Request, goal: Goal, slack: float) -> Space:
     """The cuts that are within all that limits their cost.
 
     Args:
         opened: the model.
-        lab: where they are made.
+        setting: where they are made.
         request: with the bounds of all cuts.
         goal: with the limits.
         slack: times the longest time that is predicted.
     """
+    trace = setting.lab.trace
     limits = {budget.kind: limit_of(budget, opened.document) for budget in goal.budgets}
-    full = [group.size for group in lab.trace.groups]
-    most = None if goal.speed is None else goal.speed.of(lab.ms(full)) * slack
+    full = [group.size for group in trace.groups]
+    most = None if goal.speed is None else goal.speed.of(setting.ms(full)) * slack
 
     def fits(counts: list[int]) -> bool:
-        if most is not None and lab.ms(counts) > most:
+        if most is not None and setting.ms(counts) > most:
             return False
-        return all(lab.cost(kind, counts) <= limit for kind, limit in limits.items())
+        return all(setting.cost(kind, counts) <= limit for kind, limit in limits.items())
 
-    return Space(lab.trace, lab.scores, request.bounds, lab.ms, fits)
+    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits)
 
 
-def _digest(found: Digest, feeds: Iterable[Feed]) -> None:
-    for feed in feeds:
-        labels = getattr(feed, "labels", None)
-        for name, value in [*sorted(feed.items()), ("labels", labels)]:
-            if value is not None:
-                found.update(f"{name} {value.dtype} {value.shape} ".encode())
-                found.update(
-                    repr(value.tolist()).encode() if value.dtype.hasobject else value.tobytes()
-                )
+def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progress) -> Evidence:
+    feeds = site.data.fitting
+    shards = _shards(feeds)
+    sums = workers.send(Work(partial(calibrated, studied, feeds), Calibrate(site)))(shards)
+
+    def counted() -> Iterator[Tally]:
+        for number in range(len(shards)):
+            progress("calibrating", number, len(shards))
+            yield next(sums)
+        progress("calibrating", len(shards), len(shards))
+
+    return reduce(Tally.merge, counted()).evidence()
+
+
+def _shards(feeds: Feeds) -> list[Shard]:
+    parts = np.array_split(np.arange(len(feeds)), min(_SHARDS, len(feeds)))
+    return [tuple(part.tolist()) for part in parts]

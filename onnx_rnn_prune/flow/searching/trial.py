@@ -22,6 +22,17 @@ class Ask(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """The part of a trial that takes a cut to know; its attributes are as there."""
+
+    value: float
+    loss: float
+    spread: float
+    nrmse: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """What came of a cut.
 
@@ -48,6 +59,14 @@ class Trial:
     params: int
     bytes: int
     seconds: float
+
+    @staticmethod
+    def made(ask: Ask, verdict: Verdict, ms: float, params: int, size: int) -> Trial:
+        """Of what was asked, how good it is and what it costs."""
+        return Trial(
+            **asdict(verdict),
+            counts=ask.counts, recovery=ask.recovery, ms=ms, params=params, bytes=size,
+        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """As JSON knows it."""

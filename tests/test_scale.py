@@ -1,0 +1,293 @@
+"""Searches in several processes: the same result wherever trials run, whatever is killed."""
+
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from functools import reduce
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_rnn_prune
+from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.flow.feeding import open_three
+from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.opening import open_model
+from onnx_rnn_prune.flow.searching import cluster, crew
+from onnx_rnn_prune.flow.searching.crew import Crew
+from onnx_rnn_prune.flow.searching.site import calibrated
+from onnx_rnn_prune.flow.searching.workers import Work
+from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.evidence import Tally
+from onnx_rnn_prune.score.moments import Moments
+from onnx_rnn_prune.score.shelf import Shelf
+from test_allocation import WIDTH, stacked
+
+LIMIT = 0.6
+
+
+@pytest.fixture(scope="module")
+def feeds():
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folder(feeds, tmp_path_factory):
+    path = tmp_path_factory.mktemp("scale") / "clips"
+    path.mkdir()
+    for number, feed in enumerate(feeds):
+        np.savez(path / f"{number}.npz", **feed)
+    return path
+
+
+def searched(feeds, **choices):
+    return onnx_rnn_prune.search(stacked(None), data=feeds, max_nrmse=LIMIT, **choices)
+
+
+def outcome(result):
+    """All that must not depend on where trials ran."""
+    return result.report["search"]["candidates"], result.plan.to_json()
+
+
+@pytest.fixture(scope="module")
+def alone(feeds):
+    return outcome(searched(feeds))
+
+
+@pytest.fixture(scope="module")
+def dask():
+    """A scheduler and two workers, each a process of its own."""
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+    ) as cluster:
+        yield cluster
+
+
+def test_two_processes_find_what_one_finds(feeds, alone):
+    assert len(alone[0]) > 15
+    assert outcome(searched(feeds, jobs=2)) == alone
+
+
+def test_a_cluster_finds_what_one_process_finds(folder, alone, dask, monkeypatch):
+    """Also where data lie in a folder whose path holds from this one only."""
+    monkeypatch.chdir(folder.parent)
+    assert outcome(searched("clips", cluster=dask.scheduler_address)) == alone
+
+
+def test_work_of_a_killed_worker_is_done_by_another(feeds, alone, dask):
+    from distributed import Client
+
+    killed = []
+
+    def kill(client):
+        while not killed:
+            for worker, tasks in client.processing().items():
+                if any(key.startswith("do-") for key in tasks):
+                    killed.extend(client.run(os.getpid, workers=[worker]).values())
+                    os.kill(killed[0], signal.SIGKILL)
+                    return
+            time.sleep(0.005)
+
+    with Client(dask, set_as_default=False) as client:
+        thread = threading.Thread(target=kill, args=(client,))
+        thread.start()
+        found = outcome(searched(feeds, cluster=dask.scheduler_address))
+        thread.join()
+    assert killed and found == alone
+
+
+# Forked, since that starts at once; nothing was run yet, so there are no threads to lose.
+KILLS = """
+import os, random, signal, sqlite3, sys, time
+from onnx_rnn_prune.api import search
+
+model, data, study, limit = *sys.argv[1:4], float(sys.argv[4])
+
+def remembered():
+    try:
+        base = sqlite3.connect(f"file:{study}?mode=ro", uri=True)
+        (count,) = base.execute("SELECT count(*) FROM record").fetchone()
+        base.close()
+        return count
+    except sqlite3.OperationalError:
+        return 0
+
+kills, draw = 0, random.Random(0)
+while kills < 10:
+    wanted = remembered() + draw.randrange(3)
+    child = os.fork()
+    if child == 0:
+        search(model, data=data, max_nrmse=limit, study=study)
+        os._exit(0)
+    ended = 0
+    while remembered() < wanted and not ended:
+        time.sleep(0.002)
+        ended, _ = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_search_killed_ten_times_ends_as_one_left_alone(folder, alone, tmp_path):
+    study = tmp_path / "study"
+    onnx.save(stacked(None), tmp_path / "model.onnx")
+    arguments = [tmp_path / "model.onnx", folder, study, LIMIT]
+    subprocess.run([sys.executable, "-c", KILLS, *map(str, arguments)], check=True, timeout=120)
+    with closing(sqlite3.connect(study)) as base:
+        remembered = base.execute("SELECT count(*) FROM record WHERE key LIKE '%trial%'")
+        assert remembered.fetchone()[0] > 2
+    assert outcome(searched(folder, study=study)) == alone
+
+
+def test_errors_in_workers_are_those_of_this_process(feeds):
+    own = os.getpid()
+
+    def metric(results):
+        if os.getpid() != own:
+            raise ValueError("no such thing")
+        return float(np.mean([np.abs(outputs["logits"]).max() for _, outputs in results]))
+
+    with pytest.raises(PruneError) as caught:
+        onnx_rnn_prune.search(stacked(None), data=feeds, metric=metric, max_drop=0.1, jobs=2)
+    assert str(caught.value) == "metric: it failed with ValueError: no such thing; mend it"
+
+
+def test_a_killed_process_is_one_clear_error():
+    def fragile(item):
+        if item == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    message = r"^--jobs: a process .* ended from outside.*--study"
+    with pytest.raises(PruneError, match=message), Crew(2).open() as workers:
+        list(workers.send(Work(fragile, lambda: fragile))(range(20)))
+
+
+def test_a_failure_ends_the_processes_at_once():
+    """Though more is asked for, and those that work at it are busy."""
+
+    def slow(item):
+        if item == 1:
+            raise PruneError("odd", where="here")
+        time.sleep(0.1 if item == 0 else 30.0)
+
+    start = time.perf_counter()
+    with pytest.raises(PruneError, match=r"^here: odd$"), Crew(2).open() as workers:
+        list(workers.send(Work(slow, lambda: slow))(range(20)))
+    assert time.perf_counter() - start < 25.0
+
+
+def test_workers_that_read_other_data_are_noticed(feeds):
+    own = os.getpid()
+    data = lambda: feeds if os.getpid() == own else feeds[::-1]  # noqa: E731
+    with pytest.raises(PruneError, match=r"a worker reads other data than this process"):
+        searched(data, jobs=2)
+
+
+def test_what_cannot_be_sent_is_said(feeds):
+    lock = threading.Lock()
+
+    def data():
+        with lock:
+            return feeds
+
+    with pytest.raises(PruneError, match=r"^--jobs: data or metric cannot be sent .*TypeError"):
+        searched(data, jobs=2)
+
+
+def test_workers_multiply_with_one_thread_and_give_results_in_order():
+    def threads(seconds):
+        time.sleep(seconds)
+        return seconds, {lib["num_threads"] for lib in blas()}
+
+    waits = [0.3, 0.0, 0.2, 0.0]
+    for own in (Crew(), Crew(2)):
+        with own.open() as workers:
+            found = list(workers.send(Work(threads, lambda: threads))(waits))
+        assert found == [(wait, {1}) for wait in waits]
+
+
+def blas():
+    import numpy  # noqa: F401
+    from threadpoolctl import threadpool_info
+
+    return [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"jobs": 0}, r"^--jobs: 0 is not a whole number"),
+        ({"cluster": 8786}, r"^--cluster: 8786 is no address"),
+        ({"jobs": 2, "cluster": "tcp://127.0.0.1:1"}, r"^--jobs and --cluster: both say"),
+        ({"cluster": "nonsense://here"}, r"^nonsense://here: no Dask scheduler answers"),
+        ({"cluster": "tcp://127.0.0.1:1"}, r"^tcp://127.0.0.1:1: no Dask scheduler answers"),
+    ],
+)
+def test_places_for_trials_that_mean_nothing(choices, message, feeds, monkeypatch):
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    with pytest.raises(PruneError, match=message):
+        searched(feeds, **choices)
+
+
+def test_a_cluster_without_workers_is_said(feeds, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:
+        address = empty.scheduler_address
+        with pytest.raises(PruneError, match=r"has no workers; start some with `dask worker tcp"):
+            searched(feeds, cluster=address)
+
+
+def test_dask_is_needed_for_clusters_only(feeds, monkeypatch):
+    monkeypatch.setattr(crew, "find_spec", lambda name: None)
+    with pytest.raises(PruneError, match=r"^--cluster: needs Dask.*onnx_rnn_prune\[cluster\]"):
+        searched(feeds, cluster="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("kind", [PruneError, Unmet])
+def test_errors_travel_whole(kind):
+    error = pickle.loads(pickle.dumps(kind("is wrong", where="here", remedy="mend it")))
+    assert type(error) is kind and str(error) == "here: is wrong; mend it"
+    assert (error.what, error.where, error.remedy) == ("is wrong", "here", "mend it")
+
+
+@pytest.mark.parametrize("width", [3, 400])  # in memory, in a file
+def test_shelves_travel_and_merge(width):
+    rng = np.random.default_rng(0)
+    samples = {name: rng.normal(size=(40, width)) + 3 for name in "ab"}
+    first = Shelf.of({name: Moments.of(part[:11]) for name, part in samples.items()})
+    rest = Shelf.of({name: Moments.of(part[11:]) for name, part in samples.items()})
+    first.merge(pickle.loads(pickle.dumps(rest)))
+    for name, whole in samples.items():
+        wanted, found = Moments.of(whole), first[name]
+        assert found.count == 40
+        np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-12)
+        np.testing.assert_allclose(found.comoment, wanted.comoment, rtol=1e-9, atol=1e-9)
+
+
+def test_parts_of_the_data_tell_what_all_of_it_does(feeds):
+    opened = open_model(stacked(None))
+    data = open_three(opened, feeds, None)
+    studied = study(opened, ["first", "second"], data, AS_BEFORE, silent)
+    parts = [calibrated(studied, data.fitting, shard) for shard in ((0, 1, 2, 3), (4,), (5, 6))]
+    merged = reduce(Tally.merge, parts).evidence()
+    whole = calibrated(studied, data.fitting, tuple(range(7))).evidence()
+    np.testing.assert_allclose(merged.activity, whole.activity, rtol=1e-12)
+    assert merged.emphasis.keys() == whole.emphasis.keys()
+    for name, emphasis in whole.emphasis.items():
+        np.testing.assert_allclose(merged.emphasis[name], emphasis, rtol=1e-6)
