@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.flow.answers import Answers
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied
@@ -25,7 +26,7 @@ from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.states import state_outputs
-from onnx_rnn_prune.validate import drift
+from onnx_rnn_prune.validate import deviations
 
 Pairs = Callable[[Reader], Moments]
 
@@ -61,8 +62,7 @@ class Bench:
         readers: all that read units.
         evidence: moments of the original's signals.
         fitting: feeds to fit on.
-        held_out: feeds to judge by.
-        original: loads what outputs are compared with.
+        answers: feeds to judge by, with what the original gives for them.
     """
 
     prepared: Prepared
@@ -70,8 +70,7 @@ class Bench:
     readers: list[Reader]
     evidence: Evidence
     fitting: Feeds
-    held_out: Feeds
-    original: Callable[[], Runner]
+    answers: Answers
 
     @staticmethod
     def of(opened: Opened, data: Data, studied: Studied, keep: Mask) -> Bench:
@@ -83,8 +82,7 @@ class Bench:
             readers=studied.readers,
             evidence=studied.evidence,
             fitting=data.fitting,
-            held_out=data.held_out,
-            original=opened.run,
+            answers=Answers(opened.run, data.held_out),
         )
 
     def with_units(self, keep: Mask) -> Bench:
@@ -104,7 +102,7 @@ class Bench:
     def judge(self, write: Pass) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds."""
         candidate = Runner(self.shrunk(write), name="a candidate", remedy=OURS)
-        found = drift(self.original(), candidate, self.held_out)
+        found = deviations(self.answers, candidate, "the original and a candidate")
         states = state_outputs(self.prepared.document)
         errors = [values.nrmse for name, values in found.items() if name not in states]
         # What a state holds matters only for what comes of it.

@@ -4,7 +4,7 @@ The oracle says whether the smaller file computes what it should: the original w
 units zeroed. Drift says how far that is from the original. Latency says what it gained.
 """
 
-from onnx_rnn_prune.validate.drift import Drift, drift
+from onnx_rnn_prune.validate.drift import Drift, deviations, drift
 from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
 from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, either_order, oracle
 
@@ -15,6 +15,7 @@ __all__ = [
     "Latency",
     "Oracle",
     "Timing",
+    "deviations",
     "drift",
     "either_order",
     "latency",

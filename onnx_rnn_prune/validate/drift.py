@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,11 +52,26 @@ def drift(a: Runner, b: Runner, feeds: Iterable[Feed]) -> dict[str, Drift]:
             where=f"{a.name} and {b.name}",
             remedy="compare models with the same outputs",
         )
-    sums = {name: _Sums() for name in a.outputs}
-    for feed in feeds:
-        left, right = a(feed), b(feed, a.outputs)
-        for name, total in sums.items():
-            for one, other in pairs(left[name], right[name], name, f"{a.name} and {b.name}"):
+    answers = ((feed, a(feed)) for feed in feeds)
+    return deviations(answers, b, f"{a.name} and {b.name}")
+
+
+def deviations(
+    answers: Iterable[tuple[Feed, Mapping[str, Array]]], b: Runner, where: str
+) -> dict[str, Drift]:
+    """The same for what the original gave.
+
+    Args:
+        answers: feeds, each with the original's outputs.
+        b: the other model.
+        where: how errors call the two.
+    """
+    sums: dict[str, _Sums] = {}
+    for feed, left in answers:
+        right = b(feed, list(left))
+        for name, value in left.items():
+            total = sums.setdefault(name, _Sums())
+            for one, other in pairs(value, right[name], name, where):
                 total.add(one, other)
     return {name: total.drift() for name, total in sums.items()}
 
