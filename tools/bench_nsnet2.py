@@ -21,6 +21,7 @@ import onnx
 from fetch_models import default_folder
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.recovery import RECOVERIES as ALL
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
 from readme import markdown, write_section
@@ -31,18 +32,21 @@ Gain = npt.NDArray[np.float32]
 
 HIDDEN = 400
 UNITS = (160, 120, 80)
-RECOVERIES = (None, "none", "distill")
+RECOVERIES = ("auto", "none", "distill")
 KINDS = tuple(NOISES)
 SHORT, LONG = 5.0, 10.0  # seconds of a piece to calibrate on, and of one to evaluate on
 CALIBRATION = 60.0
+# To train on: more speech than that, with other noise each time, for so many minutes.
+TRAINING, TIMES, MINUTES = 300.0, 2, 7.0
 EVALUATION = 300.0
 TIMED_FRAMES = 500
 SECONDS_PER_MODEL = 4.0
 NOTE = f"""\
-Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech, SNR
-and gains on {EVALUATION:.0f} s of other recordings of the same speaker (white, pink, speech-shaped
-noise and hum at 0 to 15 dB), speed at {TIMED_FRAMES} frames on one thread. Babble of the speaker's
-own voice, which the original makes worse than it was, stands apart. By
+Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech
+(distill: {TRAINING:.0f} s, {TIMES} times with other noise, for {MINUTES:.0f} minutes of training),
+SNR and gains on {EVALUATION:.0f} s of other recordings of the same speaker (white, pink,
+speech-shaped noise and hum at 0 to 15 dB), speed at {TIMED_FRAMES} frames on one thread. Babble of
+the speaker's own voice, which the original makes worse than it was, stands apart. By
 `python tools/bench_nsnet2.py`."""
 
 
@@ -99,10 +103,10 @@ def feed(mixture: Mixture) -> Feed:
     return {"input": features(spectra(mixture.noisy))}
 
 
-def cut(path: Path, units: int, recovery: str | None, feeds: Sequence[Feed]) -> Pruned:
-    """Prunes both layers to so many units; no recovery named means the default one."""
+def cut(path: Path, units: int, recovery: str, feeds: Sequence[Feed]) -> Pruned:
+    """Prunes both layers to so many units."""
     start = time.perf_counter()
-    result = prune(path, keep=units, data=feeds, recover=recovery)
+    result = prune(path, keep=units, data=feeds, recover=recovery, distill_minutes=MINUTES)
     seconds = time.perf_counter() - start
     return Pruned(result.model, units, str(result.report["recovery"]["used"]), seconds)
 
@@ -173,22 +177,33 @@ def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
     return f"{markdown(header, lines)}\n\n{NOTE}"
 
 
-def bench(folder: Path, units: Sequence[int]) -> tuple[list[Row], list[Mixture]]:
+def noisy(paths: Sequence[Path], seconds: float, times: int) -> list[Feed]:
+    """Feeds with so much noisy speech, so many times with other noise."""
+    return [
+        feed(mixture)
+        for seed in range(times)
+        for mixture in mixtures(paths, seconds, SHORT, seed, KINDS)
+    ]
+
+
+def bench(
+    folder: Path, units: Sequence[int], recoveries: Sequence[str]
+) -> tuple[list[Row], list[Mixture]]:
     """The rows, the original's first, and the pieces they were measured on."""
     path, recordings = folder / "nsnet2.onnx", folder / "speech"
     if not path.exists() or not recordings.is_dir():
         remedy = f"python tools/fetch_models.py nsnet2 speech --to {folder}"
         raise PruneError("no nsnet2.onnx and speech", where=str(folder), remedy=f"run {remedy}")
     sets = split(recordings)
-    feeds = [
-        feed(mixture) for mixture in mixtures(sets["calibration"], CALIBRATION, SHORT, 0, KINDS)
-    ]
+    feeds = noisy(sets["calibration"], CALIBRATION, 1)
+    more = noisy(sets["calibration"], TRAINING, TIMES) if "distill" in recoveries else []
     pieces = mixtures(sets["evaluation"], EVALUATION, LONG, 2, KINDS)
     models = []
     for count in units:
-        for recovery in RECOVERIES:
-            print(f"{count} units, recovery {recovery or 'by default'}", file=sys.stderr)
-            models.append(cut(path, count, recovery, feeds))
+        for recovery in recoveries:
+            print(f"{count} units, recovery {recovery}", file=sys.stderr)
+            chosen = more if recovery == "distill" else feeds
+            models.append(cut(path, count, recovery, chosen))
     return measure(path, models, pieces), pieces
 
 
@@ -197,11 +212,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")
+    parser.add_argument(
+        "--recover",
+        nargs="+",
+        choices=(*ALL, "auto"),
+        default=RECOVERIES,
+        help="recoveries to measure",
+    )
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     choices = parser.parse_args()
     try:
-        rows, pieces = bench(choices.models, choices.units)
+        rows, pieces = bench(choices.models, choices.units, choices.recover)
         text = table(rows, pieces)
         print(text)
         if choices.json:

@@ -25,7 +25,8 @@ Feed = dict[str, npt.NDArray[np.int64]]
 
 UNKNOWN = "OOV"
 PERSON = "nr"
-CALIBRATION, EVALUATION = 150, 1000
+# Paragraphs to calibrate on, to train on, and to measure on.
+CALIBRATION, TRAINING, EVALUATION = 150, 1200, 1000
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def f1(runner: Runner, tables: Tables, paragraphs: Iterable[Words]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Paragraphs of a newspaper to calibrate lac on, and later ones to measure it on."""
+    """Paragraphs of a newspaper to calibrate or train lac on, and later ones to measure it on."""
 
     tables: Tables
     calibration: Sequence[Words]
@@ -160,13 +161,13 @@ class Text:
         middle = len(paragraphs) // 2
         return Text(
             tables=Tables.read(tables),
-            calibration=_drawn(paragraphs[:middle], CALIBRATION, seed),
+            calibration=_drawn(paragraphs[:middle], TRAINING, seed),
             evaluation=_drawn(paragraphs[middle:], EVALUATION, 0),
         )
 
-    def feeds(self) -> list[Feed]:
-        """What to calibrate with: one paragraph each."""
-        return [self.tables.feed("".join(words)) for words in self.calibration]
+    def feeds(self, count: int = CALIBRATION) -> list[Feed]:
+        """What to calibrate with: so many paragraphs, one each."""
+        return [self.tables.feed("".join(words)) for words in self.calibration[:count]]
 
     def f1(self, model: onnx.ModelProto) -> float:
         """How well a model finds the words of the paragraphs for evaluation."""

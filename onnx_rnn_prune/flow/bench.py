@@ -27,6 +27,7 @@ from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.states import plain_outputs
 from onnx_rnn_prune.validate import drift
+from onnx_rnn_prune.validate.results import Recorded
 
 Pairs = Callable[[Reader], Moments]
 
@@ -63,7 +64,7 @@ class Bench:
         evidence: moments of the original's signals.
         fitting: feeds to fit on.
         held_out: feeds to judge by.
-        original: loads what outputs are compared with.
+        original: what outputs are compared with.
         loss: of labels; candidates are judged by the mean of that and of the difference, if any.
     """
 
@@ -73,7 +74,7 @@ class Bench:
     evidence: Evidence
     fitting: Feeds
     held_out: Feeds
-    original: Callable[[], Runner]
+    original: Recorded
     loss: Loss | None = None
 
     @staticmethod
@@ -87,7 +88,7 @@ class Bench:
             evidence=studied.evidence,
             fitting=data.fitting,
             held_out=data.held_out,
-            original=opened.run,
+            original=Recorded(opened.run()),
         )
 
     def with_units(self, keep: Mask) -> Bench:
@@ -118,7 +119,7 @@ class Bench:
         """Mean NRMSE of the outputs, running freely on held-out feeds; with a loss, (both) / 2."""
         candidate = Runner(self.shrunk(write), name="a candidate", remedy=OURS)
         outputs = plain_outputs(self.prepared.document)  # states matter for what comes of them
-        found = drift(self.original(), candidate, self.held_out)
+        found = drift(self.original, candidate, self.held_out)
         errors = [found[name].nrmse for name in outputs if name in found]
         error = float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
         if self.loss is None:

@@ -16,7 +16,7 @@ class Course:
         minutes: the longest that it may take.
         seed: of the order of lessons.
         loss: of labels, for feeds that have them.
-        steps: of gradient descent at most.
+        steps: of gradient descent at most; what learns fast has learnt all by then.
         rate: the highest learning rate, relative to the size of a weight's entries.
         norm: gradients are clipped to it.
         trials: how often what was learnt is judged.
@@ -26,8 +26,8 @@ class Course:
     minutes: float = 10.0
     seed: int = 0
     loss: Loss | None = None
-    steps: int = 2000
-    rate: float = 0.01
+    steps: int = 10000
+    rate: float = 0.02
     norm: float = 1.0
     trials: int = 30
     patience: int = 10

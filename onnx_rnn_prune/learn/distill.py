@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.learn.ahead import ahead
 from onnx_rnn_prune.learn.course import Course, Learning
 from onnx_rnn_prune.learn.learnt import Learnt
 from onnx_rnn_prune.learn.lessons import Lesson, Teacher
@@ -78,14 +80,12 @@ def distill(
         found = {places[name]: value for name, value in values.items()}
         return Learnt(pupil.trace, pupil.keep, found)
 
+    task = Task(network, tuple(places), scales, region.scores, labelled, loss)
     variety = Variety(feeds, signature.inputs(pupil.original.source), course.seed)
-    found = train(
-        Task(network, tuple(places), scales, region.scores, labelled, loss),
-        _lessons(teacher, variety, loss),
-        lambda values: judge(learnt(values)),
-        course,
-        progress,
-    )
+    # onnxruntime computes the next lesson on another core while PyTorch learns the last one: of a
+    # step of NSNet2 at 80 of 400 units, teaching takes 0.20 s and learning 0.19 s.
+    with closing(ahead(_lessons(teacher, variety, loss))) as lessons:
+        found = train(task, lessons, lambda values: judge(learnt(values)), course, progress)
     return learnt(found.values), Learning(
         whole=region.whole,
         missing=region.missing,

@@ -26,7 +26,9 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.progress import Progress
 
 _WARM_UP = 0.05
-_DECAY = (0.9, 0.99)
+# Of NSNet2 at 80 of 400 units, 600 steps led to a gain RMSE of 0.070 on other recordings; with 0.99
+# and half of the learning rate, to 0.071.
+_DECAY = (0.9, 0.999)
 # The size of a weight that starts at zero.
 _LEAST = 1e-3
 # The largest share of the time that goes into judging.

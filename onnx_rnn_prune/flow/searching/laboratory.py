@@ -64,7 +64,7 @@ class Laboratory:
         known = replace(studied, evidence=evidence)
         everything = np.ones(studied.prepared.trace.units.count, dtype=bool)
         bench = Bench.of(opened, data, known, everything)
-        return Laboratory(bench, scores, quality, Recorded(opened.run()))
+        return Laboratory(bench, scores, quality, bench.original)
 
     def judge(self, ask: Ask) -> Verdict:
         """Makes a cut and judges it."""
