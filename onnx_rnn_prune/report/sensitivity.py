@@ -22,6 +22,10 @@ Report = Mapping[str, Any]
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 # Layers whose lines have colours of their own; those of more go from one colour to another.
 _COLOURS = 10
+# Letters of a name that leaves room for others beside it, and of the longest that is shown whole.
+_SHORT, _LONG = 20, 70
+# Height of a line of text, in inches.
+_LINE = 0.2
 # From this ratio of the largest to the smallest on, an axis is logarithmic.
 _DECADE = 10.0
 
@@ -62,19 +66,24 @@ def sensitivity_png(report: Report) -> bytes:
     from matplotlib.figure import Figure
 
     metric = report["metric"]
-    figure = Figure(figsize=(8.6 if metric else 5.6, 3.6), layout="constrained")
+    names = ["\n".join(map(_fitting, row["layers"])) for row in report["layers"]]
+    columns = 3 if all(len(name) <= _SHORT for name in names) else 1
+    lines = sum(name.count("\n") + 1 for name in names) / columns
+    size = (8.6 if metric else 5.6, 3.6 + _LINE * lines)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
     _draw(axes[0], report["layers"], "nrmse", 100.0)
-    axes[0].set_ylabel("deviation of the outputs, % of their spread")
+    axes[0].set_ylabel("deviation, % of the spread")
     if metric:
         _draw(axes[1], report["layers"], "metric", 1.0)
         axes[1].set_ylabel(str(metric), parse_math=False)
-    legend = figure.legend(
-        axes[0].lines, map(str, range(len(axes[0].lines))), loc="outside right upper", frameon=False
-    )
+    drawn = axes[0].lines
+    numbers = map(str, range(len(drawn)))
+    legend = figure.legend(drawn, numbers, loc="outside lower center", ncols=columns)
+    legend.set_frame_on(False)
     # Put in afterwards: matplotlib leaves out lines whose name begins with an underscore.
-    for text, row in zip(legend.get_texts(), report["layers"], strict=True):
-        text.set(text="\n".join(row["layers"]), parse_math=False, fontsize="small")
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False, fontsize="small")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()
@@ -92,6 +101,12 @@ def need_matplotlib() -> None:
             where="--png",
             remedy="pip install 'onnx_rnn_prune[plot]', or leave it out",
         )
+
+
+def _fitting(name: str) -> str:
+    """A name of at most so many letters; both ends tell layers apart."""
+    half = _LONG // 2
+    return name if len(name) <= _LONG else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _curves(layers: Sequence[Report], key: str, show: Callable[[float | None], str]) -> Table:
