@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,17 +41,23 @@ def _frontier(search: Report) -> Table:
     table = new_table("No.", "Units kept", *numbers[1:], "", numbers=numbers)
     rows = [row for row in search["candidates"] if row["frontier"] or row["picked"]]
     for row in _thinned(sorted(rows, key=lambda row: row["ms"])):
-        state = "picked" if row["picked"] else "" if row["meets"] else "beyond the limit"
+        state = "picked" if row["picked"] else "" if row["meets"] else "misses the goal"
         table.add_row(
             str(row["number"]),
             Text(_kept(row["kept"])),
             amount(row["params"]),
             size(row["bytes"]),
             duration(row["ms"]),
-            quality(row["quality"]),
+            _estimate(row["quality"], row["spread"]),
             state,
         )
     return table
+
+
+def _estimate(value: float, spread: float) -> str:
+    """A quality and its standard error, which a limit must leave room for."""
+    known = math.isfinite(spread) and spread > 0.0
+    return f"{quality(value)} ± {spread:.2g}" if known else quality(value)
 
 
 def _kept(kept: Mapping[str, int]) -> str:
@@ -73,6 +80,7 @@ def _sentences(search: Report) -> list[tuple[str, str]]:
             f"{len(search['candidates'])} cuts; number {search['picked']} was picked; any other"
             " one can be had with --pick NUMBER and the same --study",
         ),
+        ("After ±", "the standard error, for which a limit must leave room"),
         (
             "Feeds",
             f"{splits['calibration']} to calibrate, {splits['validation']} to select by,"
