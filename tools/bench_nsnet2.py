@@ -36,8 +36,9 @@ RECOVERIES = ("auto", "none", "distill")
 KINDS = tuple(NOISES)
 SHORT, LONG = 5.0, 10.0  # seconds of a piece to calibrate on, and of one to evaluate on
 CALIBRATION = 60.0
-# To train on: more speech than that, with other noise each time, for so many minutes.
-TRAINING, TIMES, MINUTES = 300.0, 2, 7.0
+# To train on: more speech than that, with other noise each time, so many pieces to a feed, for so
+# many minutes.
+TRAINING, TIMES, ROWS, MINUTES = 600.0, 4, 16, 7.0
 EVALUATION = 300.0
 TIMED_FRAMES = 500
 SECONDS_PER_MODEL = 4.0
@@ -177,13 +178,15 @@ def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
     return f"{markdown(header, lines)}\n\n{NOTE}"
 
 
-def noisy(paths: Sequence[Path], seconds: float, times: int) -> list[Feed]:
-    """Feeds with so much noisy speech, so many times with other noise."""
-    return [
-        feed(mixture)
+def noisy(paths: Sequence[Path], seconds: float, times: int, rows: int) -> list[Feed]:
+    """Feeds with so much noisy speech, so many times with other noise, so many pieces in each."""
+    pieces = [
+        feed(mixture)["input"]
         for seed in range(times)
         for mixture in mixtures(paths, seconds, SHORT, seed, KINDS)
     ]
+    stacks = (pieces[first : first + rows] for first in range(0, len(pieces), rows))
+    return [{"input": np.concatenate(stack)} for stack in stacks]
 
 
 def bench(
@@ -195,8 +198,9 @@ def bench(
         remedy = f"python tools/fetch_models.py nsnet2 speech --to {folder}"
         raise PruneError("no nsnet2.onnx and speech", where=str(folder), remedy=f"run {remedy}")
     sets = split(recordings)
-    feeds = noisy(sets["calibration"], CALIBRATION, 1)
-    more = noisy(sets["calibration"], TRAINING, TIMES) if "distill" in recoveries else []
+    feeds = noisy(sets["calibration"], CALIBRATION, 1, 1)
+    training = [*sets["calibration"], *sets["selection"]]
+    more = noisy(training, TRAINING, TIMES, ROWS) if "distill" in recoveries else []
     pieces = mixtures(sets["evaluation"], EVALUATION, LONG, 2, KINDS)
     models = []
     for count in units:

@@ -51,7 +51,8 @@ def full(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]
     yield Method(allocate="global", per="params")
     yield from (Method(schedule=schedule, steps=STEPS) for schedule in SCHEDULES)
     yield Method(rank="50%")
-    yield Method(quantize="int8")
+    yield from (Method(sparsify="2:4", sparsify_by=by) for by in ("obs", "magnitude"))
+    yield from (Method(quantize=quantize) for quantize in ("int8", "fp16", "bits=4"))
 
 
 def curves(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:

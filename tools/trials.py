@@ -33,6 +33,8 @@ class Method:
     per: str = "units"
     schedule: str = "hard"
     rank: str | None = None
+    sparsify: str | None = None
+    sparsify_by: str | None = None
     quantize: str | None = None
     distill_minutes: float = 2.0
 
@@ -50,6 +52,7 @@ class Method:
         elif self.steps > 1:
             parts.append(f"{self.steps} steps")
         parts += [] if self.rank is None else [f"rank {self.rank}"]
+        parts += [] if self.sparsify is None else [f"zeros {self.sparsify} by {self.sparsify_by}"]
         parts += [] if self.quantize is None else [self.quantize]
         return parts
 
