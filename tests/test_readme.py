@@ -111,7 +111,8 @@ def test_python_runs(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["completion", "nsnet2", "zeros", "lac", "samples", "precision", "methods", "memory"]
+    "name",
+    ["completion", "nsnet2", "zeros", "lac", "samples", "precision", "methods", "memory", "search"],
 )
 def test_scripts_find_their_place(name):
     section(name)
