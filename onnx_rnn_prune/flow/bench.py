@@ -31,6 +31,10 @@ from onnx_rnn_prune.validate.results import Recorded
 
 Pairs = Callable[[Reader], Moments]
 
+# Samples for each entry of what a reader reads, with which a round of refits is content: more take
+# longer, and what is fitted stays the same but for noise.
+_SAMPLES = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
@@ -142,16 +146,27 @@ class Bench:
         """Moments of what a reader of the original reads, and of the kept part of the same."""
         return teacher_pairs(self.evidence.moments[reader.pool], kept(reader.labels, self.keep))
 
-    def free_pairs(self, document: Document, seen: Shelf) -> None:
+    def sample(self, turn: int) -> Feeds:
+        """As many feeds as a refit needs, each turn others; all where there are not so many."""
+        size, moments = len(self.fitting), self.evidence.moments
+        shares = [
+            _SAMPLES * len(reader.labels) / max(moments[reader.pool].count, 1)
+            for reader in self.readers
+        ]
+        count = math.ceil(size * min(1.0, max(shares, default=1.0)))
+        return self.fitting.take([(turn * count + number) % size for number in range(count)])
+
+    def free_pairs(self, document: Document, feeds: Feeds, seen: Shelf) -> None:
         """Adds moments of what the original's readers read, and of what stays of it in a document.
 
         Args:
             document: a cut one, or one of full width in which the cut units are on their way out.
+            feeds: what both run on.
             seen: what the moments are added to.
         """
         student = Tapped(document, self.readers)
         teacher = Tapped(self.prepared.document, self.readers)
-        for feed in self.fitting:
+        for feed in feeds:
             wanted, real = teacher(feed), student(feed)
             for reader in self.readers:
                 read, stays = student.signal(reader, real), kept(reader.labels, self.keep)

@@ -128,7 +128,7 @@ def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progres
     shares = schedule.shares(_ROUNDS)
     for number, share in enumerate(shares):
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + len(shares))
-        bench.free_pairs(fading(last.write, share), seen)
+        bench.free_pairs(fading(last.write, share), bench.sample(number), seen)
         last = bench.candidate("lstsq", pairs, start.ridge, number + 1)
         if last.error < best.error:
             best = last

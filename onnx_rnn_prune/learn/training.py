@@ -32,7 +32,7 @@ _DECAY = (0.9, 0.999)
 # The size of a weight that starts at zero.
 _LEAST = 1e-3
 # The largest share of the time that goes into judging.
-_JUDGING = 0.3
+_JUDGING = 0.15
 
 Values = Mapping[str, Array]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.twins import find_twins
+
+# Samples after which the emphasis of a reader's outputs is known well enough: it is a mean of
+# squares, and takes longer to compute than all else.
+_ENOUGH = 20_000
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
@@ -148,16 +153,16 @@ class Tally:
     """Sums over feeds; those of parts of the data merge into those of the whole.
 
     Attributes:
-        feeds: how many.
         moments: by reader's pool, of the signal that it reads.
         emphasis: by reader's pool, of how much the square of an error in each output matters.
+        weighed: by reader's pool, how many feeds that was seen on.
         absolute: per unit, of its absolute states.
         samples: per unit, how many states.
     """
 
-    feeds: int
     moments: Shelf
     emphasis: Mapping[str, Matrix]
+    weighed: Mapping[str, int]
     absolute: Matrix
     samples: Matrix
 
@@ -168,16 +173,16 @@ class Tally:
         """
         self.moments.merge(other.moments)
         return Tally(
-            feeds=self.feeds + other.feeds,
             moments=self.moments,
             emphasis={name: own + other.emphasis[name] for name, own in self.emphasis.items()},
+            weighed={name: own + other.weighed[name] for name, own in self.weighed.items()},
             absolute=self.absolute + other.absolute,
             samples=self.samples + other.samples,
         )
 
     def evidence(self) -> Evidence:
         """What the feeds showed."""
-        emphasis = {name: total / self.feeds for name, total in self.emphasis.items()}
+        emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
         return Evidence(self.moments, emphasis, self.absolute / np.maximum(self.samples, 1))
 
 
@@ -203,20 +208,26 @@ def tally(
     tapped = Tapped(document, readers)
     moments = Shelf()
     emphasis: dict[str, Matrix] = {}
+    weighed: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     absolute = np.zeros(trace.units.count)
     samples = np.zeros(trace.units.count)
     total = len(feeds)
     for number, feed in enumerate(feeds):
         progress("calibrating", number, total)
         taps = tapped(feed)
+        few = {reader.pool for reader in readers if seen[reader.pool] < _ENOUGH}
+        weighed.update(few)
         for reader in readers:
             signal = tapped.signal(reader, taps)
             moments.add(reader.pool, Moments.of(signal))
-            weighed = tapped.emphasis(reader, taps)
-            emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + weighed
+            seen[reader.pool] += len(signal)
+            if reader.pool in few:
+                found = tapped.emphasis(reader, taps)
+                emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + found
             if isinstance(reader, GateReader) and reader.sources[-1] == "H":
                 units = reader.labels >= 0
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
     progress("calibrating", total, total)
-    return Tally(total, moments, emphasis, absolute, samples)
+    return Tally(moments, emphasis, weighed, absolute, samples)

@@ -22,8 +22,6 @@ from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.steps import Function, Steps
 from onnx_rnn_prune.trace.labels import Mask
 
-_STEP = 1e-4
-
 
 def answers(layer: RecurrentLayer, steps: Steps) -> dict[str, Matrix] | None:
     """The derivative of the new state by what each gate sums, [T, B, H] by letter.
@@ -39,20 +37,19 @@ def answers(layer: RecurrentLayer, steps: Steps) -> dict[str, Matrix] | None:
 
 
 def _rnn(_: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
-    return {"i": _slope(functions[0], steps.gate("i"))}
+    return {"i": functions[0].slope(functions[0](steps.gate("i")))}
 
 
 def _gru(layer: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
     gate, candidate = functions
-    z_sum, r_sum = steps.gate("z"), steps.gate("r")
-    z, r = gate(z_sum), gate(r_sum)
+    z, r = gate(steps.gate("z")), gate(steps.gate("r"))
     linear = bool(layer.node.attrs.get("linear_before_reset", 0))
     recurrent = steps.state_part("h") if linear else steps.state_part("h", r * steps.states)
-    total = steps.input_part("h") + (r * recurrent if linear else recurrent)
-    through = (1.0 - z) * _slope(candidate, total)
+    n = candidate(steps.input_part("h") + (r * recurrent if linear else recurrent))
+    through = (1.0 - z) * candidate.slope(n)
     return {
-        "z": (steps.states - candidate(total)) * _slope(gate, z_sum),
-        "r": through * recurrent * _slope(gate, r_sum),
+        "z": (steps.states - n) * gate.slope(z),
+        "r": through * recurrent * gate.slope(r),
         "h": through,
         "H": through * r,
     }
@@ -60,16 +57,16 @@ def _gru(layer: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict
 
 def _lstm(_: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
     gate, cell, out = functions
-    sums = {letter: steps.gate(letter) for letter in "iofc"}
-    i, o, f, g = gate(sums["i"]), gate(sums["o"]), gate(sums["f"]), cell(sums["c"])
+    i, o, f = (gate(steps.gate(letter)) for letter in "iof")
+    g = cell(steps.gate("c"))
     before = steps.running_sum(f, i * g)
-    now = f * before + i * g
-    through = o * _slope(out, now)
+    shown = out(f * before + i * g)
+    through = o * out.slope(shown)
     return {
-        "i": through * g * _slope(gate, sums["i"]),
-        "o": out(now) * _slope(gate, sums["o"]),
-        "f": through * before * _slope(gate, sums["f"]),
-        "c": through * i * _slope(cell, sums["c"]),
+        "i": through * g * gate.slope(i),
+        "o": shown * gate.slope(o),
+        "f": through * before * gate.slope(f),
+        "c": through * i * cell.slope(g),
     }
 
 
@@ -78,10 +75,6 @@ _CELLS: dict[str, Callable[[RecurrentLayer, Steps, list[Function]], dict[str, Ma
     "zrh": _gru,
     "iofc": _lstm,
 }
-
-
-def _slope(function: Function, x: Matrix) -> Matrix:
-    return (function(x + _STEP) - function(x - _STEP)) / (2.0 * _STEP)
 
 
 def mean_square(values: Matrix, valid: Mask) -> Matrix:

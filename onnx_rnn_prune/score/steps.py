@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -12,14 +13,33 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix
 
 Taps = Mapping[str, Array]
-Function = Callable[[Matrix], Matrix]
+
+
+@dataclass(frozen=True)
+class Function:
+    """An activation.
+
+    Attributes:
+        of: the activation of sums.
+        slope: its derivative where it has a value, which tells it here without the sum.
+    """
+
+    of: Callable[[Matrix], Matrix]
+    slope: Callable[[Matrix], Matrix]
+
+    def __call__(self, x: Matrix) -> Matrix:
+        return self.of(x)
+
 
 ACTIVATIONS: dict[str, Function] = {
-    "hardsigmoid": lambda x: np.clip(0.2 * x + 0.5, 0.0, 1.0),
-    "relu": lambda x: np.maximum(x, 0.0),
-    "sigmoid": lambda x: 0.5 * (1.0 + np.tanh(0.5 * x)),
-    "softsign": lambda x: x / (1.0 + np.abs(x)),
-    "tanh": np.tanh,
+    "hardsigmoid": Function(
+        lambda x: np.clip(0.2 * x + 0.5, 0.0, 1.0),
+        lambda y: np.where((y > 0.0) & (y < 1.0), 0.2, 0.0),
+    ),
+    "relu": Function(lambda x: np.maximum(x, 0.0), lambda y: (y > 0.0).astype(np.float64)),
+    "sigmoid": Function(lambda x: 0.5 * (1.0 + np.tanh(0.5 * x)), lambda y: y * (1.0 - y)),
+    "softsign": Function(lambda x: x / (1.0 + np.abs(x)), lambda y: (1.0 - np.abs(y)) ** 2),
+    "tanh": Function(np.tanh, lambda y: 1.0 - y**2),
 }
 
 

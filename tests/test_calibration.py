@@ -1,0 +1,139 @@
+"""What calibration sums up, and on how much of the data."""
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+
+from onnx_rnn_prune.flow import bench as bench_module
+from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.opening import open_model
+from onnx_rnn_prune.flow.studying import look, study
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.passes.prepared import prepare
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score import evidence
+from onnx_rnn_prune.score.evidence import Tapped, find_readers
+from onnx_rnn_prune.score.steps import ACTIVATIONS
+from test_allocation import WIDTH, stacked
+
+INPUTS, HIDDEN, BATCH = 3, 5, 40
+GATES = {"RNN": "i", "GRU": "zrh", "LSTM": "iofc"}
+
+
+@pytest.fixture(scope="module")
+def feeds():
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(12)]
+
+
+def one_step(op, **attributes):
+    """A layer that runs from states of its own, and reads them."""
+    rng, gates = np.random.default_rng(3), len(GATES[op])
+    more = "".join(f", {name} = {value}" for name, value in attributes.items())
+    cell = "c" if op == "LSTM" else ""
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {INPUTS}] x) => (float[time, batch, {HIDDEN}] y) {{
+            Y = {op} <hidden_size = {HIDDEN}{more}> (x, W, R, B, , h{", c" * bool(cell)})
+            y = Squeeze (Y, one)
+        }}
+    """)
+    shapes = {
+        "W": (1, gates * HIDDEN, INPUTS),
+        "R": (1, gates * HIDDEN, HIDDEN),
+        "B": (1, 2 * gates * HIDDEN),
+        "h": (1, BATCH, HIDDEN),
+        "c": (1, BATCH, HIDDEN),
+    }
+    values = {name: rng.normal(size=shapes[name]).astype(np.float32) for name in "WRBh" + cell}
+    values["one"] = np.array([1])
+    for name, value in values.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return proto
+
+
+def shifted(model, entry, step):
+    result = onnx.ModelProto.FromString(model.SerializeToString())
+    (bias,) = (tensor for tensor in result.graph.initializer if tensor.name == "B")
+    value = onnx.numpy_helper.to_array(bias).copy()
+    value[0, entry] += step
+    bias.CopyFrom(onnx.numpy_helper.from_array(value, "B"))
+    return Runner(result)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_slope_follows_from_the_value(name):
+    function, x = ACTIVATIONS[name], np.linspace(-4.03, 4.07, 1001)
+    measured = (function(x + 1e-6) - function(x - 1e-6)) / 2e-6
+    np.testing.assert_allclose(function.slope(function(x)), measured, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [("RNN", {}), ("GRU", {}), ("GRU", {"linear_before_reset": 1}), ("LSTM", {})],
+)
+def test_emphasis_is_the_mean_square_of_how_the_next_state_answers(op, attributes):
+    model = one_step(op, **attributes)
+    feed = {"x": np.random.default_rng(4).normal(size=(1, BATCH, INPUTS)).astype(np.float32)}
+    (layer,) = open_model(model).layers
+    prepared = prepare(Document.read(model), [layer.name], [feed])
+    readers = find_readers(prepared.document, prepared.trace)
+    tapped = Tapped(prepared.document, readers)
+    seen = tapped(feed)
+    block = len(GATES[op]) * HIDDEN  # of Wb, before Rb
+    for reader in readers:
+        if not hasattr(reader, "gates"):
+            continue
+        found = tapped.emphasis(reader, seen)
+        rows = [GATES[op].index(gate) * HIDDEN + n for gate in reader.gates for n in range(HIDDEN)]
+        for row, value in zip(rows, found, strict=True):
+            if op == "GRU" and not attributes and row // HIDDEN == 1:
+                continue  # this reset gate acts on the states of all units, of which one is shown
+            entry = row + block if reader.sources == ("H",) else row
+            ends = [shifted(model, entry, step)(feed)["y"] for step in (0.01, -0.01)]
+            slope = (ends[0] - ends[1])[0, :, row % HIDDEN] / 0.02
+            assert value == pytest.approx(np.mean(slope**2), rel=1e-2)
+
+
+def test_emphasis_is_known_after_some_samples(feeds, monkeypatch):
+    weighed = []
+    emphasis = Tapped.emphasis
+    monkeypatch.setattr(
+        Tapped, "emphasis", lambda own, *what: weighed.append(what) or emphasis(own, *what)
+    )
+
+    def calibrated():
+        weighed.clear()
+        opened = open_model(stacked(None))
+        data = open_data(opened, feeds, None, 0)
+        studied = look(study(opened, ["first", "second"], data, AS_BEFORE, silent), data, silent)
+        return studied, len(weighed) / len(studied.readers), len(data.fitting)
+
+    whole, each, count = calibrated()
+    assert each == count
+    monkeypatch.setattr(evidence, "_ENOUGH", 31)  # samples, of which a feed has 30
+    part, each, _ = calibrated()
+    assert each == 2
+    for name, value in whole.evidence.emphasis.items():
+        assert part.evidence.emphasis[name].mean() == pytest.approx(value.mean(), rel=0.5)
+        assert part.evidence.moments[name].count == whole.evidence.moments[name].count
+
+
+def test_rounds_of_refits_take_turns_with_feeds_where_there_are_many(feeds, monkeypatch):
+    opened = open_model(stacked(None))
+    data = open_data(opened, feeds, None, 0)
+    studied = look(study(opened, ["first", "second"], data, AS_BEFORE, silent), data, silent)
+    keep = np.ones(studied.prepared.trace.units.count, dtype=bool)
+    bench = Bench.of(opened, data, studied, keep)
+    everything = [feed.name for feed in data.fitting]
+    assert [feed.name for feed in bench.sample(1)] == everything
+    widest = max(len(reader.labels) for reader in studied.readers)
+    monkeypatch.setattr(bench_module, "_SAMPLES", 4 * 30 / widest)
+    turns = [[feed.name for feed in bench.sample(turn)] for turn in range(3)]
+    assert [len(turn) for turn in turns] == [4, 4, 4]
+    assert set().union(*turns) == set(everything)
