@@ -33,7 +33,7 @@ MEASURED = ("none", "lstsq", "distill")
 # are interrupted and the pruned model's are not, which looks like a speed of 9x.
 TIMED_CHARACTERS = 30
 SECONDS_PER_MODEL = 3.0
-MINUTES = 8.0  # of training
+MINUTES = 16.0  # of training
 NOTE = f"""\
 Units of each direction of both layers; F1 of whole words, calibrated on {CALIBRATION} unlabelled
 paragraphs of the first half of January 1998 (distill: {TRAINING}, for {MINUTES:.0f} minutes of

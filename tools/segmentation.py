@@ -26,7 +26,7 @@ Feed = dict[str, npt.NDArray[np.int64]]
 UNKNOWN = "OOV"
 PERSON = "nr"
 # Paragraphs to calibrate on, to train on, and to measure on.
-CALIBRATION, TRAINING, EVALUATION = 150, 1200, 1000
+CALIBRATION, TRAINING, EVALUATION = 150, 2400, 1000
 
 
 @dataclass(frozen=True)
