@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli import options, trying
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import check_outputs, say_written, show
 from onnx_rnn_prune.model.files import write_atomically
@@ -20,9 +20,9 @@ from onnx_rnn_prune.model.files import write_atomically
 @click.argument("model", type=options.name)
 @options.freeze
 @options.data_option("--data", options.DATA_FORMS)
-@options.metric
-@options.study
-@options.crew
+@trying.metric
+@trying.study
+@trying.crew
 @options.criterion
 @options.limits
 @options.as_json

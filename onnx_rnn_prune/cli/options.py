@@ -21,7 +21,6 @@ from onnx_rnn_prune.learn.loss import read_loss
 from onnx_rnn_prune.plan.price import PRICES
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
-from onnx_rnn_prune.validate.quality import BETTER, QUALITIES
 
 DATA_FORMS = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
@@ -170,34 +169,6 @@ selection = together(
 )
 
 # The options that say how good a model is.
-metric = together(
-    click.option(
-        "--metric",
-        metavar="NAME",
-        callback=find_modules_here,
-        help=f"How good a model is: {', '.join(q.name for q in QUALITIES)}; or module:function.",
-    ),
-    click.option("--better", type=click.Choice(BETTER), help="Which values of a function are."),
-)
-study = click.option(
-    "--study",
-    type=name,
-    metavar="FILE",
-    help="Remember trials there; a search that was stopped goes on from it.",
-)
-crew = together(
-    click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Processes that make trials.",
-    ),
-    click.option(
-        "--cluster", metavar="ADDRESS", help="Workers of this Dask scheduler make them instead."
-    ),
-)
-
 
 # The options that leave no choice of units.
 settled = together(

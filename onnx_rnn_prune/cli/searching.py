@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import files, options
+from onnx_rnn_prune.cli import files, options, trying
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import beside, check_outputs, write
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
@@ -17,7 +17,7 @@ _goal = options.together(
         metavar="X",
         help="Outputs deviate by at most this: RMS difference / spread.",
     ),
-    options.metric,
+    trying.metric,
     click.option(
         "--max-drop", metavar="X", help="Loss of the metric that is accepted: 0.5, or 1%."
     ),
@@ -41,8 +41,8 @@ _bounds = options.together(
         show_default=True,
         help="The longest that trials may take.",
     ),
-    options.study,
-    options.crew,
+    trying.study,
+    trying.crew,
     click.option(
         "--strategy",
         type=click.Choice(tuple(STRATEGIES)),
