@@ -9,7 +9,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 
 # What outputs of feeds that come again may take in memory.
-_MOST_BYTES = 1 << 26
+_MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
