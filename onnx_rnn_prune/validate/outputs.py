@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.validate.results import results
 
 Numbers = npt.NDArray[np.float64]
 
@@ -19,16 +20,10 @@ def side_by_side(a: Runner, b: Runner, feeds: Iterable[Feed]) -> Iterator[tuple[
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
     """
-    if set(a.outputs) != set(b.outputs):
-        raise PruneError(
-            f"their outputs are {', '.join(a.outputs)} and {', '.join(b.outputs)}",
-            where=f"{a.name} and {b.name}",
-            remedy="compare models with the same outputs",
-        )
-    for feed in feeds:
-        left, right = a(feed), b(feed, a.outputs)
+    where = f"{a.name} and {b.name}"
+    for result in results(a, b, feeds):
         for name in a.outputs:
-            for one, other in pairs(left[name], right[name], name, f"{a.name} and {b.name}"):
+            for one, other in pairs(result.wanted[name], result.found[name], name, where):
                 yield name, one, other
 
 
