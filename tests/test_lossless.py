@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from onnx_rnn_prune import inspect, prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.trace.rules import rule_of
+from onnx_rnn_prune.trace.rules.base import ZERO_AT_ZERO, ZERO_OF_ZEROS
+from onnx_rnn_prune.trace.rules.meets import meet
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model
 
 LAYERS = [(op, d) for op in ("LSTM", "GRU", "RNN") for d in (1, 2)]
@@ -163,7 +167,7 @@ TWO = """
     <ir_version: 8, opset_import: ["" : 17]>
     g (float[t, b, 3] x) => (float[t, 1, b, 2] y) {{
         [first] Y = LSTM <hidden_size = 4> (x, W, R, B)
-        z = {between} (Y)
+        z = {between}
         s = Squeeze (z, one)
         [second] Z = GRU <hidden_size = 4, linear_before_reset = 1> (s, W2, R2, B2)
         y = MatMul (Z, V)
@@ -171,7 +175,7 @@ TWO = """
 """
 
 
-def two_layers(between="Identity", seed=0):
+def two_layers(between="Identity (Y)", seed=0):
     rng = np.random.default_rng(seed)
     shapes = {"W": (1, 16, 3), "R": (1, 16, 4), "B": (1, 32), "V": (4, 2)}
     shapes |= {"W2": (1, 12, 4), "R2": (1, 12, 4), "B2": (1, 24)}
@@ -184,11 +188,15 @@ def written(between, values):
     for name, value in values.items():
         tensor = numpy_helper.from_array(value.astype(np.float32), name)
         model.graph.initializer.append(tensor)
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    others = {"one": np.array([1]), "zero": np.array(0), "c": np.array([2, 1, 3, 0.5], np.float32)}
+    others["hole"] = others["c"] * np.array([1, 1, 1, 0], np.float32)
+    others["inf"] = np.where(others["hole"] > 0, others["c"], np.float32(np.inf))
+    for name, value in others.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
     return model
 
 
-@pytest.mark.parametrize("between", ["Identity", "Sigmoid"])
+@pytest.mark.parametrize("between", ["Identity (Y)", "Sigmoid (Y)"])
 def test_duplicates_of_one_layer_make_duplicates_of_the_next(between):
     """Units of the second layer read equal units of the first in other shares."""
     _, values = two_layers()
@@ -207,19 +215,107 @@ def test_duplicates_of_one_layer_make_duplicates_of_the_next(between):
     assert result.report["layers"][1]["hidden_after"] == 3
 
 
+LAST = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[t, b, 3] x) => (float[1, b, 2] y) {{
+        [layer] {outputs} = {op} <hidden_size = 7> (x, W, R, B)
+        y = MatMul ({read}, V)
+    }}
+"""
+
+
 @pytest.mark.parametrize(
-    ("between", "after"), [("Identity", 3), ("Relu", 3), ("Sum", 3), ("Sigmoid", 4)]
+    ("op", "outputs", "read"),
+    [
+        ("LSTM", ", Y_h", "Y_h"),
+        ("GRU", ", Y_h", "Y_h"),
+        ("RNN", ", Y_h", "Y_h"),
+        ("LSTM", ", , Y_c", "Y_c"),
+    ],
 )
-def test_zeros_count_where_what_stands_in_the_way_keeps_them(between, after):
+def test_a_layer_of_which_only_the_last_state_is_read(op, outputs, read):
+    weights = widened(op, 1, ["dead", "zero"])
+    model = onnx.parser.parse_model(LAST.format(op=op, outputs=outputs, read=read))
+    w, r = (value.reshape(1, -1, value.shape[-1]) for value in (weights.w, weights.r))
+    held = {"W": w, "R": r, "B": weights.b.reshape(1, -1), "V": weights.v[0]}
+    for name, value in held.items():
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    check(model, 5, dead=1, zero=1)
+
+
+def with_a_zero_unit(between):
+    """The first layer's last unit is 0, and stands behind an operator for the second layer."""
     _, values = two_layers()
     for name, blocks in (("W", 4), ("R", 4)):
         values[name].reshape(blocks, 4, -1)[3, 2] = 0
     values["B"].reshape(2, 4, 4)[:, 3, 2] = 0
-    if after == 3:
-        check(written(between, values), 3, zero=1)
-    else:  # 0.5 in place of 0 counts for the second layer, and its own layer still reads 0
-        model = written(between, values)
-        assert prune(model, lossless=True).report["layers"][0]["hidden_after"] == after
+    return between, values
+
+
+# Operators as they are written between two layers, each in the oldest opset that has it.
+# fmt: off
+KEEP_ZEROS = {
+    17: (
+        "Abs (Y)", "Ceil (Y)", "Celu (Y)", "CumSum (Y, zero)", "Div (Y, c)", "Dropout (Y)",
+        "Elu (Y)", "Erf (Y)", "Floor (Y)", "HardSwish (Y)", "Identity (Y)", "LeakyRelu (Y)",
+        "Mul (Y, c)", "Neg (Y)", "PRelu (Y, c)", "Pow (Y, c)", "Relu (Y)", "Round (Y)", "Selu (Y)",
+        "Sign (Y)", "Sin (Y)", "Softsign (Y)", "Sum (Y)", "Tanh (Y)", "ThresholdedRelu (Y)",
+    ),
+    18: ("Mish (Y)",),
+    20: ("Gelu (Y)",),
+    24: ("Swish (Y)",),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize(
+    ("opset", "between"), [(opset, op) for opset, ops in KEEP_ZEROS.items() for op in ops]
+)
+def test_zeros_count_where_what_stands_in_the_way_keeps_them(opset, between):
+    model = written(*with_a_zero_unit(between))
+    model.opset_import[0].version = opset
+    check(model, 3, zero=1)
+
+
+@pytest.mark.parametrize("between", ["Sigmoid (Y)", "Add (Y, c)", "Div (Y, hole)", "Mul (Y, inf)"])
+def test_zeros_do_not_count_where_they_become_other_numbers(between):
+    """For the second layer, that is; the first itself still reads 0."""
+    model = written(*with_a_zero_unit(between))
+    result = prune(model, lossless=True)
+    assert result.report["layers"][0]["hidden_after"] == 4
+
+
+def test_one_table_says_which_operators_keep_zeros():
+    """It is what onnxruntime computes, for all operators that go through tensors entry by entry."""
+    tested = {text.split()[0] for texts in KEEP_ZEROS.values() for text in texts}
+    tried = set()
+    for schema in onnx.defs.get_all_schemas():
+        node = gs.Node(schema.name, domain=schema.domain)
+        floats = "tensor(float)" in schema.outputs[0].types if schema.outputs else False
+        if rule_of(node) is not meet or not floats or schema.name in ("Where", "Clip"):
+            continue  # of the two that are left out it is the other inputs that say
+        at_zero, of_zeros = makes_zero(schema)
+        tried.add(schema.name)
+        assert at_zero == (schema.name in ZERO_AT_ZERO), schema.name
+        assert of_zeros == (schema.name in ZERO_AT_ZERO | ZERO_OF_ZEROS), schema.name
+    assert len(tried) > 30
+    assert tried & ZERO_AT_ZERO <= tested, "each is tested between layers"
+
+
+def makes_zero(schema):
+    """Whether an operator makes 0 of 0 and other numbers; and of zeros alone."""
+    names = ["x"] if schema.max_input == 1 and schema.min_input else ["x", "other"]
+    float_ = TensorProto.FLOAT
+    ports = [onnx.helper.make_tensor_value_info(name, float_, [2]) for name in (*names, "y")]
+    node = onnx.helper.make_node(schema.name, names, ["y"])
+    graph = onnx.helper.make_graph([node], "one", ports[:-1], ports[-1:])
+    opset = onnx.helper.make_opsetid("", schema.since_version)
+    run = Runner(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))
+    above = schema.name in ("Div", "Pow")  # where units meet 0 there, they are not followed
+    others = [[0.5, 2.0] if above else [0.5, -0.5], [1.0, 1.0] if above else [0.0, 0.0]]
+    zeros = np.zeros(2, np.float32)
+    found = [run({"x": zeros, "other": np.array(other, np.float32)})["y"] for other in others]
+    return tuple(not value.any() for value in found)
 
 
 def test_restored_outputs_show_duplicates_as_before():

@@ -51,6 +51,12 @@ class GateReader:
     def _part(self) -> str:
         return f"{self.direction}{self.gates}{'+'.join(self.sources)}"
 
+    def source(self, lookup: Lookup) -> str:
+        tensor = self._layer(lookup).input("X")
+        assert tensor is not None
+        name: str = tensor.name
+        return name
+
     def taps(self, lookup: Lookup) -> list[str]:
         layer = self._layer(lookup)
         inputs = [layer.input(name) for name in ("X", "sequence_lens", "initial_h", "initial_c")]

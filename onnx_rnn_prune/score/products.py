@@ -52,7 +52,7 @@ def find_matrices(document: Document, trace: Trace, lookup: Lookup) -> list[Prod
     found = []
     for reader in find_products(document, trace):
         own = np.zeros(len(reader.labels), dtype=bool)
-        name = reader.taps(lookup)[0]  # X of a layer, and the data of another product
+        name = reader.source(lookup)
         if isinstance(reader, GateReader):
             own[reader.widths(lookup)[0] if "X" in reader.sources else 0 :] = True
         found.append(

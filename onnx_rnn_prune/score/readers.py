@@ -46,8 +46,11 @@ class Reader(Protocol):
     def labels(self) -> Labels:
         """The unit behind each entry of the signal, shape [n]."""
 
+    def source(self, lookup: Lookup) -> str:
+        """The tensor that enters: X of a layer, the data of another product."""
+
     def taps(self, lookup: Lookup) -> list[str]:
-        """The tensors that `signal` needs."""
+        """The tensors that `signal` needs, Y of a layer among them."""
 
     def signal(self, lookup: Lookup, taps: Taps) -> Array:
         """What is read, one row per product, shape [N, n]."""
@@ -98,9 +101,13 @@ class ProductReader:
         line: Labels = lines[self.part if len(lines) > 1 else 0]
         return line
 
+    def source(self, lookup: Lookup) -> str:
+        name: str = self._data(lookup).name
+        return name
+
     def taps(self, lookup: Lookup) -> list[str]:
         node = self._node(lookup)
-        names = [self._data(lookup).name]
+        names = [self.source(lookup)]
         if self.op == "MatMulInteger":
             names += [tensor.name for tensor in _meaning(node)]
         return names

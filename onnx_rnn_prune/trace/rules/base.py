@@ -12,6 +12,26 @@ from onnx_rnn_prune.trace.labels import Labels
 
 Shape = tuple[int, ...]
 
+# fmt: off
+ZERO_AT_ZERO = frozenset(
+    (
+        "Abs", "AveragePool", "Cast", "Ceil", "Celu", "CumSum", "DequantizeLinear", "Div",
+        "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Floor", "Gelu", "GlobalAveragePool",
+        "GlobalMaxPool", "HardSwish", "LeakyRelu", "MaxPool", "Mish", "Mul", "Neg", "PRelu", "Pow",
+        "QuantizeLinear", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
+        "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round", "Selu", "Sign", "Sin",
+        "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+    )
+)
+# fmt: on
+"""Operators that make 0 of a unit that is 0, whichever finite numbers it meets.
+
+Operators that only move entries do so, too, and are not listed. Of Div this is the dividend, of Pow
+the base; a divisor or a power that could make a number of 0 that is none stops labels.
+"""
+ZERO_OF_ZEROS = frozenset(("Add", "Sub", "Sum", "Mean", "Min", "Max"))
+"""Operators that make 0 of units where all that meets is 0."""
+
 
 @dataclass(frozen=True)
 class Step:

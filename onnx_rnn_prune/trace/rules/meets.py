@@ -7,22 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_rnn_prune.trace.labels import Labels, squeeze_to, uniform
-from onnx_rnn_prune.trace.rules.base import Bound, Flow, Shape, Step, Stop
+from onnx_rnn_prune.trace.rules.base import (
+    ZERO_AT_ZERO,
+    ZERO_OF_ZEROS,
+    Bound,
+    Flow,
+    Shape,
+    Step,
+    Stop,
+)
 
 # Where a masked entry of a constant may not be 0: 0 / 0 is no number, and not a zero once it is
 # multiplied by a zero weight.
 _DEAD = {("Div", 1): 1.0}
-# What is 0 at 0; and what is 0 of several zeros, unless one number is added to all entries.
-# fmt: off
-_ZERO_AT_ZERO = frozenset(
-    (
-        "Mul", "Div", "Pow", "PRelu", "Abs", "Ceil", "Elu", "Celu", "Erf", "Floor", "Gelu",
-        "HardSwish", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Sign", "Sin", "Softsign",
-        "Swish", "Tanh", "ThresholdedRelu",
-    )
-)
-# fmt: on
-_ZERO_OF_ZEROS = frozenset(("Add", "Sub", "Sum", "Mean", "Min", "Max"))
 
 
 def meet(step: Step) -> Flow | Stop:
@@ -38,12 +35,13 @@ def meet(step: Step) -> Flow | Stop:
         return Stop(f"meets another activation in {step.node.op}")
     unit = _unit_axis(step, len(full))
     bound: list[Bound] = []
-    alters = "" if step.node.op in _ZERO_AT_ZERO | _ZERO_OF_ZEROS else step.node.op
+    alters = "" if step.node.op in ZERO_AT_ZERO | ZERO_OF_ZEROS else step.node.op
     for slot, size in enumerate(shapes):
         if step.labels[slot] is not None or not step.node.inputs[slot].name:
             continue
         if _size(size, unit, len(full)) == 1:
-            alters = alters or (step.node.op if step.node.op in _ZERO_OF_ZEROS else "")
+            # One number for all entries, which stays when those of cut units become 0.
+            alters = alters or (step.node.op if step.node.op in ZERO_OF_ZEROS else "")
             continue
         if step.constants[slot] is None:
             return Stop(f"meets another activation in {step.node.op}")
