@@ -1,8 +1,35 @@
-"""A small model and data for it, as files."""
+"""What some tests need beyond the extra `test`, and a small model with data for it, as files."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+
+from fetch_models import default_folder
+
+# By marker: whether what its tests need is here, and what brings it.
+NEEDS = {
+    "torch": (importlib.util.find_spec("torch"), "pip install '.[distill]' brings PyTorch"),
+    "browser": (
+        shutil.which("chromium") and shutil.which("chromedriver"),
+        "apt-get install chromium chromium-driver brings a browser",
+    ),
+    "published": (default_folder().is_dir(), "python tools/fetch_models.py brings the models"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Tests whose needs are not met are skipped, and say what would run them."""
+    for item in items:
+        for name, (is_here, remedy) in NEEDS.items():
+            if not is_here and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=remedy))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -54,7 +54,16 @@ def lanes_of(subject, scores):
     return scores[subject.trace.units.lanes["layer"]]
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+BY_GRADIENTS = ("fisher", "taylor")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.torch) if name in BY_GRADIENTS else name
+        for name in CRITERIA
+    ],
+)
 @pytest.mark.parametrize(("op", "directions"), LAYERS)
 def test_every_criterion_gives_each_unit_a_finite_score(name, op, directions):
     subject = planted(op, directions, "dead", "duplicate")

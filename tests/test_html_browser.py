@@ -6,12 +6,15 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from selenium import webdriver
 
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.report import to_html
 from reports import whole, without
 from test_html import check_shown
 from test_report import pruned
+
+pytestmark = pytest.mark.browser
 
 FLAGS = (
     "headless",
@@ -82,16 +85,13 @@ PLACES = """
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("there is no chromium with chromedriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = shutil.which("chromium")
     for flag in [*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    opened = webdriver.Chrome(options=options, service=service)
     yield opened
     opened.quit()
 

@@ -91,11 +91,8 @@ def test_nothing_imports_torch_where_it_is_not_asked_for():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.torch
 class TestWithTorch:
-    @pytest.fixture(autouse=True)
-    def torch(self):
-        return pytest.importorskip("torch", reason="learning needs the extra distill")
-
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
         course = partial(recovery.Course, steps=150, trials=3)
@@ -195,11 +192,8 @@ class TestWithTorch:
         assert learning.after < 0.25 * learning.before
 
 
+@pytest.mark.torch
 class TestGradients:
-    @pytest.fixture(autouse=True)
-    def torch(self):
-        return pytest.importorskip("torch", reason="gradients need the extra distill")
-
     def prepared(self):
         opened = open_model(two_layers())
         data = open_data(opened, feeds(2, 6), None, 0)

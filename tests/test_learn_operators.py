@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-torch = pytest.importorskip("torch", reason="learning needs the extra distill")
+torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
 
 from onnx_rnn_prune.learn.network import build, to_torch  # noqa: E402
 from onnx_rnn_prune.learn.operators import OPERATORS  # noqa: E402
@@ -15,6 +15,8 @@ from onnx_rnn_prune.learn.region import Region, find_region, refuses  # noqa: E4
 from onnx_rnn_prune.model.document import Document  # noqa: E402
 from onnx_rnn_prune.model.runner import Runner  # noqa: E402
 from onnx_rnn_prune.model.walk import node_key  # noqa: E402
+
+pytestmark = pytest.mark.torch
 
 
 def normal(*shape, seed=0):

@@ -21,7 +21,9 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
 from test_learn import feeds, two_layers
 
-torch = pytest.importorskip("torch", reason="losses need the extra distill")
+torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
+
+pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(autouse=True)

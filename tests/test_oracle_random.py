@@ -25,7 +25,14 @@ from oracle.permute import draw_order, permuted
 from oracle.recovered import recovered
 
 
-@pytest.mark.parametrize("seed", range(400))
+def seeds(start, count, by_default):
+    """Seeds of so many draws; those after the first few run with `-m draws`."""
+    few = range(start, start + by_default)
+    more = range(start + by_default, start + count)
+    return [*few, *(pytest.param(seed, marks=pytest.mark.draws) for seed in more)]
+
+
+@pytest.mark.parametrize("seed", seeds(0, 400, 60))
 def test_zero_is_shrink(seed):
     b = draw_model(seed)
     case = draw_case(b, seed)
@@ -34,7 +41,7 @@ def test_zero_is_shrink(seed):
     check_outside(case, Document.read(case.model), traced_feeds(b, seed), seed)
 
 
-@pytest.mark.parametrize("seed", range(1000, 1150))
+@pytest.mark.parametrize("seed", seeds(1000, 150, 20))
 def test_zero_is_shrink_after_recovery(seed):
     b = draw_model(seed)
     case = draw_case(b, seed)
@@ -43,7 +50,7 @@ def test_zero_is_shrink_after_recovery(seed):
     check_case(case, recovered(case.prepared, keep, feeds, ridge=1e-2))
 
 
-@pytest.mark.parametrize("seed", range(2000, 2100))
+@pytest.mark.parametrize("seed", seeds(2000, 100, 15))
 def test_the_order_of_units_does_not_matter(seed):
     case = draw_case(draw_model(seed), seed)
     trace = case.prepared.trace
@@ -56,6 +63,7 @@ def test_the_order_of_units_does_not_matter(seed):
     assert found, found.reason
 
 
+@pytest.mark.draws
 def test_the_draw_reaches_what_it_is_meant_to_reach():
     absorbed, restored, used = Counter(), Counter(), Counter()
     for seed in range(120):
@@ -73,7 +81,7 @@ def test_the_draw_reaches_what_it_is_meant_to_reach():
     assert all(used[name] for name in (*bodies, *others)), used
 
 
-@pytest.mark.parametrize("seed", range(3000, 3100))
+@pytest.mark.parametrize("seed", seeds(3000, 100, 15))
 def test_onnxruntime_agrees_with_the_reference(seed):
     case = draw_case(draw_model(seed), seed)
     if not reference_is_right(case.model):

@@ -19,12 +19,14 @@ REFUSED = {
 }
 SECONDS = 60.0
 
+pytestmark = pytest.mark.published
+
 
 @pytest.fixture(params=PUBLISHED)
 def path(request):
     found = default_folder() / f"{request.param}.onnx"
     if not found.exists():
-        pytest.skip(f"no {found.name}: python tools/fetch_models.py {request.param} gets it")
+        pytest.skip(f"python tools/fetch_models.py {request.param} brings it")
     return found
 
 

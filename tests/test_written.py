@@ -110,12 +110,9 @@ def test_no_fixture_with_a_node_has_one_written_out():
     assert [path.stem for path in others if found(onnx.load(path))] == []
 
 
+@pytest.mark.published
 def test_published_models():
-    folder = default_folder()
-    path = folder / "silero_vad_no_lstm.onnx"
-    if not path.exists():
-        pytest.skip("no silero_vad_no_lstm.onnx: python tools/fetch_models.py gets it")
-    rows = inspect(path)["written_out"]
+    rows = inspect(default_folder() / "silero_vad_no_lstm.onnx")["written_out"]
     assert [(row["kind"], row["like"], row["units"]) for row in rows] == [
         ("single step", "LSTM", 128)
     ] * 2
