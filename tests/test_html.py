@@ -225,6 +225,9 @@ def test_a_summary_says_what_counts():
     assert "The self-check passed" in text
     assert "| File size | 5.20 MB | 1.30 MB | 75 % less |" in text
     assert "| logits | 2.1 % | 0.02 | 0.3 | 98.7 % |" in text
+    unsure = pruned()
+    unsure["latency"] |= {"speedup": 1.1, "speedup_quartiles": [0.9, 1.3]}
+    assert "is not measurably faster and its file 75 % smaller." in prune_summary(unsure)
     report = pruned() | {"max_nrmse": None, "passed": True}
     assert "no limit was given" in compare_summary(report)
     assert "cannot be measured" in compare_summary({**report, "drift": {}})

@@ -99,6 +99,13 @@ def test_the_larger_layer_takes_more_time():
     assert 0 < layers["second"]["time_ms"] < layers["first"]["time_ms"]
 
 
+def test_all_layers_together_take_what_each_of_them_does():
+    report = inspect(model(STACKED), data=[FEED] * 3)
+    shares = [layer["share_of_time"] for layer in report["layers"]]
+    assert max(shares) < report["share_of_time"] <= 1
+    assert report["share_of_time"] == pytest.approx(sum(shares), rel=0.2)
+
+
 @pytest.mark.parametrize("yes", [True, False])
 def test_a_layer_that_no_run_comes_by_has_no_time(yes):
     report = inspect(model(BRANCHES), data={**FEED, "yes": np.array(yes)})
@@ -114,7 +121,7 @@ def test_a_layer_that_no_run_comes_by_has_no_time(yes):
 def test_all_turns_of_a_loop_count():
     original = model(LOOP)
     times = [
-        node_times(Document.read(original), ["a"], [{**FEED, "times": np.array(n)}], "m")["a"]
+        node_times(Document.read(original), ["a"], [{**FEED, "times": np.array(n)}], "m").nodes["a"]
         for n in (1, 16)
     ]
     assert times[1].ms > 4 * times[0].ms

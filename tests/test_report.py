@@ -19,7 +19,7 @@ from onnx_rnn_prune.report import (
     to_json,
     write_json,
 )
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 
 
 def shown(renderable, width=120):
@@ -199,6 +199,7 @@ def test_inspect():
     report = {
         "model": model,
         "layers": [layer, pinned, idle],
+        "share_of_time": 0.75,
         "timed_on": {"shapes": {"x": [2, 7]}, "random": True, "threads": 1},
         "written_out": [{"text": "an RNN is written out"}],
         "refused": [{"text": "node n cannot"}],
@@ -214,6 +215,8 @@ def test_inspect():
     assert "left alone: its weights are inputs nothing" in text
     assert "not known not measured" in text
     assert "made-up inputs" in text and "x [2, 7]" in text
+    assert "all recurrent layers together are 75 % of a run, so cutting them can bring" in text
+    assert "at most about 4x" in text
     for line in (
         "Cannot be pruned: an RNN is written",
         "Cannot run: node n",
@@ -237,11 +240,20 @@ def test_compare_and_bench():
     assert "same top answer in 98.7 %" in text
     assert "File size: 100 B -> 50 B (50 % less)" in text
     assert "Time per run: 4.12 ms -> 1.33 ms, 3.1x faster" in text
+    both["latency"] = {**report["latency"], "speedup_quartiles": [2.5, 4.0]}
+    assert "3.1x faster (2.5x to 4.0x)" in shown(compare_table(both))
     rows = [("a", 2.0, 1.0), ("b", 1.0, 2.0), ("c", 2.0, 1.0)]
     table = {"rows": [dict(zip(("model", "ms", "ratio"), row, strict=True)) for row in rows]}
     text = shown(bench_table({**table, "threads": 2}))
     assert "a 2.00 ms b 1.00 ms 2.0x faster than the first c 2.00 ms equally fast as the" in text
     assert "2 threads" in text
+    for quartiles, words in (
+        ((1.8, 2.1), "2.0x faster than the first"),
+        ((1.2, 2.9), "2.0x faster than the first (1.2x to 2.9x)"),
+        ((0.9, 2.9), "no measurable difference from the first"),
+    ):
+        table["rows"][1]["ratio_quartiles"] = list(quartiles)
+        assert words in shown(bench_table({**table, "threads": 1}))
 
 
 def test_json_is_plain(tmp_path):
@@ -285,6 +297,15 @@ def test_json_is_plain(tmp_path):
         (faster(3.14), "3.1x faster"),
         (faster(0.5), "2.0x slower"),
         (faster(12.34), "12x faster"),
+        (faster(3.14, (3.0, 3.3)), "3.1x faster"),
+        (faster(3.14, (2.5, 3.9)), "3.1x faster (2.5x to 3.9x)"),
+        (faster(0.5, (0.4, 0.6)), "2.0x slower (1.7x to 2.5x)"),
+        (faster(1.4, (0.9, 2.0)), "no measurable difference"),
+        (faster(0.8, (0.7, 1.1)), "no measurable difference"),
+        (faster(1.01, (0.7, 1.3)), "equally fast"),
+        (times(2.5, (2.4, 2.6)), "2.50x"),
+        (times(2.5, (2.0, 3.0)), "2.50x (2.00x to 3.00x)"),
+        (times(1.05, (0.99, 1.1)), "1.05x (0.99x to 1.10x)"),
         (fewer(100, 33), "67 % less"),
         (fewer(100, 103), "3.0 % more"),
         (fewer(0, 0), "the same"),

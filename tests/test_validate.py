@@ -192,6 +192,7 @@ def test_a_slower_model_is_slower():
     assert found[0].rounds == found[1].rounds > 3
     both = latency(slow, run(SAME), feed, threads=1, seconds=0.1)
     assert both.speedup > 1
+    assert both.speedup_quartiles[0] <= both.speedup <= both.speedup_quartiles[1]
     assert both.before_ms > both.after_ms
     assert both.threads == 1
     for when in ("before", "after"):

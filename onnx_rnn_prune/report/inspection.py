@@ -33,7 +33,7 @@ def inspect_table(report: Report) -> Group:
     ]
     if report["layers"]:
         parts += [_costs(report), _gains(report)]
-        parts += [sentence("Time", text) for text in _timed(report.get("timed_on") or {})]
+        parts += [sentence("Time", text) for text in _timed(report)]
     else:
         parts.append(Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
     for label, key in (("Cannot run", "refused"), ("Cannot be pruned", "written_out")):
@@ -83,20 +83,29 @@ def _half(layer: Report) -> str:
     lines = [
         f"{amount(half['params'])} parameters, "
         f"{size(stored) if stored >= 0 else f'-{size(-stored)}'}, {amount(half['flops'])} FLOPs",
-        f"model {faster(half['speedup'])}",
+        f"model {faster(half['speedup'], half.get('speedup_quartiles'))}",
     ]
     if half["together"]:
         lines.append(f"together with {', '.join(half['together'])}")
     return "\n".join(lines)
 
 
-def _timed(timed: Report) -> list[str]:
-    """What was run to measure, if anything was."""
-    shapes = timed.get("shapes")
+def _timed(report: Report) -> list[str]:
+    """What was run to measure, if anything was, and what can be gained at most (Amdahl's law)."""
+    timed = report.get("timed_on") or {}
+    shapes, share = timed.get("shapes"), report.get("share_of_time")
     if not shapes:
         return []
+    lines = []
+    if share is not None:
+        most = f"at most about {1 / (1 - share):.2g}x" if share < 0.99 else "100x and more"
+        lines.append(
+            f"all recurrent layers together are {percent(share)} of a run, so cutting them can"
+            f" bring {most}"
+        )
     fed = ", ".join(f"{name} {sizes}" for name, sizes in shapes.items())
     made = "made-up inputs (give typical ones with --data)" if timed["random"] else "inputs given"
     return [
-        f"one thread, on {made}: {fed}; speed is that of files that were cut, and timed in turns"
+        *lines,
+        f"one thread, on {made}: {fed}; speed is that of files that were cut, and timed in turns",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def amount(value: float) -> str:
@@ -32,11 +33,37 @@ def percent(share: float | None) -> str:
     return f"{_digits(value, 2)} %" if value < 10 else f"{value:.1f} %".replace(".0 %", " %")
 
 
-def faster(ratio: float) -> str:
-    """A speedup: `3.1x faster`, `1.2x slower`, `equally fast`."""
+# Quartiles of a speedup that lie further apart than this share of it are shown.
+_WIDE = 0.2
+
+
+def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
+    """A speedup: `3.1x faster`, `1.2x slower`, `equally fast`, `2.1x faster (1.7x to 2.6x)`.
+
+    Args:
+        ratio: the median of the time before over the time after.
+        quartiles: of that, where they are known. Where 1 lies between them, runs did not differ by
+            more than they do anyway; where they are far apart, they are shown.
+    """
     if 0.98 < ratio < 1.02:
         return "equally fast"
-    return f"{_digits(ratio, 2)}x faster" if ratio > 1 else f"{_digits(1 / ratio, 2)}x slower"
+    low, high = quartiles or (ratio, ratio)
+    if low <= 1 <= high:
+        return "no measurable difference"
+    if ratio < 1:
+        ratio, low, high = 1 / ratio, 1 / high, 1 / low
+        word = "slower"
+    else:
+        word = "faster"
+    spread = f" ({_digits(low, 2)}x to {_digits(high, 2)}x)" if high - low > _WIDE * ratio else ""
+    return f"{_digits(ratio, 2)}x {word}{spread}"
+
+
+def times(ratio: float, quartiles: Sequence[float] | None = None) -> str:
+    """A speedup as a factor, `2.50x`, with its quartiles where they are far apart or hold 1."""
+    low, high = quartiles or (ratio, ratio)
+    plain = high - low <= _WIDE * ratio and not low <= 1 <= high
+    return f"{ratio:.2f}x" if plain or low == high else f"{ratio:.2f}x ({low:.2f}x to {high:.2f}x)"
 
 
 def fewer(before: float, after: float) -> str:

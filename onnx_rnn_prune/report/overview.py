@@ -54,7 +54,8 @@ def compare_table(report: Report) -> Group:
     latency = report.get("latency")
     if latency:
         times = f"{duration(latency['before_ms'])} -> {duration(latency['after_ms'])}"
-        parts.append(sentence("Time per run", f"{times}, {faster(latency['speedup'])}"))
+        change = faster(latency["speedup"], latency.get("speedup_quartiles"))
+        parts.append(sentence("Time per run", f"{times}, {change}"))
     parts += [warning(text) for text in report.get("warnings", ())]
     return Group(*parts)
 
@@ -67,11 +68,20 @@ def bench_table(report: Report) -> Group:
     """
     table = new_table("Model", "Time per run", "", numbers=("Time per run",))
     for number, row in enumerate(report["rows"]):
-        relation = "" if number == 0 else f"{faster(row['ratio'])} than the first"
-        relation = relation.replace("equally fast than", "equally fast as")
+        relation = "" if number == 0 else _against_first(row)
         table.add_row(Text(str(row["model"])), duration(row["ms"]), relation)
     threads = report["threads"]
     caption = f"Median of interleaved runs, {threads} thread{'s' if threads != 1 else ''}."
     parts: list[Table | Text] = [table, Text(caption)]
     parts += [warning(text) for text in report.get("warnings", ())]
     return Group(*parts)
+
+
+def _against_first(row: Report) -> str:
+    change = faster(row["ratio"], row.get("ratio_quartiles"))
+    if change.startswith("no "):
+        return f"{change} from the first"
+    if change == "equally fast":
+        return f"{change} as the first"
+    speed, space, spread = change.partition(" (")
+    return f"{speed} than the first{space}{spread}"

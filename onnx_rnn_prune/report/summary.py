@@ -82,7 +82,8 @@ def _gains(*amounts: tuple[str, Any, Any, Any], latency: Report | None) -> str:
     ]
     if latency and latency["speedup"] is not None:
         times = [duration(latency[f"{when}_ms"]) for when in ("before", "after")]
-        rows.append(("Time per run", times[0], times[1], faster(latency["speedup"])))
+        change = faster(latency["speedup"], latency.get("speedup_quartiles"))
+        rows.append(("Time per run", times[0], times[1], change))
     columns = ("", "Before", "After", "Change")
     return _table(columns, columns[1:], rows)
 

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 
 Report = Mapping[str, Any]
 
@@ -153,7 +153,7 @@ def _gains(report: Report) -> Table:
             f"Time per run ({threads} thread{'s' if threads != 1 else ''})",
             duration(latency["before_ms"]),
             duration(latency["after_ms"]),
-            faster(latency["speedup"]),
+            faster(latency["speedup"], latency.get("speedup_quartiles")),
         )
     return table
 
@@ -169,7 +169,7 @@ def _stages(stages: Sequence[Report]) -> Table:
             Text(stage["name"]),
             size(stage["bytes"]),
             size(stage["compressed_bytes"]),
-            f"{stage['speedup']:.2f}x",
+            times(stage["speedup"], stage.get("speedup_quartiles")),
             percent(max(known)) if known else "unknown",
         )
     return table

@@ -18,8 +18,10 @@ def verdict(report: Report) -> str:
         report: the dict of `PruneResult.report`; what it lacks is left out.
     """
     gains = []
-    if (report.get("latency") or {}).get("speedup") is not None:
-        gains.append(f"is {faster(report['latency']['speedup'])}")
+    latency = report.get("latency") or {}
+    if latency.get("speedup") is not None:
+        change = faster(latency["speedup"], latency.get("speedup_quartiles"))
+        gains.append("is not measurably faster" if change.startswith("no ") else f"is {change}")
     totals = report.get("totals") or {}
     before, after = totals.get("bytes_before"), totals.get("bytes_after")
     if before and after is not None:

@@ -20,12 +20,14 @@ class Timing:
         ms: the median time of a run, in milliseconds.
         ratio: how many times faster it is than the first model: the median over rounds of the first
             one's time / its own, so that a machine that slows down for a while slows both.
+        ratio_quartiles: what a quarter and three quarters of these ratios do not exceed.
         rounds: the number of timed runs.
         quartiles_ms: the times that a quarter and three quarters of the runs do not exceed.
     """
 
     ms: float
     ratio: float
+    ratio_quartiles: tuple[float, float]
     rounds: int
     quartiles_ms: tuple[float, float]
 
@@ -34,12 +36,14 @@ class Timing:
 class Latency:
     """How long a run takes before and after, in milliseconds; `speedup` above 1 is faster.
 
-    The times are medians over so many rounds, with the quartiles that lie around them.
+    All are medians over so many rounds, with the quartiles that lie around them. The speedup is the
+    median of each round's ratio, which a busy machine disturbs less than it does the times.
     """
 
     before_ms: float
     after_ms: float
     speedup: float
+    speedup_quartiles: tuple[float, float]
     threads: int
     before_quartiles_ms: tuple[float, float]
     after_quartiles_ms: tuple[float, float]
@@ -73,15 +77,7 @@ def timings(
         order.reverse()
         if time.perf_counter() - start > seconds:
             break
-    return tuple(
-        Timing(
-            statistics.median(own),
-            statistics.median(first / max(t, 1e-9) for first, t in zip(times[0], own, strict=True)),
-            len(own),
-            _quartiles(own),
-        )
-        for own in times
-    )
+    return tuple(_timing(times[0], own) for own in times)
 
 
 def latency(
@@ -90,7 +86,25 @@ def latency(
     """Times two models against each other; `threads` is what both runners were opened with."""
     old, new = timings([before, after], feed, seconds=seconds)
     return Latency(
-        old.ms, new.ms, new.ratio, threads, old.quartiles_ms, new.quartiles_ms, new.rounds
+        before_ms=old.ms,
+        after_ms=new.ms,
+        speedup=new.ratio,
+        speedup_quartiles=new.ratio_quartiles,
+        threads=threads,
+        before_quartiles_ms=old.quartiles_ms,
+        after_quartiles_ms=new.quartiles_ms,
+        rounds=new.rounds,
+    )
+
+
+def _timing(first: Sequence[float], own: Sequence[float]) -> Timing:
+    ratios = [one / max(other, 1e-9) for one, other in zip(first, own, strict=True)]
+    return Timing(
+        ms=statistics.median(own),
+        ratio=statistics.median(ratios),
+        ratio_quartiles=_quartiles(ratios),
+        rounds=len(own),
+        quartiles_ms=_quartiles(own),
     )
 
 

@@ -39,9 +39,22 @@ class NodeTime:
     feed: int
 
 
+@dataclass(frozen=True)
+class Profile:
+    """What some nodes take of the runs that come by one of them.
+
+    Attributes:
+        nodes: by key; those that no run comes by, and those that onnxruntime fused, are missing.
+        share: of all of them together, the median over runs; 0 where there are none.
+    """
+
+    nodes: Mapping[str, NodeTime]
+    share: float
+
+
 def node_times(
     document: Document, keys: Sequence[str], feeds: Iterable[Feed], name: str
-) -> Mapping[str, NodeTime]:
+) -> Profile:
     """Times nodes while the whole model runs, as onnxruntime rewrites it for users.
 
     Args:
@@ -49,9 +62,6 @@ def node_times(
         keys: of the nodes, see `walk.node_key`.
         feeds: what to run; the first few are taken, in turns.
         name: how errors call the model.
-
-    Returns:
-        By key; nodes that no run comes by, and those that onnxruntime fused, are missing.
 
     Raises:
         PruneError: the model does not run on them.
@@ -72,7 +82,13 @@ def node_times(
                 runner(feed)
             count += 1
         events = json.loads(runner.profiled().read_text("utf-8"))
-    return _medians(_by_run(events, names)[len(given) :], len(given))
+    runs = _by_run(events, names)[len(given) :]
+    shares = [_share(sum(spent.values()), whole) for whole, spent in runs if spent]
+    return Profile(_medians(runs, len(given)), statistics.median(shares) if shares else 0.0)
+
+
+def _share(own: float, whole: float) -> float:
+    return own / max(whole, own, 1e-9)
 
 
 def _by_run(
@@ -96,7 +112,7 @@ def _medians(runs: Sequence[tuple[float, dict[str, float]]], feeds: int) -> dict
     found: dict[str, list[tuple[float, float, int]]] = {}
     for number, (whole, spent) in enumerate(runs):
         for key, own in spent.items():
-            found.setdefault(key, []).append((own, own / max(whole, own, 1e-9), number % feeds))
+            found.setdefault(key, []).append((own, _share(own, whole), number % feeds))
     return {
         key: NodeTime(
             statistics.median(own for own, _, _ in times) / 1000.0,

@@ -77,7 +77,12 @@ def bench(
     found = timings(runners, next(iter(feeds)))
     return {
         "rows": [
-            {"model": name, "ms": timing.ms, "ratio": timing.ratio}
+            {
+                "model": name,
+                "ms": timing.ms,
+                "ratio": timing.ratio,
+                "ratio_quartiles": list(timing.ratio_quartiles),
+            }
             for name, timing in zip(names, found, strict=True)
         ],
         "threads": threads,

@@ -41,6 +41,7 @@ class Half:
         flops: operations fewer of recurrent layers, per step and sequence.
         ms: milliseconds of a run fewer, measured on the cut file, one thread, the median.
         speedup: of the whole model.
+        speedup_quartiles: of the rounds that it is the median of.
     """
 
     units: int
@@ -50,6 +51,7 @@ class Half:
     flops: int
     ms: float
     speedup: float
+    speedup_quartiles: tuple[float, float]
 
 
 def halves(
@@ -105,6 +107,7 @@ def halves(
                 flops=2 * (weights - recurrent_weights(smaller)),
                 ms=before.ms * (1.0 - 1.0 / after.ratio),
                 speedup=after.ratio,
+                speedup_quartiles=after.ratio_quartiles,
             )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnx_rnn_prune.data import open_feeds
@@ -32,6 +32,7 @@ class Seen:
         outlets: by layer, where its units end.
         pinned: by layer, why it is left alone.
         times: by layer, what it takes of a run.
+        share: what all layers together take of a run, or None where nothing ran.
         half: by layer, what half of its units would save.
         feed: shapes of the feed that was timed, by input; empty where nothing ran.
         random: whether feeds were made up.
@@ -41,6 +42,7 @@ class Seen:
     outlets: Mapping[str, Any] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, NodeTime] = field(default_factory=dict)
+    share: float | None = None
     half: Mapping[str, Half] = field(default_factory=dict)
     feed: Mapping[str, list[int]] = field(default_factory=dict)
     random: bool = True
@@ -79,6 +81,7 @@ def inspect_model(opened: Opened, data: object, progress: Progress) -> dict[str,
             *dict.fromkeys(item.remedy for item in opened.misfits),
             *filter(None, [advice(written, opened.model.producer_name)]),
         ],
+        "share_of_time": seen.share,
         "timed_on": {"shapes": seen.feed, "random": seen.random, "threads": 1},
         "warnings": [*opened.notes, *seen.warnings],
     }
@@ -117,14 +120,14 @@ def _look(opened: Opened, source: object, progress: Progress) -> Seen:
         if source is not None:
             raise
         return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
-    times = {keys[key]: spent for key, spent in timed.items()}
+    times = {keys[key]: spent for key, spent in timed.nodes.items()}
     first = next(iter(data.fitting))
     shapes = {name: list(value.shape) for name, value in first.items()}
+    seen = Seen(times=times, share=timed.share, feed=shapes, random=not data.given)
     try:
-        return _follow(opened, data, times, shapes, progress)
+        return _follow(opened, data, seen, progress)
     except PruneError as error:
-        reason = f"where the units end is not known: {error}"
-        return Seen(times=times, feed=shapes, random=not data.given, warnings=(reason,))
+        return replace(seen, warnings=(f"where the units end is not known: {error}",))
 
 
 def _open(opened: Opened, source: object) -> Data:
@@ -136,18 +139,12 @@ def _open(opened: Opened, source: object) -> Data:
     return Data(feeds, feeds, feeds, given=True)
 
 
-def _follow(
-    opened: Opened,
-    data: Data,
-    times: Mapping[str, NodeTime],
-    shapes: Mapping[str, list[int]],
-    progress: Progress,
-) -> Seen:
+def _follow(opened: Opened, data: Data, seen: Seen, progress: Progress) -> Seen:
     names = [layer.name for layer in opened.layers]
     studied = study(opened, names, data, AS_BEFORE, progress)
     prepared = studied.prepared
     pinned = {**prepared.left, **never_worth(opened, data, studied)}
-    free = {name: spent for name, spent in times.items() if name not in pinned}
+    free = {name: spent for name, spent in seen.times.items() if name not in pinned}
     half = halves(opened, data, studied, free, progress)
     outlets = outlet_rows(opened.layers, prepared.ends, prepared.restored)
     late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
@@ -159,4 +156,4 @@ def _follow(
         if late
         else []
     )
-    return Seen(outlets, pinned, times, half, shapes, not data.given, tuple(notes))
+    return replace(seen, outlets=outlets, pinned=pinned, half=half, warnings=tuple(notes))

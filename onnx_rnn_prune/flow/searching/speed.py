@@ -29,7 +29,7 @@ def time_layers(opened: Opened, studied: Studied, data: Data) -> dict[str, Any]:
 
     def measured(names: Sequence[str]) -> list[dict[str, Any]]:
         whole = timings([opened.run()], feed)[0].ms
-        nodes = node_times(opened.document, list(keys.values()), [feed], opened.name)
+        nodes = node_times(opened.document, list(keys.values()), [feed], opened.name).nodes
         shares = {name: nodes[key].share for name, key in keys.items() if key in nodes}
         return [{"ms": whole, "shares": shares}]
 

@@ -48,7 +48,10 @@ def run_stages(
 def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str, Any]:
     model = document.write()
     original, result = opened.run(), Runner(model, name="the pruned model", remedy=OURS)
-    totals = total_rows(opened.model, model)
+    totals, spent = (
+        total_rows(opened.model, model),
+        latency(original, result, next(iter(data.judging))),
+    )
     return {
         "name": name,
         "params": totals["params_after"],
@@ -58,5 +61,6 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
             output: plain(values)
             for output, values in drift(original, result, data.judging).items()
         },
-        "speedup": latency(original, result, next(iter(data.judging))).speedup,
+        "speedup": spent.speedup,
+        "speedup_quartiles": list(spent.speedup_quartiles),
     }

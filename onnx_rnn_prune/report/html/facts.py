@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx_rnn_prune.report.html.parts import Markup, element
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 
 UNKNOWN = "\N{EN DASH}"
 Part = str | int
@@ -37,13 +37,18 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "duration": duration,
     "percent": percent,
     "faster": faster,
-    "times": lambda value: f"{value:.2f}x",
+    "times": times,
     "number": _three,
     "cosine": lambda value: f"{value:.4f}",
     "check": lambda value: "passed" if value else "FAILED",
     "yes": lambda value: "yes" if value else "no",
 }
-CHANGES: Mapping[str, Callable[[Any, Any], str]] = {"fewer": fewer, "share": _share}
+CHANGES: Mapping[str, Callable[[Any, Any], str]] = {
+    "fewer": fewer,
+    "share": _share,
+    "faster_than": lambda quartiles, ratio: faster(ratio, quartiles),
+    "times_within": lambda quartiles, ratio: times(ratio, quartiles),
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,19 @@ class Facts:
         shown = UNKNOWN if None in values else CHANGES[form](*values)
         marks = {**self.mark(*after), "data-from": key(before), "data-format": form}
         return element("span", shown, attributes=marks)
+
+    def speed(self, form: str, *way: Part) -> Markup:
+        """A speedup in one of two forms, with the quartiles of it where they are known.
+
+        Args:
+            form: faster or times.
+            way: to the row that holds it.
+        """
+        quartiles = (*way, "speedup_quartiles")
+        if len(self.all(*quartiles)) != 2:
+            return self.show(form, *way, "speedup")
+        within = {"faster": "faster_than", "times": "times_within"}[form]
+        return self.change(within, quartiles, (*way, "speedup"))
 
     def mark(self, *way: Part) -> dict[str, object]:
         """The attributes of an element that stands for a value without showing it."""

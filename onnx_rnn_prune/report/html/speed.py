@@ -44,7 +44,7 @@ def speed(facts: Facts) -> Markup:
                 "Time per run",
                 facts.show("duration", "latency", "before_ms"),
                 facts.show("duration", "latency", "after_ms"),
-                facts.show("faster", "latency", "speedup"),
+                facts.speed("faster", "latency"),
             ]
         )
         content.append(_times(facts))
@@ -112,7 +112,7 @@ def stages(facts: Facts) -> Markup:
                 str(stage["name"]),
                 facts.show("size", "stages", number, "bytes"),
                 facts.show("size", "stages", number, "compressed_bytes"),
-                facts.show("times", "stages", number, "speedup"),
+                facts.speed("times", "stages", number),
                 Markup("")
                 if found is None
                 else facts.show("percent", "stages", number, "drift", found[0], "nrmse"),

@@ -29,7 +29,7 @@ def _tiles(facts: Facts) -> list[Markup]:
     tiles = []
     if facts.get("latency"):
         times = _pair(facts, "duration", ("latency", "before_ms"), ("latency", "after_ms"))
-        tiles.append(_tile("Speed", facts.show("faster", "latency", "speedup"), times, " per run"))
+        tiles.append(_tile("Speed", facts.speed("faster", "latency"), times, " per run"))
     for label, kind, form in (("File size", "bytes", "size"), ("Parameters", "params", "amount")):
         before, after = ("totals", f"{kind}_before"), ("totals", f"{kind}_after")
         if facts.get(*before) is not None:
