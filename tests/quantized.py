@@ -119,6 +119,36 @@ def quantized(
         return onnx.load(result)
 
 
+def step_by_step(steps: int, hidden: int = 16) -> onnx.ModelProto:
+    """A dense layer that is applied to each of the first steps alone, as tf2onnx writes it."""
+    model = real_model(hidden=hidden)
+    graph = model.graph
+    nodes = [node for node in graph.node if node.output[0] not in ("product", "out")]
+    constants = {"zero": [0], **{f"step{n}": [n] for n in range(steps + 1)}}
+    for n in range(steps):
+        nodes += [
+            helper.make_node("Slice", ["flat0", f"step{n}", f"step{n + 1}", "zero"], [f"part{n}"]),
+            helper.make_node("MatMul", [f"part{n}", "head"], [f"product{n}"], f"head{n}"),
+            helper.make_node("Add", [f"product{n}", "bias"], [f"sum{n}"]),
+        ]
+    nodes.append(helper.make_node("Concat", [f"sum{n}" for n in range(steps)], ["out"], axis=0))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value), name) for name, value in constants.items()
+    )
+    return model
+
+
+def in_7_bits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with half its signed integers, whose sums do not overflow without VNNI."""
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype == np.int8 and value.ndim > 1:
+            tensor.CopyFrom(numpy_helper.from_array(value // np.int8(2), tensor.name))
+    return model
+
+
 def feeds_of(model: onnx.ModelProto, count: int = 4) -> list[Feed]:
     """Random inputs of several lengths."""
     rng = np.random.default_rng(1)

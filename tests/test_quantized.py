@@ -6,8 +6,19 @@ import pytest
 from onnx import helper
 
 from onnx_rnn_prune import prune
-from onnx_rnn_prune.model.integers import Integers
-from quantized import SIGNED, UNSIGNED, feeds_of, quantized, real_model, weights_of
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.integers import Integers, hold_unsigned
+from onnx_rnn_prune.model.runner import Runner
+from quantized import (
+    SIGNED,
+    UNSIGNED,
+    feeds_of,
+    in_7_bits,
+    quantized,
+    real_model,
+    step_by_step,
+    weights_of,
+)
 
 KINDS = {"signed": SIGNED, "unsigned": UNSIGNED}
 
@@ -119,9 +130,9 @@ def test_scales_in_another_place():
     assert reason.startswith("is read by a MatMulInteger whose scales are not where")
 
 
-def test_product_that_quantizes_its_data():
+def quantizing_product(**options):
     """DynamicQuantizeMatMul, which onnxruntime makes of the four nodes when it optimizes."""
-    model = quantized(real_model())
+    model = quantized(real_model(), **options)
     kept = [n for n in model.graph.node if n.op_type in ("DynamicQuantizeLSTM", "Transpose")]
     kept += [n for n in model.graph.node if n.op_type == "Reshape"]
     del model.graph.node[:]
@@ -130,8 +141,33 @@ def test_product_that_quantizes_its_data():
     model.graph.node.append(
         helper.make_node("DynamicQuantizeMatMul", names, ["out"], domain="com.microsoft")
     )
-    result = pruned(model, recover="lstsq")
+    return model
+
+
+def test_product_that_quantizes_its_data():
+    result = pruned(quantizing_product(), recover="lstsq")
     assert outlets(result) == [("absorbed", "")]
+
+
+@pytest.mark.parametrize("recover", ["none", "lstsq"])
+def test_products_that_share_a_signed_weight(recover):
+    model = quantized(step_by_step(3))
+    assert sum("head_quantized" in node.input for node in model.graph.node) == 3
+    result = pruned(model, recover=recover)
+    assert {end for end, _ in outlets(result)} == {"absorbed"}
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
+@pytest.mark.parametrize("make", [lambda **o: quantized(step_by_step(2), **o), quantizing_product])
+def test_unsigned_weights_mean_the_same(make, per_channel):
+    model = in_7_bits(make(per_channel=per_channel))
+    document = Document.read(model)
+    hold_unsigned(document.graph)
+    held = {tensor.data_type for tensor in document.write().graph.initializer}
+    assert onnx.TensorProto.INT8 not in held
+    for feed in feeds_of(model):
+        outs = [Runner(each, optimize=False)(feed)["out"] for each in (model, document)]
+        assert np.array_equal(*outs)
 
 
 def test_equal_weights_are_equal_integers():

@@ -23,10 +23,10 @@ from fetch_models import default_folder
 from model_feeds import PUBLISHED, Feed, feeds_for
 from onnx_rnn_prune import PruneResult, apply, inspect, prune
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.studying import as_proven
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.validate import either_order, oracle
+from onnx_rnn_prune.validate import either_order
 from readme import markdown, write_section
 from time_limit import TooLong, time_limit
 
@@ -129,16 +129,15 @@ def cut(path: Path, feeds: list[Feed], share: float) -> Cut:
         recover="none",
     )
     zeroed = apply(path, result.plan, data=feeds[:1], recover="none", mode="zero")
-    whole = sums_integers(Document.read(original).graph)
 
     def load(rewritten: bool) -> tuple[Runner, Runner]:
         one, other = (
-            Runner(each.model, optimize=rewritten, whole=whole, name=name)
+            as_proven(Document.read(each.model), name, rewritten)
             for each, name in ((zeroed, "zeroed"), (result, "smaller"))
         )
         return one, other
 
-    proof = oracle(*load(True), feeds) if whole else either_order(load, feeds)
+    proof = either_order(load, feeds)
     faults = [] if proof.passed else [f"at {share:.0%} {proof.reason}"]
     if not result.report["oracle"]["passed"]:
         faults.append(f"at {share:.0%} the self-check fails: {result.report['oracle']['reason']}")

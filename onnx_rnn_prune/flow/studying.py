@@ -12,7 +12,7 @@ from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.integers import sums_integers
+from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
@@ -124,11 +124,11 @@ def as_proven(document: Document, name: str, rewritten: bool) -> Runner:
     Args:
         document: the cut model.
         name: how errors call it.
-        rewritten: whether onnxruntime may rewrite it. Sums of 8-bit products that overflow, which
-            depend on which products are neighbours, always take that to be exact.
+        rewritten: whether onnxruntime may rewrite it.
     """
-    whole = sums_integers(document.graph)
-    return Runner(document, optimize=rewritten or whole, whole=whole, name=name, remedy=OURS)
+    exact = document.copy()
+    hold_unsigned(exact.graph)
+    return Runner(exact, optimize=rewritten, name=name, remedy=OURS)
 
 
 def tolerance_of(document: Document) -> float:

@@ -15,7 +15,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, constant_value, require_constant
-from onnx_rnn_prune.model.edit import fresh_name, insert_node, replace_constant, set_input
+from onnx_rnn_prune.model.edit import (
+    add_constant,
+    fresh_name,
+    insert_node,
+    replace_constant,
+    set_input,
+)
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
 
@@ -198,6 +204,38 @@ def sums_integers(graph: gs.Graph) -> bool:
     """Whether some node sums up products of integers."""
     known = {op for op, _ in _LAYOUTS}
     return any(node.op in known for node in all_nodes(graph))
+
+
+def hold_unsigned(graph: gs.Graph) -> None:
+    """Holds signed 8-bit weights as the unsigned ones that mean the same: (q + 128) - (z + 128).
+
+    On x86 processors before VNNI, onnxruntime adds products of unsigned data and signed weights in
+    16 bits, which overflow; what comes of it depends on which products are neighbours. It has an
+    option against that, which does the same as this, but fails where nodes share a weight, and
+    leaves bodies out.
+    """
+    made: dict[tuple[int, tuple[int, ...]], gs.Constant] = {}
+
+    def unsigned(tensor: gs.Tensor | None, value: Array) -> gs.Constant:
+        key = (id(tensor), value.shape)
+        if key not in made:
+            name = "zero_unsigned" if tensor is None else f"{tensor.name}_unsigned"
+            shifted = (value.astype(np.int16) + 128).astype(np.uint8)
+            made[key] = add_constant(graph, name, shifted)
+        return made[key]
+
+    for node in all_nodes(graph):
+        for (op, slot), layout in _LAYOUTS.items():
+            weight = constant_value(node.inputs[slot], graph.opset) if node.op == op else None
+            if weight is None or weight.dtype != np.int8:
+                continue
+            given = layout.zero < len(node.inputs) and bool(node.inputs[layout.zero].name)
+            tensor = node.inputs[layout.zero] if given else None
+            lanes = weight.shape[:1] if 0 in layout.axes else ()
+            zero = np.zeros(lanes, np.int8) if tensor is None else constant_value(tensor)
+            if zero is not None:
+                set_input(node, slot, unsigned(node.inputs[slot], weight))
+                set_input(node, layout.zero, unsigned(tensor, zero))
 
 
 def scaled(node: gs.Node) -> Scaled | None:

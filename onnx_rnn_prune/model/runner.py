@@ -70,9 +70,6 @@ class Runner:
         optimize: let onnxruntime rewrite the graph, as it does by default for users. Where values
             of inner tensors are wanted, or two models must be compared operator by operator, it is
             better off.
-        whole: let onnxruntime compute products of 8-bit numbers without the overflow that they
-            have by default on x86 processors before VNNI. It gets there by rewriting the graph, so
-            `optimize` must be left on.
         profile: where to write how long each node takes, see `profiled`; not at all without it.
         name: how errors call the model.
         remedy: what errors tell to do; to look at the file or the feed where it is left out.
@@ -85,7 +82,6 @@ class Runner:
         outputs: Sequence[str] | None = None,
         threads: int = 1,
         optimize: bool = True,
-        whole: bool = False,
         profile: Path | None = None,
         name: str = "the model",
         remedy: str | None = None,
@@ -94,8 +90,6 @@ class Runner:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        if whole:
-            options.add_session_config_entry("session.x64quantprecision", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
