@@ -9,7 +9,8 @@ from onnx import helper, numpy_helper
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import check_output, weight_files, write_atomically
+from onnx_rnn_prune.model.files import check_output, write_atomically
+from onnx_rnn_prune.model.references import weight_files
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left")])

@@ -6,7 +6,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune.model import runner
-from onnx_rnn_prune.model.external import anchor, is_reference
+from onnx_rnn_prune.model.external import is_reference
+from onnx_rnn_prune.model.references import anchor
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def apart(model, folder):
     onnx.external_data_helper.write_external_data_tensors(result, str(folder))
     for tensor in result.graph.initializer:
         if is_reference(tensor):
-            anchor(tensor, folder)
+            anchor(tensor, folder / "model.onnx")
     return result
 
 

@@ -16,7 +16,8 @@ from onnx_rnn_prune import report
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.model.files import check_output, weight_files, weights_beside
+from onnx_rnn_prune.model.files import check_output, weights_beside
+from onnx_rnn_prune.model.references import weight_files
 from onnx_rnn_prune.report.table import sentence
 
 # Makes a report readable.

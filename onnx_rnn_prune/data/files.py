@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from onnx_rnn_prune.data.sources import Listed, RawFeed, Source
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.external import is_reference, tensor_values
+from onnx_rnn_prune.model.references import anchor
 from onnx_rnn_prune.model.signature import Port
 
 _FORMS = (
@@ -112,8 +114,10 @@ def _read_tensor(path: Path) -> TensorProto:
 
 
 def _array(path: Path, tensor: TensorProto) -> object:
+    if is_reference(tensor):
+        anchor(tensor, path)
     try:
-        return numpy_helper.to_array(tensor, base_dir=str(path.parent))
+        return tensor_values(tensor)
     except Exception as error:  # a broken tensor fails with many unrelated types
         raise _unreadable(path, error) from error
 

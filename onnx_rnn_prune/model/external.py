@@ -15,7 +15,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ Put = Callable[[int, onnx.TensorProto], None]
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where the values of a tensor lie."""
 
     path: str
@@ -63,7 +62,7 @@ def referring(tensor: onnx.TensorProto, path: str) -> onnx.TensorProto:
     """A reference to the same place of a file that goes by another name."""
     result, place = onnx.TensorProto(), _place(tensor)
     result.CopyFrom(tensor)
-    _refer(result, replace(place, path=path))
+    refer(result, replace(place, path=path))
     return result
 
 
@@ -102,7 +101,7 @@ def raw_chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
         while left:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
-                raise _short(tensor, place.path)
+                raise too_short(tensor, place.path)
             left -= len(chunk)
             yield chunk
 
@@ -112,46 +111,6 @@ def take_in(tensor: onnx.TensorProto) -> None:
     tensor.raw_data = b"".join(raw_chunks(tensor))
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
-
-
-def anchor(tensor: onnx.TensorProto, folder: Path) -> None:
-    """Makes a reference one that holds wherever its message goes.
-
-    Args:
-        tensor: a reference as it stands in a model file.
-        folder: that of the model file.
-
-    Raises:
-        PruneError: the file is missing, too short, or not in the folder.
-    """
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    name, home = entries.get("location", ""), folder.resolve()
-    path = (home / name).resolve()
-    if Path(name).is_absolute() or ".." in Path(name).parts or home not in path.parents:
-        raise PruneError(
-            f"its values are said to lie in '{name}', outside the folder of the model",
-            where=_called(tensor),
-            remedy="put that file beside the model, and name it there",
-        )
-    if not path.is_file():
-        raise PruneError(
-            f"its values are said to lie in '{name}', and there is no such file",
-            where=_called(tensor),
-            remedy="put that file beside the model",
-        )
-    try:
-        offset = int(entries.get("offset") or 0)
-        length = int(entries.get("length") or path.stat().st_size - offset)
-        needed = -(-prod(tensor.dims) * _bits(tensor) // 8)
-    except (KeyError, ValueError) as error:
-        raise PruneError(
-            f"where its values lie in '{name}' cannot be read ({error})",
-            where=_called(tensor),
-            remedy="export the model again",
-        ) from error
-    if offset < 0 or length < needed or offset + needed > path.stat().st_size:
-        raise _short(tensor, name)
-    _refer(tensor, _Place(str(path), offset, needed))
 
 
 class Shelves:
@@ -180,7 +139,7 @@ class Shelves:
         for field, _ in tensor.ListFields():
             if field.name != "raw_data":
                 copy_field(tensor, result, field.name)
-        _refer(result, _Place(self._name, start, length))
+        refer(result, Place(self._name, start, length))
         return result
 
 
@@ -251,24 +210,32 @@ def whole_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def packed(tensor: onnx.TensorProto) -> bool:
     """Whether entries of a tensor share bytes, so that they cannot be mapped."""
-    return _bits(tensor) != 8 * _dtype(tensor).itemsize
+    return bits(tensor) != 8 * _dtype(tensor).itemsize
 
 
 def _dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
 
 
-def _bits(tensor: onnx.TensorProto) -> int:
+def bits(tensor: onnx.TensorProto) -> int:
+    """The bits that an entry takes in a file.
+
+    Raises:
+        KeyError, TypeError, ValueError: entries of its type lie in no files, or there is none such.
+    """
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
+    if name == "STRING":
+        raise TypeError("texts lie in no files")
     return _NARROW.get(name, 8 * _dtype(tensor).itemsize)
 
 
-def _place(tensor: onnx.TensorProto) -> _Place:
+def _place(tensor: onnx.TensorProto) -> Place:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    return _Place(entries["location"], int(entries["offset"]), int(entries["length"]))
+    return Place(entries["location"], int(entries["offset"]), int(entries["length"]))
 
 
-def _refer(tensor: onnx.TensorProto, place: _Place) -> None:
+def refer(tensor: onnx.TensorProto, place: Place) -> None:
+    """Says that the values of a tensor lie in a place."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (
@@ -279,13 +246,10 @@ def _refer(tensor: onnx.TensorProto, place: _Place) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _called(tensor: onnx.TensorProto) -> str:
-    return f"weight '{tensor.name}'"
-
-
-def _short(tensor: onnx.TensorProto, name: str) -> PruneError:
+def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:
+    """The error that a file holds less than a tensor takes."""
     return PruneError(
         f"its values are said to lie in '{name}', and that file is too short for them",
-        where=_called(tensor),
+        where=f"weight '{tensor.name}'",
         remedy="get the whole file",
     )

@@ -16,14 +16,12 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import (
     LEAST,
     Shelves,
-    anchor,
     is_reference,
-    packed,
     raw_chunks,
     raw_length,
-    take_in,
     with_weights,
 )
+from onnx_rnn_prune.model.references import find_weights, tensors
 
 
 def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
@@ -33,7 +31,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         PruneError: the file cannot be read or holds no ONNX model, or one with weights elsewhere.
     """
     if isinstance(source, onnx.ModelProto):
-        for tensor in _tensors(source):
+        for tensor in tensors(source):
             if is_reference(tensor):
                 raise PruneError(
                     "its values lie in a file, and in which folder is not known",
@@ -56,7 +54,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         model = onnx.load(path, format="protobuf", load_external_data=False)
         if not model.graph.node or not model.opset_import:
             raise _not_a_model(path)
-        _find_weights(model, path.parent)
+        find_weights(model, path)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise _not_a_model(path) from error
     except OSError as error:
@@ -66,63 +64,6 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
             remedy="check the file, and those beside it that hold its weights",
         ) from error
     return model
-
-
-def _find_weights(model: onnx.ModelProto, folder: Path) -> None:
-    """Makes sure that weights in files are there; takes in what is small or hard to refer to."""
-    for tensor in _tensors(model):
-        if is_reference(tensor):
-            anchor(tensor, folder)
-    mapped = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if is_reference(tensor) and raw_length(tensor) >= LEAST and not packed(tensor)
-    }
-    for tensor in model.graph.initializer:
-        if is_reference(tensor) and tensor.name not in mapped:
-            take_in(tensor)
-    for tensor in _inner_tensors(model):
-        if is_reference(tensor):
-            take_in(tensor)
-
-
-def weight_files(path: str | Path) -> list[Path]:
-    """The files beside a model that hold its weights; none where it cannot be read."""
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError):
-        return []
-    places = {
-        entry.value
-        for tensor in _tensors(model)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [Path(path).parent / place for place in sorted(places)]
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All constants of a model."""
-    yield from model.graph.initializer
-    yield from _inner_tensors(model)
-
-
-def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Constants in nodes, their bodies and functions."""
-    yield from _held(model.graph.node)
-    for function in model.functions:
-        yield from _held(function.node)
-
-
-def _held(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in (attribute.g, *attribute.graphs):
-                yield from graph.initializer
-                yield from _held(graph.node)
 
 
 def save_model(model: onnx.ModelProto, path: str | Path) -> tuple[Path, ...]:

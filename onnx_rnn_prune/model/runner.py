@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,17 @@ from onnx_rnn_prune.model.external import (
     Shelves,
     is_apart,
     is_reference,
+    packed,
     raw_chunks,
     reference_path,
     referring,
+    tensor_values,
     with_weights,
 )
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
 from onnx_rnn_prune.model.single import as_single, unknown_type
+from onnx_rnn_prune.model.writing import local_initializers
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -155,6 +159,7 @@ def _open(
     if unknown_type(source):
         model = as_single(model.write() if isinstance(model, Document) else model)
     if source.ByteSize() < _LARGE and not is_apart(source):
+        options.add_session_config_entry(_FOLDER, os.devnull)  # it holds all that it reads
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
         return ort.InferenceSession(content, options, providers=providers)
@@ -162,13 +167,16 @@ def _open(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder).resolve() / "weights"
         with path.open("wb") as file:
-            weights = _Weights(path, file)
+            weights = _Weights(path, file, source)
             light = (
                 model.write(weights.take)
                 if isinstance(model, Document)
                 else with_weights(model, weights.take)
             )
-        options.add_session_config_entry(_FOLDER, path.anchor)
+        options.add_session_config_entry(_FOLDER, str(weights.folder))
+        given = weights.given(light)
+        if given:
+            options.add_external_initializers(list(given), list(given.values()))
         content = _asked(light, outputs).SerializeToString()
         del light
         give_back()
@@ -193,21 +201,46 @@ def _converted(value: Array, dtype: np.dtype[Any] | None) -> Array:
 
 
 class _Weights:
-    """Weights as a session maps them: those in files where they lie, others in a new file.
+    """Weights as a session reads them: those in files where they lie, others in a new file.
 
-    onnxruntime takes only names below one folder, which is the root here.
+    A session takes names below one folder only, and no links out of it. That is the folder of the
+    model's own files, where it has any, or else that of the new one; no other can be read, whatever
+    the model names. What lies outside it is given to the session as values.
+
+    Args:
+        path: of the new file.
+        file: the same, open.
+        source: the model as read.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._file, self._root = file, path.anchor
-        self._shelves = Shelves(str(path.relative_to(path.anchor)), self._put, _PAGE)
+    def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
+        self._path, self._file = path, file
+        self._shelves = Shelves(str(path), self._put, _PAGE)
+        homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
+        self.folder = Path(os.path.commonpath(homes or {path.parent}))
+        # Only those of the main graph can be given.
+        self._local = local_initializers(source.graph) if homes else set()
 
     def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """What is written in place of a weight."""
-        path = reference_path(tensor) if is_reference(tensor) else None
-        if path is None or path.anchor != self._root:
-            return self._shelves.take(tensor)
-        return referring(tensor, str(path.relative_to(self._root)))
+        if not is_reference(tensor):
+            if tensor.name in self._local or (self.folder != self._path.parent and packed(tensor)):
+                return tensor
+            tensor = self._shelves.take(tensor)
+        if not is_reference(tensor) or not self._within(tensor):
+            return tensor
+        return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
+
+    def given(self, light: onnx.ModelProto) -> dict[str, ort.OrtValue]:
+        """The values of weights that lie outside the folder, mapped."""
+        return {
+            tensor.name: ort.OrtValue.ortvalue_from_numpy(tensor_values(tensor))
+            for tensor in light.graph.initializer
+            if is_reference(tensor) and reference_path(tensor).is_absolute()
+        }
+
+    def _within(self, tensor: onnx.TensorProto) -> bool:
+        return self.folder in reference_path(tensor).parents
 
     def _put(self, start: int, tensor: onnx.TensorProto) -> None:
         self._file.seek(start)

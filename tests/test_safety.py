@@ -1,0 +1,235 @@
+"""What a file that comes from anyone cannot do: read other files, send anything, or take a turn."""
+
+import ctypes
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_rnn_prune.cli import run
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import references, runner
+from onnx_rnn_prune.model.external import is_apart
+from onnx_rnn_prune.model.references import find_weights
+from onnx_rnn_prune.model.runner import Runner
+
+SECRET = "secret.bin"
+
+
+class Opened:
+    """Tells which files of a folder were opened, by whatever means."""
+
+    def __init__(self, folder):
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
+        assert libc.inotify_add_watch(self._descriptor, os.fsencode(folder), 0x20) >= 0
+
+    def names(self):
+        found = []
+        try:
+            content = os.read(self._descriptor, 1 << 16)
+        except BlockingIOError:
+            return found
+        while content:
+            *_, length = struct.unpack_from("iIII", content)
+            found.append(content[16 : 16 + length].rstrip(b"\0").decode())
+            content = content[16 + length :]
+        return found
+
+
+@pytest.fixture
+def outside(tmp_path_factory):
+    """A folder with a file that no model may read, and who looks at it."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells which files were opened")
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / SECRET).write_bytes(bytes(range(256)) * 64)
+    watch = Opened(folder)
+    yield folder / SECRET
+    assert watch.names() == []
+    (folder / SECRET).read_bytes()
+    assert watch.names() == [SECRET]
+
+
+def reference(location, name="leak", dims=(16, 16), kind=TensorProto.FLOAT):
+    tensor = TensorProto(name=name, data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def graph(location):
+    constant = helper.make_node("Constant", [], ["c"], value=reference(location))
+    return helper.make_graph([constant], "body", [], [])
+
+
+def sparse(location, indices=False):
+    tensors = [numpy_helper.from_array(np.zeros(16, np.float32), "leak")]
+    tensors.append(numpy_helper.from_array(np.arange(16)))
+    kind = (TensorProto.FLOAT, TensorProto.INT64)[indices]
+    tensors[indices].CopyFrom(reference(location, "leak", (16,), kind))
+    return helper.make_sparse_tensor(*tensors, [16, 16])
+
+
+def attribute(location):
+    return helper.make_attribute("value", reference(location))
+
+
+# How a model names a file, wherever ONNX has a tensor.
+PLACES = {
+    "initializer": lambda m, at: m.graph.initializer.append(reference(at)),
+    "sparse initializer": lambda m, at: m.graph.sparse_initializer.append(sparse(at)),
+    "its indices": lambda m, at: m.graph.sparse_initializer.append(sparse(at, indices=True)),
+    "attribute": lambda m, at: m.graph.node.add(op_type="Constant").attribute.append(attribute(at)),
+    "several": lambda m, at: m.graph.node[0].attribute.add(name="a").tensors.append(reference(at)),
+    "sparse": lambda m, at: m.graph.node.append(
+        helper.make_node("Constant", [], ["leak"], sparse_value=sparse(at))
+    ),
+    "indices": lambda m, at: (
+        m.graph.node[0].attribute.add(name="a").sparse_tensors.append(sparse(at, indices=True))
+    ),
+    "body": lambda m, at: m.graph.node[0].attribute.append(helper.make_attribute("a", graph(at))),
+    "body of a body": lambda m, at: m.graph.node[0].attribute.append(
+        helper.make_attribute(
+            "a",
+            helper.make_graph(
+                [helper.make_node("If", ["c"], [], then_branch=graph(at))], "b", [], []
+            ),
+        )
+    ),
+    "function": lambda m, at: m.functions.add(name="f").node.extend(graph(at).node),
+    "default of a function": lambda m, at: m.functions.add(name="f").attribute_proto.append(
+        attribute(at)
+    ),
+    "training": lambda m, at: m.training_info.add().algorithm.CopyFrom(graph(at)),
+    "start of training": lambda m, at: m.training_info.add().initialization.CopyFrom(graph(at)),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", ["above", "absolute", "link"])
+def test_no_tensor_is_read_from_another_folder(place, way, model, outside, capsys):
+    link = model.parent / "link.bin"
+    link.symlink_to(outside)
+    above = os.path.relpath(outside, model.parent)
+    location = {"above": above, "absolute": str(outside), "link": link.name}[way]
+    proto = onnx.load(model)
+    PLACES[place](proto, location)
+    model.write_bytes(proto.SerializeToString())
+    assert run(["inspect", str(model)]) == 1
+    assert f"'{location}', outside the folder of the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_tensors_are_taken_from_the_folder(place, model):
+    proto = onnx.load(model)
+    (model.parent / "w.bin").write_bytes(bytes(range(256)) * 64)
+    PLACES[place](proto, "w.bin")
+    find_weights(proto, model)
+    left = [t for t in references.tensors(proto) if t.data_location == TensorProto.EXTERNAL]
+    assert [t.name for t in left] == (["leak"] if place == "initializer" else [])
+
+
+@pytest.mark.parametrize("folder", ["loop", "loop/inner", "a\0b", "no\udcffn", "n" * 300])
+def test_names_that_lead_nowhere(folder, model, capsys):
+    (model.parent / "loop").symlink_to("loop")
+    proto = onnx.load(model)
+    proto.graph.initializer.append(
+        reference(folder.encode(errors="surrogateescape").decode("latin"))
+    )
+    model.write_bytes(proto.SerializeToString())
+    assert run(["inspect", str(model)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "defect" not in err and "model" in err
+
+
+def test_a_model_that_is_a_link_has_its_weights_beside_the_file(model, tmp_path):
+    """As caches of downloads hold them: each file a link to one with another name."""
+    proto = onnx.load(model)
+    store, shown = tmp_path / "store", tmp_path / "shown"
+    store.mkdir()
+    shown.mkdir()
+    onnx.save(proto, store / "model", save_as_external_data=True, location="w", size_threshold=0)
+    (store / "w").rename(store / "0123")
+    (shown / "model.onnx").symlink_to(store / "model")
+    (shown / "w").symlink_to(store / "0123")
+    assert run(["inspect", str(shown / "model.onnx")]) == 0
+
+
+@pytest.mark.parametrize("size", ["small", "large", "apart"])
+def test_a_session_reads_no_other_folder_either(size, model, outside, monkeypatch):
+    """Should a reference ever slip through the check, onnxruntime refuses it."""
+    monkeypatch.chdir(outside.parent)
+    proto = onnx.load(model)
+    if size == "apart":
+        onnx.save(proto, model, save_as_external_data=True, location="w", size_threshold=0)
+        proto = onnx.load(model, load_external_data=False)
+        monkeypatch.setattr(references, "LEAST", 0)
+        find_weights(proto, model)
+        assert is_apart(proto)
+    if size == "large":
+        monkeypatch.setattr(runner, "_LARGE", 0)
+    above = os.path.relpath(outside, model.parent)
+    for location in (SECRET, above, str(outside), str(outside)[1:]):
+        leaking = onnx.ModelProto()
+        leaking.CopyFrom(proto)
+        PLACES["sparse"](leaking, location)
+        leaking.graph.output.add(name="leak")
+        with pytest.raises(PruneError, match="xternal"):
+            Runner(leaking)
+
+
+def test_feeds_are_read_from_their_folder(model, outside, tmp_path, capsys):
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    tensor = reference(os.path.relpath(outside, folder), "x", (4, 2, 4))
+    (folder / "input_0.pb").write_bytes(tensor.SerializeToString())
+    assert run(["inspect", str(model), "--data", str(folder)]) == 1
+    assert "outside the folder" in capsys.readouterr().err
+
+
+COMMANDS = """
+import sys
+from onnx_rnn_prune.cli import run
+model, clips, out = sys.argv[1:]
+cut = ["--data", clips, "-o"]
+for command in (
+    ["inspect", model],
+    ["plan", model, *cut, out + "/plan.json"],
+    ["apply", model, out + "/plan.json", *cut, out + "/applied.onnx"],
+    ["prune", model, *cut, out + "/pruned.onnx", "--html", out + "/page.html"],
+    ["search", model, *cut, out + "/found.onnx", "--params", "90%", "--trials", "2", "--jobs", "2"],
+    ["sensitivity", model, "--data", clips],
+    ["compare", model, out + "/pruned.onnx"],
+    ["bench", model, out + "/pruned.onnx"],
+):
+    assert run(command) == 0, command
+"""
+
+
+def test_nothing_is_sent(model, clips, tmp_path):
+    """No command opens a connection, asks for an address, or touches onnxruntime's queue."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    cache, out, trace = tmp_path / "cache", tmp_path / "out", tmp_path / "trace"
+    cache.mkdir()
+    out.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment.update(XDG_CACHE_HOME=str(cache), OMP_NUM_THREADS="1")
+    watch = [strace, "-f", "--seccomp-bpf", "-qq", "-e", "trace=network,open,openat", "-o", trace]
+    command = [sys.executable, "-c", COMMANDS, model, clips, out]
+    done = subprocess.run([*watch, *command], env=environment, capture_output=True, text=True)
+    if "ptrace" in done.stderr.lower() and not out.joinpath("plan.json").exists():
+        pytest.skip(f"strace may not look at processes here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    seen = trace.read_text(errors="replace").splitlines()
+    assert any("model.onnx" in line for line in seen), "strace saw nothing"
+    words = ("AF_INET", "resolv.conf", "/etc/hosts", "nscd", "DeveloperTools", "deviceid")
+    assert [line for line in seen if any(word in line for word in words)] == []
+    assert [path.name for path in cache.iterdir()] == ["onnx_rnn_prune"]
