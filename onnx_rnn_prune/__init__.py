@@ -1,7 +1,16 @@
 """Prunes units of LSTM, GRU and RNN layers in ONNX models, and proves the result."""
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING
+
+# onnxruntime 1.32 and later notes the names of graphs and nodes, and tries to send them. It looks
+# at this when it is imported; 0 leaves that on, and processes that are started here inherit it.
+if not os.environ.get("ORT_DISABLE_TELEMETRY"):
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    if "onnxruntime" in sys.modules:
+        sys.modules["onnxruntime"].disable_telemetry_events()
 
 # A folder becomes an attribute when it is first imported, and never again; this one's name is that
 # of a function.

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
+import onnx_rnn_prune  # noqa: F401  it turns off what onnxruntime sends, before a test imports it
+
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 from fetch_models import default_folder
