@@ -1,6 +1,10 @@
 """Every form in which data come gives the same feeds, read lazily and again and again."""
 
+import io
 import itertools
+import os
+import tracemalloc
+import zipfile
 
 import numpy as np
 import onnx
@@ -341,3 +345,36 @@ def test_streams_keep_one_feed_at_a_time():
     alive.clear()
     for _ in feeds:
         assert sum(reference() is not None for reference in alive) <= 2
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
+    path = tmp_path / "zeros.npz"
+    np.savez_compressed(path, x=np.zeros((20_000_000, 2), np.float32))
+    assert path.stat().st_size < 1_000_000
+    tracemalloc.start()
+    with pytest.raises(PruneError, match=r"MB would unpack to 160 MB; write it with numpy.savez"):
+        list(opened(path))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_a_header_that_claims_more_than_the_file_holds_is_an_error(tmp_path):
+    """Entries of 4 bytes, of which there would be so many that no memory holds them."""
+    head = {"descr": "<f4", "fortran_order": False, "shape": (1 << 44, 2)}
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, head)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", member.getvalue() + bytes(8))
+    with pytest.raises(PruneError, match=r"x.npz: cannot be read as a .npz file"):
+        list(opened(tmp_path / "x.npz"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("name", ["a.npz", "test_data_set_0/input_0.pb"])
+def test_pipes_are_refused_instead_of_waited_for(name, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    for source in (path if path.suffix == ".npz" else tmp_path, tmp_path):
+        with pytest.raises(PruneError, match="is a pipe or device, not a plain file"):
+            list(opened(source))

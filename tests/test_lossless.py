@@ -403,7 +403,7 @@ def test_masks_from_training_are_a_plan(one, tmp_path):
         ({"layer": np.eye(5, dtype=bool)[:2] | (np.arange(5) > [[3], [2]])}, "keeps 2, 3 units"),
         ({"layer": np.zeros(5, bool)}, "keeps 0, 0 units; keep equally many .* at least one"),
         ({}, "they name no layer; the layers are layer"),
-        ("absent.npz", r"absent\.npz cannot be read"),
+        ("absent.npz", r"absent\.npz: cannot be read"),
         (5, "int is no set of masks"),
     ],
 )

@@ -1,6 +1,7 @@
 """Plan files are taken by the letter, since they are edited by hand."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.plan.plan import FORMAT, LayerPlan, Plan
 
 
 def edited(model, changes):
@@ -50,6 +51,38 @@ def test_an_entry_that_cannot_be_meant_is_refused(changes, message, model, tmp_p
     assert run(["apply", str(model), str(path), "-o", str(tmp_path / "o.onnx")]) == 1
     err = capsys.readouterr().err
     assert "plan for rnn: " in err and message in err and err.count("\n") == 1
+
+
+def test_many_layers_and_units_are_read(tmp_path):
+    """100,000 of each, where comparing each with all others would take minutes."""
+    layers = {f"{n}": {"hidden_size": 1, "keep": [[0]]} for n in range(100_000)}
+    layers["large"] = {"hidden_size": 100_000, "keep": [list(range(100_000))]}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": FORMAT, "model": {"sha256": ""}, "layers": layers}))
+    assert len(Plan.load(path).layers) == 100_001
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize(
+    "option", ["plan", "--config", "--masks", "--data", "--eval-data", "--study"]
+)
+def test_pipes_are_refused_instead_of_waited_for(option, model, tmp_path, capsys):
+    """A pipe that nobody writes to would keep its reader for ever."""
+    pipe, given = tmp_path / "pipe.npz", ["--params", "50%"]
+    os.mkfifo(pipe)
+    arguments = {
+        "plan": ["apply", str(model), str(pipe)],
+        "--config": ["--config", str(pipe), "prune", str(model)],
+        "--study": ["search", str(model), "--study", str(pipe), *given, "--data", str(tmp_path)],
+    }
+    command = arguments.get(option, ["prune", str(model), option, str(pipe)])
+    if option == "--eval-data":
+        command += ["--keep", "50%"]
+    if option == "--study":
+        np.savez(tmp_path / "feed.npz", x=np.zeros((3, 2, 3), np.float32))
+    assert run([*command, "-o", str(tmp_path / "o.onnx")]) == 1
+    err = capsys.readouterr().err
+    assert "is a pipe or device, not a plain file" in err and err.count("\n") == 1
 
 
 def test_entries_of_one_name_are_refused(tmp_path):

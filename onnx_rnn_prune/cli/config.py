@@ -19,6 +19,7 @@ import click
 from onnx_rnn_prune.cli.names import FileName
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.files import require_plain
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,6 +61,7 @@ def read_config(name: str | None) -> Config | None:
     path = _nearest() if name is None else Path(name)
     if path is None:
         return None
+    require_plain(path)
     try:
         table: Any = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

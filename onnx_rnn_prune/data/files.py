@@ -14,8 +14,14 @@ from onnx import TensorProto
 from onnx_rnn_prune.data.sources import Listed, RawFeed, Source
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import is_reference, tensor_values
+from onnx_rnn_prune.model.files import require_plain
 from onnx_rnn_prune.model.references import anchor
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
+
+# An archive may unpack to so many times its own size, and to so much in any case: recordings shrink
+# by a few times, and what shrinks by more is made to fill the memory of whoever reads it.
+_MOST_UNPACKED, _SMALL = 100, 1 << 26
 
 _FORMS = (
     "give a .npz file, a folder of .npz files, a folder of test_data_set_* folders, "
@@ -66,22 +72,46 @@ def _open_folder(folder: Path, ports: Sequence[Port]) -> Source:
 
 
 def _archives(name: str, paths: list[Path]) -> Source:
-    return Listed(name, [str(path) for path in paths], lambda i: _read_archive(paths[i]))
+    return Listed(name, [str(path) for path in paths], lambda i: read_archive(paths[i]))
 
 
-def _read_archive(path: Path) -> RawFeed:
+def read_archive(path: Path) -> dict[str, Array]:
+    """The arrays of a .npz file by name.
+
+    Raises:
+        PruneError: it cannot be read, or would unpack to far more than its size.
+    """
+    require_plain(path)
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array without a name")
         with archive:
+            assert archive.zip is not None
+            _check_unpacked(sum(entry.file_size for entry in archive.zip.infolist()), path)
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError) as error:
+        raise _no_archive(path, error) from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise _no_archive(path, error) from error
+
+
+def _no_archive(path: Path, error: Exception) -> PruneError:
+    return PruneError(
+        f"cannot be read as a .npz file: {error}",
+        where=str(path),
+        remedy="write it with numpy.savez(path, input_name=array, ...), without object arrays",
+    )
+
+
+def _check_unpacked(claimed: int, path: Path) -> None:
+    size = path.stat().st_size
+    if claimed > max(_SMALL, _MOST_UNPACKED * size):
         raise PruneError(
-            f"cannot be read as a .npz file: {error}",
+            f"its {size / 1e6:.3g} MB would unpack to {claimed / 1e6:.6g} MB",
             where=str(path),
-            remedy="write it with numpy.savez(path, input_name=array, ...), without object arrays",
-        ) from error
+            remedy="write it with numpy.savez, which does not compress, if that is meant",
+        )
 
 
 def _read_set(folder: Path, ports: Sequence[Port]) -> RawFeed:
@@ -105,6 +135,7 @@ def _read_set(folder: Path, ports: Sequence[Port]) -> RawFeed:
 
 
 def _read_tensor(path: Path) -> TensorProto:
+    require_plain(path)
     tensor = TensorProto()
     try:
         tensor.ParseFromString(path.read_bytes())

@@ -11,6 +11,7 @@ from onnx import inliner
 
 from onnx_rnn_prune.cells import CELLS, RecurrentLayer, computed_parameters, find_layers
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import check_sizes
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.functions import inline_layers
@@ -106,6 +107,7 @@ def follow(model: onnx.ModelProto, name: str) -> Opened:
     """
     inlined = inline_layers(model, [cell.op for cell in CELLS])
     document = Document.read(inlined)
+    check_sizes(document.graph)
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
@@ -139,6 +141,7 @@ def written_out(opened: Opened) -> tuple[Written, ...]:
 def as_run(model: onnx.ModelProto) -> Document | onnx.ModelProto:
     """A model that computes the same, in the form that onnxruntime runs."""
     document = Document.read(model)
+    check_sizes(document.graph)
     changed = Pipeline((StateHiddenSize(), TimeFirst()))(document)
     return document if changed else model
 

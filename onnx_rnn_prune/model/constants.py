@@ -16,10 +16,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.evaluate import evaluate
 from onnx_rnn_prune.model.external import tensor_values
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.sparse import sparse_values
+from onnx_rnn_prune.model.walk import all_nodes
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
 _MOVING = {
@@ -46,6 +48,8 @@ _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Floor"}
 _KNOWN = _MOVING | _ARITHMETIC | {"DequantizeLinear"}
 # It computes the same in older opsets, which the reference implementation does not know.
 _DEQUANTIZE = 21
+# A constant of more entries than this must be held by the file, or be made of not much fewer.
+_MOST_MADE, _MOST_TIMES = 1 << 25, 16
 _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 
@@ -65,6 +69,41 @@ def require_constant(tensor: gs.Tensor, opset: int | None = None) -> Array:
     value = constant_value(tensor, opset)
     assert value is not None, f"{tensor.name} is not constant"
     return value
+
+
+def check_sizes(graph: gs.Graph) -> None:
+    """Refuses constants that a few bytes of a file claim to make very large.
+
+    onnxruntime makes them when it loads the model, and so does whoever looks at a weight.
+
+    Raises:
+        PruneError: there is one.
+    """
+    made: dict[int, int] = {}
+    for node in all_nodes(graph):
+        if node.op not in ("Concat", "ConstantOfShape", "Expand", "Tile") or node.domain:
+            continue
+        parts = [made.get(id(item)) or _held_entries(item) for item in node.inputs]
+        total = made[id(node.outputs[0])] = _entries(node, parts, graph.opset)
+        if total > max(_MOST_MADE, _MOST_TIMES * sum(parts)):
+            raise PruneError(
+                f"it makes {total} entries of {sum(parts)}",
+                where=f"{node.op} {node.name or node.outputs[0].name}",
+                remedy="export the model again, or correct the shape that this node reads",
+            )
+
+
+def _held_entries(tensor: gs.Tensor) -> int:
+    return prod(tensor.shape) if isinstance(tensor, gs.Constant) else 1
+
+
+def _entries(node: gs.Node, parts: Sequence[int], opset: int) -> int:
+    """At least how many entries a node makes of inputs with so many."""
+    if node.op == "Concat":
+        return sum(parts)
+    shape = constant_value(node.inputs[-1], opset)
+    times = 1 if shape is None else prod(shape.reshape(-1).tolist())
+    return times * (parts[0] if node.op == "Tile" else 1)
 
 
 def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:

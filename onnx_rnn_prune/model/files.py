@@ -66,6 +66,17 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def require_plain(path: Path) -> None:
+    """Refuses what may keep its reader waiting for ever; reading a folder fails by itself.
+
+    Raises:
+        PruneError: it is a pipe, a device or a socket.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        what = "is a pipe or device, not a plain file"
+        raise PruneError(what, where=str(path), remedy="give a file")
+
+
 def save_model(model: onnx.ModelProto, path: str | Path) -> tuple[Path, ...]:
     """Writes a model file, whole or not at all; returns its path."""
     write_atomically(path, model.SerializeToString())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from onnx_rnn_prune.cells import RecurrentLayer
+from onnx_rnn_prune.data.files import read_archive
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.plan.plan import LayerPlan, Plan
@@ -64,10 +64,9 @@ def _read(masks: object) -> Mapping[str, Array]:
     if not isinstance(masks, str | Path):
         raise _wrong(f"{type(masks).__name__} is no set of masks", "give an .npz file or a mapping")
     try:
-        with np.load(masks) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise _wrong(f"{masks} cannot be read ({error})", "give an .npz file") from error
+        return read_archive(Path(masks))
+    except PruneError as error:
+        raise _wrong(f"{masks}: {error.what}", "give an .npz file") from error
 
 
 def _wrong(what: str, remedy: str) -> PruneError:

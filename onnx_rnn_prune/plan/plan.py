@@ -16,7 +16,7 @@ import onnx
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import is_reference, raw_chunks, with_weights
-from onnx_rnn_prune.model.files import write_atomically
+from onnx_rnn_prune.model.files import require_plain, write_atomically
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -129,6 +129,7 @@ class Plan:
             raise PruneError(
                 f"{type(path).__name__} is no plan", where="plan", remedy="give a Plan or a path"
             )
+        require_plain(Path(path))
         try:
             return Plan.from_json(Path(path).read_text(encoding="utf-8"))
         except PruneError as error:
@@ -163,11 +164,12 @@ class Plan:
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two entries with one name, the first would be lost."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
             raise ValueError(f"it has two entries '{name}'")
-    return dict(pairs)
+        found[name] = value
+    return found
 
 
 def _read_layer(name: str, entry: Any) -> LayerPlan:
@@ -188,12 +190,14 @@ def _check_units(name: str, layer: LayerPlan) -> None:
     if len({len(lane) for lane in layer.keep}) != 1 or not layer.keep[0]:
         raise _wrong(name, "keep must name equally many units in each direction, at least one")
     for direction, lane in enumerate(layer.keep):
+        before: set[int] = set()
         for place, unit in enumerate(lane):
             entry = f"keep[{direction}][{place}] is {unit!r}"
             if not _is_whole(unit) or not 0 <= unit < hidden:
                 raise _wrong(name, f"{entry}, which is no unit from 0 to {hidden - 1}")
-            if unit in lane[:place]:
+            if unit in before:
                 raise _wrong(name, f"{entry}, which is named before")
+            before.add(unit)
 
 
 def _is_whole(value: object) -> bool:

@@ -53,6 +53,8 @@ class Timetable:
         return [known[name] for name in names]
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        if not self._path.is_file():  # a pipe would never end
+            return {}
         try:
             found = json.loads(self._path.read_text("utf-8"))
             return {machine: dict(times) for machine, times in found.items()}

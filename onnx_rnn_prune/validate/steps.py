@@ -19,13 +19,15 @@ def time_axes(document: Document) -> dict[str, int]:
     """The outputs that hold time steps, each with the axis on which they lie.
 
     The size of a layer's first axis has a name, if it may vary, and shape inference carries that
-    on to the outputs. What outputs are declared to be is left aside: many exporters make up a name
-    for each. A size that is fixed tells nothing, nor does one that inference cannot follow.
+    on to the outputs. What other tensors are declared to be is left aside: many exporters make up a
+    name for each, and an outdated size would be believed, however large. A size that is fixed
+    tells nothing, nor does one that inference cannot follow.
 
     Args:
         document: a model whose layers are all laid out with time first.
     """
     model = document.write(_without_values)
+    del model.graph.value_info[:]
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     _name_sizes(model.graph.input)

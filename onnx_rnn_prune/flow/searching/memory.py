@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.files import require_plain
 
 _TABLE = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
@@ -31,6 +32,7 @@ class Memory:
         self._path, self._prefix = path, f"{key} "
         self._known: dict[str, Any] = {}
         if path is not None:
+            require_plain(path)
             for key, value in self._run("SELECT key, value FROM record"):
                 if key.startswith(self._prefix):
                     self._known[key.removeprefix(self._prefix)] = json.loads(value)

@@ -1,0 +1,89 @@
+"""How much work is done: memory, runs and walks, which are counted where time would be noise."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+UNITS, WIDTH = 8, 5
+# A process prints the peak of its own resident memory in MB, and may not map more than 4 GB.
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+from onnx_rnn_prune.cli import run
+code = run(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+raise SystemExit(code)
+"""
+
+
+def claiming(size, *, makes):
+    """A GRU in a file of a few kB that claims a tensor of many entries.
+
+    Args:
+        size: how many.
+        makes: whether a constant of that size is made; otherwise a vector of three is declared so.
+    """
+    rng = np.random.default_rng(0)
+    made = """
+        all = ConstantOfShape (size)
+        some = Slice (all, start, end)
+        W = Reshape (some, shape)
+    """
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {WIDTH}] x) => (float[time, batch, {UNITS}] y) {{
+            {made if makes else "W = Identity (weight)"}
+            Y = GRU <hidden_size = {UNITS}> (x, W, R)
+            sizes = Shape (Y)
+            first = Slice (sizes, start, two)
+            last = Slice (sizes, three, four)
+            flat = Concat <axis = 0> (first, last)
+            y = Reshape (Y, flat)
+        }}
+    """)
+    values = {
+        "R": rng.normal(size=(1, 3 * UNITS, UNITS)),
+        "weight": rng.normal(size=(1, 3 * UNITS, WIDTH)),
+        "shape": [1, 3 * UNITS, WIDTH],
+        "size": [size],
+        "start": [0],
+        "end": [3 * UNITS * WIDTH],
+        "two": [2],
+        "three": [3],
+        "four": [4],
+    }
+    for name, value in values.items():
+        kind = np.int64 if isinstance(value, list) else np.float32
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("sizes", 7, [size]))
+    return model
+
+
+def limited(*arguments):
+    """Runs a command in a process with little memory; its code, its peak in MB and its errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, arguments)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    return done.returncode, int(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_outdated_sizes_of_tensors_take_no_memory(tmp_path):
+    onnx.save(claiming(1 << 28, makes=False), tmp_path / "model.onnx")
+    code, peak, errors = limited("prune", tmp_path / "model.onnx", "-o", tmp_path / "small.onnx")
+    assert code == 0, errors
+    assert peak < 300
+
+
+@pytest.mark.parametrize("command", ["inspect", "prune", "bench"])
+def test_constants_that_a_few_bytes_make_large_are_refused(command, tmp_path):
+    onnx.save(claiming(1 << 28, makes=True), tmp_path / "model.onnx")
+    output = ["-o", tmp_path / "small.onnx"] if command == "prune" else []
+    code, peak, errors = limited(command, tmp_path / "model.onnx", *output)
+    assert code == 1 and errors.count("\n") == 1
+    assert "ConstantOfShape all: it makes 268435456 entries of 1" in errors
+    assert peak < 300
