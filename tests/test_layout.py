@@ -142,3 +142,31 @@ def test_a_layer_without_weights_is_an_error():
     del model.graph.node[0].input[1:]
     with pytest.raises(PruneError, match=r"W \[\] and R \[\] are no weights of one GRU"):
         prune(model)
+
+
+def test_slices_from_scalar_bounds():
+    """PyTorch's exporter takes the states of stacked layers from one tensor of zeros like that."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 18]>
+        g (float[t, b, 2] x) => (float[t, b, 8] y)
+        <float nought = {0}, int64[1] two = {2}, int64[1] width = {8}, int64 s0 = {0}, int64 s1 = {1},
+         int64 s2 = {2}, int64[1] first = {0}, int64[1] second = {1}> {
+            batch = Shape <start = 1, end = 2> (x)
+            shape = Concat <axis = 0> (two, batch, width)
+            zeros = Expand (nought, shape)
+            h0 = Slice (zeros, s0, s1, first)
+            h1 = Slice (zeros, s1, s2, first)
+            y0 = GRU <hidden_size = 8> (x, W0, R0, "", "", h0)
+            z0 = Squeeze (y0, second)
+            y1 = GRU <hidden_size = 8> (z0, W1, R1, "", "", h1)
+            y = Squeeze (y1, second)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, width in {"W0": 2, "R0": 8, "W1": 8, "R1": 8}.items():
+        weight = rng.normal(size=(1, 24, width)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+    feeds = [{"x": rng.normal(size=(5, 2, 2)).astype(np.float32)} for _ in range(4)]
+    result = prune(model, keep=4, data=feeds)
+    assert result.report["oracle"]["passed"]
+    assert Runner(result.model, optimize=False)(feeds[0])["y"].shape == (5, 2, 8)

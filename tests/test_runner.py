@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import runner
 from onnx_rnn_prune.model.external import is_reference
 from onnx_rnn_prune.model.references import anchor
@@ -48,3 +49,25 @@ def test_files_and_memory_give_the_same(model, tmp_path, monkeypatch):
     assert np.array_equal(runner.Runner(apart(model, tmp_path))(feed)["y"], expected)
     monkeypatch.setattr(runner, "_LARGE", 0)
     assert np.array_equal(runner.Runner(model)(feed)["y"], expected)
+
+
+SCALAR_BOUNDS = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[2, n] x) => (float[1, n] y)
+<int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64[1] axis = {0}> {
+    first = Slice(x, zero, one, axis)
+    second = Slice(x, one, two, axis)
+    y = Sub(first, second)
+}
+"""
+
+
+def test_what_runs_only_once_it_is_rewritten_is_rewritten():
+    """onnxruntime refuses scalar bounds where a Slice runs, and by default makes a Split of two."""
+    model = onnx.parser.parse_model(SCALAR_BOUNDS)
+    rows = runner.Runner(model, optimize=False)
+    with pytest.raises(PruneError, match=r"cannot run it on the feed \(x \[3, 4\]\)"):
+        rows({"x": np.ones((3, 4), np.float32)})
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+    for optimize in (False, True):
+        assert runner.Runner(model, optimize=optimize)(feed)["y"].tolist() == [[-4] * 4]

@@ -20,7 +20,13 @@ from onnx_rnn_prune.model.single import unknown_type
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.freeze import Freeze, TakeBranches
-from onnx_rnn_prune.passes.layout import SortNodes, StateHiddenSize, TimeFirst, UniqueNames
+from onnx_rnn_prune.passes.layout import (
+    ListBounds,
+    SortNodes,
+    StateHiddenSize,
+    TimeFirst,
+    UniqueNames,
+)
 from onnx_rnn_prune.trace.misfits import Misfit, find_misfits
 from onnx_rnn_prune.trace.written import Written, advice, find_written
 
@@ -113,6 +119,7 @@ def follow(model: onnx.ModelProto, name: str) -> Opened:
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
     UniqueNames()(document)
     SortNodes()(document)
+    ListBounds()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     layers = find_layers(document.graph)

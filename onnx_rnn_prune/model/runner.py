@@ -59,6 +59,14 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 _PAGE = 1 << 16
 
 
+# How much of a model onnxruntime rewrites, from nothing to what it does by default. It checks some
+# things only where an operator runs that it would have rewritten, such as a Slice from a scalar on.
+_REWRITING = (
+    ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+)
 # What to do where a model that was made here does not run.
 OURS = "report this; no file was written"
 
@@ -73,7 +81,8 @@ class Runner:
         threads: intra-operator threads; 1 makes runs repeatable.
         optimize: let onnxruntime rewrite the graph, as it does by default for users. Where values
             of inner tensors are wanted, or two models must be compared operator by operator, it is
-            better off.
+            better off. Models that run only once they are rewritten are rewritten as little as that
+            takes.
         profile: where to write how long each node takes, see `profiled`; not at all without it.
         name: how errors call the model.
         remedy: what errors tell to do; to look at the file or the feed where it is left out.
@@ -90,30 +99,15 @@ class Runner:
         name: str = "the model",
         remedy: str | None = None,
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        levels = ort.GraphOptimizationLevel
-        if not optimize:  # its weights are read where they are mapped, not copied
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        options.graph_optimization_level = (
-            levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        )
         self.name = name
         self.remedy = remedy
-        try:
-            # It loads no model without outputs; where none are wanted, none are computed.
-            self._session = _open(model, outputs or None, options)
-        except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise PruneError(
-                f"onnxruntime cannot load it: {first_line(error)}",
-                where=name,
-                remedy=remedy or "check that the file runs in onnxruntime before pruning it",
-            ) from error
+        self._threads, self._profile = threads, profile
+        self._levels = list(_REWRITING[-1:] if optimize else _REWRITING)
+        # It loads no model without outputs; where none are wanted, none are computed.
+        self._asked = outputs or None
+        self._session = self._load(model)
+        # Until it ran, it may have to be loaded anew.
+        self._spare = model if self._levels else None
         self._takes, self._gives = _conversions(
             model.source if isinstance(model, Document) else model
         )
@@ -132,7 +126,7 @@ class Runner:
             if name in feed
         }
         try:
-            values = self._session.run(names, known)
+            values = self._run(names, known)
         except Exception as error:
             name = feed.name if isinstance(feed, NamedFeed) else "the feed"
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
@@ -145,6 +139,46 @@ class Runner:
             name: _converted(value, self._gives.get(name))
             for name, value in zip(names, values, strict=True)
         }
+
+    def _load(self, model: onnx.ModelProto | Document) -> ort.InferenceSession:
+        """Loads it, rewritten as little as that takes."""
+        while True:
+            level = self._levels.pop(0)
+            try:
+                return _open(model, self._asked, self._options(level))
+            except Exception as error:  # onnxruntime raises a dozen unrelated types
+                if not self._levels:
+                    raise PruneError(
+                        f"onnxruntime cannot load it: {first_line(error)}",
+                        where=self.name,
+                        remedy=self.remedy
+                        or "check that the file runs in onnxruntime before pruning it",
+                    ) from error
+
+    def _options(self, level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.graph_optimization_level = level
+        if level == _REWRITING[0]:  # its weights are read where they are mapped, not copied
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if self._profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile)
+        return options
+
+    def _run(self, names: Sequence[str], known: Feed) -> list[Any]:
+        while True:
+            try:
+                values: list[Any] = self._session.run(names, known)
+            except Exception:
+                if self._spare is None or not self._levels:
+                    raise
+                self._session = self._load(self._spare)
+            else:
+                self._spare = None
+                return values
 
     def profiled(self) -> Path:
         """The file with what onnxruntime noted of all runs; it notes no more."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node
-from onnx_rnn_prune.model.walk import places
+from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node, replace_constant
+from onnx_rnn_prune.model.walk import all_nodes, places
 
 # Axes of layout=0 in terms of layout=1, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}
@@ -71,6 +72,24 @@ class StateHiddenSize:
             if "hidden_size" not in layer.node.attrs:
                 layer.node.attrs["hidden_size"] = layer.hidden
                 changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class ListBounds:
+    """Writes scalar bounds of a Slice as lists of one, which ONNX demands.
+
+    PyTorch writes scalars, and onnxruntime runs them where it rewrites several Slices as a Split.
+    """
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for node in all_nodes(document.graph):
+            for slot in range(1, len(node.inputs)) if node.op == "Slice" else ():
+                bound = constant_value(node.inputs[slot], document.graph.opset)
+                if bound is not None and bound.ndim == 0:
+                    replace_constant(document.graph, node, slot, bound.reshape(1))
+                    changed = True
         return changed
 
 
