@@ -149,8 +149,9 @@ def test_slices_from_scalar_bounds():
     model = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 18]>
         g (float[t, b, 2] x) => (float[t, b, 8] y)
-        <float nought = {0}, int64[1] two = {2}, int64[1] width = {8}, int64 s0 = {0}, int64 s1 = {1},
-         int64 s2 = {2}, int64[1] first = {0}, int64[1] second = {1}> {
+        <float nought = {0}, int64[1] two = {2}, int64[1] width = {8}, float[2, b, 8] zeros,
+         int64 s0 = {0}, int64 s1 = {1}, int64 s2 = {2}, int64[1] first = {0},
+         int64[1] second = {1}> {
             batch = Shape <start = 1, end = 2> (x)
             shape = Concat <axis = 0> (two, batch, width)
             zeros = Expand (nought, shape)

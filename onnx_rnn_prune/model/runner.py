@@ -133,7 +133,7 @@ class Runner:
             raise PruneError(
                 f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",
                 where=self.name,
-                remedy=self.remedy or "check the feed's shapes and values",
+                remedy=self.remedy or "check that onnxruntime runs the file on this feed",
             ) from error
         return {
             name: _converted(value, self._gives.get(name))
