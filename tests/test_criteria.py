@@ -4,6 +4,7 @@ import sys
 import types
 
 import numpy as np
+import onnx
 import pytest
 
 import onnx_rnn_prune
@@ -121,6 +122,31 @@ def test_density_counts_zeros():
     subject = subject_of(widened_model(weights), feeds())
     scores = CRITERIA["density"].score(subject)
     assert scores.argmin() == 2 and (np.delete(scores, 2) > 0.7).all()
+
+
+def scaled(op, shape):
+    """A layer of two directions whose Y meets a constant for each unit, before it is read."""
+    model = widened_model(draw_weights("GRU", 2, 5, seed=3))
+    scale = np.broadcast_to(np.array([0.5, 1, 2, 3, 4], np.float32), shape)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(scale, "scale"))
+    names = ["Y", "scale", "Y"] if op == "Where" else ["Y", "scale"]
+    if op == "Where":
+        names[0] = "which"
+        which = np.broadcast_to(np.array([True, False, True, True, True]), shape)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(which, "which"))
+    model.graph.node.insert(1, onnx.helper.make_node(op, names, ["scaled"]))
+    model.graph.node[2].input[0] = "scaled"
+    return model
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("op", ["Mul", "Where"])
+def test_how_a_constant_that_units_meet_is_written_does_not_matter(op, name):
+    """Repeated along the directions or not: it is no weight, and what is computed is the same."""
+    score = CRITERIA[name].score
+    wanted = score(subject_of(scaled(op, (2, 1, 5)), feeds()))
+    for shape in ((5,), (1, 1, 5), (1, 1, 1, 5)):
+        assert score(subject_of(scaled(op, shape), feeds())) == pytest.approx(wanted), shape
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -80,14 +80,15 @@ def owned_weights(subject: Subject) -> Iterator[tuple[Matrix, Labels]]:
     """Every weight matrix that units have a part in, as absolute values with the units' labels.
 
     A unit's own rows are among them, and the columns of all that read it; a matrix whose rows and
-    columns are units' comes once for each. Biases, peepholes and states are left out.
+    columns are units' comes once for each. Left out are biases, peepholes, states, and constants
+    that units only meet, as in a scale.
     """
     nodes = nodes_by_key(subject.document.graph)
     for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
-        if nodes[node].op in _RECURRENT and slot not in _MATRICES:
-            continue
-        value = weight_value(nodes[node], slot, subject.document.graph.opset)
-        if value.ndim < 2 or not is_float(value.dtype):
+        own = nodes[node].op in _RECURRENT and slot in _MATRICES
+        bounds = [bound for bound in bounds if own or bound.reads is not None]
+        value = weight_value(nodes[node], slot, subject.document.graph.opset) if bounds else None
+        if value is None or not is_float(value.dtype):
             continue
         amount = np.abs(value.astype(np.float64))
         for bound in bounds:
