@@ -119,5 +119,5 @@ def check_sizes(shrunk: onnx.ModelProto, plan: Plan) -> None:
             assert found[name].hidden == len(layer.keep[0]), name
 
 
-def runner(model: onnx.ModelProto, optimize: bool, whole: bool = False) -> Runner:
-    return Runner(model, optimize=optimize, whole=whole)
+def runner(model: onnx.ModelProto, optimize: bool) -> Runner:
+    return Runner(model, optimize=optimize)
