@@ -40,6 +40,9 @@ SHAPES = {
     **dict.fromkeys(("Z", "G"), (HIDDEN, HIDDEN)),
     "B": (1, HIDDEN),
     "V": (HIDDEN, HIDDEN),
+    "W4": (WIDTH, 4 * HIDDEN),
+    "R4": (HIDDEN, 4 * HIDDEN),
+    "K4": (WIDTH + HIDDEN, 4 * HIDDEN),
 }
 
 
@@ -164,6 +167,34 @@ def test_what_a_body_carries_comes_back(text, kind):
     assert (cell.kind, cell.at, cell.nodes) == (kind, kind, ("own",))
     assert (cell.weights, cell.units, cell.steps) == (("R",), HIDDEN, 1)
     assert f"in the {kind.title()} {kind}" in str(cell)
+
+
+# As tf2onnx writes an LSTM of Keras 3 with a batch of 1: one product is the other's bias.
+ADDED_BY_GEMM = """
+m (int64 n, float[1, 3] x, float[1, 4] h0, float[1, 4] c0) => (float[1, 4] last, float[1, 4] kept) {
+    true = Constant <value = bool {1}> ()
+    [loop] last, kept = Loop (n, true, h0, c0) <
+        body = step (int64 i, bool go, float[1, 4] h, float[1, 4] c)
+            => (bool on, float[1, 4] h1, float[1, 4] c1) {
+            on = Identity (go) axis = Constant <value = int64[1] {0}> ()
+            [own] u = MatMul (h, R4) v = Squeeze (u, axis) s = Gemm (x, W4, v)
+            a, b, d, e = Split <axis = 1> (s) f = Sigmoid (a) g = Sigmoid (b) o = Sigmoid (d)
+            t = Tanh (e) k = Mul (f, c) l = Mul (g, t) c1 = Add (k, l) q = Tanh (c1)
+            h1 = Mul (o, q)
+        }
+    >
+}"""
+# As TensorFlow 1 writes cells: input and state lie side by side.
+SIDE_BY_SIDE = ADDED_BY_GEMM.replace(
+    "[own] u = MatMul (h, R4) v = Squeeze (u, axis) s = Gemm (x, W4, v)",
+    "both = Concat <axis = 1> (x, h) [own] s = MatMul (both, K4)",
+)
+
+
+@pytest.mark.parametrize("text", [ADDED_BY_GEMM, SIDE_BY_SIDE], ids=["added by Gemm", "beside"])
+def test_units_are_those_of_the_state(text):
+    (cell,) = found(model(text))
+    assert (cell.kind, cell.like, cell.units, cell.nodes) == ("loop", "LSTM", HIDDEN, ("own",))
 
 
 def test_functions_are_looked_into():

@@ -138,6 +138,8 @@ def dataflow(graph: gs.Graph) -> Dataflow:
 def _going_on(node: gs.Node) -> list[gs.Tensor]:
     """The inputs whose entries are in the outputs, moved or each computed of its own."""
     rule = rule_of(node)
+    if rule is contracts.gemm:
+        return list(node.inputs[2:])  # what it adds to its product
     if rule in _MOVES:
         return list(node.inputs[:1])
     if rule not in _MEETS:

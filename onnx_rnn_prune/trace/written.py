@@ -55,7 +55,7 @@ class Written:
         nodes: names of the nodes that multiply the state with weights.
         weights: names of these weights.
         steps: how many steps are written; 1 where something repeats them.
-        units: entries of the state that a product sums.
+        units: entries of the state.
         like: the operator with as many gates, or empty.
         scope: the way down to the graph that holds it; empty for the main graph.
     """
@@ -90,10 +90,16 @@ def find_written(graph: gs.Graph) -> tuple[Written, ...]:
     known = [_entering(flow, circle) for circle in circles]
     makers = {node.outputs[0].name: node for node in flow.nodes if node.inputs and node.outputs}
     found = [
-        _written(*_kind(flow, circle), _on(flow, circle), _steps(flow, makers, circle, entering))
+        _written(
+            *_kind(flow, circle),
+            _on(flow, circle),
+            _steps(flow, makers, circle, entering),
+            _units(flow, makers, circle),
+        )
         for circle, entering in zip(circles, known, strict=True)
     ]
-    found += [_written(STEP, None, step, 1) for step in _single_steps(flow, makers, known)]
+    for step in _single_steps(flow, makers, known):
+        found.append(_written(STEP, None, step, 1, max(product.width for product in step)))
     return tuple(replace(item, scope=scopes[item.at]) for item in found)
 
 
@@ -107,9 +113,10 @@ def _title(node: gs.Node) -> str:
     return node.name or f"{node.op} {node_key(node)}"
 
 
-def _written(kind: str, carrier: gs.Node | None, products: list[Product], steps: int) -> Written:
+def _written(
+    kind: str, carrier: gs.Node | None, products: list[Product], steps: int, units: int
+) -> Written:
     nodes = [node for product in products for node in product.nodes]
-    units = max(product.width for product in products)
     roots = {product.weight.name: product for product in products}
     gates = sum(product.rows for product in roots.values()) / max(units, 1)
     likely = [cell.op for cell in CELLS if len(cell.gates) == gates]
@@ -155,6 +162,21 @@ def _kind(flow: Dataflow, circle: set[Vertex]) -> tuple[str, gs.Node | None]:
         if name in circle and source in circle:
             return node.op.lower(), node
     return UNROLLED, None
+
+
+def _units(flow: Dataflow, makers: Makers, circle: set[Vertex]) -> int:
+    """Entries of the state: as many as products sum.
+
+    Where these sum the input, too, which lies beside it, their rows tell: of one product with a
+    sigmoid behind it, as of an LSTM, a fourth; of several, as of a GRU, those of the smallest.
+    """
+    products = _on(flow, circle)
+    makes = [makers.get(name) for product in products for name in product.operands]
+    if not all(node is not None and node.op == "Concat" for node in makes):
+        return max(product.width for product in products)
+    gated = any(node.op == "Sigmoid" for node in _activations(flow, circle))
+    rows = min(product.rows for product in products)
+    return max(rows // 4 if gated and len(products) == 1 else rows, 1)
 
 
 def _entering(flow: Dataflow, circle: set[Vertex]) -> set[Vertex]:
