@@ -10,7 +10,7 @@ from typing import Any
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import check_progress, frozen
 from onnx_rnn_prune.flow.choosing.request import read_request
-from onnx_rnn_prune.flow.feeding import open_three
+from onnx_rnn_prune.flow.feeding import asked_sizes, open_three
 from onnx_rnn_prune.flow.looking.inspecting import inspect_model
 from onnx_rnn_prune.flow.opening import ModelSource, open_model, read_model
 from onnx_rnn_prune.flow.searching.alone import Sensitivity
@@ -25,6 +25,7 @@ def inspect(
     model: ModelSource,
     *,
     data: object = None,
+    size: object = None,
     freeze: Mapping[str, object] = _NOTHING,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def inspect(
     Args:
         model: a path or a model; it is not changed.
         data: inputs to measure time on, see `data.open_feeds`; made up where there are none.
+        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
         freeze: inputs to fix to one value, by name.
         progress: is told how far the work is.
 
@@ -42,8 +44,9 @@ def inspect(
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
     """
     check_progress(progress)
+    asked = asked_sizes(data, size)
     progress("reading", 0, None)
-    found = inspect_model(read_model(model, frozen(freeze)), data, progress)
+    found = inspect_model(read_model(model, frozen(freeze)), data, asked, progress)
     found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
     return found
 

@@ -15,7 +15,7 @@ from onnx_rnn_prune.flow.arguments import check_progress, frozen
 from onnx_rnn_prune.flow.choosing.choice import choose_plan
 from onnx_rnn_prune.flow.choosing.planning import check_choice, make_plan
 from onnx_rnn_prune.flow.choosing.request import read_request
-from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.feeding import asked_sizes, open_data
 from onnx_rnn_prune.flow.finish import finish
 from onnx_rnn_prune.flow.interface import read_interface
 from onnx_rnn_prune.flow.labelled import labelled
@@ -38,6 +38,7 @@ def prune(
     lossless: bool = False,
     masks: object = None,
     data: object = None,
+    size: object = None,
     eval_data: object = None,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
@@ -75,6 +76,7 @@ def prune(
         masks: units to keep, from training: an .npz file or a mapping, by layer name booleans of
             shape [directions, H] or [H].
         data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
+        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
         eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
         criterion: how units are ranked; reconstruction with data, l2 without.
         loss: of labels that lie in feeds, for the criteria taylor and fisher and for distill:
@@ -127,13 +129,14 @@ def prune(
     chosen |= {"--min-units": None if min_units == 1 else min_units}
     check_choice(lossless, masks, recover, chosen)
     check_progress(progress)
+    asked = asked_sizes(data, size)
     if budget is not None and mode == "zero":
         raise PruneError(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
     inputs = places(model, data, eval_data, masks)
     opened = open_model(model, frozen(freeze))
-    given = open_data(opened, data, eval_data, seed)
+    given = open_data(opened, data, eval_data, seed, asked)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     given = labelled(given, loss, opened, treatment.learns, request.learns)
     made = make_plan(opened, given, request, treatment, lossless, masks, progress)
@@ -150,6 +153,7 @@ def plan(
     keep: Amount | None = None,
     budget: str | None = None,
     data: object = None,
+    size: object = None,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
     allocate: str = "uniform",
@@ -170,8 +174,9 @@ def plan(
     )
     interface = read_interface(shrink_states, (), "shrink")
     check_progress(progress)
+    asked = asked_sizes(data, size)
     opened = open_model(model, frozen(freeze))
-    given = labelled(open_data(opened, data, None, seed), loss, opened, request.learns)
+    given = labelled(open_data(opened, data, None, seed, asked), loss, opened, request.learns)
     chosen, _ = choose_plan(opened, given, request, interface, progress)
     return chosen
 
@@ -181,6 +186,7 @@ def apply(
     plan: Plan | str | Path,
     *,
     data: object = None,
+    size: object = None,
     eval_data: object = None,
     schedule: str = "hard",
     steps: int = 1,
@@ -207,11 +213,12 @@ def apply(
         recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, stages, seed
     )
     check_progress(progress)
+    asked = asked_sizes(data, size)
     inputs = places(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
-    given = open_data(opened, data, eval_data, seed)
+    given = open_data(opened, data, eval_data, seed, asked)
     given = labelled(given, loss, opened, treatment.learns)
     result = finish(opened, given, chosen, None, treatment, progress)
     result.report["warnings"] += notes_on(stages)

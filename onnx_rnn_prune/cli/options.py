@@ -81,6 +81,22 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+def _name_values(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    parts = [value.partition("=") for value in values]
+    if not all(name and given for name, given, _ in parts):
+        raise click.BadParameter("give NAME=VALUE")
+    return {name: text for name, _, text in parts}
+
+
+size = click.option(
+    "--size",
+    metavar="NAME=SIZES",
+    multiple=True,
+    callback=_name_values,
+    help="Sizes of random inputs: input=1x512, or a named dimension, batch=4.",
+)
 steps = click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -149,6 +165,7 @@ selection = together(
         help="What to reach: params=30%, flops=2M, bytes=1MB.",
     ),
     data_option("--data", DATA_HELP),
+    size,
     criterion,
     click.option(
         "--allocate",
@@ -182,15 +199,6 @@ settled = together(
         help="Units kept: an array of booleans for each layer, True to keep.",
     ),
 )
-
-
-def _name_values(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    parts = [value.partition("=") for value in values]
-    if not all(name and given for name, given, _ in parts):
-        raise click.BadParameter("give NAME=VALUE")
-    return {name: text for name, _, text in parts}
 
 
 freeze = click.option(

@@ -44,6 +44,7 @@ def prune(
     lossless: bool,
     masks: str | None,
     data: str | None,
+    size: dict[str, str],
     eval_data: str | None,
     criterion: str | None,
     loss: str | None,
@@ -82,6 +83,7 @@ def prune(
             lossless=lossless,
             masks=masks,
             data=data,
+            size=size,
             eval_data=eval_data,
             criterion=criterion,
             loss=loss,
@@ -128,6 +130,7 @@ def plan(
     keep: tuple[str, ...],
     budget: str | None,
     data: str | None,
+    size: dict[str, str],
     criterion: str | None,
     loss: str | None,
     allocate: str,
@@ -148,6 +151,7 @@ def plan(
             keep=keep or None,
             budget=budget,
             data=data,
+            size=size,
             criterion=criterion,
             loss=loss,
             allocate=allocate,
@@ -186,6 +190,7 @@ def plan(
 @options.recover
 @options.loss
 @options.data_option("--data", options.DATA_HELP)
+@options.size
 @files.html
 @files.summary
 def apply(
@@ -207,6 +212,7 @@ def apply(
     distill_minutes: float,
     loss: str | None,
     data: str | None,
+    size: dict[str, str],
     html: str | None,
     summary: str | None,
 ) -> None:
@@ -230,6 +236,7 @@ def apply(
             distill_minutes=distill_minutes,
             loss=loss,
             data=data,
+            size=size,
             freeze=freeze,
             progress=progress,
         )

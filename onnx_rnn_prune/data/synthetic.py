@@ -1,129 +1,282 @@
-"""Random feeds, for when there is no data."""
+"""Made-up feeds, for when there is no data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 
+from onnx_rnn_prune.data.asked import Asked, settle
 from onnx_rnn_prune.data.check import check_feed
 from onnx_rnn_prune.data.feeds import Feeds
+from onnx_rnn_prune.data.meanings import Meaning, batch_sizes, meanings
+from onnx_rnn_prune.data.needs import Size, numbered, outline, shapes_of, solved
+from onnx_rnn_prune.data.sizes import Failure, Search, Sizes
 from onnx_rnn_prune.data.sources import Listed
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed
-from onnx_rnn_prune.model.signature import Dim, Port
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed, Runner
+from onnx_rnn_prune.model.signature import Port
 
-_BATCH = 2
-_LENGTH = 7
+# Entries of the largest feed that is made up.
+_LARGEST = 1 << 26
+# How large the numbers of states are, which are small where they are a model's own.
+_STATE = 0.1
+# So few numbers that are as many in every feed are settings rather than a signal.
+_SETTINGS = 8
+_NOTHING: Asked = MappingProxyType({})
+# What the last axes of an input may be, by their number, where a refusal needs an example.
+_EXAMPLES = {3: 100, 4: 224}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the numbers in made-up feeds are.
+
+    Attributes:
+        ports: the model's inputs.
+        solved: for each open size its number, or the name of the one that it equals.
+        meanings: what the numbers in each input stand for.
+        states: inputs that are states.
+        seed: feeds are the same for the same seed.
+        tame: whether all numbers lie between 0 and 1.
+    """
+
+    ports: Sequence[Port]
+    solved: Mapping[str, Size]
+    batches: Sequence[str]
+    meanings: Mapping[str, Meaning]
+    states: frozenset[str]
+    seed: int
+    tame: bool = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether feeds differ in what they choose, not only in their numbers."""
+        return any(m.choices for m in self.meanings.values()) or any(map(_is_flag, self.ports))
+
+    def feed(self, sizes: Sizes, number: int = 0, choice: int = 0) -> dict[str, Array]:
+        """A feed; the same for the same arguments.
+
+        Args:
+            sizes: all open sizes.
+            number: feeds of other numbers hold other random ones.
+            choice: which of the values it has that the graph asks for.
+        """
+        rng = np.random.default_rng([self.seed, number])
+        shapes = {port.name: _shape(port, sizes) for port in self.ports}
+        entries = sum(map(prod, shapes.values()))
+        if entries > _LARGEST:
+            raise PruneError(f"a feed of {entries} numbers is too large", where="random feeds")
+        return {
+            port.name: self._draw(port, shapes[port.name], sizes, choice, rng)
+            for port in self.ports
+        }
+
+    def _draw(
+        self, port: Port, shape: list[int], sizes: Sizes, choice: int, rng: np.random.Generator
+    ) -> Array:
+        dtype: np.dtype[Any] = port.dtype or np.dtype(np.float32)
+        meaning = self.meanings[port.name]
+        if dtype.kind == "O":
+            return np.full(shape, "a", dtype)
+        if meaning.choices:
+            return np.full(shape, meaning.choices[choice % len(meaning.choices)]).astype(dtype)
+        if meaning.rows is not None:
+            return rng.integers(0, meaning.rows, shape).astype(dtype)
+        if _is_flag(port):
+            return np.full(shape, choice % 2 == 0)
+        if dtype.kind in "iu" and meaning.length:
+            return np.full(shape, self._length(port, sizes)).astype(dtype)
+        if dtype.kind in "biu":
+            return self._whole(shape, rng).astype(dtype)
+        if port.name in self.states:
+            return (_STATE * rng.standard_normal(shape)).astype(dtype)
+        if self.tame or _is_setting(port):
+            return rng.uniform(0.5, 1.0, shape).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+
+    def _whole(self, shape: list[int], rng: np.random.Generator) -> Array:
+        """0 or 1, valid as an index, a flag and a token of nearly every model; no row is all 0."""
+        values = rng.integers(1 if self.tame else 0, 2, shape)
+        if len(shape) > 1:
+            values[..., :1] = 1
+        return values
+
+    def _length(self, port: Port, sizes: Sizes) -> int:
+        """How long the sequences are whose lengths an input tells: along what is no batch."""
+        own = {*_shape(port, sizes), 1}
+        fixed = []
+        for other in self.ports:
+            if other.name not in self.states and len(other.dims or ()) > 1:
+                for axis, size in enumerate(_shape(other, sizes)):
+                    known = self.solved.get(other.key(axis))
+                    if isinstance(known, str) and known not in self.batches:
+                        return size
+                    fixed += [] if isinstance(known, str) or size in own else [size]
+        return fixed[0] if fixed else 1
 
 
 def random_feeds(
-    ports: Sequence[Port],
+    document: Document,
+    run: Callable[[Feed], object],
     *,
     seed: int,
     count: int,
-    sizes: Mapping[str, int] | None = None,
-    run: Callable[[Feed], object] | None = None,
+    states: frozenset[str] = frozenset(),
+    asked: Asked = _NOTHING,
 ) -> Feeds:
-    """Seeded feeds: floats from the standard normal distribution, integers 0 or 1.
+    """Feeds of random numbers that a model runs on, each of other sizes where it takes them.
 
-    Sizes that the model leaves open are guessed: 2 for a batch, 7, 8, ... for all others. Exporters
-    often give one size several names (or none), and then such a guess does not run: some more are
-    tried, down to 1 for every open size.
+    Sizes that the model leaves open follow from its weights where these decide; the others are
+    found by running. Signals are normal, token ids lie within their table, lengths are those of the
+    sequences, and what the graph compares one number with is fed by turns. Feeds that follow on one
+    another are no stream.
 
     Args:
-        ports: the model's inputs.
-        seed: feeds are the same for the same seed and ports.
+        document: the model.
+        run: runs it, or raises a PruneError.
+        seed: feeds are the same for the same seed and model.
         count: the number of feeds.
-        sizes: sizes to use, by dimension name, or `input[axis]` for a dimension without one.
-        run: runs the model on a feed, or raises a PruneError; without it the first guess is taken.
+        states: inputs that are states.
+        asked: sizes that the user states, see `asked.read_asked`.
 
     Raises:
-        PruneError: an input is no tensor or has an undeclared rank, or the model runs on no guess,
-            or not on the only sizes that it takes.
+        PruneError: an input is no tensor or has an undeclared rank, what is asked for does not fit,
+            or no sizes were found that the model runs on.
     """
+    ports, pinned = settle(signature.inputs(document.source), asked)
     for port in ports:
         if port.dtype is None or port.dims is None:
-            raise PruneError(
-                f"the model does not say which shape the input '{port.name}' has, so random feeds "
-                "cannot be made",
-                where="random feeds",
-                remedy="give data",
-            )
-    reason = ""
-    for guess in _guesses(ports):
-        feeds = _feeds(ports, {**guess, **(sizes or {})}, seed, count)
-        if run is None:
-            return feeds
-        try:
-            run(next(iter(feeds)))
-        except PruneError as error:
-            if not guess:  # all sizes are fixed: there are no others to try
-                raise
-            reason = error.what
-        else:
-            return feeds
-    raise PruneError(
-        "the model runs on none of the sizes that were guessed for its inputs "
-        f"({'; '.join(map(str, ports))}); at last, {reason}",
-        where="random feeds",
-        remedy="give data",
+            raise _shapeless(port)
+    model = outline(document)
+    known = solved(model, ports, pinned)
+    found = meanings(model, ports, shapes_of(model, ports, known))
+    recipe = Recipe(ports, known, batch_sizes(model, ports, known), found, states, seed)
+    twin = cache(lambda: Runner(numbered(document), optimize=False))
+    search = _search(model, recipe, run, twin)
+    sizes = search.find()
+    if isinstance(sizes, Failure):  # it may be the numbers that do not suit the model
+        recipe = replace(recipe, tame=True)
+        other = _search(model, recipe, run, twin)
+        failure, sizes = sizes, other.find()
+        if isinstance(sizes, Failure):
+            raise _refusal(search, recipe, failure)
+        search = other
+    return _feeds(recipe, search, run, sizes, count)
+
+
+def _search(
+    model: onnx.ModelProto,
+    recipe: Recipe,
+    run: Callable[[Feed], object],
+    twin: Callable[[], Runner],
+) -> Search:
+    return Search(
+        model,
+        recipe.ports,
+        recipe.solved,
+        recipe.batches,
+        run=lambda sizes: run(NamedFeed(recipe.feed(sizes), "random feed 0")),
+        probe=lambda sizes: twin()(recipe.feed(sizes)),
     )
 
 
-def _feeds(ports: Sequence[Port], sizes: Mapping[str, int], seed: int, count: int) -> Feeds:
+def _feeds(
+    recipe: Recipe, search: Search, run: Callable[[Feed], object], sizes: Sizes, count: int
+) -> Feeds:
+    variants = (
+        sizes,
+        search.varied(sizes, 1, lambda size: size + size // 2 + 1),
+        search.varied(sizes, 3, lambda size: size - size // 3),
+    )
+    plans = []
+    for number in range(count):
+        wanted = search.full(variants[number % len(variants)])
+        options = [(wanted, number), (search.full(sizes), number)] if recipe.chooses else []
+        works = (each for each in options if _runs(run, recipe.feed(each[0], number, each[1])))
+        plans.append(next(works, (wanted, 0)))
+
     def load(number: int) -> dict[str, Array]:
-        rng = np.random.default_rng([seed, number])
-        return {port.name: _draw(port, sizes, rng) for port in ports}
+        sizes, choice = plans[number]
+        return recipe.feed(sizes, number, choice)
 
     def check(raw: object, label: str) -> NamedFeed:
-        return check_feed(raw, ports, frozenset(), label)
+        return check_feed(raw, recipe.ports, frozenset(), label)
 
     labels = [f"random feed {number}" for number in range(count)]
-    return Feeds(Listed(f"random, seed {seed}", labels, load), check, random=True)
+    source = Listed(f"random, seed {recipe.seed}", labels, load)
+    return Feeds(source, check, random=True)
 
 
-def _draw(port: Port, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
-    shape = [
-        dim if isinstance(dim, int) else sizes[_key(port, axis, dim)]
+def _runs(run: Callable[[Feed], object], feed: Feed) -> bool:
+    try:
+        run(feed)
+    except PruneError:
+        return False
+    return True
+
+
+def _shape(port: Port, sizes: Sizes) -> list[int]:
+    return [
+        dim if isinstance(dim, int) else sizes[port.key(axis)]
         for axis, dim in enumerate(port.dims or ())
     ]
-    dtype: np.dtype[Any] = port.dtype or np.dtype(np.float32)
-    if dtype.kind == "O":
-        return np.full(shape, "a", dtype)
-    if dtype.kind in "biu":
-        # Valid as an index, a flag, a length and a token of nearly every model.
-        return rng.integers(0, 2, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
 
 
-def _guesses(ports: Sequence[Port]) -> Iterator[dict[str, int]]:
-    """Sizes to try, from the most telling (all different) to the most likely to run."""
-    named: list[str] = []
-    nameless: list[str] = []
-    for port in ports:
-        for axis, dim in enumerate(port.dims or ()):
-            key = _key(port, axis, dim)
-            if dim is None:
-                nameless.append(key)
-            elif isinstance(dim, str) and key not in named:
-                named.append(key)
-    keys = named + nameless
-    batch = [key for key in keys if _is_batch(key)] or keys[:1]
-    others = [key for key in keys if key not in batch]
-    yield dict.fromkeys(batch, _BATCH) | {key: _LENGTH + i for i, key in enumerate(others)}
-    yield dict.fromkeys(batch, _BATCH) | dict.fromkeys(others, _LENGTH)
-    yield dict.fromkeys(batch, 1) | dict.fromkeys(others, _LENGTH)
-    yield dict.fromkeys(batch, _BATCH) | dict.fromkeys(others, 1)
-    yield dict.fromkeys(keys, _LENGTH)
-    yield dict.fromkeys(keys, 1)
+def _is_flag(port: Port) -> bool:
+    """One truth value, such as whether to go on."""
+    return port.dtype == np.dtype(bool) and all(dim == 1 for dim in port.dims or ())
 
 
-def _key(port: Port, axis: int, dim: Dim) -> str:
-    return dim if isinstance(dim, str) else f"{port.name}[{axis}]"
+def _is_setting(port: Port) -> bool:
+    """A few numbers such as a speed or a temperature, which are above 0 as a rule."""
+    dims = port.dims or ()
+    known = [dim for dim in dims if isinstance(dim, int)]
+    return len(dims) == len(known) < 2 and prod(known) <= _SETTINGS
 
 
-def _is_batch(name: str) -> bool:
-    lower = name.lower()
-    return "batch" in lower or lower in {"n", "b", "bs"}
+def _shapeless(port: Port) -> PruneError:
+    what = f"the model does not say which shape the input '{port.name}' has"
+    if port.dtype is None:
+        return PruneError(
+            f"{what}, so random feeds cannot be made", where="random feeds", remedy="give data"
+        )
+    return PruneError(
+        f"{what}, not even how many axes",
+        where="random feeds",
+        remedy=f"give data, or its shape, as in --size {port.name}=1x100x80",
+    )
+
+
+def _refusal(search: Search, recipe: Recipe, failure: Failure) -> PruneError:
+    """Which axes no size was found for, and how to say one."""
+    axes = search.blamed(failure) or search.blamed(replace(failure, place=""))
+    if not axes:  # all sizes are fixed: there are no others to try
+        return failure.error
+    named = ", ".join(f"axis {axis} of input '{port.name}'" for port, axis in axes)
+    port = axes[0][0]
+    example = "x".join(str(_example(search, port, axis)) for axis in range(len(port.dims or ())))
+    ports = "; ".join(map(str, recipe.ports))
+    return PruneError(
+        f"no size was found for {named} with which the model runs ({ports}); at first,"
+        f" {failure.error.what}",
+        where="random feeds",
+        remedy=f"give data, or the sizes, as in --size {port.name}={example}",
+    )
+
+
+def _example(search: Search, port: Port, axis: int) -> int:
+    dims = port.dims or ()
+    dim = dims[axis]
+    size = dim if isinstance(dim, int) else search.solved[port.key(axis)]
+    if isinstance(size, int):
+        return size
+    return 1 if size in search.batches else _EXAMPLES.get(len(dims), 16000)

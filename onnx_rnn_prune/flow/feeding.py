@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds, read_asked
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.opening import Opened, runs
 from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.trace.states import state_inputs
 
@@ -19,6 +22,15 @@ from onnx_rnn_prune.trace.states import state_inputs
 _RANDOM_FEEDS = 3
 _HELD_OUT = 0.25
 _TWO_HELD_OUT = 0.4
+_NOTHING: Asked = MappingProxyType({})
+# Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
+_PROOFS = 2
+_RESIZINGS: tuple[Callable[[int], int], ...] = (
+    lambda size: min(size, 13),
+    lambda size: 2 if size == 1 else min(size, 5),
+    lambda size: max(1, 3 * size // 4),
+    lambda size: max(1, size // 2),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +54,34 @@ class Data:
     loss: Loss | None = None
 
 
-def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Data:
-    """Opens the user's data, or makes up feeds.
+def asked_sizes(data: object, size: object) -> Asked:
+    """What the user says of the sizes of made-up feeds, see `data.read_asked`.
+
+    Raises:
+        PruneError: it cannot be read, or there are data, which have sizes of their own.
+    """
+    asked = read_asked(size)
+    if asked and data is not None:
+        raise PruneError(
+            "the sizes are those of --data", where="--size", remedy="leave one of the two out"
+        )
+    return asked
+
+
+def made_up(document: Document, run: Callable[[Feed], object], asked: Asked, seed: int) -> Feeds:
+    """Feeds for a model where there are no data.
+
+    Raises:
+        PruneError: the model runs on no feed that can be made up.
+    """
+    states = state_inputs(document)
+    return random_feeds(document, run, seed=seed, count=_RANDOM_FEEDS, states=states, asked=asked)
+
+
+def open_data(
+    opened: Opened, data: object, eval_data: object, seed: int, asked: Asked = _NOTHING
+) -> Data:
+    """Opens the user's data, or makes up feeds of the sizes that are asked for.
 
     Raises:
         PruneError: data cannot be read, or the model does not run on made-up feeds.
@@ -51,7 +89,7 @@ def open_data(opened: Opened, data: object, eval_data: object, seed: int) -> Dat
     ports = signature.inputs(opened.model)
     states = state_inputs(opened.document)
     if data is None:
-        made = random_feeds(ports, seed=seed, count=_RANDOM_FEEDS, run=opened.run())
+        made = made_up(opened.document, opened.run(), asked, seed)
         judging = made if eval_data is None else open_feeds(eval_data, ports, states)
         note = (
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
@@ -99,14 +137,17 @@ def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:
     Raises:
         PruneError: the model does not run on the first feed.
     """
-    first = next(iter(feeds))
+    real = iter(feeds)
+    first = next(real)
     run = opened.run()
     run(first)  # what does not suit the original is no fault of what is made of it
     accepts = runs(run)
     found: list[Feed] = [first]
-    for resize in (lambda size: min(size, 13), lambda size: 2 if size == 1 else min(size, 5)):
+    if feeds.random:  # they are few, and of several sizes
+        found += filter(accepts, real)
+    for resize in _RESIZINGS:
         other = _resized(opened.model, first, resize)
-        if other is not None and accepts(other):
+        if len(found) <= _PROOFS and other is not None and accepts(other):
             found.append(other)
     return found
 

@@ -32,6 +32,11 @@ class Port:
     dtype: np.dtype[Any] | None
     dims: tuple[Dim, ...] | None
 
+    def key(self, axis: int) -> str:
+        """What an open size of it is called: by its own name, or `input[axis]`."""
+        dim = (self.dims or ())[axis]
+        return dim if isinstance(dim, str) else f"{self.name}[{axis}]"
+
     def __str__(self) -> str:
         kind = "?" if self.dtype is None else "str" if self.dtype == object else self.dtype.name
         if self.dims is None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import onnx
 
-from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.data import Asked, Feeds, open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import deviation, thread_count, whole
+from onnx_rnn_prune.flow.feeding import asked_sizes, made_up
 from onnx_rnn_prune.flow.opening import ModelSource, as_run
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -28,6 +29,7 @@ def compare(
     b: ModelSource,
     *,
     data: object = None,
+    size: object = None,
     max_nrmse: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -37,16 +39,18 @@ def compare(
         a: the original, a path or a model.
         b: the other one.
         data: inputs, see `data.open_feeds`; made up where there are none.
+        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
         max_nrmse: the largest deviation of an output that passes.
         seed: for made-up inputs.
     """
     most, seed = deviation(max_nrmse, "--max-nrmse"), whole(seed, "--seed", 0)
+    asked = asked_sizes(data, size)
     models = [load_model(source) for source in (a, b)]
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
     first, second = (
         Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
     )
-    feeds = _feeds(models[0], data, first, seed)
+    feeds = _feeds(models[0], data, asked, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
     sizes = [stored_bytes(model, like=model) for model in models]
@@ -61,11 +65,17 @@ def compare(
 
 
 def bench(
-    models: Sequence[ModelSource], *, data: object = None, threads: int = 1, seed: int = 0
+    models: Sequence[ModelSource],
+    *,
+    data: object = None,
+    size: object = None,
+    threads: int = 1,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Times models against each other on one feed; the first is what the others compare with."""
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
+    asked = asked_sizes(data, size)
     threads, seed = thread_count(threads, "--threads"), whole(seed, "--seed", 0)
     read = [load_model(source) for source in models]
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
@@ -73,7 +83,7 @@ def bench(
         Runner(as_run(model), name=name, threads=threads)
         for model, name in zip(read, names, strict=True)
     ]
-    feeds = _feeds(read[0], data, runners[0], seed)
+    feeds = _feeds(read[0], data, asked, runners[0], seed)
     found = timings(runners, next(iter(feeds)))
     return {
         "rows": [
@@ -90,11 +100,13 @@ def bench(
     }
 
 
-def _feeds(model: onnx.ModelProto, data: object, runner: Runner, seed: int) -> Feeds:
-    ports = signature.inputs(model)
+def _feeds(model: onnx.ModelProto, data: object, asked: Asked, runner: Runner, seed: int) -> Feeds:
     if data is None:
-        return random_feeds(ports, seed=seed, count=3, run=runner)
-    return open_feeds(data, ports, state_inputs(Document.read(model)))
+        document = as_run(model)
+        if not isinstance(document, Document):
+            document = Document.read(document)
+        return made_up(document, runner, asked, seed)
+    return open_feeds(data, signature.inputs(model), state_inputs(Document.read(model)))
 
 
 def _name(source: ModelSource, otherwise: str) -> str:

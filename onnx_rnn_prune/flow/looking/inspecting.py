@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onnx_rnn_prune.data import open_feeds
+from onnx_rnn_prune.data import Asked, open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.feeding import Data, open_data
 from onnx_rnn_prune.flow.interface import AS_BEFORE
@@ -49,7 +49,7 @@ class Seen:
     warnings: tuple[str, ...] = ()
 
 
-def inspect_model(opened: Opened, data: object, progress: Progress) -> dict[str, Any]:
+def inspect_model(opened: Opened, data: object, asked: Asked, progress: Progress) -> dict[str, Any]:
     """The recurrent layers of a model, what they cost, and where their units end.
 
     Raises:
@@ -65,7 +65,7 @@ def inspect_model(opened: Opened, data: object, progress: Progress) -> dict[str,
             remedy="give a model with recurrent layers",
         )
     total = count_params(opened.document)
-    seen = Seen() if opened.misfits or not opened.layers else _look(opened, data, progress)
+    seen = Seen() if opened.misfits or not opened.layers else _look(opened, data, asked, progress)
     return {
         "model": {
             "path": None,
@@ -109,15 +109,15 @@ def _rows(opened: Opened, seen: Seen, total: int) -> list[dict[str, Any]]:
     ]
 
 
-def _look(opened: Opened, source: object, progress: Progress) -> Seen:
+def _look(opened: Opened, source: object, asked: Asked, progress: Progress) -> Seen:
     """Runs a model; where no data are given, and none can be made up, that is a warning."""
     keys = {layer.key: layer.name for layer in opened.layers}
     progress("measuring", 0, None)
     try:
-        data = _open(opened, source)
+        data = _open(opened, source, asked)
         timed = node_times(opened.document, list(keys), data.fitting, opened.name)
     except PruneError as error:
-        if source is not None:
+        if source is not None or asked:
             raise
         return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
     times = {keys[key]: spent for key, spent in timed.nodes.items()}
@@ -130,10 +130,10 @@ def _look(opened: Opened, source: object, progress: Progress) -> Seen:
         return replace(seen, warnings=(f"where the units end is not known: {error}",))
 
 
-def _open(opened: Opened, source: object) -> Data:
+def _open(opened: Opened, source: object, asked: Asked) -> Data:
     """All feeds for everything, since nothing is fitted."""
     if source is None:
-        return open_data(opened, None, None, seed=0)
+        return open_data(opened, None, None, 0, asked)
     ports, states = signature.inputs(opened.model), state_inputs(opened.document)
     feeds = open_feeds(source, ports, states)
     return Data(feeds, feeds, feeds, given=True)

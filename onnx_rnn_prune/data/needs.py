@@ -1,0 +1,292 @@
+"""What a graph asks of its inputs: sizes that follow from weights, and axes of equal length.
+
+ONNX's shape inference carries names of sizes forward, through whatever only moves axes. Where a
+named size then meets a weight or another size at an operator that takes no other (the width of a
+product, the channels of a convolution, the batch of a state), the two are equal; so sizes of inputs
+follow from what stands far behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+
+import onnx
+from onnx import shape_inference
+
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import is_reference
+from onnx_rnn_prune.model.signature import Port
+from onnx_rnn_prune.model.walk import all_nodes
+
+Size = int | str
+Shape = tuple[Size, ...]
+Shapes = Mapping[str, Shape]
+Pairs = Iterator[tuple[Size, Size]]
+
+# Entries of the largest constant whose values are looked at; shapes and bounds have no more.
+_VALUES = 64
+# How often sizes that were found may lead to others.
+_ROUNDS = 6
+RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+_PRODUCTS = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+_ARITHMETIC = ("Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Pow", "PRelu", "Sub", "Sum")
+_COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_LOGIC = ("And", "Or", "Where", "Xor")
+
+
+def numbered(document: Document) -> Document:
+    """A copy of a model whose nodes have their numbers in order as names."""
+    copy = document.copy()
+    for number, node in enumerate(all_nodes(copy.graph)):
+        node.name = str(number)
+    return copy
+
+
+def outline(document: Document) -> onnx.ModelProto:
+    """A model without its larger constants, its nodes named as those of `numbered`."""
+    model = numbered(document).write(_unread)
+    for graph in _graphs(model.graph):
+        del graph.value_info[:]
+        for value in graph.output:  # the names that sizes have here may not be those of inputs
+            value.type.tensor_type.ClearField("shape")
+    for node in nodes_of(model.graph):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                attribute.t.CopyFrom(_unread(attribute.t))
+    return model
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, each before those in its bodies."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes_of(attribute.g)
+
+
+def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size]) -> Shapes:
+    """The shapes of tensors, as far as they follow from those of the inputs.
+
+    Args:
+        model: the outline of a model.
+        ports: its inputs.
+        sizes: a number or a name for each open size.
+    """
+    known = {port.name: port for port in ports}
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    for value in asked.graph.input:
+        port, dims = known.get(value.name), value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims if port is not None else ()):
+            size = sizes.get(port.key(axis)) if port is not None else None
+            if size is not None:
+                dim.Clear()
+                setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
+    try:
+        inferred = shape_inference.infer_shapes(asked, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        return {}  # what onnxruntime says of the same is clearer
+    found: dict[str, Shape] = {}
+    for graph in _graphs(inferred.graph):
+        for tensor in graph.initializer:
+            found[tensor.name] = tuple(tensor.dims)
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if value.type.tensor_type.HasField("shape"):
+                dims = value.type.tensor_type.shape.dim
+                found[value.name] = tuple(
+                    dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims
+                )
+    return found
+
+
+def solved(
+    model: onnx.ModelProto, ports: Sequence[Port], given: Mapping[str, int]
+) -> dict[str, Size]:
+    """For each open size of the inputs its number, or the name of the one that it equals.
+
+    Args:
+        model: the outline of a model.
+        ports: its inputs.
+        given: sizes that are settled, whatever follows from the graph.
+    """
+    names = [
+        port.key(axis)
+        for port in ports
+        for axis, dim in enumerate(port.dims or ())
+        if not isinstance(dim, int)
+    ]
+    found: dict[str, Size] = {name: given.get(name, name) for name in names}
+    for _ in range(_ROUNDS):
+        shapes = shapes_of(model, ports, found)
+        classes = _Classes(dict.fromkeys(names))
+        for node in nodes_of(model.graph):
+            for one, other in _equal(node, shapes):
+                classes.join(one, other)
+        better = {name: classes.of(size) for name, size in found.items()}
+        if better == found:
+            break
+        found = better
+    return found
+
+
+class _Classes:
+    """Sizes that are equal; numbers stand for a class before names of inputs, these before others.
+
+    Args:
+        names: of the inputs' open sizes, the first ones first.
+    """
+
+    def __init__(self, names: Mapping[str, None]) -> None:
+        self._rank = {name: number for number, name in enumerate(names)}
+        self._parent: dict[Size, Size] = {}
+
+    def of(self, size: Size) -> Size:
+        """What stands for a size's class."""
+        while size in self._parent:
+            size = self._parent[size]
+        return size
+
+    def join(self, one: Size, other: Size) -> None:
+        """Two sizes are equal; numbers that differ are a contradiction that others will find."""
+        one, other = sorted((self.of(one), self.of(other)), key=self._key)
+        if one != other and not isinstance(other, int) and one not in (0, "") and other:
+            self._parent[other] = one
+
+    def _key(self, size: Size) -> tuple[int, int]:
+        if isinstance(size, int):
+            return 0, size
+        return 1, self._rank.get(size, len(self._rank))
+
+
+def _equal(node: onnx.NodeProto, shapes: Shapes) -> Pairs:
+    """The sizes that a node takes only if they are equal."""
+    rule = _RULES.get(node.op_type)
+    if rule is not None:
+        read = [shapes.get(name) if name else None for name in node.input]
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        yield from rule(read, attributes)
+
+
+Read = Sequence[Shape | None]
+Attributes = Mapping[str, object]
+
+
+def _whole(attributes: Attributes, name: str, default: int) -> int:
+    value = attributes.get(name, default)
+    return value if isinstance(value, int) else default
+
+
+def _at(read: Read, slot: int, rank: int = 1) -> Shape | None:
+    """The shape of an input, if it is known and has at least so many axes."""
+    shape = read[slot] if slot < len(read) else None
+    return shape if shape is not None and len(shape) >= rank else None
+
+
+def _recurrent(read: Read, attributes: Attributes, features: int = 2) -> Pairs:
+    x, w, r, lengths = _at(read, 0, 3), _at(read, 1, 3), _at(read, 2, 3), _at(read, 4)
+    states = [_at(read, slot, 3) for slot in (5, 6)]
+    if x is not None and w is not None:
+        yield x[2], w[features]
+    for state in states:
+        if state is not None and w is not None and r is not None:
+            yield state[0], w[0]
+            yield state[2], r[features]
+        if state is not None and x is not None:
+            yield state[1], x[1]
+    if lengths is not None and x is not None:
+        yield lengths[0], x[1]
+
+
+def _quantized(read: Read, attributes: Attributes) -> Pairs:
+    yield from _recurrent(read, attributes, features=1)
+
+
+def _product(read: Read, attributes: Attributes) -> Pairs:
+    a, b = _at(read, 0), _at(read, 1)
+    if a is not None and b is not None:
+        yield a[-1], b[-2] if len(b) > 1 else b[0]
+        yield from _pairs(a[:-2], b[:-2])
+
+
+def _gemm(read: Read, attributes: Attributes) -> Pairs:
+    a, b = _at(read, 0, 2), _at(read, 1, 2)
+    if a is not None and b is not None:
+        yield a[1 - _whole(attributes, "transA", 0)], b[_whole(attributes, "transB", 0)]
+
+
+def _convolution(read: Read, attributes: Attributes) -> Pairs:
+    x, w = _at(read, 0, 2), _at(read, 1, 2)
+    if x is not None and w is not None and isinstance(w[1], int):
+        yield x[1], w[1] * _whole(attributes, "group", 1)
+
+
+def _transposed(read: Read, attributes: Attributes) -> Pairs:
+    x, w = _at(read, 0, 2), _at(read, 1, 2)
+    if x is not None and w is not None:
+        yield x[1], w[0]
+
+
+def _channels(read: Read, attributes: Attributes) -> Pairs:
+    x, scale = _at(read, 0, 2), _at(read, 1)
+    if x is not None and scale is not None:
+        yield x[1], scale[0]
+
+
+def _concatenated(read: Read, attributes: Attributes) -> Pairs:
+    known = [shape for shape in read if shape]
+    for shape in known[1:]:
+        axis = _whole(attributes, "axis", 0) % len(shape)
+        if len(shape) == len(known[0]):
+            yield from zip(*(s[:axis] + s[axis + 1 :] for s in (known[0], shape)), strict=True)
+
+
+def _reversed(read: Read, attributes: Attributes) -> Pairs:
+    x, lengths = _at(read, 0, 2), _at(read, 1)
+    if x is not None and lengths is not None:
+        yield lengths[0], x[_whole(attributes, "batch_axis", 1)]
+
+
+def _broadcast(read: Read, attributes: Attributes) -> Pairs:
+    known = [shape for shape in read if shape]
+    for shape in known[1:]:
+        yield from _pairs(known[0], shape)
+
+
+def _pairs(one: Shape, other: Shape) -> Pairs:
+    """Sizes that face each other once the axes are flush right; 1 goes with all."""
+    for a, b in zip(reversed(one), reversed(other), strict=False):
+        if 1 not in (a, b):
+            yield a, b
+
+
+_RULES: Mapping[str, Callable[[Read, Attributes], Pairs]] = {
+    **dict.fromkeys(RECURRENT, _recurrent),
+    "DynamicQuantizeLSTM": _quantized,
+    **dict.fromkeys(_PRODUCTS, _product),
+    **dict.fromkeys((*_ARITHMETIC, *_COMPARING, *_LOGIC), _broadcast),
+    "Gemm": _gemm,
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "BatchNormalization": _channels,
+    "InstanceNormalization": _channels,
+    "LayerNormalization": _broadcast,
+    "Concat": _concatenated,
+    "ReverseSequence": _reversed,
+}
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in nodes_of(graph):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+
+
+def _unread(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A larger tensor without its values."""
+    if prod(tensor.dims) <= _VALUES and not is_reference(tensor):
+        return tensor
+    return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

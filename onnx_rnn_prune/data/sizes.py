@@ -1,0 +1,291 @@
+"""Sizes on which a model runs, where its file leaves some open.
+
+What follows from the graph is known by then (`needs`). The rest is found by running: what
+onnxruntime says at the node that refuses, and the sizes of what that node reads, tell how far the
+sizes of the inputs are from what it takes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from onnx_rnn_prune.data.needs import RECURRENT, Shapes, Size, nodes_of, shapes_of
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.outputs import node_reads
+from onnx_rnn_prune.model.signature import Port
+
+Sizes = Mapping[str, int]
+# Runs a model on sizes, or raises a PruneError.
+Run = Callable[[Sizes], object]
+
+_BATCH = 2
+_LENGTH = 7
+# Sizes of pictures and spectra, then of pieces of sound.
+_LADDER = (16, 32, 64, 96, 128, 224, 256, 512, 1600, 4096, 16000, 48000)
+# The largest that several sizes at once are set to.
+_SEVERAL = 512
+# Most runs; sizes that are tried one after the other where nothing tells more; the largest size.
+_RUNS = 300
+_SCAN = 130
+_LARGEST = 1 << 17
+# Most sizes that are computed from how far a number is from others.
+_AIMS = 48
+# With fewer steps in a recurrent layer, its time and its units show little.
+_STEPS = 4
+_NODE = re.compile(r"Name:'(\d+)'")
+_NUMBER = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where and why a model does not run.
+
+    Attributes:
+        error: what onnxruntime says.
+        place: the name of the node, its number in order; empty where that is not known.
+        numbers: those in the message, and the sizes of what the node reads.
+    """
+
+    error: PruneError
+    place: str
+    numbers: tuple[int, ...]
+
+
+class Search:
+    """Looks for sizes with which a model runs.
+
+    Args:
+        model: its outline.
+        ports: its inputs.
+        solved: for each open size its number, or the name of the one that it equals.
+        batches: those that count sequences, see `meanings.batch_sizes`.
+        run: runs the model.
+        probe: runs it with nodes of the outline's names, so that errors name those.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        ports: Sequence[Port],
+        solved: Mapping[str, Size],
+        batches: Sequence[str],
+        run: Run,
+        probe: Run,
+    ) -> None:
+        self._model, self._ports, self.solved, self.batches = model, ports, solved, batches
+        self._run, self._probe = run, probe
+        self._nodes = {node.name: node for node in nodes_of(model.graph)}
+        self._makers = _makers(model.graph)
+        self._seen: dict[tuple[int, ...], Failure | None] = {}
+        sizes = (size for size in solved.values() if isinstance(size, str))
+        self.free = tuple(dict.fromkeys(sizes))
+
+    def full(self, free: Sizes) -> dict[str, int]:
+        """All open sizes, from those that nothing decides."""
+        return {
+            name: free[size] if isinstance(size, str) else size
+            for name, size in self.solved.items()
+        }
+
+    def find(self) -> Sizes | Failure:
+        """Sizes with which the model runs, or why none were found."""
+        starts = list(self._starts())
+        for start in starts:
+            if self.attempt(start) is None:
+                return self._lengthened(start)
+        found = self._mended(starts[0])
+        for start in starts[1:3]:
+            other = self._mended(start) if isinstance(found, Failure) else found
+            found = found if isinstance(other, Failure) else other
+        return found
+
+    def varied(self, free: Sizes, batch: int, change: Callable[[int], int]) -> Sizes:
+        """Other sizes with which the model runs, too; as many of them as may be others."""
+        counted = {size for key, size in free.items() if key in self.batches}
+        others = {k: batch if v in counted else max(1, change(v)) for k, v in free.items()}
+        if self.attempt(others) is None:
+            return others
+        alike = [
+            [key for key in free if free[key] == size] for size in dict.fromkeys(free.values())
+        ]
+        for keys in (*alike, *([key] for key in free)):
+            other = {**free, **{key: others[key] for key in keys}}
+            free = other if self.attempt(other) is None else free
+        return free
+
+    def attempt(self, free: Sizes) -> Failure | None:
+        """Runs the model; None where that works. What was tried before is remembered."""
+        key = tuple(free.values())
+        if key not in self._seen:
+            self._seen[key] = self._failure(self.full(free))
+        return self._seen[key]
+
+    def blamed(self, failure: Failure) -> list[tuple[Port, int]]:
+        """The open axes of inputs that the node reads, by way of others, that does not run."""
+        upstream = self._upstream(failure.place)
+        return [
+            (port, axis)
+            for port in self._ports
+            for axis in range(len(port.dims or ()))
+            if (port.name in upstream or not failure.place)
+            and isinstance(self.solved.get(port.key(axis)), str)
+        ]
+
+    def _failure(self, sizes: Sizes) -> Failure | None:
+        shapes = shapes_of(self._model, self._ports, sizes)
+        try:
+            if _steps(self._model, shapes) == 0:  # onnxruntime ends the process at some of these
+                raise PruneError("no step is left for a recurrent layer")
+            self._run(sizes)
+        except PruneError as error:
+            return self._located(error, sizes, shapes)
+        return None
+
+    def _located(self, error: PruneError, sizes: Sizes, shapes: Shapes) -> Failure:
+        try:
+            self._probe(sizes)
+        except PruneError as other:
+            text = other.what
+        else:
+            text = error.what
+        names = _NODE.findall(text)
+        place = names[-1] if names and names[-1] in self._nodes else ""
+        numbers = [int(number) for number in _NUMBER.findall(text.rpartition("Message:")[2])]
+        for name in self._nodes[place].input if place else ():
+            numbers += [size for size in shapes.get(name, ()) if isinstance(size, int)]
+        return Failure(error, place, tuple(numbers))
+
+    def _starts(self) -> Iterator[Sizes]:
+        """Sizes to begin with, from the most telling (all different) to the likeliest to run."""
+        others = [key for key in self.free if key not in self.batches]
+        for batch, sizes in (
+            (_BATCH, range(_LENGTH, _LENGTH + len(others))),
+            (1, range(_LENGTH, _LENGTH + len(others))),
+            (_BATCH, [_LENGTH] * len(others)),
+            (1, [_LENGTH] * len(others)),
+            (_LENGTH, [_LENGTH] * len(others)),
+            (_BATCH, [1] * len(others)),
+            (1, [1] * len(others)),
+        ):
+            found = dict.fromkeys(self.batches, batch) | dict(zip(others, sizes, strict=True))
+            yield {key: found[key] for key in self.free}
+
+    def _mended(self, sizes: Sizes) -> Sizes | Failure:
+        """Sizes that differ as little as may be, with which the model runs."""
+        failure = self.attempt(sizes)
+        passed: set[str] = set()
+        while failure is not None:
+            passed.add(failure.place)
+            for other in self._proposals(sizes, failure):
+                found = self.attempt(other)
+                if found is None or self._is_further(found, failure, passed):
+                    sizes, failure = other, found
+                    break
+                if len(self._seen) >= _RUNS:
+                    return failure
+            else:
+                return failure
+        return self._lengthened(sizes)
+
+    def _is_further(self, found: Failure, failure: Failure, passed: set[str]) -> bool:
+        if not found.place or found.place in passed:
+            return False
+        before = self._upstream(failure.place)
+        return before.isdisjoint(self._nodes[found.place].output)
+
+    def _proposals(self, sizes: Sizes, failure: Failure) -> Iterator[Sizes]:
+        """Sizes that may get past a node that does not run."""
+        ports = {port.key(axis) for port, axis in self.blamed(failure)}
+        names = dict.fromkeys(str(self.solved[key]) for key in self.solved if key in ports)
+        keys = sorted(names or self.free, key=lambda key: key in self.batches)
+        aims: list[Sizes] = []
+        moved = []
+        for key in keys:
+            doubled = {**sizes, key: 2 * sizes[key]}
+            yield doubled
+            found = self.attempt(doubled)
+            if found is None or found.numbers != failure.numbers:
+                moved.append(key)
+            if found is not None and found.place == failure.place:
+                values = _aims(failure.numbers, found.numbers, sizes[key])
+                aims += [{**sizes, key: value} for value in values]
+        lengths = [key for key in keys if key not in self.batches]
+        if len(lengths) > 1:
+            several = (size for size in _LADDER if size <= _SEVERAL)
+            yield from ({**sizes, **dict.fromkeys(lengths, size)} for size in several)
+        yield from aims
+        for key in moved or keys:
+            tried = (*dict.fromkeys(sizes.values()), *_LADDER)
+            yield from ({**sizes, key: size} for size in tried)
+        for key in lengths:
+            yield from ({**sizes, key: size} for size in range(1, _SCAN))
+
+    def _lengthened(self, sizes: Sizes) -> Sizes:
+        """Sizes with some steps for each recurrent layer, if there are such."""
+        for key in (key for key in self.free if key not in self.batches):
+            for size in (size for size in _LADDER if size > sizes[key]):
+                steps, other = self._steps(sizes), {**sizes, key: size}
+                if steps is None or steps >= _STEPS:
+                    return sizes
+                if (self._steps(other) or 0) > steps and self.attempt(other) is None:
+                    sizes = other
+        return sizes
+
+    def _steps(self, sizes: Sizes) -> int | None:
+        return _steps(self._model, shapes_of(self._model, self._ports, self.full(sizes)))
+
+    def _upstream(self, place: str) -> set[str]:
+        """The tensors that a node depends on."""
+        waiting = list(node_reads(self._nodes[place])) if place else []
+        seen = set(waiting)
+        for name in waiting:
+            fresh = self._makers.get(name, set()) - seen
+            waiting += fresh
+            seen |= fresh
+        return seen
+
+
+def _aims(numbers: Sequence[int], doubled: Sequence[int], size: int) -> list[int]:
+    """Sizes that take a number that moves with them to where another number is.
+
+    Args:
+        numbers: what was seen.
+        doubled: the same once the size is doubled.
+        size: the size.
+    """
+    if len(numbers) != len(doubled):
+        return []
+    still = dict.fromkeys(a for a, b in zip(numbers, doubled, strict=True) if a == b)
+    moved = [pair for pair in zip(numbers, doubled, strict=True) if pair[0] != pair[1]]
+    found = [
+        round(size + (aim - number + part) * size / (other - number))
+        for part in (0.0, 0.5, -0.5, 1.0, -1.0)  # where divisions round, numbers move by steps
+        for number, other in moved
+        for aim in still
+    ]
+    return list(dict.fromkeys(v for v in found if 0 < v <= _LARGEST and v != size))[:_AIMS]
+
+
+def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
+    """The fewest steps or sequences of a recurrent layer; None where that is not known."""
+    read = [shapes.get(n.input[0]) for n in nodes_of(model.graph) if n.op_type in RECURRENT]
+    known = [shape for shape in read if shape is not None and len(shape) > 1]
+    if any(0 in shape[:2] for shape in known):
+        return 0
+    return min((shape[0] for shape in known if isinstance(shape[0], int)), default=None)
+
+
+def _makers(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """For each tensor those that the node reads that makes it; for a body's inputs, its node's."""
+    found: dict[str, set[str]] = {}
+    for node in nodes_of(graph):
+        for name in node.output:
+            found[name] = node_reads(node)
+        for attribute in node.attribute:
+            for port in attribute.g.input if attribute.HasField("g") else ():
+                found[port.name] = set(node.input)
+    return found
