@@ -1,6 +1,7 @@
 """Options from pyproject.toml or another file, and what overrides what."""
 
 import datetime
+import os
 import shutil
 import sys
 
@@ -207,6 +208,104 @@ def test_what_is_no_text_is_no_toml(content, project, tmp_path, capsys):
     (tmp_path / "pyproject.toml").write_bytes(content)
     assert run(list(PRUNE)) == 1
     assert "pyproject.toml: is not TOML" in error_of(capsys)
+
+
+UNTRUSTED = """
+[tool.onnx-rnn-prune]
+seed = 3
+data = "clips"
+criterion = "evil:score"
+[tool.onnx-rnn-prune.search]
+cluster = "tcp://evil:8786"
+data = "evil:feeds"
+eval-data = "/etc"
+study = "../trials.db"
+html = "inner/../page.html"
+output = "link/small.onnx"
+"""
+
+
+def make_untrusted(folder, way):
+    """Lets others have written a folder's configuration."""
+    (folder / "link").symlink_to(folder.parent)
+    if way == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(folder / "pyproject.toml", 4321, -1)
+    else:
+        os.chmod(folder / way, 0o777)
+
+
+@pytest.mark.parametrize("way", ["owner", "pyproject.toml", "."])
+def test_what_others_may_have_written_names_no_code(way, project, tmp_path, monkeypatch, capsys):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    make_untrusted(tmp_path, way)
+    monkeypatch.chdir(tmp_path / "inner")
+    before = list(sys.path)
+    found = project(UNTRUSTED, "search", "a.onnx", "-o", "b.onnx", "--data", "c")
+    assert (found["data"], found["seed"], found["cluster"]) == ("c", 3, None)
+    assert (found["eval_data"], found["study"], found["criterion"]) == (None, None, None)
+    err = capsys.readouterr().err.splitlines()[0].replace("_", "-")
+    names = "criterion, search.cluster, search.data, search.eval-data, search.study, search.output"
+    assert (
+        err.startswith(f"Warning: ../pyproject.toml: {names} are ignored: ") and "--config" in err
+    )
+    found = project(UNTRUSTED, "plan", "a.onnx", "-o", "p.json")
+    assert (found["data"], found["seed"], found["criterion"]) == ("../clips", 3, None)
+    assert project(UNTRUSTED, "bench", "a.onnx")["data"] == "../clips"
+    assert sys.path == before
+    assert "ignored" in capsys.readouterr().err
+    found = project(UNTRUSTED, "--config", "../pyproject.toml", "plan", "a.onnx", "-o", "p.json")
+    assert found["criterion"] == "evil:score" and "ignored" not in capsys.readouterr().err
+
+
+def test_a_project_of_others_runs_nothing(model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "evil.py").write_text("raise SystemExit(open('ran', 'w').close())")
+    (tmp_path / "pyproject.toml").write_text('[tool.onnx-rnn-prune]\ndata = "evil:feeds"')
+    os.chmod(tmp_path, 0o777)
+    monkeypatch.chdir(tmp_path)
+    assert run(["inspect", "model.onnx"]) == 0
+    assert "Warning: pyproject.toml: data is ignored" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("end", ["repository", "home", "owner", "none"])
+def test_where_a_project_ends(end, project, tmp_path, monkeypatch):
+    inner = tmp_path / "inner" / "most"
+    inner.mkdir(parents=True)
+    if end == "repository":
+        (tmp_path / "inner" / ".git").touch()  # a file in work trees and submodules
+    if end == "home":
+        monkeypatch.setenv("HOME", str(tmp_path / "inner"))
+    if end == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        for folder in (inner, inner.parent):
+            os.chown(folder, 4321, -1)
+    monkeypatch.chdir(inner)
+    text = "[tool.onnx-rnn-prune]\nseed = 4"
+    assert project(text, *PRUNE)["seed"] == (4 if end == "none" else 0)
+    if end != "owner":
+        (tmp_path / "inner" / "pyproject.toml").write_text("[tool.onnx-rnn-prune]\nseed = 5")
+        assert project(text, *PRUNE)["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    "content", [b"seed = ", b"\xff", b"[tool.onnx-rnn-prune]\nkeep = []\nx = 1"]
+)
+def test_help_needs_no_configuration(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_bytes(content)
+    assert run(["prune", "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "Usage:" in out and err.startswith("Warning: pyproject.toml") and err.count("\n") == 1
+
+
+def test_links_in_a_circle_are_no_project(project, tmp_path):
+    (tmp_path / "pyproject.toml").symlink_to("pyproject.toml")
+    assert run(["--help"]) == 0
+    assert project("", *PRUNE, name="other")["seed"] == 0
 
 
 @pytest.mark.parametrize("name", ["absent.toml", "."])

@@ -212,8 +212,14 @@ for command in (
 """
 
 
-def test_nothing_is_sent(model, clips, tmp_path):
-    """No command opens a connection, asks for an address, or touches onnxruntime's queue."""
+PLANTED = "open(__file__ + '.ran', 'w')"
+
+
+def test_nothing_is_sent_nor_run(model, clips, tmp_path):
+    """No command opens a connection, asks for an address, or touches onnxruntime's queue.
+
+    Nor does one import what lies in the working folder.
+    """
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
@@ -223,8 +229,11 @@ def test_nothing_is_sent(model, clips, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     environment.update(XDG_CACHE_HOME=str(cache), OMP_NUM_THREADS="1")
     watch = [strace, "-f", "--seccomp-bpf", "-qq", "-e", "trace=network,open,openat", "-o", trace]
-    command = [sys.executable, "-c", COMMANDS, model, clips, out]
-    done = subprocess.run([*watch, *command], env=environment, capture_output=True, text=True)
+    (tmp_path / "commands.py").write_text(COMMANDS)
+    for module in ("joblib", "multiprocessing", "numpy", "onnxruntime", "torch", "queue"):
+        (out / f"{module}.py").write_text(PLANTED)
+    command = [*watch, sys.executable, tmp_path / "commands.py", model, clips, out]
+    done = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True)
     if "ptrace" in done.stderr.lower() and not out.joinpath("plan.json").exists():
         pytest.skip(f"strace may not look at processes here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
@@ -233,3 +242,5 @@ def test_nothing_is_sent(model, clips, tmp_path):
     words = ("AF_INET", "resolv.conf", "/etc/hosts", "nscd", "DeveloperTools", "deviceid")
     assert [line for line in seen if any(word in line for word in words)] == []
     assert [path.name for path in cache.iterdir()] == ["onnx_rnn_prune"]
+    if sys.version_info >= (3, 11):
+        assert list(out.glob("*.ran")) == []

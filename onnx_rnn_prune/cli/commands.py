@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from onnx_rnn_prune import api, report
@@ -9,6 +11,7 @@ from onnx_rnn_prune.cli import files, looking, options, pruning, searching
 from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import check_outputs, show
+from onnx_rnn_prune.errors import PruneError
 
 
 @click.group(
@@ -28,9 +31,20 @@ from onnx_rnn_prune.cli.outputs import check_outputs, show
 @click.pass_context
 def cli(context: click.Context, config: str | None) -> None:
     """Make ONNX files with LSTM, GRU or RNN layers smaller and faster by removing units."""
-    found, name = read_config(config), context.invoked_subcommand
-    if found is not None and name is not None:
-        context.default_map = {name: defaults(found, cli, name)}
+    name = context.invoked_subcommand
+    try:
+        found = read_config(config)
+        if found is None or name is None:
+            return
+        chosen = defaults(found, cli, name)
+    except PruneError as error:
+        if not {"-h", "--help"}.intersection(shlex.split(str(context.obj))):
+            raise
+        click.echo(f"Warning: {error}", err=True)
+        return
+    context.default_map = {name: chosen.values}
+    if chosen.ignored:
+        click.echo(f"Warning: {chosen.ignored}", err=True)
 
 
 @cli.command(

@@ -2,13 +2,16 @@
 
 Keys are names of options, for all commands that have them; a table with the name of a command is
 for that one and goes before. Names of files are relative to the folder of the file they stand in.
+
+A file that was named may say anything. One that was only found, in a folder that may be anyone's,
+may name code, files elsewhere and other machines if nobody but the user can have written it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import click
 
-from onnx_rnn_prune.cli.names import FileName
+from onnx_rnn_prune.cli.names import Address, FileName
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.files import require_plain
@@ -41,19 +44,34 @@ class Config:
         path: of the file.
         section: the tables around it, with a dot behind each.
         table: keys with underscores, and what is given for them.
+        trusted: whether it may name code, files outside its folder and other machines.
     """
 
     path: Path
     section: str
     table: Table
+    trusted: bool
 
     def place(self, *keys: str) -> str:
         """How errors call a key."""
         return f"{self.path}, {self.section}{'.'.join(keys)}"
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What a file says for one command.
+
+    Attributes:
+        values: by the names of its parameters.
+        ignored: which keys such a file may not set, and why, in one line; empty without any.
+    """
+
+    values: Mapping[str, Any]
+    ignored: str
+
+
 def read_config(name: str | None) -> Config | None:
-    """Reads a file that is named, or the nearest pyproject.toml from the working folder up.
+    """Reads a file that is named, or the nearest pyproject.toml of the project one is in.
 
     Raises:
         PruneError: it cannot be read or is not TOML.
@@ -62,6 +80,7 @@ def read_config(name: str | None) -> Config | None:
     if path is None:
         return None
     require_plain(path)
+    trusted = name is not None or _is_own(path)
     try:
         table: Any = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -71,16 +90,16 @@ def read_config(name: str | None) -> Config | None:
     except (ValueError, RecursionError) as error:
         raise PruneError(f"is not TOML: {error}", where=str(path), remedy="mend it") from error
     if path.name != PROJECT:
-        return Config(path, "", _underscored(table))
+        return Config(path, "", _underscored(table), trusted)
     for key in ("tool", SECTION):
         table = table.get(key, table.get(key.replace("-", "_"), {}))
         if not isinstance(table, dict):
             raise PruneError("is no table", where=f"{path}, {key}", remedy="make it one")
-    return Config(path, f"tool.{SECTION}.", _underscored(table))
+    return Config(path, f"tool.{SECTION}.", _underscored(table), trusted)
 
 
-def defaults(config: Config, group: click.Group, name: str) -> dict[str, Any]:
-    """What a file says for one command, by the names of its parameters.
+def defaults(config: Config, group: click.Group, name: str) -> Defaults:
+    """What a file says for one command.
 
     Raises:
         PruneError: a key is no option of any command, also of others than this, or a value is none
@@ -88,27 +107,82 @@ def defaults(config: Config, group: click.Group, name: str) -> dict[str, Any]:
     """
     options = {command: _options(group.commands[command]) for command in group.commands}
     every = {key: option for own in options.values() for key, option in own.items()}
-    found: dict[str, Any] = {}
-    own: dict[str, Any] = {}
+    shared: dict[tuple[str, ...], Any] = {}
+    own: dict[tuple[str, ...], Any] = {}
     for key, value in config.table.items():
         if key in options and isinstance(value, dict):
             for inner, given in _underscored(value).items():
-                option = _known(options[key], inner, config.place(key, inner))
+                _known(options[key], inner, config.place(key, inner))
                 if key == name:
-                    own[str(option.name)] = _value(config, (key, inner), option, given)
+                    own[key, inner] = given
         else:
             _known(every, key, config.place(key))
             if key in options[name]:
-                option = options[name][key]
-                found[str(option.name)] = _value(config, (key,), option, value)
-    return {**found, **own}
+                shared[key,] = value
+    found, ignored = {}, []
+    for keys, given in {**shared, **own}.items():
+        option = options[name][keys[-1]]
+        if config.trusted or _is_plain(config, option, given):
+            found[str(option.name)] = _value(config, keys, option, given)
+        else:
+            ignored.append(".".join(keys))
+    return Defaults(found, _ignored(config, ignored) if ignored else "")
+
+
+def _ignored(config: Config, keys: Sequence[str]) -> str:
+    verb = "is" if len(keys) == 1 else "are"
+    return (
+        f"{config.path}: {', '.join(keys)} {verb} ignored: code, other machines and files elsewhere"
+        " are not taken from a file that someone else may have written; name it with --config, or"
+        " make it and its folder your own (chown, chmod go-w)"
+    )
+
+
+def _is_plain(config: Config, option: click.Option, given: object) -> bool:
+    """Whether a value names neither code, nor another machine, nor a file outside the folder."""
+    for text in _several(option, given):
+        if not isinstance(text, str):
+            continue
+        if is_function_name(text) or isinstance(option.type, Address):
+            return False
+        if isinstance(option.type, FileName):
+            home = config.path.parent.resolve()
+            try:
+                if not (home / text).resolve().is_relative_to(home):
+                    return False
+            except (OSError, RuntimeError, ValueError):  # links in a circle, say
+                return False
+    return True
 
 
 def _nearest() -> Path | None:
-    here = Path.cwd()
-    folders = (folder for folder in (here, *here.parents) if (folder / PROJECT).is_file())
-    found = next(folders, None)
-    return None if found is None else Path(os.path.relpath(found / PROJECT))
+    """The pyproject.toml of the project that the working folder is in.
+
+    A project ends at the root of its repository, at the home folder, and where a folder belongs to
+    someone else.
+    """
+    try:
+        here = Path.cwd()
+        owner = here.stat().st_uid
+        for folder in (here, *here.parents):
+            if folder.stat().st_uid != owner:
+                return None
+            if (folder / PROJECT).is_file():
+                return Path(os.path.relpath(folder / PROJECT))
+            if (folder / ".git").exists() or folder == Path.home():
+                return None
+    except (OSError, RuntimeError):  # a folder that is gone or hidden; no home
+        return None
+    return None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether nobody but the user and root can have written a file, nor put it where it is."""
+    if not hasattr(os, "geteuid"):
+        return False  # who may write a file is not told by its mode
+    states = [place.stat() for place in (path, path.parent, path.resolve().parent)]
+    owners = {state.st_uid for state in states}
+    return owners <= {0, os.geteuid()} and not any(state.st_mode & 0o022 for state in states)
 
 
 def _underscored(table: Table) -> dict[str, Any]:
@@ -155,15 +229,18 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
 
 def _texts(option: click.Option, given: object, place: str) -> Iterator[str]:
     """One text, or several where the option may be repeated; NAME=VALUE also as a table."""
-    several: object = given
-    if isinstance(given, dict) and "=" in (option.metavar or ""):
-        several = [f"{name}={value}" for name, value in given.items()]
-    items = several if option.multiple and isinstance(several, list) else [several]
-    for item in items:
+    for item in _several(option, given):
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             kinds = "texts or numbers" if option.multiple else "a text or a number"
             raise PruneError(f"{item!r} is no value", where=place, remedy=f"give {kinds}")
         yield str(item)
+
+
+def _several(option: click.Option, given: object) -> list[Any]:
+    several: Any = given
+    if isinstance(given, dict) and "=" in (option.metavar or ""):
+        several = [f"{name}={value}" for name, value in given.items()]
+    return several if option.multiple and isinstance(several, list) else [several]
 
 
 def _located(config: Config, option: click.Option, text: str) -> str:

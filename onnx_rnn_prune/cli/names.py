@@ -1,4 +1,4 @@
-"""Names of files and of data on the command line."""
+"""Names of files, of data and of machines on the command line."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ class FileName(click.types.StringParamType):
     ) -> list[CompletionItem]:
         """Leaves it to the shell, which knows its files."""
         return [CompletionItem(incomplete, type="file")]
+
+
+class Address(click.types.StringParamType):
+    """Another machine, which is sent models and data, and whose answers are run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from onnx_rnn_prune.cli import options
+from onnx_rnn_prune.cli.names import Address
 from onnx_rnn_prune.validate.quality import BETTER, QUALITIES
 
 metric = options.together(
@@ -31,6 +32,9 @@ crew = options.together(
         help="Processes that make trials.",
     ),
     click.option(
-        "--cluster", metavar="ADDRESS", help="Workers of this Dask scheduler make them instead."
+        "--cluster",
+        type=Address(),
+        metavar="ADDRESS",
+        help="Workers of this Dask scheduler make them instead.",
     ),
 )

@@ -8,6 +8,7 @@ number of threads, are computed by one.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import tempfile
 import time
@@ -173,9 +174,30 @@ def _function(packed: Packed) -> Callable[[Any], Any]:
 @contextmanager
 def processes(jobs: int) -> Iterator[Workers]:
     """So many processes beside this one; they end when what they were opened for does."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        _modules_from_elsewhere(),
+    ):
         pool = ProcessPoolExecutor(jobs)
         try:
             yield Processes(pool, jobs, Path(folder))
         finally:
             pool.shutdown(kill_workers=True)
+
+
+@contextmanager
+def _modules_from_elsewhere() -> Iterator[None]:
+    """Processes that start meanwhile import nothing from the working folder by themselves.
+
+    It may be anyone's. What this process looks for modules in, they are told. From Python 3.11 on.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
