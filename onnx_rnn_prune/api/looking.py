@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import check_progress, frozen
+from onnx_rnn_prune.flow.arguments import check_progress, frozen, streaming
 from onnx_rnn_prune.flow.choosing.request import read_request
 from onnx_rnn_prune.flow.feeding import asked_sizes, open_three
 from onnx_rnn_prune.flow.looking.inspecting import inspect_model
@@ -26,6 +26,7 @@ def inspect(
     *,
     data: object = None,
     size: object = None,
+    stream: bool | None = None,
     freeze: Mapping[str, object] = _NOTHING,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def inspect(
         model: a path or a model; it is not changed.
         data: inputs to measure time on, see `data.open_feeds`; made up where there are none.
         size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
+        stream: as in `prune`.
         freeze: inputs to fix to one value, by name.
         progress: is told how far the work is.
 
@@ -46,7 +48,13 @@ def inspect(
     check_progress(progress)
     asked = asked_sizes(data, size)
     progress("reading", 0, None)
-    found = inspect_model(read_model(model, frozen(freeze)), data, asked, progress)
+    found = inspect_model(
+        read_model(model, frozen(freeze)),
+        data,
+        asked,
+        streaming(stream, data is not None),
+        progress,
+    )
     found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
     return found
 
@@ -55,6 +63,7 @@ def sensitivity(
     model: ModelSource,
     *,
     data: object,
+    stream: bool | None = None,
     metric: object = None,
     better: str | None = None,
     study: str | Path | None = None,
@@ -104,5 +113,5 @@ def sensitivity(
         )
     opened = open_model(model, frozen(freeze))
     memory = None if study is None else Path(study)
-    given = open_three(opened, crew.reachable(data), None)
+    given = open_three(opened, crew.reachable(data), None, streaming(stream, True))
     return Sensitivity(opened, given, quality, request, crew, memory)(progress)

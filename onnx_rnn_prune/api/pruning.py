@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import check_progress, frozen
+from onnx_rnn_prune.flow.arguments import check_progress, frozen, streaming
 from onnx_rnn_prune.flow.choosing.choice import choose_plan
 from onnx_rnn_prune.flow.choosing.planning import check_choice, make_plan
 from onnx_rnn_prune.flow.choosing.request import read_request
@@ -40,6 +40,7 @@ def prune(
     data: object = None,
     size: object = None,
     eval_data: object = None,
+    stream: bool | None = None,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
     allocate: str = "uniform",
@@ -78,6 +79,10 @@ def prune(
         data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
         size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
         eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
+        stream: of models whose states are inputs and outputs, whether feeds follow one another:
+            True where each folder, or each iterable of feeds, is one stream in order, of which
+            feeds may leave the states out; False to judge each call by itself; None where the
+            states in the feeds tell.
         criterion: how units are ranked; reconstruction with data, l2 without.
         loss: of labels that lie in feeds, for the criteria taylor and fisher and for distill:
             cross-entropy, or a function of PyTorch that takes the outputs (a dict of tensors) and
@@ -116,6 +121,7 @@ def prune(
     """
     start = time.perf_counter()
     has_data = data is not None
+    stream = streaming(stream, has_data)
     stages = read_stages(rank, sparsify, sparsify_by, sparse_initializers, quantize, has_data)
     treatment = read_treatment(
         recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, stages, seed
@@ -136,7 +142,7 @@ def prune(
         )
     inputs = places(model, data, eval_data, masks)
     opened = open_model(model, frozen(freeze))
-    given = open_data(opened, data, eval_data, seed, asked)
+    given = open_data(opened, data, eval_data, seed, asked, stream)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     given = labelled(given, loss, opened, treatment.learns, request.learns)
     made = make_plan(opened, given, request, treatment, lossless, masks, progress)
@@ -154,6 +160,7 @@ def plan(
     budget: str | None = None,
     data: object = None,
     size: object = None,
+    stream: bool | None = None,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
     allocate: str = "uniform",
@@ -172,11 +179,15 @@ def plan(
     request = read_request(
         keep, budget, criterion, allocate, per, steps, None, only, skip, align, min_units, seed
     )
-    interface = read_interface(shrink_states, (), "shrink")
+    interface, stream = (
+        read_interface(shrink_states, (), "shrink"),
+        streaming(stream, data is not None),
+    )
     check_progress(progress)
     asked = asked_sizes(data, size)
     opened = open_model(model, frozen(freeze))
-    given = labelled(open_data(opened, data, None, seed, asked), loss, opened, request.learns)
+    given = open_data(opened, data, None, seed, asked, stream)
+    given = labelled(given, loss, opened, request.learns)
     chosen, _ = choose_plan(opened, given, request, interface, progress)
     return chosen
 
@@ -188,6 +199,7 @@ def apply(
     data: object = None,
     size: object = None,
     eval_data: object = None,
+    stream: bool | None = None,
     schedule: str = "hard",
     steps: int = 1,
     recover: str | None = None,
@@ -208,6 +220,7 @@ def apply(
     """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
     start = time.perf_counter()
     has_data = data is not None
+    stream = streaming(stream, has_data)
     stages = read_stages(rank, sparsify, sparsify_by, sparse_initializers, quantize, has_data)
     treatment = read_treatment(
         recover, distill_minutes, schedule, steps, mode, shrink_states, state_metadata, stages, seed
@@ -218,7 +231,7 @@ def apply(
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)
-    given = open_data(opened, data, eval_data, seed, asked)
+    given = open_data(opened, data, eval_data, seed, asked, stream)
     given = labelled(given, loss, opened, treatment.learns)
     result = finish(opened, given, chosen, None, treatment, progress)
     result.report["warnings"] += notes_on(stages)

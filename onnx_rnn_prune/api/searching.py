@@ -8,7 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from onnx_rnn_prune.data import places
-from onnx_rnn_prune.flow.arguments import above_zero, check_progress, frozen, one_of, whole
+from onnx_rnn_prune.flow.arguments import (
+    above_zero,
+    check_progress,
+    frozen,
+    one_of,
+    streaming,
+    whole,
+)
 from onnx_rnn_prune.flow.choosing.request import read_request
 from onnx_rnn_prune.flow.feeding import open_three
 from onnx_rnn_prune.flow.opening import ModelSource, open_model
@@ -29,6 +36,7 @@ def search(
     *,
     data: object,
     eval_data: object = None,
+    stream: bool | None = None,
     max_nrmse: float | None = None,
     metric: object = None,
     better: str | None = None,
@@ -99,9 +107,10 @@ def search(
     chosen = one_of(strategy, STRATEGIES, "--strategy")
     number = None if pick is None else whole(pick, "--pick", 1)
     check_progress(progress)
+    stream = streaming(stream, True)
     inputs = places(model, data, eval_data)
     memory = None if study is None else Path(study)
     opened = open_model(model, frozen(freeze))
-    given = open_three(opened, crew.reachable(data), crew.reachable(eval_data))
+    given = open_three(opened, crew.reachable(data), crew.reachable(eval_data), stream)
     found = Search(opened, given, goal, request, treatment, bounds, crew, memory, chosen, number)
     return replace(found(progress), inputs=inputs)

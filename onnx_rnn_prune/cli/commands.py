@@ -57,13 +57,21 @@ def cli(context: click.Context, config: str | None) -> None:
 @options.freeze
 @options.data_option("--data", options.DATA_HELP)
 @options.size
+@options.stream
 @options.as_json
 def inspect(
-    model: str, freeze: dict[str, str], data: str | None, size: dict[str, str], as_json: bool
+    model: str,
+    freeze: dict[str, str],
+    data: str | None,
+    size: dict[str, str],
+    stream: bool | None,
+    as_json: bool,
 ) -> None:
     """List the recurrent layers of MODEL, what they cost and what can be pruned."""
     with report.ProgressBars() as progress:
-        found = api.inspect(model, data=data, size=size, freeze=freeze, progress=progress)
+        found = api.inspect(
+            model, data=data, size=size, stream=stream, freeze=freeze, progress=progress
+        )
     show(found, report.inspect_table, as_json)
 
 
@@ -77,6 +85,7 @@ def inspect(
 @click.argument("b", type=options.name)
 @options.data_option("--data", options.DATA_HELP)
 @options.size
+@options.stream
 @click.option(
     "--max-nrmse",
     type=click.FloatRange(min=0),
@@ -90,13 +99,14 @@ def compare(
     b: str,
     data: str | None,
     size: dict[str, str],
+    stream: bool | None,
     max_nrmse: float | None,
     as_json: bool,
     summary: str | None,
 ) -> int:
     """Compare the outputs, size and speed of model B with those of A."""
     check_outputs([summary], [a, b, data])
-    found = api.compare(a, b, data=data, size=size, max_nrmse=max_nrmse)
+    found = api.compare(a, b, data=data, size=size, stream=stream, max_nrmse=max_nrmse)
     if summary:
         report.write_text(report.compare_summary(found), summary)
     show(found, report.compare_table, as_json)
@@ -114,13 +124,19 @@ def compare(
 @click.argument("models", nargs=-1, type=options.name, required=True, metavar="A [B ...]")
 @options.data_option("--data", options.DATA_HELP)
 @options.size
+@options.stream
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @options.as_json
 def bench(
-    models: tuple[str, ...], data: str | None, size: dict[str, str], threads: int, as_json: bool
+    models: tuple[str, ...],
+    data: str | None,
+    size: dict[str, str],
+    stream: bool | None,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Time models against each other in one run."""
-    found = api.bench(models, data=data, size=size, threads=threads)
+    found = api.bench(models, data=data, size=size, stream=stream, threads=threads)
     show(found, report.bench_table, as_json)
 
 

@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.files import write_atomically
 @click.argument("model", type=options.name)
 @options.freeze
 @options.data_option("--data", options.DATA_FORMS)
+@options.stream
 @trying.metric
 @trying.study
 @trying.crew
@@ -31,6 +32,7 @@ def sensitivity(
     model: str,
     freeze: dict[str, str],
     data: str | None,
+    stream: bool | None,
     metric: str | None,
     better: str | None,
     study: str | None,
@@ -53,6 +55,7 @@ def sensitivity(
         found = api.sensitivity(
             model,
             data=data,
+            stream=stream,
             metric=metric,
             better=better,
             study=study,

@@ -70,6 +70,14 @@ def data_option(flag: str, text: str, required: bool = False) -> Callable[[Comma
     )
 
 
+stream = click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Each folder of inputs is one stream, in order, of which states may be left out; or each "
+    "call is judged by itself. Found from the states in the inputs without it.",
+)
+
+
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order in which they are listed."""
 
@@ -166,6 +174,7 @@ selection = together(
     ),
     data_option("--data", DATA_HELP),
     size,
+    stream,
     criterion,
     click.option(
         "--allocate",

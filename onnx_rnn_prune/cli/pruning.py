@@ -45,6 +45,7 @@ def prune(
     masks: str | None,
     data: str | None,
     size: dict[str, str],
+    stream: bool | None,
     eval_data: str | None,
     criterion: str | None,
     loss: str | None,
@@ -84,6 +85,7 @@ def prune(
             masks=masks,
             data=data,
             size=size,
+            stream=stream,
             eval_data=eval_data,
             criterion=criterion,
             loss=loss,
@@ -131,6 +133,7 @@ def plan(
     budget: str | None,
     data: str | None,
     size: dict[str, str],
+    stream: bool | None,
     criterion: str | None,
     loss: str | None,
     allocate: str,
@@ -152,6 +155,7 @@ def plan(
             budget=budget,
             data=data,
             size=size,
+            stream=stream,
             criterion=criterion,
             loss=loss,
             allocate=allocate,
@@ -191,6 +195,7 @@ def plan(
 @options.loss
 @options.data_option("--data", options.DATA_HELP)
 @options.size
+@options.stream
 @files.html
 @files.summary
 def apply(
@@ -213,6 +218,7 @@ def apply(
     loss: str | None,
     data: str | None,
     size: dict[str, str],
+    stream: bool | None,
     html: str | None,
     summary: str | None,
 ) -> None:
@@ -237,6 +243,7 @@ def apply(
             loss=loss,
             data=data,
             size=size,
+            stream=stream,
             freeze=freeze,
             progress=progress,
         )

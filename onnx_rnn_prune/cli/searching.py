@@ -69,6 +69,7 @@ _bounds = options.together(
 @options.output
 @options.freeze
 @options.data_option("--data", options.DATA_FORMS, required=True)
+@options.stream
 @options.data_option("--eval-data", "Inputs to report on; part of --data without it.")
 @_goal
 @_bounds
@@ -84,6 +85,7 @@ def search(
     out: str,
     freeze: dict[str, str],
     data: str,
+    stream: bool | None,
     eval_data: str | None,
     max_nrmse: float | None,
     metric: str | None,
@@ -124,6 +126,7 @@ def search(
         result = api.search(
             model,
             data=data,
+            stream=stream,
             eval_data=eval_data,
             max_nrmse=max_nrmse,
             metric=metric,

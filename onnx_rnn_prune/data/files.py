@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,8 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
     """Finds out what is at a path; nothing is loaded before it is read.
 
     Args:
-        path: a .npz file, a folder of them, a folder of test_data_set_* folders, or one of these.
+        path: a .npz file, a folder of them, a folder of test_data_set_* folders, or one of these;
+            or a folder of such folders.
         ports: the model's inputs, whose order gives input_0.pb, input_1.pb, ... their names.
 
     Raises:
@@ -45,10 +48,30 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
         raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
     if path.suffix.lower() != ".npz":
         raise PruneError("not a form of data that is known", where=str(path), remedy=_FORMS)
-    return _archives(str(path), [path])
+    return Listed(str(path), [str(path)], lambda _: read_archive(path))
 
 
 def _open_folder(folder: Path, ports: Sequence[Port]) -> Source:
+    parts = [_feeds_in(folder, ports)]
+    if not parts[0]:
+        inner = sorted(
+            (p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=_natural
+        )
+        parts = [part for path in inner if (part := _feeds_in(path, ports))]
+    found = [feed for part in parts for feed in part]
+    starts = accumulate((len(part) for part in parts[:-1]), initial=0)
+    if not found:
+        raise PruneError(
+            "the folder has neither .npz files nor folders with input_*.pb files",
+            where=str(folder),
+            remedy=_FORMS,
+        )
+    labels = [str(path) for path, _ in found]
+    return Listed(str(folder), labels, lambda number: found[number][1](), starts)
+
+
+def _feeds_in(folder: Path, ports: Sequence[Port]) -> list[tuple[Path, Callable[[], RawFeed]]]:
+    """What loads each feed of a folder, by its path; none where it holds no feeds itself."""
     visible = [item for item in folder.iterdir() if not item.name.startswith(".")]
     archives = sorted((p for p in visible if p.suffix.lower() == ".npz"), key=_natural)
     sets = sorted((p for p in visible if p.is_dir() and _tensor_files(p)), key=_natural)
@@ -60,19 +83,10 @@ def _open_folder(folder: Path, ports: Sequence[Port]) -> Source:
             where=str(folder),
             remedy="keep one kind in the folder",
         )
-    if archives:
-        return _archives(str(folder), archives)
-    if sets:
-        return Listed(str(folder), [str(p) for p in sets], lambda i: _read_set(sets[i], ports))
-    raise PruneError(
-        "the folder has neither .npz files nor folders with input_*.pb files",
-        where=str(folder),
-        remedy=_FORMS,
-    )
-
-
-def _archives(name: str, paths: list[Path]) -> Source:
-    return Listed(name, [str(path) for path in paths], lambda i: read_archive(paths[i]))
+    read: list[tuple[Path, Callable[[], RawFeed]]] = [
+        (path, partial(read_archive, path)) for path in archives
+    ]
+    return [*read, *((path, partial(_read_set, path, ports)) for path in sets)]
 
 
 def read_archive(path: Path) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 from onnx_rnn_prune.errors import PruneError
 
@@ -16,6 +16,16 @@ FAILURES = (Exception, SystemExit)
 _MOST_FEEDS = 100_000
 
 
+def flat(items: Iterable[object]) -> Iterator[tuple[bool, RawFeed]]:
+    """Feeds, or the feeds of parts in turn, each with whether it is the first one of a part."""
+    for item in items:
+        if isinstance(item, Iterable) and not isinstance(item, Mapping | str | bytes):
+            for number, feed in enumerate(item):
+                yield number == 0, cast(RawFeed, feed)
+        else:
+            yield False, cast(RawFeed, item)
+
+
 class Source(Protocol):
     """A number of raw feeds that can be read as often as needed, one at a time."""
 
@@ -25,6 +35,10 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """The number of feeds."""
+
+    @property
+    def starts(self) -> frozenset[int]:
+        """The feeds that come first, in all or of a part, as the source is laid out."""
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
         """Yields the wanted feeds (None: all) in order, each with what errors call it."""
@@ -37,10 +51,18 @@ class Listed:
         name: what to call the source.
         labels: what to call each feed.
         load: loads the feed of a number.
+        starts: numbers of feeds that come first in a part of the source.
     """
 
-    def __init__(self, name: str, labels: list[str], load: Callable[[int], RawFeed]) -> None:
+    def __init__(
+        self,
+        name: str,
+        labels: list[str],
+        load: Callable[[int], RawFeed],
+        starts: Iterable[int] = (0,),
+    ) -> None:
         self.name = name
+        self.starts = frozenset(starts)
         self._labels = labels
         self._load = load
 
@@ -62,32 +84,45 @@ class Streamed:
 
     Args:
         name: what to call the source.
-        start: starts an iteration over the feeds; must give the same feeds each time.
+        start: starts an iteration over feeds, or over parts that are iterables of feeds; must give
+            the same ones each time.
     """
 
-    def __init__(self, name: str, start: Callable[[], Iterable[RawFeed]]) -> None:
+    def __init__(self, name: str, start: Callable[[], Iterable[object]]) -> None:
         self.name = name
         self._start = start
-        self._length: int | None = None
+        self._seen: tuple[int, frozenset[int]] | None = None
 
     def __len__(self) -> int:
-        if self._length is None:
-            self._length = sum(1 for _ in self._run())
-        return self._length
+        return self._counted()[0]
+
+    @property
+    def starts(self) -> frozenset[int]:
+        """The first feed, and the first one of each part."""
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[int, frozenset[int]]:
+        if self._seen is None:
+            firsts = [first for first, _ in self.run()]
+            self._seen = (
+                len(firsts),
+                frozenset(n for n, first in enumerate(firsts) if first or not n),
+            )
+        return self._seen
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
         """Runs up to the last wanted feed."""
         last = None if wanted is None else max(wanted, default=-1)
-        for number, feed in enumerate(self._run()):
+        for number, (_, feed) in enumerate(self.run()):
             if last is not None and number > last:
                 return
             if wanted is None or number in wanted:
                 yield f"{self.name}: feed {number}", feed
 
-    def _run(self) -> Iterator[RawFeed]:
+    def run(self) -> Iterator[tuple[bool, RawFeed]]:
         """Runs the user's own code, whose exceptions of any type are the user's to mend."""
         try:
-            feeds = iter(self._start())
+            feeds = flat(self._start())
         except PruneError:
             raise
         except FAILURES as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from onnx_rnn_prune.data.sources import FAILURES, Listed, RawFeed, Source, Streamed
+from onnx_rnn_prune.data.sources import FAILURES, Listed, RawFeed, Source, Streamed, flat
 from onnx_rnn_prune.errors import PruneError
 
 _FORMS = "give a dict of arrays, an iterable of such dicts, or a function that returns one"
@@ -68,8 +68,8 @@ def open_value(value: object) -> Source:
     reader without `rewind()`.
 
     Args:
-        value: one dict of arrays, an iterable of them, a function that returns such an iterable, or
-            an `onnxruntime.quantization.CalibrationDataReader`.
+        value: one dict of arrays, an iterable of them or of such iterables, a function that returns
+            one, or an `onnxruntime.quantization.CalibrationDataReader`.
 
     Raises:
         PruneError: the value is none of these.
@@ -79,14 +79,13 @@ def open_value(value: object) -> Source:
         feed = cast(RawFeed, value)
         return Listed(name, [name], lambda _: feed)
     if isinstance(value, list | tuple):
-        feeds = value
-        return Listed(name, [f"{name}: feed {i}" for i in range(len(feeds))], feeds.__getitem__)
+        return _listed(name, list(flat(value)))
     if _is_reader(value):
         return _open_reader(value, name)
     if isinstance(value, Iterator):
         return _kept(name, value)
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        iterable = cast(Iterable[RawFeed], value)
+        iterable = value
         return Streamed(name, lambda: iterable)
     if callable(value):
         function = cast(Callable[[], object], value)
@@ -95,14 +94,14 @@ def open_value(value: object) -> Source:
     raise PruneError(f"{type(value).__name__} is not a form of data", where="data", remedy=_FORMS)
 
 
-def _iterate(value: object, name: str) -> Iterable[RawFeed]:
+def _iterate(value: object, name: str) -> Iterable[object]:
     """What a function returned, as feeds."""
     if isinstance(value, Mapping):
-        return [cast(RawFeed, value)]
+        return [value]
     if _is_reader(value):
         return _drain(value)
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return cast(Iterable[RawFeed], value)
+        return value
     raise PruneError(
         f"the function returned {type(value).__name__} instead of feeds",
         where=name,
@@ -111,9 +110,14 @@ def _iterate(value: object, name: str) -> Iterable[RawFeed]:
 
 
 def _kept(name: str, feeds: Iterator[object]) -> Source:
-    once = Streamed(name, lambda: cast(Iterator[RawFeed], feeds))
-    kept = [feed for _, feed in once.read(None)]
-    return Listed(name, [f"{name}: feed {i}" for i in range(len(kept))], kept.__getitem__)
+    once = Streamed(name, lambda: feeds)
+    return _listed(name, list(once.run()))
+
+
+def _listed(name: str, feeds: Sequence[tuple[bool, RawFeed]]) -> Source:
+    labels = [f"{name}: feed {number}" for number in range(len(feeds))]
+    starts = [number for number, (first, _) in enumerate(feeds) if first or number == 0]
+    return Listed(name, labels, lambda number: feeds[number][1], starts)
 
 
 # Readers are recognised by their method: onnxruntime.quantization is slow to import, and many

@@ -94,6 +94,23 @@ def above_zero(value: object, option: str) -> float:
     return float(value)
 
 
+def streaming(value: object, has_data: bool) -> bool | None:
+    """Whether feeds are streams as they are laid out; None where the feeds tell.
+
+    Raises:
+        PruneError: it is neither, or there are no feeds that could be.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise PruneError(
+            f"{value!r} is not True, False or None", where="--stream", remedy="give one of them"
+        )
+    if value and not has_data:
+        raise PruneError(
+            "there are no feeds that follow one another", where="--stream", remedy="pass --data"
+        )
+    return value
+
+
 def thread_count(value: object, option: str) -> int:
     """A number of threads that this machine can do with.
 

@@ -147,8 +147,8 @@ class Bench:
         return teacher_pairs(self.evidence.moments[reader.pool], kept(reader.labels, self.keep))
 
     def sample(self, turn: int) -> Feeds:
-        """As many feeds as a refit needs, each turn others; all where there are not so many."""
-        size, moments = len(self.fitting), self.evidence.moments
+        """As many streams as a refit needs, each turn others; all where there are not so many."""
+        size, moments = self.fitting.streams, self.evidence.moments
         shares = [
             _SAMPLES * len(reader.labels) / max(moments[reader.pool].count, 1)
             for reader in self.readers
@@ -164,8 +164,8 @@ class Bench:
             feeds: what both run on.
             seen: what the moments are added to.
         """
-        student = Tapped(document, self.readers)
-        teacher = Tapped(self.prepared.document, self.readers)
+        student = Tapped(document, self.readers, feeds.states)
+        teacher = Tapped(self.prepared.document, self.readers, feeds.states)
         for feed in feeds:
             wanted, real = teacher(feed), student(feed)
             for reader in self.readers:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
 import onnx
 
 from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds, read_asked
+from onnx_rnn_prune.data.streams import as_streams, possible_pairs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.opening import Opened, runs
 from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed
-from onnx_rnn_prune.trace.states import state_inputs
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.trace.states import known_states, state_inputs
 
 # Feeds made up where there is no data; a part of the feeds that is kept from fitting.
 _RANDOM_FEEDS = 3
@@ -44,6 +46,7 @@ class Data:
         given: whether the user gave data; made-up feeds calibrate nothing.
         warnings: what the user should know about them.
         loss: of the labels that lie in them, if that is to be looked at.
+        states: that callers carry from an output of one call to an input of the next.
     """
 
     fitting: Feeds
@@ -52,6 +55,7 @@ class Data:
     given: bool
     warnings: tuple[str, ...] = ()
     loss: Loss | None = None
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 def asked_sizes(data: object, size: object) -> Asked:
@@ -79,33 +83,51 @@ def made_up(document: Document, run: Callable[[Feed], object], asked: Asked, see
 
 
 def open_data(
-    opened: Opened, data: object, eval_data: object, seed: int, asked: Asked = _NOTHING
+    opened: Opened,
+    data: object,
+    eval_data: object,
+    seed: int,
+    asked: Asked = _NOTHING,
+    stream: bool | None = None,
 ) -> Data:
     """Opens the user's data, or makes up feeds of the sizes that are asked for.
+
+    Args:
+        opened: the model.
+        data: to fit on and to judge by; None for made-up feeds.
+        eval_data: to report on; None for a part of `data`.
+        seed: for made-up feeds.
+        asked: sizes of made-up feeds.
+        stream: see `feeds_for`.
+
+    Args:
+        opened: the model.
+        data: to fit on and to judge by; None for made-up feeds.
+        eval_data: to report on; None for a part of `data`.
+        seed: for made-up feeds.
+        stream: see `feeds_for`.
 
     Raises:
         PruneError: data cannot be read, or the model does not run on made-up feeds.
     """
-    ports = signature.inputs(opened.model)
-    states = state_inputs(opened.document)
     if data is None:
         made = made_up(opened.document, opened.run(), asked, seed)
-        judging = made if eval_data is None else open_feeds(eval_data, ports, states)
+        judging = made if eval_data is None else opened_feeds(opened, eval_data, stream)
         note = (
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
             " they do and the kept ones make up for the removed ones, which loses far less"
         )
         return Data(made, made, judging, given=False, warnings=(note,))
-    feeds = open_feeds(data, ports, states)
+    feeds = opened_feeds(opened, data, stream)
     fitting, held_out = feeds.split(_HELD_OUT)
-    judging = held_out if eval_data is None else open_feeds(eval_data, ports, states)
+    judging = held_out if eval_data is None else opened_feeds(opened, eval_data, stream)
     notes = []
     if fitting.shared:
         notes.append("there is one feed only: it was fitted on and judged by; give several")
-    return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
+    return _data(opened, fitting, held_out, judging, notes)
 
 
-def open_three(opened: Opened, data: object, eval_data: object) -> Data:
+def open_three(opened: Opened, data: object, eval_data: object, stream: bool | None = None) -> Data:
     """Opens data for a search: what chooses, what selects among candidates, and what is reported.
 
     Three disjoint sets, unless there are too few feeds: then a warning says what was shared.
@@ -113,22 +135,59 @@ def open_three(opened: Opened, data: object, eval_data: object) -> Data:
     Raises:
         PruneError: data cannot be read.
     """
-    ports = signature.inputs(opened.model)
-    states = state_inputs(opened.document)
-    feeds = open_feeds(data, ports, states)
+    feeds = opened_feeds(opened, data, stream)
     if eval_data is None:
-        # Of three feeds and more, each set gets one.
-        fitting, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(len(feeds), 3)))
+        # Of three streams and more, each set gets one.
+        fitting, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(feeds.streams, 3)))
         held_out, judging = rest.split(0.5)
     else:
         fitting, held_out = feeds.split(_HELD_OUT)
-        judging = open_feeds(eval_data, ports, states)
+        judging = opened_feeds(opened, eval_data, stream)
     notes = []
     if fitting.shared:
         notes = ["there is one feed only: it was fitted on, selected by and reported on"]
     elif held_out.shared and eval_data is None:
         notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
-    return Data(fitting, held_out, judging, given=True, warnings=tuple(notes))
+    return _data(opened, fitting, held_out, judging, notes)
+
+
+def _data(
+    opened: Opened, fitting: Feeds, held_out: Feeds, judging: Feeds, notes: list[str]
+) -> Data:
+    states = {**known_states(opened.document), **fitting.states, **judging.states}
+    return Data(fitting, held_out, judging, given=True, warnings=tuple(notes), states=states)
+
+
+def opened_feeds(opened: Opened, source: object, stream: bool | None) -> Feeds:
+    """The user's data as feeds for a model, see `feeds_for`."""
+    return feeds_for(opened.model, opened.document, opened.run, source, stream)
+
+
+def feeds_for(
+    model: onnx.ModelProto,
+    document: Document,
+    run: Callable[[], Runner],
+    source: object,
+    stream: bool | None,
+) -> Feeds:
+    """The user's data as feeds for a model, joined to streams where they follow one another.
+
+    Args:
+        model: as read.
+        document: of it, with layers that can be followed.
+        run: loads it, if that is needed.
+        source: see `data.open_feeds`.
+        stream: True where each folder, or iterable, is a stream in order; False where each feed
+            stands alone; None where the states in the feeds tell.
+
+    Raises:
+        PruneError: data cannot be read, or `stream` does not suit the model.
+    """
+    ports = signature.inputs(model)
+    pairs = possible_pairs(ports, signature.outputs(model))
+    left_out = state_inputs(document) | ({name for name, _ in pairs} if stream else set())
+    feeds, runner = open_feeds(source, ports, frozenset(left_out)), cache(run)
+    return as_streams(feeds, pairs, known_states(document), lambda feed: runner()(feed), stream)
 
 
 def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:

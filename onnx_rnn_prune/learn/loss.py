@@ -17,6 +17,7 @@ from onnx_rnn_prune.data.values import is_function_name, named_function
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Feed, NamedFeed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
 
 if TYPE_CHECKING:
     import torch
@@ -115,14 +116,14 @@ class Loss:
         """
         import torch
 
-        found = []
+        found, streaming = [], Streaming(run)
         for feed in feeds:
-            answers = Answers.of(feed)
+            answers, computed = Answers.of(feed), streaming(feed)
             if answers is not None:
                 values = {
-                    name: torch.from_numpy(value.astype(np.float32))
-                    for name, value in run(feed, outputs).items()
-                    if is_float(value.dtype)
+                    name: torch.from_numpy(computed[name].astype(np.float32))
+                    for name in outputs
+                    if is_float(computed[name].dtype)
                 }
                 found.append(float(self(values, answers)))
         mean = float(np.mean(found))

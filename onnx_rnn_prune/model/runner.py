@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -43,12 +44,21 @@ class NamedFeed(dict[str, Array]):
         values: by input name.
         name: such as the file that it comes from.
         labels: the right answers, where they are known; no model reads them.
+        follows: where it goes on from the feed before, the state inputs, each with the output in
+            which the call before left its value; none where it starts anew.
     """
 
-    def __init__(self, values: Feed, name: str, labels: Array | None = None) -> None:
+    def __init__(
+        self,
+        values: Feed,
+        name: str,
+        labels: Array | None = None,
+        follows: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(values)
         self.name = name
         self.labels = labels
+        self.follows = follows
 
 
 # A session of a larger model is opened from files, which takes less memory.

@@ -14,6 +14,7 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
 from onnx_rnn_prune.model.surface import surface
 from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
 from onnx_rnn_prune.progress import Progress
@@ -85,9 +86,12 @@ class Tapped:
     Args:
         document: it is not changed.
         readers: whose signals are wanted.
+        states: of the feeds, see `Feeds.states`; the document carries its own along.
     """
 
-    def __init__(self, document: Document, readers: Sequence[Reader]) -> None:
+    def __init__(
+        self, document: Document, readers: Sequence[Reader], states: Mapping[str, str]
+    ) -> None:
         self._document = document.copy()
         for layer in find_layers(self._document.graph):
             if layer.output("Y") is None:
@@ -103,14 +107,18 @@ class Tapped:
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
         self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
-        outputs = sorted({place.name for place in self._shown.values()})
-        self._runner = Runner(self._document, outputs=outputs, optimize=False)
+        outputs = {place.name for place in self._shown.values()} | set(states.values())
+        self._runner = Runner(self._document, outputs=sorted(outputs), optimize=False)
+        self._streaming = Streaming(self._run)
 
     def __call__(self, feed: Feed) -> Seen:
         """The tapped tensors of one feed, each with its value for every time it was computed."""
-        values = self._runner(feed)
+        values = self._streaming(feed)
         seen = {name: place.calls(values[place.name]) for name, place in self._shown.items()}
-        return {**seen, **{name: [feed[name]] for name in self._fed}}
+        return {**seen, **{name: [values[name]] for name in self._fed}}
+
+    def _run(self, feed: Feed) -> dict[str, Array]:
+        return {**{name: feed[name] for name in self._fed}, **self._runner(feed)}
 
     def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
         """How much errors in one reader's outputs matter, [outputs]."""
@@ -205,7 +213,7 @@ def tally(
     progress: Progress,
 ) -> Tally:
     """The sums of which evidence is made."""
-    tapped = Tapped(document, readers)
+    tapped = Tapped(document, readers, feeds.states)
     moments = Shelf()
     emphasis: dict[str, Matrix] = {}
     weighed: Counter[str] = Counter()

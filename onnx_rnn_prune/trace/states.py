@@ -90,6 +90,11 @@ def _no_pair(
     return "the model does not give it back"
 
 
+def known_states(document: Document) -> dict[str, str]:
+    """The state inputs, each with the output in which a call leaves what it is in the next."""
+    return {state.source: state.result for state in carried_states(document)[0]}
+
+
 def state_inputs(document: Document) -> frozenset[str]:
     """The inputs that reach an initial state of a layer by moves alone."""
     inputs = {tensor.name for tensor in document.graph.inputs}

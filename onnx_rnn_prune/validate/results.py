@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
 
 # What outputs of feeds that come again may take in memory.
 _MOST_BYTES = 1 << 24
@@ -56,7 +57,7 @@ class Recorded:
 
 
 def results(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> Iterator[Result]:
-    """Runs both models on one feed after the other.
+    """Runs both models on one feed after the other, each with its own states carried along.
 
     Raises:
         PruneError: they have different outputs.
@@ -67,5 +68,6 @@ def results(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -
             where=f"{a.name} and {b.name}",
             remedy="compare models with the same outputs",
         )
+    one, other = Streaming(a), Streaming(b)
     for feed in feeds:
-        yield Result(feed, getattr(feed, "labels", None), a(feed), b(feed))
+        yield Result(feed, getattr(feed, "labels", None), one(feed), other(feed))

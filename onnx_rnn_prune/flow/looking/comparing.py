@@ -9,18 +9,16 @@ from typing import Any
 
 import onnx
 
-from onnx_rnn_prune.data import Asked, Feeds, open_feeds
+from onnx_rnn_prune.data import Asked, Feeds
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import deviation, thread_count, whole
-from onnx_rnn_prune.flow.feeding import asked_sizes, made_up
+from onnx_rnn_prune.flow.arguments import deviation, streaming, thread_count, whole
+from onnx_rnn_prune.flow.feeding import asked_sizes, feeds_for, made_up
 from onnx_rnn_prune.flow.opening import ModelSource, as_run
-from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.report.build import plain
-from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.validate import drift, latency, timings
 
 
@@ -30,6 +28,7 @@ def compare(
     *,
     data: object = None,
     size: object = None,
+    stream: bool | None = None,
     max_nrmse: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -40,6 +39,8 @@ def compare(
         b: the other one.
         data: inputs, see `data.open_feeds`; made up where there are none.
         size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
+        stream: whether inputs follow one another, see `api.prune`; each model carries its own
+            states along.
         max_nrmse: the largest deviation of an output that passes.
         seed: for made-up inputs.
     """
@@ -50,7 +51,8 @@ def compare(
     first, second = (
         Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
     )
-    feeds = _feeds(models[0], data, asked, first, seed)
+    stream = streaming(stream, data is not None)
+    feeds = _feeds(models[0], data, asked, stream, first, seed)
     found = drift(first, second, feeds)
     worst = max((values.nrmse for values in found.values()), default=0.0)
     sizes = [stored_bytes(model, like=model) for model in models]
@@ -69,6 +71,7 @@ def bench(
     *,
     data: object = None,
     size: object = None,
+    stream: bool | None = None,
     threads: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -83,7 +86,8 @@ def bench(
         Runner(as_run(model), name=name, threads=threads)
         for model, name in zip(read, names, strict=True)
     ]
-    feeds = _feeds(read[0], data, asked, runners[0], seed)
+    stream = streaming(stream, data is not None)
+    feeds = _feeds(read[0], data, asked, stream, runners[0], seed)
     found = timings(runners, next(iter(feeds)))
     return {
         "rows": [
@@ -100,13 +104,20 @@ def bench(
     }
 
 
-def _feeds(model: onnx.ModelProto, data: object, asked: Asked, runner: Runner, seed: int) -> Feeds:
+def _feeds(
+    model: onnx.ModelProto,
+    data: object,
+    asked: Asked,
+    stream: bool | None,
+    runner: Runner,
+    seed: int,
+) -> Feeds:
     if data is None:
         document = as_run(model)
         if not isinstance(document, Document):
             document = Document.read(document)
         return made_up(document, runner, asked, seed)
-    return open_feeds(data, signature.inputs(model), state_inputs(Document.read(model)))
+    return feeds_for(model, Document.read(model), lambda: runner, data, stream)
 
 
 def _name(source: ModelSource, otherwise: str) -> str:

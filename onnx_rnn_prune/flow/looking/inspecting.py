@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onnx_rnn_prune.data import Asked, open_feeds
+from onnx_rnn_prune.data import Asked
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.feeding import Data, open_data
+from onnx_rnn_prune.flow.feeding import Data, open_data, opened_feeds
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.looking.halving import Half, halves
 from onnx_rnn_prune.flow.opening import Opened, written_out
@@ -19,7 +19,6 @@ from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.cost import count_params
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import outlet_rows
-from onnx_rnn_prune.trace.states import state_inputs
 from onnx_rnn_prune.trace.written import advice
 from onnx_rnn_prune.validate.profile import NodeTime, node_times
 
@@ -49,7 +48,9 @@ class Seen:
     warnings: tuple[str, ...] = ()
 
 
-def inspect_model(opened: Opened, data: object, asked: Asked, progress: Progress) -> dict[str, Any]:
+def inspect_model(
+    opened: Opened, data: object, asked: Asked, stream: bool | None, progress: Progress
+) -> dict[str, Any]:
     """The recurrent layers of a model, what they cost, and where their units end.
 
     Raises:
@@ -65,7 +66,8 @@ def inspect_model(opened: Opened, data: object, asked: Asked, progress: Progress
             remedy="give a model with recurrent layers",
         )
     total = count_params(opened.document)
-    seen = Seen() if opened.misfits or not opened.layers else _look(opened, data, asked, progress)
+    left = opened.misfits or not opened.layers
+    seen = Seen() if left else _look(opened, data, asked, stream, progress)
     return {
         "model": {
             "path": None,
@@ -109,12 +111,14 @@ def _rows(opened: Opened, seen: Seen, total: int) -> list[dict[str, Any]]:
     ]
 
 
-def _look(opened: Opened, source: object, asked: Asked, progress: Progress) -> Seen:
+def _look(
+    opened: Opened, source: object, asked: Asked, stream: bool | None, progress: Progress
+) -> Seen:
     """Runs a model; where no data are given, and none can be made up, that is a warning."""
     keys = {layer.key: layer.name for layer in opened.layers}
     progress("measuring", 0, None)
     try:
-        data = _open(opened, source, asked)
+        data = _open(opened, source, asked, stream)
         timed = node_times(opened.document, list(keys), data.fitting, opened.name)
     except PruneError as error:
         if source is not None or asked:
@@ -130,12 +134,11 @@ def _look(opened: Opened, source: object, asked: Asked, progress: Progress) -> S
         return replace(seen, warnings=(f"where the units end is not known: {error}",))
 
 
-def _open(opened: Opened, source: object, asked: Asked) -> Data:
+def _open(opened: Opened, source: object, asked: Asked, stream: bool | None) -> Data:
     """All feeds for everything, since nothing is fitted."""
     if source is None:
         return open_data(opened, None, None, 0, asked)
-    ports, states = signature.inputs(opened.model), state_inputs(opened.document)
-    feeds = open_feeds(source, ports, states)
+    feeds = opened_feeds(opened, source, stream)
     return Data(feeds, feeds, feeds, given=True)
 
 

@@ -35,6 +35,7 @@ def key_of(opened: Opened, data: Data, quality: Quality, request: Request) -> st
     chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
     found.update(repr((*chosen, request.seed)).encode())
     for feeds in (data.fitting, data.held_out):
+        found.update(repr(sorted(feeds.states.items())).encode())
         _digest(found, feeds)
     return found.hexdigest()[:16]
 
@@ -42,6 +43,8 @@ def key_of(opened: Opened, data: Data, quality: Quality, request: Request) -> st
 def _digest(found: Digest, feeds: Iterable[Feed]) -> None:
     for feed in feeds:
         labels = getattr(feed, "labels", None)
+        if getattr(feed, "follows", None):
+            found.update(b"follows ")
         for name, value in [*sorted(feed.items()), ("labels", labels)]:
             if value is not None:
                 found.update(f"{name} {value.dtype} {value.shape} ".encode())

@@ -95,11 +95,11 @@ class Laboratory:
         if not self.cuts(ask.counts):
             return self.before(feeds), 0.0, 0.0, 0.0
         model = self._cut(ask)
-        measure, folds = self.quality.measure, min(_FOLDS, len(feeds))
+        measure, folds = self.quality.measure, min(_FOLDS, feeds.streams)
         value = measure(self.outputs(model, feeds))
         losses = []
         for fold in range(folds):
-            part = feeds.take(range(fold, len(feeds), folds))
+            part = feeds.take(range(fold, feeds.streams, folds))
             losses.append(self.quality.loss(self.before(part), measure(self.outputs(model, part))))
         spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
         error = nrmse(self.outputs(model, feeds))

@@ -151,5 +151,5 @@ def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progre
 
 
 def _shards(feeds: Feeds) -> list[Shard]:
-    parts = np.array_split(np.arange(len(feeds)), min(_SHARDS, len(feeds)))
+    parts = np.array_split(np.arange(feeds.streams), min(_SHARDS, feeds.streams))
     return [tuple(part.tolist()) for part in parts]

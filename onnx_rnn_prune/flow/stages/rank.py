@@ -70,7 +70,7 @@ def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[st
         for layer in twins
         for direction in range(layer.directions)
     ]
-    tapped = Tapped(document, readers)
+    tapped = Tapped(document, readers, feeds.states)
     moments: dict[str, Moments] = {}
     emphasis = {
         name: np.zeros((own[0].directions, len(own[0].cell.gates) * own[0].hidden))

@@ -1,0 +1,171 @@
+"""Which feeds follow one another: each goes on from the states in which the call before ended."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.data.feeds import Feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed
+from onnx_rnn_prune.model.signature import Port
+
+# A state input, and the output in which a call leaves what it is in the next.
+Pair = tuple[str, str]
+Run = Callable[[Feed], Mapping[str, Array]]
+
+# By how much a state may differ from the output that it was, as a share of its largest entry:
+# other machines and runtimes round otherwise.
+_ROUNDING, _HALF_ROUNDING = 1e-3, 1e-2
+
+
+def as_streams(
+    feeds: Feeds, pairs: Sequence[Pair], known: Mapping[str, str], run: Run, asked: bool | None
+) -> Feeds:
+    """The feeds as streams.
+
+    Args:
+        feeds: each by itself.
+        pairs: what may be a state, see `possible_pairs`.
+        known: inputs that are states for certain, each with its output.
+        run: the original.
+        asked: True where files, folders or iterables are streams as they are laid out; None where
+            streams are those that the states in the feeds show; False where there are none.
+
+    Returns:
+        Feeds without `states` where none follows another.
+
+    Raises:
+        PruneError: streams are asked for, and the model has no states, or it is not clear in which
+            output one of them is left.
+    """
+    if asked and not pairs:
+        raise _stateless(feeds)
+    if asked is False or not pairs:
+        return feeds.joined({}, ())
+    looks = list(_looks(feeds, pairs, run))
+    shown = _shown(looks, pairs, known)
+    if not asked:
+        going_on = {n for n, look in enumerate(looks) if shown and look.goes_on(shown)}
+        starts = set(range(len(feeds))) - going_on
+        return feeds.joined(shown, starts) if going_on else feeds
+    open_ = [i for i in dict(pairs) if i not in shown and all(i in look.zeros for look in looks)]
+    states = {**shown, **known, **_in_order(feeds, open_, {**shown, **known}, pairs, run)}
+    if not states:
+        raise _stateless(feeds)
+    return feeds.joined(states, feeds.laid_out)
+
+
+def possible_pairs(inputs: Iterable[Port], outputs: Iterable[Port]) -> list[Pair]:
+    """The inputs and outputs of floats that may be the same state, as far as types and sizes go."""
+    given = list(outputs)
+    return [
+        (port.name, other.name)
+        for port in inputs
+        for other in given
+        if port.dtype is not None and port.dtype == other.dtype and is_float(port.dtype)
+        if port.dims is None or other.dims is None or _alike(port.dims, other.dims)
+    ]
+
+
+def _alike(one: Sequence[object], other: Sequence[object]) -> bool:
+    return len(one) == len(other) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a feed has to do with the one before.
+
+    Attributes:
+        same: pairs of which the input is what the output of the call before was.
+        telling: those of them that are not so by chance: not zero, nor what the input was before.
+        zeros: inputs that are zero.
+    """
+
+    same: frozenset[Pair]
+    telling: frozenset[Pair]
+    zeros: frozenset[str]
+
+    def goes_on(self, states: Mapping[str, str]) -> bool:
+        return self.same.issuperset(states.items()) and not self.telling.isdisjoint(states.items())
+
+
+def _looks(feeds: Iterable[NamedFeed], pairs: Sequence[Pair], run: Run) -> Iterator[_Look]:
+    """A look at each feed; what comes before one without states, or with its own, is not run."""
+    last: NamedFeed | None = None
+    for feed in feeds:
+        zeros = frozenset(name for name in dict(pairs) if not np.any(feed[name]))
+        changed = {
+            name
+            for name in dict(pairs)
+            if name not in zeros and last is not None and not np.array_equal(feed[name], last[name])
+        }
+        same: frozenset[Pair] = frozenset()
+        if last is not None and changed:
+            left = run(last)
+            same = frozenset(pair for pair in pairs if _equal(feed[pair[0]], left[pair[1]]))
+        yield _Look(same, frozenset(pair for pair in same if pair[0] in changed), zeros)
+        last = feed
+
+
+def _equal(value: Array, before: object) -> bool:
+    if not isinstance(before, np.ndarray) or value.shape != before.shape:
+        return False
+    share = _HALF_ROUNDING if value.dtype.itemsize < 4 else _ROUNDING
+    one, other = value.astype(np.float64), before.astype(np.float64)
+    most = share * np.abs(other).max(initial=0.0)
+    return bool(np.all(np.abs(one - other) <= most))
+
+
+def _shown(
+    looks: Iterable[_Look], pairs: Sequence[Pair], known: Mapping[str, str]
+) -> dict[str, str]:
+    """The states of which the feeds tell, each with the output that is it most often."""
+    counts = Counter(pair for look in looks for pair in look.telling)
+    order = sorted(pairs, key=lambda pair: (-counts[pair], known.get(pair[0]) != pair[1]))
+    found: dict[str, str] = {}
+    for source, result in order:
+        if counts[source, result] and source not in found and result not in found.values():
+            found[source] = result
+    return found
+
+
+def _in_order(
+    feeds: Feeds, sources: Sequence[str], taken: Mapping[str, str], pairs: Sequence[Pair], run: Run
+) -> dict[str, str]:
+    """Inputs that feeds leave out, each with the output of its shape: where several have the same
+    shape, in the order in which the model lists them."""
+    first = next(iter(feeds))
+    left = run(first)
+    wanted: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name in sources:
+        if name not in taken:
+            wanted[first[name].shape].append(name)
+    found: dict[str, str] = {}
+    for shape, names in wanted.items():
+        ends = dict.fromkeys(result for source, result in pairs if source in names)
+        fit = [e for e in ends if e not in taken.values() and np.shape(left[e]) == shape]
+        if fit and len(fit) != len(names):
+            raise PruneError(
+                f"it is not clear which output goes on in the input '{names[0]}': it has the shape"
+                f" {list(shape)}, as have {len(fit)} outputs",
+                where="--stream",
+                remedy="put the states into the feeds as the model computes them, which shows it",
+            )
+        found.update(zip(names, fit, strict=False))
+    return found
+
+
+def _stateless(feeds: Feeds) -> PruneError:
+    return PruneError(
+        "the model has no states that go from an output of one call to an input of the next",
+        where=f"--stream, {feeds.source}",
+        remedy="leave it out: each feed stands alone",
+    )

@@ -1,0 +1,189 @@
+"""Streams: calls that follow one another are judged with each file's own states carried along."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnx_rnn_prune import compare, prune
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.opening import open_model
+from onnx_rnn_prune.flow.studying import look, study
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.shelf import Shelf
+
+HIDDEN, STEPS, EPISODES = 16, 12, 12
+STATES = {"h": "hn", "c": "cn"}
+TEXT = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    policy (float[t, 1, 4] x, float[1, 1, {HIDDEN}] h, float[1, 1, {HIDDEN}] c)
+        => (float[t, 1, 3] y, float[1, 1, {HIDDEN}] hn, float[1, 1, {HIDDEN}] cn) {{
+        Y, hn, cn = LSTM <hidden_size = {HIDDEN}> (x, W, R, B, , h, c)
+        flat = Squeeze (Y, axis)
+        y = MatMul (flat, fc)
+    }}
+"""
+
+
+def policy(spread=1.6):
+    """A policy: one step a call, or a whole episode in one."""
+    rng = np.random.default_rng(3)
+    model = onnx.parser.parse_model(TEXT)
+    weights = {
+        "W": rng.normal(0, 0.5, (1, 4 * HIDDEN, 4)),
+        "R": rng.normal(0, spread / np.sqrt(HIDDEN), (1, 4 * HIDDEN, HIDDEN)),
+        "B": rng.normal(0, 0.3, (1, 8 * HIDDEN)),
+        "fc": rng.normal(0, 0.5, (HIDDEN, 3)),
+    }
+    values = {name: value.astype(np.float32) for name, value in weights.items()}
+    values["axis"] = np.array([1], np.int64)
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
+    return model
+
+
+def episodes(count=EPISODES, seed=0):
+    """Observations [steps, 1, 4] of each episode, which change slowly."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(count, STEPS, 1, 4))
+    for step in range(1, STEPS):
+        noise[:, step] = 0.8 * noise[:, step - 1] + 0.6 * noise[:, step]
+    return list(noise.astype(np.float32))
+
+
+def zeros():
+    return {name: np.zeros((1, 1, HIDDEN), np.float32) for name in STATES}
+
+
+def whole(observed):
+    """A feed for each episode."""
+    return [{"x": episode, **zeros()} for episode in observed]
+
+
+def calls(model, observed):
+    """A feed for each call, with the states that the original carries along."""
+    run, feeds = Runner(model), []
+    for episode in observed:
+        states = zeros()
+        for step in episode:
+            feeds.append({"x": step[None], **states})
+            outputs = run(feeds[-1])
+            states = {name: outputs[output] for name, output in STATES.items()}
+    return feeds
+
+
+def bare(observed):
+    """The calls of each episode without states."""
+    return [[{"x": step[None]} for step in episode] for episode in observed]
+
+
+def closed_loop(original, pruned, observed):
+    """NRMSE of y with both files' own states carried along, written by hand."""
+    runs, found = [Runner(original), Runner(pruned)], [[], []]
+    for episode in observed:
+        for run, outputs in zip(runs, found, strict=True):
+            states = zeros()
+            for step in episode:
+                given = run({"x": step[None], **states})
+                states = {name: given[output] for name, output in STATES.items()}
+                outputs.append(given["y"])
+    one, other = (np.array(outputs, np.float64) for outputs in found)
+    return np.sqrt(np.mean((one - other) ** 2)) / one.std()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return policy()
+
+
+def bench_of(model, data, stream, keep):
+    data, original = opened(model, data, stream), open_model(model)
+    studied = look(study(original, ["Y"], data, AS_BEFORE, silent), data, silent)
+    return Bench.of(original, data, studied, keep)
+
+
+def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
+    keep = np.arange(HIDDEN) % 2 == 0
+    by_sequence, *by_streams = (
+        bench_of(model, data, stream, keep)
+        for data, stream in (
+            (whole(episodes()), None),
+            (calls(model, episodes()), None),
+            (bare(episodes()), True),
+        )
+    )
+    for ridge in (np.inf, 1e-1, 1e-3):
+        wanted = by_sequence.candidate("", by_sequence.pairs, ridge)
+        for bench in by_streams:
+            assert bench.candidate("", bench.pairs, ridge).error == pytest.approx(wanted.error)
+            seen = [Shelf(), Shelf()]
+            by_sequence.free_pairs(by_sequence.shrunk(wanted.write), bench.sample(1), seen[0])
+            bench.free_pairs(bench.shrunk(wanted.write), bench.sample(1), seen[1])
+            for pool in ("Y#0iofcX+H", "y_product#0"):
+                one, other = (shelf[pool] for shelf in seen)
+                np.testing.assert_allclose(one.variance, other.variance, rtol=1e-5)
+
+
+def test_compare_carries_the_states_of_each_file_along(model):
+    pruned = prune(model, keep=0.5, data=calls(model, episodes())).model
+    observed = episodes(4, seed=1)
+    wanted = closed_loop(model, pruned, observed)
+    for data, stream in ((calls(model, observed), None), (bare(observed), True)):
+        found = compare(model, pruned, data=data, stream=stream)
+        assert found["drift"]["y"]["nrmse"] == pytest.approx(wanted, rel=1e-4)
+    apart = compare(model, pruned, data=calls(model, observed), stream=False)
+    assert apart["drift"]["y"]["nrmse"] < 0.95 * wanted
+
+
+def opened(model, data, stream=None):
+    return open_data(open_model(model), data, None, 0, stream=stream)
+
+
+def test_streams_are_found_from_the_states_in_feeds(model):
+    data = opened(model, calls(model, episodes(8)))
+    assert data.fitting.states == data.held_out.states == STATES
+    assert (data.fitting.streams, data.held_out.streams) == (6, 2)
+    assert (len(data.fitting), len(data.held_out)) == (6 * STEPS, 2 * STEPS)
+    for feeds in (data.fitting, data.held_out):
+        follows = [bool(feed.follows) for feed in feeds]
+        assert follows == ([False] + [True] * (STEPS - 1)) * feeds.streams
+
+
+def test_streams_are_not_invented(model):
+    feeds = calls(model, episodes(4))
+    mixed = [feeds[at] for at in np.random.default_rng(0).permutation(len(feeds))]
+    constant = [{**feed, **zeros()} for feed in feeds]
+    repeated = [{**feed, **{n: feeds[5][n] for n in STATES}} for feed in feeds]
+    for data in (mixed[::2], constant, repeated, whole(episodes()), feeds[::3]):
+        assert opened(model, data).fitting.states == {}
+    assert opened(model, feeds, stream=False).fitting.states == {}
+
+
+def test_a_single_stream_is_cut_in_two(model):
+    data = opened(model, calls(model, episodes(1)))
+    assert (len(data.fitting), len(data.held_out)) == (STEPS - 3, 3)
+    assert [bool(feed.follows) for feed in data.held_out] == [False, True, True]
+
+
+def test_folders_are_streams(model, tmp_path):
+    for number, episode in enumerate(bare(episodes(4))):
+        (tmp_path / f"episode{number}").mkdir()
+        for step, feed in enumerate(episode):
+            np.savez(tmp_path / f"episode{number}" / f"{step}.npz", **feed)
+    data = opened(model, tmp_path, stream=True)
+    assert (data.fitting.streams, data.held_out.streams) == (3, 1)
+    names = [feed.name for feed in opened(model, tmp_path / "episode2", stream=True).fitting]
+    assert names == [str(tmp_path / "episode2" / f"{step}.npz") for step in range(9)]
+
+
+def test_streams_of_a_model_without_states_are_refused(model):
+    stateless = onnx.ModelProto()
+    stateless.CopyFrom(model)
+    for name in ("h", "c"):  # they become constants
+        stateless.graph.initializer.append(numpy_helper.from_array(zeros()[name], name))
+    del stateless.graph.input[1:], stateless.graph.output[1:]
+    with pytest.raises(PruneError, match="no states"):
+        opened(stateless, bare(episodes(2)), stream=True)
