@@ -83,7 +83,7 @@ def test_emphasis_is_the_mean_square_of_how_the_next_state_answers(op, attribute
     (layer,) = open_model(model).layers
     prepared = prepare(Document.read(model), [layer.name], [feed])
     readers = find_readers(prepared.document, prepared.trace)
-    tapped = Tapped(prepared.document, readers)
+    tapped = Tapped(prepared.document, readers, {})
     seen = tapped(feed)
     block = len(GATES[op]) * HIDDEN  # of Wb, before Rb
     for reader in readers:

@@ -7,7 +7,9 @@ from onnx import helper, numpy_helper
 
 from onnx_rnn_prune import PruneError, prune
 from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.flow.stages.rank import read_inputs, read_rank
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.factor import FactorInputs, Rank, Reading
@@ -33,6 +35,10 @@ def planted(op="LSTM", directions=1, rank=3, hidden=32, bias=True):
     return model
 
 
+def opened_feeds(model, feeds):
+    return open_feeds(feeds, signature.inputs(model), frozenset())
+
+
 def same(one, other, feeds, tolerance=2e-5):
     runners = Runner(one), Runner(other)
     for feed in feeds:
@@ -47,7 +53,8 @@ def same(one, other, feeds, tolerance=2e-5):
 def test_a_planted_rank_is_found_and_costs_nothing(op, directions, given, bias):
     model = planted(op, directions, bias=bias)
     document = Document.read(model)
-    readings = read_inputs(document, feeds_of(model), silent) if given else {}
+    feeds = opened_feeds(model, feeds_of(model))
+    readings = read_inputs(document, feeds, silent) if given else {}
     assert FactorInputs(Rank(count=3), readings)(document)
     layers = {layer.name: layer for layer in find_layers(document.graph)}
     assert (layers["rnn0"].input_size, layers["rnn1"].input_size) == (3, 3)
@@ -147,7 +154,7 @@ def test_layers_of_both_branches_go_on_sharing():
         for flag in (True, False, True, False)
     ]
     document = Document.read(model)
-    readings = read_inputs(document, feeds, silent)
+    readings = read_inputs(document, opened_feeds(model, feeds), silent)
     assert len(readings) == 1
     assert FactorInputs(Rank(count=8), readings)(document)
     result = document.write()

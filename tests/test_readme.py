@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from onnx_rnn_prune.score.criteria import CRITERIA
+from test_streams import bare, episodes, policy
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -42,6 +44,11 @@ def folder(tmp_path_factory):
     for path in (samples / "digits_gru" / "heldout").glob("*.npz"):
         with np.load(path) as archive:
             np.savez(folder / "more_clips" / path.name, input=archive["input"])
+    onnx.save(policy(), folder / "streaming.onnx")
+    for number, episode in enumerate(bare(episodes(4))):
+        (folder / "recordings" / f"{number}").mkdir(parents=True)
+        for step, feed in enumerate(episode):
+            np.savez(folder / "recordings" / f"{number}" / f"{step}.npz", **feed)
     return folder
 
 
