@@ -16,7 +16,8 @@ from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.learn.loss import Answers, Loss, read_loss
-from onnx_rnn_prune.model.runner import NamedFeed, Runner
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.streaming import NamedFeed
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
 from test_learn import feeds, two_layers

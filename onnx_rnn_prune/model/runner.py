@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,30 +34,6 @@ from onnx_rnn_prune.model.writing import local_initializers
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
-
-
-class NamedFeed(dict[str, Array]):
-    """A feed that errors can call by its name.
-
-    Args:
-        values: by input name.
-        name: such as the file that it comes from.
-        labels: the right answers, where they are known; no model reads them.
-        follows: where it goes on from the feed before, the state inputs, each with the output in
-            which the call before left its value; none where it starts anew.
-    """
-
-    def __init__(
-        self,
-        values: Feed,
-        name: str,
-        labels: Array | None = None,
-        follows: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(values)
-        self.name = name
-        self.labels = labels
-        self.follows = follows
 
 
 # A session of a larger model is opened from files, which takes less memory.
@@ -138,7 +113,7 @@ class Runner:
         try:
             values = self._run(names, known)
         except Exception as error:
-            name = feed.name if isinstance(feed, NamedFeed) else "the feed"
+            name = getattr(feed, "name", "the feed")
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
             raise PruneError(
                 f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",

@@ -1,11 +1,36 @@
-"""Models whose states are inputs and outputs, called as in use: each with the states it left."""
+"""Feeds that may follow one another, and models that carry their states from call to call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from onnx_rnn_prune.model.runner import Feed, NamedFeed
+from onnx_rnn_prune.model.runner import Array, Feed
+
+
+class NamedFeed(dict[str, Array]):
+    """A feed that errors can call by its name.
+
+    Args:
+        values: by input name.
+        name: such as the file that it comes from.
+        labels: the right answers, where they are known; no model reads them.
+        follows: where it goes on from the feed before, the state inputs, each with the output in
+            which the call before left its value; none where it starts anew.
+    """
+
+    def __init__(
+        self,
+        values: Feed,
+        name: str,
+        labels: Array | None = None,
+        follows: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(values)
+        self.name = name
+        self.labels = labels
+        self.follows = follows
 
 
 class Streaming:
