@@ -20,6 +20,7 @@ from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
 from onnx_rnn_prune.score.evidence import collect, find_readers
 from onnx_rnn_prune.score.masked import MaskedModel
+from onnx_rnn_prune.score.reconstruction import Demand, greedy_gains
 from onnx_rnn_prune.score.redundancy import order_of_leaving
 from onnx_rnn_prune.score.subject import Subject
 from oracle.check import draw_case, runner
@@ -236,3 +237,41 @@ def test_a_function_that_fails_is_named(mine, model):
 def test_criteria_that_look_at_activations_need_data(name, model):
     with pytest.raises(PruneError, match="there is no data"):
         onnx_rnn_prune.plan(str(model), keep=2, criterion=name)
+
+
+def one_by_one(demands):
+    """The order of picking as the definition has it: each pick deflates every E at once."""
+    left = [demand.covariance.copy() for demand in demands]
+    order = []
+    while len(order) < len(left[0]):
+        gains = np.zeros(len(left[0]))
+        for demand, residual in zip(demands, left, strict=True):
+            spread, floor = np.diag(residual), 1e-9 * np.diag(demand.covariance)
+            missed = np.einsum("ij,ik,kj->j", residual, demand.gram, residual, optimize=True)
+            gains += np.where(spread > floor, missed / np.where(spread > floor, spread, 1.0), 0.0)
+        gains[order] = -1.0
+        unit = int(gains.argmax())
+        order.append(unit)
+        for residual in left:
+            if residual[unit, unit] > 0:
+                residual -= np.outer(residual[unit], residual[unit]) / residual[unit, unit]
+    return order
+
+
+@pytest.mark.parametrize(("units", "readers"), [(1, 1), (40, 1), (130, 2), (200, 3)])
+def test_picks_in_blocks_are_those_of_one_at_a_time(units, readers):
+    """Blocks end before, at and behind the last pick."""
+    rng = np.random.default_rng(units)
+    demands = []
+    for _ in range(readers):
+        signal = np.tanh(rng.normal(size=(2 * units + 5, 9)) @ rng.normal(size=(9, units)))
+        signal += 0.3 * rng.normal(size=signal.shape)
+        weight = rng.normal(size=(3, units))
+        demands.append(Demand(signal.T @ signal / len(signal), weight.T @ weight))
+    wanted = one_by_one(demands)
+    gains = greedy_gains(demands)
+    assert (
+        np.argsort(-gains, kind="stable").tolist()[: len(wanted) // 2 + 1]
+        == (wanted[: len(wanted) // 2 + 1])
+    )
+    assert np.all(gains >= 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -84,8 +85,10 @@ class Integers:
 
     def real(self) -> Array:
         """The weight that they mean."""
-        steps = self.values.astype(np.int32) - self.zero.astype(np.int32)
-        return np.asarray(steps * self.scale, dtype=self.scale.dtype)
+        steps = self.values.astype(self._exact)
+        steps -= self.zero.astype(self._exact)
+        steps *= self.scale
+        return np.asarray(steps, dtype=self.scale.dtype)
 
     def holding(self, weight: Array) -> Integers:
         """Another weight in the same form; where it is the same, so are the integers.
@@ -95,22 +98,27 @@ class Integers:
         lowest, highest = int(self.values.min()), int(self.values.max())
         if lowest == highest:
             lowest, highest = np.iinfo(self.values.dtype).min, np.iinfo(self.values.dtype).max
-        zero = self.zero.astype(np.float64)
-        shared = tuple(
-            axis
-            for axis, size in enumerate(_padded(self.scale, self.values.ndim).shape)
-            if size == 1
-        )
-        exact = weight.astype(np.float64)
-        room = np.where(exact > 0, highest - zero, lowest - zero)
-        wanted = np.divide(exact, room, out=np.zeros_like(exact), where=room * exact > 0)
-        fresh = wanted.max(axis=shared, keepdims=True).reshape(self.scale.shape)
-        changed = np.any(weight != self.real(), axis=shared, keepdims=True)
-        changed = changed.reshape(self.scale.shape) & (fresh > 0)
-        scale = np.where(changed, fresh, self.scale).astype(self.scale.dtype)
-        steps = np.divide(exact, scale, out=np.zeros_like(exact), where=scale != 0)
-        values = np.clip(np.rint(steps + zero), lowest, highest)
-        return Integers(values.astype(self.values.dtype), scale, self.zero)
+        padded = _padded(self.scale, self.values.ndim)
+        shared = tuple(axis for axis, size in enumerate(padded.shape) if size == 1)
+        zero = np.zeros(padded.shape) + _padded(self.zero.astype(np.float64), weight.ndim)
+        fresh = np.zeros(padded.shape)
+        for furthest, room in (
+            (weight.max(shared, keepdims=True), highest - zero.max(shared, keepdims=True)),
+            (weight.min(shared, keepdims=True), lowest - zero.min(shared, keepdims=True)),
+        ):
+            np.divide(furthest, room, out=room, where=room != 0)
+            fresh = np.maximum(fresh, room)
+        changed = np.any(weight != self.real(), axis=shared, keepdims=True) & (fresh > 0)
+        scale = np.where(changed, fresh, padded).astype(padded.dtype).reshape(self.scale.shape)
+        steps = weight / np.where(scale != 0, scale, 1).astype(self._exact)
+        steps += self.zero.astype(steps.dtype)
+        np.clip(np.rint(steps, out=steps), lowest, highest, out=steps)
+        return Integers(steps.astype(self.values.dtype), scale, self.zero)
+
+    @property
+    def _exact(self) -> np.dtype[Any]:
+        """A type of floats that holds all differences of integers."""
+        return np.dtype(np.float32 if self.values.dtype.itemsize == 1 else np.float64)
 
 
 def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers | None:

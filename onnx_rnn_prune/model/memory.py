@@ -7,14 +7,15 @@ import gc
 
 
 def give_back() -> None:
-    """Frees what nobody uses any more.
-
-    Graphs hold themselves in circles, and their weights with them; and glibc keeps blocks below
-    32 MB that were freed, unless it is told to return them.
-    """
+    """Frees what nobody uses any more; graphs hold themselves in circles, and their weights."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Returns blocks that were freed, of which glibc keeps those below 32 MB by itself."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        returned = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return  # another C library
-    trim(0)
+    returned(0)

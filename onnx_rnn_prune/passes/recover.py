@@ -113,13 +113,18 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
     """
     size = len(stays)
     spread = np.zeros((size, len(moments.mean) - size))
-    spread[stays] = np.eye(spread.shape[1])
     if stays.any() and not math.isinf(ridge):
+        own = moments.comoment[size:]
+        places = np.cumsum(stays) - 1
         # Factors of 1 / count cancel out.
-        inverse = _damped_inverse(moments.comoment[size:], ridge)
+        inverse = _damped_inverse(own, ridge)
         for rows in blocks(size):
-            missed = moments.comoment[:size][rows] - spread[rows] @ moments.comoment[size:]
-            spread[rows] += missed @ inverse
+            missed, here = moments.comoment[:size][rows], stays[rows]
+            missed = missed.copy()
+            missed[here] -= own[places[rows][here]]
+            open_ = missed.any(axis=1)  # of the original's own signals, what stays is known
+            spread[rows][open_] = missed[open_] @ inverse
+    spread[stays] += np.eye(spread.shape[1])
     offset: Matrix = moments.mean[:size] - spread @ moments.mean[size:]
     return spread, offset
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_rnn_prune.model.memory import give_back
+from onnx_rnn_prune.model.memory import trim
 from onnx_rnn_prune.score.moments import Matrix, Moments
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
@@ -33,7 +33,7 @@ class Shelf:
         small = self._small.get(name)
         comoment = np.load(self._path(name)) if small is None else small.copy()
         if comoment.nbytes > _LARGE:
-            give_back()
+            trim()
         return Moments(count, mean, comoment)
 
     def add(self, name: str, moments: Moments) -> None:
@@ -47,7 +47,7 @@ class Shelf:
         self._numbers.setdefault(name, len(self._numbers))
         np.save(self._path(name), moments.comoment)
         if moments.comoment.nbytes > _LARGE:
-            give_back()
+            trim()
 
     def merge(self, other: Shelf) -> None:
         """Merges all moments of another shelf into those of the same names."""

@@ -136,8 +136,11 @@ class Steps:
         rows = slice(place * hidden, (place + 1) * hidden)
         weight, bias = self._constant(name), self._constant("B")
         assert weight is not None
-        total: Matrix = signal @ weight[self._direction][rows].T.astype(np.float64)
+        # One product of matrices for all steps, in the precision in which the runtime has it.
+        block = weight[self._direction][rows].astype(np.result_type(weight.dtype, np.float32))
+        flat = signal.reshape(-1, signal.shape[-1]).astype(block.dtype, copy=False)
+        total: Matrix = (flat @ block.T).astype(np.float64).reshape(*signal.shape[:-1], hidden)
         if bias is not None:
             first = first_block * hidden
-            total = total + bias[self._direction][first + rows.start : first + rows.stop]
+            total += bias[self._direction][first + rows.start : first + rows.stop]
         return total
