@@ -101,13 +101,11 @@ class Integers:
         padded = _padded(self.scale, self.values.ndim)
         shared = tuple(axis for axis, size in enumerate(padded.shape) if size == 1)
         zero = np.zeros(padded.shape) + _padded(self.zero.astype(np.float64), weight.ndim)
-        fresh = np.zeros(padded.shape)
-        for furthest, room in (
-            (weight.max(shared, keepdims=True), highest - zero.max(shared, keepdims=True)),
-            (weight.min(shared, keepdims=True), lowest - zero.min(shared, keepdims=True)),
-        ):
-            np.divide(furthest, room, out=room, where=room != 0)
-            fresh = np.maximum(fresh, room)
+        zero = zero.max(shared, keepdims=True)
+        most, least = weight.max(shared, keepdims=True), weight.min(shared, keepdims=True)
+        above = most.clip(0) / np.where(highest > zero, highest - zero, np.inf)
+        below = least.clip(None, 0) / np.where(lowest < zero, lowest - zero, np.inf)
+        fresh = np.maximum(above, below)
         changed = np.any(weight != self.real(), axis=shared, keepdims=True) & (fresh > 0)
         scale = np.where(changed, fresh, padded).astype(padded.dtype).reshape(self.scale.shape)
         steps = weight / np.where(scale != 0, scale, 1).astype(self._exact)
