@@ -1,4 +1,4 @@
-"""README.md does what it says: its commands and its Python run as written."""
+"""README.md and the pages of tools/docs do what they say: commands and Python run as written."""
 
 import os
 import re
@@ -16,18 +16,21 @@ from test_streams import bare, episodes, policy
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "tools/docs").glob("*.md"))}
+MANUAL = "\n".join([README, *PAGES.values()])
+LINK = re.compile(r"\]\(([^)#:]*)(#[^)]*)?\)")
 # README shows what a terminal of this width does.
 COLUMNS = "100"
 INSTALL = re.compile(r"^pip install \S+ && ", re.MULTILINE)
 
 
-def section(name):
-    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", README, re.DOTALL)
-    assert found, f"README.md has no markers of {name}"
+def section(name, text=README):
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", text, re.DOTALL)
+    assert found, f"there are no markers of {name}"
     return found[1]
 
 
-def blocks(language, text=README):
+def blocks(language, text=MANUAL):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
@@ -122,21 +125,36 @@ def test_python_runs(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["completion", "nsnet2", "zeros", "lac", "samples", "precision", "methods", "memory", "search"],
+    "path", sorted((ROOT / "tools/results").glob("*.md")), ids=lambda p: p.stem
 )
-def test_scripts_find_their_place(name):
-    section(name)
+def test_results_name_the_script_that_writes_them(path):
+    text = path.read_text("utf-8")
+    script = re.search(r"^Written by `python (tools/\w+\.py)", text, re.MULTILINE)[1]
+    assert f'write_section("{path.stem}"' in (ROOT / script).read_text("utf-8")
+    assert "|" in section(path.stem, text)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *(ROOT / "tools").glob("*/*.md")], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page):
+    for target, heading in LINK.findall(page.read_text("utf-8")):
+        path = (page.parent / target) if target else page
+        assert path.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            assert heading[1:] in {
+                re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles
+            }
 
 
 def test_options_are_described():
-    """Every option of `prune` that says what is cut, and how, stands in README's table."""
+    """Every option of `prune` that says what is cut, and how, is in the manual."""
     done = bash("onnx-rnn-prune prune --help", ROOT)
     known = set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help", "--output"}
-    assert known == set(re.findall(r"--[a-z][a-z-]+", README)) & known
+    assert known == set(re.findall(r"--[a-z][a-z-]+", MANUAL)) & known
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_are_described(name):
-    table = README.partition("### Which units go")[2].partition("## How it works")[0]
-    assert f"`{name}`" in table
+    assert f"`{name}`" in PAGES["criteria"]

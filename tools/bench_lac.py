@@ -23,7 +23,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
-from readme import markdown, write_section
+from pages import markdown, write_section
 from segmentation import CALIBRATION, EVALUATION, TRAINING, Text
 
 HIDDEN = 128
@@ -132,7 +132,7 @@ def main() -> int:
         "--recover", nargs="+", choices=RECOVERIES, default=MEASURED, help="recoveries to measure"
     )
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     try:
         rows = bench(choices.models, choices.units, choices.recover)
@@ -141,7 +141,7 @@ def main() -> int:
         if choices.json:
             numbers = [asdict(each) for each in rows]
             choices.json.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
-        if choices.readme:
+        if choices.write:
             write_section("lac", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_lac: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.recovery import RECOVERIES as ALL
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
-from readme import markdown, write_section
+from pages import markdown, write_section
 from speech import NOISES, Mixture, features, mixtures, resynthesize, snr_db, spectra, split
 
 Feed = dict[str, npt.NDArray[np.float32]]
@@ -229,7 +229,7 @@ def main() -> int:
         help="recoveries to measure",
     )
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     try:
         rows, pieces = bench(choices.models, choices.units, choices.recover)
@@ -239,7 +239,7 @@ def main() -> int:
             inputs = [{"noise": piece.noise, "snr_db": piece.snr_db} for piece in pieces]
             numbers = {"pieces": inputs, "rows": [asdict(each) for each in rows]}
             choices.json.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
-        if choices.readme:
+        if choices.write:
             write_section("nsnet2", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_nsnet2: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.validate import timings
-from readme import markdown, write_section
+from pages import markdown, write_section
 from sample_metrics import METRICS, SAMPLES, evaluate
 
 LARGE = "large_lstm"
@@ -145,7 +145,7 @@ def main() -> int:
     names = [*METRICS, LARGE]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     rows: list[Row] = []
     try:
@@ -158,7 +158,7 @@ def main() -> int:
                 rows += measure(name, path, data, *typical(name))
         text = table(rows)
         print(text)
-        if choices.readme:
+        if choices.write:
             write_section("precision", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_precision: {error}", file=sys.stderr)

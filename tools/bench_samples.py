@@ -19,7 +19,7 @@ from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
-from readme import markdown, write_section
+from pages import markdown, write_section
 from sample_metrics import METRICS, SAMPLES, Feed, evaluate, heldout
 
 KEEP = "50%"
@@ -166,7 +166,7 @@ def main() -> int:
     """Measures what the command line asks for; the exit code says whether all is well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(METRICS), default=list(METRICS))
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     measured = []
     try:
@@ -175,7 +175,7 @@ def main() -> int:
             measured.append(measure(name))
         text = table(measured)
         print(text)
-        if choices.readme:
+        if choices.write:
             write_section("samples", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_samples: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
-from readme import markdown, write_section
+from pages import markdown, write_section
 from segmentation import Tables, Text, Words, best_tags, read_corpus, spans
 from speech import mixtures, split
 
@@ -221,7 +221,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="that trials may take")
     parser.add_argument("--study", type=Path, help="file that remembers trials")
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     try:
         tasks = [TASKS[name](choices.models) for name in choices.tasks]
@@ -235,7 +235,7 @@ def main() -> int:
         if choices.json:
             numbers = [asdict(each) for each in rows]
             choices.json.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
-        if choices.readme:
+        if choices.write:
             write_section("search", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_search: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import compressed_bytes
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.sparse import with_sparse
-from readme import markdown, write_section
+from pages import markdown, write_section
 from speech import mixtures, split
 
 PATTERNS = ("50%", "2:4")
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")
     parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="which weights go")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     path, recordings = choices.models / "nsnet2.onnx", choices.models / "speech"
     try:
@@ -92,7 +92,7 @@ def main() -> int:
                 models += [make(path, feeds, units, pattern, by) for by in CRITERIA]
         text = table(models, path, recordings)
         print(text)
-        if choices.readme:
+        if choices.write:
             write_section("zeros", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_zeros: {error}", file=sys.stderr)

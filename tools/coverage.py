@@ -27,7 +27,7 @@ from onnx_rnn_prune.flow.studying import as_proven
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import either_order
-from readme import markdown, write_section
+from pages import markdown, write_section
 from time_limit import TooLong, time_limit
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
@@ -245,7 +245,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models to prune")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     rows: list[Row] = []
     for path in paths(choices.models, choices.only):
@@ -261,7 +261,7 @@ def main() -> int:
         filter(None, [*parts, f"{summary}{':' if lines else '.'}", "\n".join(lines)])
     )
     print(text)
-    if choices.readme:
+    if choices.write:
         write_section("coverage", text)
     return 1 if failed or not passed else 0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fetch_models import default_folder
-from readme import markdown, write_section
+from pages import markdown, write_section
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 NAMES = ("text_lstm", "nsnet2", "large_lstm")
@@ -231,13 +231,13 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="models to prune")
     parser.add_argument("--feeds", type=int, nargs="+", default=FEEDS, help="numbers of feeds")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         measured = rows(choices.models, choices.only, choices.feeds, Path(scratch))
     text = table(measured)
     print(text)
-    if choices.readme:
+    if choices.write:
         write_section("memory", text)
     return 0 if all(row.passed for row in measured) else 1
 

@@ -24,7 +24,7 @@ from onnx_rnn_prune.flow.choosing.request import STRATEGIES
 from onnx_rnn_prune.flow.fading import SCHEDULES
 from onnx_rnn_prune.flow.recovery import RECOVERIES
 from onnx_rnn_prune.score.criteria import CRITERIA
-from readme import write_section
+from pages import write_section
 from tasks import TASKS
 from trials import Cache, Method, Trial, fingerprint, run_all
 
@@ -100,7 +100,7 @@ def parsed() -> argparse.Namespace:
     add("--cache", type=Path, default=default_folder().parent / "methods.jsonl", help="outcomes")
     add("--reuse", action="store_true", help="take outcomes that other code had, too")
     add("--plot", type=Path, nargs="?", const=PLOT, help="file for the curves; needs matplotlib")
-    add("--readme", action="store_true", help="put the table into README.md")
+    add("--write", action="store_true", help="put the table into tools/results")
     return parser.parse_args()
 
 
@@ -123,7 +123,7 @@ def main() -> int:
         if choices.plot:
             plot(outcomes, choices.plot)
         print(text)
-        if choices.readme:
+        if choices.write:
             write_section("methods", text)
     except (ImportError, ValueError, OSError) as error:
         print(f"methods: {error}", file=sys.stderr)

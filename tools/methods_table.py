@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from readme import markdown
+from pages import markdown
 from tasks import TASKS, Task
 from trials import Method, Outcome
 

@@ -19,7 +19,7 @@ from model_feeds import Feed
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
-from readme import markdown
+from pages import markdown
 from speech import RATE, Audio, read_wave, split
 
 CHUNK, CONTEXT = 512, 64

@@ -1,11 +1,11 @@
-"""Tables that scripts measure and write into README.md, between two markers of their own."""
+"""Tables that scripts measure and write into pages of tools/results, between two markers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,12 +27,13 @@ def replace_section(text: str, name: str, body: str) -> str:
     return f"{before}{begin}\n{body.strip()}\n{end}{rest.split(end)[1]}"
 
 
-def write_section(name: str, body: str, path: Path = README) -> None:
-    """Puts `body` into a file, by default README.md, between the markers of `name`.
+def write_section(name: str, body: str) -> None:
+    """Puts `body` into the page `tools/results/NAME.md`, between its markers.
 
     Raises:
-        ValueError: the file is missing or lacks the markers.
+        ValueError: the page is missing or lacks the markers.
     """
+    path = RESULTS / f"{name}.md"
     if not path.exists():
         raise ValueError(f"{path} is missing")
     try:
