@@ -7,6 +7,7 @@ import sqlite3
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 import onnx_rnn_prune
@@ -292,6 +293,37 @@ def test_what_cannot_be_met_is_said(feeds):
         search(feeds, params="1%")
     with pytest.raises(Unmet, match=r"^search: no cut that was tried is within nrmse at most 0,"):
         search(feeds, None, max_nrmse=0.0, params="70%")
+
+
+@pytest.mark.parametrize("bounds", [{"align": 8}, {"min_units": 8}, {"min_units": 100}])
+@pytest.mark.parametrize("choices", [{"strategy": s} for s in STRATEGIES] + [{"pick": 1}])
+def test_where_no_layer_can_be_cut_there_is_nothing_to_search(bounds, choices, feeds):
+    with pytest.raises(PruneError, match=r"the model: no layer can be cut; .*, .*: --align") as got:
+        search(feeds, max_nrmse=0.1, **bounds, **choices)
+    assert "\n" not in str(got.value) and not isinstance(got.value, Unmet)
+
+
+def test_a_layer_of_one_unit_cannot_be_cut():
+    """No command takes it for one that can, and none fails."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[t, b, 2] x) => (float[t, 1, b, 1] y)
+        <float[1, 4, 2] W = {1, 2, 3, 4, 5, 6, 7, 8}, float[1, 4, 1] R = {1, 2, 3, 4}>
+        { [one] y = LSTM <hidden_size = 1> (x, W, R) }
+    """)
+    feeds = [{"x": np.ones((3, 2, 2), np.float32)}] * 5
+    for call in (onnx_rnn_prune.search, onnx_rnn_prune.sensitivity):
+        options = {"max_nrmse": 0.1} if call is onnx_rnn_prune.search else {}
+        with pytest.raises(PruneError, match="no layer can be cut; one: it has one unit; look"):
+            call(model, data=feeds, **options)
+    found = onnx_rnn_prune.inspect(model)
+    assert found["layers"][0]["pinned"] == "it has one unit" and found["warnings"] == []
+    for options in ({}, {"lossless": True}, {"budget": "params=100%"}, {"sparsify": "50%"}):
+        result = onnx_rnn_prune.prune(model, **options)
+        assert result.report["layers"][0]["hidden_after"] == 1
+        assert "one is left alone: it has one unit" in result.report["warnings"]
+    with pytest.raises(Unmet, match="the fewest units that may stay"):
+        onnx_rnn_prune.prune(model, budget="params=50%")
 
 
 def test_a_metric_of_the_users_own_decides(feeds):

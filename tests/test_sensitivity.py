@@ -144,13 +144,13 @@ def test_a_layer_whose_output_is_brought_to_full_width():
     assert row["points"][0]["ms"] < row["points"][-1]["ms"]
 
 
-def test_layers_that_keep_all_are_named(model, feeds):
-    found = onnx_rnn_prune.sensitivity(model, data=feeds, min_units=HIDDEN)
-    assert found["layers"] == []
-    assert [text.partition(":")[0] for text in found["warnings"]] == [
-        "spare keeps all units",
-        "needed keeps all units",
-    ]
+def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
+    with pytest.raises(PruneError) as caught:
+        onnx_rnn_prune.sensitivity(model, data=feeds, min_units=HIDDEN)
+    assert str(caught.value) == (
+        f"the model: no layer can be cut; spare, needed: --align 1 and --min-units {HIDDEN} allow"
+        " no fewer units; lower --align and --min-units"
+    )
 
 
 @pytest.mark.parametrize(

@@ -76,18 +76,21 @@ def prepare(source: Document, names: Sequence[str], feeds: Iterable[Feed]) -> Pr
 def _reached(
     document: Document, names: Sequence[str], feeds: Iterable[Feed]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The layers that some feed runs, or that share their parameters with one; and the others."""
+    """The layers that can lose units, and why the others cannot.
+
+    Some feed must run a layer, or one with which it shares its parameters.
+    """
     layers = [layer for layer in find_layers(document.graph) if layer.name in names]
-    if not any(layer.scope for layer in layers):
-        return tuple(names), {}
-    runs = observe(document, layers, feeds).runs
-    twins = find_twins(layers)
-    alive = {twins[layer.name] for layer in layers if was_seen(layer, runs)}
-    left = {
-        layer.name: f"no input runs {layer.scope}, in which it is"
-        for layer in layers
-        if twins[layer.name] not in alive
-    }
+    left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
+    if any(layer.scope for layer in layers):
+        runs = observe(document, layers, feeds).runs
+        twins = find_twins(layers)
+        alive = {twins[layer.name] for layer in layers if was_seen(layer, runs)}
+        left |= {
+            layer.name: f"no input runs {layer.scope}, in which it is"
+            for layer in layers
+            if twins[layer.name] not in alive
+        }
     return tuple(name for name in names if name not in left), left
 
 

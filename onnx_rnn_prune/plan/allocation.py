@@ -43,14 +43,19 @@ class Allocation:
         wanted = -(-max(self.min_units, 1) // self.align) * self.align
         return min(wanted, group.size)
 
+    def whole(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        """The groups that keep all because of these bounds."""
+        return tuple(group for group in groups if self.floor(group) == group.size)
+
     def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
-        """Which groups keep all because of these bounds."""
+        """What to say of those."""
         return tuple(
-            f"{', '.join(group.layers)} keeps all units: --align {self.align} and --min-units"
-            f" {self.min_units} allow no fewer than {group.size}"
-            for group in groups
-            if self.floor(group) == group.size > 1
+            f"{', '.join(group.layers)} keeps all units: {self} allow no fewer than {group.size}"
+            for group in self.whole(groups)
         )
+
+    def __str__(self) -> str:
+        return f"--align {self.align} and --min-units {self.min_units}"
 
     def step(self, group: Group, kept: int) -> int:
         """The next number of units above `kept`."""
@@ -140,7 +145,7 @@ def within_budget(budget: Budget, limit: int, cost: Cost, least: list[int]) -> F
             f"{budget} means at most {limit} {budget.kind}, but the fewest units that may stay and"
             f" what is not recurrent need {lowest}",
             where="--budget",
-            remedy="ask for more, or lower --min-units",
+            remedy="ask for more, or lower --align and --min-units",
         )
     return lambda counts: cost(budget.kind, counts) <= limit
 

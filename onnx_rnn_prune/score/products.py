@@ -47,7 +47,9 @@ class Product:
 
 
 def find_matrices(document: Document, trace: Trace, lookup: Lookup) -> list[Product]:
-    """All products of a document, front to back."""
+    """All products of a document, front to back; none where there are no units to read."""
+    if not trace.units.count:
+        return []
     moved, zeros = (passing(document, trace, ops) for ops in (MOVES, ZEROS))
     found = []
     for reader in find_products(document, trace):

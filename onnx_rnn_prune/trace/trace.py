@@ -182,8 +182,6 @@ def _walk(
         walk.axes[source] = walk.axis_of(labels)
         walk.lane_outputs[source] = source, ""
     for layer in layers:
-        if layer.hidden == 1:
-            continue  # the one unit stays: nothing gets shorter
         for name in layer.cell.outputs:
             tensor = layer.output(name)
             if tensor is None:

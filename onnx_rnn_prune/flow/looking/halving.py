@@ -78,7 +78,7 @@ def halves(
     trace = studied.prepared.trace
     shares = {number: _share(group, times) for number, group in enumerate(trace.groups)}
     order = sorted((number for number in shares if shares[number]), key=lambda n: -shares[n])
-    groups = [trace.groups[number] for number in order if trace.groups[number].size > 1]
+    groups = [trace.groups[number] for number in order]
     whole = opened.document
     params, weights = count_params(whole), recurrent_weights(whole)
     size = stored_bytes(opened.model, like=opened.model)

@@ -107,7 +107,7 @@ class Search:
             raise Unmet(
                 f"not even the fewest units that may stay are within {self.goal}",
                 where="search",
-                remedy="ask for less, or lower --min-units",
+                remedy="ask for less, or lower --align and --min-units",
             )
         drop, lab = self.goal.drop, setting.lab
         most = None if drop is None else drop.of(lab.before(lab.bench.held_out))

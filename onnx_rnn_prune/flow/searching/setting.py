@@ -26,7 +26,7 @@ from onnx_rnn_prune.flow.searching.trial import Ask, Trial, Verdict
 from onnx_rnn_prune.flow.searching.workers import Mapper, Work, Workers
 from onnx_rnn_prune.flow.studying import Studied, study
 from onnx_rnn_prune.flow.worth import never_worth
-from onnx_rnn_prune.passes.prepared import choose_layers
+from onnx_rnn_prune.passes.prepared import Prepared, choose_layers
 from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.price import Price
 from onnx_rnn_prune.progress import Progress
@@ -89,13 +89,7 @@ def open_setting(
         studied = study(opened, names, data, interface, progress)
     left = {**studied.prepared.left, **never}
     studied = replace(studied, prepared=replace(studied.prepared, left=left))
-    if not studied.prepared.trace.groups:
-        raise PruneError(
-            "; ".join(f"{name}: {reason}" for name, reason in left.items())
-            or "no layer can be cut",
-            where=opened.name,
-            remedy="look at it with inspect",
-        )
+    _check_cuttable(opened, studied.prepared, request)
     site = Site(
         memory.key, opened.name, opened.model, data, quality, request, tuple(names), interface
     )
@@ -110,6 +104,21 @@ def open_setting(
         verdicts=workers.send(Work(lab.judge, Judge(site, evidence, scores))),
         ms=predicted(studied, times),
         cost=cost_of_cuts(studied, scores, refits=True),
+    )
+
+
+def _check_cuttable(opened: Opened, prepared: Prepared, request: Request) -> None:
+    groups = prepared.trace.groups
+    whole = request.bounds.whole(groups)
+    if len(whole) < len(groups):
+        return
+    names = ", ".join(name for group in whole for name in group.layers)
+    bound = [f"{names}: {request.bounds} allow no fewer units"] if whole else []
+    left = [f"{name}: {reason}" for name, reason in prepared.left.items()]
+    raise PruneError(
+        "; ".join(["no layer can be cut", *bound, *left]),
+        where=opened.name,
+        remedy="lower --align and --min-units" if whole else "look at it with inspect",
     )
 
 
