@@ -14,7 +14,10 @@ from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.studying import look, study
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.report.numbers import streams
+from onnx_rnn_prune.report.table import sentences
 from onnx_rnn_prune.score.shelf import Shelf
+from onnx_rnn_prune.validate import drift_in_detail
 
 HIDDEN, STEPS, EPISODES = 16, 12, 12
 STATES = {"h": "hn", "c": "cn"}
@@ -187,3 +190,31 @@ def test_streams_of_a_model_without_states_are_refused(model):
     del stateless.graph.input[1:], stateless.graph.output[1:]
     with pytest.raises(PruneError, match="no states"):
         opened(stateless, bare(episodes(2)), stream=True)
+
+
+def test_the_report_tells_how_states_were_treated(model):
+    feeds = calls(model, episodes())
+    together, apart = prune(model, data=feeds), prune(model, data=feeds, stream=False)
+    count = EPISODES * STEPS
+    row = {"states": STATES, "count": EPISODES, "calls": count, "asked": None}
+    assert together.report["data"]["streams"] == row
+    assert apart.report["data"]["streams"] == {**row, "count": 0, "asked": False}
+    found = compare(model, together.model, data=feeds[::2])
+    assert found["streams"] == {**row, "count": 0, "calls": count // 2}
+    texts = [dict(sentences(result.report))["States"] for result in (together, apart)]
+    assert f"{EPISODES} streams of {count} calls" in texts[0] and "--stream" not in texts[1]
+    assert "with --stream" in streams(found["streams"])
+
+
+def test_errors_are_shown_over_the_calls_of_a_stream(model):
+    data = whole(episodes()), calls(model, episodes())
+    pruned = prune(model, data=data[1]).model
+    original, result = Runner(model), Runner(pruned)
+    (by_step, by_call) = (
+        drift_in_detail(original, result, opened(model, feeds).held_out, {"y": 0})[1]
+        for feeds in data
+    )
+    assert by_call["y"].over_time.steps == list(range(STEPS))
+    assert by_call["y"].over_time.rmse == pytest.approx(by_step["y"].over_time.rmse, rel=1e-4)
+    assert (by_call["hn"].over_time.unit, by_call["y"].over_time.unit) == ("call", "step")
+    assert len(by_call["hn"].over_time.rmse) == STEPS and by_step["hn"].over_time is None

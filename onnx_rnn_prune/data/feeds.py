@@ -17,6 +17,9 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.streaming import NamedFeed
 
+# Calls of a stream that time is measured on.
+_OPENING = 32
+
 Checker = Callable[[object, str], NamedFeed]
 
 
@@ -107,6 +110,15 @@ class Feeds:
         """The streams with these numbers, counted from 0 within this object."""
         streams = self._streams()
         return self._only([at for number in numbers for at in streams[number]], self.shared)
+
+    def opening(self) -> list[NamedFeed]:
+        """The first feed, and some of those that follow it."""
+        found: list[NamedFeed] = []
+        for feed in itertools.islice(self, _OPENING):
+            if found and not feed.follows:
+                break
+            found.append(feed)
+        return found
 
     def split(self, held_out: float = 0.25) -> tuple[Feeds, Feeds]:
         """Two disjoint parts: one to fit on, one to judge by.

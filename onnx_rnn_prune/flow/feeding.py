@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,7 +47,7 @@ class Data:
         given: whether the user gave data; made-up feeds calibrate nothing.
         warnings: what the user should know about them.
         loss: of the labels that lie in them, if that is to be looked at.
-        states: that callers carry from an output of one call to an input of the next.
+        streams: what the report says of states that are carried, see `stream_row`.
     """
 
     fitting: Feeds
@@ -55,7 +56,7 @@ class Data:
     given: bool
     warnings: tuple[str, ...] = ()
     loss: Loss | None = None
-    states: Mapping[str, str] = field(default_factory=dict)
+    streams: Mapping[str, Any] | None = None
 
 
 def asked_sizes(data: object, size: object) -> Asked:
@@ -117,14 +118,16 @@ def open_data(
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
             " they do and the kept ones make up for the removed ones, which loses far less"
         )
-        return Data(made, made, judging, given=False, warnings=(note,))
+        streams = stream_row(opened.document, stream, judging)
+        return Data(made, made, judging, given=False, warnings=(note,), streams=streams)
     feeds = opened_feeds(opened, data, stream)
     fitting, held_out = feeds.split(_HELD_OUT)
     judging = held_out if eval_data is None else opened_feeds(opened, eval_data, stream)
     notes = []
     if fitting.shared:
         notes.append("there is one feed only: it was fitted on and judged by; give several")
-    return _data(opened, fitting, held_out, judging, notes)
+    streams = stream_row(opened.document, stream, judging, fitting, held_out)
+    return Data(fitting, held_out, judging, True, tuple(notes), streams=streams)
 
 
 def open_three(opened: Opened, data: object, eval_data: object, stream: bool | None = None) -> Data:
@@ -148,14 +151,31 @@ def open_three(opened: Opened, data: object, eval_data: object, stream: bool | N
         notes = ["there is one feed only: it was fitted on, selected by and reported on"]
     elif held_out.shared and eval_data is None:
         notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
-    return _data(opened, fitting, held_out, judging, notes)
+    streams = stream_row(opened.document, stream, judging, fitting, held_out)
+    return Data(fitting, held_out, judging, True, tuple(notes), streams=streams)
 
 
-def _data(
-    opened: Opened, fitting: Feeds, held_out: Feeds, judging: Feeds, notes: list[str]
-) -> Data:
-    states = {**known_states(opened.document), **fitting.states, **judging.states}
-    return Data(fitting, held_out, judging, given=True, warnings=tuple(notes), states=states)
+def stream_row(
+    document: Document, asked: bool | None, judging: Feeds, *others: Feeds
+) -> dict[str, Any] | None:
+    """What reports say of states that callers carry from call to call; None where there are none.
+
+    Args:
+        document: the model.
+        asked: what the user says of streams.
+        judging: the feeds on which deviations are reported.
+        others: that serve something else.
+
+    Returns:
+        `states`, the inputs, each with its output; `count` of streams and of `calls` in them, in
+        all sets, the count being 0 where each call is judged by itself; and what was `asked`.
+    """
+    states = {**known_states(document), **judging.states}
+    if not states:
+        return None
+    sets = list({id(feeds): feeds for feeds in (judging, *others)}.values())
+    count = sum(feeds.streams for feeds in sets) if judging.states else 0
+    return {"states": states, "count": count, "calls": sum(map(len, sets)), "asked": asked}
 
 
 def opened_feeds(opened: Opened, source: object, stream: bool | None) -> Feeds:

@@ -185,6 +185,7 @@ def _report(
             "calibration_feeds": len(data.fitting) if data.given else 0,
             "heldout_feeds": len(data.held_out) if data.given else 0,
             "shared": data.fitting.shared,
+            "streams": data.streams,
         },
         "environment": environment(),
         "warnings": [*opened.notes, *data.warnings, *_defaults(opened.model, model)],
@@ -200,4 +201,4 @@ def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
 
 
 def _latency(before: Runner, after: Runner, data: Data) -> object:
-    return latency(before, after, next(iter(data.judging)))
+    return latency(before, after, data.judging.opening())

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.plan.plan import Plan
-from onnx_rnn_prune.report.numbers import duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.numbers import duration, faster, fewer, percent, size, streams
 from onnx_rnn_prune.report.table import (
     change,
     drift_sentences,
@@ -56,6 +56,8 @@ def compare_table(report: Report) -> Group:
         times = f"{duration(latency['before_ms'])} -> {duration(latency['after_ms'])}"
         change = faster(latency["speedup"], latency.get("speedup_quartiles"))
         parts.append(sentence("Time per run", f"{times}, {change}"))
+    if report.get("streams"):
+        parts.append(sentence("States", streams(report["streams"])))
     parts += [warning(text) for text in report.get("warnings", ())]
     return Group(*parts)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.report.numbers import percent
+from onnx_rnn_prune.report.numbers import percent, streams
 from onnx_rnn_prune.report.table import new_table, sentence, warning
 
 Report = Mapping[str, Any]
@@ -49,6 +49,8 @@ def sensitivity_table(report: Report) -> Group:
         f" {splits['test']} left for a search to report on"
     )
     parts.append(sentence("Feeds", splits["shared"] or feeds))
+    if report.get("streams"):
+        parts.append(sentence("States", streams(report["streams"])))
     parts += [warning(text) for text in report["warnings"] if text != splits["shared"]]
     return Group(*parts)
 

@@ -11,7 +11,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
+from onnx_rnn_prune.report.numbers import (
+    amount,
+    duration,
+    faster,
+    fewer,
+    percent,
+    size,
+    streams,
+    times,
+)
 
 Report = Mapping[str, Any]
 
@@ -191,6 +200,8 @@ def sentences(report: Report) -> list[tuple[str, str]]:
         lines.append(("Recovery", _recovery(report["recovery"])))
     if report.get("data"):
         lines.append(("Data", _data(report["data"])))
+        if report["data"].get("streams"):
+            lines.append(("States", streams(report["data"]["streams"])))
     return lines
 
 

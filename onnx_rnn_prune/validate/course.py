@@ -23,10 +23,12 @@ class OverTime:
     Attributes:
         steps: the first step of each stretch, counted from 0; all are equally long.
         rmse: of all entries of all feeds within the stretch.
+        unit: what is counted: step, or call where each call of a stream is one.
     """
 
     steps: list[int]
     rmse: list[float]
+    unit: str = "step"
 
 
 @dataclass
@@ -37,28 +39,34 @@ class Course:
     squares: Numbers = field(default_factory=lambda: np.zeros(0))
     counts: Numbers = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, differences: Numbers) -> None:
-        """Adds differences [steps, ...]; those that are not numbers are left out."""
+    def add(self, differences: Numbers, start: int = 0) -> None:
+        """Adds differences [steps, ...]; those that are not numbers are left out.
+
+        Args:
+            differences: of steps in a row.
+            start: the number of the first of them.
+        """
         rows = differences.reshape(len(differences), math.prod(differences.shape[1:]))
         known = np.isfinite(rows)
         squares = np.square(rows, where=known, out=np.zeros(rows.shape)).sum(axis=1)
-        while len(rows) > self.stride * _BUCKETS:
+        end = start + len(rows)
+        while end > self.stride * _BUCKETS:
             self.stride *= 2
             self.squares, self.counts = (_by(2, each) for each in (self.squares, self.counts))
-        added = _by(self.stride, squares), _by(self.stride, known.sum(axis=1))
-        size = max(self.squares.size, added[0].size)
+        places = np.arange(start, end) // self.stride
+        size = max(self.squares.size, -(-end // self.stride))
         self.squares, self.counts = (
-            np.pad(old, (0, size - old.size)) + np.pad(new, (0, size - new.size))
-            for old, new in zip((self.squares, self.counts), added, strict=True)
+            np.pad(old, (0, size - old.size)) + np.bincount(places, new, size)
+            for old, new in ((self.squares, squares), (self.counts, known.sum(axis=1)))
         )
 
-    def over_time(self) -> OverTime | None:
+    def over_time(self, unit: str = "step") -> OverTime | None:
         """None where there was nothing to add up."""
         if not self.counts.any():
             return None
         known = np.flatnonzero(self.counts)
         rmse = np.sqrt(self.squares[known] / self.counts[known])
-        return OverTime((known * self.stride).tolist(), rmse.tolist())
+        return OverTime((known * self.stride).tolist(), rmse.tolist(), unit)
 
 
 def _by(count: int, values: Numbers) -> Numbers:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.validate.course import Course, OverTime
 from onnx_rnn_prune.validate.drift import Drift, Sums
-from onnx_rnn_prune.validate.outputs import Numbers, numbers, side_by_side
+from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs
+from onnx_rnn_prune.validate.results import results
 from onnx_rnn_prune.validate.spread import Histogram, Spread
 
 
@@ -21,7 +23,8 @@ class Detail:
 
     Attributes:
         histogram: of differences; None where there are none, or entries are no numbers.
-        over_time: None where the output has no axis of time steps.
+        over_time: over the steps, or over the calls of streams; None where the output has no axis
+            of time steps and each feed stands alone.
     """
 
     histogram: Histogram | None
@@ -42,24 +45,61 @@ def drift_in_detail(
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
     """
-    sums = {name: Sums() for name in a.outputs}
-    spreads = {name: Spread() for name in a.outputs}
-    courses = {name: Course() for name in time_axes}
-    for name, one, other in side_by_side(a, b, feeds):
-        sums[name].add(one, other)
+    calls = isinstance(feeds, Feeds) and bool(feeds.states)
+    parts = {name: _Part(time_axes.get(name), calls) for name in a.outputs}
+    where = f"{a.name} and {b.name}"
+    for result in results(a, b, feeds):
+        for name, part in parts.items():
+            if not result.follows:
+                part.begins()
+            for one, other in pairs(result.wanted[name], result.found[name], name, where):
+                part.add(one, other)
+    return (
+        {name: part.sums.drift() for name, part in parts.items()},
+        {name: part.detail() for name, part in parts.items()},
+    )
+
+
+@dataclass
+class _Part:
+    """What is known of one output so far.
+
+    Attributes:
+        axis: of its time steps, if it has one.
+        calls: whether calls follow one another, and count as steps where there is no such axis.
+    """
+
+    axis: int | None
+    calls: bool
+    sums: Sums = field(default_factory=Sums)
+    spread: Spread = field(default_factory=Spread)
+    course: Course = field(default_factory=Course)
+    step: int = 0
+
+    def begins(self) -> None:
+        """What comes next is the start of a sequence."""
+        self.step = 0
+
+    def add(self, one: Array, other: Array) -> None:
+        """Adds the arrays of a call."""
+        self.sums.add(one, other)
         difference = _difference(one, other)
         if difference is None:
-            continue
-        spreads[name].add(difference)
-        if name in courses and difference.ndim > time_axes[name]:
-            courses[name].add(np.moveaxis(difference, time_axes[name], 0))
-    details = {
-        name: Detail(
-            spreads[name].histogram(), courses[name].over_time() if name in courses else None
-        )
-        for name in a.outputs
-    }
-    return {name: total.drift() for name, total in sums.items()}, details
+            return
+        self.spread.add(difference)
+        if self.axis is not None and difference.ndim > self.axis:
+            difference = np.moveaxis(difference, self.axis, 0)
+        elif self.axis is None and self.calls:
+            difference = difference[None]
+        else:
+            return
+        self.course.add(difference, self.step)
+        self.step += len(difference)
+
+    def detail(self) -> Detail:
+        """What became of it."""
+        unit = "step" if self.axis is not None else "call"
+        return Detail(self.spread.histogram(), self.course.over_time(unit))
 
 
 def _difference(one: Array, other: Array) -> Numbers | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 
 from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
 
 
 @dataclass(frozen=True)
@@ -51,28 +53,35 @@ class Latency:
 
 
 def timings(
-    models: Sequence[Runner], feed: Feed, *, seconds: float = 2.0, rounds: int = 200
+    models: Sequence[Runner],
+    feed: Feed | Sequence[Feed],
+    *,
+    seconds: float = 2.0,
+    rounds: int = 200,
 ) -> tuple[Timing, ...]:
     """Times models against each other: warmed up, interleaved, each round in another order.
 
     Args:
         models: the models; the first is the one the others are compared with.
-        feed: one feed that all of them take.
+        feed: one feed that all of them take, or calls that follow one another and come in turn.
         seconds: about how long to measure in all; slow models get at least one round.
         rounds: the most rounds to run.
     """
     start = time.perf_counter()
-    for _ in range(3):
-        for model in models:
+    feeds = cycle([feed] if isinstance(feed, Mapping) else feed)
+    used = [Streaming(model) for model in models]
+    for feed in islice(feeds, 3):
+        for model in used:
             model(feed)
         if time.perf_counter() - start > seconds / 5:
             break
     order = list(range(len(models)))
     times: list[list[float]] = [[] for _ in models]
     while len(times[0]) < rounds:
+        feed = next(feeds)
         for index in order:
             begin = time.perf_counter()
-            models[index](feed)
+            used[index](feed)
             times[index].append((time.perf_counter() - begin) * 1000.0)
         order.reverse()
         if time.perf_counter() - start > seconds:
@@ -81,7 +90,12 @@ def timings(
 
 
 def latency(
-    before: Runner, after: Runner, feed: Feed, *, threads: int = 1, seconds: float = 2.0
+    before: Runner,
+    after: Runner,
+    feed: Feed | Sequence[Feed],
+    *,
+    threads: int = 1,
+    seconds: float = 2.0,
 ) -> Latency:
     """Times two models against each other; `threads` is what both runners were opened with."""
     old, new = timings([before, after], feed, seconds=seconds)

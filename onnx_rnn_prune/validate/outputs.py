@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.validate.results import results
+from onnx_rnn_prune.model.runner import Array
 
 Numbers = npt.NDArray[np.float64]
-
-
-def side_by_side(a: Runner, b: Runner, feeds: Iterable[Feed]) -> Iterator[tuple[str, Array, Array]]:
-    """The arrays that two models compute, one feed in memory at a time: a name, a's and b's.
-
-    Raises:
-        PruneError: the models have different outputs, or outputs of different shapes or types.
-    """
-    where = f"{a.name} and {b.name}"
-    for result in results(a, b, feeds):
-        for name in a.outputs:
-            for one, other in pairs(result.wanted[name], result.found[name], name, where):
-                yield name, one, other
 
 
 def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array, Array]]:

@@ -29,6 +29,11 @@ class Result:
     wanted: Mapping[str, Array]
     found: Mapping[str, Array]
 
+    @property
+    def follows(self) -> bool:
+        """Whether the feed goes on from the one before."""
+        return bool(getattr(self.feed, "follows", None))
+
 
 class Recorded:
     """A model that runs each feed once, as long as what it made of them fits into memory.

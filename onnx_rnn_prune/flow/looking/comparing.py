@@ -12,7 +12,7 @@ import onnx
 from onnx_rnn_prune.data import Asked, Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import deviation, streaming, thread_count, whole
-from onnx_rnn_prune.flow.feeding import asked_sizes, feeds_for, made_up
+from onnx_rnn_prune.flow.feeding import asked_sizes, feeds_for, made_up, stream_row
 from onnx_rnn_prune.flow.opening import ModelSource, as_run
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
@@ -59,9 +59,10 @@ def compare(
     return {
         "drift": {name: plain(values) for name, values in found.items()},
         "bytes": {"a": sizes[0], "b": sizes[1]},
-        "latency": plain(latency(first, second, next(iter(feeds)))),
+        "latency": plain(latency(first, second, feeds.opening())),
         "max_nrmse": most,
         "passed": most is None or (math.isfinite(worst) and worst <= most),
+        "streams": None if feeds.random else stream_row(Document.read(models[0]), stream, feeds),
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
     }
 
@@ -88,7 +89,7 @@ def bench(
     ]
     stream = streaming(stream, data is not None)
     feeds = _feeds(read[0], data, asked, stream, runners[0], seed)
-    found = timings(runners, next(iter(feeds)))
+    found = timings(runners, feeds.opening())
     return {
         "rows": [
             {

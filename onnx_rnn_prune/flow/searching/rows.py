@@ -83,6 +83,7 @@ def sensitivity_rows(setting: Setting, data: Data, trials: Sequence[Trial]) -> d
         "metric": lab.quality.name if named else None,
         "layers": rows,
         "splits": split_rows(data),
+        "streams": data.streams,
         "warnings": list(data.warnings),
         "seconds": seconds,
     }

@@ -50,7 +50,7 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
     original, result = opened.run(), Runner(model, name="the pruned model", remedy=OURS)
     totals, spent = (
         total_rows(opened.model, model),
-        latency(original, result, next(iter(data.judging))),
+        latency(original, result, data.judging.opening()),
     )
     return {
         "name": name,

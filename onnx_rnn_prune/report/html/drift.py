@@ -82,8 +82,10 @@ def _over_time(facts: Facts, name: str) -> Markup:
     steps, errors = facts.all(*way, "steps"), facts.all(*way, "rmse")
     overall = facts.get("drift", name, "rmse")
     top = max([*errors, overall or 0.0])
+    calls = facts.get(*way, "unit") == "call"
     frame = svg.Frame(
-        svg.axis(steps[0], steps[-1], "time step", whole=True), svg.rounded(0, top, "RMSE")
+        svg.axis(steps[0], steps[-1], "call" if calls else "time step", whole=True),
+        svg.rounded(0, top, "RMSE"),
     )
     marks = []
     if overall is not None:
@@ -93,8 +95,9 @@ def _over_time(facts: Facts, name: str) -> Markup:
     for number, (step, error) in enumerate(zip(steps, errors, strict=True)):
         words, mark = f"{step}: {error:.3g}", facts.mark(*way, "rmse", number)
         marks.append(svg.dot(frame.at(step, error), 1.6, "point", words, mark))
-    picture = frame.draw(f"Error of {name} over time steps", *marks)
-    return figure(picture, f"Error in the course of a sequence; dashed: overall. {_trend(errors)}")
+    picture = frame.draw(f"Error of {name} over {'calls' if calls else 'time steps'}", *marks)
+    course = "calls that follow one another" if calls else "a sequence"
+    return figure(picture, f"Error in the course of {course}; dashed: overall. {_trend(errors)}")
 
 
 def _trend(errors: list[float]) -> str:
