@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -18,6 +19,8 @@ def main() -> NoReturn:
 
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if isinstance(sys.stdout, TextIOWrapper):  # there are names that its encoding cannot write
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from onnx_rnn_prune.text import visible
+
 
 class PruneError(Exception):
     """Something the user can mend.
@@ -16,9 +18,9 @@ class PruneError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        self.what = " ".join(what.split())
-        self.where = " ".join(where.split())
-        self.remedy = " ".join(remedy.split())
+        self.what, self.where, self.remedy = (
+            visible(" ".join(text.split())) for text in (what, where, remedy)
+        )
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[Callable[[str], PruneError], tuple[str]]:

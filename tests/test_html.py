@@ -105,11 +105,11 @@ def test_names_are_no_markup():
     assert any(NASTY in text for text in page.texts)
 
 
-def test_what_no_document_may_hold_is_replaced():
+def test_what_no_document_may_hold_is_shown():
     report = pruned()
     report["layers"][0]["name"] = "a\x00b\ud800c\x1b[0m"
     text = to_html(report)
-    assert "a\ufffdb\ufffdc\ufffd[0m" in text
+    assert r"a\x00b\ud800c\x1b[0m" in text
     text.encode()
 
 

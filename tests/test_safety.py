@@ -1,7 +1,9 @@
 """What a file that comes from anyone cannot do: read other files, send anything, or take a turn."""
 
 import ctypes
+import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -244,3 +246,73 @@ def test_nothing_is_sent_nor_run(model, clips, tmp_path):
     assert [path.name for path in cache.iterdir()] == ["onnx_rnn_prune"]
     if sys.version_info >= (3, 11):
         assert list(out.glob("*.ran")) == []
+
+
+NASTY = "l\x1b[2J\x9b1A\r\nSelf-check: \u202e[red] `|` https://x.example @some GH-12 <script> \x7f"
+
+
+@pytest.fixture
+def nasty(model):
+    """A model with names that mean something to terminals, Markdown and HTML."""
+    proto = onnx.load(model)
+    for name, *fields in (
+        ("layer", (proto.graph.node[0], "name")),
+        ("in", (proto.graph.input[0], "name")),
+        ("out", (proto.graph.output[0], "name")),
+    ):
+        setattr(*fields[0], f"{NASTY}{name}")
+    proto.graph.node[0].input[0] = proto.graph.input[0].name
+    proto.graph.node[2].output[0] = proto.graph.output[0].name
+    model.write_bytes(proto.SerializeToString())
+    return model
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect"],
+        ["inspect", "--json"],
+        ["inspect", "--freeze", "x=1"],
+        ["inspect", "--data", "\x1b[31m\udcff"],
+        ["inspect", "--\x1b[31m\udcff"],
+        ["plan", "-o", "plan.json"],
+        ["prune", "-o", "o\x1b.onnx", "--html", "o.html", "--summary", "o.md", "--json", "o.json"],
+        ["prune", "-o", "o.onnx", "--only", "\x1b[31m"],
+        ["compare", "model.onnx", "--summary", "o.md"],
+        ["bench", "model.onnx"],
+    ],
+)
+def test_names_take_no_turn(command, nasty, tmp_path, monkeypatch, capsys):
+    """Nothing that people read has anything in it that acts on a terminal, a page or a forge."""
+    monkeypatch.chdir(tmp_path)
+    assert run([command[0], "model.onnx", *command[1:]]) in (0, 1, 2)
+    captured = capsys.readouterr()
+    for text in captured:
+        assert [line for line in text.split("\n") if not line.isprintable()] == []
+    assert captured.out or captured.err
+    if "--json" in command:
+        text = captured.out if command[0] == "inspect" else (tmp_path / "o.json").read_text()
+        assert json.loads(text)["layers"][0]["name"] == f"{NASTY}layer"
+    for page in tmp_path.glob("o.[hm]*"):
+        text = page.read_text()
+        assert "\\x1b" in text and not set("\x1b\x9b\r\u202e\x7f") & set(text)
+        assert "<script>" not in re.sub("`+.*?`+", "", text)
+    for page in tmp_path.glob("o.md"):
+        plain = re.sub(r"(`+) ?.*?[^`]\1(?!`)", "", page.read_text())
+        assert "\\u202e" in plain
+        assert not re.search("://|@some|GH-12", plain)
+        assert len({line.count(" | ") for line in plain.splitlines() if "\\x1b" in line}) == 1
+
+
+def test_output_in_a_narrow_encoding(model, tmp_path):
+    """Names that the encoding of standard output has no letters for are written with escapes."""
+    proto = onnx.load(model)
+    proto.graph.node[0].name = "größe"
+    model.write_bytes(proto.SerializeToString())
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-m", "onnx_rnn_prune", "inspect", model, *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        name = json.loads(done.stdout)["layers"][0]["name"] if options else done.stdout
+        assert ("größe" if options else r"gr\xf6\xdfe") in name

@@ -7,6 +7,7 @@ unmet, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 import traceback
@@ -16,6 +17,7 @@ import click
 
 from onnx_rnn_prune.cli.commands import cli
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.text import visible
 
 __all__ = ["run"]
 
@@ -35,8 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name=_NAME, standalone_mode=False, obj=_typed(arguments))
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _show(error)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except PruneError as error:
@@ -60,5 +61,14 @@ def _fail(text: str, error: BaseException, code: int) -> int:
     """Prints one line; `python -X dev` shows the traceback before it."""
     if sys.flags.dev_mode:
         traceback.print_exception(error)
-    click.echo(f"Error: {' '.join(text.split())}", err=True)
+    click.echo(f"Error: {visible(' '.join(text.split()))}", err=True)
     return code
+
+
+def _show(error: click.ClickException) -> int:
+    """Prints what is wrong with the command line; names of files stand there as they were found."""
+    shown = io.StringIO()
+    error.show(shown)
+    for line in shown.getvalue().splitlines():
+        click.echo(visible(line), err=True)
+    return error.exit_code

@@ -12,6 +12,7 @@ from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import check_outputs, show
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.text import visible
 
 
 @click.group(
@@ -44,7 +45,7 @@ def cli(context: click.Context, config: str | None) -> None:
         return
     context.default_map = {name: chosen.values}
     if chosen.ignored:
-        click.echo(f"Warning: {chosen.ignored}", err=True)
+        click.echo(f"Warning: {visible(chosen.ignored)}", err=True)
 
 
 @cli.command(

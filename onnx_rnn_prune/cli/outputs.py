@@ -19,6 +19,7 @@ from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.model.files import check_output, weights_beside
 from onnx_rnn_prune.model.references import weight_files
 from onnx_rnn_prune.report.table import sentence
+from onnx_rnn_prune.text import visible
 
 # Makes a report readable.
 Table = Callable[[Mapping[str, Any]], RenderableType]
@@ -71,14 +72,14 @@ def write(
 def show(content: Mapping[str, Any], table: Table, as_json: bool = False) -> None:
     """Prints a report as a table, or as JSON."""
     if as_json:
-        click.echo(report.to_json(content))
+        click.echo(report.to_json(content, getattr(sys.stdout, "encoding", None) or "utf-8"))
     else:
         console().print(table(content))
 
 
 def say_written(*paths: str | Path | None) -> None:
     """Names the files that were written."""
-    console().print(sentence("Written", ", ".join(str(path) for path in paths if path)))
+    console().print(sentence("Written", ", ".join(visible(str(path)) for path in paths if path)))
 
 
 def console() -> Console:

@@ -11,12 +11,21 @@ from typing import Any
 from onnx_rnn_prune.model.files import write_atomically
 
 
-def to_json(report: Mapping[str, Any]) -> str:
+def to_json(report: Mapping[str, Any], encoding: str = "utf-8") -> str:
     """A report as JSON text, in the order of its keys.
 
-    JSON has no infinity and nothing for what is not a number: both become null.
+    JSON has no infinity and nothing for what is not a number: both become null. Characters that
+    cannot be seen, which a terminal may obey, and that an encoding lacks are escaped.
+
+    Args:
+        report: the report.
+        encoding: in which the text will be written.
     """
-    return json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
+    return "\n".join(
+        line if _is_plain(line, encoding) else "".join(_letter(c, encoding) for c in line)
+        for line in text.split("\n")
+    )
 
 
 def write_json(report: Mapping[str, Any], path: str | Path) -> None:
@@ -35,6 +44,18 @@ def write_text(text: str, path: str | Path) -> None:
         PruneError: the place cannot be written.
     """
     write_atomically(path, text.encode(errors="replace"))
+
+
+def _is_plain(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return text.isprintable()
+
+
+def _letter(letter: str, encoding: str) -> str:
+    return letter if _is_plain(letter, encoding) else json.dumps(letter)[1:-1]
 
 
 def _plain(value: object) -> object:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
 from onnx_rnn_prune.report.table import ends, kind, new_table, place, sentence, warning
+from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
 
@@ -21,6 +22,7 @@ def inspect_table(report: Report) -> Group:
     Args:
         report: what `inspect` returns.
     """
+    report = presentable(report)
     model = report["model"]
     parts: list[Table | Text] = [
         sentence(

@@ -19,6 +19,7 @@ from onnx_rnn_prune.report.table import (
     sentence,
     warning,
 )
+from onnx_rnn_prune.text import presentable, visible
 
 Report = Mapping[str, Any]
 
@@ -31,11 +32,11 @@ def plan_table(plan: Plan) -> Group:
         # The directions of one layer keep equally many.
         after = len(layer.keep[0])
         table.add_row(
-            Text(place({"name": name, "scope": layer.scope})),
+            Text(visible(place({"name": name, "scope": layer.scope}))),
             change(str(before), str(after)),
             percent(after / before),
         )
-    return Group(table, *map(warning, plan.notes))
+    return Group(table, *map(warning, presentable(plan.notes)))
 
 
 def compare_table(report: Report) -> Group:
@@ -44,6 +45,7 @@ def compare_table(report: Report) -> Group:
     Args:
         report: what `compare` returns; its speeds and sizes are left out where it lacks them.
     """
+    report = presentable(report)
     parts: list[Table | Text] = []
     for label, text in drift_sentences(report["drift"]):
         parts.append(sentence(label, text))
@@ -68,6 +70,7 @@ def bench_table(report: Report) -> Group:
     Args:
         report: what `bench` returns.
     """
+    report = presentable(report)
     table = new_table("Model", "Time per run", "", numbers=("Time per run",))
     for number, row in enumerate(report["rows"]):
         relation = "" if number == 0 else _against_first(row)

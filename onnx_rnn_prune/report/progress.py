@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from onnx_rnn_prune.text import visible
+
 
 class ProgressBars:
     """One bar per task, gone when all is done; call it with what is done.
@@ -47,5 +49,7 @@ class ProgressBars:
         """Reports that `done` of `total` steps (None: unknown) of a task are done."""
         count = str(done) if total is None else f"{done}/{total}"
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(escape(what), total=total, count=count)
+            self._tasks[what] = self._progress.add_task(
+                escape(visible(what)), total=total, count=count
+            )
         self._progress.update(self._tasks[what], completed=done, total=total, count=count)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnx_rnn_prune.report.numbers import amount, duration, size
 from onnx_rnn_prune.report.table import new_table, prune_table, sentence
+from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
 
@@ -24,6 +25,7 @@ def search_table(report: Report) -> Group:
     Args:
         report: the dict of `PruneResult.report` of a search.
     """
+    report = presentable(report)
     search = report["search"]
     parts: list[Table | Text | Group] = [prune_table(report), _frontier(search)]
     parts += [sentence(label, text) for label, text in _sentences(search)]

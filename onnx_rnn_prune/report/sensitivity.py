@@ -15,6 +15,7 @@ from rich.text import Text
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.report.numbers import percent, streams
 from onnx_rnn_prune.report.table import new_table, sentence, warning
+from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ def sensitivity_table(report: Report) -> Group:
     Args:
         report: what `sensitivity` returns.
     """
+    report = presentable(report)
     parts: list[Table | Text] = [
         Text("\nDeviation of the outputs when that layer alone keeps so many of its units:"),
         _curves(report["layers"], "nrmse", percent),
@@ -67,6 +69,7 @@ def sensitivity_png(report: Report) -> bytes:
     need_matplotlib()
     from matplotlib.figure import Figure
 
+    report = presentable(report)
     metric = report["metric"]
     names = ["\n".join(map(_fitting, row["layers"])) for row in report["layers"]]
     columns = 3 if all(len(name) <= _SHORT for name in names) else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
 from onnx_rnn_prune.report.table import change, kind, outcome, place, sentences
 from onnx_rnn_prune.report.verdict import compared, verdict
+from onnx_rnn_prune.text import markdown, presentable
 
 Report = Mapping[str, Any]
 _UNKNOWN = "unknown"
-# What means something to Markdown, to its tables, to HTML, or to GitHub within a line.
-_MEANING = re.compile(r"([\\`*_\[\]<>|~$&@#])")
 
 
 def prune_summary(report: Report) -> str:
@@ -23,6 +21,7 @@ def prune_summary(report: Report) -> str:
     Args:
         report: the dict of `PruneResult.report`; parts that it lacks are left out.
     """
+    report = presentable(report)
     name = PurePath(str(report.get("model") or "the model")).name
     totals = report.get("totals") or {}
     gains = _gains(
@@ -31,8 +30,8 @@ def prune_summary(report: Report) -> str:
         latency=report.get("latency"),
     )
     parts = [
-        f"### Pruned: {escaped(name)}",
-        escaped(verdict(report)),
+        f"### Pruned: {markdown(name)}",
+        markdown(verdict(report)),
         gains,
         _layers(report.get("layers") or ()),
         _drift(report.get("drift") or {}),
@@ -48,6 +47,7 @@ def compare_summary(report: Report) -> str:
     Args:
         report: what `compare` returns.
     """
+    report = presentable(report)
     sizes = report.get("bytes") or {}
     gains = _gains(
         ("File size", size, sizes.get("a"), sizes.get("b")), latency=report.get("latency")
@@ -55,14 +55,8 @@ def compare_summary(report: Report) -> str:
     title = "### Compared"
     if report.get("max_nrmse") is not None:
         title += ": passed" if report["passed"] else ": limit missed"
-    parts = [title, escaped(compared(report)), gains, _drift(report["drift"]), _warnings(report)]
+    parts = [title, markdown(compared(report)), gains, _drift(report["drift"]), _warnings(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def escaped(text: object) -> str:
-    """Text in which nothing has a meaning of its own; line breaks stay."""
-    plain = _MEANING.sub(r"\\\1", str(text))
-    return "<br>".join(plain.splitlines())
 
 
 def _table(columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -70,7 +64,7 @@ def _table(columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequen
     if not rows:
         return ""
     rules = ["---:" if column in numbers else "---" for column in columns]
-    lines = [columns, rules, *([escaped(cell) for cell in row] for row in rows)]
+    lines = [columns, rules, *([markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -118,7 +112,7 @@ def _drift(drift: Mapping[str, Report]) -> str:
 def _said(report: Report) -> str:
     """What is in no table."""
     lines = [
-        f"- **{escaped(label)}**: {escaped(text)}"
+        f"- **{markdown(label)}**: {markdown(text)}"
         for label, text in sentences(report)
         if label in ("Recovery", "Data", "Self-check")
     ]
@@ -126,4 +120,4 @@ def _said(report: Report) -> str:
 
 
 def _warnings(report: Report) -> str:
-    return "\n".join(f"- **Warning**: {escaped(text)}" for text in report.get("warnings") or ())
+    return "\n".join(f"- **Warning**: {markdown(text)}" for text in report.get("warnings") or ())

@@ -21,6 +21,7 @@ from onnx_rnn_prune.report.numbers import (
     streams,
     times,
 )
+from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
 
@@ -41,6 +42,7 @@ def prune_table(report: Report) -> Group:
     Args:
         report: the dict of `PruneResult.report`; parts that it lacks are left out.
     """
+    report = presentable(report)
     parts: list[Table | Text] = [_layers(report["layers"]), _gains(report)]
     if report.get("stages"):
         parts.append(_stages(report["stages"]))

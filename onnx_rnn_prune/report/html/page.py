@@ -17,6 +17,7 @@ from onnx_rnn_prune.report.html.speed import speed, stages
 from onnx_rnn_prune.report.html.style import STYLE
 from onnx_rnn_prune.report.html.top import top
 from onnx_rnn_prune.report.table import sentences
+from onnx_rnn_prune.text import presentable
 
 _LABELS = {"cpu_count": "Processors", "platform": "System", "date": "Date (UTC)"}
 
@@ -28,6 +29,7 @@ def to_html(report: Mapping[str, Any]) -> str:
         report: the dict of `PruneResult.report`, or what was read from its JSON; parts that it
             lacks are left out.
     """
+    report = presentable(report)
     facts = Facts(report)
     parts = (top, layers, drift, speed, search, sensitivity, stages, _how, _again)
     title = f"{PurePath(str(report.get('model') or 'the model')).name}: pruning report"
