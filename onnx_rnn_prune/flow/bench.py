@@ -24,9 +24,10 @@ from onnx_rnn_prune.score.evidence import Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.score.shelf import Shelf
+from onnx_rnn_prune.trace.judged import INDEX, Judged
 from onnx_rnn_prune.trace.labels import Mask, kept
 from onnx_rnn_prune.trace.states import plain_outputs
-from onnx_rnn_prune.validate import drift
+from onnx_rnn_prune.validate import Drift, drift
 from onnx_rnn_prune.validate.results import Recorded
 
 Pairs = Callable[[Reader], Moments]
@@ -69,6 +70,7 @@ class Bench:
         fitting: feeds to fit on.
         held_out: feeds to judge by.
         original: what outputs are compared with.
+        judged: what outputs are judged by.
         loss: of labels; candidates are judged by the mean of that and of the difference, if any.
     """
 
@@ -79,12 +81,14 @@ class Bench:
     fitting: Feeds
     held_out: Feeds
     original: Recorded
+    judged: Judged
     loss: Loss | None = None
 
     @staticmethod
     def of(opened: Opened, data: Data, studied: Studied, keep: Mask) -> Bench:
         """A bench for a model of which data was seen."""
         assert studied.evidence is not None
+        opened = opened.traced(studied.prepared.trace)
         return Bench(
             prepared=studied.prepared,
             keep=keep,
@@ -92,7 +96,8 @@ class Bench:
             evidence=studied.evidence,
             fitting=data.fitting,
             held_out=data.held_out,
-            original=Recorded(opened.run()),
+            original=Recorded(opened.watched()),
+            judged=opened.judged,
         )
 
     def with_units(self, keep: Mask) -> Bench:
@@ -121,14 +126,19 @@ class Bench:
 
     def judge(self, write: Pass) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds; with a loss, (both) / 2."""
-        candidate = Runner(self.shrunk(write), name="a candidate", remedy=OURS)
+        candidate = self.runner(self.shrunk(write))
         outputs = plain_outputs(self.prepared.document)  # states matter for what comes of them
         found = drift(self.original, candidate, self.held_out)
-        errors = [found[name].nrmse for name in outputs if name in found]
+        names = [name for name in self.judged.numbers(outputs) if name in found]
+        errors = [_error(found[name], self.judged.kinds.get(name)) for name in names]
         error = float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
         if self.loss is None:
             return error
         return (error + self.loss.of_runs(candidate, self.held_out, outputs)) / 2
+
+    def runner(self, document: Document) -> Runner:
+        """Loads a candidate, with what its outputs are judged by."""
+        return Runner(document, outputs=self.judged.watched, name="a candidate", remedy=OURS)
 
     def candidate(self, used: str, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""
@@ -174,3 +184,10 @@ class Bench:
                     read = read[:, stays]
                 pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
                 seen.add(reader.pool, Moments.of(pair, last=read.shape[1]))
+
+
+def _error(drift: Drift, kind: str | None) -> float:
+    """How far an output is off; of indices, the share that are others."""
+    if kind == INDEX and drift.top1_agreement is not None:
+        return 1.0 - drift.top1_agreement
+    return drift.nrmse

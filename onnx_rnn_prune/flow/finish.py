@@ -27,7 +27,7 @@ from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.report.build import layer_rows, outlet_rows, plain, total_rows
+from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
 from onnx_rnn_prune.report.environment import environment
 from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
 
@@ -45,6 +45,7 @@ def finish(
         return _untouched(opened, data, plan, treatment, progress)
     interface = treatment.interface
     studied = settle(opened, studied, plan, data, interface, progress)
+    opened = opened.traced(studied.prepared.trace)
     recovered, reason = _recover(opened, data, plan, studied, treatment, progress)
     progress("checking", 0, None)
     feeds = proof_feeds(opened, data.held_out)
@@ -90,7 +91,7 @@ def _prove(
     recovered.write(document)
     proof = prove(opened, studied, plan, document, feeds)
     shrunk = cut(document, studied, plan, mode)
-    return proof, shrunk, narrow(opened.name, studied, plan, document, shrunk, feeds)
+    return proof, shrunk, narrow(opened, studied, plan, document, shrunk, feeds)
 
 
 def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
@@ -140,8 +141,7 @@ def _recover(
     keep = plan.mask(studied.prepared.trace)
     bench = Bench.of(opened, data, studied, keep).judged_by(data.loss)
     course = replace(treatment.course, loss=data.loss)
-    asked = "lstsq" if wanted == "auto" else wanted
-    return recover_units(bench, asked, treatment.schedule, course, progress)
+    return recover_units(bench, wanted, treatment.schedule, course, progress)
 
 
 def _untouched(
@@ -170,12 +170,17 @@ def _report(
     result = Runner(model, name="the pruned model", remedy=OURS)
     progress("measuring", 0, None)
     original = opened.run()
-    drifts, details = drift_in_detail(original, result, data.judging, time_axes(opened.document))
+    drifts, details = drift_in_detail(
+        opened.watched(),
+        opened.beside(model, "the pruned model"),
+        data.judging,
+        time_axes(opened.document),
+    )
     return {
         "model": opened.name,
         "mode": mode,
         "totals": total_rows(opened.model, model),
-        "drift": {name: plain(values) for name, values in drifts.items()},
+        "drift": drift_rows(drifts, opened.judged),
         "drift_details": {name: plain(values) for name, values in details.items()},
         "latency": plain(_latency(original, result, data)),
         "data": {
@@ -188,7 +193,12 @@ def _report(
             "streams": data.streams,
         },
         "environment": environment(),
-        "warnings": [*opened.notes, *data.warnings, *_defaults(opened.model, model)],
+        "warnings": [
+            *opened.notes,
+            *opened.judged.notes,
+            *data.warnings,
+            *_defaults(opened.model, model),
+        ],
     }
 
 

@@ -10,6 +10,7 @@ import onnx
 
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.interface import Interface
+from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, as_proven, cut_outside, tolerance_of
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
@@ -74,7 +75,7 @@ class Narrowed:
 
 
 def narrow(
-    name: str,
+    opened: Opened,
     studied: Studied,
     plan: Plan,
     document: Document,
@@ -84,7 +85,7 @@ def narrow(
     """The cut of a recovered document that callers get.
 
     Args:
-        name: how errors call the model.
+        opened: the model.
         studied: what is known of it.
         plan: which units are kept.
         document: at full width.
@@ -104,7 +105,8 @@ def narrow(
         return Narrowed(shrunk, (), tuple(notes or [nothing]))
     states = tuple(_narrowed(studied, plan, state) for state in outside.states)
     zeroed, result = (cut_outside(document, studied, plan, mode) for mode in ("zero", "shrink"))
-    _prove(name, states, (shrunk, zeroed, result), feeds)
+    outputs = opened.traced(studied.prepared.trace).judged.proven
+    _prove(opened.name, states, (shrunk, zeroed, result), outputs, feeds)
     return Narrowed(result, states, tuple(notes))
 
 
@@ -112,6 +114,7 @@ def _prove(
     name: str,
     states: Sequence[State],
     documents: tuple[Document, Document, Document],
+    outputs: Sequence[str] | None,
     feeds: Sequence[Feed],
 ) -> None:
     """Runs narrow states against the same ones zeroed, and against those of full width.
@@ -123,14 +126,15 @@ def _prove(
     ends = {state.result for state in states}
 
     def slim(rewritten: bool) -> _Seen:
-        return _Seen(as_proven(result, "its narrow form", rewritten), states, State.select, _as_is)
+        runner = as_proven(result, "its narrow form", rewritten, outputs)
+        return _Seen(runner, states, State.select, _as_is)
 
     def zero(rewritten: bool) -> tuple[_Seen, _Seen]:
-        runner = as_proven(zeroed, "its zeroed form", rewritten)
+        runner = as_proven(zeroed, "its zeroed form", rewritten, outputs)
         return _Seen(runner, states, State.blank, State.select), slim(rewritten)
 
     def wide(rewritten: bool) -> tuple[_Seen, _Seen]:
-        runner = as_proven(shrunk, "the shrunk model", rewritten)
+        runner = as_proven(shrunk, "the shrunk model", rewritten, outputs)
         seen = _Seen(runner, states, _as_is, State.select)
         seen.outputs = [output for output in seen.outputs if output not in ends]
         return seen, slim(rewritten)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -15,7 +15,7 @@ from onnx_rnn_prune.model.constants import check_sizes
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.functions import inline_layers
-from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.model.single import unknown_type
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
@@ -27,7 +27,9 @@ from onnx_rnn_prune.passes.layout import (
     TimeFirst,
     UniqueNames,
 )
+from onnx_rnn_prune.trace.judged import Judged, find_judged
 from onnx_rnn_prune.trace.misfits import Misfit, find_misfits
+from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.written import Written, advice, find_written
 
 ModelSource = str | Path | onnx.ModelProto
@@ -43,6 +45,7 @@ class Opened:
         document: its graph, as onnxruntime can run it; never changed.
         layers: its recurrent layers.
         runnable: what onnxruntime loads of the two.
+        judged: what its outputs are judged by.
         misfits: its recurrent nodes that nothing can run.
         notes: what the user should know about it.
     """
@@ -52,12 +55,38 @@ class Opened:
     document: Document
     layers: list[RecurrentLayer]
     runnable: onnx.ModelProto | Document
+    judged: Judged
     misfits: tuple[Misfit, ...] = ()
     notes: tuple[str, ...] = ()
 
     def run(self) -> Runner:
         """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""
         return Runner(self.runnable, name=self.name)
+
+    def watched(self) -> Runner:
+        """The same with what its outputs are judged by."""
+        if self.judged.watched is None:
+            return self.run()
+        return Runner(self.document, outputs=self.judged.watched, name=self.name)
+
+    def beside(self, model: onnx.ModelProto | Document, name: str) -> Runner:
+        """Loads what was made of it, to be judged beside it."""
+        return Runner(model, outputs=self.judged.watched, name=name, remedy=OURS)
+
+    def traced(self, trace: Trace) -> Opened:
+        """The same for cuts of some units: what holds these is another tensor then.
+
+        Raises:
+            PruneError: all that units have a part in is drawn at random.
+        """
+        judged = self.judged.without(trace.labels)
+        if judged.proven == ():
+            raise PruneError(
+                "all its outputs are drawn at random, and so is what its layers read",
+                where=self.name,
+                remedy="make the noise an input of the model, or export it without",
+            )
+        return replace(self, judged=judged)
 
 
 def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
@@ -133,7 +162,8 @@ def follow(model: onnx.ModelProto, name: str) -> Opened:
             " proven on a twin in float32"
         )
     runnable = document if stated or turned else inlined
-    return Opened(name, model, document, layers, runnable, misfits, tuple(notes))
+    judged = find_judged(document)
+    return Opened(name, model, document, layers, runnable, judged, misfits, tuple(notes))
 
 
 def written_out(opened: Opened) -> tuple[Written, ...]:

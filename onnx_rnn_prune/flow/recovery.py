@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import above_zero, one_of, whole
 from onnx_rnn_prune.flow.bench import Bench, Recovered
 from onnx_rnn_prune.flow.fading import Fading, Schedule
@@ -61,18 +62,30 @@ def recover_from_weights(
 def recover_units(
     bench: Bench, asked: str, schedule: Schedule, course: Course, progress: Progress
 ) -> tuple[Recovered, str]:
-    """The best recovery up to the one that was asked for, and why it is that one."""
+    """The recovery that was asked for, or for auto the best that is quick; and why it is that one.
+
+    Raises:
+        PruneError: with what was asked for, the outputs are no numbers.
+    """
     nothing = bench.recover({})
     plain = Recovered("none", nothing, None, bench.judge(nothing))
     errors = {"none": plain.error}
-    best = _tried(errors, plain, bench.candidate("bias", bench.pairs, math.inf))
-    if asked in ("lstsq", "distill"):
-        fitted = _refit(bench, schedule, _best_ridge(bench, progress), progress)
-        best = _tried(errors, best, fitted)
+    last = bench.candidate("bias", bench.pairs, math.inf)
+    best = _tried(errors, plain, last)
+    if asked != "bias":
+        last = _refit(bench, schedule, _best_ridge(bench, progress), progress)
+        best = _tried(errors, best, last)
     if asked == "distill":
-        learnt = _distilled(bench, best, course, progress)
-        best = replace(_tried(errors, best, learnt), learning=learnt.learning)
-    return best, _reason(best, asked, errors, bench.measure)
+        last = _distilled(bench, best, course, progress)
+        best = _tried(errors, best, last)
+    chosen = best if asked == "auto" else last
+    if math.isinf(chosen.error) and not math.isinf(best.error):
+        raise PruneError(
+            f"with {asked}, outputs are not finite on held-out feeds",
+            where="--recover",
+            remedy="leave it out, which takes the best",
+        )
+    return chosen, _reason(chosen, errors, bench.measure)
 
 
 def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progress) -> Recovered:
@@ -101,14 +114,20 @@ def _best_ridge(bench: Bench, progress: Progress) -> Recovered:
     for number, ridge in enumerate(_RIDGES):
         progress("recovering", number, len(_RIDGES) + _ROUNDS)
         candidate = bench.candidate("lstsq", bench.pairs, ridge)
-        best = candidate if best is None else _better(best, candidate)
+        if best is None or candidate.error < best.error:
+            best = candidate
     assert best is not None
     return best
 
 
 def _better(simpler: Recovered, other: Recovered) -> Recovered:
-    """The one with the lower error; the simpler one where they are equal."""
-    return other if other.error < simpler.error else simpler
+    """The one with the lower error.
+
+    Where errors are equal, and there are some, they cannot tell: what makes up for more is likelier
+    to be better on other feeds.
+    """
+    equal = other.error == simpler.error and 0.0 < other.error < math.inf
+    return other if equal or other.error < simpler.error else simpler
 
 
 def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progress) -> Recovered:
@@ -138,8 +157,11 @@ def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progres
     return best
 
 
-def _reason(best: Recovered, asked: str, errors: Mapping[str, float], measure: str) -> str:
+def _reason(chosen: Recovered, errors: Mapping[str, float], measure: str) -> str:
     text = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
-    if best.used == asked:
-        return f"lowest {measure} on held-out feeds ({text})"
-    return f"{asked} ran worse on held-out feeds ({text})"
+    lowest = min(errors.values())
+    if len(set(errors.values())) == 1:
+        return f"all have the same {measure} on held-out feeds ({text})"
+    if chosen.error > lowest:
+        return f"asked for, though not the lowest {measure} on held-out feeds ({text})"
+    return f"lowest {measure} on held-out feeds ({text})"

@@ -100,10 +100,11 @@ def prove(
     Raises:
         Unmet: they differ.
     """
+    outputs = opened.traced(studied.prepared.trace).judged.proven
 
     def load(rewritten: bool) -> tuple[Runner, Runner]:
         zeroed, shrunk = (
-            as_proven(cut(document, studied, plan, mode), f"the {name} model", rewritten)
+            as_proven(cut(document, studied, plan, mode), f"the {name} model", rewritten, outputs)
             for mode, name in (("zero", "zeroed"), ("shrink", "shrunk"))
         )
         return zeroed, shrunk
@@ -118,17 +119,20 @@ def prove(
     return found
 
 
-def as_proven(document: Document, name: str, rewritten: bool) -> Runner:
+def as_proven(
+    document: Document, name: str, rewritten: bool, outputs: Sequence[str] | None = None
+) -> Runner:
     """Loads a cut model in the way in which another cut of it can be compared with it.
 
     Args:
         document: the cut model.
         name: how errors call it.
         rewritten: whether onnxruntime may rewrite it.
+        outputs: what is compared; all outputs where nothing is named.
     """
     exact = document.copy()
     hold_unsigned(exact.graph)
-    return Runner(exact, optimize=rewritten, name=name, remedy=OURS)
+    return Runner(exact, outputs=outputs, optimize=rewritten, name=name, remedy=OURS)
 
 
 def tolerance_of(document: Document) -> float:

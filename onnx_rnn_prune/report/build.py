@@ -13,7 +13,9 @@ from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.cost import count_params
+from onnx_rnn_prune.trace.judged import Judged
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
+from onnx_rnn_prune.validate import Drift
 
 Ends = Mapping[Outlet, tuple[str, ...]]
 
@@ -62,6 +64,22 @@ def outlet_rows(
         used = {row["output"] for row in found}
         found += [_row(n, "unused", "", "") for n in layer.cell.outputs if n not in used]
         rows[layer.name] = found
+    return rows
+
+
+def drift_rows(found: Mapping[str, Drift], judged: Judged) -> dict[str, dict[str, Any]]:
+    """How far outputs are off, and the signals that some are judged by.
+
+    Outputs have a `kind` where their own numbers say little, and signals a list of the outputs that
+    they are the `signal_of`.
+    """
+    rows: dict[str, dict[str, Any]] = {name: plain(values) for name, values in found.items()}
+    for output, kind in judged.kinds.items():
+        if output in rows:
+            rows[output]["kind"] = kind
+        for signal in judged.signals[output]:
+            if signal in rows and signal not in judged.outputs:
+                rows[signal].setdefault("signal_of", []).append(output)
     return rows
 
 

@@ -53,7 +53,12 @@ def prune_table(report: Report) -> Group:
 
 def drift_sentences(drift: Mapping[str, Report]) -> list[tuple[str, str]]:
     """For each output, how far it is from the original's, in words."""
-    return [(f"Output {name}", _deviation(values)) for name, values in drift.items()]
+    return [(_title(name, values), _deviation(values)) for name, values in drift.items()]
+
+
+def _title(name: str, values: Report) -> str:
+    decides = _enumerate(values.get("signal_of") or ())
+    return f"Signal {name}, behind {decides}" if decides else f"Output {name}"
 
 
 def sentence(label: str, text: str) -> Text:
@@ -221,8 +226,12 @@ def _self_check(oracle: Report, mode: str) -> str:
 def _deviation(values: Report) -> str:
     nrmse, agreement = values.get("nrmse"), values.get("top1_agreement")
     top = "" if agreement is None else f"; same top answer in {percent(agreement)}"
+    if values.get("unequal"):
+        top += f"; lengths differ {values['unequal']} times, compared up to the shorter"
     if values.get("rmse") == 0:
-        return "the same as the original's"
+        return "the same as the original's" + ("" if agreement == 1.0 else top)
+    if values.get("kind") == "index" and agreement is not None:
+        return f"the same as the original's in {percent(agreement)}"
     if nrmse is None or not math.isfinite(nrmse):
         return f"deviates without measure: one of the two is zero throughout or not a number{top}"
     return (

@@ -65,7 +65,9 @@ def worst(drift: Mapping[str, Report]) -> tuple[str, float | None] | None:
     """
     if not drift:
         return None
-    errors = {name: values.get("nrmse") for name, values in drift.items()}
+    # An index is not off by a distance; what decides about it is, and that is there, too.
+    numbers = {name: values for name, values in drift.items() if not values.get("kind")}
+    errors = {name: values.get("nrmse") for name, values in (numbers or drift).items()}
     for name, error in errors.items():
         if error is None or not math.isfinite(error):
             return name, None

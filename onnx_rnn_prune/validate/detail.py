@@ -12,7 +12,7 @@ from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.validate.course import Course, OverTime
 from onnx_rnn_prune.validate.drift import Drift, Sums
-from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs
+from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, up_to_shorter
 from onnx_rnn_prune.validate.results import results
 from onnx_rnn_prune.validate.spread import Histogram, Spread
 
@@ -83,7 +83,7 @@ class _Part:
     def add(self, one: Array, other: Array) -> None:
         """Adds the arrays of a call."""
         self.sums.add(one, other)
-        difference = _difference(one, other)
+        difference = _difference(*up_to_shorter(one, other))
         if difference is None:
             return
         self.spread.add(difference)

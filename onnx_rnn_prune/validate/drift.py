@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places
+from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places, up_to_shorter
 from onnx_rnn_prune.validate.results import Recorded, Result, results
 
 
@@ -28,6 +28,7 @@ class Drift:
         top1_agreement: for floats, the share of places where the largest entry along the last axis
             is the same one, None if that axis has one entry or varies in length; for all other
             types, the share of equal entries.
+        unequal: how many times the two differed in length; they are compared up to the shorter.
     """
 
     max_abs: float
@@ -35,10 +36,13 @@ class Drift:
     nrmse: float
     cosine: float | None
     top1_agreement: float | None
+    unequal: int = 0
 
 
 def drift(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> dict[str, Drift]:
     """Compares the outputs of b with those of the original a, output by output.
+
+    Where the two differ in length along an axis, they are compared up to the shorter.
 
     Outputs are summed up feed by feed, so memory does not grow with the number of feeds. Places
     where both outputs are the same infinity or both not a number are left out of the sums.
@@ -75,8 +79,11 @@ class Sums:
     rows: int = 0
     agreeing: int = 0
     widths: set[int] = field(default_factory=set)
+    unequal: int = 0
 
     def add(self, one: Array, other: Array) -> None:
+        self.unequal += one.shape != other.shape
+        one, other = up_to_shorter(one, other)
         if is_float(one.dtype):
             self._add_rows(one, other)
             self._add_numbers(numbers(one), numbers(other))
@@ -134,4 +141,5 @@ class Sums:
             nrmse=ratio if rmse else 0.0,
             cosine=max(-1.0, min(1.0, self.product / lengths)) if lengths else None,
             top1_agreement=self.agreeing / self.rows if classes and self.rows else None,
+            unequal=self.unequal,
         )

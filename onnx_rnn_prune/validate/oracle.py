@@ -78,6 +78,9 @@ def oracle(
         left, right = zero(feed), shrunk(feed, zero.outputs)
         for name in zero.outputs:
             for one, other in pairs(left[name], right[name], name, f"{zero.name}, {shrunk.name}"):
+                if one.shape != other.shape:
+                    sizes = f"is {list(one.shape)} in one and {list(other.shape)} in the other"
+                    return Oracle(math.inf, False, count, f"output {name} {sizes}")
                 difference, excess = _compare(one, other, tolerance)
                 largest = max(largest, difference)
                 if excess > worst:

@@ -12,10 +12,14 @@ Numbers = npt.NDArray[np.float64]
 
 
 def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array, Array]]:
-    """The arrays of two values of one output, checked to be alike; sequences are unpacked."""
+    """The arrays of two values of one output, checked to be alike; sequences are unpacked.
+
+    The two of a pair may differ in length along one axis, where values decide about that.
+    """
     left, right = _arrays(one), _arrays(other)
-    shapes = [[f"{v.dtype.name}{list(v.shape)}" for v in side] for side in (left, right)]
-    if shapes[0] != shapes[1]:
+    alike = len(left) == len(right) and all(map(_alike, left, right))
+    if not alike:
+        shapes = [[f"{v.dtype.name}{list(v.shape)}" for v in side] for side in (left, right)]
         texts = [", ".join(side) or "empty" for side in shapes]
         raise PruneError(
             f"output {name} is {texts[0]} in one and {texts[1]} in the other",
@@ -23,6 +27,20 @@ def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array
             remedy="compare models whose outputs have the same shapes",
         )
     return list(zip(left, right, strict=True))
+
+
+def _alike(one: Array, other: Array) -> bool:
+    if one.dtype != other.dtype or one.ndim != other.ndim:
+        return False
+    return sum(int(a != b) for a, b in zip(one.shape, other.shape, strict=True)) < 2
+
+
+def up_to_shorter(one: Array, other: Array) -> tuple[Array, Array]:
+    """The parts of two arrays of the same rank that both have."""
+    if one.shape == other.shape:
+        return one, other
+    common = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
+    return one[common], other[common]
 
 
 def same_places(one: Numbers, other: Numbers) -> bool:

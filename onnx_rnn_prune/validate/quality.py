@@ -21,6 +21,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.validate.drift import deviations
+from onnx_rnn_prune.validate.outputs import up_to_shorter
 from onnx_rnn_prune.validate.results import Result
 
 Measure = Callable[[Iterable[Result]], float]
@@ -98,8 +99,8 @@ def kl(results: Iterable[Result]) -> float:
     """The mean divergence of Kullback and Leibler of the classes' shares from the original's."""
     total, count = 0.0, 0
     for result in results:
-        theirs = _log_shares(_scores(result.wanted, None, "kl"))
-        ours = _log_shares(_scores(result.found, None, "kl"))
+        sides = (_scores(side, None, "kl") for side in (result.wanted, result.found))
+        theirs, ours = map(_log_shares, up_to_shorter(*sides))
         total += float((np.exp(theirs) * (theirs - ours)).sum())
         count += theirs[..., 0].size
     return total / max(count, 1)

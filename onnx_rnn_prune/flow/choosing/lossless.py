@@ -14,7 +14,7 @@ from onnx_rnn_prune.flow.studying import Studied, study
 from onnx_rnn_prune.flow.worth import pin_losses
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
-from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.runner import OURS, Feed
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.plan.superfluous import keep_needed
 from onnx_rnn_prune.progress import Progress
@@ -81,8 +81,8 @@ def check_lossless(opened: Opened, document: Document, feeds: Sequence[Feed]) ->
         Unmet: they differ.
     """
     tolerance = QUANTIZED if sums_integers(document.graph) else _ROUNDING
-    after = Runner(document, name="the smaller model", remedy=OURS)
-    found = oracle(opened.run(), after, feeds, tolerance)
+    after = opened.beside(document, "the smaller model")
+    found = oracle(opened.watched(), after, feeds, tolerance)
     if not found:
         raise Unmet(
             f"the smaller model does not compute what the original does ({found.reason})",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,6 @@ from onnx_rnn_prune.flow.recovery import recover_units
 from onnx_rnn_prune.flow.searching.trial import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.learn.course import Course
-from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.passes.recover import RIDGE
 from onnx_rnn_prune.plan.allocation import choose
@@ -28,7 +27,7 @@ from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask
 from onnx_rnn_prune.trace.states import plain_outputs
 from onnx_rnn_prune.trace.trace import Trace
-from onnx_rnn_prune.validate.quality import Quality, nrmse
+from onnx_rnn_prune.validate.quality import NRMSE, Quality, nrmse
 from onnx_rnn_prune.validate.results import Recorded, Result, results
 
 # Parts of the validation feeds that each give a loss of their own, for the standard error.
@@ -102,18 +101,28 @@ class Laboratory:
             part = feeds.take(range(fold, feeds.streams, folds))
             losses.append(self.quality.loss(self.before(part), measure(self.outputs(model, part))))
         spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
-        error = nrmse(self.outputs(model, feeds))
+        error = nrmse(self._numbers(model, feeds))
         loss = self.quality.loss(self.before(feeds), value)
         return value, loss, spread if math.isfinite(spread) else math.inf, error
 
     def _cut(self, ask: Ask) -> Recorded:
         bench = self.bench.with_units(self.keep(ask.counts))
         document = bench.shrunk(_write(bench, ask.recovery))
-        return Recorded(Runner(document, name="a candidate", remedy=OURS))
+        return Recorded(bench.runner(document))
 
     def outputs(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
         """Without states, unless there is nothing else: they matter for what comes of them."""
-        names = [n for n in plain_outputs(self.bench.prepared.document) if n in model.outputs]
+        if self.quality is NRMSE:
+            return self._numbers(model, feeds)
+        plain = plain_outputs(self.bench.prepared.document)
+        return self._results(model, feeds, self.bench.judged.repeatable(plain))
+
+    def _numbers(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
+        plain = plain_outputs(self.bench.prepared.document)
+        return self._results(model, feeds, self.bench.judged.numbers(plain))
+
+    def _results(self, model: Recorded, feeds: Feeds, outputs: Sequence[str]) -> Iterator[Result]:
+        names = [name for name in outputs if name in model.outputs]
         for found in results(self.original, model, feeds):
             wanted, own = ({n: side[n] for n in names} for side in (found.wanted, found.found))
             yield replace(found, wanted=wanted, found=own)
@@ -121,6 +130,6 @@ class Laboratory:
 
 def _write(bench: Bench, recovery: str) -> Pass:
     if recovery == FULL:
-        found, _ = recover_units(bench, "lstsq", Schedule(), Course(), silent)
+        found, _ = recover_units(bench, "auto", Schedule(), Course(), silent)
         return found.write
     return bench.fitted(bench.pairs, RIDGE)

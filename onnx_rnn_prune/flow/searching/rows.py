@@ -13,7 +13,6 @@ from onnx_rnn_prune.flow.searching.goal import Aim, Goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.flow.searching.setting import Setting
 from onnx_rnn_prune.flow.searching.trial import QUICK, Trial
-from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.plan.cost import limit_of
 from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
@@ -105,9 +104,10 @@ def test_rows(
 ) -> dict[str, Any]:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
     # Its memory of outputs goes by names of feeds, and other feeds may have the same names.
-    lab = replace(lab, original=Recorded(opened.run()))
+    opened = opened.traced(lab.trace)
+    lab = replace(lab, original=Recorded(opened.watched()))
     before = lab.before(data.judging)
-    runner = Runner(result.written, name="the pruned model", remedy=OURS)
+    runner = opened.beside(result.written, "the pruned model")
     after = lab.quality.measure(lab.outputs(Recorded(runner), data.judging))
     loss = lab.quality.loss(before, after)
     limits = list(_limits(goal, opened, result.report, loss, before))

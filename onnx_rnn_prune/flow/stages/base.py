@@ -11,7 +11,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import compressed_bytes
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.report.build import plain, total_rows
+from onnx_rnn_prune.report.build import drift_rows, total_rows
 from onnx_rnn_prune.validate import drift, latency
 
 
@@ -52,15 +52,13 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
         total_rows(opened.model, model),
         latency(original, result, data.judging.opening()),
     )
+    found = drift(opened.watched(), opened.beside(model, "the pruned model"), data.judging)
     return {
         "name": name,
         "params": totals["params_after"],
         "bytes": totals["bytes_after"],
         "compressed_bytes": compressed_bytes(model),
-        "drift": {
-            output: plain(values)
-            for output, values in drift(original, result, data.judging).items()
-        },
+        "drift": drift_rows(found, opened.judged),
         "speedup": spent.speedup,
         "speedup_quartiles": list(spent.speedup_quartiles),
     }
