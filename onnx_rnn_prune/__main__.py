@@ -1,5 +1,6 @@
 """`python -m onnx_rnn_prune`: the same as the command `onnx-rnn-prune`."""
 
+import gc
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, _leave)
     from onnx_rnn_prune.cli import run
 
+    gc.freeze()  # what is imported is never garbage, and there is much of it to look through
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, TextIOWrapper):  # there are names that its encoding cannot write

@@ -258,12 +258,12 @@ def computed_parameters(graph: gs.Graph) -> dict[str, str]:
 def recurrent_nodes(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
     """Recurrent nodes with their cells, the names by which users know them, and scopes."""
     cells = {(cell.domain, cell.op): cell for cell in CELLS}
+    nodes = [node for node in all_nodes(graph) if (node.domain or "", node.op) in cells]
     names = Counter(node.name for node in all_nodes(graph))
-    scopes = {id(node): place.scope for place in places(graph) for node in place.graph.nodes}
-    for node in all_nodes(graph):
-        cell = cells.get((node.domain or "", node.op))
-        if cell is None:
-            continue
+    homes = [(place.scope, place.graph.nodes) for place in places(graph)]
+    scopes = {id(node): scope for scope, inside in homes for node in inside}
+    for node in nodes:
+        cell = cells[node.domain or "", node.op]
         name = node.name
         if not name or names[name] > 1:
             key = node_key(node)  # another node may be called what this one's output is

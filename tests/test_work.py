@@ -2,11 +2,18 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+
+from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.opening import follow, written_out
+from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.progress import silent
 
 UNITS, WIDTH = 8, 5
 # A process prints the peak of its own resident memory in MB, and may not map more than 4 GB.
@@ -87,3 +94,54 @@ def test_constants_that_a_few_bytes_make_large_are_refused(command, tmp_path):
     assert code == 1 and errors.count("\n") == 1
     assert "ConstantOfShape all: it makes 268435456 entries of 1" in errors
     assert peak < 300
+
+
+def chain(steps):
+    """A GRU, and behind it a written-out residual network of so many steps."""
+    model = claiming(3, makes=False)
+    nodes = []
+    for step in range(steps):
+        before = f"n{step - 1}" if step else "y"
+        nodes += [
+            onnx.helper.make_node("MatMul", [before, "v"], [f"p{step}"]),
+            onnx.helper.make_node("Sigmoid", [f"p{step}"], [f"s{step}"]),
+            onnx.helper.make_node("Mul", [f"s{step}", before], [f"m{step}"]),
+            onnx.helper.make_node("Tanh", [f"m{step}"], [f"t{step}"]),
+            onnx.helper.make_node("Add", [f"t{step}", before], [f"n{step}"]),
+        ]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(UNITS, dtype=np.float32), "v"))
+    model.graph.output[0].name = nodes[-1].output[0]
+    return model
+
+
+def calls_in_package(task):
+    """How many functions of the package a task calls."""
+    count = 0
+
+    def watch(frame, event, _):
+        nonlocal count
+        count += event == "call" and "onnx_rnn_prune" in frame.f_code.co_filename
+
+    sys.setprofile(watch)
+    try:
+        task()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def study_all(opened):
+    """Prepares all layers for the cut."""
+    names = [layer.name for layer in opened.layers]
+    return study(opened, names, open_data(opened, None, None, 0), AS_BEFORE, silent)
+
+
+@pytest.mark.parametrize("look", [written_out, study_all])
+def test_walks_take_steps_in_proportion_to_the_nodes(look):
+    """Twice as many nodes take twice as many calls more; what grows with the square takes four."""
+    counts = []
+    for steps in (100, 200, 400):
+        opened = follow(chain(steps), "model")
+        counts.append(calls_in_package(partial(look, opened)))
+    assert counts[2] - counts[1] < 2.5 * (counts[1] - counts[0])

@@ -8,6 +8,7 @@ keeps it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -55,6 +56,8 @@ _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
     """The value of a tensor that does not depend on any graph input, else None."""
+    if not _is_constant(tensor):
+        return None
     values: dict[int, Array] = {}
     for item in _sources_first(tensor):
         value = _compute(item, values, opset)
@@ -171,11 +174,30 @@ def _maker(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0]
 
 
+def _is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is computed from constants only.
+
+    The nearest sources are looked at first: one that is no constant ends it, and most sums have one
+    nearby, while behind their other operand lies the rest of the graph.
+    """
+    waiting, seen = deque([tensor]), {id(tensor)}
+    while waiting:
+        item = waiting.popleft()
+        node = _maker(item)
+        if node is not None and node.op in _KNOWN:
+            fresh = [other for other in node.inputs if other.name and id(other) not in seen]
+            seen.update(map(id, fresh))
+            waiting += fresh
+        elif not isinstance(item, gs.Constant) and (node is None or node.op != "Constant"):
+            return False
+    return True
+
+
 def _sources_first(tensor: gs.Tensor) -> list[gs.Tensor]:
-    """A tensor and all that it is computed from, each once and behind what it is computed from.
+    """A constant and all that it is computed from, each once and behind what it is computed from.
 
     Without recursion, and each tensor only once, because graphs are deep, and sums of residuals
-    have twice as many ways through them with each sum. It ends at the first that is no constant.
+    have twice as many ways through them with each sum.
     """
     found: dict[int, gs.Tensor] = {}
     begun: set[int] = set()
@@ -189,8 +211,6 @@ def _sources_first(tensor: gs.Tensor) -> list[gs.Tensor]:
         node = _maker(item)
         if node is not None and node.op in _KNOWN:
             waiting += [other for other in node.inputs if other.name and id(other) not in begun]
-        elif not isinstance(item, gs.Constant) and (node is None or node.op != "Constant"):
-            return [item]
     return list(found.values())
 
 

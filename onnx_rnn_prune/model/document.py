@@ -15,12 +15,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnx_rnn_prune.model.external import raw_length
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field, new_initializers
-
-# A copy of a larger model first makes room.
-_LARGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class Document:
 
     def copy(self) -> Document:
         """An independent document of the same model; values are shared until one is set anew."""
-        if self.source.ByteSize() > _LARGE:
-            give_back()
+        give_back(sum(map(raw_length, self.source.graph.initializer)))
         graph = self.graph.copy()
         pairs = list(zip(all_nodes(self.graph), all_nodes(graph), strict=True))
         _reunite(pairs)

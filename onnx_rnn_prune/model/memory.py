@@ -5,11 +5,20 @@ from __future__ import annotations
 import ctypes
 import gc
 
+# To look for garbage takes as long as there are objects; in the graphs of smaller models, it would
+# take longer than all else, and there is little to be found.
+_WORTH = 1 << 24
 
-def give_back() -> None:
-    """Frees what nobody uses any more; graphs hold themselves in circles, and their weights."""
-    gc.collect()
-    trim()
+
+def give_back(size: int) -> None:
+    """Frees what nobody uses any more; graphs hold themselves in circles, and their weights.
+
+    Args:
+        size: of what such a graph may hold, in bytes.
+    """
+    if size > _WORTH:
+        gc.collect()
+        trim()
 
 
 def trim() -> None:

@@ -22,6 +22,7 @@ from onnx_rnn_prune.model.external import (
     is_reference,
     packed,
     raw_chunks,
+    raw_length,
     reference_path,
     referring,
     tensor_values,
@@ -198,7 +199,7 @@ def _open(
             options.add_external_initializers(list(given), list(given.values()))
         content = _asked(light, outputs).SerializeToString()
         del light
-        give_back()
+        give_back(sum(map(raw_length, source.graph.initializer)))
         return ort.InferenceSession(content, options, providers=providers)
 
 

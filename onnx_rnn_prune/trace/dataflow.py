@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -95,11 +96,16 @@ class Dataflow:
     carried: Mapping[str, tuple[str, gs.Node]]
 
 
-def reach(edges: Edges, start: Iterable[Vertex], stop: Callable[[Vertex], bool]) -> set[Vertex]:
-    """All that can be reached by at least one edge, and not through where it stops."""
+def reach(
+    edges: Edges, start: Iterable[Vertex], stop: Callable[[Vertex], bool], most: float = inf
+) -> set[Vertex]:
+    """All that can be reached by at least one edge, and not through where it stops.
+
+    Once that is more than so many vertices, it goes no further.
+    """
     found: set[Vertex] = set()
     waiting = [item for vertex in start for item in edges.get(vertex, ())]
-    while waiting:
+    while waiting and len(found) <= most:
         vertex = waiting.pop()
         if vertex not in found:
             found.add(vertex)

@@ -103,9 +103,9 @@ def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
     for atom in filter(_is_shared, atoms):
         lanes.join(units.lane_of[atom[:1]], units.lane_of[atom])
     uneven: set[int] = set()
-    for members in lanes.classes():
+    classes = lanes.classes()
+    for members, inside in zip(classes, _sorted_out(atoms, units.lane_of, classes), strict=True):
         wanted = members.tolist()
-        inside = [atom for atom in atoms if units.lane_of[atom[0]] in members]
         if any(sorted(units.lane_of[atom].tolist()) != wanted for atom in inside):
             uneven.update(wanted)
     return uneven
@@ -129,11 +129,20 @@ def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tupl
     layer_of_lane = np.repeat(np.arange(len(names)), [len(lanes) for lanes in units.lanes.values()])
     for tie in ties:
         layers.join(layer_of_lane[tie[:1]], layer_of_lane[tie])
-    groups = []
-    for members in layers.classes():
-        inside = [atom for atom in atoms if layer_of[atom[0]] in members]
-        groups.append(Group(tuple(names[item] for item in members), _stack(units, inside)))
-    return tuple(groups)
+    classes = layers.classes()
+    return tuple(
+        Group(tuple(names[item] for item in members), _stack(units, inside))
+        for members, inside in zip(classes, _sorted_out(atoms, layer_of, classes), strict=True)
+    )
+
+
+def _sorted_out(atoms: Sequence[Ids], owner: Ids, classes: Sequence[Ids]) -> list[list[Ids]]:
+    """The atoms of each class of owners; `owner` has that of each unit."""
+    found: list[list[Ids]] = [[] for _ in classes]
+    class_of = {int(item): number for number, items in enumerate(classes) for item in items}
+    for atom in atoms:
+        found[class_of[int(owner[atom[0]])]].append(atom)
+    return found
 
 
 def _is_shared(atom: Ids) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
+from math import inf
 
 import onnx_graphsurgeon as gs
 
@@ -41,6 +42,8 @@ _ADVICE = {
     ("jax2onnx", "loop"): _REBUILD,
 }
 _ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
+# More than a cell has between its products and its new state; sums of long residuals have more.
+_MOST = 64
 # The nodes that compute tensors, by the tensor's name.
 Makers = dict[Vertex, gs.Node]
 
@@ -85,7 +88,8 @@ class Written:
 def find_written(graph: gs.Graph) -> tuple[Written, ...]:
     """The recurrences of a graph and its bodies that are no recurrent nodes."""
     flow = dataflow(graph)
-    scopes = {_title(node): place.scope for place in places(graph) for node in place.graph.nodes}
+    homes = [(place.scope, place.graph.nodes) for place in places(graph)]
+    scopes = {_title(node): scope for scope, nodes in homes for node in nodes}
     circles = list(_circles(flow))
     known = [_entering(flow, circle) for circle in circles]
     makers = {node.outputs[0].name: node for node in flow.nodes if node.inputs and node.outputs}
@@ -182,7 +186,7 @@ def _units(flow: Dataflow, makers: Makers, circle: set[Vertex]) -> int:
 def _entering(flow: Dataflow, circle: set[Vertex]) -> set[Vertex]:
     """The products whose sums go into the activations of a circle, those of the input included."""
     inputs = [node.inputs[0].name for node in _activations(flow, circle)]
-    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & set(flow.products)
+    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & flow.products.keys()
 
 
 def _steps(flow: Dataflow, makers: Makers, circle: set[Vertex], entering: set[Vertex]) -> int:
@@ -239,12 +243,13 @@ def _of_state(flow: Dataflow, makers: Makers, gates: frozenset[Vertex]) -> list[
 
 def _gating(flow: Dataflow, makers: Makers, total: gs.Node) -> frozenset[Vertex] | None:
     """The products of the gates, if a sum is the new state of a cell."""
-    sources = _sources(flow, makers, total.outputs[0].name)
+    name = total.outputs[0].name
+    sources = _sources(flow, makers, name, _MOST)
     candidates = [node for node in sources.activations if node.op == "Tanh"]
-    operands = {name for node in candidates for name in _operands(flow, node)}
-    if not operands:
+    if not candidates or len(sources.within) > _MOST:
         return None
-    for name in sources.within:
+    operands = {name for node in candidates for name in _operands(flow, node)}
+    for name in sources.within if operands else ():
         node = makers.get(name)
         if node is None or node.op != "Mul":
             continue
@@ -257,11 +262,11 @@ def _gating(flow: Dataflow, makers: Makers, total: gs.Node) -> frozenset[Vertex]
     return None
 
 
-def _sources(flow: Dataflow, makers: Makers, name: Vertex) -> _Sources:
+def _sources(flow: Dataflow, makers: Makers, name: Vertex, most: float = inf) -> _Sources:
     def stops(vertex: Vertex) -> bool:
         return vertex in flow.products or _is_activation(makers, vertex)
 
-    within = {name} if stops(name) else {name, *reach(flow.before, [name], stops)}
+    within = {name} if stops(name) else {name, *reach(flow.before, [name], stops, most)}
     ends = [makers[vertex] for vertex in within if _is_activation(makers, vertex)]
     bare = {v for v in within if v not in flow.before and v not in flow.products}
     constants = {t.name for n in ends for t in n.inputs if isinstance(t, gs.Constant)}
@@ -274,7 +279,7 @@ def _is_activation(makers: Makers, vertex: Vertex) -> bool:
 
 def _products_before(flow: Dataflow, node: gs.Node) -> set[Vertex]:
     inputs = [node.inputs[0].name]
-    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & set(flow.products)
+    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & flow.products.keys()
 
 
 def _operands(flow: Dataflow, node: gs.Node) -> set[str]:

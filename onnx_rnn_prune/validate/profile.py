@@ -20,6 +20,8 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 _FEEDS = 8
 _ROUNDS = 20
 _SECONDS = 1.0
+# About so many notes are read, each of which takes as long as many a node.
+_EVENTS = 40_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def node_times(
         for feed in given:  # warms up; these runs are left out
             runner(feed)
         start, count = time.perf_counter(), 0
-        while count < _ROUNDS and (count == 0 or time.perf_counter() - start < _SECONDS):
+        rounds = min(_ROUNDS, max(_EVENTS // (len(nodes) * len(given)), 1))
+        while count < rounds and (count == 0 or time.perf_counter() - start < _SECONDS):
             for feed in given:
                 runner(feed)
             count += 1

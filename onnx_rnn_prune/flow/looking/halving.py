@@ -81,16 +81,17 @@ def halves(
     groups = [trace.groups[number] for number in order]
     whole = opened.document
     params, weights = count_params(whole), recurrent_weights(whole)
-    size = stored_bytes(opened.model, like=opened.model)
+    size, model_hash = stored_bytes(opened.model, like=opened.model), fingerprint(opened.model)
     runner, start = opened.run(), time.perf_counter()
     found: dict[str, Half] = {}
     for number, group in enumerate(groups):
-        if time.perf_counter() - start > _MOST_SECONDS:
-            break
+        gone = time.perf_counter() - start
+        if gone + gone / max(number, 1) > _MOST_SECONDS:
+            break  # another would take too long
         progress("cutting layers to half", number, len(groups))
         counts = [(each.size + 1) // 2 if each is group else each.size for each in trace.groups]
         keep = choose(trace, np.zeros(trace.units.count), counts)
-        plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
+        plan = Plan.from_mask(model_hash, trace, keep)
         known = settle(opened, None, plan, data, AS_BEFORE, silent)
         model = cut(known.prepared.document, known, plan, "shrink").write()
         smaller = Document.read(model)
