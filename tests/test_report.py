@@ -15,10 +15,13 @@ from onnx_rnn_prune.report import (
     compare_table,
     inspect_table,
     plan_table,
+    prune_summary,
     prune_table,
+    to_html,
     to_json,
     write_json,
 )
+from onnx_rnn_prune.report.names import short_names
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 
 
@@ -174,7 +177,7 @@ def test_many_places_are_summed_up():
     assert "n0, n1, n2 and 6 more" in shown(prune_table(report))
 
 
-def test_inspect():
+def inspected():
     half = {"units": 64, "together": ["twin"], "params": 40_000, "bytes": 160_000}
     layer = {
         "name": "rnn",
@@ -196,7 +199,7 @@ def test_inspect():
     pinned = {**layer, "name": "other", "pinned": "its weights are inputs", "half": None}
     idle = {**layer, "name": "idle", "time_ms": None, "share_of_time": None, "outlets": []}
     idle["half"] = None
-    report = {
+    return {
         "model": model,
         "layers": [layer, pinned, idle],
         "share_of_time": 0.75,
@@ -205,6 +208,10 @@ def test_inspect():
         "refused": [{"text": "node n cannot"}],
         "remedies": ["export again"],
     }
+
+
+def test_inspect():
+    report = inspected()
     text = shown(inspect_table(report))
     assert "Model: a.onnx, 98.5 k parameters, 400 kB" in text
     assert "Inputs: x: float32[?]" in text
@@ -331,3 +338,96 @@ def test_progress_shows_tasks_on_a_terminal():
         progress("runs [of] feeds", 2, 3)
     assert "runs [of] feeds" in console.file.getvalue()
     assert "2/3" in console.file.getvalue()
+
+
+IF = "If_0_{0}_branch__Inline_0__/decoder"
+SILERO = [
+    f"If_0.{a}_branch/{IF.format(a)}/If_1.{b}_branch/{IF.format(a)}/rnn{n}/LSTM"
+    for a in ("else", "then")
+    for b, n in (("then", ""), ("else", "_1"))
+]
+KERAS = [
+    f"StatefulPartitionedCall/functional_1/encoder_block_{n}/bidirectional/{d}_lstm/LSTM__{n}"
+    for n in range(2)
+    for d in ("forward", "backward")
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["/gru/GRU", "x" * 80], ["/gru/GRU", "x" * 80]),
+        (
+            SILERO,
+            [
+                "…/If_0_else…/rnn/LSTM",
+                "…/If_0_else…/rnn_1/LSTM",
+                "…/If_0_then…/rnn/LSTM",
+                "…/If_0_then…/rnn_1/LSTM",
+            ],
+        ),
+        (
+            KERAS,
+            [
+                "…/forward_lstm/LSTM__0",
+                "…/backward_lstm/LSTM__0",
+                "…/forward_lstm/LSTM__1",
+                "…/backward_lstm/LSTM__1",
+            ],
+        ),
+        (
+            [f"/attn_layers.{n}/ccm/gru{m}/gru/GRU" for n in (0, 1) for m in (1, 2)],
+            [f"/attn_layers.{n}…/gru{m}/gru/GRU" for n in (0, 1) for m in (1, 2)],
+        ),
+        (
+            [f"model_bidirectional_lstm_encoder_block_{n}_forward_lstm_cell" for n in (1, 2)],
+            [f"…_block_{n}_forward_lstm_cell" for n in (1, 2)],
+        ),
+        (["/a/b/" + "long_" * 9 + "/LSTM", "LSTM"], ["…/" + "long_" * 9 + "/LSTM", "LSTM"]),
+    ],
+)
+def test_long_names_are_cut_to_what_tells_them_apart(names, expected):
+    assert list(short_names(names).values()) == expected
+
+
+def silero():
+    """What inspect finds in a model whose layers have names of 100 characters."""
+    report, layers = inspected(), []
+    for full in SILERO:
+        scope, name = full[: full.index("/If_0_", 60)], full[full.index("/If_0_", 60) + 1 :]
+        at = f"{name.removesuffix('LSTM')}Squeeze_1_output_0"
+        reason = f"is read in a branch ({name.removesuffix('LSTM')}Shape_2)"
+        outlet = {"output": "Y_h", "end": "restored", "at": at, "reason": reason}
+        layer = {**report["layers"][0], "name": name, "scope": scope, "outlets": [outlet]}
+        layers.append(layer)
+    report["warnings"] = [f"{layers[0]['name']} is left alone"]
+    return {**report, "layers": layers}
+
+
+def lines(renderable, width=80):
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(renderable)
+    return console.file.getvalue().splitlines()
+
+
+def test_tables_of_long_names_stay_readable_at_80_columns():
+    found = lines(inspect_table(silero()))
+    rows = [line.split()[0] for line in found if " LSTM " in line or " GRU " in line]
+    assert rows == ["…/If_0_else…/rnn", "…/If_0_else…", "…/If_0_then…/rnn", "…/If_0_then…"]
+    assert len(found) < 60 and max(map(len, found)) <= 80
+    text = " ".join(" ".join(found).split())
+    assert "…/Squeeze_1_output_0" in text and "…/rnn/Shape_2" in text
+    assert "Warning: …/If_0_else…/rnn/LSTM is left alone" in text
+    assert "Names: of layers are shortened; --json has them in full" in text
+
+
+def test_all_renderers_shorten_names_and_json_does_not():
+    report = pruned()
+    report["layers"][0].update(name=SILERO[0], scope="")
+    report["layers"][1].update(name=SILERO[1], scope="")
+    short = "…/decoder/rnn_1/LSTM"
+    assert short in shown(prune_table(report), width=200)
+    assert short.replace("_", "\\_") in prune_summary(report)
+    page = to_html(report)
+    assert f'<span title="{SILERO[1]}">{short}</span>' in page
+    assert SILERO[1] in to_json(report) and short not in to_json(report)

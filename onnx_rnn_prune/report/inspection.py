@@ -9,11 +9,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from onnx_rnn_prune.report.names import Name, brief
 from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
-from onnx_rnn_prune.report.table import ends, kind, new_table, place, sentence, warning
+from onnx_rnn_prune.report.table import ends, kind, new_table, note_on_names, sentence, warning
 from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
+
+# Letters of a name that leaves room for all columns in a line.
+_SHORT = 12
 
 
 def inspect_table(report: Report) -> Group:
@@ -22,7 +26,7 @@ def inspect_table(report: Report) -> Group:
     Args:
         report: what `inspect` returns.
     """
-    report = presentable(report)
+    report = brief(presentable(report))
     model = report["model"]
     parts: list[Table | Text] = [
         sentence(
@@ -42,25 +46,27 @@ def inspect_table(report: Report) -> Group:
         parts += [sentence(label, str(row["text"])) for row in report.get(key, ())]
     parts += [sentence("What helps", text) for text in report.get("remedies", ())]
     parts += [warning(text) for text in report.get("warnings", ())]
-    return Group(*parts)
+    return Group(*parts, *note_on_names(report))
 
 
 def _costs(report: Report) -> Table:
     """What each layer is and takes, with its share of the model."""
     numbers = ("Units", "Inputs", "Parameters", "FLOPs/step", "Time")
     table = new_table("Layer", "Type", *numbers, numbers=numbers)
+    wide = any(len(layer["name"]) > _SHORT for layer in report["layers"])
+    share = "\n({})" if wide else " ({})"  # a line of its own leaves room for names
     for layer in report["layers"]:
         spent = layer.get("time_ms")
         table.add_row(
-            Text(place(layer)),
+            Name(layer["name"]),
             kind(layer),
             str(layer["hidden"]),
             str(layer["input"]),
-            f"{amount(layer['params'])} ({percent(layer['share_of_params'])})",
+            amount(layer["params"]) + share.format(percent(layer["share_of_params"])),
             amount(layer["flops_per_step"]),
             "not run"
             if spent is None
-            else f"{duration(spent)} ({percent(layer['share_of_time'])})",
+            else duration(spent) + share.format(percent(layer["share_of_time"])),
         )
     return table
 
@@ -71,7 +77,7 @@ def _gains(report: Report) -> Table:
     for layer in report["layers"]:
         pinned = layer.get("pinned")
         outputs = f"left alone: {pinned}" if pinned else ends(layer) or "not known"
-        table.add_row(Text(place(layer)), Text(outputs), Text(_half(layer)))
+        table.add_row(Name(layer["name"]), Text(outputs), Text(_half(layer)))
     return table
 
 

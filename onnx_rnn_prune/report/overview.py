@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.report.names import Name, place, short_names
 from onnx_rnn_prune.report.numbers import duration, faster, fewer, percent, size, streams
 from onnx_rnn_prune.report.table import (
     change,
     drift_sentences,
     new_table,
-    place,
     sentence,
     warning,
 )
@@ -27,12 +27,16 @@ Report = Mapping[str, Any]
 def plan_table(plan: Plan) -> Group:
     """The number of units that each layer keeps."""
     table = new_table("Layer", "Units", "Kept", numbers=("Units", "Kept"))
+    places = {
+        name: place({"name": name, "scope": layer.scope}) for name, layer in plan.layers.items()
+    }
+    short = short_names(places.values())
     for name, layer in plan.layers.items():
         before = layer.hidden_size
         # The directions of one layer keep equally many.
         after = len(layer.keep[0])
         table.add_row(
-            Text(visible(place({"name": name, "scope": layer.scope}))),
+            Name(visible(short[places[name]])),
             change(str(before), str(after)),
             percent(after / before),
         )

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from onnx_rnn_prune.report.names import brief
 from onnx_rnn_prune.report.numbers import amount, duration, size
 from onnx_rnn_prune.report.table import new_table, prune_table, sentence
 from onnx_rnn_prune.text import presentable
@@ -25,7 +26,7 @@ def search_table(report: Report) -> Group:
     Args:
         report: the dict of `PruneResult.report` of a search.
     """
-    report = presentable(report)
+    report = brief(presentable(report))
     search = report["search"]
     parts: list[Table | Text | Group] = [prune_table(report), _frontier(search)]
     parts += [sentence(label, text) for label, text in _sentences(search)]

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.report.names import Name, brief
 from onnx_rnn_prune.report.numbers import percent, streams
-from onnx_rnn_prune.report.table import new_table, sentence, warning
+from onnx_rnn_prune.report.table import new_table, note_on_names, sentence, warning
 from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
@@ -37,7 +38,7 @@ def sensitivity_table(report: Report) -> Group:
     Args:
         report: what `sensitivity` returns.
     """
-    report = presentable(report)
+    report = brief(presentable(report))
     parts: list[Table | Text] = [
         Text("\nDeviation of the outputs when that layer alone keeps so many of its units:"),
         _curves(report["layers"], "nrmse", percent),
@@ -54,7 +55,7 @@ def sensitivity_table(report: Report) -> Group:
     if report.get("streams"):
         parts.append(sentence("States", streams(report["streams"])))
     parts += [warning(text) for text in report["warnings"] if text != splits["shared"]]
-    return Group(*parts)
+    return Group(*parts, *note_on_names(report))
 
 
 def sensitivity_png(report: Report) -> bytes:
@@ -121,7 +122,7 @@ def _curves(layers: Sequence[Report], key: str, show: Callable[[float | None], s
         values = {point["kept"]: point[key] for point in row["points"]}
         kept = [round(share * row["units"]) for share in _SHARES]
         cells = [show(values[count]) if count in values else "" for count in kept]
-        table.add_row(Text("\n".join(row["layers"])), str(row["units"]), *cells)
+        table.add_row(Name("\n".join(row["layers"])), str(row["units"]), *cells)
     return table
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from onnx_rnn_prune.report.names import brief
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
-from onnx_rnn_prune.report.table import change, kind, outcome, place, sentences
+from onnx_rnn_prune.report.table import change, kind, outcome, sentences
 from onnx_rnn_prune.report.verdict import compared, verdict
 from onnx_rnn_prune.text import markdown, presentable
 
@@ -21,7 +22,7 @@ def prune_summary(report: Report) -> str:
     Args:
         report: the dict of `PruneResult.report`; parts that it lacks are left out.
     """
-    report = presentable(report)
+    report = brief(presentable(report))
     name = PurePath(str(report.get("model") or "the model")).name
     totals = report.get("totals") or {}
     gains = _gains(
@@ -86,7 +87,7 @@ def _layers(layers: Sequence[Report]) -> str:
     columns = ("Layer", "Type", "Units", "Parameters", "Its outputs")
     rows = [
         (
-            place(layer),
+            layer["name"],
             kind(layer),
             change(str(layer["hidden_before"]), str(layer["hidden_after"])),
             change(amount(layer["params_before"]), amount(layer["params_after"])),

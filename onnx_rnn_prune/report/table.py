@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from onnx_rnn_prune.report.names import SHORTENED, Name, brief
 from onnx_rnn_prune.report.numbers import (
     amount,
     duration,
@@ -42,13 +43,23 @@ def prune_table(report: Report) -> Group:
     Args:
         report: the dict of `PruneResult.report`; parts that it lacks are left out.
     """
-    report = presentable(report)
+    report = brief(presentable(report))
     parts: list[Table | Text] = [_layers(report["layers"]), _gains(report)]
     if report.get("stages"):
         parts.append(_stages(report["stages"]))
     parts += [sentence(label, text) for label, text in sentences(report)]
     parts += [warning(text) for text in report.get("warnings", ())]
-    return Group(*parts)
+    return Group(*parts, *note_on_names(report))
+
+
+def note_on_names(report: Report) -> list[Text]:
+    """Where names are shorter than options take them, a line that says so."""
+    if not report.get(SHORTENED):
+        return []
+    text = (
+        "of layers are shortened; --json has them in full, as --only, --skip and --keep take them"
+    )
+    return [sentence("Names", text)]
 
 
 def drift_sentences(drift: Mapping[str, Report]) -> list[tuple[str, str]]:
@@ -83,19 +94,13 @@ def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
-def place(layer: Report) -> str:
-    """A layer's name, with the way to it where it is inside a branch or loop body."""
-    scope = layer.get("scope") or ""
-    return f"{scope}/{layer['name']}" if scope else str(layer["name"])
-
-
 def _layers(layers: Sequence[Report]) -> Table:
     table = new_table(
         "Layer", "Type", "Units", "Parameters", "Its output", numbers=("Units", "Parameters")
     )
     for layer in layers:
         table.add_row(
-            Text(place(layer)),
+            Name(layer["name"]),
             kind(layer),
             change(str(layer["hidden_before"]), str(layer["hidden_after"])),
             change(amount(layer["params_before"]), amount(layer["params_after"])),

@@ -153,8 +153,8 @@ def _follow(opened: Opened, data: Data, seen: Seen, progress: Progress) -> Seen:
     late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
     notes = (
         [
-            f"{late} layers that take less time than the others were not cut to half: that takes"
-            " too long"
+            f"what {late} of the layers would save was not measured, since that takes long; they"
+            " take less time than the others"
         ]
         if late
         else []

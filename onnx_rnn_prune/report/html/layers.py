@@ -15,7 +15,8 @@ from onnx_rnn_prune.report.html.parts import (
     section,
     table,
 )
-from onnx_rnn_prune.report.table import kind, outcome, place
+from onnx_rnn_prune.report.names import brief, place
+from onnx_rnn_prune.report.table import kind, outcome
 
 _COLUMNS = (
     Column("Layer", "name"),
@@ -29,7 +30,7 @@ _COLUMNS = (
 
 def layers(facts: Facts) -> Markup:
     """The layers' widths before and after, and where their outputs end."""
-    rows = facts.get("layers") or []
+    rows = brief(facts.report).get("layers") or []
     if not rows:
         return Markup("")
     note = (
@@ -50,7 +51,7 @@ def _row(facts: Facts, number: int, layer: Mapping[str, Any]) -> list[str]:
     bar = element("span", filled, attributes={"class": "share", "aria-hidden": "true"})
     lines = [element("div", line) for line in outcome(layer).split("\n")]
     return [
-        place(layer),
+        element("span", layer["name"], attributes={"title": place(facts.get("layers", number))}),
         kind(layer),
         show("count", "hidden_before"),
         show("count", "hidden_after"),

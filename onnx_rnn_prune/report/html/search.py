@@ -14,6 +14,7 @@ from onnx_rnn_prune.report.html.parts import (
     section,
     table,
 )
+from onnx_rnn_prune.report.names import brief
 
 _COLUMNS = (("duration", "ms"), ("amount", "params"), ("size", "bytes"), ("yes", "meets"))
 
@@ -45,9 +46,11 @@ def _frontier(facts: Facts, name: str, form: str) -> Markup:
 
 def _row(facts: Facts, index: int, form: str) -> list[str]:
     way = ("search", "candidates", index)
+    layers = facts.get(*way, "kept") or {}
+    names = brief(facts.report)["search"]["candidates"][index].get("kept") or {}
     kept = [
-        joined(", " if place else "", f"{layer}: ", facts.show("count", *way, "kept", layer))
-        for place, layer in enumerate(facts.get(*way, "kept") or ())
+        joined(", " if place else "", f"{name}: ", facts.show("count", *way, "kept", layer))
+        for place, (layer, name) in enumerate(zip(layers, names, strict=True))
     ]
     picked = element("b", "picked ") if facts.get(*way, "picked") else Markup("")
     return [

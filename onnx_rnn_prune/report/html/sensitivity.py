@@ -13,6 +13,7 @@ from onnx_rnn_prune.report.html.parts import (
     section,
     table,
 )
+from onnx_rnn_prune.report.names import brief
 
 # Names that stand in full above a plot.
 _NAMED = 3
@@ -48,6 +49,7 @@ def sensitivity(facts: Facts) -> Markup:
 
 def _plot(facts: Facts, number: int, key: str, scale: float, y: svg.Axis) -> Markup:
     layer = facts.get("sensitivity", "layers", number)
+    names = _names(brief(facts.report)["sensitivity"]["layers"][number])
     frame = svg.Frame(svg.axis(0, layer["units"], "units kept", whole=True), y, 300, 190)
     places, dots = [], []
     for index, point in enumerate(layer["points"]):
@@ -58,8 +60,8 @@ def _plot(facts: Facts, number: int, key: str, scale: float, y: svg.Axis) -> Mar
         words = f"{point['kept']} units: {level * scale:.3g}{'' if scale == 1 else ' %'}"
         marks = facts.mark("sensitivity", "layers", number, "points", index, key)
         dots.append(svg.dot(places[-1], 3, "point", words, marks))
-    picture = frame.draw(f"Sensitivity of {_names(layer)}", svg.line(places, "curve"), *dots)
-    return figure(picture, _names(layer))
+    picture = frame.draw(f"Sensitivity of {names}", svg.line(places, "curve"), *dots)
+    return figure(picture, names)
 
 
 def _names(layer: dict[str, list[str]]) -> str:
@@ -71,7 +73,7 @@ def _names(layer: dict[str, list[str]]) -> str:
 def _numbers(facts: Facts) -> Markup:
     metric = facts.get("sensitivity", "metric")
     rows = []
-    for number, layer in enumerate(facts.get("sensitivity", "layers")):
+    for number, layer in enumerate(brief(facts.report)["sensitivity"]["layers"]):
         for index in range(len(layer["points"])):
             way = ("sensitivity", "layers", number, "points", index)
             row = [

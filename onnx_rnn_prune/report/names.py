@@ -1,0 +1,202 @@
+"""Names of layers as tables show them: exporters write whole paths, of which a few parts tell.
+
+JSON has the full names, and options take them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.text import Text
+
+Report = Mapping[str, Any]
+
+# A name of so many letters stands whole, and shortened ones are filled up to that.
+_WHOLE = 30
+# The end of an operator's name is filled up to that.
+_END = 18
+# A part of a name of so many letters stands whole.
+_PART = 12
+_GAP = "\N{HORIZONTAL ELLIPSIS}"
+# A dot before a digit counts what stands before it.
+_BREAK = r"(?:[/:]|\.(?!\d))"
+_PIECE = re.compile(rf"{_BREAK}*(?:(?!{_BREAK}).)+(?:{_BREAK}+$)?|{_BREAK}+")
+_WORD = re.compile(r"_*[^_]+_*$|_*[^_]+|_+")
+SHORTENED = "shortened"
+# What of a report speaks of layers.
+_SPEAKING = ("layers", "lossless", "states", "search", "sensitivity", "warnings")
+
+
+def place(layer: Report) -> str:
+    """A layer's name, with the way to it where it is inside a branch or loop body."""
+    scope = layer.get("scope") or ""
+    return f"{scope}/{layer['name']}" if scope else str(layer["name"])
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """What to call layers in a table, by full name; no two of them are called the same.
+
+    Of a long name its end stays, and those parts before it that tell it from others.
+    """
+    every = list(dict.fromkeys(names))
+    long = [name for name in every if len(name) > _WHOLE]
+    split = {name: _parts(name) for name in long}
+    kept = _telling(list(split.values()))
+    found = {
+        name: _joined(parts, _filled(parts, kept), split.values()) for name, parts in split.items()
+    }
+    found = {name: found.get(name, name) for name in every}
+    shown = list(found.values())
+    return {name: short if shown.count(short) == 1 else name for name, short in found.items()}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a cell, whose lines end where its parts do, so that it is not torn apart.
+
+    Attributes:
+        text: the name; several stand in lines of their own.
+    """
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        lines = self.text.split("\n")
+        widest = max(cell_len(part) for line in lines for part in _parts(line) or [""])
+        return Measurement(min(widest, options.max_width), max(map(cell_len, lines)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines: list[str] = []
+        for name in self.text.split("\n"):
+            lines.append("")
+            for part in _parts(name):
+                if lines[-1] and cell_len(lines[-1] + part) > options.max_width:
+                    lines.append("")
+                lines[-1] += part
+        yield Text("\n".join(lines), overflow="fold")
+
+
+def brief(report: Report) -> Report:
+    """A report that calls layers by short names.
+
+    Args:
+        report: of any command; its layers need not be there.
+
+    Returns:
+        It also says, as `SHORTENED`, whether any name is shorter.
+    """
+    layers = report.get("layers") or ()
+    names = {place(row): str(row["name"]) for row in layers if "name" in row}
+    for row in (*layers, *((report.get("sensitivity") or {}).get("layers") or ())):
+        names |= {str(name): str(name) for name in row.get("layers", ())}
+    short = short_names(names)
+    known = {full: short[way] for way, full in names.items()}
+    known = {full: short for full, short in known.items() if full != short}
+    result = {**report, **{key: _said(report[key], known) for key in _SPEAKING if key in report}}
+    result[SHORTENED] = bool(known) or report.get(SHORTENED, False)
+    if layers and "name" in layers[0]:
+        result["layers"] = [
+            {**_outlets(_said(row, known)), "name": short[place(row)], "scope": ""}
+            for row in layers
+        ]
+    return result
+
+
+def _parts(name: str) -> list[str]:
+    """A name in parts, each with what separates it from the one before."""
+    found = _PIECE.findall(name)
+    return found if len(found) > 1 else _WORD.findall(name)
+
+
+def _telling(names: Sequence[Sequence[str]]) -> set[int]:
+    """The places, counted from the end, whose parts tell names apart; the last two always stay."""
+    kept: set[int] = {0, 1}
+    for at in range(2, max(map(len, names), default=0)):
+        seen: dict[tuple[str, ...], set[str]] = {}
+        for parts in names:
+            key = tuple(_at(parts, other) for other in sorted(kept))
+            seen.setdefault(key, set()).add(_at(parts, at))
+        if any(len(parts) > 1 for parts in seen.values()):
+            kept.add(at)
+    return kept
+
+
+def _at(parts: Sequence[str], at: int) -> str:
+    return parts[-1 - at] if at < len(parts) else ""
+
+
+def _filled(parts: Sequence[str], kept: set[int], width: int = _WHOLE) -> set[int]:
+    """The places that stay of one name: the telling ones, and others from the end that fit."""
+    stay = {at for at in kept if at < len(parts)}
+    for at in range(len(parts)):
+        if sum(len(_at(parts, other)) for other in stay | {at}) > width:
+            break
+        stay.add(at)
+    return stay
+
+
+def _joined(parts: Sequence[str], stay: set[int], names: Iterable[Sequence[str]]) -> str:
+    text = ""
+    for at in reversed(range(len(parts))):
+        if at in stay:
+            others = {_at(other, at) for other in names} - {""}
+            text += parts[-1 - at] if at < 2 else _trimmed(parts[-1 - at], others)
+        elif not text.endswith(_GAP):
+            text += _GAP
+    return text
+
+
+def _trimmed(part: str, others: Iterable[str]) -> str:
+    """A long part, as far as it differs from those that stand in its place in other names."""
+    if len(part) <= _PART:
+        return part
+    start = _common(others)
+    end = _common([other[::-1] for other in others])
+    head = part[: len(part) - min(end, len(part) - start)]
+    return f"{head}{_GAP}" if len(head) < len(part) - 1 else part
+
+
+def _common(texts: Iterable[str]) -> int:
+    """How many letters texts begin with alike."""
+    return len(list(takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))))
+
+
+def _said(value: Any, known: Mapping[str, str]) -> Any:
+    """A part of a report in which layers are called by what is known of them."""
+    if isinstance(value, str):
+        for full in sorted(known, key=len, reverse=True):
+            value = value.replace(full, known[full])
+        return value
+    if isinstance(value, Mapping):
+        return {known.get(key, key): _said(item, known) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_said(item, known) for item in value]
+    return value
+
+
+def _outlets(row: Report) -> Report:
+    """A row whose outlets call operators by the ends of their names, too."""
+    outlets = [
+        {
+            key: " ".join(map(_end, text.split(" "))) if isinstance(text, str) else text
+            for key, text in outlet.items()
+        }
+        for outlet in row.get("outlets") or ()
+    ]
+    return {**row, "outlets": outlets} if outlets else row
+
+
+def _end(word: str) -> str:
+    """The end of a long word that is a name."""
+    parts = _PIECE.findall(word)
+    if len(word) <= _WHOLE or len(parts) < 2:
+        return word
+    opened = "(" * word.startswith("(")
+    return opened + _joined(parts, _filled(parts, {0}, _END), [parts])
