@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import sqlite3
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,15 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.searching import rows, setting
-from onnx_rnn_prune.flow.searching.driver import Bounds, run
+from onnx_rnn_prune.flow.searching.driver import Bounds, finishing, run
 from onnx_rnn_prune.flow.searching.goal import Aim, read_goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.rows import frontier
 from onnx_rnn_prune.flow.searching.space import Space
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
-from onnx_rnn_prune.flow.searching.trial import FULL, Trial
+from onnx_rnn_prune.flow.searching.trial import FULL, QUICK, Ask, Trial
+from onnx_rnn_prune.flow.treatment import read_treatment
 from onnx_rnn_prune.plan.allocation import Allocation
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.trace.units import Group
@@ -112,11 +114,52 @@ def test_no_more_is_tried_than_asked_for(trials):
     assert len(searched("greedy", Aim(0.2, anything), trials=trials)) == trials
 
 
-def test_no_batch_begins_when_the_time_is_over():
+class Clock:
+    """Time passes while trials are made only; one in full takes longer."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def attempts(self, asks):
+        for ask in asks:
+            taken = 7.0 if ask.recovery == QUICK else 31.0
+            self.seconds += taken
+            yield replace(attempt(ask), seconds=taken)
+
+
+@pytest.mark.parametrize("minutes", [0.5, 2.0, 5.0, 9.0, 20.0])
+def test_time_is_left_to_finish_and_no_more(minutes):
+    clock = Clock()
+    bounds = Bounds(400, minutes, now=clock, start=0.0)
     work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
-    attempts = lambda asks: map(attempt, asks)  # noqa: E731
-    first = len(next(STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)))
-    assert len(run(work, attempts, Memory(None, ""), Bounds(400, 0.1), silent)) == first
+    trials = run(work, clock.attempts, Memory(None, ""), bounds, silent)
+    assert clock.seconds == sum(trial.seconds for trial in trials)
+    left, alone = 60.0 * minutes - clock.seconds, searched("greedy", Aim(0.2, anything))
+    assert finishing(trials) <= left or len(trials) == 1  # how long they take is not known before
+    assert left < finishing(trials) + 8 * 7.0 or len(trials) == len(alone)
+
+
+def test_a_search_that_time_ended_makes_no_more_trials_when_it_is_looked_at_again(tmp_path):
+    found = []
+    for _ in range(2):
+        clock, memory = Clock(), Memory(tmp_path / "study", "")
+        bounds = Bounds(400, 5.0, now=clock, start=0.0)
+        work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
+        found.append(run(work, clock.attempts, memory, bounds, silent))
+    assert clock.seconds == 0.0 and found[0] == found[1]
+
+
+def test_the_best_is_finished_in_the_time_that_is_left():
+    clock = Clock()
+    bounds = Bounds(400, 5.0, now=clock, start=0.0)
+    treatment = read_treatment("lstsq", 10.0, "hard", 1, "shrink", False, (), (), 0)
+    trials = list(clock.attempts([Ask(SIZES)]))
+    hastened = bounds.hasten(treatment, trials).course
+    assert 0.0 < 60.0 * hastened.minutes < 300.0 - clock.seconds
+    assert clock.seconds < hastened.until < 300.0
 
 
 def test_what_was_tried_is_not_tried_again_and_the_end_is_the_same(tmp_path):

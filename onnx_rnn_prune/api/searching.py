@@ -84,7 +84,9 @@ def search(
         params: parameters that the model may have at most: "30%", "120k".
         size: bytes that the file may have at most: "1MB".
         trials: the most cuts that are tried.
-        minutes: the longest that trials may take, added up over all processes.
+        minutes: the longest that all of it may take, from reading the model to the report; distill
+            gets half of it at most. Where that ends a search, what it finds depends on how fast the
+            machine is.
         study: a file that remembers what was tried, so that the search can be stopped and goes on.
         jobs: processes of this machine that make trials; their number changes no result.
         cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
@@ -102,8 +104,10 @@ def search(
     request = read_request(
         None, None, criterion, "uniform", "units", 1, recover, only, skip, align, min_units, seed
     )
-    bounds = Bounds(whole(trials, "--trials", 1), above_zero(minutes, "--minutes"))
     crew = read_crew(jobs, cluster)
+    most = above_zero(minutes, "--minutes")
+    learning = min(60.0 * treatment.course.minutes, 30.0 * most) if treatment.learns else 0.0
+    bounds = Bounds(whole(trials, "--trials", 1), most, crew.jobs, kept=learning)
     chosen = one_of(strategy, STRATEGIES, "--strategy")
     number = None if pick is None else whole(pick, "--pick", 1)
     check_progress(progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -73,7 +74,8 @@ def recover_units(
     last = bench.candidate("bias", bench.pairs, math.inf)
     best = _tried(errors, plain, last)
     if asked != "bias":
-        last = _refit(bench, schedule, _best_ridge(bench, progress), progress)
+        start = _best_ridge(bench, course.until, progress)
+        last = _refit(bench, schedule, start, course.until, progress)
         best = _tried(errors, best, last)
     if asked == "distill":
         last = _distilled(bench, best, course, progress)
@@ -109,9 +111,11 @@ def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Re
     return _better(simpler, other)
 
 
-def _best_ridge(bench: Bench, progress: Progress) -> Recovered:
+def _best_ridge(bench: Bench, until: float, progress: Progress) -> Recovered:
     best: Recovered | None = None
     for number, ridge in enumerate(_RIDGES):
+        if best is not None and time.monotonic() > until:
+            break
         progress("recovering", number, len(_RIDGES) + _ROUNDS)
         candidate = bench.candidate("lstsq", bench.pairs, ridge)
         if best is None or candidate.error < best.error:
@@ -130,7 +134,9 @@ def _better(simpler: Recovered, other: Recovered) -> Recovered:
     return other if equal or other.error < simpler.error else simpler
 
 
-def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progress) -> Recovered:
+def _refit(
+    bench: Bench, schedule: Schedule, start: Recovered, until: float, progress: Progress
+) -> Recovered:
     """Refits on the signals that the cut model really has, as long as that gets better.
 
     Each round adds the signals of the last one to those of all before it: fitting to the last alone
@@ -146,6 +152,8 @@ def _refit(bench: Bench, schedule: Schedule, start: Recovered, progress: Progres
 
     shares = schedule.shares(_ROUNDS)
     for number, share in enumerate(shares):
+        if time.monotonic() > until:
+            break
         progress("recovering", len(_RIDGES) + number, len(_RIDGES) + len(shares))
         bench.free_pairs(fading(last.write, share), bench.sample(number), seen)
         last = bench.candidate("lstsq", pairs, start.ridge, number + 1)

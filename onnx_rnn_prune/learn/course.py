@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class Course:
         norm: gradients are clipped to it.
         trials: how often what was learnt is judged.
         patience: after so many trials without a better one, learning ends.
+        until: the time by `time.monotonic` from which no other recovery is tried.
     """
 
     minutes: float = 10.0
@@ -31,6 +33,7 @@ class Course:
     norm: float = 1.0
     trials: int = 30
     patience: int = 10
+    until: float = math.inf
 
 
 @dataclass(frozen=True)

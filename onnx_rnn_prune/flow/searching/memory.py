@@ -23,6 +23,9 @@ class Memory:
             this object lives.
         key: of the search, which tells apart what was measured in other ways.
 
+    Attributes:
+        found: the keys that were in the file when this was opened.
+
     Raises:
         PruneError: it is another file, or cannot be written.
     """
@@ -36,6 +39,7 @@ class Memory:
             for key, value in self._run("SELECT key, value FROM record"):
                 if key.startswith(self._prefix):
                     self._known[key.removeprefix(self._prefix)] = json.loads(value)
+        self.found = frozenset(self._known)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known

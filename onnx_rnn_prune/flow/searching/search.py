@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,10 +68,9 @@ class Search:
             PruneError: there is no such trial.
             Unmet: no cut is within the limits.
         """
-        start = time.perf_counter()
         with self.crew.open() as workers:
             result = self._found(workers, progress)
-        seconds = time.perf_counter() - start
+        seconds = self.bounds.now() - self.bounds.start
         result.report["search"]["seconds"] = result.report["seconds"] = seconds
         return result
 
@@ -87,11 +85,13 @@ class Search:
         lab, slack = setting.lab, 1.0
         for _ in range(_ROUNDS):
             aim, trials = self._tried(setting, memory, slack, progress)
+            begun = self.bounds.now()
             picked = self._picked(aim, trials)
-            result = self._finished(setting, picked, progress)
+            result = self._finished(setting, trials, picked, progress)
             tested = test_rows(lab, self.data, goal, self.opened, result)
             slow = [row for row in tested["limits"] if row["name"] == "speed" and not row["met"]]
-            if not slow or self.pick is not None:
+            late = 2.0 * self.bounds.now() - begun > self.bounds.end
+            if not slow or late or self.pick is not None:
                 break
             slack *= _PART * slow[0]["asked"] / slow[0]["reached"]
         rows = search_rows(lab, self.data, goal, aim, trials, picked)
@@ -124,6 +124,12 @@ class Search:
                     remedy=f"choose one of 1 to {len(trials)}",
                 )
             return trials[self.pick - 1]
+        if not trials:
+            raise Unmet(
+                "the time was over before a cut was tried",
+                where="search",
+                remedy="give it more --minutes, or less data",
+            )
         best = min(trials, key=aim.rank)
         if not aim.meets(best):
             raise Unmet(
@@ -134,12 +140,15 @@ class Search:
             )
         return best
 
-    def _finished(self, setting: Setting, picked: Trial, progress: Progress) -> PruneResult:
+    def _finished(
+        self, setting: Setting, trials: Sequence[Trial], picked: Trial, progress: Progress
+    ) -> PruneResult:
         studied, lab = setting.studied, setting.lab
         prepared = studied.prepared
         plan = Plan.from_mask(fingerprint(self.opened.model), lab.trace, lab.keep(picked.counts))
         plan = replace(plan, pinned=dict(prepared.left))
-        result = finish(self.opened, self.data, plan, studied, self.treatment, progress)
+        treatment = self.bounds.hasten(self.treatment, trials)
+        result = finish(self.opened, self.data, plan, studied, treatment, progress)
         report: dict[str, Any] = {"keep": None, "allocate": "search", "budget": None}
         report["criterion"] = self.request.criterion_for(self.data).name
         result.report.update(report)
