@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import compare, prune
+from onnx_rnn_prune import compare, prune, search, sensitivity
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench
-from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.feeding import open_data, open_three
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.studying import look, study
@@ -218,3 +218,82 @@ def test_errors_are_shown_over_the_calls_of_a_stream(model):
     assert by_call["y"].over_time.rmse == pytest.approx(by_step["y"].over_time.rmse, rel=1e-4)
     assert (by_call["hn"].over_time.unit, by_call["y"].over_time.unit) == ("call", "step")
     assert len(by_call["hn"].over_time.rmse) == STEPS and by_step["hn"].over_time is None
+
+
+def decoder():
+    """Says which of 6 tokens comes next, one a call."""
+    rng = np.random.default_rng(5)
+    text = TEXT.replace("float[t, 1, 4] x", "int64[1, 1] token").replace("t, 1, 3", "1, 1, 6")
+    text = text.replace("Y, hn", "x = Gather (E, token)\n        Y, hn").replace("] y", "] logits")
+    text = text.replace("y = MatMul", "logits = MatMul")
+    model = onnx.parser.parse_model(text)
+    values = {t.name: numpy_helper.to_array(t) for t in policy().graph.initializer}
+    values["E"] = rng.normal(0, 2, (6, 4)).astype(np.float32)
+    values["fc"] = rng.normal(0, 2, (HIDDEN, 6)).astype(np.float32)
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
+    return model
+
+
+def greedy(run, token, count):
+    """The tokens that follow one, each being the answer to the one before."""
+    found, states = [], zeros()
+    for _ in range(count):
+        outputs = run({"token": np.array([[token]]), **states})
+        states = {name: outputs[output] for name, output in STATES.items()}
+        token = int(outputs["logits"].argmax())
+        found.append(token)
+    return found
+
+
+def words(model, count=12, length=8):
+    """Streams of calls; the first of each has the tokens that the model itself goes on with."""
+    run, rng = Runner(model), np.random.default_rng(2)
+    parts = []
+    for _ in range(count):
+        drawn = rng.integers(0, 6, length)
+        part = [{"token": np.array([[token]])} for token in drawn]
+        parts.append([{**part[0], "labels": np.array(greedy(run, drawn[0], length))}, *part[1:]])
+    return parts
+
+
+def spelled(pairs, run):
+    """The share of tokens that are right where each is the answer to the one before."""
+    right = []
+    for feed, _ in pairs:
+        if "labels" in feed:
+            found = greedy(run, int(feed["token"].item()), len(feed["labels"]))
+            right.extend(np.array(found) == feed["labels"])
+    return float(np.mean(right))
+
+
+@pytest.fixture(scope="module")
+def found_alone():
+    model = decoder()
+    return sensitivity(model, data=words(model), stream=True, metric=spelled, seed=1)
+
+
+def test_a_metric_may_run_the_candidate_itself(found_alone):
+    points = found_alone["layers"][0]["points"]
+    assert points[-1]["metric"] == 1.0 > points[0]["metric"]
+    model = decoder()
+    with pytest.raises(PruneError, match="metric <lambda>: the input 'token' is missing"):
+        sensitivity(model, data=words(model), stream=True, metric=lambda pairs, run: run({}))
+    result = search(
+        model, data=words(model), stream=True, metric=spelled, max_drop=1.0, trials=3, minutes=1
+    )
+    tested = open_three(open_model(model), words(model), None, True).judging
+    pairs = [
+        ({**feed, **({} if feed.labels is None else {"labels": feed.labels})}, {})
+        for feed in tested
+    ]
+    outcome = result.report["search"]["test"]
+    assert outcome["original"] == 1.0
+    assert outcome["quality"] == spelled(pairs, Runner(result.model))
+
+
+def test_other_processes_judge_streams_as_this_one_does(found_alone):
+    model = decoder()
+    again = sensitivity(model, data=words(model), stream=True, metric=spelled, seed=1, jobs=2)
+    for one, other in zip(found_alone["layers"], again["layers"], strict=True):
+        for point, same in zip(one["points"], other["points"], strict=True):
+            assert {**point, "ms": 0} == {**same, "ms": 0}

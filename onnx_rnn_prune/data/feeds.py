@@ -93,7 +93,7 @@ class Feeds:
     def laid_out(self) -> frozenset[int]:
         """The feeds that come first in a folder or iterable, by their numbers in this object."""
         starts = self._source.starts
-        return frozenset(at for at, number in enumerate(self._numbers()) if number in starts)
+        return frozenset(at for at, number in enumerate(self.numbers) if number in starts)
 
     def joined(self, states: Mapping[str, str], starts: Iterable[int]) -> Feeds:
         """The same feeds as streams.
@@ -102,7 +102,7 @@ class Feeds:
             states: the state inputs, each with the output that goes on in it.
             starts: numbers of the feeds with which a stream starts.
         """
-        numbers = self._numbers()
+        numbers = self.numbers
         first = frozenset(numbers[at] for at in starts)
         return self._only(range(len(self)), self.shared, states, first)
 
@@ -152,14 +152,16 @@ class Feeds:
     def _streams(self) -> list[list[int]]:
         """The places of the feeds of each stream."""
         found: list[list[int]] = []
-        for at, number in enumerate(self._numbers()):
+        for at, number in enumerate(self.numbers):
             if at == 0 or not self.states or number in self._starts:
                 found.append([])
             found[-1].append(at)
         return found
 
-    def _numbers(self) -> Sequence[int]:
-        return range(len(self)) if self._indices is None else self._indices
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Which of the source's feeds these are."""
+        return tuple(range(len(self))) if self._indices is None else self._indices
 
     def _only(
         self,
@@ -168,7 +170,7 @@ class Feeds:
         states: Mapping[str, str] | None = None,
         starts: frozenset[int] | None = None,
     ) -> Feeds:
-        numbers = self._numbers()
+        numbers = self.numbers
         return Feeds(
             self._source,
             self._check,

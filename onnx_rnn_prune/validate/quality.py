@@ -22,7 +22,7 @@ from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.validate.drift import deviations
 from onnx_rnn_prune.validate.outputs import up_to_shorter
-from onnx_rnn_prune.validate.results import Result
+from onnx_rnn_prune.validate.results import Outcome, Result
 
 Measure = Callable[[Iterable[Result]], float]
 BETTER = ("higher", "lower")
@@ -138,7 +138,9 @@ def read_quality(name: object, better: object) -> Quality:
     Args:
         name: one of QUALITIES, None for `nrmse`; `module:function` or a function that takes an
             iterable of pairs (the feed with its labels, the outputs), both dicts of arrays, and
-            returns a number.
+            returns a number. Where it has a parameter `run` as well, that runs the model which is
+            judged: it takes a feed and returns all outputs by name. States are then carried by the
+            function; those that it leaves out are zero.
         better: for a function, whether more of it is better: higher or lower; higher where it is
             not said.
 
@@ -180,6 +182,8 @@ def _source(function: Callable[..., object]) -> str:
 
 
 def _of_user(function: Callable[..., object], name: str) -> Measure:
+    runs = _takes_run(function)
+
     def measure(results: Iterable[Result]) -> float:
         failed: list[PruneError] = []
 
@@ -192,8 +196,16 @@ def _of_user(function: Callable[..., object], name: str) -> Measure:
                 failed.append(error)
                 raise
 
+        def run(feed: object) -> dict[str, Array]:
+            assert isinstance(results, Outcome)
+            try:
+                return results.run(feed)
+            except PruneError as error:  # it says what is wrong with the feed
+                failed.append(error)
+                raise
+
         try:
-            value = function(pairs())
+            value = function(pairs(), run=run) if runs else function(pairs())
         except FAILURES as error:
             if failed:
                 raise failed[0] from error
@@ -207,6 +219,14 @@ def _of_user(function: Callable[..., object], name: str) -> Measure:
         return float(value)
 
     return measure
+
+
+def _takes_run(function: Callable[..., object]) -> bool:
+    """Whether a user's function runs the model itself."""
+    try:
+        return "run" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of one that is not written in Python, nothing is known
+        return False
 
 
 def _labels(result: Result, name: str) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx_rnn_prune.errors import PruneError
@@ -33,6 +33,22 @@ class Result:
     def follows(self) -> bool:
         """Whether the feed goes on from the one before."""
         return bool(getattr(self.feed, "follows", None))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a model makes of some feeds beside the original, as often as it is asked for.
+
+    Attributes:
+        results: starts a run through the feeds.
+        run: runs the model on a feed of the caller's, whose states the caller carries.
+    """
+
+    results: Callable[[], Iterator[Result]]
+    run: Callable[[object], dict[str, Array]]
+
+    def __iter__(self) -> Iterator[Result]:
+        return self.results()
 
 
 class Recorded:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.data.check import check_feed
 from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.fading import Schedule
 from onnx_rnn_prune.flow.feeding import Data
@@ -18,6 +20,8 @@ from onnx_rnn_prune.flow.recovery import recover_units
 from onnx_rnn_prune.flow.searching.trial import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.flow.studying import Studied
 from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.passes.recover import RIDGE
 from onnx_rnn_prune.plan.allocation import choose
@@ -25,10 +29,10 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.score.evidence import Evidence
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.trace.labels import Mask
-from onnx_rnn_prune.trace.states import plain_outputs
+from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, nrmse
-from onnx_rnn_prune.validate.results import Recorded, Result, results
+from onnx_rnn_prune.validate.results import Outcome, Recorded, Result, results
 
 # Parts of the validation feeds that each give a loss of their own, for the standard error.
 _FOLDS = 8
@@ -43,12 +47,16 @@ class Laboratory:
         scores: of the units; of a group, those with the highest stay.
         quality: how good a cut is.
         original: makes what is right of feeds.
+        check: makes a feed of what a metric runs the model on.
+        known: how good the original is on feeds that were looked at before.
     """
 
     bench: Bench
     scores: Matrix
     quality: Quality
     original: Recorded
+    check: Callable[[object], Feed]
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -63,7 +71,13 @@ class Laboratory:
         known = replace(studied, evidence=evidence)
         everything = np.ones(studied.prepared.trace.units.count, dtype=bool)
         bench = Bench.of(opened, data, known, everything)
-        return Laboratory(bench, scores, quality, bench.original)
+        ports, states = signature.inputs(opened.model), state_inputs(opened.document)
+        check = partial(check_feed, ports=ports, states=states, where=f"metric {quality.name}")
+        return Laboratory(bench, scores, quality, bench.original, check)
+
+    def of_others(self, opened: Opened) -> Laboratory:
+        """The same for other feeds, which may have the names of those that were looked at."""
+        return replace(self, original=Recorded(opened.watched()), known={})
 
     def judge(self, ask: Ask) -> Verdict:
         """Makes a cut and judges it."""
@@ -86,7 +100,9 @@ class Laboratory:
 
     def before(self, feeds: Feeds) -> float:
         """The original's own quality."""
-        return self.quality.measure(self.outputs(self.original, feeds))
+        if feeds.numbers not in self.known:
+            self.known[feeds.numbers] = self.quality.measure(self.outputs(self.original, feeds))
+        return self.known[feeds.numbers]
 
     def _judged(self, ask: Ask) -> tuple[float, float, float, float]:
         """The quality, the loss of it and its standard error, and the NRMSE."""
@@ -110,16 +126,25 @@ class Laboratory:
         document = bench.shrunk(_write(bench, ask.recovery))
         return Recorded(bench.runner(document))
 
-    def outputs(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
-        """Without states, unless there is nothing else: they matter for what comes of them."""
-        if self.quality is NRMSE:
-            return self._numbers(model, feeds)
-        plain = plain_outputs(self.bench.prepared.document)
-        return self._results(model, feeds, self.bench.judged.repeatable(plain))
+    def outputs(self, model: Recorded, feeds: Feeds) -> Outcome:
+        """What a model makes of feeds.
+
+        Without states, unless there is nothing else: they matter for what comes of them.
+        """
+        plain, judged = plain_outputs(self.bench.prepared.document), self.bench.judged
+        names = judged.numbers(plain) if self.quality is NRMSE else judged.repeatable(plain)
+        return Outcome(
+            lambda: self._results(model, feeds, names), lambda feed: self._run(model, feed)
+        )
 
     def _numbers(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
         plain = plain_outputs(self.bench.prepared.document)
         return self._results(model, feeds, self.bench.judged.numbers(plain))
+
+    def _run(self, model: Recorded, feed: object) -> dict[str, Array]:
+        """All outputs of a feed that a metric makes; without a name, it is not remembered."""
+        found = model(dict(self.check(feed)))
+        return {name: found[name] for name in self.bench.judged.outputs if name in found}
 
     def _results(self, model: Recorded, feeds: Feeds, outputs: Sequence[str]) -> Iterator[Result]:
         names = [name for name in outputs if name in model.outputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnx_rnn_prune.flow.feeding import Data
@@ -103,9 +103,8 @@ def test_rows(
     lab: Laboratory, data: Data, goal: Goal, opened: Opened, result: PruneResult
 ) -> dict[str, Any]:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
-    # Its memory of outputs goes by names of feeds, and other feeds may have the same names.
     opened = opened.traced(lab.trace)
-    lab = replace(lab, original=Recorded(opened.watched()))
+    lab = lab.of_others(opened)
     before = lab.before(data.judging)
     runner = opened.beside(result.written, "the pruned model")
     after = lab.quality.measure(lab.outputs(Recorded(runner), data.judging))
