@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from onnx_rnn_prune.score.criteria import CRITERIA
-from test_streams import bare, episodes, policy
+from test_streams import bare, decoder, episodes, policy, words
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -48,10 +48,12 @@ def folder(tmp_path_factory):
         with np.load(path) as archive:
             np.savez(folder / "more_clips" / path.name, input=archive["input"])
     onnx.save(policy(), folder / "streaming.onnx")
-    for number, episode in enumerate(bare(episodes(4))):
-        (folder / "recordings" / f"{number}").mkdir(parents=True)
-        for step, feed in enumerate(episode):
-            np.savez(folder / "recordings" / f"{number}" / f"{step}.npz", **feed)
+    onnx.save(decoder(), folder / "decoder.onnx")
+    for name, streams in (("recordings", bare(episodes(4))), ("words", words(decoder(), 6))):
+        for number, stream in enumerate(streams):
+            (folder / name / f"{number}").mkdir(parents=True)
+            for step, feed in enumerate(stream):
+                np.savez(folder / name / f"{number}" / f"{step}.npz", **feed)
     return folder
 
 
