@@ -316,3 +316,113 @@ def test_output_in_a_narrow_encoding(model, tmp_path):
         assert done.returncode == 0, done.stderr
         name = json.loads(done.stdout)["layers"][0]["name"] if options else done.stdout
         assert ("größe" if options else r"gr\xf6\xdfe") in name
+
+
+def rename(model, before, after):
+    """Gives a tensor or node another name, in bytes that are no text."""
+    model.write_bytes(model.read_bytes().replace(before, after))
+
+
+def test_names_in_another_encoding(model, tmp_path):
+    proto = onnx.load(model)
+    proto.graph.node[0].name = "name_Q"
+    proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = "made_Q"
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "time_Q"
+    model.write_bytes(proto.SerializeToString())
+    rename(model, b"_Q", b"_\xa4")
+    out = tmp_path / "out.onnx"
+    assert run(["prune", str(model), "-o", str(out)]) == 0
+    assert onnx.load(out).graph.node[0].name == r"name_\xa4"
+
+
+def test_a_port_in_another_encoding(model, capsys):
+    proto = onnx.load(model)
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "port_Q"
+    model.write_bytes(proto.SerializeToString())
+    rename(model, b"_Q", b"_\xa4")
+    assert run(["inspect", str(model)]) == 1
+    assert "its name is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dims", [["t", "b", 3], [5, 6, 7], ["n"], []])
+def test_value_info_that_repeats_ports(dims, model, tmp_path):
+    """The checker and onnxruntime go by what the port declares, and so does the written model."""
+    proto = onnx.load(model)
+    for name in ("x", "logits"):
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+    onnx.checker.check_model(proto)
+    model.write_bytes(proto.SerializeToString())
+    out = tmp_path / "out.onnx"
+    assert run(["prune", str(model), "-o", str(out)]) == 0
+    written = onnx.load(out).graph
+    assert (written.input, written.output) == (proto.graph.input, proto.graph.output)
+
+
+def cut_short(proto):
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-1]
+
+
+def said_huge(proto):
+    proto.graph.initializer[0].dims[:] = [2**40, 2**20]
+
+
+def said_negative(proto):
+    proto.graph.initializer[0].dims[0] = -1
+
+
+def of_unknown_type(proto):
+    proto.graph.initializer[0].data_type = 99
+
+
+def of_no_type(proto):
+    proto.graph.initializer[0].data_type = 0
+
+
+def too_few(proto):
+    proto.graph.initializer.append(helper.make_tensor("few", TensorProto.FLOAT, [2], [1, 2]))
+    proto.graph.initializer[-1].float_data.pop()
+
+
+def port_of_unknown_type(proto):
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def in_a_circle(proto):
+    proto.graph.node[0].input[0] = "logits"
+
+
+def with_bytes_as_text(proto):
+    proto.graph.node[0].attribute.append(helper.make_attribute("direction", b"\xff"))
+
+
+def named_twice(proto):
+    proto.graph.node[1].output[0] = "logits"
+
+
+BROKEN = {
+    cut_short: "weight 'W': its shape takes 288 bytes, and it has 287",
+    said_huge: "its shape takes",
+    said_negative: "weight 'W': its shape is [-1, ",
+    of_unknown_type: "weight 'W': its type is none of ONNX's (99)",
+    of_no_type: "weight 'W': its type is none of ONNX's (0)",
+    too_few: "weight 'few': its shape takes 2 values, and it has 1",
+    port_of_unknown_type: "tensor 'x': its type is none of ONNX's",
+    in_a_circle: "circle",
+    with_bytes_as_text: "cannot be read as a graph",
+    named_twice: "onnxruntime cannot load it",
+}
+
+
+@pytest.mark.parametrize("command", ["inspect", "prune"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_no_model_is_said(broken, command, model, tmp_path, capsys):
+    proto = onnx.load(model)
+    broken(proto)
+    model.write_bytes(proto.SerializeToString())
+    out = ["-o", str(tmp_path / "out.onnx")] if command == "prune" else []
+    code = run([command, str(model), *out])
+    out, err = capsys.readouterr()
+    assert BROKEN[broken] in err + " ".join(out.split())
+    assert "defect" not in err and "Traceback" not in err
+    assert code == 1 or (command, broken) == ("inspect", named_twice)
+    assert not (tmp_path / "out.onnx").exists()

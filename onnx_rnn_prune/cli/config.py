@@ -23,6 +23,7 @@ from onnx_rnn_prune.cli.names import Address, FileName
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.files import require_plain
+from onnx_rnn_prune.model.references import real_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -146,11 +147,8 @@ def _is_plain(config: Config, option: click.Option, given: object) -> bool:
         if is_function_name(text) or isinstance(option.type, Address):
             return False
         if isinstance(option.type, FileName):
-            home = config.path.parent.resolve()
-            try:
-                if not (home / text).resolve().is_relative_to(home):
-                    return False
-            except (OSError, RuntimeError, ValueError):  # links in a circle, say
+            home = real_path(config.path.parent)
+            if not real_path(home / text).is_relative_to(home):
                 return False
     return True
 
@@ -180,7 +178,7 @@ def _is_own(path: Path) -> bool:
     """Whether nobody but the user and root can have written a file, nor put it where it is."""
     if not hasattr(os, "geteuid"):
         return False  # who may write a file is not told by its mode
-    states = [place.stat() for place in (path, path.parent, path.resolve().parent)]
+    states = [place.stat() for place in (path, path.parent, real_path(path).parent)]
     owners = {state.st_uid for state in states}
     return owners <= {0, os.geteuid()} and not any(state.st_mode & 0o022 for state in states)
 
@@ -247,7 +245,7 @@ def _located(config: Config, option: click.Option, text: str) -> str:
     """A name from the file's folder, where users see their files beside it."""
     folder = config.path.parent
     if is_function_name(text) and not (folder / text).exists():
-        if str(folder.resolve()) not in sys.path:
-            sys.path.insert(0, str(folder.resolve()))
+        if str(real_path(folder)) not in sys.path:
+            sys.path.insert(0, str(real_path(folder)))
         return text
     return str(folder / text) if text and isinstance(option.type, FileName) else text

@@ -15,6 +15,8 @@ class FileName(click.types.StringParamType):
         text = str(super().convert(value, param, ctx))
         if not text:
             self.fail("the name is empty", param, ctx)
+        if "\0" in text:
+            self.fail("no name holds the character 0", param, ctx)
         return text
 
     def shell_complete(

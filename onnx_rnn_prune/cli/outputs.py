@@ -17,7 +17,7 @@ from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.model.files import check_output, weights_beside
-from onnx_rnn_prune.model.references import weight_files
+from onnx_rnn_prune.model.references import real_path, weight_files
 from onnx_rnn_prune.report.table import sentence
 from onnx_rnn_prune.text import visible
 
@@ -39,7 +39,7 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -
     given = places(*inputs)
     for number, path in enumerate(paths):
         check_output(path, given)
-        if path.resolve() in [other.resolve() for other in paths[:number]]:
+        if real_path(path) in map(real_path, paths[:number]):
             raise PruneError(
                 "two outputs have this name", where=str(path), remedy="name another file"
             )

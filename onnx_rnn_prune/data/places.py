@@ -6,7 +6,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from onnx_rnn_prune.data.values import is_function_name
-from onnx_rnn_prune.model.references import weight_files
+from onnx_rnn_prune.model.references import real_path, weight_files
 
 
 def places(*sources: object) -> tuple[Path, ...]:
@@ -19,7 +19,7 @@ def places(*sources: object) -> tuple[Path, ...]:
     for source in sources:
         if not isinstance(source, str | Path):
             continue
-        path = Path(source).resolve()
+        path = real_path(source)
         if isinstance(source, str) and is_function_name(source) and not path.exists():
             found += _module_files(source.partition(":")[0])
             continue

@@ -111,7 +111,7 @@ def _looks(feeds: Iterable[NamedFeed], pairs: Sequence[Pair], run: Run) -> Itera
         same: frozenset[Pair] = frozenset()
         if last is not None and changed:
             left = run(last)
-            same = frozenset(pair for pair in pairs if _equal(feed[pair[0]], left[pair[1]]))
+            same = frozenset(pair for pair in pairs if _equal(feed[pair[0]], left.get(pair[1])))
         yield _Look(same, frozenset(pair for pair in same if pair[0] in changed), zeros)
         last = feed
 

@@ -84,7 +84,8 @@ def check_sizes(graph: gs.Graph) -> None:
     """
     made: dict[int, int] = {}
     for node in all_nodes(graph):
-        if node.op not in ("Concat", "ConstantOfShape", "Expand", "Tile") or node.domain:
+        made_here = node.op in ("Concat", "ConstantOfShape", "Expand", "Tile") and not node.domain
+        if not made_here or not node.inputs or not node.outputs:
             continue
         parts = [made.get(id(item)) or _held_entries(item) for item in node.inputs]
         total = made[id(node.outputs[0])] = _entries(node, parts, graph.opset)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import raw_length
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.walk import all_nodes
@@ -39,8 +41,16 @@ class Document:
     @staticmethod
     def read(model: onnx.ModelProto) -> Document:
         """Opens a model; weights stay in the message until they are looked at."""
-        with G_LOGGER.suppress(G_LOGGER.ERROR):
-            graph = gs.import_onnx(model)
+        try:
+            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
+                graph = gs.import_onnx(model)
+        except Exception as error:  # it trusts messages, and fails in many ways on wrong ones
+            raise PruneError(
+                f"it cannot be read as a graph: {error}",
+                where="the model",
+                remedy="check the file with onnx.checker, and export it again",
+            ) from error
+        _declare(graph, model.graph)
         origins = {id(node): (node, original) for node, original in _pairs(graph, model.graph)}
         return Document(graph, model, origins)
 
@@ -93,6 +103,19 @@ def _pairs(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[gs.Node,
         for attribute in original.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _pairs(node.attrs[attribute.name], attribute.g)
+
+
+def _declare(graph: gs.Graph, message: onnx.GraphProto) -> None:
+    """Gives ports the shapes that they declare; graphsurgeon prefers `value_info` of a name."""
+    ports = {port.name: port for port in (*message.input, *message.output)}
+    for tensor in (*graph.inputs, *graph.outputs):
+        port = ports.get(tensor.name)
+        if port is not None and port.type.tensor_type.HasField("shape"):
+            tensor.shape = get_onnx_tensor_shape(port)
+    for node, original in zip(graph.nodes, message.node, strict=True):
+        for attribute in original.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _declare(node.attrs[attribute.name], attribute.g)
 
 
 def _list_initializers(graph: onnx.GraphProto) -> None:

@@ -13,12 +13,17 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.writing import make_attribute
 
 
 def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
-    """The outputs of a node for given inputs; None stands for an omitted input."""
+    """The outputs of a node for given inputs; None stands for an omitted input.
+
+    Raises:
+        PruneError: it is no such operator as ONNX has, whatever onnxruntime makes of it.
+    """
     names = ["" if value is None else f"i{slot}" for slot, value in enumerate(inputs)]
     results = [f"o{slot}" for slot in range(len(node.outputs))]
     message = onnx.helper.make_node(node.op, names, results, domain=node.domain or "")
@@ -32,5 +37,12 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
         [onnx.ValueInfoProto(name=name) for name in results],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    outputs = ReferenceEvaluator(model).run(None, feeds)
+    try:
+        outputs = ReferenceEvaluator(model).run(None, feeds)
+    except Exception as error:  # it trusts nodes, and fails in many ways on those that are wrong
+        raise PruneError(
+            f"ONNX's definition of {node.op} does not allow it: {error}",
+            where=f"node '{node.name or results[0]}'",
+            remedy="check the file with onnx.checker, and export it again",
+        ) from error
     return [np.asarray(output) for output in outputs]

@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.checks import checked
 from onnx_rnn_prune.model.external import (
     LEAST,
     Shelves,
@@ -21,7 +22,7 @@ from onnx_rnn_prune.model.external import (
     raw_length,
     with_weights,
 )
-from onnx_rnn_prune.model.references import find_weights, tensors
+from onnx_rnn_prune.model.references import find_weights, real_path, tensors
 
 
 def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
@@ -38,7 +39,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
                     where=f"weight '{tensor.name}'",
                     remedy="give the path of the model, or load it with its weights",
                 )
-        return source
+        return checked(source)
     if not isinstance(source, str | Path):
         raise PruneError(
             f"{type(source).__name__} is no model",
@@ -54,6 +55,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         model = onnx.load(path, format="protobuf", load_external_data=False)
         if not model.graph.node or not model.opset_import:
             raise _not_a_model(path)
+        model = checked(model)
         find_weights(model, path)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise _not_a_model(path) from error
@@ -178,7 +180,7 @@ def _target(path: str | Path) -> Path:
     """Where a file ends up that is written to a path, links followed."""
     if not isinstance(path, str | Path):
         raise PruneError(f"{type(path).__name__} is no path", remedy="name a file")
-    target = Path(path).resolve()
+    target = real_path(path)
     if os.path.exists(target) and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")

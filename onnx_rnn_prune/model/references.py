@@ -7,8 +7,8 @@ them may lead out of its folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from functools import cache
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.checks import messages, parts
 from onnx_rnn_prune.model.external import (
     LEAST,
     Place,
@@ -33,50 +34,16 @@ from onnx_rnn_prune.model.external import (
 
 def tensors(message: Any) -> Iterator[onnx.TensorProto]:
     """All tensors in a message of ONNX, at any depth."""
-    waiting = [message]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, onnx.TensorProto):
-            yield item
-        else:
-            waiting.extend([part for _, part in _parts(item)][::-1])
+    return messages(message, onnx.TensorProto)
 
 
 def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """The same without the initializers of the main graph."""
-    outside = ((name, part) for name, part in _parts(model) if name != "graph")
-    inside = ((name, part) for name, part in _parts(model.graph) if name != "initializer")
+    """Those of a model without the initializers of the main graph."""
+    outside = ((name, part) for name, part in parts(model, onnx.TensorProto) if name != "graph")
+    inside = parts(model.graph, onnx.TensorProto)
+    inside = ((name, part) for name, part in inside if name != "initializer")
     for _, part in chain(outside, inside):
         yield from tensors(part)
-
-
-def _parts(message: Any) -> Iterator[tuple[str, Any]]:
-    """The messages within one in which tensors can lie, each with the name of its field."""
-    leading = _leading(message.DESCRIPTOR)
-    for field, value in message.ListFields():
-        if field.name in leading:
-            for part in value if hasattr(value, "extend") else (value,):
-                yield field.name, part
-
-
-@cache
-def _leading(kind: Any) -> frozenset[str]:
-    """The fields of a kind of message through which a tensor can be reached.
-
-    It follows from what ONNX declares, so that no place can be forgotten, nor one that is yet to
-    come.
-    """
-    return frozenset(field.name for field in kind.fields if _leads(field.message_type, set()))
-
-
-def _leads(kind: Any, seen: set[Any]) -> bool:
-    """Whether a kind of message (None: the field holds no message) can hold a tensor."""
-    if kind is None or kind in seen:
-        return False
-    seen.add(kind)
-    return kind is onnx.TensorProto.DESCRIPTOR or any(
-        _leads(field.message_type, seen) for field in kind.fields
-    )
 
 
 def find_weights(model: onnx.ModelProto, path: Path) -> None:
@@ -144,6 +111,11 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
     refer(tensor, Place(str(path), offset, needed))
 
 
+def real_path(path: str | Path) -> Path:
+    """Where a path leads, links followed; as far as they can be, where they lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def _beside(name: str, holder: Path) -> Path | None:
     """The file of a name beside another, links followed; None where that is in no folder of its.
 
@@ -151,11 +123,8 @@ def _beside(name: str, holder: Path) -> Path | None:
     """
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
-    try:
-        homes = {holder.parent.resolve(), holder.resolve().parent}
-        path = (holder.parent / name).resolve()
-    except (OSError, RuntimeError):  # links that lead in a circle
-        return None
+    homes = {real_path(holder.parent), real_path(holder).parent}
+    path = real_path(holder.parent / name)
     return path if homes.intersection(path.parents) else None
 
 

@@ -253,9 +253,11 @@ def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.Val
     after = getattr(tensor, "shape", None)
     if before is None or after is None or list(before) == list(after):
         return info
+    if len(before) != len(after):
+        return info  # another declaration of the same tensor, which is not ours to judge
     result = onnx.ValueInfoProto()
     result.CopyFrom(info)
     for dim, old, new in zip(result.type.tensor_type.shape.dim, before, after, strict=True):
-        if old != new:
+        if old != new and isinstance(new, int):
             dim.dim_value = new
     return result

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node, replace_constant
@@ -38,7 +41,15 @@ class SortNodes:
         computed: set[int] = set()
         for node in document.graph.nodes:
             if any(tensor.inputs and id(tensor) not in computed for tensor in node.inputs):
-                document.graph.toposort()
+                try:
+                    with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
+                        document.graph.toposort()
+                except OnnxGraphSurgeonException as error:
+                    raise PruneError(
+                        "its nodes read from each other in a circle",
+                        where="the model",
+                        remedy="check the file with onnx.checker, and export it again",
+                    ) from error
                 return True
             computed.update(map(id, node.outputs))
         return False

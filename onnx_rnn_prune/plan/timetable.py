@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -25,8 +26,8 @@ class Timetable:
     """What was timed, by machine, version of onnxruntime and name.
 
     Args:
-        path: a JSON file; one that is no such file counts as empty, and a place that cannot be
-            written keeps nothing.
+        path: a JSON file; one that is no such file, or was changed, counts as empty, and a place
+            that cannot be written keeps nothing.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -57,8 +58,9 @@ class Timetable:
             return {}
         try:
             found = json.loads(self._path.read_text("utf-8"))
-            return {machine: dict(times) for machine, times in found.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            known: dict[str, dict[str, Any]] = found["times"]
+            return known if found["sha256"] == _digest(known) else {}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return {}
 
     def _keep(self, found: dict[str, Any]) -> None:
@@ -66,4 +68,10 @@ class Timetable:
         times[self._machine] = {**times.get(self._machine, {}), **found}
         with contextlib.suppress(OSError, PruneError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(times, indent=1, sort_keys=True).encode())
+            content = {"sha256": _digest(times), "times": times}
+            write_atomically(self._path, json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+def _digest(times: object) -> str:
+    """What tells whether times are those that were kept, and not damaged since."""
+    return hashlib.sha256(json.dumps(times, sort_keys=True).encode()).hexdigest()

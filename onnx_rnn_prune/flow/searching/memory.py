@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -37,8 +38,8 @@ class Memory:
         if path is not None:
             require_plain(path)
             for key, value in self._run("SELECT key, value FROM record"):
-                if key.startswith(self._prefix):
-                    self._known[key.removeprefix(self._prefix)] = json.loads(value)
+                if str(key).startswith(self._prefix):
+                    self._known[key.removeprefix(self._prefix)] = self._value(key, value)
         self.found = frozenset(self._known)
 
     def __contains__(self, key: str) -> bool:
@@ -53,7 +54,7 @@ class Memory:
         if self._path is not None:
             self._run(
                 "INSERT OR REPLACE INTO record VALUES (?, ?)",
-                (self._prefix + key, json.dumps(value)),
+                (self._prefix + key, _sealed(self._prefix + key, json.dumps(value))),
             )
 
     def recall(self, key: str, make: Callable[[], Any]) -> Any:
@@ -61,6 +62,16 @@ class Memory:
         if key not in self._known:
             self.keep(key, make())
         return self._known[key]
+
+    def _value(self, key: str, sealed: object) -> Any:
+        text = str(sealed).partition(" ")[2]
+        if sealed != _sealed(key, text):
+            raise PruneError(
+                "what it remembers was changed or damaged",
+                where=str(self._path),
+                remedy="name another file with --study",
+            )
+        return json.loads(text)
 
     def _run(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, str]]:
         try:
@@ -73,3 +84,8 @@ class Memory:
                 where=str(self._path),
                 remedy="name another file with --study",
             ) from error
+
+
+def _sealed(key: str, text: str) -> str:
+    """A text with what tells whether it is still the one that was kept under a key."""
+    return f"{hashlib.sha256(f'{key} {text}'.encode(errors='replace')).hexdigest()} {text}"
