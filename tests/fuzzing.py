@@ -1,0 +1,634 @@
+"""Commands on broken and hostile files, and what must hold of each.
+
+`python tests/fuzzing.py --seed 7 --count 1000` makes 1000 cases, seeds 7, 8, ..., each in a process
+of its own, which onnxruntime may abort; `--only 42` makes one and keeps its folder. A case is a
+model of `oracle.draw`, data, a plan, a study, a cache of timings, configuration and options, of
+which one or more were changed: structures where they have one, bytes where not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnx_rnn_prune import cli
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.references import tensors
+from onnx_rnn_prune.plan.plan import fingerprint
+from oracle.draw import draw_model
+
+# Seconds and bytes that no case may take beyond what an empty process takes.
+SECONDS, BYTES = 60.0, 1 << 30
+CODES = {0, 1, 2, 3}
+
+NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**62, -(2**31), -(2**63), 2**63 - 1)
+REALS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e38, -1e38, float("nan"), float("inf"), float("-inf"))
+TEXTS = (
+    "", "x", "a/b", "../up", "/etc/passwd", "\x1b[2J", "\u202e", "a\nb", "[red]", "%s", "{}", "-o",
+    "\0", "n" * 300, "evil:feeds", "tcp://127.0.0.1:1", "nan", "1e999", "50%", "*", "é",
+)  # fmt: skip
+
+
+# -- changing things ------------------------------------------------------------------------------
+
+
+def change_message(message: Any, rng: random.Random) -> None:
+    """Changes one field somewhere in a message of protocol buffers."""
+    holders = [message]
+    for holder in holders:
+        for kind, value in holder.ListFields():
+            if kind.message_type is not None:
+                holders.extend(value if hasattr(value, "extend") else [value])
+    # What is deep inside is not drowned by what there is most of.
+    wanted = rng.choice(sorted({holder.DESCRIPTOR.name for holder in holders}))
+    holder = rng.choice([holder for holder in holders if holder.DESCRIPTOR.name == wanted])
+    present = [kind for kind, _ in holder.ListFields()]
+    kind = rng.choice(
+        present if present and rng.random() < 0.85 else list(holder.DESCRIPTOR.fields)
+    )
+    names = sorted({name for each in holders for name in texts_of(each)} | set(TEXTS))
+    with contextlib.suppress(ValueError, TypeError):  # what a field cannot hold
+        change_field(holder, kind, names, rng)
+
+
+def texts_of(message: Any) -> list[str]:
+    found = []
+    for kind, value in message.ListFields():
+        if kind.type == kind.TYPE_STRING:
+            found += list(value) if hasattr(value, "extend") else [value]
+    return [text for text in found if isinstance(text, str)]
+
+
+def change_field(holder: Any, kind: Any, names: list[str], rng: random.Random) -> None:
+    value = getattr(holder, kind.name)
+    if hasattr(value, "extend"):
+        change_list(value, kind, names, rng)
+    elif kind.message_type is not None:
+        if rng.random() < 0.5:
+            holder.ClearField(kind.name)
+        else:
+            value.SetInParent()
+    else:
+        setattr(holder, kind.name, other(kind, value, names, rng))
+
+
+def change_list(items: Any, kind: Any, names: list[str], rng: random.Random) -> None:
+    place = rng.randrange(len(items)) if len(items) else 0
+    way = rng.choice(("drop", "repeat", "turn", "clear", "change", "change"))
+    if way == "clear":
+        del items[:]
+    elif way == "drop" and items:
+        del items[place]
+    elif way == "turn" and len(items) > 1:
+        kept = [copied(item) for item in items]
+        rng.shuffle(kept)
+        del items[:]
+        items.extend(kept)
+    elif way == "repeat" and items:
+        items.extend([copied(items[place])] * rng.choice((1, 1, 2, 40)))
+    elif kind.message_type is None:
+        if items:
+            items[place] = other(kind, items[place], names, rng)
+        else:
+            items.append(other(kind, None, names, rng))
+
+
+def copied(item: Any) -> Any:
+    if not hasattr(item, "CopyFrom"):
+        return item
+    result = type(item)()
+    result.CopyFrom(item)
+    return result
+
+
+def other(kind: Any, value: Any, names: list[str], rng: random.Random) -> Any:
+    """Another value of a field that holds no message."""
+    if kind.type == kind.TYPE_STRING:
+        return rng.choice(names)
+    if kind.type == kind.TYPE_BYTES:
+        return change_bytes(value or b"", rng)
+    if kind.type in (kind.TYPE_FLOAT, kind.TYPE_DOUBLE):
+        return rng.choice(REALS)
+    if kind.type == kind.TYPE_ENUM:
+        return rng.choice([*range(28), 99])
+    near = [value + 1, value - 1, value * 2] if value else []
+    number = rng.choice([*NUMBERS, *near])
+    return number if kind.type == kind.TYPE_INT64 else max(-(2**31), min(number, 2**31 - 1))
+
+
+def change_bytes(content: bytes, rng: random.Random) -> bytes:
+    way = rng.choice(("cut", "add", "flip", "fill", "gap"))
+    place = rng.randrange(len(content) + 1)
+    if way == "cut":
+        return content[:place]
+    if way == "add":
+        return content + rng.randbytes(rng.choice((1, 4, 1000)))
+    if way == "gap":
+        return content[:place] + content[place + rng.choice((1, 4, 100)) :]
+    if way == "fill":
+        return (rng.choice((b"\xff", b"\x7f\xc0\x00\x00", b"\0")) * len(content))[: len(content)]
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 3, 20))):
+        if changed:
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def change_value(value: Any, rng: random.Random) -> Any:
+    """Changes one thing somewhere in what JSON or TOML holds."""
+    plain = [None, True, "", [], {}, *NUMBERS, *REALS, *TEXTS]
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        changed = dict(value)
+        way = rng.random()
+        if way < 0.1:
+            del changed[key]
+        elif way < 0.2:
+            changed[rng.choice(TEXTS)] = value[key]
+        else:
+            changed[key] = change_value(value[key], rng)
+        return changed
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        place, way = rng.randrange(len(value)), rng.random()
+        if way < 0.2:
+            return value[:place] + value[place + 1 :]
+        if way < 0.4:
+            return [*value, *value[: place + 1]]
+        return [*value[:place], change_value(value[place], rng), *value[place + 1 :]]
+    if isinstance(value, int) and rng.random() < 0.4:
+        return value + rng.choice((-1, 1))
+    return rng.choice(plain)
+
+
+def change_array(array: Any, rng: random.Random) -> Any:
+    way = rng.choice(("type", "shape", "fill", "object", "empty", "scalar", "order"))
+    if way == "type":
+        with np.errstate(all="ignore"):
+            return array.astype(
+                rng.choice(("f2", "f4", "f8", "i1", "i8", "u4", "?", "U3", "c8", "S2"))
+            )
+    if way == "shape":
+        return rng.choice((array.reshape(-1), array[None], array[..., :-1], np.repeat(array, 2, 0)))
+    if way == "fill":
+        filled = array.copy()
+        filled.flat[: rng.choice((1, filled.size))] = rng.choice((0, 1, np.nan, np.inf, 1e30, -5))
+        return filled
+    if way == "object":
+        return np.array([print, None], dtype=object)
+    if way == "empty":
+        return array[:0]
+    return np.asfortranarray(array) if way == "order" else np.float64(rng.choice(REALS))
+
+
+# -- making cases ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """Files in a folder and the command to run there."""
+
+    seed: int
+    rng: random.Random
+    folder: Path
+    model: onnx.ModelProto
+    feeds: list[dict[str, Any]]
+    command: list[str] = field(default_factory=list)
+
+
+def make_case(seed: int, folder: Path) -> Case:
+    rng = random.Random(seed)
+    builder = draw_model(rng.randrange(400))
+    model = builder.model()
+    feeds = [dict(builder.feeds(4 + n % 2, 2, n)) for n in range(rng.choice((1, 3, 5)))]
+    case = Case(seed, rng, folder, model, feeds)
+    parts = ["model", "data", "plan", "study", "cache", "config", "options"]
+    broken = rng.sample(parts, rng.choice((1, 1, 1, 2, 3)))
+    if rng.random() < 0.4 and "model" not in broken:
+        broken.append("model")
+    case.command = draw_command(rng, broken)
+    write_model(case, "model" in broken)
+    write_data(case, "data" in broken)
+    write_plan(case, "plan" in broken)
+    write_study(case, "study" in broken)
+    write_cache(case, "cache" in broken)
+    if "config" in broken:
+        write_config(case)
+    return case
+
+
+def draw_command(rng: random.Random, broken: list[str]) -> list[str]:
+    wanted = {"plan": ["apply"], "study": ["search", "sensitivity"], "cache": ["prune", "search"]}
+    every = [
+        "inspect",
+        "prune",
+        "prune",
+        "plan",
+        "apply",
+        "compare",
+        "bench",
+        "search",
+        "sensitivity",
+    ]
+    name = rng.choice(wanted.get(broken[0], every))
+    data = ["--data", "data"] if rng.random() < 0.6 or name in ("search", "sensitivity") else []
+    command = {
+        "inspect": ["inspect", "model.onnx"],
+        "prune": ["prune", "model.onnx", "-o", "out.onnx", "--keep", "50%"],
+        "plan": ["plan", "model.onnx", "-o", "out.json"],
+        "apply": ["apply", "model.onnx", "plan.json", "-o", "out.onnx"],
+        "compare": ["compare", "model.onnx", "other.onnx", "--max-nrmse", "0.1"],
+        "bench": ["bench", "model.onnx", "other.onnx"],
+        "search": ["search", "model.onnx", "-o", "out.onnx", "--params", "80%", "--trials", "2"],
+        "sensitivity": ["sensitivity", "model.onnx"],
+    }[name] + data
+    if name in ("search", "sensitivity") and (broken[0] == "study" or rng.random() < 0.3):
+        command += ["--study", "study.db"]
+    if name == "prune" and rng.random() < 0.5:
+        command += draw_options(rng)
+    if name in ("prune", "apply") and rng.random() < 0.2:
+        command += ["--html", "page.html", "--json", "report.json"]
+    if "options" in broken:
+        place = rng.randrange(1, len(command) + 1)
+        command[place:place] = rng.choice(
+            (
+                [rng.choice(TEXTS)],
+                [rng.choice(WORDS), rng.choice(TEXTS)],
+                [f"{rng.choice(WORDS)}=9"],
+            )
+        )
+    return [text.replace("\0", "") for text in command]
+
+
+WORDS = (
+    "--keep", "--budget", "--rank", "--quantize", "--sparsify", "--only", "--align", "--min-units",
+    "--masks", "--freeze", "--seed", "--steps", "--criterion", "--data", "--eval-data", "--json",
+    "--html", "--summary", "--save-plan", "--config", "-o", "--metric", "--study", "--pick",
+)  # fmt: skip
+
+
+def draw_options(rng: random.Random) -> list[str]:
+    sets = (
+        ["--lossless"], ["--recover", "merge"], ["--sparsify", "50%"], ["--sparsify", "2:4"],
+        ["--rank", "50%"], ["--quantize", "int8"], ["--quantize", "bits=4"], ["--quantize", "fp16"],
+        ["--mode", "zero"], ["--shrink-states"], ["--criterion", "l1"], ["--allocate", "global"],
+        ["--budget", "params=60%"], ["--schedule", "soft"], ["--masks", "masks.npz"],
+        ["--sparsify", "70%", "--sparse-initializers"], ["--keep", "1"], ["--min-units", "2"],
+    )  # fmt: skip
+    return rng.choice(sets)
+
+
+def write_model(case: Case, broken: bool) -> None:
+    rng, model = case.rng, copied(case.model)
+    (case.folder / "other.onnx").write_bytes(model.SerializeToString())
+    way = rng.random() if broken else 0.0
+    if broken and way < 0.8:
+        for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+            change_message(model, rng)
+    if rng.random() < 0.15:
+        put_apart(case, model, broken)
+    content = model.SerializeToString()
+    if 0.8 <= way < 0.88:
+        content = change_bytes(content, rng)
+    if 0.88 <= way < 0.94:  # names in another encoding
+        name = rng.choice([name for each in model.graph.node for name in texts_of(each) if name])
+        content = content.replace(name.encode(), name[:-1].encode() + b"\xa4")
+    (case.folder / "model.onnx").write_bytes(content)
+    if way >= 0.94:
+        (case.folder / "model.onnx").unlink()
+        target = rng.choice((".", "model.onnx", "absent", "/dev/null", "/etc/passwd"))
+        (case.folder / "model.onnx").symlink_to(target)
+
+
+def put_apart(case: Case, model: onnx.ModelProto, broken: bool) -> None:
+    """Weights in a file, or said to be in one that is not theirs to read."""
+    content = b""
+    for tensor in list(tensors(model)):
+        if not tensor.raw_data or case.rng.random() < 0.3:
+            continue
+        place = {"location": "weights.bin", "offset": str(len(content)), "length": None}
+        place["length"] = str(len(tensor.raw_data))
+        content += tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        if broken and case.rng.random() < 0.3:
+            key = case.rng.choice(list(place))
+            place[key] = case.rng.choice((*TEXTS, "model.onnx", "-4", "99999999999999"))
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+    (case.folder / "weights.bin").write_bytes(content)
+
+
+def write_data(case: Case, broken: bool) -> None:
+    rng, folder = case.rng, case.folder / "data"
+    if broken and rng.random() < 0.1:
+        rng.choice((lambda: folder.symlink_to("data"), folder.touch, lambda: None))()
+        return
+    folder.mkdir()
+    sets = rng.random() < 0.25
+    for number, feed in enumerate(case.feeds):
+        chosen = dict(feed)
+        if broken and rng.random() < 0.6:
+            name = rng.choice(list(chosen))
+            with contextlib.suppress(IndexError, OverflowError, ValueError):  # no such change
+                chosen[name] = change_array(chosen[name], rng)
+            if rng.random() < 0.2:
+                chosen[rng.choice(("y", "labels", "a/b"))] = chosen.pop(name)
+        if sets:
+            write_set(folder / f"test_data_set_{number}", chosen, broken, rng)
+            continue
+        path = folder / f"{number}.npz"
+        np.savez(path, **chosen)
+        if broken and rng.random() < 0.2:
+            path.write_bytes(change_bytes(path.read_bytes(), rng))
+    masks = {"layer": np.ones(4, bool), rng.choice(TEXTS[1:3]): np.ones((1, 3), bool)}
+    np.savez(case.folder / "masks.npz", **masks)
+
+
+def write_set(folder: Path, feed: dict[str, Any], broken: bool, rng: random.Random) -> None:
+    folder.mkdir()
+    for number, (name, value) in enumerate(feed.items()):
+        try:
+            tensor = numpy_helper.from_array(np.asarray(value), name)
+        except Exception:  # there are arrays that no tensor holds
+            tensor = onnx.TensorProto(name=name)
+        if broken and rng.random() < 0.5:
+            change_message(tensor, rng)
+        (folder / f"input_{number}.pb").write_bytes(tensor.SerializeToString())
+
+
+def write_plan(case: Case, broken: bool) -> None:
+    layers = {}
+    for node in Document.read(case.model).graph.nodes:
+        hidden = node.attrs.get("hidden_size")
+        if hidden and node.op in ("LSTM", "GRU", "RNN"):
+            directions = 2 if node.attrs.get("direction") == "bidirectional" else 1
+            keep = [list(range(max(1, hidden // 2)))] * directions
+            layers[node.name] = {"scope": "", "hidden_size": hidden, "keep": keep}
+    plan: Any = {
+        "format": "onnx_rnn_prune.plan/1",
+        "model": {"sha256": fingerprint(case.model)},
+        "layers": layers,
+    }
+    text = json.dumps(plan)
+    if broken:
+        for _ in range(case.rng.choice((1, 1, 2, 5))):
+            plan = change_value(plan, case.rng)
+        text = json.dumps(plan)
+        if case.rng.random() < 0.2:
+            text = change_bytes(text.encode(), case.rng).decode(errors="surrogateescape")
+    (case.folder / "plan.json").write_bytes(text.encode(errors="surrogateescape"))
+
+
+def write_study(case: Case, broken: bool) -> None:
+    if not broken:
+        return
+    rng, path = case.rng, case.folder / "study.db"
+    if rng.random() < 0.5 and case.command[0] in ("search", "sensitivity"):
+        with quiet(case):
+            cli.run(case.command)  # what it remembers is then changed
+        for name in ("out.onnx",):
+            (case.folder / name).unlink(missing_ok=True)
+    if path.is_file() and rng.random() < 0.7:
+        with contextlib.closing(sqlite3.connect(path)) as base, base:
+            rows = list(base.execute("SELECT key, value FROM record"))
+            for key, value in rng.sample(rows, min(len(rows), rng.choice((1, 3, 100)))):
+                changed = json.dumps(change_value(json.loads(value.partition(" ")[2]), rng))
+                if rng.random() < 0.2:
+                    changed = change_bytes(value.encode(), rng).decode(errors="replace")
+                base.execute("UPDATE record SET value = ? WHERE key = ?", (changed, key))
+        return
+    content = path.read_bytes() if path.is_file() else b""
+    path.write_bytes(change_bytes(content or b"SQLite format 3\0", rng))
+
+
+def write_cache(case: Case, broken: bool) -> None:
+    cache = case.folder / "cache" / "onnx_rnn_prune"
+    cache.mkdir(parents=True, exist_ok=True)
+    if broken:
+        path = cache / "timings.json"
+        known: Any = {"a": {"b": 1.0}}
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(BASE_CACHE.read_text())
+        for _ in range(case.rng.choice((1, 3, 20))):
+            known = change_value(known, case.rng)
+        path.write_text(json.dumps(known))
+        if case.rng.random() < 0.3:
+            path.write_bytes(change_bytes(path.read_bytes(), case.rng))
+    elif BASE_CACHE.is_file():
+        shutil.copy(BASE_CACHE, cache / "timings.json")
+
+
+def write_config(case: Case) -> None:
+    rng = case.rng
+    lines = ["[tool.onnx-rnn-prune]", "seed = 1", 'data = "data"']
+    for _ in range(rng.choice((1, 2, 4))):
+        word = rng.choice(WORDS).strip("-")
+        lines.append(f"{word} = {json.dumps(change_value(None, rng))}")
+    content = "\n".join(lines).encode(errors="replace")
+    if rng.random() < 0.3:
+        content = change_bytes(content, rng)
+    (case.folder / "pyproject.toml").write_bytes(content)
+
+
+@contextlib.contextmanager
+def quiet(case: Case) -> Any:
+    before = Path.cwd()
+    os.chdir(case.folder)
+    os.environ["XDG_CACHE_HOME"] = str(case.folder / "cache")
+    try:
+        with (
+            open(os.devnull, "w") as nothing,
+            contextlib.redirect_stdout(nothing),
+            contextlib.redirect_stderr(nothing),
+        ):
+            yield
+    finally:
+        os.chdir(before)
+
+
+# -- running them ---------------------------------------------------------------------------------
+
+BASE_CACHE = Path(tempfile.gettempdir()) / f"onnx_rnn_prune-fuzzing-{os.getuid()}" / "timings.json"
+
+
+def run_case(seed: int, folder: Path) -> tuple[str, int, str]:
+    """Runs a case in a process of its own: the command, its code, and what it broke, or ''."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = in_child(seed, folder)
+        except BaseException:
+            traceback.print_exc(file=(folder / "fuzzing").open("a"))
+        finally:
+            os._exit(code)
+    end = time.monotonic() + SECONDS + 20
+    usage = None
+    while time.monotonic() < end:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.005)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.wait4(child, 0)
+        return shown(folder), -signal.SIGKILL, f"takes more than {SECONDS:.0f} s"
+    code = os.waitstatus_to_exitcode(status)
+    return shown(folder), code, broken_promise(folder, code, usage.ru_maxrss * 1024)
+
+
+def shown(folder: Path) -> str:
+    path = folder / "command"
+    return path.read_text() if path.exists() else "not made"
+
+
+def in_child(seed: int, folder: Path) -> int:
+    inside = folder / "in"
+    inside.mkdir()
+    case = make_case(seed, inside)
+    (folder / "command").write_text(repr(case.command))
+    (folder / "before").write_text(json.dumps(contents(inside)))
+    os.chdir(inside)
+    os.environ["XDG_CACHE_HOME"] = str(inside / "cache")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    really = cli._fail
+
+    def fail(text: str, error: BaseException, code: int) -> int:
+        (folder / "traceback").write_text("".join(traceback.format_exception(error)))
+        return really(text, error, code)
+
+    cli._fail = fail
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    code = cli.run(case.command)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (folder / "loads").write_text(check_written(inside))
+    return code
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Names of files in a folder with what they hold."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and "cache" not in path.parts:
+            name = str(path.relative_to(folder))
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def broken_promise(folder: Path, code: int, memory: int) -> str:
+    if (folder / "fuzzing").exists():
+        return f"the case could not be made: {(folder / 'fuzzing').read_text().splitlines()[-1]}"
+    err = (folder / "stderr").read_text(errors="replace") if (folder / "stderr").exists() else ""
+    out = (folder / "stdout").read_text(errors="replace") if (folder / "stdout").exists() else ""
+    if code not in CODES:
+        return (
+            f"takes more than {SECONDS:.0f} s" if code == -signal.SIGALRM else f"ends with {code}"
+        )
+    if "defect" in err:
+        return f"calls itself a defect: {err.strip().splitlines()[-1][:150]}"
+    if "Traceback" in err or ("Warning: " in err and ".py:" in err):
+        return f"shows its inside: {err.strip().splitlines()[-1][:150]}"
+    if code == 1 and sum(line.startswith("Error: ") for line in err.splitlines()) != 1:
+        return f"tells no reason: {err[:100]!r}"
+    hidden = [line for line in (out + err).split("\n") if not line.isprintable()]
+    if hidden:
+        return f"prints what is not printable: {hidden[0][:100]!r}"
+    if memory > BASE_MEMORY + BYTES:
+        return f"takes {memory >> 20} MB"
+    return files_wrong(folder, code) or (folder / "loads").read_text()
+
+
+def files_wrong(folder: Path, code: int) -> str:
+    before, after = json.loads((folder / "before").read_text()), contents(folder / "in")
+    changed = [name for name in before if after.get(name) != before[name] and name != "study.db"]
+    new = sorted(after.keys() - before.keys() - {"study.db"})
+    if changed:
+        return f"changes {changed}"
+    if code in (1, 2) and new:
+        return f"fails and leaves {new}"
+    hidden = [name for name in new if Path(name).name.startswith(".")]
+    if hidden:
+        return f"leaves {hidden}"
+    return ""
+
+
+def check_written(folder: Path) -> str:
+    """Whether a written model loads where the original does."""
+    import onnxruntime as ort
+
+    if not (folder / "out.onnx").exists():
+        return ""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for name in ("model.onnx", "out.onnx"):
+        try:
+            ort.InferenceSession(str(folder / name), options, ["CPUExecutionProvider"])
+        except Exception as error:
+            return "" if name == "model.onnx" else f"writes what does not load: {str(error)[:150]}"
+    return ""
+
+
+BASE_MEMORY = 0
+
+
+def main() -> int:
+    global BASE_MEMORY
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 10**6 * 1000)
+    parser.add_argument("--count", type=int, default=10**9)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--keep", type=Path, help="where the folders of what broke a promise go")
+    given = parser.parse_args()
+    BASE_CACHE.parent.mkdir(exist_ok=True)
+    BASE_MEMORY = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if given.only is not None:
+        folder = Path(tempfile.mkdtemp())
+        print(*run_case(given.only, folder), folder, sep="\n")
+        return 0
+    end, found, codes = time.monotonic() + given.seconds, Counter(), Counter()
+    seed = given.seed
+    while seed < given.seed + given.count and time.monotonic() < end:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+            command, code, wrong = run_case(seed, Path(name))
+            codes[f"{command.partition(',')[0][2:-1]} {code}"] += 1
+            if wrong:
+                found[wrong[:60]] += 1
+                print(f"seed {seed}: {command}: {wrong}", flush=True)
+                if given.keep:
+                    shutil.copytree(name, given.keep / str(seed), symlinks=True, dirs_exist_ok=True)
+        seed += 1
+    wrong = sum(found.values())
+    print(
+        f"seeds {given.seed} to {seed - 1}, {wrong} broke a promise; ends: {sorted(codes.items())}"
+    )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
