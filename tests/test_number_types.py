@@ -7,6 +7,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
+from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.model.runner import Runner
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -53,6 +54,30 @@ def make(op, computes, held, opset=17, turned=""):
         proto.graph.initializer.append(numpy_helper.from_array(value, name))
     proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
     return proto
+
+
+def test_a_model_that_single_precision_cannot_hold_is_refused():
+    """In it, the twin computes something else, and would prove nothing."""
+    model = make("LSTM", np.float64, np.float64)
+    weight = next(t for t in model.graph.initializer if t.name == "fc")
+    large = numpy_helper.to_array(weight) * 1e39
+    weight.CopyFrom(numpy_helper.from_array(large, "fc"))
+    for call in (prune, inspect, lambda m: prune(m, data=feeds(np.float64))):
+        with pytest.raises(PruneError, match=r"^weight 'fc': it holds numbers beyond the range"):
+            call(model)
+
+
+def test_what_grows_beyond_single_precision_proves_nothing():
+    model = make("LSTM", np.float64, np.float64)
+    weight = next(t for t in model.graph.initializer if t.name == "fc")
+    weight.CopyFrom(numpy_helper.from_array(np.full((16, 3), 3e38), "fc"))
+    bias = next(t for t in model.graph.initializer if t.name == "fb")
+    bias.CopyFrom(numpy_helper.from_array(np.full(3, 3e38), "fb"))
+    with pytest.raises(Unmet, match="output y is not a number.*give --data"):
+        prune(model, recover="none", data=feeds(np.float64))
+    large = [{"x": feed["x"] * 1e60} for feed in feeds(np.float64)]
+    with pytest.raises(PruneError, match=r"^input 'x' of .*: it holds numbers beyond the range"):
+        prune(make("LSTM", np.float64, np.float64), data=large)
 
 
 def feeds(computes):

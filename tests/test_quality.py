@@ -126,6 +126,44 @@ def test_functions_that_fail_are_named():
         read_quality(broken, None).measure(results())
 
 
+@pytest.mark.parametrize("name", ["nrmse", "agreement", "accuracy", "perplexity", "kl", "snr"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_an_infinite_loss(name, broken):
+    labels = OTHERS if name == "snr" else LABELS
+    outputs = [value.copy() for value in SCORES]
+    outputs[1][0, 0, int(LABELS[1][0, 0])] = broken
+    if name == "accuracy" and broken == math.inf:
+        return  # the largest of scores is what it is
+    with np.errstate(all="ignore"):
+        quality = read_quality(name, None)
+        value = quality.measure(results(labels, outputs))
+    assert quality.loss(quality.measure(results(labels, SCORES)), value) == math.inf
+
+
+def test_classes_that_are_ruled_out_do_not_count():
+    """Scores of -inf, in the original and in the other, as those of a mask."""
+    masked = [value.copy() for value in SCORES]
+    for value in masked:
+        value[..., 4] = -math.inf
+    both = [
+        Result({}, None, {"logits": value}, {"logits": value + 0.1 * (value > 0)})
+        for value in masked
+    ]
+    plain = [
+        Result(
+            {},
+            None,
+            {"logits": r.wanted["logits"][..., :4]},
+            {"logits": r.found["logits"][..., :4]},
+        )
+        for r in both
+    ]
+    for name in ("kl", "agreement"):
+        measure = read_quality(name, None).measure
+        with np.errstate(invalid="ignore"):
+            assert measure(both) == pytest.approx(measure(plain)), name
+
+
 def test_what_is_no_number_is_an_infinite_loss():
     quality = read_quality("nrmse", None)
     assert quality.loss(0.0, math.nan) == math.inf

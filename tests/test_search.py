@@ -369,6 +369,13 @@ def test_a_layer_of_one_unit_cannot_be_cut():
         onnx_rnn_prune.prune(model, budget="params=50%")
 
 
+def test_a_metric_that_is_no_number_of_the_original_judges_nothing(feeds):
+    with pytest.raises(
+        PruneError, match=r"^--metric <lambda>: the original's own is nan, by which"
+    ):
+        search(feeds, metric=lambda pairs: np.nan, max_drop=0.1)
+
+
 def test_a_metric_of_the_users_own_decides(feeds):
     def smallness(results):
         return float(np.mean([np.abs(outputs["logits"]).max() for _, outputs in results]))

@@ -82,15 +82,31 @@ def test_a_constant_output_is_measured_by_its_size():
     assert found.cosine is None
 
 
-def test_what_is_not_a_number_may_only_be_where_it_was():
-    body = "z = Constant <value_float = 0.0> () y = Div(x, z)"
-    feeds = [{"x": np.array([[0, 1, -1]], np.float32)}]
-    assert drift(run(body), run(body), feeds)["y"].max_abs == 0
-    assert oracle(run(body), run(body), feeds)
-    assert drift(run(body), run(SAME), feeds)["y"].rmse == math.inf
-    failed = oracle(run(body), run(SAME), feeds)
-    assert not failed
-    assert failed.max_abs_diff == math.inf
+OVER_ZERO = "z = Constant <value_float = 0.0> () y = Div(x, z)"
+
+
+def test_infinities_may_only_be_where_the_original_has_them():
+    feeds = [{"x": np.array([[2, 1, -1]], np.float32)}]
+    over = run(OVER_ZERO)
+    assert drift(over, over, feeds)["y"].max_abs == 0
+    assert oracle(over, over, feeds, original=over)
+    for original in (None, run(SAME), run("n = Neg(x) z = Sub(x, x) y = Div(n, z)")):
+        failed = oracle(over, over, feeds, original=original)
+        assert not failed and failed.max_abs_diff == math.inf
+        assert failed.reason.startswith("output y is infinite ")
+    for other in (drift(over, run(SAME), feeds), drift(run(SAME), over, feeds)):
+        assert other["y"].rmse == math.inf and other["y"].nrmse == math.inf
+
+
+def test_what_is_not_a_number_never_passes():
+    """Not even where the original's is not: it hides whatever went wrong before."""
+    feeds = [{"x": np.array([[1, 1, -1]], np.float32)}, {"x": np.array([[0, 1, -1]], np.float32)}]
+    over = run(OVER_ZERO)
+    assert drift(over, over, feeds)["y"].nrmse == math.inf
+    failed = oracle(over, over, feeds, original=over)
+    assert failed.reason == "output y is not a number (nor is the original's) in feed 1"
+    assert not failed and failed.max_abs_diff == math.inf
+    assert not oracle(over, run(SAME), feeds, original=over)
 
 
 def test_other_types_are_compared_entry_by_entry():

@@ -30,7 +30,7 @@ from onnx_rnn_prune.model.external import (
 )
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
-from onnx_rnn_prune.model.single import as_single, unknown_type
+from onnx_rnn_prune.model.single import as_single, narrowed, unknown_type
 from onnx_rnn_prune.model.writing import local_initializers
 
 Array = npt.NDArray[Any]
@@ -106,11 +106,7 @@ class Runner:
         names = list(self.outputs if outputs is None else outputs)
         if not names:
             return {}
-        known = {
-            name: _converted(feed[name], self._takes.get(name))
-            for name in self.inputs
-            if name in feed
-        }
+        known = {name: self._given(name, feed) for name in self.inputs if name in feed}
         try:
             values = self._run(names, known)
         except Exception as error:
@@ -122,9 +118,18 @@ class Runner:
                 remedy=self.remedy or "check that onnxruntime runs the file on this feed",
             ) from error
         return {
-            name: _converted(value, self._gives.get(name))
+            name: _widened(value, self._gives.get(name))
             for name, value in zip(names, values, strict=True)
         }
+
+    def _given(self, name: str, feed: Feed) -> Array:
+        value, dtype = feed[name], self._takes.get(name)
+        if dtype is None or value.dtype == dtype:
+            return value
+        if dtype == np.float32:
+            return narrowed(value, f"input '{name}' of {getattr(feed, 'name', 'the feed')}")
+        converted: Array = value.astype(dtype)
+        return converted
 
     def _load(self, model: onnx.ModelProto | Document) -> ort.InferenceSession:
         """Loads it, rewritten as little as that takes."""
@@ -132,6 +137,8 @@ class Runner:
             level = self._levels.pop(0)
             try:
                 return _open(model, self._asked, self._options(level))
+            except PruneError:
+                raise
             except Exception as error:  # onnxruntime raises a dozen unrelated types
                 if not self._levels:
                     raise PruneError(
@@ -216,8 +223,14 @@ def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
     return takes, gives
 
 
-def _converted(value: Array, dtype: np.dtype[Any] | None) -> Array:
-    return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
+    """What a twin in single precision computes, in the type that the model has.
+
+    What is infinite in single precision need not be so in another one: it is not known.
+    """
+    if dtype is None or value.dtype == dtype:
+        return value
+    return np.where(np.isinf(value), np.float32(np.nan), value).astype(dtype)
 
 
 class _Weights:

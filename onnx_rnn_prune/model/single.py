@@ -7,11 +7,14 @@ tensors holds for the other to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import tensor_values, with_weights
 
 _UNKNOWN = {onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -51,7 +54,26 @@ def _names(attribute: onnx.AttributeProto) -> bool:
 def _single(tensor: onnx.TensorProto) -> onnx.TensorProto:
     if tensor.data_type not in _UNKNOWN:
         return tensor
-    return numpy_helper.from_array(tensor_values(tensor).astype(np.float32), tensor.name)
+    values = narrowed(tensor_values(tensor), f"weight '{tensor.name}'")
+    return numpy_helper.from_array(values, tensor.name)
+
+
+def narrowed(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
+    """Numbers in single precision.
+
+    Raises:
+        PruneError: one is too large for it, and the twin would compute something else.
+    """
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if not np.array_equal(np.isinf(result), np.isinf(values)):
+        raise PruneError(
+            "it holds numbers beyond the range of float32, in which the model has to be run for"
+            " want of kernels for its type",
+            where=where,
+            remedy="scale them, and what reads them, or train in float32",
+        )
+    return result
 
 
 def _convert(graph: onnx.GraphProto) -> None:

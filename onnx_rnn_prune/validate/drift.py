@@ -19,7 +19,8 @@ class Drift:
     """How far an output is from the original's, over all entries of all feeds.
 
     Attributes:
-        max_abs: the largest absolute difference; infinite where one of the two is not a number.
+        max_abs: the largest absolute difference; infinite where one of the two is not a number, or
+            infinite and the other is not.
         rmse: the root of the mean squared difference.
         nrmse: rmse / standard deviation of the original's output (over its root mean square where
             it is constant; infinite where that is zero, too, and the outputs differ).
@@ -45,7 +46,7 @@ def drift(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> 
     Where the two differ in length along an axis, they are compared up to the shorter.
 
     Outputs are summed up feed by feed, so memory does not grow with the number of feeds. Places
-    where both outputs are the same infinity or both not a number are left out of the sums.
+    where both outputs are the same infinity, as of masked scores, are left out of the sums.
 
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
@@ -106,7 +107,7 @@ class Sums:
     def _add_numbers(self, one: Numbers, other: Numbers) -> None:
         finite = np.isfinite(one) & np.isfinite(other)
         if not finite.all():
-            self.broken |= not same_places(one, other)
+            self.broken |= not same_places(one, other) or bool(np.isnan(one).any())
             one, other = one[finite], other[finite]
         if one.size == 0:
             return

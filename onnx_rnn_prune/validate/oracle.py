@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,9 @@ integers may go to the other one; what comes of it is bounded by a few steps of 
 """
 
 
+_INFINITE, _NO_NUMBER = "is infinite", "is not a number"
+
+
 @dataclass(frozen=True)
 class Oracle:
     """Whether two models compute the same, to float rounding; true if they do.
@@ -46,6 +49,11 @@ class Oracle:
     def __bool__(self) -> bool:
         return self.passed
 
+    @property
+    def no_number(self) -> bool:
+        """Whether it failed for infinities, or for what is not a number."""
+        return any(text in self.reason for text in (_INFINITE, _NO_NUMBER))
+
 
 class Runnable(Protocol):
     """What can be compared: a `Runner`, or what sees one through other names."""
@@ -57,8 +65,16 @@ class Runnable(Protocol):
         """Runs one feed."""
 
 
+# Runs the model before it was cut.
+Original = Callable[[Feed], Mapping[str, Array]]
+
+
 def oracle(
-    zero: Runnable, shrunk: Runnable, feeds: Iterable[Feed], tolerance: float = EXACT
+    zero: Runnable,
+    shrunk: Runnable,
+    feeds: Iterable[Feed],
+    tolerance: float = EXACT,
+    original: Original | None = None,
 ) -> Oracle:
     """Whether the shrunk model computes what the zeroed one computes, on every feed.
 
@@ -67,8 +83,10 @@ def oracle(
         shrunk: the model without them.
         feeds: the inputs, best with sizes other than those used to trace.
         tolerance: the largest difference allowed, relative to max(1, largest absolute entry of the
-            output). Integers, booleans and strings must be equal, and so must the places of
-            infinities and of what is not a number.
+            output). Integers, booleans and strings must be equal.
+        original: what says which infinities are right, as those of masked scores are: they must be
+            the same in all three models. Without it none passes. What is not a number never does,
+            since it would hide whatever went wrong before.
 
     Raises:
         PruneError: an output is missing or has another shape or type.
@@ -77,7 +95,8 @@ def oracle(
     for feed in feeds:
         left, right = zero(feed), shrunk(feed, zero.outputs)
         for name in zero.outputs:
-            for one, other in pairs(left[name], right[name], name, f"{zero.name}, {shrunk.name}"):
+            both = pairs(left[name], right[name], name, f"{zero.name}, {shrunk.name}")
+            for one, other in both:
                 if one.shape != other.shape:
                     sizes = f"is {list(one.shape)} in one and {list(other.shape)} in the other"
                     return Oracle(math.inf, False, count, f"output {name} {sizes}")
@@ -86,14 +105,36 @@ def oracle(
                 if excess > worst:
                     worst = excess
                     reason = f"output {name} differs by {difference:.3g} in feed {count}"
+            beyond = any(not _is_finite(one) for one, _ in both)
+            problem = _beyond(left[name], feed, name, original) if beyond else ""
+            if problem:
+                largest, reason = math.inf, f"output {name} {problem} in feed {count}"
         count += 1
     return Oracle(largest, not reason, count, reason)
+
+
+def _is_finite(value: Array) -> bool:
+    return not is_float(value.dtype) or bool(np.isfinite(numbers(value)).all())
+
+
+def _beyond(value: object, feed: Feed, name: str, original: Original | None) -> str:
+    """What is wrong with numbers that are not finite, or an empty string."""
+    if original is None:
+        return f"{_INFINITE} or not a number"
+    places = pairs(original(feed)[name], value, name, "the original and its cut")
+    floats = [(numbers(a), numbers(b)) for a, b in places if is_float(a.dtype)]
+    if any(np.isnan(found).any() for _, found in floats):
+        also = any(np.isnan(wanted).any() for wanted, _ in floats)
+        return _NO_NUMBER + (" (nor is the original's)" if also else "")
+    same = all(w.shape == f.shape and same_places(w, f) for w, f in floats)
+    return "" if same else f"{_INFINITE} where the original's is not"
 
 
 def either_order(
     load: Callable[[bool], tuple[Runnable, Runnable]],
     feeds: Sequence[Feed],
     tolerance: float = EXACT,
+    original: Original | None = None,
 ) -> Oracle:
     """The oracle on models as written, and where that fails, as onnxruntime rewrites them.
 
@@ -104,9 +145,10 @@ def either_order(
         load: the zeroed and the shrunk model; told whether onnxruntime is to rewrite them.
         feeds: the inputs.
         tolerance: as of `oracle`.
+        original: as of `oracle`.
     """
-    found = oracle(*load(False), feeds, tolerance)
-    return found if found else oracle(*load(True), feeds, tolerance)
+    found = oracle(*load(False), feeds, tolerance, original)
+    return found if found else oracle(*load(True), feeds, tolerance, original)
 
 
 def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:

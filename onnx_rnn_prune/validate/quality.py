@@ -61,9 +61,12 @@ def nrmse(results: Iterable[Result]) -> float:
 def agreement(results: Iterable[Result]) -> float:
     """The share of places where the largest entry along the last axis is the original's.
 
-    Of the output that agrees least; where values are no floats, the share of equal ones.
+    Of the output that agrees least; where values are no floats, the share of equal ones. Not a
+    number where an output is not, or is infinite where the original's is not.
     """
     found = deviations(results, "the two models").values()
+    if any(math.isinf(values.max_abs) for values in found):
+        return math.nan
     shares = [values.top1_agreement for values in found if values.top1_agreement is not None]
     if not shares:
         raise _unfit("agreement", "no output has classes along its last axis")
@@ -75,6 +78,8 @@ def accuracy(results: Iterable[Result]) -> float:
     right, count = 0, 0
     for result in results:
         labels = _labels(result, "accuracy")
+        if any(np.isnan(value).any() for value in _floats(result.found)):
+            return math.nan  # the largest of such scores is none
         chosen = _chosen(result.found, labels.shape)
         right += int(np.count_nonzero(chosen == labels))
         count += labels.size
@@ -101,7 +106,9 @@ def kl(results: Iterable[Result]) -> float:
     for result in results:
         sides = (_scores(side, None, "kl") for side in (result.wanted, result.found))
         theirs, ours = map(_log_shares, up_to_shorter(*sides))
-        total += float((np.exp(theirs) * (theirs - ours)).sum())
+        shares = np.exp(theirs)
+        # A class that is ruled out, with a score of -inf, adds nothing.
+        total += float(np.where(shares == 0, 0.0, shares * (theirs - ours)).sum())
         count += theirs[..., 0].size
     return total / max(count, 1)
 
@@ -117,6 +124,8 @@ def snr(results: Iterable[Result]) -> float:
         signal = labels.astype(np.float64)
         noise = np.square(found.astype(np.float64) - signal).sum()
         power = np.square(signal).sum()
+        if not math.isfinite(noise):
+            return math.nan
         ratios.append(10.0 * math.log10(max(power, _LEAST) / max(noise, _LEAST)))
     return float(np.mean(ratios)) if ratios else 0.0
 

@@ -10,11 +10,11 @@ from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.studying import Studied, study
+from onnx_rnn_prune.flow.studying import Studied, remedy_of, study
 from onnx_rnn_prune.flow.worth import pin_losses
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
-from onnx_rnn_prune.model.runner import OURS, Feed
+from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.plan.superfluous import keep_needed
 from onnx_rnn_prune.progress import Progress
@@ -81,13 +81,13 @@ def check_lossless(opened: Opened, document: Document, feeds: Sequence[Feed]) ->
         Unmet: they differ.
     """
     tolerance = QUANTIZED if sums_integers(document.graph) else _ROUNDING
-    after = opened.beside(document, "the smaller model")
-    found = oracle(opened.watched(), after, feeds, tolerance)
+    before, after = opened.watched(), opened.beside(document, "the smaller model")
+    found = oracle(before, after, feeds, tolerance, original=before)
     if not found:
         raise Unmet(
             f"the smaller model does not compute what the original does ({found.reason})",
             where=opened.name,
-            remedy=OURS,
+            remedy=remedy_of(found),
         )
 
 

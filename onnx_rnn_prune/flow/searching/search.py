@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,14 @@ class Search:
                 remedy="ask for less, or lower --align and --min-units",
             )
         drop, lab = self.goal.drop, setting.lab
-        most = None if drop is None else drop.of(lab.before(lab.bench.held_out))
+        before = lab.before(lab.bench.held_out)
+        if not math.isfinite(before):
+            raise PruneError(
+                f"the original's own is {before}, by which no other can be judged",
+                where=f"--metric {self.goal.quality.name}",
+                remedy="give --data on which it is a number",
+            )
+        most = None if drop is None else drop.of(before)
         aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
         return aim, run(strategy, setting.attempts, memory, self.bounds, progress)

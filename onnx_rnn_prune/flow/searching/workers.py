@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import cloudpickle
+import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from threadpoolctl import threadpool_limits
@@ -159,7 +160,8 @@ def pack(recipe: object, option: str) -> bytes:
 
 def do(packed: Packed, item: Any) -> Any:
     """What a worker does."""
-    return _function(packed)(item)
+    with np.errstate(all="ignore"):
+        return _function(packed)(item)
 
 
 # A worker keeps what it opened for the next item. What is kept follows from the argument alone, and

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
@@ -53,6 +55,14 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
         latency(original, result, data.judging.opening()),
     )
     found = drift(opened.watched(), opened.beside(model, "the pruned model"), data.judging)
+    for output, values in found.items():
+        if math.isinf(values.max_abs):
+            raise Unmet(
+                f"after it, output {output} is not a number, or infinite where the original's is"
+                " not",
+                where=name,
+                remedy="leave that out, or give --data on which all outputs are numbers",
+            )
     return {
         "name": name,
         "params": totals["params_after"],

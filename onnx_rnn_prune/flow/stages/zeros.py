@@ -80,7 +80,8 @@ class SparseStorage:
         before = Runner(dense, name="the model", remedy=OURS)
         try:
             after = Runner(stored, name="the model with sparse initializers", remedy=OURS)
-            same = oracle(before, after, [next(iter(data.judging))])
+            feeds = [next(iter(data.judging))]
+            same = oracle(before, after, feeds, original=before)
         except PruneError:
             return document
         return Document.read(stored) if same else document
