@@ -16,13 +16,15 @@ from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.progress import silent
 
 UNITS, WIDTH = 8, 5
-# A process prints the peak of its own resident memory in MB, and may not map more than 4 GB.
+# A process prints the peak of its own resident memory in MB, and may not map more than 4 GB. (The
+# peak that getrusage knows of includes what the process that started it had.)
 LIMITED = """
-import resource, sys
+import re, resource, sys
+from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
 from onnx_rnn_prune.cli import run
 code = run(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 raise SystemExit(code)
 """
 
