@@ -21,7 +21,7 @@ from onnx_rnn_prune.report import (
     to_json,
     write_json,
 )
-from onnx_rnn_prune.report.names import short_names
+from onnx_rnn_prune.report.names import Cell, short_names
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 
 
@@ -347,7 +347,7 @@ SILERO = [
     for b, n in (("then", ""), ("else", "_1"))
 ]
 KERAS = [
-    f"StatefulPartitionedCall/functional_1/encoder_block_{n}/bidirectional/{d}_lstm/LSTM__{n}"
+    f"StatefulPartitionedCall/functional_1/block_{n}/{d}_lstm/PartitionedCall/LSTM__{n}"
     for n in range(2)
     for d in ("forward", "backward")
 ]
@@ -369,10 +369,10 @@ KERAS = [
         (
             KERAS,
             [
-                "…/forward_lstm/LSTM__0",
-                "…/backward_lstm/LSTM__0",
-                "…/forward_lstm/LSTM__1",
-                "…/backward_lstm/LSTM__1",
+                "…/forward…/LSTM__0",
+                "…/backward…/LSTM__0",
+                "…/forward…/LSTM__1",
+                "…/backward…/LSTM__1",
             ],
         ),
         (
@@ -383,7 +383,7 @@ KERAS = [
             [f"model_bidirectional_lstm_encoder_block_{n}_forward_lstm_cell" for n in (1, 2)],
             [f"…_block_{n}_forward_lstm_cell" for n in (1, 2)],
         ),
-        (["/a/b/" + "long_" * 9 + "/LSTM", "LSTM"], ["…/" + "long_" * 9 + "/LSTM", "LSTM"]),
+        (["/a/b/" + "long_" * 9 + "/LSTM", "LSTM"], ["…/LSTM", "LSTM"]),
     ],
 )
 def test_long_names_are_cut_to_what_tells_them_apart(names, expected):
@@ -413,12 +413,17 @@ def lines(renderable, width=80):
 def test_tables_of_long_names_stay_readable_at_80_columns():
     found = lines(inspect_table(silero()))
     rows = [line.split()[0] for line in found if " LSTM " in line or " GRU " in line]
-    assert rows == ["…/If_0_else…/rnn", "…/If_0_else…", "…/If_0_then…/rnn", "…/If_0_then…"]
+    assert rows == [
+        "…/If_0_else…/rnn",
+        "…/If_0_else…/rnn_1",
+        "…/If_0_then…/rnn",
+        "…/If_0_then…/rnn_1",
+    ]
     assert len(found) < 60 and max(map(len, found)) <= 80
     text = " ".join(" ".join(found).split())
     assert "…/Squeeze_1_output_0" in text and "…/rnn/Shape_2" in text
     assert "Warning: …/If_0_else…/rnn/LSTM is left alone" in text
-    assert "Names: of layers are shortened; --json has them in full" in text
+    assert "Names of layers: are shortened; --json has them in full" in text
 
 
 def test_all_renderers_shorten_names_and_json_does_not():
@@ -431,3 +436,11 @@ def test_all_renderers_shorten_names_and_json_does_not():
     page = to_html(report)
     assert f'<span title="{SILERO[1]}">{short}</span>' in page
     assert SILERO[1] in to_json(report) and short not in to_json(report)
+
+
+def test_names_break_where_their_parts_do():
+    cell = Cell("Y: read in …/forward_lstm…/LSTM__12, /fc/MatMul\nY_h: not used")
+    expected = ["Y: read in", "…/forward_lstm…", "/LSTM__12,", "/fc/MatMul", "Y_h: not used"]
+    assert lines(cell, width=16) == expected
+    expected = ["Y: read in", "…/forward", "_lstm…", "/LSTM__12,", "/fc/MatMul", "Y_h: not", "used"]
+    assert lines(cell, width=10) == expected

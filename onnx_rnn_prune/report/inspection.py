@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.report.names import Name, brief
+from onnx_rnn_prune.report.names import Cell, brief
 from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
 from onnx_rnn_prune.report.table import ends, kind, new_table, note_on_names, sentence, warning
 from onnx_rnn_prune.text import presentable
@@ -51,14 +51,15 @@ def inspect_table(report: Report) -> Group:
 
 def _costs(report: Report) -> Table:
     """What each layer is and takes, with its share of the model."""
-    numbers = ("Units", "Inputs", "Parameters", "FLOPs/step", "Time")
-    table = new_table("Layer", "Type", *numbers, numbers=numbers)
     wide = any(len(layer["name"]) > _SHORT for layer in report["layers"])
-    share = "\n({})" if wide else " ({})"  # a line of its own leaves room for names
+    # A line of its own leaves room for names.
+    share, flops = ("\n({})", "FLOPs\nper step") if wide else (" ({})", "FLOPs/step")
+    numbers = ("Units", "Inputs", "Parameters", flops, "Time")
+    table = new_table("Layer", "Type", *numbers, numbers=numbers)
     for layer in report["layers"]:
         spent = layer.get("time_ms")
         table.add_row(
-            Name(layer["name"]),
+            Cell(layer["name"]),
             kind(layer),
             str(layer["hidden"]),
             str(layer["input"]),
@@ -77,7 +78,7 @@ def _gains(report: Report) -> Table:
     for layer in report["layers"]:
         pinned = layer.get("pinned")
         outputs = f"left alone: {pinned}" if pinned else ends(layer) or "not known"
-        table.add_row(Name(layer["name"]), Text(outputs), Text(_half(layer)))
+        table.add_row(Cell(layer["name"]), Cell(outputs), Cell(_half(layer)))
     return table
 
 

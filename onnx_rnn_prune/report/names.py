@@ -24,6 +24,7 @@ _WHOLE = 30
 _END = 18
 # A part of a name of so many letters stands whole.
 _PART = 12
+_SPACED = re.compile(r"\s*\S+")
 _GAP = "\N{HORIZONTAL ELLIPSIS}"
 # A dot before a digit counts what stands before it.
 _BREAK = r"(?:[/:]|\.(?!\d))"
@@ -58,29 +59,49 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Name:
-    """A name in a cell, whose lines end where its parts do, so that it is not torn apart.
+class Cell:
+    """Text in a cell; where it is narrow, names break where their parts do.
 
     Attributes:
-        text: the name; several stand in lines of their own.
+        text: words, names, line breaks.
     """
 
     text: str
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        lines = self.text.split("\n")
-        widest = max(cell_len(part) for line in lines for part in _parts(line) or [""])
-        return Measurement(min(widest, options.max_width), max(map(cell_len, lines)))
+        pieces = [piece for word in self.text.split() for piece in _pieces(word)]
+        widest = max(map(cell_len, pieces), default=0)
+        longest = max(map(cell_len, self.text.split("\n")))
+        return Measurement(min(widest, options.max_width), longest)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        lines: list[str] = []
-        for name in self.text.split("\n"):
-            lines.append("")
-            for part in _parts(name):
-                if lines[-1] and cell_len(lines[-1] + part) > options.max_width:
-                    lines.append("")
-                lines[-1] += part
+        lines = [part for line in self.text.split("\n") for part in _wrap(line, options.max_width)]
         yield Text("\n".join(lines), overflow="fold")
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    """A line in lines of a width, as far as words and parts of names allow."""
+    lines = [""]
+    for word in _SPACED.findall(line):
+        name, pieces = word.strip(), [word]
+        if cell_len(name) > width:
+            pieces = [part for piece in _pieces(name) for part in _short(piece, width)]
+            pieces[0] = word[: len(word) - len(name)] + pieces[0]
+        for piece in pieces:
+            if lines[-1] and cell_len(lines[-1] + piece) > width:
+                lines.append("")
+            lines[-1] += piece if lines[-1] else piece.strip()
+    return lines
+
+
+def _pieces(name: str) -> list[str]:
+    """What a name may be broken into; what stands for missing parts goes with what follows."""
+    first, *others = _parts(name) or [""]
+    return [first + others[0], *others[1:]] if first == _GAP and others else [first, *others]
+
+
+def _short(piece: str, width: int) -> list[str]:
+    return [piece] if cell_len(piece) <= width else _WORD.findall(piece)
 
 
 def brief(report: Report) -> Report:
@@ -116,9 +137,9 @@ def _parts(name: str) -> list[str]:
 
 
 def _telling(names: Sequence[Sequence[str]]) -> set[int]:
-    """The places, counted from the end, whose parts tell names apart; the last two always stay."""
-    kept: set[int] = {0, 1}
-    for at in range(2, max(map(len, names), default=0)):
+    """The places, counted from the end, whose parts tell names apart; the last one always stays."""
+    kept: set[int] = {0}
+    for at in range(1, max(map(len, names), default=0)):
         seen: dict[tuple[str, ...], set[str]] = {}
         for parts in names:
             key = tuple(_at(parts, other) for other in sorted(kept))
@@ -147,7 +168,7 @@ def _joined(parts: Sequence[str], stay: set[int], names: Iterable[Sequence[str]]
     for at in reversed(range(len(parts))):
         if at in stay:
             others = {_at(other, at) for other in names} - {""}
-            text += parts[-1 - at] if at < 2 else _trimmed(parts[-1 - at], others)
+            text += parts[-1 - at] if at == 0 else _trimmed(parts[-1 - at], others)
         elif not text.endswith(_GAP):
             text += _GAP
     return text
@@ -158,9 +179,9 @@ def _trimmed(part: str, others: Iterable[str]) -> str:
     if len(part) <= _PART:
         return part
     start = _common(others)
-    end = _common([other[::-1] for other in others])
-    head = part[: len(part) - min(end, len(part) - start)]
-    return f"{head}{_GAP}" if len(head) < len(part) - 1 else part
+    end = len(part) - min(_common([other[::-1] for other in others]), len(part) - start)
+    word = part.find("_", end)
+    return f"{part[:word]}{_GAP}" if 0 < word < len(part) - 1 else part
 
 
 def _common(texts: Iterable[str]) -> int:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.plan.plan import Plan
-from onnx_rnn_prune.report.names import Name, place, short_names
+from onnx_rnn_prune.report.names import Cell, place, short_names
 from onnx_rnn_prune.report.numbers import duration, faster, fewer, percent, size, streams
 from onnx_rnn_prune.report.table import (
     change,
@@ -36,7 +36,7 @@ def plan_table(plan: Plan) -> Group:
         # The directions of one layer keep equally many.
         after = len(layer.keep[0])
         table.add_row(
-            Name(visible(short[places[name]])),
+            Cell(visible(short[places[name]])),
             change(str(before), str(after)),
             percent(after / before),
         )

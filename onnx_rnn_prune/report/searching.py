@@ -18,6 +18,8 @@ from onnx_rnn_prune.text import presentable
 Report = Mapping[str, Any]
 
 _MOST_ROWS = 12
+# Letters of a name that leaves room for others beside it.
+_LONG = 16
 
 
 def search_table(report: Report) -> Group:
@@ -28,7 +30,10 @@ def search_table(report: Report) -> Group:
     """
     report = brief(presentable(report))
     search = report["search"]
-    parts: list[Table | Text | Group] = [prune_table(report), _frontier(search)]
+    parts: list[Table | Text | Group] = [
+        prune_table(report),
+        _frontier(search, [row["name"] for row in report["layers"]]),
+    ]
     parts += [sentence(label, text) for label, text in _sentences(search)]
     return Group(*parts)
 
@@ -38,16 +43,19 @@ def quality(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
 
 
-def _frontier(search: Report) -> Table:
+def _frontier(search: Report, layers: Sequence[str]) -> Table:
     name = search["quality"]
-    numbers = ("No.", "Parameters", "File size", "Predicted time", name)
-    table = new_table("No.", "Units kept", *numbers[1:], "", numbers=numbers)
+    wide = max(map(len, layers), default=0) > _LONG
+    kept = "Units kept by the layers above" if wide else "Units kept"
+    time = "Predicted\ntime" if wide else "Predicted time"
+    numbers = ("No.", "Parameters", "File size", time, name)
+    table = new_table("No.", kept, *numbers[1:], "", numbers=numbers)
     rows = [row for row in search["candidates"] if row["frontier"] or row["picked"]]
     for row in _thinned(sorted(rows, key=lambda row: row["ms"])):
         state = "picked" if row["picked"] else "" if row["meets"] else "misses the goal"
         table.add_row(
             str(row["number"]),
-            Text(_kept(row["kept"])),
+            Text(_counts(row["kept"], layers) if wide else _kept(row["kept"])),
             amount(row["params"]),
             size(row["bytes"]),
             duration(row["ms"]),
@@ -65,6 +73,11 @@ def _estimate(value: float, spread: float) -> str:
 
 def _kept(kept: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in kept.items())
+
+
+def _counts(kept: Mapping[str, int], layers: Sequence[str]) -> str:
+    """The same without names, which would take most of the table."""
+    return ", ".join(str(kept.get(name, "all")) for name in layers)
 
 
 def _thinned(rows: Sequence[Report]) -> list[Report]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.report.names import Name, brief
+from onnx_rnn_prune.report.names import Cell, brief
 from onnx_rnn_prune.report.numbers import percent, streams
 from onnx_rnn_prune.report.table import new_table, note_on_names, sentence, warning
 from onnx_rnn_prune.text import presentable
@@ -122,7 +122,7 @@ def _curves(layers: Sequence[Report], key: str, show: Callable[[float | None], s
         values = {point["kept"]: point[key] for point in row["points"]}
         kept = [round(share * row["units"]) for share in _SHARES]
         cells = [show(values[count]) if count in values else "" for count in kept]
-        table.add_row(Name("\n".join(row["layers"])), str(row["units"]), *cells)
+        table.add_row(Cell("\n".join(row["layers"])), str(row["units"]), *cells)
     return table
 
 

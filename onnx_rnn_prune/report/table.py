@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.report.names import SHORTENED, Name, brief
+from onnx_rnn_prune.report.names import SHORTENED, Cell, brief
 from onnx_rnn_prune.report.numbers import (
     amount,
     duration,
@@ -56,10 +56,8 @@ def note_on_names(report: Report) -> list[Text]:
     """Where names are shorter than options take them, a line that says so."""
     if not report.get(SHORTENED):
         return []
-    text = (
-        "of layers are shortened; --json has them in full, as --only, --skip and --keep take them"
-    )
-    return [sentence("Names", text)]
+    text = "are shortened; --json has them in full, as --only, --skip and --keep take them"
+    return [sentence("Names of layers", text)]
 
 
 def drift_sentences(drift: Mapping[str, Report]) -> list[tuple[str, str]]:
@@ -100,11 +98,11 @@ def _layers(layers: Sequence[Report]) -> Table:
     )
     for layer in layers:
         table.add_row(
-            Name(layer["name"]),
+            Cell(layer["name"]),
             kind(layer),
             change(str(layer["hidden_before"]), str(layer["hidden_after"])),
             change(amount(layer["params_before"]), amount(layer["params_after"])),
-            Text(outcome(layer)),
+            Cell(outcome(layer)),
         )
     return table
 
