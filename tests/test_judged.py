@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import PruneError, prune, search, sensitivity
+from onnx_rnn_prune import PruneError, compare, prune, search, sensitivity
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.trace.judged import DRAWN, INDEX, LENGTH, find_judged
 
@@ -71,6 +71,18 @@ def test_limits_hold_of_signals(end):
     assert result.report["search"]["met"]
     signals = [row for row in result.report["drift"].values() if "signal_of" in row]
     assert len(signals) == 1
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_compare_judges_by_signals(end):
+    proto, data = model(ENDS[end]), feeds()
+    smaller = prune(proto, keep=8, data=data).model
+    signal = "durations" if end == "length" else "logits"
+    found = compare(proto, smaller, data=data, max_nrmse=0.9)
+    error = found["drift"][signal]["nrmse"]
+    assert found["passed"] and 0 < error < 0.9
+    assert not compare(proto, smaller, data=data, max_nrmse=0.99 * error)["passed"]
+    assert compare(proto, proto, data=data, max_nrmse=0)["passed"]
 
 
 def test_curves_are_of_signals():

@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import apply, plan, prune
+from onnx_rnn_prune import apply, bench, compare, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.beside import KEPT
 from onnx_rnn_prune.model.runner import Runner
 
 HIDDEN = 12
@@ -402,6 +403,7 @@ def test_metadata_holds_the_new_width():
     onnx.helper.set_model_props(proto, {"width": "12", "other": "12", "rate": "16000"})
     result = prune(proto, keep=5, data=clips, shrink_states=True, state_metadata="width")
     found = {entry.key: entry.value for entry in result.model.metadata_props}
+    assert found.pop(KEPT).startswith('{"h":[[1,1,12],"')
     assert found == {"width": "5", "other": "12", "rate": "16000"}
     with pytest.raises(PruneError, match="rate: it holds '16000', the width of no state"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["rate"])
@@ -436,3 +438,47 @@ def test_the_command_line_has_them_too(tmp_path, capsys):
     assert run(["apply", names[0], names[3], "-o", names[2], *options]) == 0
     assert onnx.load(names[1]) == onnx.load(names[2])
     assert onnx.load(names[1]).metadata_props[0].value == "6"
+
+
+@pytest.mark.parametrize("recover", ["none", "lstsq"])
+def test_narrow_states_are_compared_from_what_they_keep_of_the_originals(recover):
+    """The file says which entries that is, so it deviates as the one with states of full width."""
+    model, clips, _ = CASES["lstm"]
+    narrow, wide = (
+        prune(model, keep=5, data=clips, shrink_states=shrink, recover=recover).model
+        for shrink in (True, False)
+    )
+    found, wanted = (compare(model, other, data=clips) for other in (narrow, wide))
+    assert set(found["drift"]) == {"y"} and set(wanted["drift"]) == {"y", "hn", "cn"}
+    assert found["drift"]["y"]["nrmse"] == pytest.approx(wanted["drift"]["y"]["nrmse"], rel=1e-4)
+    assert found["warnings"] == [
+        "hn, cn: not compared, since the states in them are of other widths"
+    ]
+    assert [row["model"] for row in bench([model, narrow], data=clips)["rows"]]
+    assert compare(model, narrow)["drift"]["y"]["nrmse"] > 0
+
+
+def test_narrow_states_of_which_nothing_is_known_start_from_zero():
+    model, clips, _ = CASES["lstm"]
+    narrow = prune(model, keep=5, data=clips, shrink_states=True).model
+    del narrow.metadata_props[:]
+    assert (
+        "which entries the second model keeps" in compare(model, narrow, data=clips)["warnings"][1]
+    )
+    alone = [{"x": clip["x"]} for clip in clips]
+    assert len(compare(model, narrow, data=alone)["warnings"]) == 1
+    calls = [[{"x": part} for part in np.split(clip["x"], 4)] for clip in clips]
+    parts, whole = (
+        compare(model, narrow, data=data, stream=stream)["drift"]["y"]["nrmse"]
+        for data, stream in ((calls, True), (alone, None))
+    )
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_other_sizes_than_those_of_states_are_refused():
+    model = lstm()
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5
+    with pytest.raises(PruneError, match="'x' has other sizes in one than in the other"):
+        compare(model, other)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.flow.beside import KEPT, kept_states
 from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, as_proven, cut_outside, tolerance_of
@@ -187,11 +188,15 @@ def _narrowed(studied: Studied, plan: Plan, state: Carried) -> State:
 
 
 def update_metadata(model: onnx.ModelProto, interface: Interface, states: Sequence[State]) -> None:
-    """Writes the new width of states where metadata holds the former one.
+    """Writes which entries states hold, and their width where metadata holds the former one.
 
     Raises:
         PruneError: an entry is missing, or holds the width of no state that shrinks, or of several.
     """
+    if states:
+        kept = kept_states({state.source: state.mask for state in states})
+        present = next((item for item in model.metadata_props if item.key == KEPT), None)
+        (present or model.metadata_props.add(key=KEPT)).value = kept
     known = ", ".join(entry.key for entry in model.metadata_props) or "none"
     for key in interface.metadata:
         entry = next((item for item in model.metadata_props if item.key == key), None)
@@ -201,12 +206,12 @@ def update_metadata(model: onnx.ModelProto, interface: Interface, states: Sequen
                 where=f"--state-metadata {key}",
                 remedy=f"its entries are {known}",
             )
-        kept = {str(state.kept) for state in states if str(state.width) == entry.value}
-        if len(kept) != 1:
+        widths = {str(state.kept) for state in states if str(state.width) == entry.value}
+        if len(widths) != 1:
             raise PruneError(
                 f"it holds '{entry.value}', the width of "
-                + ("states that differ now" if kept else "no state that shrinks"),
+                + ("states that differ now" if widths else "no state that shrinks"),
                 where=f"--state-metadata {key}",
                 remedy="leave it out",
             )
-        entry.value = kept.pop()
+        entry.value = widths.pop()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places, up_to_shorter
-from onnx_rnn_prune.validate.results import Recorded, Result, results
+from onnx_rnn_prune.validate.results import Called, Result, results
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Drift:
     unequal: int = 0
 
 
-def drift(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> dict[str, Drift]:
+def drift(a: Called, b: Called, feeds: Iterable[Feed]) -> dict[str, Drift]:
     """Compares the outputs of b with those of the original a, output by output.
 
     Where the two differ in length along an axis, they are compared up to the shorter.

@@ -10,8 +10,9 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.validate.results import Called
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Latency:
 
 
 def timings(
-    models: Sequence[Runner],
+    models: Sequence[Called],
     feed: Feed | Sequence[Feed],
     *,
     seconds: float = 2.0,
@@ -90,8 +91,8 @@ def timings(
 
 
 def latency(
-    before: Runner,
-    after: Runner,
+    before: Called,
+    after: Called,
     feed: Feed | Sequence[Feed],
     *,
     threads: int = 1,

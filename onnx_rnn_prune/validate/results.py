@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
@@ -11,6 +12,16 @@ from onnx_rnn_prune.model.streaming import Streaming
 
 # What outputs of feeds that come again may take in memory.
 _MOST_BYTES = 1 << 24
+
+
+class Called(Protocol):
+    """What is called with feeds: a `Runner`, or what stands in front of one."""
+
+    name: str
+    outputs: list[str]
+
+    def __call__(self, feed: Feed) -> Mapping[str, Array]:
+        """Runs one feed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +88,7 @@ class Recorded:
         return found
 
 
-def results(a: Runner | Recorded, b: Runner | Recorded, feeds: Iterable[Feed]) -> Iterator[Result]:
+def results(a: Called, b: Called, feeds: Iterable[Feed]) -> Iterator[Result]:
     """Runs both models on one feed after the other, each with its own states carried along.
 
     Raises:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_rnn_prune.data import Asked, Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import deviation, streaming, thread_count, whole
+from onnx_rnn_prune.flow.beside import Narrow, Narrowed, judged_beside, narrow_states
 from onnx_rnn_prune.flow.feeding import asked_sizes, feeds_for, made_up, stream_row
 from onnx_rnn_prune.flow.opening import ModelSource, as_run
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.report.build import plain
-from onnx_rnn_prune.validate import drift, latency, timings
+from onnx_rnn_prune.report.build import drift_rows, plain
+from onnx_rnn_prune.report.verdict import worst
+from onnx_rnn_prune.validate import Drift, latency, timings
+from onnx_rnn_prune.validate.drift import deviations
+from onnx_rnn_prune.validate.results import Result, results
 
 
 def compare(
@@ -48,22 +53,36 @@ def compare(
     asked = asked_sizes(data, size)
     models = [load_model(source) for source in (a, b)]
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
+    narrow = narrow_states(models[0], models[1], names)
     first, second = (
         Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
     )
     stream = streaming(stream, data is not None)
     feeds = _feeds(models[0], data, asked, stream, first, seed)
-    found = drift(first, second, feeds)
-    worst = max((values.nrmse for values in found.values()), default=0.0)
+    judged = judged_beside(models[0], models[1])
+    if judged.watched is None:
+        found = _drift(first, second, narrow, feeds)
+    else:
+        watched = [
+            Runner(as_run(model), outputs=judged.watched, name=name)
+            for model, name in zip(models, names, strict=True)
+        ]
+        found = _drift(watched[0], watched[1], narrow, feeds)
+    rows = drift_rows(found, judged)
+    off = worst(rows)
     sizes = [stored_bytes(model, like=model) for model in models]
     return {
-        "drift": {name: plain(values) for name, values in found.items()},
+        "drift": rows,
         "bytes": {"a": sizes[0], "b": sizes[1]},
-        "latency": plain(latency(first, second, feeds.opening())),
+        "latency": plain(latency(first, Narrowed(second, narrow), feeds.opening())),
         "max_nrmse": most,
-        "passed": most is None or (math.isfinite(worst) and worst <= most),
+        "passed": most is None or off is None or (off[1] is not None and off[1] <= most),
         "streams": None if feeds.random else stream_row(Document.read(models[0]), stream, feeds),
-        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
+        "warnings": [
+            *(["the inputs are made up: give --data"] if feeds.random else []),
+            *judged.notes,
+            *_notes(narrow, feeds),
+        ],
     }
 
 
@@ -89,7 +108,11 @@ def bench(
     ]
     stream = streaming(stream, data is not None)
     feeds = _feeds(read[0], data, asked, stream, runners[0], seed)
-    found = timings(runners, feeds.opening())
+    others = [
+        Narrowed(runner, narrow_states(read[0], model, (names[0], runner.name)))
+        for model, runner in zip(read[1:], runners[1:], strict=True)
+    ]
+    found = timings([runners[0], *others], feeds.opening())
     return {
         "rows": [
             {
@@ -103,6 +126,39 @@ def bench(
         "threads": threads,
         "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
     }
+
+
+def _drift(
+    first: Runner, second: Runner, narrow: Sequence[Narrow], feeds: Feeds
+) -> dict[str, Drift]:
+    """How far the outputs are apart that both models have in the same size."""
+    left_out = {state.result for state in narrow}
+
+    def comparable() -> Iterator[Result]:
+        for result in results(first, Narrowed(second, narrow), feeds):
+            wanted, found = (
+                {name: value for name, value in side.items() if name not in left_out}
+                for side in (result.wanted, result.found)
+            )
+            yield replace(result, wanted=wanted, found=found)
+
+    return deviations(comparable(), f"{first.name} and {second.name}")
+
+
+def _notes(narrow: Sequence[Narrow], feeds: Feeds) -> list[str]:
+    if not narrow:
+        return []
+    outputs = ", ".join(state.result for state in narrow if state.result)
+    notes = [f"{outputs}: not compared, since the states in them are of other widths"]
+    lost = [state.source for state in narrow if state.keep is None]
+    cold = any(np.any(feed[name]) for feed in feeds if not feed.follows for name in lost)
+    if lost and cold and not feeds.random:
+        notes.append(
+            f"{', '.join(lost)}: which entries the second model keeps is not known, so it starts"
+            " from zero where the first does not; feeds that start from zero and follow one another"
+            " (--stream) compare them as they are used"
+        )
+    return notes
 
 
 def _feeds(
