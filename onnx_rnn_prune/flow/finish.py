@@ -58,8 +58,9 @@ def finish(
     report = _report(opened, data, model, treatment.mode, progress)
     if narrowed.states:
         model = narrowed.document.write()
-        report["totals"] = total_rows(opened.model, model)
     update_metadata(model, treatment.interface, narrowed.states)
+    if narrowed.states:
+        report["totals"] = total_rows(opened.model, model)
     report["stages"] = steps
     report["states"] = state_rows(narrowed.states)
     report["warnings"] += narrowed.notes if interface.shrink_states else ()
