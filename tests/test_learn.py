@@ -210,7 +210,7 @@ class TestGradients:
         region = find_region(document, trace.units.lanes)
         readers = reading(document, trace)
         keep = np.ones(trace.units.count, dtype=bool)
-        lesson = Teacher(document, trace, keep, region)(feed)
+        lesson = Teacher(document, trace, keep, region, {})(feed)
         slope = Slope(build(document, region), region.targets, readers, trace.units.count)
         found = next(slope(lesson, probes(np.random.default_rng(3))))
         wanted = lesson.wanted["logits"].numpy().astype(np.float64)

@@ -112,7 +112,7 @@ class TestSlopes:
         prepared = study(opened, ["first", "second"], data, AS_BEFORE, silent).prepared
         document, trace, feed = prepared.document, prepared.trace, next(iter(data.fitting))
         region, readers = find_region(document, trace.units.lanes), reading(document, trace)
-        lesson = Teacher(document, trace, np.ones(trace.units.count, dtype=bool), region)(feed)
+        lesson = Teacher(document, trace, np.ones(trace.units.count, dtype=bool), region, {})(feed)
         slope = Slope(build(document, region), ("logits",), readers, trace.units.count)
         found = list(slope(lesson, comparison(read_loss("cross-entropy"), Answers.of(feed))))
 
@@ -201,17 +201,17 @@ class TestDistill:
 
         given, weight = torch.tensor([[1.0, 2.0]]), torch.tensor(3.0)
         answers = Answers(torch.tensor([0]), "a.npz")
-        lesson = Lesson({"x": given}, {"logits": given}, answers)
+        lesson = Lesson({"x": given}, {"logits": given}, [((), answers)])
         variances = {"logits": 2.0}
         task = Task(network, ("w",), variances, (), ("logits",), read_loss("cross-entropy"))
         imitation, labels = (
             (2.0**2 + 4.0**2) / 2 / 2.0,
             cross_entropy(np.array([[3.0, 6.0]]), np.array([0])),
         )
-        found = float(task.loss(lesson, {"w": weight}))
+        found = float(task.loss(lesson, {"w": weight}, {})[0])
         assert found == pytest.approx((imitation + labels) / 2)
         without = Lesson({"x": given}, {"logits": given})
-        assert float(task.loss(without, {"w": weight})) == pytest.approx(imitation)
+        assert float(task.loss(without, {"w": weight}, {})[0]) == pytest.approx(imitation)
 
     def test_some_feeds_may_have_no_labels(self, monkeypatch):
         data = [*labelled(wrong)[:6], *feeds()[6:]]

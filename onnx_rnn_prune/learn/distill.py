@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -11,6 +11,7 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.learn.ahead import ahead
+from onnx_rnn_prune.learn.calls import Calls, Piece, watch, windows
 from onnx_rnn_prune.learn.course import Course, Learning
 from onnx_rnn_prune.learn.learnt import Learnt
 from onnx_rnn_prune.learn.lessons import Lesson, Teacher
@@ -66,25 +67,32 @@ def distill(
     Returns:
         What was learnt, and how it went; nothing where nothing better was found.
     """
-    region = find_region(pupil.cut, pupil.trace.units.lanes)
-    states = state_outputs(pupil.original)
+    region = find_region(pupil.cut, pupil.trace.units.lanes, feeds.states)
+    states = state_outputs(pupil.original) | set(feeds.states.values())
     targets = tuple(name for name in region.targets if name not in states) or region.targets
     network = build(pupil.cut, region)
     places = unshared(pupil.cut, network)
-    teacher = Teacher(pupil.original, pupil.trace, pupil.keep, region)
+    teacher = Teacher(pupil.original, pupil.trace, pupil.keep, region, feeds.states)
     loss = course.loss
     labelled = () if loss is None else labelled_outputs(pupil.original, region)
-    scales = _scales(teacher, targets, feeds)
+    pieces = watch(teacher, feeds) if feeds.states else []
+    scales = _scales(pieces or map(teacher, feeds), targets)
 
     def learnt(values: Values) -> Learnt:
         found = {places[name]: value for name, value in values.items()}
         return Learnt(pupil.trace, pupil.keep, found)
 
-    task = Task(network, tuple(places), scales, region.scores, labelled, loss)
-    variety = Variety(feeds, signature.inputs(pupil.original.source), course.seed)
+    if pieces:
+        calls = Calls.of(network, feeds.states, targets, pieces[0].call(0))
+        made = windows(pieces, calls.states, calls.count, calls.rows, course.seed)
+        task = Task(calls, tuple(places), scales, region.scores, labelled, loss)
+    else:
+        variety = Variety(feeds, signature.inputs(pupil.original.source), course.seed)
+        made = _lessons(teacher, variety, loss)
+        task = Task(network, tuple(places), scales, region.scores, labelled, loss)
     # onnxruntime computes the next lesson on another core while PyTorch learns the last one: of a
     # step of NSNet2 at 80 of 400 units, teaching takes 0.20 s and learning 0.19 s.
-    with closing(ahead(_lessons(teacher, variety, loss))) as lessons:
+    with closing(ahead(made)) as lessons:
         found = train(task, lessons, lambda values: judge(learnt(values)), course, progress)
     return learnt(found.values), Learning(
         whole=region.whole,
@@ -111,16 +119,15 @@ def _lessons(teacher: Teacher, variety: Variety, loss: Loss | None) -> Iterator[
             lesson = teacher(real)
         yield lesson
         if loss is not None and (answers := Answers.of(real)) is not None:
-            yield replace(teacher(real), answers=answers)
+            yield replace(teacher(real), answers=[((), answers)])
 
 
-def _scales(teacher: Teacher, targets: Sequence[str], feeds: Feeds) -> Mapping[str, float]:
-    """The variance of each target over all feeds."""
+def _scales(shown: Iterable[Lesson | Piece], targets: Sequence[str]) -> Mapping[str, float]:
+    """The variance of each target over all that was shown."""
     sums = {name: np.zeros(3) for name in targets}
-    for feed in feeds:
-        wanted = teacher(feed).wanted
+    for each in shown:
         for name in targets:
-            values = wanted[name].numpy().astype(np.float64)
+            values = each.wanted[name].numpy().astype(np.float64)
             sums[name] += values.size, values.sum(), np.square(values).sum()
     return {
         name: max(squares / count - (total / count) ** 2, _FLOOR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx_rnn_prune.learn.network import Tensors, to_torch
 from onnx_rnn_prune.learn.region import Region
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
 from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 from onnx_rnn_prune.trace.labels import Mask, compress, kept, uniform
 from onnx_rnn_prune.trace.trace import Trace
@@ -23,12 +25,12 @@ class Lesson:
     Attributes:
         given: what the region reads.
         wanted: its targets.
-        answers: to compare the outputs with besides, if any.
+        answers: to compare the outputs with besides, each with the place of those.
     """
 
     given: Tensors
     wanted: Tensors
-    answers: Answers | None = None
+    answers: Sequence[tuple[tuple[int, ...], Answers]] = ()
 
 
 class Teacher:
@@ -39,29 +41,41 @@ class Teacher:
         trace: of it.
         keep: per unit, True where it stays.
         region: of the cut model.
+        states: in which feeds go on, see `Feeds.states`; it carries its own along.
     """
 
-    def __init__(self, document: Document, trace: Trace, keep: Mask, region: Region) -> None:
+    def __init__(
+        self,
+        document: Document,
+        trace: Trace,
+        keep: Mask,
+        region: Region,
+        states: Mapping[str, str],
+    ) -> None:
         fed = {tensor.name for tensor in document.graph.inputs}
         self._region, self._keep = region, keep
         self._labels = {name: (trace.labels[name], axis) for name, axis in trace.axes.items()}
         for layer in traced_layers(document, trace):
-            states = [layer.input(name) for name in STATES]
+            starts = [layer.input(name) for name in STATES]
             lanes = trace.units.lanes[layer.name][:, None, :]  # [D, B, H]
-            self._labels.update((state.name, (lanes, 2)) for state in states if state is not None)
-        names = [*region.given, *region.targets]
+            self._labels.update((start.name, (lanes, 2)) for start in starts if start is not None)
+        names = dict.fromkeys([*region.given, *region.targets, *states.values()])
         self._runner = Runner(
             document, outputs=[name for name in names if name not in fed], optimize=False
         )
+        self._streaming = Streaming(self._run)
 
     def __call__(self, feed: Feed) -> Lesson:
         """One lesson."""
-        values = {**feed, **self._runner(feed)}
+        values = self._streaming(feed)
         given, wanted = (
             {name: to_torch(self._narrowed(name, values[name])) for name in names}
             for names in (self._region.given, self._region.targets)
         )
         return Lesson(given, wanted)
+
+    def _run(self, feed: Feed) -> Feed:
+        return {**feed, **self._runner(feed)}
 
     def _narrowed(self, name: str, value: Array) -> Array:
         """Without the entries of cut units."""

@@ -25,12 +25,14 @@ class Step:
     """One node.
 
     Attributes:
+        op: the operator.
         call: its attributes.
         function: of the table.
         inputs: names of tensors, empty where one is left out.
         outputs: names of tensors.
     """
 
+    op: str
     call: Call
     function: Function
     inputs: tuple[str, ...]
@@ -88,7 +90,7 @@ def build(document: Document, region: Region) -> Network:
             if is_weight(node, slot, opset):
                 places.setdefault(tensor.name, []).append((key, slot))
         names = [tuple(tensor.name for tensor in side) for side in (node.inputs, node.outputs)]
-        steps.append(Step(call_of(node, opset), row.function, *names))
+        steps.append(Step(node.op, call_of(node, opset), row.function, *names))
     weights = {name: tuple(found) for name, found in places.items()}
     return Network(tuple(steps), constants, weights)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_graphsurgeon as gs
 
@@ -44,16 +45,20 @@ class Region:
     whole: bool
 
 
-def find_region(document: Document, layers: Iterable[str]) -> Region:
+def find_region(
+    document: Document, layers: Iterable[str], states: Mapping[str, str] = MappingProxyType({})
+) -> Region:
     """The region behind some layers.
 
     Args:
         document: the model; constants may be cut already.
         layers: names of the pruned layers.
+        states: inputs in which calls go on, each with the output that the call before left; what
+            comes of the layers comes back in them.
     """
     graph = document.graph
     nodes = [node for node in graph.nodes if not _is_constant(node)]
-    behind = _behind(document, nodes, frozenset(layers))
+    behind = _behind(document, nodes, frozenset(layers), states)
     missing = {node_key(node): reason for node in behind if (reason := refuses(node, graph.opset))}
     known = [node for node in behind if node_key(node) not in missing]
     made = {tensor.name for node in known for tensor in node.outputs}
@@ -125,10 +130,25 @@ def call_of(node: gs.Node, opset: int) -> Call:
     return Call(attrs, opset, max(outputs, default=0))
 
 
-def _behind(document: Document, nodes: Sequence[gs.Node], layers: frozenset[str]) -> list[gs.Node]:
+def _behind(
+    document: Document, nodes: Sequence[gs.Node], layers: frozenset[str], states: Mapping[str, str]
+) -> list[gs.Node]:
     """The nodes of the main graph that read what comes of the layers, these included."""
     first = {layer.key for layer in find_layers(document.graph) if layer.name in layers}
-    reached: set[str] = set()
+    coming: set[str] = set()
+    while True:
+        found, reached = _reached(nodes, first, coming)
+        more = {source for source, result in states.items() if result in reached}
+        if more <= coming:
+            return found
+        coming |= more
+
+
+def _reached(
+    nodes: Sequence[gs.Node], first: set[str], coming: set[str]
+) -> tuple[list[gs.Node], set[str]]:
+    """The nodes that are some or read what comes of them or in some inputs, and their outputs."""
+    reached = set(coming)
     found = []
     for node in nodes:
         own = node_key(node) in first or any(
@@ -137,7 +157,7 @@ def _behind(document: Document, nodes: Sequence[gs.Node], layers: frozenset[str]
         if own or any(tensor.name in reached for tensor in _reads(node)):
             reached.update(tensor.name for tensor in node.outputs if tensor.name)
             found.append(node)
-    return found
+    return found, reached
 
 
 def _learning(nodes: Sequence[gs.Node], opset: int) -> set[str]:

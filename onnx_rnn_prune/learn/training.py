@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from onnx_rnn_prune.learn.calls import Calls
 from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.learn.lessons import Lesson
 from onnx_rnn_prune.learn.loss import Loss
@@ -63,7 +64,8 @@ class Task:
     """What is trained, and to what end.
 
     Attributes:
-        network: starts from its own constants.
+        network: starts from its own constants; what it is given may leave out states in which it
+            goes on from the lesson before.
         weights: names of those that are trained.
         variances: by target, that of what it should be.
         scores: the targets that are scores of classes along their last axis.
@@ -71,16 +73,28 @@ class Task:
         by_labels: that loss, if any.
     """
 
-    network: Network
+    network: Network | Calls
     weights: Sequence[str]
     variances: Mapping[str, float]
     scores: Sequence[str]
     labelled: Sequence[str]
     by_labels: Loss | None
 
-    def loss(self, lesson: Lesson, weights: Tensors) -> torch.Tensor:
-        """The mean over all targets, and the mean of that and the loss of labels."""
-        found = self.network(lesson.given, weights, list(self.variances))
+    def loss(
+        self, lesson: Lesson, weights: Tensors, states: Tensors
+    ) -> tuple[torch.Tensor, Tensors]:
+        """The mean over all targets, and the mean of that and the loss of labels.
+
+        Args:
+            lesson: what is learnt.
+            weights: of the network.
+            states: that the lesson before left.
+
+        Returns:
+            The loss, and the states that this lesson leaves.
+        """
+        found = self.network({**states, **lesson.given}, weights, list(self.variances))
+        left = {name: value.detach() for name, value in found.items() if name not in self.variances}
         parts = [
             (found[name] - lesson.wanted[name]).square().mean() / variance
             for name, variance in self.variances.items()
@@ -91,10 +105,13 @@ class Task:
             if name in self.variances
         ]
         imitation = torch.stack(parts).mean()
-        if self.by_labels is None or lesson.answers is None:
-            return imitation
-        outputs = {name: found[name] for name in self.labelled}
-        return (imitation + self.by_labels(outputs, lesson.answers)) / 2
+        if self.by_labels is None or not lesson.answers:
+            return imitation, left
+        right = [
+            self.by_labels({name: found[name][place] for name in self.labelled}, answers)
+            for place, answers in lesson.answers
+        ]
+        return (imitation + torch.stack(right).mean()) / 2, left
 
 
 def _divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -157,12 +174,13 @@ class _Learner:
             for part in self._weights.values()
         ]
         self._optimizer = torch.optim.Adam(groups, betas=_DECAY)
+        self._states: Tensors = {}
 
     def __call__(self, lesson: Lesson, done: float) -> None:
         """One step; `done` is the share of all steps that lies behind."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._course.rate * group["size"] * _pace(done)
-        loss = self._task.loss(lesson, self._weights)
+        loss, self._states = self._task.loss(lesson, self._weights, self._states)
         if torch.isfinite(loss):
             self._optimizer.zero_grad()
             loss.backward()

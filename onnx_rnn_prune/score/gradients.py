@@ -62,7 +62,7 @@ def slopes(subject: Subject) -> Iterator[Matrix]:
                 remedy="choose the criterion reconstruction",
             )
     keep = np.ones(trace.units.count, dtype=bool)
-    teacher = Teacher(document, trace, keep, region)
+    teacher = Teacher(document, trace, keep, region, subject.feeds.states)
     network, count = build(document, region), trace.units.count
     if subject.loss is None:
         signs = probes(np.random.default_rng(subject.seed))
