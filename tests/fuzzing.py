@@ -32,6 +32,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_rnn_prune import cli
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.references import tensors
 from onnx_rnn_prune.plan.plan import fingerprint
@@ -217,9 +218,14 @@ class Case:
 
 def make_case(seed: int, folder: Path) -> Case:
     rng = random.Random(seed)
-    builder = draw_model(rng.randrange(400))
-    model = builder.model()
-    feeds = [dict(builder.feeds(4 + n % 2, 2, n)) for n in range(rng.choice((1, 3, 5)))]
+    count = rng.choice((1, 3, 5))
+    if rng.random() < 0.25:
+        model = onnx.load(rng.choice(sorted(FIXTURES.glob("*.onnx"))))
+        feeds = [fitting(model, number) for number in range(count)]
+    else:
+        builder = draw_model(rng.randrange(400))
+        model = builder.model()
+        feeds = [dict(builder.feeds(4 + number % 2, 2, number)) for number in range(count)]
     case = Case(seed, rng, folder, model, feeds)
     parts = ["model", "data", "plan", "study", "cache", "config", "options"]
     broken = rng.sample(parts, rng.choice((1, 1, 1, 2, 3)))
@@ -234,6 +240,17 @@ def make_case(seed: int, folder: Path) -> Case:
     if "config" in broken:
         write_config(case)
     return case
+
+
+def fitting(model: onnx.ModelProto, seed: int) -> dict[str, Any]:
+    """Numbers of the shapes that a model declares; sizes that it leaves open are 3."""
+    rng, feed = np.random.default_rng(seed), {}
+    for port in signature.inputs(model):
+        shape = [dim if isinstance(dim, int) else 3 for dim in port.dims or ()]
+        kind = port.dtype or np.dtype(np.float32)
+        drawn = rng.normal(size=shape) if kind.kind in "fV" else np.ones(shape)
+        feed[port.name] = drawn.astype(kind)
+    return feed
 
 
 def draw_command(rng: random.Random, broken: list[str]) -> list[str]:
@@ -464,6 +481,9 @@ def quiet(case: Case) -> Any:
             yield
     finally:
         os.chdir(before)
+
+
+FIXTURES = Path(__file__).with_name("fixtures")
 
 
 # -- running them ---------------------------------------------------------------------------------
