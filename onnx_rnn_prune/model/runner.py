@@ -20,7 +20,6 @@ from onnx_rnn_prune.model.external import (
     Shelves,
     is_apart,
     is_reference,
-    packed,
     raw_chunks,
     raw_length,
     reference_path,
@@ -252,12 +251,13 @@ class _Weights:
         homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
         self.folder = Path(os.path.commonpath(homes or {path.parent}))
         # Only those of the main graph can be given.
-        self._local = local_initializers(source.graph) if homes else set()
+        self._local = local_initializers(source.graph)
 
     def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """What is written in place of a weight."""
         if not is_reference(tensor):
-            if tensor.name in self._local or (self.folder != self._path.parent and packed(tensor)):
+            outside = self.folder != self._path.parent
+            if outside and (tensor.name in self._local or not _is_given(tensor)):
                 return tensor
             tensor = self._shelves.take(tensor)
         if not is_reference(tensor) or not self._within(tensor):
@@ -278,6 +278,11 @@ class _Weights:
     def _put(self, start: int, tensor: onnx.TensorProto) -> None:
         self._file.seek(start)
         self._file.writelines(raw_chunks(tensor))
+
+
+def _is_given(tensor: onnx.TensorProto) -> bool:
+    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
