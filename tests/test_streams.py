@@ -1,21 +1,28 @@
 """Streams: calls that follow one another are judged with each file's own states carried along."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import compare, prune, search, sensitivity
+from onnx_rnn_prune import cli, compare, prune, search, sensitivity
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench
+from onnx_rnn_prune.flow.fading import Schedule
 from onnx_rnn_prune.flow.feeding import open_data, open_three
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
+from onnx_rnn_prune.flow.recovery import recover_units
 from onnx_rnn_prune.flow.studying import look, study
+from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report.numbers import streams
 from onnx_rnn_prune.report.table import sentences
+from onnx_rnn_prune.score.masked import MaskedModel
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.validate import drift_in_detail
 
@@ -297,3 +304,115 @@ def test_other_processes_judge_streams_as_this_one_does(found_alone):
     for one, other in zip(found_alone["layers"], again["layers"], strict=True):
         for point, same in zip(one["points"], other["points"], strict=True):
             assert {**point, "ms": 0} == {**same, "ms": 0}
+
+
+def test_masked_models_carry_their_states_along(model):
+    studied = bench_of(model, whole(episodes()), None, np.ones(HIDDEN, bool)).prepared
+    masked, keep = MaskedModel(studied.document, studied.trace), np.arange(HIDDEN) % 3 > 0
+    feeds = opened(model, bare(episodes(2)), stream=True)
+    by_call = [
+        outputs["y"]
+        for part in (feeds.fitting, feeds.held_out)
+        for outputs in masked.outputs(part, keep)
+    ]
+    by_episode = [masked(feed, keep)["y"] for feed in whole(episodes(2))]
+    order = [0, 1] if np.allclose(by_call[0], by_episode[0][:1], atol=1e-6) else [1, 0]
+    wanted = np.concatenate([by_episode[at] for at in order])
+    np.testing.assert_allclose(np.concatenate(by_call), wanted, atol=1e-6)
+
+
+def test_what_runs_best_in_the_closed_loop_is_chosen():
+    model, keep = policy(spread=2.6), np.arange(HIDDEN) % 2 == 0
+    feeds = calls(model, episodes())
+    closed, apart = (bench_of(model, feeds, stream, keep) for stream in (None, False))
+    ridges = (np.inf, 1e-1, 1e-2, 1e-3, 1e-4)
+    errors = [
+        [bench.candidate("", bench.pairs, r).error for r in ridges] for bench in (closed, apart)
+    ]
+    print(errors)
+    assert np.argmin(errors[0]) != np.argmin(errors[1])
+    found, _ = recover_units(closed, "auto", Schedule(), Course(), silent)
+    observed = np.array([feed["x"] for feed in closed.held_out]).reshape(-1, STEPS, 1, 4)
+    by_hand = closed_loop(model, closed.shrunk(found.write).write(), observed)
+    assert found.error == pytest.approx(by_hand, rel=1e-4)
+    assert found.error <= min(errors[0])
+
+
+CACHED = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    denoiser (float[1, 4, 1] x, float[1, 4, 2] past, float[1, 1, {HIDDEN}] h)
+        => (float[1, 4, 1] y, float[1, 4, 2] seen, float[1, 1, {HIDDEN}] hn) {{
+        all = Concat <axis = 2> (past, x)
+        seen = Slice (all, one, three, two)
+        mixed = Conv (all, kernel)
+        steps = Transpose <perm = [2, 0, 1]> (mixed)
+        Y, hn = GRU <hidden_size = {HIDDEN}> (steps, W, R, B, , h)
+        flat = Squeeze (Y, axis)
+        out = MatMul (flat, fc)
+        y = Transpose <perm = [1, 2, 0]> (out)
+    }}
+"""
+
+
+def denoiser():
+    """A model with a cache of what it read before, beside the states of a layer."""
+    rng, model = np.random.default_rng(8), onnx.parser.parse_model(CACHED)
+    shapes = {"kernel": (4, 4, 3), "W": (1, 3 * HIDDEN, 4), "R": (1, 3 * HIDDEN, HIDDEN)}
+    shapes |= {"B": (1, 6 * HIDDEN), "fc": (HIDDEN, 4)}
+    values = {name: rng.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+    values |= {n: np.array([v]) for n, v in (("one", 1), ("two", 2), ("three", 3), ("axis", 1))}
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
+    return model
+
+
+def test_caches_are_states_too():
+    model, states = denoiser(), {"past": "seen", "h": "hn"}
+    original, rng, given, without = Runner(model), np.random.default_rng(9), [], []
+    for _ in range(4):
+        held = {"past": np.zeros((1, 4, 2)), "h": np.zeros((1, 1, HIDDEN))}
+        held = {name: value.astype(np.float32) for name, value in held.items()}
+        without.append([])
+        for _ in range(6):
+            x = rng.normal(size=(1, 4, 1)).astype(np.float32)
+            given.append({"x": x, **held})
+            without[-1].append({"x": x})
+            outputs = original(given[-1])
+            held = {name: outputs[output] for name, output in states.items()}
+    pruned = prune(model, data=given).model
+    found = [compare(model, pruned, data=given), compare(model, pruned, data=without, stream=True)]
+    for each in found:
+        assert each["streams"]["states"] == states and each["streams"]["count"] == 4
+    assert found[0]["drift"]["y"]["nrmse"] == pytest.approx(found[1]["drift"]["y"]["nrmse"])
+    with pytest.raises(PruneError, match="the input 'past' is missing"):
+        compare(model, pruned, data=without[0])
+
+
+def test_every_command_takes_streams(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model, "m.onnx")
+    observed = episodes(10)
+    for number, episode in enumerate(bare(observed)):
+        Path("d", str(number)).mkdir(parents=True)
+        for step, feed in enumerate(episode):
+            np.savez(f"d/{number}/{step:02}.npz", **feed)
+    data = ["--data", "d", "--stream"]
+    assert (
+        cli.run(["prune", "m.onnx", "-o", "p.onnx", *data, "--eval-data", "d", "--json", "p.json"])
+        == 0
+    )
+    wanted = closed_loop(model, onnx.load("p.onnx"), observed)
+    assert json.loads(Path("p.json").read_text())["drift"]["y"]["nrmse"] == pytest.approx(wanted)
+    assert cli.run(["plan", "m.onnx", "-o", "plan.json", *data]) == 0
+    assert cli.run(["apply", "m.onnx", "plan.json", "-o", "a.onnx", *data]) == 0
+    capsys.readouterr()
+    assert cli.run(["compare", "m.onnx", "p.onnx", *data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["drift"]["y"]["nrmse"] == pytest.approx(wanted)
+    assert (
+        cli.run(["bench", "m.onnx", "p.onnx", *data]) == cli.run(["inspect", "m.onnx", *data]) == 0
+    )
+    assert cli.run(["sensitivity", "m.onnx", *data]) == 0
+    assert "10 streams of 120" in " ".join(capsys.readouterr().out.split())
+    goal = ["--max-nrmse", "0.8", "--trials", "4", "--eval-data", "d", "--json", "s.json"]
+    assert cli.run(["search", "m.onnx", "-o", "s.onnx", *data, *goal]) in (0, 3)
+    reached = json.loads(Path("s.json").read_text())["search"]["test"]["quality"]
+    assert reached == pytest.approx(closed_loop(model, onnx.load("s.onnx"), observed), rel=1e-4)

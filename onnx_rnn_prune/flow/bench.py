@@ -183,7 +183,7 @@ class Bench:
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
                 pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                seen.add(reader.pool, Moments.of(pair, last=read.shape[1]))
+                seen.gather(reader.pool, pair, last=read.shape[1])
 
 
 def _error(drift: Drift, kind: str | None) -> float:

@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.lookup import Lookup
-from onnx_rnn_prune.score.moments import Matrix, Moments
+from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.score.steps import Taps
@@ -228,7 +228,7 @@ def tally(
         weighed.update(few)
         for reader in readers:
             signal = tapped.signal(reader, taps)
-            moments.add(reader.pool, Moments.of(signal))
+            moments.gather(reader.pool, signal)
             seen[reader.pool] += len(signal)
             if reader.pool in few:
                 found = tapped.emphasis(reader, taps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx_rnn_prune.model.constants import is_float, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
 from onnx_rnn_prune.model.walk import nodes_by_key, place_of
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.labels import Labels, Mask
@@ -55,6 +57,10 @@ class MaskedModel:
         """The outputs for a feed with some units cut."""
         mask = np.append(keep, True).astype(np.float32)
         return self._runner({**feed, self._mask: mask})
+
+    def outputs(self, feeds: Iterable[Feed], keep: Mask) -> Iterator[Mapping[str, Array]]:
+        """Those for feeds in order, with states carried along where they follow one another."""
+        return map(Streaming(lambda feed: self(feed, keep)), feeds)
 
 
 def _mask_input(

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from onnx_rnn_prune.model.memory import trim
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.score.moments import Matrix, Moments
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
 _IN_FILE, _LARGE = 1 << 20, 1 << 23
+# Samples of so many bytes are worth summing up.
+_FEW = 1 << 20
+
+
+@dataclass
+class _Waiting:
+    """Samples that are yet to be summed up, and how that is done."""
+
+    last: int | None
+    parts: list[Array] = field(default_factory=list)
+    bytes: int = 0
 
 
 class Shelf:
@@ -23,12 +36,14 @@ class Shelf:
         self._heads: dict[str, tuple[int, Matrix]] = {}
         self._numbers: dict[str, int] = {}
         self._small: dict[str, Matrix] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._heads
+        return name in self._heads or name in self._waiting
 
     def __getitem__(self, name: str) -> Moments:
         """A copy of the caller's own."""
+        self._settle(name)
         count, mean = self._heads[name]
         small = self._small.get(name)
         comoment = np.load(self._path(name)) if small is None else small.copy()
@@ -49,9 +64,20 @@ class Shelf:
         if moments.comoment.nbytes > _LARGE:
             trim()
 
+    def gather(self, name: str, samples: Array, last: int | None = None) -> None:
+        """Merges the moments of samples, see `Moments.of`; few samples wait for others of the name.
+
+        Calls of a single step would otherwise each cost as much as a sequence does.
+        """
+        waiting = self._waiting.setdefault(name, _Waiting(last))
+        waiting.parts.append(samples)
+        waiting.bytes += samples.nbytes
+        if waiting.bytes >= _FEW:
+            self._settle(name)
+
     def merge(self, other: Shelf) -> None:
         """Merges all moments of another shelf into those of the same names."""
-        for name in other._heads:
+        for name in other._names():
             self.add(name, other[name])
 
     @staticmethod
@@ -64,7 +90,15 @@ class Shelf:
 
     def __reduce__(self) -> tuple[Callable[[Mapping[str, Moments]], Shelf], tuple[object]]:
         """What another process is sent: the moments, not the folder."""
-        return Shelf.of, ({name: self[name] for name in self._heads},)
+        return Shelf.of, ({name: self[name] for name in self._names()},)
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*self._heads, *self._waiting]))
+
+    def _settle(self, name: str) -> None:
+        waiting = self._waiting.pop(name, None)
+        if waiting is not None:
+            self.add(name, Moments.of(np.concatenate(waiting.parts), waiting.last))
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"
