@@ -411,6 +411,37 @@ def test_metadata_holds_the_new_width():
         prune(proto, keep=5, shrink_states=True, state_metadata=["gone"])
 
 
+def test_json_and_constant_outputs_hold_the_new_width():
+    """As Unity's memory_size, and as configurations are packed into metadata."""
+    model, clips, _ = CASES["lstm"]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model)
+    config = '{"rate": 16000, "rnn": {"hidden": 12, "layers": [1, 12]}}'
+    onnx.helper.set_model_props(proto, {"config": config, "width": "12"})
+    size = numpy_helper.from_array(np.array([12], np.float32), "size")
+    proto.graph.node.append(onnx.helper.make_node("Constant", [], ["memory_size"], value=size))
+    proto.graph.output.append(
+        onnx.helper.make_tensor_value_info("memory_size", onnx.TensorProto.FLOAT, [1])
+    )
+    plain = prune(proto, keep=5, data=clips, shrink_states=True)
+    for name in ("width", "config:rnn.hidden", "config:rnn.layers.1", "memory_size"):
+        assert any(f"add --state-metadata {name}" in text for text in plain.report["warnings"])
+    assert Runner(plain.model)(clips[0] | narrow_zeros())["memory_size"] == [12]
+    keys = ["config:rnn.hidden", "memory_size"]
+    result = prune(proto, keep=5, data=clips, shrink_states=True, state_metadata=keys)
+    found = {entry.key: entry.value for entry in result.model.metadata_props}
+    assert found["config"] == config.replace('"hidden": 12', '"hidden": 5')
+    assert found["width"] == "12"
+    assert Runner(result.model)(clips[0] | narrow_zeros())["memory_size"] == [5]
+    assert not any("memory_size" in text for text in result.report["warnings"])
+    with pytest.raises(PruneError, match="several places; name those.*config:rnn.layers.1"):
+        prune(proto, keep=5, shrink_states=True, state_metadata="config")
+
+
+def narrow_zeros():
+    return {name: np.zeros((1, 2, 5), np.float32) for name in ("h", "c")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

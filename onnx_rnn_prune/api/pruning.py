@@ -99,7 +99,8 @@ def prune(
         mode: shrink, or zero to keep all shapes.
         shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
             units only, in the order of the plan; layers that share one keep equally many.
-        state_metadata: a key of the model's metadata that holds the width of a state, or several.
+        state_metadata: what holds the width of a state and is to follow, or several: a key of the
+            metadata, "key:path.to.number" where that is JSON, or an output that is constant.
         sparsify: weights to set to zero once units are cut: "50%", "2:4", "block=4x1:50%",
             "threshold=1e-3".
         sparsify_by: magnitude or obs; obs with data, magnitude without.

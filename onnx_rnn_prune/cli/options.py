@@ -253,7 +253,7 @@ state_metadata = click.option(
     "--state-metadata",
     metavar="KEY",
     multiple=True,
-    help="Metadata that holds the width of a state.",
+    help="What holds the width of a state: a key of metadata, KEY:PATH in JSON, a constant output.",
 )
 
 

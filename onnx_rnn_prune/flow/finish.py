@@ -13,7 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench, Recovered
 from onnx_rnn_prune.flow.choosing.lossless import check_lossless
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
-from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, update_metadata
+from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, say_states
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.recovery import FROM_WEIGHTS, recover_from_weights, recover_units
 from onnx_rnn_prune.flow.result import PruneResult
@@ -58,7 +58,7 @@ def finish(
     report = _report(opened, data, model, treatment.mode, progress)
     if narrowed.states:
         model = narrowed.document.write()
-    update_metadata(model, treatment.interface, narrowed.states)
+    report["warnings"] += say_states(model, interface, narrowed.states)
     if narrowed.states:
         report["totals"] = total_rows(opened.model, model)
     report["stages"] = steps

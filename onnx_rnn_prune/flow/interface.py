@@ -14,7 +14,7 @@ class Interface:
 
     Attributes:
         shrink_states: whether states hold the entries of kept units only, where that can be.
-        metadata: keys of metadata that hold the width of a state, to be brought up to date.
+        metadata: places that hold the width of a state, to be brought up to date.
     """
 
     shrink_states: bool = False

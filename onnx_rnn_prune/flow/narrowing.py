@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.flow.beside import KEPT, kept_states
 from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, as_proven, cut_outside, tolerance_of
+from onnx_rnn_prune.flow.widths import update_widths
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.plan.plan import Plan
@@ -187,31 +188,23 @@ def _narrowed(studied: Studied, plan: Plan, state: Carried) -> State:
     return State(layers, state.source, state.result, axis, mask)
 
 
-def update_metadata(model: onnx.ModelProto, interface: Interface, states: Sequence[State]) -> None:
-    """Writes which entries states hold, and their width where metadata holds the former one.
+def say_states(
+    model: onnx.ModelProto, interface: Interface, states: Sequence[State]
+) -> tuple[str, ...]:
+    """Writes which entries states hold, and their width where that was asked for.
+
+    Returns:
+        Warnings of other places that may hold the width of a state.
 
     Raises:
-        PruneError: an entry is missing, or holds the width of no state that shrinks, or of several.
+        PruneError: what was asked for holds the width of no state that shrinks, or of several.
     """
+    widths: dict[int, set[int]] = {}
+    for state in states:
+        widths.setdefault(state.width, set()).add(state.kept)
+    notes = update_widths(model, interface.metadata, widths)
     if states:
         kept = kept_states({state.source: state.mask for state in states})
         present = next((item for item in model.metadata_props if item.key == KEPT), None)
         (present or model.metadata_props.add(key=KEPT)).value = kept
-    known = ", ".join(entry.key for entry in model.metadata_props) or "none"
-    for key in interface.metadata:
-        entry = next((item for item in model.metadata_props if item.key == key), None)
-        if entry is None:
-            raise PruneError(
-                "the model has no such entry",
-                where=f"--state-metadata {key}",
-                remedy=f"its entries are {known}",
-            )
-        widths = {str(state.kept) for state in states if str(state.width) == entry.value}
-        if len(widths) != 1:
-            raise PruneError(
-                f"it holds '{entry.value}', the width of "
-                + ("states that differ now" if widths else "no state that shrinks"),
-                where=f"--state-metadata {key}",
-                remedy="leave it out",
-            )
-        entry.value = widths.pop()
+    return tuple(notes)
