@@ -513,3 +513,77 @@ def test_other_sizes_than_those_of_states_are_refused():
     other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5
     with pytest.raises(PruneError, match="'x' has other sizes in one than in the other"):
         compare(model, other)
+
+
+def own(model):
+    return [node.op_type for node in model.graph.node if node.name.startswith("onnx_rnn_prune/")]
+
+
+@pytest.mark.parametrize("recover", ["none", "bias", "lstsq", "merge"])
+@pytest.mark.parametrize("case", ["lstm", "gru", "stacked lstm", "stacked gru"])
+def test_a_state_that_only_comes_back_is_placed(case, recover):
+    """Nothing is computed for entries that no one reads, and a stream is as with small states."""
+    model, clips, states = CASES[case]
+    result = prune(model, keep=5, data=clips, recover=recover)
+    layers = len(result.plan.layers)
+    if recover == "merge":  # what is like no other unit is zero
+        assert set(own(result.model)) <= {"Gather", "Pad", "Add"}
+    else:
+        placed = [op for op in own(result.model) if op != "Add"]
+        assert placed == ["Gather"] * (2 * len(states) * layers)
+    small = apply(model, result.plan, data=clips, recover=recover, shrink_states=True)
+    x = clips[0]["x"]
+    found, expected = stream(result.model, x, states, HIDDEN), stream(small.model, x, states, 5)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+
+
+READ = {
+    "where it comes": (
+        (("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"), ("}", "z = Neg (h) }")),
+        ["Y_h"],
+    ),
+    "where it leaves, moved": (
+        (
+            ("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"),
+            ("Y, hn, cn", "Y, last, cn"),
+            ("}", "moved = Identity (last) hn = Identity (moved) z = Neg (moved) }"),
+        ),
+        ["Y_h"],
+    ),
+    "in another place": (
+        (
+            ("Y, hn, cn", "Y, last, cn"),
+            ("}", "other = Constant <value_ints = [11,10,9,8,7,6,5,4,3,2,1,0]> ()"
+             " hn = Gather <axis = 2> (last, other) }"),
+        ),
+        ["Y_h"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_state_that_someone_reads_is_fitted(case):
+    changes, fitted = READ[case]
+    result = prune(replaced(*changes), keep=5, data=feeds(), recover="lstsq")
+    matrices = [
+        n.name for n in result.model.graph.node if n.op_type == "MatMul" and "_restore" in n.name
+    ]
+    assert sorted(name.split("_restore")[0][-3:] for name in matrices) == sorted(fitted)
+
+
+def test_a_state_and_what_else_reads_it_have_a_matrix_each():
+    changes = (
+        ("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"),
+        ("}", "z = Softmax <axis = 2> (hn) }"),
+    )
+    model = replaced(*changes)
+    result = prune(model, keep=5, data=feeds(), recover="lstsq")
+    names = [node.name for node in result.model.graph.node if "Y_h_restore" in node.name]
+    assert sorted(name.count("carried/") for name in names) == [0, 1]
+    small = apply(model, result.plan, data=feeds(), recover="lstsq", shrink_states=True)
+    assert dims(small.model, "h")[-1] == dims(small.model, "hn")[-1] == 5
+    one, other = feeds()[0], dict(feeds()[0])
+    for name in ("h", "c"):
+        other[name] = one[name][..., list(result.plan.layers["Y"].keep[0])]
+    found, expected = (Runner(m.model)(f)["z"] for m, f in ((result, one), (small, other)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -19,10 +19,16 @@ from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.passes.prepared import Prepared
-from onnx_rnn_prune.passes.recover import Fit, Recover, fit_readers, teacher_pairs
+from onnx_rnn_prune.passes.recover import (
+    Fit,
+    Recover,
+    fit_readers,
+    place_states,
+    teacher_pairs,
+)
 from onnx_rnn_prune.score.evidence import Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
-from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.score.readers import ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.trace.judged import INDEX, Judged
 from onnx_rnn_prune.trace.labels import Mask, kept
@@ -117,6 +123,22 @@ class Bench:
     def recover(self, fits: Mapping[str, Fit]) -> Pass:
         """What writes fits."""
         return Recover(self.readers, self.keep, fits)
+
+    def plain(self) -> Pass:
+        """What leaves all weights as they are."""
+        return self.recover(place_states(self.prepared.document, self.readers, self.keep))
+
+    @property
+    def hands_back(self) -> bool:
+        """Whether it is measured what becomes of states that are brought to full width."""
+        return bool(self.held_out.states) and any(reader.places for reader in self.readers)
+
+    def with_states_fitted(self) -> Bench:
+        """The same with states that are only handed back computed like any other signal."""
+        readers = [
+            replace(r, places=False) if isinstance(r, ProductReader) else r for r in self.readers
+        ]
+        return replace(self, readers=readers)
 
     def shrunk(self, write: Pass) -> Document:
         """What is left once something was written and the units are cut."""

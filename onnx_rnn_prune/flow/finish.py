@@ -15,7 +15,12 @@ from onnx_rnn_prune.flow.choosing.lossless import check_lossless
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, say_states
 from onnx_rnn_prune.flow.opening import Opened
-from onnx_rnn_prune.flow.recovery import FROM_WEIGHTS, recover_from_weights, recover_units
+from onnx_rnn_prune.flow.recovery import (
+    FROM_WEIGHTS,
+    leave_units,
+    recover_from_weights,
+    recover_units,
+)
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.stages.base import run_stages
 from onnx_rnn_prune.flow.studying import Studied, cut, look, prove, settle
@@ -24,7 +29,6 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
-from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
@@ -117,9 +121,8 @@ def _recover(
     treatment: Treatment,
     progress: Progress,
 ) -> tuple[Recovered, str]:
-    wanted = treatment.recover
+    wanted, keep = treatment.recover, plan.mask(studied.prepared.trace)
     if wanted in FROM_WEIGHTS:
-        keep = plan.mask(studied.prepared.trace)
         recovered = recover_from_weights(studied.prepared, keep, studied.readers, wanted)
         return recovered, "it needs no data"
     if not data.given:
@@ -135,11 +138,11 @@ def _recover(
                 where="--schedule",
                 remedy="pass --data, or choose hard",
             )
-        return Recovered("none", Pipeline(()), None, 0.0), "there is no data to recover with"
+        nothing = leave_units(studied.prepared, keep, studied.readers)
+        return nothing, "there is no data to recover with"
     if wanted == "none":
-        return Recovered("none", Pipeline(()), None, 0.0), "asked for"
+        return leave_units(studied.prepared, keep, studied.readers), "asked for"
     studied = look(studied, data, progress)
-    keep = plan.mask(studied.prepared.trace)
     bench = Bench.of(opened, data, studied, keep).judged_by(data.loss)
     course = replace(treatment.course, loss=data.loss)
     return recover_units(bench, wanted, treatment.schedule, course, progress)

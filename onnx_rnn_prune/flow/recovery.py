@@ -15,7 +15,7 @@ from onnx_rnn_prune.learn.course import Course
 from onnx_rnn_prune.learn.extra import require_torch
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.prepared import Prepared
-from onnx_rnn_prune.passes.recover import Recover
+from onnx_rnn_prune.passes.recover import Recover, place_states
 from onnx_rnn_prune.passes.stand_in import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.moments import Moments
@@ -29,6 +29,8 @@ FROM_WEIGHTS = {"merge": nearest_units, "lossless": equal_units}
 
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
+# The most that the error may be of what it is otherwise, for states to be computed.
+_WORTH = 0.9
 
 
 def recovery(value: object) -> str:
@@ -60,6 +62,12 @@ def recover_from_weights(
     return Recovered(asked, Recover(readers, keep, fits), None, 0.0)
 
 
+def leave_units(prepared: Prepared, keep: Mask, readers: list[Reader]) -> Recovered:
+    """Nothing stands in for the removed units."""
+    fits = place_states(prepared.document, readers, keep)
+    return Recovered("none", Recover(readers, keep, fits), None, 0.0)
+
+
 def recover_units(
     bench: Bench, asked: str, schedule: Schedule, course: Course, progress: Progress
 ) -> tuple[Recovered, str]:
@@ -68,7 +76,7 @@ def recover_units(
     Raises:
         PruneError: with what was asked for, the outputs are no numbers.
     """
-    nothing = bench.recover({})
+    nothing = bench.plain()
     plain = Recovered("none", nothing, None, bench.judge(nothing))
     errors = {"none": plain.error}
     last = bench.candidate("bias", bench.pairs, math.inf)
@@ -76,6 +84,8 @@ def recover_units(
     if asked != "bias":
         start = _best_ridge(bench, course.until, progress)
         last = _refit(bench, schedule, start, course.until, progress)
+        if bench.hands_back:
+            last = _with_states(bench, schedule, last, course.until, progress)
         best = _tried(errors, best, last)
     if asked == "distill":
         last = _distilled(bench, best, course, progress)
@@ -163,6 +173,17 @@ def _refit(
             break
     progress("recovering", len(_RIDGES) + len(shares), len(_RIDGES) + len(shares))
     return best
+
+
+def _with_states(
+    bench: Bench, schedule: Schedule, placed: Recovered, until: float, progress: Progress
+) -> Recovered:
+    """The fit in which states are computed, too, if that is worth the products that it takes."""
+    assert placed.ridge is not None
+    computing = bench.with_states_fitted()
+    start = computing.candidate("lstsq", computing.pairs, placed.ridge)
+    fitted = _refit(computing, schedule, start, until, progress)
+    return fitted if fitted.error < _WORTH * placed.error else placed
 
 
 def _reason(chosen: Recovered, errors: Mapping[str, float], measure: str) -> str:

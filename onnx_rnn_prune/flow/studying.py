@@ -19,12 +19,13 @@ from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
 from onnx_rnn_prune.passes.cut import Shrink, Zero
 from onnx_rnn_prune.passes.prepared import Prepared, prepare
 from onnx_rnn_prune.passes.room import DropRoom
-from onnx_rnn_prune.passes.states import OpenStates, open_states
+from onnx_rnn_prune.passes.states import OpenStates, come_back_in_place, open_states
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.trace.states import handed_back
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
 
@@ -53,7 +54,9 @@ def study(
 ) -> Studied:
     """Prepares some layers for the cut."""
     progress("following units", 0, None)
-    prepared = prepare(opened.document, tuple(names), data.fitting)
+    document = opened.document
+    states = come_back_in_place(document, handed_back(document), data.fitting)
+    prepared = prepare(document, tuple(names), data.fitting, states)
     if interface.shrink_states:
         prepared = open_states(prepared, opened.document, data.fitting)
     readers = find_readers(prepared.document, prepared.trace)

@@ -79,11 +79,13 @@ def never_worth(opened: Opened, data: Data, studied: Studied) -> Mapping[str, st
 def filled(studied: Studied) -> Document:
     """A copy of a prepared document in which all that recovery may write to holds numbers.
 
-    Then nothing that makes room for them can be dropped.
+    Then nothing that makes room for them can be dropped. Where entries are just placed, nothing is.
     """
     document = studied.prepared.document.copy()
     lookup = Lookup.of(document)
     for reader in studied.readers:
+        if reader.places:
+            continue
         values = np.full_like(reader.weight(lookup), 0.5)
         rows, columns = map(np.arange, values.shape)
         reader.store(lookup, (rows, columns), values, np.ones(len(rows)))

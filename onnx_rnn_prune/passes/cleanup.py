@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.cells import CELLS, find_layers
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before, remove_node
@@ -17,23 +17,27 @@ from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.model.writing import is_edited, local_initializers
 from onnx_rnn_prune.twins import find_twins
 
+_LAYERS = {cell.op for cell in CELLS}
+
 
 @dataclass(frozen=True)
 class PickEntries:
     """Turns products with a 0/1 matrix in front of a layer or behind it into Gathers.
 
     A Gather needs no arithmetic. A column without a 1 takes its zero from one entry of padding.
+    The two that take the states of one LSTM apart share their indices.
     """
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
         changed = False
+        indices: dict[tuple[int, bytes], gs.Constant] = {}
         for node in list(all_nodes(graph)):
             if node.op == "MatMul" and node.name.startswith(OWN):
                 matrix = constant_value(node.inputs[1])
                 picked = None if matrix is None else picked_entries(matrix)
                 if picked is not None:
-                    _to_gather(graph, node, picked)
+                    _to_gather(graph, node, picked, indices)
                     changed = True
         return changed
 
@@ -110,13 +114,22 @@ def picked_entries(matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.int64] | N
     return np.where(ones.any(axis=0), ones.argmax(axis=0), len(ones)).astype(np.int64)
 
 
-def _to_gather(graph: gs.Graph, node: gs.Node, picked: npt.NDArray[np.int64]) -> None:
+def _to_gather(
+    graph: gs.Graph,
+    node: gs.Node,
+    picked: npt.NDArray[np.int64],
+    indices: dict[tuple[int, bytes], gs.Constant],
+) -> None:
     data, result = node.inputs[0], node.outputs[0]
     size = require_constant(node.inputs[1]).shape[1]
     if picked.max(initial=0) == size:
         data = _padded(graph, node, data)
     node.outputs.clear()
-    index = add_constant(graph, f"{node.name}_units", picked)
+    layer = next((reader for reader in result.outputs if reader.op in _LAYERS), node)
+    key = id(layer), picked.tobytes()
+    if key not in indices:
+        indices[key] = add_constant(graph, f"{node.name}_units", picked)
+    index = indices[key]
     gather = gs.Node("Gather", node.name, {"axis": -1}, [data, index], [result])
     insert_before(graph, gather, before=node)
     remove_node(graph, node)

@@ -12,6 +12,7 @@ from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
+    CARRIED,
     OWN,
     add_constant,
     drop_input,
@@ -72,22 +73,27 @@ class Restore:
 
     Cutting its rows with the units brings the output back to full width, so that whatever stands
     behind it stays as it was; and recovery fits it like any other weight that reads the units.
+
+    Attributes:
+        layers: whose outlets they are.
+        outlets: those that nothing absorbs.
+        handed_back: those of them by which a state goes to callers who only hand it back. They get
+            a matrix of their own, of which recovery makes one that just places the kept entries.
     """
 
     layers: tuple[str, ...]
     outlets: Mapping[Outlet, str]
+    handed_back: frozenset[Outlet] = frozenset()
 
     def __call__(self, document: Document) -> bool:
         changed = False
         for layer in _chosen(document, self.layers):
             for name in layer.cell.outputs:
-                closed = {
-                    (outlet.consumer, outlet.slot)
-                    for outlet in self.outlets
-                    if outlet.layer == layer.name and outlet.output == name
-                }
+                closed = {o for o in self.outlets if (o.layer, o.output) == (layer.name, name)}
+                back = closed & self.handed_back
                 if closed:
-                    _restore(document.graph, layer, name, closed)
+                    kinds = {CARRIED: back, OWN: closed - back}
+                    _restore(document.graph, layer, name, {k: v for k, v in kinds.items() if v})
                     changed = True
         return changed
 
@@ -133,20 +139,33 @@ def _select(graph: gs.Graph, layer: RecurrentLayer, name: str, state: gs.Tensor)
 
 
 def _restore(
-    graph: gs.Graph, layer: RecurrentLayer, name: str, closed: set[tuple[str, int]]
+    graph: gs.Graph, layer: RecurrentLayer, name: str, kinds: Mapping[str, set[Outlet]]
 ) -> None:
-    """The restored tensor keeps the output's name; what is absorbed reads the inner one."""
+    """What is absorbed reads the inner tensor; an output of the model keeps its name.
+
+    Args:
+        graph: what is edited.
+        layer: whose output it is.
+        name: of the output.
+        kinds: outlets that share a matrix, by how the name of that begins.
+    """
     full = layer.output(name)
     assert full is not None
     inner = gs.Variable(fresh_name(graph, f"{full.name}_units"), dtype=full.dtype, shape=full.shape)
     layer.node.name = layer.name  # its first output's name was its name, and is about to change
     layer.node.outputs[layer.cell.outputs.index(name)] = inner
+    leaving = [kind for kind, outlets in kinds.items() if any(not o.consumer for o in outlets)]
+    results = {(leaving or list(kinds))[0]: full}
+    for kind in kinds.keys() - results.keys():
+        results[kind] = gs.Variable(fresh_name(graph, f"{full.name}_full"), dtype=full.dtype)
+    places = {(o.consumer, o.slot): results[kind] for kind in kinds for o in kinds[kind]}
     for node in all_nodes(graph):
         for slot, tensor in enumerate(node.inputs):
-            if tensor is full and (node_key(node), slot) not in closed:
-                node.inputs[slot] = inner
-    label = fresh_name(graph, f"{OWN}{layer.name}_{name}_restore")
-    matrix = _identity(graph, layer, f"{label}_weight")
-    made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[full])
-    insert_node(graph, made, after=layer.node)
-    add_zero(graph, made, bias_shape(matrix.values, 1), matrix.values)
+            if tensor is full:
+                node.inputs[slot] = places.get((node_key(node), slot), inner)
+    for kind, result in results.items():
+        label = fresh_name(graph, f"{kind}{layer.name}_{name}_restore")
+        matrix = _identity(graph, layer, f"{label}_weight")
+        made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[result])
+        insert_node(graph, made, after=layer.node)
+        add_zero(graph, made, bias_shape(matrix.values, 1), matrix.values)

@@ -14,7 +14,7 @@ from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
 from onnx_rnn_prune.passes.room import MakeRoom
 from onnx_rnn_prune.trace.observe import observe, was_seen
-from onnx_rnn_prune.trace.states import Carried, Start
+from onnx_rnn_prune.trace.states import ENDS, Carried, Start, leaves_only
 from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
 from onnx_rnn_prune.twins import find_twins
 
@@ -55,22 +55,46 @@ class Prepared:
     outside: Outside
 
 
-def prepare(source: Document, names: Sequence[str], feeds: Iterable[Feed]) -> Prepared:
+def prepare(
+    source: Document,
+    names: Sequence[str],
+    feeds: Iterable[Feed],
+    states: Sequence[Carried] = (),
+) -> Prepared:
     """Prepares a copy of a document for cutting the named layers.
 
     Args:
         source: the model; it is not changed.
         names: the layers to follow.
         feeds: what the model runs on, to see shapes with.
+        states: those that callers only hand back.
     """
     document = source.copy()
     wanted, left = _reached(document, names, feeds)
     Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
     first = _trace(document, wanted, feeds)
     absorbing = MakeRoom(wanted, first.bindings)
-    changed = Pipeline((absorbing, Restore(wanted, first.restored)))(document)
+    leaving = _only_leaving(source, first.restored, states)
+    restore = Restore(wanted, first.restored, leaving)
+    changed = Pipeline((absorbing, restore))(document)
     final = _trace(document, wanted, feeds) if changed else first
     return Prepared(document, final, first.ends, first.restored, left, Outside(final))
+
+
+def _only_leaving(
+    source: Document, restored: Iterable[Outlet], states: Iterable[Carried]
+) -> frozenset[Outlet]:
+    """The outlets by which some states leave, and that nothing else reads."""
+    results: dict[Start, str] = {}
+    for state in states:
+        results |= dict.fromkeys(state.starts, state.result)
+    starts = {output: start for start, output in ENDS.items()}
+    found = set()
+    for outlet in restored:
+        result = results.get((outlet.layer, starts.get(outlet.output, "")))
+        if result is not None and leaves_only(source, outlet.consumer, {result}):
+            found.add(outlet)
+    return frozenset(found)
 
 
 def _reached(

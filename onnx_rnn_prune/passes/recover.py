@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
@@ -95,8 +96,28 @@ def fit_readers(
     for reader in readers:
         rows, columns = stays(reader, lookup, keep)
         if not columns.all():
+            if reader.places:
+                found[reader.name] = _placed(
+                    reader, lookup, rows, most_alike(pairs(reader), columns)
+                )
+                continue
             estimate = estimate_entries(pairs(reader), columns, ridge)
             found[reader.name] = _apply(reader.weight(lookup), rows, *estimate)
+    return found
+
+
+def place_states(document: Document, readers: Sequence[Reader], keep: Mask) -> dict[str, Fit]:
+    """Fits of states that callers only hand back, where nothing else is fitted.
+
+    The layers take the entries of their units from such a state, and no one looks at the others:
+    with some kept unit's value in each, to bring the state to full width takes one Gather.
+    """
+    lookup, found = Lookup.of(document), {}
+    for reader in readers:
+        rows, columns = stays(reader, lookup, keep)
+        if reader.places and columns.any() and not columns.all():
+            own = np.where(columns, np.cumsum(columns) - 1, 0)
+            found[reader.name] = _placed(reader, lookup, rows, own)
     return found
 
 
@@ -129,6 +150,26 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
     return spread, offset
 
 
+def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
+    """For each entry of a signal, which of those that stay is itself, or else the most like it.
+
+    Args:
+        moments: of z and z' side by side, [n + k], with products with z' only.
+        stays: True for the kept entries of z, [n].
+
+    Returns:
+        Places among the kept entries, [n].
+    """
+    size, count = len(stays), max(moments.count, 1)
+    before, after = moments.mean[:size, None], moments.mean[None, size:]
+    own = np.diagonal(moments.comoment[size:])
+    # E (z - z')^2, but for the variance of z, which is the same for all z'.
+    error = (own - 2 * moments.comoment[:size]) / count + (before - after) ** 2
+    chosen: npt.NDArray[np.intp] = error.argmin(axis=1)
+    chosen[stays] = np.arange(len(own))
+    return chosen
+
+
 def teacher_fits(
     document: Document,
     readers: Sequence[Reader],
@@ -154,6 +195,13 @@ def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
 def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
     """Which outputs of a reader stay, and which entries of its signal."""
     return kept(reader.outputs(lookup), keep), kept(reader.labels, keep)
+
+
+def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.intp]) -> Fit:
+    """A weight with a one for each entry, where that is taken from."""
+    weight = reader.weight(lookup)
+    placed = np.eye(chosen.max() + 1, dtype=weight.dtype)[chosen]
+    return Fit(placed, np.zeros(rows.sum(), weight.dtype))
 
 
 def _apply(weight: Array, rows: Mask, spread: Matrix, offset: Matrix) -> Fit:

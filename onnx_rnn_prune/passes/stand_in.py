@@ -94,8 +94,10 @@ def fit_stand_ins(
         held = reader.weight(lookup)
         weight = held.astype(np.float64)
         total = weight.copy()
+        # A state that is just handed back is placed and not computed.
+        share = np.rint(stand_ins.share) if reader.places else stand_ins.share
         for column, other in _pairs(reader.labels, columns, stand_ins.unit):
-            total[:, other] += stand_ins.share[reader.labels[column]] * weight[:, column]
+            total[:, other] += share[reader.labels[column]] * weight[:, column]
         bias = weight[:, ~columns] @ _numbers(reader, lookup, stand_ins)[~columns]
         if np.any(total[:, columns] != weight[:, columns]) or np.any(bias):
             place = np.ix_(rows, columns)

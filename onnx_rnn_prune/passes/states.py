@@ -11,12 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import OWN, fresh_name, remove_node
-from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.model.edit import (
+    CARRIED,
+    OWN,
+    add_constant,
+    fresh_name,
+    insert_node,
+    remove_node,
+)
+from onnx_rnn_prune.model.outputs import with_outputs
+from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.passes.prepared import Outside, Prepared
 from onnx_rnn_prune.trace.bindings import traced_layers
@@ -50,6 +60,61 @@ class OpenStates:
         return bool(self.states)
 
 
+def come_back_in_place(
+    document: Document, states: Sequence[Carried], feeds: Iterable[Feed]
+) -> tuple[Carried, ...]:
+    """Those of some states of which each entry comes back to the unit that it left.
+
+    A number for each unit is sent around in onnxruntime, in the place of the final states.
+
+    Args:
+        document: the model.
+        states: those that callers only hand back.
+        feeds: of which one serves to see it.
+    """
+    feed = next(iter(feeds)) if states else {}
+    return tuple(state for state in states if _comes_back(document, state, feed))
+
+
+def _comes_back(document: Document, state: Carried, feed: Feed) -> bool:
+    probe = document.copy()
+    graph = probe.graph
+    layers = {layer.name: layer for layer in find_layers(graph)}
+    sent: dict[str, Array] = {}
+    count = 0
+    for name, start in sorted(state.starts):
+        layer = layers[name]
+        coming = layer.input(start)
+        assert coming is not None
+        numbers = count + 1 + np.arange(layer.directions * layer.hidden, dtype=np.float32)
+        count += numbers.size
+        sent[coming.name] = numbers.reshape(layer.directions, 1, layer.hidden)
+        _send(graph, layer, start, sent[coming.name])
+    try:
+        part = with_outputs(probe.write(), [state.result, *sent])
+        run = Runner(part, name="the states", remedy=OURS)
+        found = run({**feed, state.source: run(feed)[state.result]})
+    except PruneError:
+        return False  # then it is not known
+    return all(bool(np.all(found[name] == numbers)) for name, numbers in sent.items())
+
+
+def _send(graph: gs.Graph, layer: RecurrentLayer, start: str, numbers: Array) -> None:
+    """Puts numbers in the place of a final state, as many as there are sequences."""
+    final, coming = layer.output(ENDS[start]), layer.input(start)
+    assert final is not None and coming is not None
+    layer.node.name = layer.name
+    slot = layer.cell.outputs.index(ENDS[start])
+    layer.node.outputs[slot] = gs.Variable(fresh_name(graph, f"{final.name}_unsent"))
+    shape = gs.Variable(fresh_name(graph, f"{final.name}_shape"))
+    constant = add_constant(graph, f"{final.name}_numbers", numbers.astype(coming.dtype or "f4"))
+    expand = gs.Node("Expand", shape.name + "_sent", inputs=[constant, shape], outputs=[final])
+    insert_node(graph, expand, after=layer.node)
+    insert_node(
+        graph, gs.Node("Shape", shape.name, inputs=[coming], outputs=[shape]), after=layer.node
+    )
+
+
 def open_states(prepared: Prepared, source: Document, feeds: Iterable[Feed]) -> Prepared:
     """Lets states hold kept units only, where that can be; layers that share one are tied.
 
@@ -68,11 +133,7 @@ def open_states(prepared: Prepared, source: Document, feeds: Iterable[Feed]) -> 
             reasons |= {start: text for start in state.starts if start[0] in cut}
     states = tuple(state for state in states if cut.issuperset(name for name, _ in state.starts))
     while True:
-        document = prepared.document.copy()
-        OpenStates(prepared.trace, states)(document)
-        layers = traced_layers(document, prepared.trace)
-        seen = observe(document, layers, feeds, [state.source for state in states])
-        found = trace(document, layers, seen, states)
+        found = _opened(prepared, states, feeds)
         closed = _closed(states, found)
         if not closed:
             break
@@ -80,6 +141,15 @@ def open_states(prepared: Prepared, source: Document, feeds: Iterable[Feed]) -> 
         states = tuple(state for state in states if state not in closed)
     tied = replace(prepared.trace, groups=found.groups)
     return replace(prepared, trace=tied, outside=Outside(found, states, reasons))
+
+
+def _opened(prepared: Prepared, states: Sequence[Carried], feeds: Iterable[Feed]) -> Trace:
+    """The trace of a model in which some states hold the entries of kept units only."""
+    document = prepared.document.copy()
+    OpenStates(prepared.trace, states)(document)
+    layers = traced_layers(document, prepared.trace)
+    seen = observe(document, layers, feeds, [state.source for state in states])
+    return trace(document, layers, seen, states)
 
 
 def _closed(states: Sequence[Carried], found: Trace) -> dict[Carried, str]:
@@ -105,7 +175,8 @@ def _take_restore(graph: gs.Graph, layer: RecurrentLayer, output: str, result: g
     """Lets the way to a state's output begin at the layer; other readers keep the full width."""
     inner = layer.output(output)
     assert inner is not None
-    last = next(n for n in inner.outputs if n.op == "MatMul" and n.name.startswith(OWN))
+    own = [n for n in inner.outputs if n.op == "MatMul" and n.name.startswith(OWN)]
+    last = next((n for n in own if n.name.startswith(CARRIED)), own[0])
     after = last.outputs[0].outputs
     if after and after[0].op == "Add" and after[0].name.startswith(OWN):
         last = after[0]

@@ -157,6 +157,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
     layers = find_layers(document.graph)
     keys, shared = {layer.key for layer in layers}, _shared(layers)
     seen: set[str] = set()
+    picked: set[bytes] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
         tensor = nodes[name].inputs[slot]
         value = require_constant(tensor, document.graph.opset)
@@ -166,8 +167,7 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
         if tensor.name.startswith(OWN) and tensor.name not in left:
             # Of a matrix that only picks entries, what is left is an index for each column.
             value = np.zeros(value.shape[-1], dtype=np.int64)
-            bounds = [b for b in bounds if nodes[name].op == "MatMul" and b.axis == -1]
-            bounds = [replace(bound, labels=bound.labels.reshape(-1)) for bound in bounds]
+            bounds = _columns(nodes[name], bounds, picked)
         if not bounds or not _is_left(nodes[name], left):
             continue
         recurrent = name in keys and slot in (1, 2)
@@ -182,6 +182,17 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             own = [bound for bound in bounds if part.shape[bound.axis] > 1]
             if own:
                 yield replace(_size((1,), own, group_of, heights, part.itemsize, False), fixed=1)
+
+
+def _columns(node: gs.Node, bounds: Sequence[Bound], picked: set[bytes]) -> list[Bound]:
+    """What is picked by an index for each column, unless it was met: an LSTM's states share it."""
+    found = []
+    for bound in bounds:
+        units = bound.labels.tobytes()
+        if node.op == "MatMul" and bound.axis == -1 and units not in picked:
+            found.append(replace(bound, labels=bound.labels.reshape(-1)))
+            picked.add(units)
+    return found
 
 
 def _shared(layers: Sequence[RecurrentLayer]) -> set[tuple[str, int]]:

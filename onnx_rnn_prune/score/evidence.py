@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import fresh_name
+from onnx_rnn_prune.model.edit import CARRIED, fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.streaming import Streaming
 from onnx_rnn_prune.model.surface import surface
@@ -54,7 +54,10 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
         node = nodes[binding.node]
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
         stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
-        products[binding.node] = [ProductReader(binding, part, node.op) for part in range(stack)]
+        carried = node.name.startswith(CARRIED)
+        products[binding.node] = [
+            ProductReader(binding, part, node.op, carried) for part in range(stack)
+        ]
     found: list[Reader] = []
     for key in nodes:
         if key in layers:

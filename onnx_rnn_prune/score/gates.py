@@ -48,6 +48,10 @@ class GateReader:
         return f"{self.twin}#{self._part}"
 
     @property
+    def places(self) -> bool:
+        return False
+
+    @property
     def _part(self) -> str:
         return f"{self.direction}{self.gates}{'+'.join(self.sources)}"
 

@@ -58,6 +58,10 @@ class Reader(Protocol):
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         """How much the square of an error in each output matters, [outputs]."""
 
+    @property
+    def places(self) -> bool:
+        """Whether it brings a state to full width for callers who only hand it back."""
+
     def outputs(self, lookup: Lookup) -> Labels:
         """The unit behind each output, shape [outputs]."""
 
@@ -79,11 +83,13 @@ class ProductReader:
         binding: the weight's binding.
         part: which matrix of a stack of weights; 0 where there is one.
         op: the operator.
+        places: whether it brings a state to full width for callers who only hand it back.
     """
 
     binding: Binding
     part: int
     op: str
+    places: bool = False
 
     @property
     def name(self) -> str:

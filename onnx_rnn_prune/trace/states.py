@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import CELLS, find_layers
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import node_key, nodes_by_key, places
 
 _MOVING = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
 _MOVING |= {"Transpose", "Unsqueeze"}
@@ -152,3 +153,51 @@ def _moved(tensor: gs.Tensor, through: Container[str]) -> Sequence[gs.Tensor]:
 def _is_state(tensor: gs.Tensor) -> bool:
     node = tensor.inputs[0] if tensor.inputs else None
     return node is not None and node.op in _OPS and node.outputs[0] is not tensor
+
+
+def handed_back(document: Document) -> tuple[Carried, ...]:
+    """The states that callers can only hand back: nothing but the layers reads what comes in."""
+    sources = {tensor.name: tensor for tensor in document.graph.inputs}
+    layers = find_layers(document.graph)
+    taken = {(o.key, o.slot(name)) for o in layers for name in ENDS if name in o.cell.inputs}
+    found = []
+    for state in carried_states(document)[0]:
+        read, passed = _ends(document, [sources[state.source]])
+        if read <= taken and not passed:
+            found.append(state)
+    return tuple(found)
+
+
+def leaves_only(document: Document, key: str, results: Container[str]) -> bool:
+    """Whether all that a node makes is moved to some outputs of the model, and nothing reads it.
+
+    Args:
+        document: the model.
+        key: of the node; empty for an output of the model itself.
+        results: names of the outputs.
+    """
+    if not key:
+        return True
+    node = nodes_by_key(document.graph)[key]
+    read, passed = _ends(document, node.outputs)
+    return node.op in _MOVING and not read and all(name in results for name in passed)
+
+
+def _ends(document: Document, start: Iterable[gs.Tensor]) -> tuple[set[tuple[str, int]], set[str]]:
+    """The inputs of nodes, by key and slot, and the outputs to which tensors are moved."""
+    outputs = {id(t): t.name for place in places(document.graph) for t in place.graph.outputs}
+    read: set[tuple[str, int]] = set()
+    passed: set[str] = set()
+    waiting = list(start)
+    seen = set(map(id, waiting))
+    for tensor in waiting:
+        if id(tensor) in outputs:
+            passed.add(outputs[id(tensor)])
+        for node in tensor.outputs:
+            for slot in (n for n, item in enumerate(node.inputs) if item is tensor):
+                if node.op in _MOVING and (slot == 0 or node.op == "Concat"):
+                    waiting += [made for made in node.outputs if id(made) not in seen]
+                    seen.update(map(id, node.outputs))
+                elif node.op != "Shape":  # which does not look at values
+                    read.add((node_key(node), slot))
+    return read, passed
