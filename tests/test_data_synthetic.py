@@ -140,6 +140,32 @@ SOLVED = {
         recurrent(5) | {"k": (5, 1, 16, 4), "second": np.array([2])},
         {"a": (2, 1, 16, 16)},
     ),
+    "chunks of a signal": (
+        f"b = Reshape(a, s)\n x = Transpose <perm = [1, 0, 2]> (b)\n {LSTM}",
+        "float[n, samples] a",
+        recurrent(20) | {"s": np.array([0, -1, 20])},
+        {"a": (2, 80)},
+    ),
+    "a picture whose channels come last": (
+        f"""p = Transpose <perm = [0, 3, 1, 2]> (a)
+            f = Conv <strides = [4, 2]> (p, k)
+            t = Transpose <perm = [3, 0, 1, 2]> (f)
+            x = Reshape(t, s)
+            {LSTM}""",
+        "float[a, b, c, d] a",
+        recurrent(30) | {"k": (5, 3, 4, 4), "s": np.array([0, 0, -1])},
+        {"a": (2, 24, 16, 3)},
+    ),
+    "8-bit products": (
+        f"""q, scale, zero = DynamicQuantizeLinear(a)
+            i = ConvInteger <strides = [2]> (q, k, zero)
+            f = Cast <to = 1> (i)
+            x = Transpose <perm = [2, 0, 1]> (f)
+            {LSTM}""",
+        "float[n, c, t] a",
+        recurrent(5) | {"k": np.ones((5, 3, 4), np.uint8)},
+        {"a": (2, 3, 16)},
+    ),
     "the only length that a dense layer takes": (
         f"""{LSTM}
             b = Transpose <perm = [2, 1, 0, 3]> (y)
@@ -347,11 +373,25 @@ def test_where_all_sizes_are_fixed_nothing_was_guessed():
         random_feeds(Document.read(model), fail, seed=0, count=1)
 
 
-def test_inputs_without_a_shape():
-    model = build(LSTM, "float[t, n, 5] x", "float[a, b, c, d] y", recurrent(5))
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (LSTM, (7, 2, 5)),
+        (f"t = Unsqueeze(x0, second)\n x = Transpose <perm = [1, 0, 2]> (t)\n {LSTM}", (2, 5)),
+    ],
+)
+def test_inputs_without_a_shape(body, expected):
+    """The graph takes one number of axes only."""
+    weights = recurrent(5) | {"second": np.array([1])}
+    name = "x0" if "x0" in body else "x"
+    model = build(body, f"float[t] {name}", "float[a, b, c, d] y", weights)
     model.graph.input[0].type.tensor_type.ClearField("shape")
-    with pytest.raises(PruneError, match="not even how many axes; give data, or its shape"):
-        made(model)
+    assert shapes(model) == {name: expected}
+
+
+def test_a_shape_that_is_asked_for():
+    model = build(LSTM, "float[t] x", "float[a, b, c, d] y", recurrent(5))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
     assert shapes(model, asked={"x": (3, 2, 5)}) == {"x": (3, 2, 5)}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_rnn_prune.data.needs import RECURRENT, Shapes, Size, nodes_of, shapes_of
+from onnx_rnn_prune.data.equal import RECURRENT, Shapes, Size
+from onnx_rnn_prune.data.needs import nodes_of, shapes_of
 from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
@@ -43,6 +44,8 @@ _LENGTHS: Mapping[str, frozenset[int]] = {
     "ConstantOfShape": frozenset((0,)),
     "Loop": frozenset((0,)),
 }
+# What else exporters call the number of sequences.
+_BATCHES = {"n", "b", "bs"}
 # The fields of a constant that hold numbers.
 _NUMBERS = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"}
 
@@ -81,21 +84,29 @@ def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> d
 def batch_sizes(
     model: onnx.ModelProto, ports: Sequence[Port], solved: Mapping[str, Size]
 ) -> tuple[str, ...]:
-    """The free sizes that count sequences: where layers have them, or by their names."""
+    """The free sizes that count sequences: where layers have them, else by their names."""
     free = dict.fromkeys(size for size in solved.values() if isinstance(size, str))
     shapes = shapes_of(model, ports, solved)
     read = [shapes.get(n.input[0], ()) for n in nodes_of(model.graph) if n.op_type in RECURRENT]
-    steps = {size for shape in read for size in shape[:1]}
-    found = {size for shape in read for size in shape[1:2]}
-    found |= {solved.get(key, key) for key in solved if _is_batch(key)} - steps
-    first = [key for key in free if key in found] or list(free)[:1]
-    alone = [port.key(0) for port in ports if port.dims and len(port.dims) == 1]
-    return tuple(key for key in free if key in first or key in alone)
+    named = {solved[key] for key in solved if "batch" in key.lower()}
+    named -= {size for shape in read for size in shape[:1]}
+    counted = {size for shape in read for size in shape[1:2]} | named
+    letters = {solved[key] for key in solved if key.lower() in _BATCHES}
+    found = counted & free.keys() or letters & free.keys() or set(list(free)[:1])
+    alone = {port.key(0) for port in ports if port.dims and len(port.dims) == 1}
+    return tuple(key for key in free if key in found | alone)
 
 
-def _is_batch(name: str) -> bool:
-    lower = name.lower()
-    return "batch" in lower or lower in {"n", "b", "bs"}
+def makers(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """For each tensor those that the node reads that makes it; for a body's inputs, its node's."""
+    found: dict[str, set[str]] = {}
+    for node in nodes_of(graph):
+        for name in node.output:
+            found[name] = node_reads(node)
+        for attribute in node.attribute:
+            for port in attribute.g.input if attribute.HasField("g") else ():
+                found[port.name] = set(node.input)
+    return found
 
 
 def _meaning(

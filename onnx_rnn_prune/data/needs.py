@@ -8,31 +8,29 @@ follow from what stands far behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice, product
 from math import prod
 
 import onnx
 from onnx import shape_inference
 
+from onnx_rnn_prune.data.equal import Shapes, Size, equal
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_reference
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import all_nodes
 
-Size = int | str
-Shape = tuple[Size, ...]
-Shapes = Mapping[str, Shape]
-Pairs = Iterator[tuple[Size, Size]]
-
 # Entries of the largest constant whose values are looked at; shapes and bounds have no more.
 _VALUES = 64
+# Ranks of inputs, the likeliest first.
+_RANKS = (3, 2, 4, 1, 5)
+_MOST_RANKS = 25
+_INVALID = (shape_inference.InferenceError, RuntimeError, ValueError)
 # How often sizes that were found may lead to others.
 _ROUNDS = 6
-RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
-_PRODUCTS = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-_ARITHMETIC = ("Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Pow", "PRelu", "Sub", "Sum")
-_COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-_LOGIC = ("And", "Or", "Where", "Xor")
 
 
 def numbered(document: Document) -> Document:
@@ -74,21 +72,11 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
         ports: its inputs.
         sizes: a number or a name for each open size.
     """
-    known = {port.name: port for port in ports}
-    asked = onnx.ModelProto()
-    asked.CopyFrom(model)
-    for value in asked.graph.input:
-        port, dims = known.get(value.name), value.type.tensor_type.shape.dim
-        for axis, dim in enumerate(dims if port is not None else ()):
-            size = sizes.get(port.key(axis)) if port is not None else None
-            if size is not None:
-                dim.Clear()
-                setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
     try:
-        inferred = shape_inference.infer_shapes(asked, data_prop=True)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = _infer(model, ports, sizes)
+    except _INVALID:
         return {}  # what onnxruntime says of the same is clearer
-    found: dict[str, Shape] = {}
+    found: dict[str, tuple[Size, ...]] = {}
     for graph in _graphs(inferred.graph):
         for tensor in graph.initializer:
             found[tensor.name] = tuple(tensor.dims)
@@ -99,6 +87,40 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
                     dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims
                 )
     return found
+
+
+def ranked(model: onnx.ModelProto, ports: Sequence[Port]) -> Iterator[tuple[Port, ...]]:
+    """The inputs, with ranks that the model may take for those of which it says none."""
+    choices = [(port,) if port.dims is not None else _of_ranks(port) for port in ports]
+    for found in islice(product(*choices), _MOST_RANKS):
+        with suppress(*_INVALID):
+            if found != tuple(ports):
+                _infer(model, found, {}, strict=True)
+            yield found
+
+
+def _of_ranks(port: Port) -> tuple[Port, ...]:
+    return tuple(replace(port, dims=(None,) * rank) for rank in _RANKS)
+
+
+def _infer(
+    model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size], strict: bool = False
+) -> onnx.ModelProto:
+    """A model with what follows of its tensors from the shapes of its inputs."""
+    known = {port.name: port for port in ports}
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    for value in asked.graph.input:
+        port = known.get(value.name)
+        if port is not None and port.dims is not None:
+            value.type.tensor_type.ClearField("shape")
+            shape = value.type.tensor_type.shape
+            for axis, dim in enumerate(port.dims):
+                size = dim if isinstance(dim, int) else sizes.get(port.key(axis), "")
+                name = "dim_value" if isinstance(size, int) else "dim_param"
+                setattr(shape.dim.add(), name, size)
+            shape.SetInParent()
+    return shape_inference.infer_shapes(asked, data_prop=True, strict_mode=strict)
 
 
 def solved(
@@ -122,7 +144,7 @@ def solved(
         shapes = shapes_of(model, ports, found)
         classes = _Classes(dict.fromkeys(names))
         for node in nodes_of(model.graph):
-            for one, other in _equal(node, shapes):
+            for one, other in equal(node, shapes):
                 classes.join(one, other)
         better = {name: classes.of(size) for name, size in found.items()}
         if better == found:
@@ -158,123 +180,6 @@ class _Classes:
         if isinstance(size, int):
             return 0, size
         return 1, self._rank.get(size, len(self._rank))
-
-
-def _equal(node: onnx.NodeProto, shapes: Shapes) -> Pairs:
-    """The sizes that a node takes only if they are equal."""
-    rule = _RULES.get(node.op_type)
-    if rule is not None:
-        read = [shapes.get(name) if name else None for name in node.input]
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        yield from rule(read, attributes)
-
-
-Read = Sequence[Shape | None]
-Attributes = Mapping[str, object]
-
-
-def _whole(attributes: Attributes, name: str, default: int) -> int:
-    value = attributes.get(name, default)
-    return value if isinstance(value, int) else default
-
-
-def _at(read: Read, slot: int, rank: int = 1) -> Shape | None:
-    """The shape of an input, if it is known and has at least so many axes."""
-    shape = read[slot] if slot < len(read) else None
-    return shape if shape is not None and len(shape) >= rank else None
-
-
-def _recurrent(read: Read, attributes: Attributes, features: int = 2) -> Pairs:
-    x, w, r, lengths = _at(read, 0, 3), _at(read, 1, 3), _at(read, 2, 3), _at(read, 4)
-    states = [_at(read, slot, 3) for slot in (5, 6)]
-    if x is not None and w is not None:
-        yield x[2], w[features]
-    for state in states:
-        if state is not None and w is not None and r is not None:
-            yield state[0], w[0]
-            yield state[2], r[features]
-        if state is not None and x is not None:
-            yield state[1], x[1]
-    if lengths is not None and x is not None:
-        yield lengths[0], x[1]
-
-
-def _quantized(read: Read, attributes: Attributes) -> Pairs:
-    yield from _recurrent(read, attributes, features=1)
-
-
-def _product(read: Read, attributes: Attributes) -> Pairs:
-    a, b = _at(read, 0), _at(read, 1)
-    if a is not None and b is not None:
-        yield a[-1], b[-2] if len(b) > 1 else b[0]
-        yield from _pairs(a[:-2], b[:-2])
-
-
-def _gemm(read: Read, attributes: Attributes) -> Pairs:
-    a, b = _at(read, 0, 2), _at(read, 1, 2)
-    if a is not None and b is not None:
-        yield a[1 - _whole(attributes, "transA", 0)], b[_whole(attributes, "transB", 0)]
-
-
-def _convolution(read: Read, attributes: Attributes) -> Pairs:
-    x, w = _at(read, 0, 2), _at(read, 1, 2)
-    if x is not None and w is not None and isinstance(w[1], int):
-        yield x[1], w[1] * _whole(attributes, "group", 1)
-
-
-def _transposed(read: Read, attributes: Attributes) -> Pairs:
-    x, w = _at(read, 0, 2), _at(read, 1, 2)
-    if x is not None and w is not None:
-        yield x[1], w[0]
-
-
-def _channels(read: Read, attributes: Attributes) -> Pairs:
-    x, scale = _at(read, 0, 2), _at(read, 1)
-    if x is not None and scale is not None:
-        yield x[1], scale[0]
-
-
-def _concatenated(read: Read, attributes: Attributes) -> Pairs:
-    known = [shape for shape in read if shape]
-    for shape in known[1:]:
-        axis = _whole(attributes, "axis", 0) % len(shape)
-        if len(shape) == len(known[0]):
-            yield from zip(*(s[:axis] + s[axis + 1 :] for s in (known[0], shape)), strict=True)
-
-
-def _reversed(read: Read, attributes: Attributes) -> Pairs:
-    x, lengths = _at(read, 0, 2), _at(read, 1)
-    if x is not None and lengths is not None:
-        yield lengths[0], x[_whole(attributes, "batch_axis", 1)]
-
-
-def _broadcast(read: Read, attributes: Attributes) -> Pairs:
-    known = [shape for shape in read if shape]
-    for shape in known[1:]:
-        yield from _pairs(known[0], shape)
-
-
-def _pairs(one: Shape, other: Shape) -> Pairs:
-    """Sizes that face each other once the axes are flush right; 1 goes with all."""
-    for a, b in zip(reversed(one), reversed(other), strict=False):
-        if 1 not in (a, b):
-            yield a, b
-
-
-_RULES: Mapping[str, Callable[[Read, Attributes], Pairs]] = {
-    **dict.fromkeys(RECURRENT, _recurrent),
-    "DynamicQuantizeLSTM": _quantized,
-    **dict.fromkeys(_PRODUCTS, _product),
-    **dict.fromkeys((*_ARITHMETIC, *_COMPARING, *_LOGIC), _broadcast),
-    "Gemm": _gemm,
-    "Conv": _convolution,
-    "ConvTranspose": _transposed,
-    "BatchNormalization": _channels,
-    "InstanceNormalization": _channels,
-    "LayerNormalization": _broadcast,
-    "Concat": _concatenated,
-    "ReverseSequence": _reversed,
-}
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

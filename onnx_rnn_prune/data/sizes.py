@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import onnx
 
-from onnx_rnn_prune.data.needs import RECURRENT, Shapes, Size, nodes_of, shapes_of
+from onnx_rnn_prune.data.equal import RECURRENT, Shapes, Size
+from onnx_rnn_prune.data.meanings import makers
+from onnx_rnn_prune.data.needs import nodes_of, shapes_of
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.signature import Port
@@ -32,8 +35,8 @@ _SEVERAL = 512
 _RUNS = 300
 _SCAN = 130
 _LARGEST = 1 << 17
-# Most sizes that are computed from how far a number is from others.
-_AIMS = 48
+# Most steps by which a number is brought to where another one is.
+_TURNS = 4
 # With fewer steps in a recurrent layer, its time and its units show little.
 _STEPS = 4
 _NODE = re.compile(r"Name:'(\d+)'")
@@ -79,7 +82,7 @@ class Search:
         self._model, self._ports, self.solved, self.batches = model, ports, solved, batches
         self._run, self._probe = run, probe
         self._nodes = {node.name: node for node in nodes_of(model.graph)}
-        self._makers = _makers(model.graph)
+        self._makers = makers(model.graph)
         self._seen: dict[tuple[int, ...], Failure | None] = {}
         sizes = (size for size in solved.values() if isinstance(size, str))
         self.free = tuple(dict.fromkeys(sizes))
@@ -109,13 +112,13 @@ class Search:
         others = {k: batch if v in counted else max(1, change(v)) for k, v in free.items()}
         if self.attempt(others) is None:
             return others
-        alike = [
-            [key for key in free if free[key] == size] for size in dict.fromkeys(free.values())
-        ]
-        for keys in (*alike, *([key] for key in free)):
-            other = {**free, **{key: others[key] for key in keys}}
-            free = other if self.attempt(other) is None else free
-        return free
+        twice = {k: batch if v in counted else 2 * v for k, v in free.items()}
+        alike = [[key for key in free if free[key] == v] for v in dict.fromkeys(free.values())]
+        found = dict(free)
+        for keys, wanted in product((*alike, *([key] for key in free)), (others, twice)):
+            other = {**found, **{key: wanted[key] for key in keys if found[key] == free[key]}}
+            found = other if self.attempt(other) is None else found
+        return found
 
     def attempt(self, free: Sizes) -> Failure | None:
         """Runs the model; None where that works. What was tried before is remembered."""
@@ -202,32 +205,60 @@ class Search:
         ports = {port.key(axis) for port, axis in self.blamed(failure)}
         names = dict.fromkeys(str(self.solved[key]) for key in self.solved if key in ports)
         keys = sorted(names or self.free, key=lambda key: key in self.batches)
-        aims: list[Sizes] = []
-        moved = []
+        moved = {}
         for key in keys:
             doubled = {**sizes, key: 2 * sizes[key]}
             yield doubled
             found = self.attempt(doubled)
             if found is None or found.numbers != failure.numbers:
-                moved.append(key)
-            if found is not None and found.place == failure.place:
-                values = _aims(failure.numbers, found.numbers, sizes[key])
-                aims += [{**sizes, key: value} for value in values]
+                moved[key] = found
         lengths = [key for key in keys if key not in self.batches]
         if len(lengths) > 1:
             several = (size for size in _LADDER if size <= _SEVERAL)
             yield from ({**sizes, **dict.fromkeys(lengths, size)} for size in several)
-        yield from aims
+        for key, found in moved.items():
+            if found is not None and found.place == failure.place:
+                yield from self._aimed(sizes, key, failure.numbers, found.numbers)
         for key in moved or keys:
             tried = (*dict.fromkeys(sizes.values()), *_LADDER)
             yield from ({**sizes, key: size} for size in tried)
         for key in lengths:
             yield from ({**sizes, key: size} for size in range(1, _SCAN))
 
+    def _aimed(
+        self, sizes: Sizes, key: str, numbers: Sequence[int], doubled: Sequence[int]
+    ) -> Iterator[Sizes]:
+        """Sizes that take a number which moves with one of them to where another one is.
+
+        Args:
+            sizes: with which the model does not run.
+            key: of the size.
+            numbers: what was seen there.
+            doubled: the same once that size is doubled.
+        """
+        pairs = list(zip(numbers, doubled, strict=False))
+        still = dict.fromkeys(a for a, b in pairs if a == b)
+        moving = [at for at, (a, b) in enumerate(pairs) if a != b]
+        for at, aim in product(moving, still):
+            before, size = (sizes[key], numbers[at]), (2 * sizes[key], doubled[at])
+            for _ in range(_TURNS):  # where divisions round, the first step may miss
+                if size[1] in (aim, before[1]):
+                    break
+                slope = (size[0] - before[0]) / (size[1] - before[1])
+                other = {**sizes, key: round(size[0] + (aim - size[1]) * slope)}
+                if not 0 < other[key] <= _LARGEST:
+                    break
+                yield other
+                found = self.attempt(other)
+                if found is None or len(found.numbers) <= at:
+                    break
+                before, size = size, (other[key], found.numbers[at])
+
     def _lengthened(self, sizes: Sizes) -> Sizes:
         """Sizes with some steps for each recurrent layer, if there are such."""
         for key in (key for key in self.free if key not in self.batches):
-            for size in (size for size in _LADDER if size > sizes[key]):
+            longer = sorted({*_LADDER, *(turn * sizes[key] for turn in (4, 8, 16))})
+            for size in (size for size in longer if size > sizes[key]):
                 steps, other = self._steps(sizes), {**sizes, key: size}
                 if steps is None or steps >= _STEPS:
                     return sizes
@@ -249,27 +280,6 @@ class Search:
         return seen
 
 
-def _aims(numbers: Sequence[int], doubled: Sequence[int], size: int) -> list[int]:
-    """Sizes that take a number that moves with them to where another number is.
-
-    Args:
-        numbers: what was seen.
-        doubled: the same once the size is doubled.
-        size: the size.
-    """
-    if len(numbers) != len(doubled):
-        return []
-    still = dict.fromkeys(a for a, b in zip(numbers, doubled, strict=True) if a == b)
-    moved = [pair for pair in zip(numbers, doubled, strict=True) if pair[0] != pair[1]]
-    found = [
-        round(size + (aim - number + part) * size / (other - number))
-        for part in (0.0, 0.5, -0.5, 1.0, -1.0)  # where divisions round, numbers move by steps
-        for number, other in moved
-        for aim in still
-    ]
-    return list(dict.fromkeys(v for v in found if 0 < v <= _LARGEST and v != size))[:_AIMS]
-
-
 def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
     """The fewest steps or sequences of a recurrent layer; None where that is not known."""
     read = [shapes.get(n.input[0]) for n in nodes_of(model.graph) if n.op_type in RECURRENT]
@@ -277,15 +287,3 @@ def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
     if any(0 in shape[:2] for shape in known):
         return 0
     return min((shape[0] for shape in known if isinstance(shape[0], int)), default=None)
-
-
-def _makers(graph: onnx.GraphProto) -> dict[str, set[str]]:
-    """For each tensor those that the node reads that makes it; for a body's inputs, its node's."""
-    found: dict[str, set[str]] = {}
-    for node in nodes_of(graph):
-        for name in node.output:
-            found[name] = node_reads(node)
-        for attribute in node.attribute:
-            for port in attribute.g.input if attribute.HasField("g") else ():
-                found[port.name] = set(node.input)
-    return found

@@ -14,9 +14,10 @@ import onnx
 
 from onnx_rnn_prune.data.asked import Asked, settle
 from onnx_rnn_prune.data.check import check_feed
+from onnx_rnn_prune.data.equal import Size
 from onnx_rnn_prune.data.feeds import Feeds
 from onnx_rnn_prune.data.meanings import Meaning, batch_sizes, meanings
-from onnx_rnn_prune.data.needs import Size, numbered, outline, shapes_of, solved
+from onnx_rnn_prune.data.needs import numbered, outline, ranked, shapes_of, solved
 from onnx_rnn_prune.data.sizes import Failure, Search, Sizes
 from onnx_rnn_prune.data.sources import Listed
 from onnx_rnn_prune.errors import PruneError
@@ -154,24 +155,23 @@ def random_feeds(
             or no sizes were found that the model runs on.
     """
     ports, pinned = settle(signature.inputs(document.source), asked)
-    for port in ports:
-        if port.dtype is None or port.dims is None:
-            raise _shapeless(port)
+    if any(port.dtype is None for port in ports):
+        raise _shapeless(next(port for port in ports if port.dtype is None))
     model = outline(document)
-    known = solved(model, ports, pinned)
-    found = meanings(model, ports, shapes_of(model, ports, known))
-    recipe = Recipe(ports, known, batch_sizes(model, ports, known), found, states, seed)
     twin = cache(lambda: Runner(numbered(document), optimize=False))
-    search = _search(model, recipe, run, twin)
-    sizes = search.find()
-    if isinstance(sizes, Failure):  # it may be the numbers that do not suit the model
-        recipe = replace(recipe, tame=True)
-        other = _search(model, recipe, run, twin)
-        failure, sizes = sizes, other.find()
-        if isinstance(sizes, Failure):
-            raise _refusal(search, recipe, failure)
-        search = other
-    return _feeds(recipe, search, run, sizes, count)
+    refusal = None
+    for each in ranked(model, ports):
+        known = solved(model, each, pinned)
+        batches = batch_sizes(model, each, known)
+        found = meanings(model, each, shapes_of(model, each, known))
+        for tame in (False, True):  # it may be the numbers that do not suit the model
+            recipe = Recipe(each, known, batches, found, states, seed, tame)
+            search = _search(model, recipe, run, twin)
+            sizes = search.find()
+            if not isinstance(sizes, Failure):
+                return _feeds(recipe, search, run, sizes, count)
+            refusal = refusal or _refusal(search, recipe, sizes)
+    raise refusal or _shapeless(next(port for port in ports if port.dims is None))
 
 
 def _search(
@@ -238,10 +238,9 @@ def _is_flag(port: Port) -> bool:
 
 
 def _is_setting(port: Port) -> bool:
-    """A few numbers such as a speed or a temperature, which are above 0 as a rule."""
+    """A few numbers such as a speed, or one for each sequence; they are above 0 as a rule."""
     dims = port.dims or ()
-    known = [dim for dim in dims if isinstance(dim, int)]
-    return len(dims) == len(known) < 2 and prod(known) <= _SETTINGS
+    return len(dims) < 2 and prod(dim for dim in dims if isinstance(dim, int)) <= _SETTINGS
 
 
 def _shapeless(port: Port) -> PruneError:
