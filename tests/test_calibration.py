@@ -100,6 +100,37 @@ def test_emphasis_is_the_mean_square_of_how_the_next_state_answers(op, attribute
             assert value == pytest.approx(np.mean(slope**2), rel=1e-2)
 
 
+def test_emphasis_counts_what_becomes_of_an_error_in_later_steps():
+    """In a GRU that keeps a fixed share of its state, and whose units do not read each other."""
+    model = one_step("GRU")
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name in "WR":
+            value[:, : HIDDEN if tensor.name == "W" else None] = 0.0
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    weight = next(t for t in model.graph.initializer if t.name == "W")
+    candidate = onnx.numpy_helper.to_array(weight)[0, 2 * HIDDEN :]
+    run = Runner(model)
+    feed = {"x": np.random.default_rng(4).normal(size=(6, BATCH, INPUTS)).astype(np.float32)}
+    (layer,) = open_model(model).layers
+    prepared = prepare(Document.read(model), [layer.name], [feed])
+    reader = next(
+        r for r in find_readers(prepared.document, prepared.trace) if getattr(r, "gates", "") == "h"
+    )
+    tapped = Tapped(prepared.document, [reader], {})
+    found = tapped.emphasis(reader, tapped(feed))
+    for unit, row in enumerate(candidate):
+        effects = []
+        for time in range(6):
+            ends = []
+            for step in (0.01, -0.01):
+                x = feed["x"].copy()
+                x[time] += step * row / (row @ row)
+                ends.append(run({"x": x})["y"][..., unit])
+            effects.append(np.square((ends[0] - ends[1]) / 0.02).sum(axis=0))
+        assert found[unit] == pytest.approx(np.mean(effects), rel=1e-2)
+
+
 def test_emphasis_is_known_after_some_samples(feeds, monkeypatch):
     weighed = []
     emphasis = Tapped.emphasis

@@ -63,6 +63,8 @@ class Steps:
     Attributes:
         inputs: [T, B, I].
         states: the states that the steps start from, [T, B, H].
+        left: how many steps there are from each one on, itself included, [T, B]; without end where
+            a caller may go on from the last state.
         valid: False where a sequence has ended, [T, B].
         backward: whether time runs from the end.
     """
@@ -90,7 +92,11 @@ class Steps:
         first = self._tap("initial_h", taps)
         if steps:
             self.states[self._begins, np.arange(batch)] = 0.0 if first is None else first[direction]
-        self.valid = np.arange(steps)[:, None] < ends[None, :]
+        order = np.arange(steps)[:, None]
+        self.valid = order < ends[None, :]
+        goes_on = first is not None and layer.constant("initial_h") is None
+        self.left = np.where(goes_on, np.inf, order + 1 if self.backward else ends[None, :] - order)
+        self.left = np.maximum(self.left, 0)
 
     def gate(self, letter: str) -> Matrix:
         """The sum W x + R h + Wb + Rb of a gate, [T, B, H]."""
