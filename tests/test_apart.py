@@ -1,8 +1,12 @@
 """Models with weights in files of their own."""
 
+import multiprocessing
 import os
+import random
+import re
 import resource
 import shutil
+import time
 
 import numpy as np
 import onnx
@@ -13,7 +17,7 @@ from onnx import numpy_helper
 from onnx_rnn_prune import apply, compare, inspect, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import load_model
+from onnx_rnn_prune.model.files import load_model, save_apart
 from onnx_rnn_prune.plan.plan import fingerprint
 
 MODEL = """
@@ -104,8 +108,10 @@ def test_weights_that_are_apart_stay_so(model, whole, data, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     result = prune(model, keep=8, data=data)
-    assert result.save(out / "small.onnx") == (out / "small.onnx", out / "small.onnx.data")
-    assert sorted(os.listdir(out)) == ["small.onnx", "small.onnx.data"]
+    graph, weights = result.save(out / "small.onnx")
+    assert graph == out / "small.onnx"
+    assert re.fullmatch(r"small\.onnx\.[0-9a-f]{12}\.data", weights.name)
+    assert sorted(out.iterdir()) == [graph, weights]
     expected = prune(whole, keep=8, data=data)
     assert result.model == expected.model
     assert loaded(out / "small.onnx") == expected.model
@@ -192,31 +198,43 @@ def test_a_message_without_its_folder(model):
         prune(onnx.load(model, load_external_data=False))
 
 
-def test_an_input_is_not_overwritten_by_weights(model, tmp_path, capsys):
-    os.rename(model.parent / "weights.bin", model.parent / "small.onnx.data")
-    for name in SHAPES:
-        rewrite(model, name, location="small.onnx.data")
-    rewrite(model, "axis", location="small.onnx.data")
-    before = (model.parent / "small.onnx.data").read_bytes()
-    out = model.parent / "small.onnx"
-    assert run(["prune", str(model), "-o", str(out)]) == 1
-    assert "small.onnx.data: an input would be overwritten" in capsys.readouterr().err
-    with pytest.raises(PruneError, match="an input would be overwritten"):
-        prune(model).save(out)
-    assert (model.parent / "small.onnx.data").read_bytes() == before
-    assert not out.exists()
+def test_weights_of_an_input_stay(pruned, tmp_path):
+    """They are called as those of the output are, which would go where it is written anew."""
+    out, other = tmp_path / "small.onnx", tmp_path / "other.onnx"
+    _, weights = pruned.save(out)
+    shutil.copy(out, other)
+    before = weights.read_bytes()
+    assert run(["prune", str(other), "-o", str(out), "--keep", "4"]) == 0
+    assert weights.read_bytes() == before
+    assert outputs(other).shape == outputs(out).shape
+
+
+def test_weights_go_with_the_graph_that_they_belong_to(pruned, model, tmp_path):
+    """Those of the model that was there before, and those that a killed process left."""
+    out = tmp_path / "small.onnx"
+    left = tmp_path / "small.onnx.0123456789ab.data"
+    others = [tmp_path / name for name in ("small.onnx.data", "a.onnx.0123456789ab.data")]
+    for path in (left, *others):
+        path.write_text("weights")
+    first = pruned.save(out)
+    wanted = outputs(out)
+    assert sorted(tmp_path.glob("*.*")) == sorted([*first, *others])
+    second = prune(model, keep=4).save(out)
+    assert sorted(tmp_path.glob("*.*")) == sorted([*second, *others]) and second != first
+    assert pruned.save(out) == first and np.array_equal(outputs(out), wanted)
+    prune(small_model(), keep=4).save(out)
+    assert sorted(tmp_path.glob("*.*")) == sorted([out, *others])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left")])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("calls", [0, 1])
 @pytest.mark.parametrize("there", [True, False])
-def test_both_files_or_none(error, step, calls, there, pruned, tmp_path, monkeypatch):
+def test_both_files_or_none(error, step, calls, there, model, pruned, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     if there:
-        (out / "small.onnx").write_text("a model")
-        (out / "small.onnx.data").write_text("its weights")
+        prune(model, keep=4).save(out / "small.onnx")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     done, really = [], getattr(os, step)
 
@@ -227,12 +245,43 @@ def test_both_files_or_none(error, step, calls, there, pruned, tmp_path, monkeyp
         return really(*arguments)
 
     monkeypatch.setattr(os, step, fail)
-    if calls >= (2 if step == "fsync" or not there else 3):
-        pruned.save(out / "small.onnx")
-        return
     with pytest.raises(PruneError if isinstance(error, OSError) else error):
         pruned.save(out / "small.onnx")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def write_for_ever(out, models):
+    while True:
+        for model in models:
+            save_apart(model, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_whatever_moment_a_process_is_killed_at_the_model_is_whole(count, model, tmp_path):
+    """Two processes write two models to one place: it holds one of them, never half of each."""
+    rng, out = random.Random(0), tmp_path / "out" / "small.onnx"
+    out.parent.mkdir()
+    results = [prune(model, keep=keep) for keep in (4, 8)]
+    models, wanted = [result.written for result in results], set()
+    for result in results:
+        result.save(out)
+        wanted.add(outputs(out).tobytes())
+    forking = multiprocessing.get_context("fork")  # a new one would import for a second first
+    for _ in range(count):
+        both = [
+            forking.Process(target=write_for_ever, args=(out, order))
+            for order in (models, models[::-1])
+        ]
+        for process in both:
+            process.start()
+        time.sleep(rng.random() / 10)
+        for process in both:
+            process.kill()
+            process.join()
+        assert outputs(out).tobytes() in wanted
+    results[1].save(out)
+    assert len(list(out.parent.iterdir())) == 2, "what was left behind is gone"
 
 
 @pytest.mark.slow

@@ -108,9 +108,9 @@ def compare(
     """Compare the outputs, size and speed of model B with those of A."""
     check_outputs([summary], [a, b, data])
     found = api.compare(a, b, data=data, size=size, stream=stream, max_nrmse=max_nrmse)
+    show(found, report.compare_table, as_json)
     if summary:
         report.write_text(report.compare_summary(found), summary)
-    show(found, report.compare_table, as_json)
     if found["passed"]:
         return 0
     click.echo(f"Error: an output deviates by more than {max_nrmse}", err=True)

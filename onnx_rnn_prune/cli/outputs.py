@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from onnx_rnn_prune import report
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.model.files import check_output, weights_beside
-from onnx_rnn_prune.model.references import real_path, weight_files
+from onnx_rnn_prune.model.files import check_output
+from onnx_rnn_prune.model.references import real_path
 from onnx_rnn_prune.report.table import sentence
 from onnx_rnn_prune.text import visible
 
@@ -26,11 +27,6 @@ Table = Callable[[Mapping[str, Any]], RenderableType]
 
 # Wide enough for layer names; a pipe has no width of its own.
 _PIPE_WIDTH = 120
-
-
-def beside(out: str, model: str) -> list[str]:
-    """The file of weights that comes with a result if the model has its weights apart."""
-    return [str(weights_beside(out))] if weight_files(model) else []
 
 
 def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
@@ -54,19 +50,31 @@ def write(
     summary: str | None = None,
     table: Table = report.prune_table,
 ) -> None:
-    """Writes a result and what comes with it, and shows its report."""
+    """Writes a result and what comes with it, and shows its report.
+
+    Raises:
+        PruneError: a place cannot be written; where it is not that of the result itself, all else
+            is written and shown before.
+    """
     result.report["command"] = click.get_current_context().obj
-    files = result.save(out)
-    if plan:
-        result.plan.save(plan)
-    if json_path:
-        report.write_json(result.report, json_path)
-    if html:
-        result.save_html(html)
-    if summary:
-        report.write_text(report.prune_summary(result.report), summary)
+    written: list[str | Path] = [*result.save(out)]
+    failed: list[PruneError] = []
+    for path, put in (
+        (plan, result.plan.save),
+        (json_path, partial(report.write_json, result.report)),
+        (html, result.save_html),
+        (summary, lambda path: report.write_text(report.prune_summary(result.report), path)),
+    ):
+        try:
+            if path:
+                put(path)
+                written.append(path)
+        except PruneError as error:
+            failed.append(error)
     show(result.report, table)
-    say_written(*files, plan, json_path, html, summary)
+    say_written(*written)
+    if failed:
+        raise failed[0]
 
 
 def show(content: Mapping[str, Any], table: Table, as_json: bool = False) -> None:

@@ -7,7 +7,7 @@ import click
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import files, options
 from onnx_rnn_prune.cli.examples import examples
-from onnx_rnn_prune.cli.outputs import beside, check_outputs, console, say_written, write
+from onnx_rnn_prune.cli.outputs import check_outputs, console, say_written, write
 
 
 @click.command(
@@ -74,7 +74,7 @@ def prune(
     summary: str | None,
 ) -> None:
     """Prune MODEL, check the result and write it to OUT."""
-    outputs = [out, *beside(out, model), json_path, save_plan, html, summary]
+    outputs = [out, json_path, save_plan, html, summary]
     check_outputs(outputs, [model, data, eval_data, masks])
     with report.ProgressBars() as progress:
         result = api.prune(
@@ -223,7 +223,7 @@ def apply(
     summary: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    check_outputs([out, *beside(out, model), html, summary], [model, plan_path, data])
+    check_outputs([out, html, summary], [model, plan_path, data])
     with report.ProgressBars() as progress:
         result = api.apply(
             model,

@@ -7,7 +7,7 @@ import click
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import files, options, trying
 from onnx_rnn_prune.cli.examples import examples
-from onnx_rnn_prune.cli.outputs import beside, check_outputs, write
+from onnx_rnn_prune.cli.outputs import check_outputs, write
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 
 _goal = options.together(
@@ -120,7 +120,7 @@ def search(
     With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
     or small as asked for.
     """
-    outputs = [out, *beside(out, model), json_path, save_plan, html, summary]
+    outputs = [out, json_path, save_plan, html, summary]
     check_outputs(outputs, [model, data, eval_data, study])
     with report.ProgressBars() as progress:
         result = api.search(

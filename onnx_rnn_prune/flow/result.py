@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from onnx_rnn_prune.model.external import whole_model
-from onnx_rnn_prune.model.files import check_output, save_apart, save_model, weights_beside
+from onnx_rnn_prune.model.files import check_output, save_apart, save_model
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.report.html import write_html
 
@@ -54,10 +54,8 @@ class PruneResult:
         """Writes the model, whole or not at all, and never over an input.
 
         Returns:
-            The path, and where weights lie apart that of `<path>.data`.
+            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
         """
         check_output(path, self.inputs)
-        if not self.apart:
-            return save_model(self.written, path)
-        check_output(weights_beside(path), self.inputs)
-        return save_apart(self.written, path)
+        save = save_apart if self.apart else save_model
+        return save(self.written, path, self.inputs)

@@ -143,6 +143,11 @@ class Shelves:
         return result
 
 
+def weights_name(name: str, digest: str) -> str:
+    """What the file with the weights of a model file is called; the digest is of what is in it."""
+    return f"{name}.{digest[:12]}.data"
+
+
 def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
     """The size of a model in files, the one with its weights included.
 
@@ -153,7 +158,7 @@ def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
     """
     if not is_apart(like):
         return int(model.ByteSize())
-    shelves = Shelves("model.onnx.data")
+    shelves = Shelves(weights_name("model.onnx", 12 * "0"))
     return int(with_weights(model, shelves.take).ByteSize()) + shelves.size
 
 

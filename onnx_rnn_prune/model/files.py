@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +23,17 @@ from onnx_rnn_prune.model.external import (
     is_reference,
     raw_chunks,
     raw_length,
+    referring,
+    weights_name,
     with_weights,
 )
 from onnx_rnn_prune.model.references import find_weights, real_path, tensors
+from onnx_rnn_prune.model.scratch import owned, remove_left
+
+# Seconds to wait for another process that puts files in place, which takes it some milliseconds.
+_PATIENCE = 5.0
+# So much of a name fits into that of a temporary file.
+_SHORT = 150
 
 
 def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
@@ -79,41 +90,108 @@ def require_plain(path: Path) -> None:
         raise PruneError(what, where=str(path), remedy="give a file")
 
 
-def save_model(model: onnx.ModelProto, path: str | Path) -> tuple[Path, ...]:
-    """Writes a model file, whole or not at all; returns its path."""
-    write_atomically(path, model.SerializeToString())
+def save_model(
+    model: onnx.ModelProto, path: str | Path, inputs: Iterable[Path] = ()
+) -> tuple[Path, ...]:
+    """Writes a model file, whole or not at all; returns its path.
+
+    Args:
+        model: with all its weights.
+        path: where to.
+        inputs: files that must stay, even where they are weights of what was there before.
+
+    Raises:
+        PruneError: the place cannot be written.
+    """
+    target = _target(path)
+    with _temporary(target) as temporary:
+        with _written(temporary, target) as file:
+            file.write(model.SerializeToString())
+        _put(target, temporary, None, inputs)
     return (Path(path),)
 
 
-def save_apart(model: onnx.ModelProto, path: str | Path) -> tuple[Path, ...]:
-    """Writes a model file and one with its weights, both or none; returns their paths.
+def save_apart(
+    model: onnx.ModelProto, path: str | Path, inputs: Iterable[Path] = ()
+) -> tuple[Path, ...]:
+    """Writes a model file and one with its weights, whole or not at all; returns their paths.
+
+    The name of the second goes with its content, so that no graph ever meets the weights of
+    another: what was there before is whole until the new graph takes the place of the old one, and
+    then its weights go, too. Arguments as of `save_model`.
 
     Raises:
         PruneError: the place cannot be written.
     """
     if all(raw_length(tensor) < LEAST for tensor in model.graph.initializer):
-        return save_model(model, path)
-    beside = weights_beside(path)
-    target, aside = _target(path), _target(beside)
-    with _temporary(target) as temporary, _temporary(aside) as temporary_weights:
-        with _written(temporary_weights) as file:
+        return save_model(model, path, inputs)
+    target, digest = _target(path), hashlib.sha256()
+    with _temporary(target) as temporary, _temporary(target) as temporary_weights:
+        with _written(temporary_weights, target) as file:
 
             def put(start: int, tensor: onnx.TensorProto) -> None:
                 file.seek(start)
-                file.writelines(raw_chunks(tensor))
+                digest.update(b"%d " % start)
+                for chunk in raw_chunks(tensor):
+                    digest.update(chunk)
+                    file.write(chunk)
 
-            light = with_weights(model, Shelves(aside.name, put).take)
-        with _written(temporary) as file:
+            light = with_weights(model, Shelves(target.name, put).take)
+        aside = target.with_name(weights_name(target.name, digest.hexdigest()))
+        for tensor in light.graph.initializer:
+            if is_reference(tensor):
+                tensor.CopyFrom(referring(tensor, aside.name))
+        with _written(temporary, target) as file:
             file.write(light.SerializeToString())
-        with _replaced(temporary_weights, aside):
+        _put(target, temporary, (aside, temporary_weights), inputs)
+    return Path(path), Path(path).with_name(aside.name)
+
+
+def _put(
+    target: Path, temporary: str, weights: tuple[Path, str] | None, inputs: Iterable[Path]
+) -> None:
+    """Moves a graph to its place, its weights first, and removes the weights of the one before."""
+    with _alone(target.parent):
+        aside = None if weights is None else weights[0]
+        fresh = aside is not None and not aside.exists()
+        try:
+            if weights is not None:
+                os.replace(weights[1], weights[0])
             os.replace(temporary, target)
-    return Path(path), beside
+        except BaseException:
+            if aside is not None and fresh:
+                aside.unlink(missing_ok=True)
+            raise
+        kept = tuple(inputs)
+        name = re.compile(re.escape(weights_name(target.name, "?")).replace(r"\?", "[0-9a-f]+"))
+        for other in target.parent.iterdir():
+            if other == aside or not name.fullmatch(other.name):
+                continue
+            with contextlib.suppress(OSError):
+                if not any(_is_part(other, given) for given in kept):
+                    other.unlink()
 
 
-def weights_beside(path: str | Path) -> Path:
-    """The file that holds the weights of a model file which is written with its weights apart."""
-    target = _target(path)
-    return target.with_name(f"{target.name}.data")
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Meanwhile no other process of ours puts files in place there, where the system has locks."""
+    handle = None
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
@@ -143,37 +221,23 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """
     target = _target(path)
     with _temporary(target) as temporary:
-        with _written(temporary) as file:
+        with _written(temporary, target) as file:
             file.write(content)
         os.replace(temporary, target)
 
 
 @contextlib.contextmanager
-def _written(temporary: str) -> Iterator[BinaryIO]:
-    """Opens a temporary file for writing; it is complete on the disk in the end."""
+def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file for writing; it is complete on the disk in the end.
+
+    What takes the place of a file has the permissions of that.
+    """
     with open(temporary, "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~_umask())
-
-
-@contextlib.contextmanager
-def _replaced(temporary: str, target: Path) -> Iterator[None]:
-    """Moves a file to its place; if what follows fails, the place is again as it was."""
-    with _temporary(target) as former:
-        existed = target.exists()
-        if existed:
-            os.replace(target, former)
-        try:
-            os.replace(temporary, target)
-            yield
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(target)
-            if existed:
-                os.replace(former, target)
-            raise
+    exists = target.exists()
+    os.chmod(temporary, target.stat().st_mode & 0o777 if exists else 0o666 & ~_umask())
 
 
 def _target(path: str | Path) -> Path:
@@ -191,10 +255,14 @@ def _target(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[str]:
-    """A new file beside a place; whatever happens, it is gone in the end."""
-    name = ""
+    """A new file beside a place; whatever happens, it is gone in the end.
+
+    Where the process is killed, the next one that writes to the place removes it.
+    """
+    name, prefix = "", f".{target.name[:_SHORT]}."
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        remove_left(target.parent, prefix)
+        handle, name = tempfile.mkstemp(prefix=owned(prefix), dir=target.parent)
         os.close(handle)
         yield name
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +28,7 @@ from onnx_rnn_prune.model.external import (
 )
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.scratch import temporary_folder, written_in
 from onnx_rnn_prune.model.single import as_single, narrowed, unknown_type
 from onnx_rnn_prune.model.writing import local_initializers
 
@@ -190,9 +190,9 @@ def _open(
         content = _asked(whole, outputs).SerializeToString()
         return ort.InferenceSession(content, options, providers=providers)
     # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with temporary_folder() as folder:
         path = Path(folder).resolve() / "weights"
-        with path.open("wb") as file:
+        with written_in(folder), path.open("wb") as file:
             weights = _Weights(path, file, source)
             light = (
                 model.write(weights.take)

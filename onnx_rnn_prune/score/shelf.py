@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.model.memory import trim
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.scratch import temporary_folder, written_in
 from onnx_rnn_prune.score.moments import Matrix, Moments
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
@@ -32,7 +32,7 @@ class Shelf:
     """Moments by name; large matrices lie in a scratch folder that goes when the shelf does."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._folder = temporary_folder()
         self._heads: dict[str, tuple[int, Matrix]] = {}
         self._numbers: dict[str, int] = {}
         self._small: dict[str, Matrix] = {}
@@ -60,7 +60,8 @@ class Shelf:
             self._small[name] = moments.comoment
             return
         self._numbers.setdefault(name, len(self._numbers))
-        np.save(self._path(name), moments.comoment)
+        with written_in(self._folder.name):
+            np.save(self._path(name), moments.comoment)
         if moments.comoment.nbytes > _LARGE:
             trim()
 

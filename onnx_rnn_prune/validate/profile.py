@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.model.scratch import temporary_folder
 from onnx_rnn_prune.model.walk import nodes_by_key
 
 # Most feeds that are tried for one that comes by a node.
@@ -74,7 +74,7 @@ def node_times(
         nodes[key].name = f"{OWN}timed_{number}"
         names[nodes[key].name] = key
     given = list(islice(feeds, _FEEDS))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with temporary_folder() as folder:
         runner = Runner(marked, profile=Path(folder) / "times", name=name)
         for feed in given:  # warms up; these runs are left out
             runner(feed)

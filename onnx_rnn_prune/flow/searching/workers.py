@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -28,6 +27,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from threadpoolctl import threadpool_limits
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.scratch import temporary_folder, written_in
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,7 +87,8 @@ class Processes:
     def send(self, work: Work[Item, Result]) -> Mapper[Item, Result]:
         content = pack(work.recipe, "--jobs")
         path = self.folder / hashlib.sha256(content).hexdigest()
-        path.write_bytes(content)
+        with written_in(self.folder):
+            path.write_bytes(content)
         return partial(self._done, InFile(path))
 
     def _done(self, packed: Packed, items: Sequence[Any]) -> Iterator[Any]:
@@ -177,7 +178,7 @@ def _function(packed: Packed) -> Callable[[Any], Any]:
 def processes(jobs: int) -> Iterator[Workers]:
     """So many processes beside this one; they end when what they were opened for does."""
     with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        temporary_folder() as folder,
         _modules_from_elsewhere(),
     ):
         pool = ProcessPoolExecutor(jobs)

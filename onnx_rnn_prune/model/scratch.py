@@ -1,0 +1,129 @@
+"""Names of temporary files and folders, which say whose they are.
+
+A process that is killed leaves its own behind. The next one removes them where it can tell that
+their owner is dead: a process of this machine, known by its number and the time at which it began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from onnx_rnn_prune.errors import PruneError
+
+_OWNER = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)\.")
+_FOLDER = "onnx_rnn_prune."
+# What is raised where a disk is full; NumPy gives no number.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+
+
+def owned(prefix: str) -> str:
+    """What the name of a temporary file of this process begins with."""
+    own = os.getpid()
+    return f"{prefix}{_machine()}-{own}-{_began(own)}."
+
+
+def remove_left(folder: Path, prefix: str) -> None:
+    """Removes what dead processes of this user left in a folder under such names."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _OWNER.match(entry.name.removeprefix(prefix))
+            if found is None or not entry.name.startswith(prefix) or not _is_dead(*found.groups()):
+                continue
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+@lru_cache(maxsize=1)
+def _clean(root: str) -> None:
+    remove_left(Path(root), _FOLDER)
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes with what it was made for; TMPDIR says where.
+
+    Raises:
+        PruneError: it cannot be made.
+    """
+    try:
+        root = tempfile.gettempdir()
+    except OSError as error:
+        raise _unfit("TMPDIR", error) from error
+    _clean(root)
+    with written_in(root):
+        return tempfile.TemporaryDirectory(
+            prefix=owned(_FOLDER), dir=root, ignore_cleanup_errors=True
+        )
+
+
+@contextlib.contextmanager
+def written_in(folder: str | Path) -> Iterator[None]:
+    """Names the temporary folder where what is written to it does not fit.
+
+    Raises:
+        PruneError: it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _unfit(folder, error) from error
+
+
+def _unfit(folder: str | Path, error: OSError) -> PruneError:
+    return PruneError(
+        f"the temporary folder cannot be written ({error.strerror or error})",
+        where=str(folder),
+        remedy="make room in it, or name another folder in the variable TMPDIR",
+    )
+
+
+def _machine() -> str:
+    """Tells apart machines, and containers on one, by what their process numbers mean."""
+    with contextlib.suppress(OSError):
+        numbers = os.stat("/proc/self/ns/pid").st_ino
+        return _digest(f"{platform.node()} {numbers}")
+    return _digest(platform.node())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+
+
+def _began(process: int) -> int:
+    """When a process began, in the system's own unit; 0 where nothing tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path(f"/proc/{process}/stat").read_text(errors="replace")
+        return int(text.rpartition(")")[2].split()[19])
+    return 0
+
+
+def _is_dead(machine: str, process: str, began: str) -> bool:
+    if machine != _machine():
+        return False
+    if _began(os.getpid()):
+        return _began(int(process)) != int(began)
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
