@@ -261,6 +261,8 @@ def _temporary(target: Path) -> Iterator[str]:
     """
     name, prefix = "", f".{target.name[:_SHORT]}."
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # a name may be too long
         remove_left(target.parent, prefix)
         handle, name = tempfile.mkstemp(prefix=owned(prefix), dir=target.parent)
         os.close(handle)
