@@ -184,14 +184,18 @@ def test_sizes_follow_from_the_graph(case):
     result = "float[p, q] z" if " z = " in body else "float[a0, a1, a2, a3] y"
     model = build(body, ports, result, weights)
     assert shapes(model) == expected
-    found = inspect(model)
-    assert found["timed_on"]["shapes"] == {name: list(shape) for name, shape in expected.items()}
-    assert found["layers"][0]["time_ms"] is not None
     report = prune(model, keep=0.5, recover="none").report
     assert report["oracle"]["passed"] and report["data"]["random"]
 
 
-def test_two_branches_of_an_image_grow_together():
+def test_inspect_measures_on_them():
+    body, ports, weights, expected = SOLVED["the height that pooling brings to one"]
+    found = inspect(build(body, ports, "float[a0, a1, a2, a3] y", weights))
+    assert found["timed_on"]["shapes"] == {"a": list(expected["a"])}
+    assert found["layers"][0]["time_ms"] is not None
+
+
+def test_two_sides_of_an_image_grow_together():
     """A convolution takes no side shorter than its kernel, and what is behind, one size only."""
     body = f"""
         f = Conv <strides = [16, 16]> (a, k)
@@ -357,10 +361,17 @@ def test_a_refusal_names_the_axis_and_the_option():
     constants = {"far": np.array(3), "first": np.array([2]), "table": np.zeros(3, np.float32)}
     outputs = "float[p, q, s, t] y, float[o] row"
     model = build(body, "float[n, samples] a", outputs, recurrent(5) | constants)
-    message = r"no size was found for axis 0 of input 'a', axis 1 of .*--size a=16000x1$"
+    message = r"no size was found for axis 0 of input 'a' with which .*--size a=16000x1$"
     with pytest.raises(PruneError, match=message):
         prune(model, keep=0.5)
     assert re.search(message, inspect(model)["warnings"][-1])
+
+
+def test_a_size_that_is_asked_for_and_does_not_do():
+    model = build(LSTM, "float[time, batch, width] x", "float[a, b, c, d] y", recurrent(5))
+    message = r"^--size: the model does not run with width=6, whatever .*W must have shape"
+    with pytest.raises(PruneError, match=message):
+        inspect(model, size={"width": 6})
 
 
 def test_where_all_sizes_are_fixed_nothing_was_guessed():

@@ -170,7 +170,7 @@ def random_feeds(
             sizes = search.find()
             if not isinstance(sizes, Failure):
                 return _feeds(recipe, search, run, sizes, count)
-            refusal = refusal or _refusal(search, recipe, sizes)
+            refusal = refusal or _refusal(search, recipe, pinned, sizes)
     raise refusal or _shapeless(next(port for port in ports if port.dims is None))
 
 
@@ -256,18 +256,25 @@ def _shapeless(port: Port) -> PruneError:
     )
 
 
-def _refusal(search: Search, recipe: Recipe, failure: Failure) -> PruneError:
+def _refusal(search: Search, recipe: Recipe, pinned: Sizes, failure: Failure) -> PruneError:
     """Which axes no size was found for, and how to say one."""
+    reason = f"({'; '.join(map(str, recipe.ports))}); at first, {failure.error.what}"
+    if pinned:
+        given = ", ".join(f"{name}={size}" for name, size in pinned.items())
+        return PruneError(
+            f"the model does not run with {given}, whatever its other sizes are {reason}",
+            where="--size",
+            remedy="give other sizes, or leave it out",
+        )
     axes = search.blamed(failure) or search.blamed(replace(failure, place=""))
     if not axes:  # all sizes are fixed: there are no others to try
         return failure.error
-    named = ", ".join(f"axis {axis} of input '{port.name}'" for port, axis in axes)
-    port = axes[0][0]
+    lengths = [(p, n) for p, n in axes if search.solved[p.key(n)] not in search.batches]
+    named = ", ".join(f"axis {axis} of input '{port.name}'" for port, axis in lengths or axes)
+    port = (lengths or axes)[0][0]
     example = "x".join(str(_example(search, port, axis)) for axis in range(len(port.dims or ())))
-    ports = "; ".join(map(str, recipe.ports))
     return PruneError(
-        f"no size was found for {named} with which the model runs ({ports}); at first,"
-        f" {failure.error.what}",
+        f"no size was found for {named} with which the model runs {reason}",
         where="random feeds",
         remedy=f"give data, or the sizes, as in --size {port.name}={example}",
     )
