@@ -32,7 +32,7 @@ _LADDER = (16, 32, 64, 96, 128, 224, 256, 512, 1600, 4096, 16000, 48000)
 # The largest that several sizes at once are set to.
 _SEVERAL = 512
 # Most runs; sizes that are tried one after the other where nothing tells more; the largest size.
-_RUNS = 300
+_RUNS = 200
 _SCAN = 130
 _LARGEST = 1 << 17
 # Most steps by which a number is brought to where another one is.
