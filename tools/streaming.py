@@ -17,8 +17,12 @@ import onnx
 
 from model_feeds import Feed
 from onnx_rnn_prune import prune
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.feeding import opened_feeds
+from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.streaming import Streaming
 from pages import markdown
 from speech import RATE, Audio, read_wave, split
 
@@ -35,47 +39,36 @@ class Detector:
     """How a model is called.
 
     Attributes:
-        states: the output that each state input becomes in the next call.
-        shapes: of the state inputs.
         constants: inputs that stay as they are.
         probability: the output that says whether there is speech.
     """
 
-    states: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]]
     constants: Mapping[str, npt.NDArray[np.int64]]
     probability: str
 
 
-def _with_one_state(constants: Mapping[str, npt.NDArray[np.int64]]) -> Detector:
-    return Detector({"state": "stateN"}, {"state": (2, 1, 128)}, constants, "output")
-
-
 SAMPLE_RATE = {"sr": np.array(RATE, np.int64)}
 DETECTORS = {
-    "silero_vad": _with_one_state(SAMPLE_RATE),
-    "silero_vad_op15": _with_one_state(SAMPLE_RATE),
-    "silero_vad_half": _with_one_state({}),
-    "silero_vad_sequence": Detector(
-        {"h": "hn", "c": "cn"}, {"h": (1, 1, 128), "c": (1, 1, 128)}, {}, "speech_probs"
-    ),
+    "silero_vad": Detector(SAMPLE_RATE, "output"),
+    "silero_vad_op15": Detector(SAMPLE_RATE, "output"),
+    "silero_vad_half": Detector({}, "output"),
+    "silero_vad_sequence": Detector({}, "speech_probs"),
 }
 
 
-def listen(detector: Detector, runner: Runner, audio: Audio) -> tuple[list[float], list[Feed]]:
-    """The probability of speech in each chunk, and the feeds that the model was called with."""
-    states: Feed = {name: np.zeros(shape, np.float32) for name, shape in detector.shapes.items()}
-    context = np.zeros((1, CONTEXT), np.float32)
-    probabilities, feeds = [], []
-    for start in range(0, audio.size - CHUNK + 1, CHUNK):
-        chunk = audio[None, start : start + CHUNK].astype(np.float32)
-        feed: Feed = {"input": np.concatenate([context, chunk], 1), **states, **detector.constants}
-        outputs = runner(feed)
-        states = {name: outputs[output] for name, output in detector.states.items()}
-        context = chunk[:, -CONTEXT:]
-        probabilities.append(float(outputs[detector.probability].reshape(())))
-        feeds.append(feed)
-    return probabilities, feeds
+def chunks(detector: Detector, audio: Audio) -> list[Feed]:
+    """What a model is called with in turn, without its states."""
+    padded = np.concatenate([np.zeros(CONTEXT), audio]).astype(np.float32)
+    starts = range(0, audio.size - CHUNK + 1, CHUNK)
+    return [
+        {"input": padded[None, at : at + CONTEXT + CHUNK], **detector.constants} for at in starts
+    ]
+
+
+def listen(detector: Detector, model: onnx.ModelProto, feeds: Feeds) -> npt.NDArray[np.float64]:
+    """The probability of speech in each chunk of a stream."""
+    outputs = map(Streaming(Runner(model)), feeds)
+    return np.array([float(given[detector.probability].reshape(())) for given in outputs])
 
 
 def recordings(models: Path) -> tuple[Audio, Audio]:
@@ -112,13 +105,9 @@ def synthetic(seconds: float, seed: int) -> Audio:
 def compare(name: str, path: Path, calibration: Audio, evaluation: Audio) -> list[str]:
     """The row of one model, pruned with what it was fed on the audio to calibrate with."""
     detector = DETECTORS[name]
-    original = Runner(onnx.load(path), name=name)
-    feeds = listen(detector, original, calibration)[1]
-    result = prune(path, keep=KEEP, data=feeds)
-    pruned = Runner(result.model, name=f"{name}, pruned")
-    before, after = (
-        np.array(listen(detector, runner, evaluation)[0]) for runner in (original, pruned)
-    )
+    result = prune(path, keep=KEEP, data=[chunks(detector, calibration)], stream=True)
+    feeds = opened_feeds(open_model(path), [chunks(detector, evaluation)], True)
+    before, after = (listen(detector, each, feeds) for each in (onnx.load(path), result.model))
     totals = result.report["totals"]
     return [
         name,
