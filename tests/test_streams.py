@@ -109,6 +109,27 @@ def model():
     return policy()
 
 
+def test_a_stream_of_single_steps_is_pruned_as_the_sequence_is(model):
+    results = [
+        prune(model, data=data, stream=stream)
+        for data, stream in (
+            (whole(episodes()), None),
+            (calls(model, episodes()), None),
+            (bare(episodes()), True),
+        )
+    ]
+    wanted, *others = [
+        (
+            result.plan.layers,
+            {k: result.report["recovery"][k] for k in ("used", "lambda", "rounds")},
+        )
+        for result in results
+    ]
+    assert others == [wanted, wanted]
+    errors = [result.report["drift"]["y"]["nrmse"] for result in results]
+    assert errors == pytest.approx([errors[0]] * 3, rel=1e-3)
+
+
 def bench_of(model, data, stream, keep):
     data, original = opened(model, data, stream), open_model(model)
     studied = look(study(original, ["Y"], data, AS_BEFORE, silent), data, silent)

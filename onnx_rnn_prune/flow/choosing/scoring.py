@@ -58,7 +58,8 @@ def score_again(
     subject = Subject(
         document=document,
         trace=studied.prepared.trace,
-        readers=studied.readers,
+        # No one looks at what removed units leave in a state that is only handed back.
+        readers=[reader for reader in studied.readers if not reader.places],
         feeds=data.fitting,
         evidence=evidence,
         seed=request.seed,
