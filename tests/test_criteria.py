@@ -56,16 +56,14 @@ def lanes_of(subject, scores):
     return scores[subject.trace.units.lanes["layer"]]
 
 
-BY_GRADIENTS = ("fisher", "taylor")
+NEEDING_TORCH = ("fisher", "taylor")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.torch) if name in NEEDING_TORCH else name
+    for name in CRITERIA
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.torch) if name in BY_GRADIENTS else name
-        for name in CRITERIA
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("op", "directions"), LAYERS)
 def test_every_criterion_gives_each_unit_a_finite_score(name, op, directions):
     subject = planted(op, directions, "dead", "duplicate")
@@ -140,7 +138,7 @@ def scaled(op, shape):
     return model
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("op", ["Mul", "Where"])
 def test_how_a_constant_that_units_meet_is_written_does_not_matter(op, name):
     """Repeated along the directions or not: it is no weight, and what is computed is the same."""

@@ -11,6 +11,7 @@ import onnx
 from models import FOREIGN, Builder
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.flow.narrowing import narrow
+from onnx_rnn_prune.flow.opening import follow
 from onnx_rnn_prune.flow.studying import Studied, as_proven, cut, tolerance_of
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed, Runner
@@ -62,7 +63,8 @@ def check_outside(case: Case, source: Document, feeds: list[Feed], seed: int) ->
     plan = Plan.from_mask("", opened.trace, draw_mask(opened.trace, random.Random(seed)))
     studied = Studied(opened)
     shrunk = cut(opened.document, studied, plan, "shrink")
-    found = narrow("the drawn model", studied, plan, opened.document, shrunk, case.feeds)
+    whole = follow(case.model, "the drawn model")
+    found = narrow(whole, studied, plan, opened.document, shrunk, case.feeds)
     onnx.checker.check_model(found.document.write(), full_check=True)
     return True
 
