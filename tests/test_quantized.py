@@ -12,6 +12,7 @@ from onnx_rnn_prune.model.runner import Runner
 from quantized import (
     SIGNED,
     UNSIGNED,
+    behind_dequantize,
     feeds_of,
     in_7_bits,
     quantized,
@@ -21,6 +22,14 @@ from quantized import (
 )
 
 KINDS = {"signed": SIGNED, "unsigned": UNSIGNED}
+
+
+def real(model):
+    return model
+
+
+def dequantized_head(model):
+    return behind_dequantize(model, {"head": None})
 
 
 def pruned(model, keep=0.5, recover="none"):
@@ -155,6 +164,17 @@ def test_products_that_share_a_signed_weight(recover):
     assert sum("head_quantized" in node.input for node in model.graph.node) == 3
     result = pruned(model, recover=recover)
     assert {end for end, _ in outlets(result)} == {"absorbed"}
+
+
+@pytest.mark.parametrize("make", [real, quantized, dequantized_head])
+def test_a_weight_that_products_share_is_fitted_once(make):
+    """On all that they read, so that the file does not grow with their number."""
+    model = make(step_by_step(8))
+    result = prune(model, keep=0.5, data=feeds_of(model, 12), recover="lstsq")
+    found = weights_of(result.model)
+    assert [v.shape for v in found.values() if v.ndim == 2 and v.size == 8 * 3] == [(8, 3)]
+    assert sum(v.shape == (3,) for v in found.values()) <= 2  # the bias, and maybe scales
+    assert result.report["recovery"]["used"] == "lstsq"
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.score.readers import Reader
@@ -66,13 +69,42 @@ class Recover:
 
     def __call__(self, document: Document) -> bool:
         lookup = Lookup.of(document)
+        shared = _shared(document.graph)
         for reader in self.readers:
             if reader.name in self.fits:
                 rows, columns = stays(reader, lookup, self.keep)
                 place = np.flatnonzero(rows), np.flatnonzero(columns)
                 fit = self.fits[reader.name]
                 reader.store(lookup, place, fit.weight, fit.bias)
+        for tensor, places in shared:
+            _share(tensor, places, document.graph.opset)
         return bool(self.fits)
+
+
+Places = list[tuple[gs.Node, int]]
+
+
+def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
+    """What may be a constant, and several inputs read."""
+    found: dict[int, tuple[gs.Tensor, Places]] = {}
+    for node in all_nodes(graph):
+        for slot, tensor in enumerate(node.inputs):
+            made = tensor.inputs[0].op if tensor.inputs else ""
+            if isinstance(tensor, gs.Constant) or made in ("Constant", "Cast", "DequantizeLinear"):
+                found.setdefault(id(tensor), (tensor, []))[1].append((node, slot))
+    return [item for item in found.values() if len(item[1]) > 1]
+
+
+def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
+    """Lets inputs that read one constant, and were given equal ones, read one again."""
+    now = {id(node.inputs[slot]): node.inputs[slot] for node, slot in places}
+    if len(now) == 1:
+        return
+    order = sorted(now.values(), key=lambda item: item is not tensor)
+    values = [(item, require_constant(item, opset)) for item in order]
+    for node, slot in places:
+        own = next(value for item, value in values if item is node.inputs[slot])
+        node.inputs[slot] = next(item for item, value in values if np.array_equal(value, own))
 
 
 def fit_readers(

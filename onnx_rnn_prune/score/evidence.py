@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.score.steps import Taps
 from onnx_rnn_prune.trace.labels import NOBODY, Labels
+from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.twins import find_twins
 
@@ -45,6 +46,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
     twins = find_twins(layers.values())
     inputs: dict[str, Labels] = {}
     products: dict[str, list[Reader]] = {}
+    first: dict[Hashable, str] = {}
     for binding in trace.bindings:
         if binding.bound.reads is None:
             continue
@@ -55,8 +57,9 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
         stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
         carried = node.name.startswith(CARRIED)
+        twin = first.setdefault(_reading(node, binding.bound), binding.node)
         products[binding.node] = [
-            ProductReader(binding, part, node.op, carried) for part in range(stack)
+            ProductReader(binding, part, node.op, twin, carried) for part in range(stack)
         ]
     found: list[Reader] = []
     for key in nodes:
@@ -66,6 +69,13 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
             found += _gate_readers(layer, trace, inputs.get(key, absent), twins[layer.name])
         found += products.get(key, [])
     return found
+
+
+def _reading(node: gs.Node, bound: Bound) -> Hashable:
+    """The same for nodes that read one weight in the same way, as those of a layer unrolled."""
+    turned = [node.attrs.get(name, 0) for name in ("transA", "transB", "alpha")]
+    labels = (bound.labels.shape, bound.labels.tobytes())
+    return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
 
 
 def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str) -> list[Reader]:

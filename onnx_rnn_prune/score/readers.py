@@ -40,7 +40,7 @@ class Reader(Protocol):
 
     @property
     def pool(self) -> str:
-        """Readers of one pool are fitted as one: they compute the same, in other branches."""
+        """Readers of one pool are fitted as one: they share weights, at other places or steps."""
 
     @property
     def labels(self) -> Labels:
@@ -83,12 +83,14 @@ class ProductReader:
         binding: the weight's binding.
         part: which matrix of a stack of weights; 0 where there is one.
         op: the operator.
+        twin: the first node that reads the same weight in the same way.
         places: whether it brings a state to full width for callers who only hand it back.
     """
 
     binding: Binding
     part: int
     op: str
+    twin: str
     places: bool = False
 
     @property
@@ -97,7 +99,7 @@ class ProductReader:
 
     @property
     def pool(self) -> str:
-        return self.name
+        return f"{self.twin}#{self.part}"
 
     @property
     def labels(self) -> Labels:
