@@ -1,6 +1,7 @@
 """Made-up feeds are repeatable, fit the model's inputs and find sizes with which it runs."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +11,8 @@ from onnx import numpy_helper
 from onnx_rnn_prune import compare, inspect, prune
 from onnx_rnn_prune.data import random_feeds, read_asked
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.feeding import open_data, proof_feeds
+from onnx_rnn_prune.flow.opening import open_model, read_model
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.trace.states import state_inputs
@@ -382,6 +385,30 @@ def test_where_all_sizes_are_fixed_nothing_was_guessed():
 
     with pytest.raises(PruneError, match=r"^the model: its state is too wide; look at it$"):
         random_feeds(Document.read(model), fail, seed=0, count=1)
+
+
+def test_a_prune_without_data_is_proven_on_several_sizes():
+    opened = open_model(build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5)))
+    feeds = proof_feeds(opened, open_data(opened, None, None, seed=0).held_out)
+    assert [feed["x"].shape for feed in feeds] == [(7, 2, 5), (11, 1, 5), (5, 3, 5)]
+
+
+def test_models_as_exporters_write_them_need_few_runs():
+    count = 0
+    for path in sorted((Path(__file__).parent / "fixtures").glob("*.onnx")):
+        opened = read_model(path)
+        if opened.misfits:
+            continue
+        runs = []
+
+        def run(feed, runner=opened.run(), runs=runs):  # noqa: B008
+            runs.append(feed)
+            return runner(feed)
+
+        feeds = random_feeds(opened.document, run, seed=0, count=3)
+        assert len(runs) < 15 and all(map(run, feeds))
+        count += 1
+    assert count > 60
 
 
 @pytest.mark.parametrize(
