@@ -16,11 +16,13 @@ def main() -> NoReturn:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, _leave)
-    from onnx_rnn_prune.cli import run
+    from onnx_rnn_prune.cli import run, terminate
 
     gc.freeze()  # what is imported is never garbage, and there is much of it to look through
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
     if isinstance(sys.stdout, TextIOWrapper):  # there are names that its encoding cannot write
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run())

@@ -1,5 +1,6 @@
 """Searches in several processes: the same result wherever trials run, whatever is killed."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from contextlib import closing
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,6 +24,7 @@ from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.searching import cluster, crew
 from onnx_rnn_prune.flow.searching.crew import Crew
+from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.site import calibrated
 from onnx_rnn_prune.flow.searching.workers import Work
 from onnx_rnn_prune.flow.studying import study
@@ -150,6 +153,52 @@ def test_a_search_killed_ten_times_ends_as_one_left_alone(folder, alone, tmp_pat
         remembered = base.execute("SELECT count(*) FROM record WHERE key LIKE '%trial%'")
         assert remembered.fetchone()[0] > 2
     assert outcome(searched(folder, study=study)) == alone
+
+
+def running(mark):
+    """The processes of this machine that were given a mark in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append(process)
+    return found
+
+
+def until(condition, seconds=60.0):
+    """Waits for something."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_search_that_is_ended(end, folder, tmp_path):
+    """Not its processes, nor their semaphores; where it had the time, not its folders either."""
+    scratch, study = tmp_path / "scratch", tmp_path / "study"
+    scratch.mkdir()
+    onnx.save(stacked(None), tmp_path / "model.onnx")
+    mark = f"MARK_OF_THIS_TEST={tmp_path}"
+    options = ["--data", folder, "--max-nrmse", str(LIMIT), "--jobs", "2", "--study", study]
+    command = ["search", tmp_path / "model.onnx", "-o", tmp_path / "o.onnx", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnx_rnn_prune", *command],
+        env={**os.environ, "TMPDIR": str(scratch), **dict([mark.split("=")])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: study.exists() and study.stat().st_size and len(running(mark)) > 3)
+    process.send_signal(end)
+    _, said = process.communicate(timeout=60)
+    until(lambda: not running(mark))
+    assert not list(Path("/dev/shm").glob(f"*loky-{process.pid}-*"))
+    assert not (tmp_path / "o.onnx").exists()
+    if end == signal.SIGTERM:
+        assert (process.returncode, said.split()[-1]) == (143, "Terminated"), said
+        assert list(scratch.iterdir()) == []
+    Memory(study, "any")  # it can be read
 
 
 def test_errors_in_workers_are_those_of_this_process(feeds):

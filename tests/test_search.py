@@ -196,6 +196,16 @@ def test_memory_refuses_other_files(tmp_path):
         Memory(tmp_path / "nowhere" / "study", "")
 
 
+def test_another_database_is_no_study_and_stays_as_it_is(tmp_path):
+    path = tmp_path / "photos.db"
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE TABLE photos (name TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(PruneError, match="it is no study, and has the table 'photos'.*--study"):
+        Memory(path, "a")
+    assert path.read_bytes() == before
+
+
 def test_the_frontier_is_what_nothing_beats():
     rng = np.random.default_rng(0)
     trials = [

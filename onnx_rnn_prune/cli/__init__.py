@@ -2,16 +2,19 @@
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an error
 that the user can mend (one line, no traceback), 2 wrong usage, 3 outputs differ or a budget is
-unmet, 130 interrupted.
+unmet, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import io
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -19,9 +22,23 @@ from onnx_rnn_prune.cli.commands import cli
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.text import visible
 
-__all__ = ["run"]
+__all__ = ["run", "terminate"]
 
 _NAME = "onnx-rnn-prune"
+
+
+class Terminated(KeyboardInterrupt):
+    """What ends a command on SIGTERM, as Ctrl-C does."""
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends a command that cleans up behind itself; where that takes too long, a second one ends it.
+
+    Raises:
+        Terminated: always.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    raise Terminated
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +55,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _show(error)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
+            click.echo("Terminated", err=True)
+            return 143
         return 130
     except PruneError as error:
         return _fail(str(error), error, 3 if isinstance(error, Unmet) else 1)

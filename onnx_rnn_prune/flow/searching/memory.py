@@ -15,6 +15,9 @@ from onnx_rnn_prune.model.files import require_plain
 
 _TABLE = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
+# SQLite's own tables have reserved names.
+_OTHERS = "SELECT name FROM sqlite_master WHERE name != 'record' AND name NOT LIKE 'sqlite%'"
+
 
 class Memory:
     """Values by key, each written whole or not at all.
@@ -76,6 +79,9 @@ class Memory:
     def _run(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, str]]:
         try:
             with closing(sqlite3.connect(str(self._path), timeout=60.0)) as base, base:
+                others = base.execute(_OTHERS).fetchone()
+                if others is not None:
+                    raise sqlite3.Error(f"it is no study, and has the table '{others[0]}'")
                 base.execute(_TABLE)
                 return list(base.execute(statement, values))
         except (sqlite3.Error, OSError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -36,6 +37,8 @@ Mapper = Callable[[Sequence[Item]], Iterator[Result]]
 
 # Seconds for a pool to queue what it was given, which takes it some milliseconds.
 _PATIENCE = 5.0
+# And between two looks of a worker at whether it is still wanted.
+_GLANCE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +184,25 @@ def processes(jobs: int) -> Iterator[Workers]:
         temporary_folder() as folder,
         _modules_from_elsewhere(),
     ):
-        pool = ProcessPoolExecutor(jobs)
+        pool = ProcessPoolExecutor(jobs, initializer=_end_with, initargs=(os.getpid(),))
         try:
             yield Processes(pool, jobs, Path(folder))
         finally:
             pool.shutdown(kill_workers=True)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when that is gone, whatever ended it.
+
+    Linux could send a signal then, but already when the thread that began this process ends.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_GLANCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 @contextmanager
