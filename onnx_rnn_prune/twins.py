@@ -23,7 +23,9 @@ def _essence(layer: RecurrentLayer) -> tuple[object, ...]:
     digest = hashlib.sha256()
     for name in layer.cell.parameters:
         value = layer.constant(name)
-        digest.update(b"-" if value is None else np.asarray(value, order="C").tobytes())
+        if value is not None:  # its bytes are hashed where they are
+            digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        digest.update(b"-")
     attributes = sorted((name, str(value)) for name, value in layer.node.attrs.items())
     shape = (layer.cell.op, layer.directions, layer.hidden, layer.input_size)
     return (*shape, *attributes, digest.digest())

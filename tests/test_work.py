@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,8 @@ from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import follow, written_out
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.score.subject import Subject
 
 UNITS, WIDTH = 8, 5
 # A process prints the peak of its own resident memory in MB, and may not map more than 4 GB. (The
@@ -147,3 +150,28 @@ def test_walks_take_steps_in_proportion_to_the_nodes(look):
         opened = follow(chain(steps), "model")
         counts.append(calls_in_package(partial(look, opened)))
     assert counts[2] - counts[1] < 2.5 * (counts[1] - counts[0])
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])
+def test_weights_are_looked_at_without_copies_of_them(name):
+    units = 1000
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {WIDTH}] x) => (float[time, 1, batch, {units}] y) {{
+            y = GRU <hidden_size = {units}> (x, W, R)
+        }}
+    """)
+    rng = np.random.default_rng(0)
+    for letter, width in (("W", WIDTH), ("R", units)):
+        value = rng.normal(size=(1, 3 * units, width)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, letter))
+    opened = follow(model, "model")
+    data = open_data(opened, None, None, 0)
+    studied = study(opened, [opened.layers[0].name], data, AS_BEFORE, silent)
+    document, trace = studied.prepared.document, studied.prepared.trace
+    subject = Subject(document, trace, studied.readers, data.fitting, None, 0, silent)
+    tracemalloc.start()
+    CRITERIA[name].score(subject)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * units * units * 8  # of copies in float64, there were several

@@ -64,9 +64,10 @@ class _Residual:
     def __init__(self, demand: Demand) -> None:
         covariance, gram = demand.covariance, demand.gram
         self.total = float(np.vdot(covariance, gram))
-        seen = gram @ covariance
-        for rows in blocks(len(gram)):  # in the place of what is needed no more
-            gram[rows] = covariance[rows] @ seen
+        for part in blocks(len(gram)):  # each in the place of what is needed no more
+            gram[part] = gram[part] @ covariance
+        for part in blocks(len(gram)):
+            gram[:, part] = covariance @ gram[:, part]
         self._left, self._seen = covariance, gram
         self._spread, self._missed = np.diag(covariance).copy(), np.diag(gram).copy()
         self._floor = _FLOOR * self._spread + np.finfo(np.float64).tiny
@@ -170,7 +171,7 @@ def _demands(
         if columns is None:
             continue
         for places in columns:
-            covariance = evidence.moments[reader.pool].covariance(places)
+            covariance = evidence.moments.covariance(reader.pool, places)
             gram = _gram(reader.weight(lookup), places, evidence.emphasis[reader.pool])
             for number, known in enumerate(covariances):
                 if np.array_equal(known, covariance):
@@ -185,9 +186,12 @@ def _demands(
 def _gram(weight: Array, places: Ids, emphasis: Matrix) -> Matrix:
     """W' diag(e) W of some columns, [places, places]."""
     total = np.zeros((len(places), len(places)))
-    for rows in blocks(len(weight)):
-        part = weight[rows, places].astype(np.float64)
-        total += part.T @ (emphasis[rows, None] * part)
+    for lines in blocks(len(weight)):
+        part = weight[lines][:, places] * np.sqrt(emphasis[lines, None])
+        for rows in blocks(len(places)):  # it is symmetric
+            total[rows, : rows.stop] += part[:, rows].T @ part[:, : rows.stop]
+    for rows in blocks(len(places)):
+        total[rows, rows.stop :] = total[rows.stop :, rows].T
     return total
 
 

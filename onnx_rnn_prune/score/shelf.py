@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_rnn_prune.model.memory import trim
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.scratch import temporary_folder, written_in
-from onnx_rnn_prune.score.moments import Matrix, Moments
+from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
 _IN_FILE, _LARGE = 1 << 20, 1 << 23
@@ -50,6 +51,20 @@ class Shelf:
         if comoment.nbytes > _LARGE:
             trim()
         return Moments(count, mean, comoment)
+
+    def covariance(self, name: str, places: npt.NDArray[np.int64]) -> Matrix:
+        """Of some entries, [places, places]; no more than they are read."""
+        self._settle(name)
+        count, small = max(self._heads[name][0], 1), self._small.get(name)
+        if small is not None:
+            return small[np.ix_(places, places)] / count
+        result = np.empty((len(places), len(places)))
+        for rows in blocks(len(places)):
+            mapped = np.load(self._path(name), mmap_mode="r")
+            result[rows] = mapped[places[rows]][:, places]
+            del mapped  # what was looked at counts as memory while it is mapped
+        result /= count
+        return result
 
     def add(self, name: str, moments: Moments) -> None:
         """Merges moments into those of that name; the arrays given are used up."""

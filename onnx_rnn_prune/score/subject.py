@@ -14,10 +14,11 @@ from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import weight_value
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.evidence import Evidence
-from onnx_rnn_prune.score.moments import Matrix
+from onnx_rnn_prune.score.moments import Matrix, blocks
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.labels import Labels
@@ -76,8 +77,8 @@ class Criterion:
     name: str = ""
 
 
-def owned_weights(subject: Subject) -> Iterator[tuple[Matrix, Labels]]:
-    """Every weight matrix that units have a part in, as absolute values with the units' labels.
+def owned_weights(subject: Subject) -> Iterator[tuple[Array, Labels]]:
+    """Every weight matrix that units have a part in, with the units' labels.
 
     A unit's own rows are among them, and the columns of all that read it; a matrix whose rows and
     columns are units' comes once for each. Left out are biases, peepholes, states, and constants
@@ -90,9 +91,17 @@ def owned_weights(subject: Subject) -> Iterator[tuple[Matrix, Labels]]:
         value = weight_value(nodes[node], slot, subject.document.graph.opset) if bounds else None
         if value is None or not is_float(value.dtype):
             continue
-        amount = np.abs(value.astype(np.float64))
         for bound in bounds:
-            yield amount, np.broadcast_to(bound.labels, value.shape)
+            yield value, np.broadcast_to(bound.labels, value.shape)
+
+
+def owned_amounts(value: Array, labels: Labels) -> Iterator[tuple[Matrix, Labels]]:
+    """The absolute values that units have a part in, and their labels, few rows at a time."""
+    width = value.shape[-1]
+    lines, owners = value.reshape(-1, width), labels.reshape(-1, width)
+    for rows in blocks(len(lines)):
+        owned = owners[rows] >= 0
+        yield np.abs(lines[rows][owned].astype(np.float64)), owners[rows][owned]
 
 
 def summed(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
@@ -103,7 +112,7 @@ def summed(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
         measure: of absolute values, entry by entry.
     """
     scores = np.zeros(subject.trace.units.count)
-    for amount, labels in owned_weights(subject):
-        owned = labels >= 0
-        scores += np.bincount(labels[owned], measure(amount[owned]), minlength=len(scores))
+    for value, labels in owned_weights(subject):
+        for amounts, units in owned_amounts(value, labels):
+            scores += np.bincount(units, measure(amounts), minlength=len(scores))
     return scores

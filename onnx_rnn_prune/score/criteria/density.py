@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.score.moments import Matrix
-from onnx_rnn_prune.score.subject import Criterion, Subject, owned_weights
+from onnx_rnn_prune.score.subject import Criterion, Subject, owned_amounts, owned_weights
 
 _NEAR_ZERO = 0.01
 
@@ -17,11 +17,11 @@ _NEAR_ZERO = 0.01
 def _score(subject: Subject) -> Matrix:
     count = subject.trace.units.count
     present, total = np.zeros(count), np.zeros(count)
-    for amount, labels in owned_weights(subject):
-        owned = labels >= 0
-        total += np.bincount(labels[owned], minlength=count)
-        owned &= amount > _NEAR_ZERO * amount.max(initial=0.0)
-        present += np.bincount(labels[owned], minlength=count)
+    for value, labels in owned_weights(subject):
+        most = max(float(value.max(initial=0)), -float(value.min(initial=0)))
+        for amounts, units in owned_amounts(value, labels):
+            total += np.bincount(units, minlength=count)
+            present += np.bincount(units[amounts > _NEAR_ZERO * most], minlength=count)
     return present / np.maximum(total, 1)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.score.moments import Matrix
-from onnx_rnn_prune.score.subject import Criterion, Subject, owned_weights
+from onnx_rnn_prune.score.subject import Criterion, Subject, owned_amounts, owned_weights
 
 
 def _score(subject: Subject) -> Matrix:
     scores = np.zeros(subject.trace.units.count)
-    for amount, labels in owned_weights(subject):
-        owned = labels >= 0
-        np.maximum.at(scores, labels[owned], amount[owned])
+    for value, labels in owned_weights(subject):
+        for amounts, units in owned_amounts(value, labels):
+            np.maximum.at(scores, units, amounts)
     return scores
 
 
