@@ -1,4 +1,4 @@
-"""How much memory pruning takes: `python tools/measure_memory.py`.
+"""How much memory and time pruning takes, by models: `python tools/measure_memory.py`.
 
 Each prune runs in a process of its own, which asks the system for the peak of its resident memory.
 That peak begins with that of the process it was started from, so nothing but the standard library
@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,35 +23,47 @@ from fetch_models import default_folder
 from pages import markdown, write_section
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
-NAMES = ("text_lstm", "nsnet2", "large_lstm")
 FEEDS = (8, 64)
+# Stacks of GRU layers: by name, units, layers, and with how many feeds; 0 for none.
+STACKS = {
+    **{f"units_{units}": (units, 1, (0, 3)) for units in (512, 1024, 2048, 4096)},
+    **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100, 400)},
+    "steps": (256, 1, (10, 40, 200)),
+}
+NAMES = ("text_lstm", "nsnet2", "large_lstm", *STACKS)
 FACTOR, BASE_MB = 4, 300
 UNITS, WIDTH, CLASSES, STEPS = 1280, 512, 128, 24
 FRAMES, BANDS = 300, 161
+STACK_STEPS, STACK_WIDTH = 500, 32
 NOTE = f"""\
 Peak of the resident memory of the whole process, `prune` at 50 % with recovery; the limit is
 {FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with random
-weights. `python tools/measure_memory.py` measures it."""
+weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of 256, with
+random weights and feeds of {STACK_STEPS} steps. Time is that of the processor, one thread: ranking
+and least squares multiply H x H matrices, so it grows with the cube of the units H, and in
+proportion to layers and steps. `python tools/measure_memory.py` measures it."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model to prune, and what writes a number of feeds for it into a folder."""
+    """A model to prune, what writes a number of feeds for it into a folder, and which numbers."""
 
     name: str
     model: Path
     write_feeds: Callable[[Path, int], None]
+    counts: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Peaks of resident memory in MB (10^6 bytes): after imports, and over all; and when."""
+    """Peaks of resident memory in MB (10^6 bytes): after imports, and over all; when; and time."""
 
     start: float
     most: float
     stage: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -93,22 +106,22 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def measure(model: Path, feeds: Path) -> Peak:
-    """Prunes a model; to be called in a fresh process."""
+def measure(model: Path, feeds: Path, count: int) -> Peak:
+    """Prunes a model, without data where there are no feeds; to be called in a fresh process."""
     from onnx_rnn_prune import prune
 
-    start = peak_mb()
+    start, begun = peak_mb(), time.process_time()
     stages: list[tuple[str, float]] = []
 
     def watch(stage: str, done: int, total: int | None) -> None:
         stages.append((stage, peak_mb()))
 
-    result = prune(model, keep=0.5, data=feeds, progress=watch)
+    result = prune(model, keep=0.5, data=feeds if count else None, progress=watch)
     result.save(feeds / "pruned.onnx")
     most = peak_mb()
     # A peak that is there at the start of a stage was reached in the one before it.
     reached = next((n for n, (_, value) in enumerate(stages) if value >= most), len(stages))
-    return Peak(start, most, stages[max(reached - 1, 0)][0])
+    return Peak(start, most, stages[max(reached - 1, 0)][0], time.process_time() - begun)
 
 
 def write_large(path: Path) -> None:
@@ -140,6 +153,44 @@ def write_large(path: Path) -> None:
     for name, value in values.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     onnx.save(model, path)
+
+
+def write_stack(path: Path, units: int, layers: int) -> None:
+    """Writes GRU layers with random weights one behind the other, [time, batch, 32] to the same."""
+    import numpy as np
+    import onnx
+
+    rng = np.random.default_rng(0)
+    nodes, values, source = [], {"directions": np.array([1])}, "x"
+    for number in range(layers):
+        width = STACK_WIDTH if number == 0 else units
+        nodes.append(f"y{number} = GRU <hidden_size = {units}> ({source}, w{number}, r{number})")
+        nodes.append(f"s{number} = Squeeze (y{number}, directions)")
+        for name, columns in (("w", width), ("r", units)):
+            value = rng.standard_normal((1, 3 * units, columns), np.float32)
+            values[f"{name}{number}"] = value / np.float32(np.sqrt(columns))
+        source = f"s{number}"
+    values["head"] = rng.standard_normal((units, STACK_WIDTH), np.float32)
+    lines = "\n".join([*nodes, f"y = MatMul ({source}, head)"])
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        stack (float[time, batch, {STACK_WIDTH}] x) => (float[time, batch, {STACK_WIDTH}] y) {{
+            {lines}
+        }}
+    """)
+    for name, value in values.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(model, path)
+
+
+def stack_feeds(folder: Path, count: int) -> None:
+    """Writes feeds of noise for `write_stack`'s models."""
+    import numpy as np
+
+    rng = np.random.default_rng(3)
+    for number in range(count):
+        x = rng.standard_normal((STACK_STEPS, 1, STACK_WIDTH), np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
 
 
 def large_feeds(folder: Path, count: int) -> None:
@@ -176,7 +227,7 @@ def text_feeds(folder: Path, count: int) -> None:
         np.savez(folder / f"{number}.npz", **turned)
 
 
-def cases(models: Path, names: Sequence[str], scratch: Path) -> list[Case]:
+def cases(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Path) -> list[Case]:
     """The models to prune; one that is not there is left out, and it is said so."""
     large, published = scratch / "large_lstm.onnx", models / "nsnet2.onnx"
     if "large_lstm" in names:
@@ -185,30 +236,44 @@ def cases(models: Path, names: Sequence[str], scratch: Path) -> list[Case]:
         remedy = f"python tools/fetch_models.py nsnet2 --to {models}"
         print(f"skipped nsnet2: no {published}; run {remedy}", file=sys.stderr)
     known = [
-        Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds),
-        Case("nsnet2", published, nsnet2_feeds),
-        Case("large_lstm", large, large_feeds),
+        Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds, counts),
+        Case("nsnet2", published, nsnet2_feeds, counts),
+        Case("large_lstm", large, large_feeds, counts),
     ]
+    for name, (units, layers, numbers) in STACKS.items():
+        if name in names:
+            apart(write_stack, scratch / f"{name}.onnx", units, layers)
+            known.append(Case(name, scratch / f"{name}.onnx", stack_feeds, numbers))
     return [case for case in known if case.name in names and case.model.exists()]
 
 
 def rows(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Path) -> list[Row]:
     """Prunes every model with every number of feeds."""
     found = []
-    for case in cases(models, names, scratch):
-        for count in counts:
+    for case in cases(models, names, counts, scratch):
+        for count in case.counts:
             print(f"{case.name}, {count} feeds", file=sys.stderr)
             folder = scratch / f"{case.name}_{count}"
             folder.mkdir()
             apart(case.write_feeds, folder, count)
-            peak = apart(measure, case.model, folder)
+            peak = apart(measure, case.model, folder, count)
             found.append(Row(case.name, case.model.stat().st_size / 1e6, count, peak))
     return found
 
 
 def table(measured: Sequence[Row]) -> str:
     """The rows in Markdown."""
-    header = ["model", "size", "feeds", "peak", "of it imports", "reached while", "limit", "kept"]
+    header = [
+        "model",
+        "size",
+        "feeds",
+        "peak",
+        "of it imports",
+        "reached while",
+        "limit",
+        "kept",
+        "time",
+    ]
     lines = [
         [
             row.name,
@@ -219,6 +284,7 @@ def table(measured: Sequence[Row]) -> str:
             row.peak.stage,
             f"{row.limit:.0f} MB",
             "yes" if row.passed else "no",
+            f"{row.peak.seconds:.0f} s",
         ]
         for row in measured
     ]

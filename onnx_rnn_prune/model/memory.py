@@ -7,7 +7,7 @@ import gc
 
 # To look for garbage takes as long as there are objects; in the graphs of smaller models, it would
 # take longer than all else, and there is little to be found.
-_WORTH = 1 << 24
+_WORTH = 1 << 21
 
 
 def give_back(size: int) -> None:
@@ -18,7 +18,7 @@ def give_back(size: int) -> None:
     """
     if size > _WORTH:
         gc.collect()
-        trim()
+    trim()
 
 
 def trim() -> None:
