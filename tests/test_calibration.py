@@ -1,17 +1,21 @@
 """What calibration sums up, and on how much of the data."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.flow import bench as bench_module
 from onnx_rnn_prune.flow.bench import Bench
 from onnx_rnn_prune.flow.feeding import open_data
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.studying import look, study
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare
@@ -164,7 +168,28 @@ def test_rounds_of_refits_take_turns_with_feeds_where_there_are_many(feeds, monk
     everything = [feed.name for feed in data.fitting]
     assert [feed.name for feed in bench.sample(1)] == everything
     widest = max(len(reader.labels) for reader in studied.readers)
-    monkeypatch.setattr(bench_module, "_SAMPLES", 4 * 30 / widest)
+    monkeypatch.setattr(bench_module, "SAMPLES", 4 * 30 / widest)
     turns = [[feed.name for feed in bench.sample(turn)] for turn in range(3)]
     assert [len(turn) for turn in turns] == [4, 4, 4]
     assert set().union(*turns) == set(everything)
+
+
+@pytest.mark.parametrize(("streams", "run"), [(20, 20), (33, 33), (50, 44), (200, 44)])
+def test_no_more_is_run_than_the_units_take(streams, run, monkeypatch):
+    """So many samples for each entry that is read, however much data there are."""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(streams)]
+    opened = open_model(stacked(None))
+    every = open_feeds(feeds, signature.inputs(opened.model), frozenset())
+    data = replace(open_data(opened, feeds, None, 0), fitting=every)
+    studied = study(opened, ["first", "second"], data, AS_BEFORE, silent)
+    widest = max(len(reader.labels) for reader in studied.readers)
+    monkeypatch.setattr(evidence, "_ENOUGH", 31)
+    monkeypatch.setattr(evidence, "SAMPLES", 44 * 30 / widest)
+    found = look(studied, data, silent).evidence
+    assert found.streams == run
+    assert {found.moments[reader.pool].count for reader in studied.readers} == {30 * run}
+    again = look(studied, data, silent).evidence
+    for reader in studied.readers:
+        same = found.moments[reader.pool].comoment == again.moments[reader.pool].comoment
+        assert same.all()

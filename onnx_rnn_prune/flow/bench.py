@@ -26,7 +26,7 @@ from onnx_rnn_prune.passes.recover import (
     place_states,
     teacher_pairs,
 )
-from onnx_rnn_prune.score.evidence import Evidence, Tapped
+from onnx_rnn_prune.score.evidence import SAMPLES, Evidence, Tapped
 from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.readers import ProductReader, Reader
 from onnx_rnn_prune.score.shelf import Shelf
@@ -37,10 +37,6 @@ from onnx_rnn_prune.validate import Drift, drift
 from onnx_rnn_prune.validate.results import Recorded
 
 Pairs = Callable[[Reader], Moments]
-
-# Samples for each entry of what a reader reads, with which a round of refits is content: more take
-# longer, and what is fitted stays the same but for noise.
-_SAMPLES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +178,10 @@ class Bench:
         """As many streams as a refit needs, each turn others; all where there are not so many."""
         size, moments = self.fitting.streams, self.evidence.moments
         shares = [
-            _SAMPLES * len(reader.labels) / max(moments[reader.pool].count, 1)
+            SAMPLES * len(reader.labels) / max(moments[reader.pool].count, 1)
             for reader in self.readers
         ]
-        count = math.ceil(size * min(1.0, max(shares, default=1.0)))
+        count = math.ceil(self.evidence.streams * min(1.0, max(shares, default=1.0)))
         return self.fitting.take([(turn * count + number) % size for number in range(count)])
 
     def free_pairs(self, document: Document, feeds: Feeds, seen: Shelf) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ from onnx_rnn_prune.twins import find_twins
 # Samples after which the emphasis of a reader's outputs is known well enough: it is a mean of
 # squares, and takes longer to compute than all else.
 _ENOUGH = 20_000
+SAMPLES = 64
+"""For each entry of what a reader reads, with which a fit is content."""
+# Streams that tell how many samples one has.
+_PROBES = 8
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
@@ -162,11 +167,13 @@ class Evidence:
         moments: by reader's pool, of the signal that it reads.
         emphasis: by reader's pool, how much the square of an error in each output matters.
         activity: per unit, the mean absolute state.
+        streams: how many were run.
     """
 
     moments: Shelf
     emphasis: Mapping[str, Matrix]
     activity: Matrix
+    streams: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +186,7 @@ class Tally:
         weighed: by reader's pool, how many feeds that was seen on.
         absolute: per unit, of its absolute states.
         samples: per unit, how many states.
+        streams: how many were run.
     """
 
     moments: Shelf
@@ -186,6 +194,7 @@ class Tally:
     weighed: Mapping[str, int]
     absolute: Matrix
     samples: Matrix
+    streams: int
 
     def merge(self, other: Tally) -> Tally:
         """The sums over both; the moments of both are used up.
@@ -199,12 +208,14 @@ class Tally:
             weighed={name: own + other.weighed[name] for name, own in self.weighed.items()},
             absolute=self.absolute + other.absolute,
             samples=self.samples + other.samples,
+            streams=self.streams + other.streams,
         )
 
     def evidence(self) -> Evidence:
         """What the feeds showed."""
         emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
-        return Evidence(self.moments, emphasis, self.absolute / np.maximum(self.samples, 1))
+        activity = self.absolute / np.maximum(self.samples, 1)
+        return Evidence(self.moments, emphasis, activity, self.streams)
 
 
 def collect(
@@ -214,8 +225,35 @@ def collect(
     feeds: Feeds,
     progress: Progress,
 ) -> Evidence:
-    """Runs all feeds once and sums up what readers read; one feed is in memory at a time."""
+    """Runs as many feeds as needed once, and sums up what readers read; see `needed`.
+
+    One feed is in memory at a time.
+    """
+    feeds = feeds.take(needed(document, readers, feeds))
     return tally(document, trace, readers, feeds, progress).evidence()
+
+
+def needed(document: Document, readers: Sequence[Reader], feeds: Feeds) -> list[int]:
+    """The numbers of the streams to calibrate on: all, unless there are far more than that takes.
+
+    The moments of a signal with n entries are known well enough from 64 n samples, and from 20,000
+    in any case: more take longer, and what is fitted stays the same but for noise. How many samples
+    a stream has is told by some; which ones are taken is drawn, the same ones each time.
+    """
+    drawn = np.random.default_rng(feeds.streams).permutation(feeds.streams)
+    if len(drawn) <= 4 * _PROBES:
+        return sorted(drawn.tolist())
+    tapped = Tapped(document, readers, feeds.states)
+    counts: Counter[str] = Counter()
+    for feed in feeds.take(drawn[:_PROBES].tolist()):
+        taps = tapped(feed)
+        for reader in readers:
+            counts[reader.pool] += len(tapped.signal(reader, taps))
+    shares = [
+        max(SAMPLES * len(reader.labels), _ENOUGH) / max(counts[reader.pool], 1)
+        for reader in readers
+    ]
+    return sorted(drawn[: math.ceil(_PROBES * max(shares, default=1.0))].tolist())
 
 
 def tally(
@@ -251,4 +289,4 @@ def tally(
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
     progress("calibrating", total, total)
-    return Tally(moments, emphasis, weighed, absolute, samples)
+    return Tally(moments, emphasis, weighed, absolute, samples, feeds.streams)

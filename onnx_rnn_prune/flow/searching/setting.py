@@ -8,7 +8,6 @@ from functools import partial, reduce
 
 import numpy as np
 
-from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.choosing.request import Request
 from onnx_rnn_prune.flow.choosing.scoring import score_units
@@ -30,7 +29,7 @@ from onnx_rnn_prune.passes.prepared import Prepared, choose_layers
 from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.price import Price
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.evidence import Evidence, Tally
+from onnx_rnn_prune.score.evidence import Evidence, Tally, needed
 from onnx_rnn_prune.validate.quality import Quality
 
 # Into so many parts feeds are split to calibrate on, however many work at them: sums depend, by
@@ -147,7 +146,8 @@ def space_of(opened: Opened, setting: Setting, request: Request, goal: Goal, sla
 
 def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progress) -> Evidence:
     feeds = site.data.fitting
-    shards = _shards(feeds)
+    prepared = studied.prepared
+    shards = _shards(needed(prepared.document, studied.readers, feeds))
     sums = workers.send(Work(partial(calibrated, studied, feeds), Calibrate(site)))(shards)
 
     def counted() -> Iterator[Tally]:
@@ -159,6 +159,6 @@ def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progre
     return reduce(Tally.merge, counted()).evidence()
 
 
-def _shards(feeds: Feeds) -> list[Shard]:
-    parts = np.array_split(np.arange(feeds.streams), min(_SHARDS, feeds.streams))
+def _shards(streams: Sequence[int]) -> list[Shard]:
+    parts = np.array_split(np.array(streams), min(_SHARDS, len(streams)))
     return [tuple(part.tolist()) for part in parts]
