@@ -465,3 +465,14 @@ def test_timings_that_were_damaged_count_as_none(change, tmp_path):
     assert Timetable(path)(["a"], lambda names: [3.5]) == [3.5]
     path.write_text("[" * 100_000)
     assert Timetable(path)(["a"], lambda names: [4.5]) == [4.5]
+
+
+def test_an_empty_list_of_axes(model, tmp_path):
+    """It has a type in the file, and none in Python."""
+    proto = onnx.load(model)
+    proto.opset_import[0].version = 11
+    del proto.graph.node[1].input[1:]
+    proto.graph.node[1].attribute.add(name="axes", type=onnx.AttributeProto.INTS)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model.write_bytes(proto.SerializeToString())
+    assert run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 0

@@ -120,6 +120,8 @@ def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
     """The message of an attribute as the graph holds it."""
     if isinstance(value, gs.Constant):
         value = _write_constant(value)
+    if isinstance(value, list | tuple) and not value:  # which tells no type; nearly all are these
+        return onnx.helper.make_attribute(name, value, attr_type=onnx.AttributeProto.INTS)
     return onnx.helper.make_attribute(name, value)
 
 
