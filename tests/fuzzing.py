@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +220,8 @@ class Case:
 
 def make_case(seed: int, folder: Path) -> Case:
     rng = random.Random(seed)
-    count = rng.choice((1, 3, 5))
-    if rng.random() < 0.25:
-        model = onnx.load(rng.choice(sorted(FIXTURES.glob("*.onnx"))))
-        feeds = [fitting(model, number) for number in range(count)]
-    else:
-        builder = draw_model(rng.randrange(400))
-        model = builder.model()
-        feeds = [dict(builder.feeds(4 + number % 2, 2, number)) for number in range(count)]
+    model, every = draw_base(rng)
+    feeds = every[: rng.choice((1, 3, 5))]
     case = Case(seed, rng, folder, model, feeds)
     parts = ["model", "data", "plan", "study", "cache", "config", "options"]
     broken = rng.sample(parts, rng.choice((1, 1, 1, 2, 3)))
@@ -240,6 +236,24 @@ def make_case(seed: int, folder: Path) -> Case:
     if "config" in broken:
         write_config(case)
     return case
+
+
+def draw_base(rng: random.Random) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    """A sound model and feeds for it."""
+    names = sorted(path.name for path in FIXTURES.glob("*.onnx"))
+    return fixture(rng.choice(names)) if rng.random() < 0.25 else drawn(rng.randrange(400))
+
+
+@cache
+def drawn(number: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    builder = draw_model(number)
+    return builder.model(), [dict(builder.feeds(4 + n % 2, 2, n)) for n in range(5)]
+
+
+@cache
+def fixture(name: str) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    model = onnx.load(FIXTURES / name)
+    return model, [fitting(model, number) for number in range(5)]
 
 
 def fitting(model: onnx.ModelProto, seed: int) -> dict[str, Any]:
@@ -493,6 +507,7 @@ BASE_CACHE = Path(tempfile.gettempdir()) / f"onnx_rnn_prune-fuzzing-{os.getuid()
 
 def run_case(seed: int, folder: Path) -> tuple[str, int, str]:
     """Runs a case in a process of its own: the command, its code, and what it broke, or ''."""
+    draw_base(random.Random(seed))  # it is drawn once, in the process that stays
     child = os.fork()
     if child == 0:
         code = 99
@@ -633,14 +648,16 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where the folders of what broke a promise go")
     given = parser.parse_args()
     BASE_CACHE.parent.mkdir(exist_ok=True)
+    gc.freeze()  # what forks share stays shared
     BASE_MEMORY = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if given.only is not None:
         folder = Path(tempfile.mkdtemp())
         print(*run_case(given.only, folder), folder, sep="\n")
         return 0
     end, found, codes = time.monotonic() + given.seconds, Counter(), Counter()
-    seed = given.seed
-    while seed < given.seed + given.count and time.monotonic() < end:
+    seed, stopped = given.seed, []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    while seed < given.seed + given.count and time.monotonic() < end and not stopped:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             command, code, wrong = run_case(seed, Path(name))
             codes[f"{command.partition(',')[0][2:-1]} {code}"] += 1
@@ -650,7 +667,7 @@ def main() -> int:
                 if given.keep:
                     shutil.copytree(name, given.keep / str(seed), symlinks=True, dirs_exist_ok=True)
         seed += 1
-        if seed % 1000 == 0:
+        if seed % 500 == 0:
             print(f"up to seed {seed}: {sum(found.values())} broke a promise", flush=True)
     wrong = sum(found.values())
     print(
