@@ -629,7 +629,9 @@ def check_written(folder: Path) -> str:
     options.log_severity_level = 4
     for name in ("model.onnx", "out.onnx"):
         try:
-            ort.InferenceSession(str(folder / name), options, ["CPUExecutionProvider"])
+            ort.InferenceSession(
+                str(folder / name), options, ["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:
             return "" if name == "model.onnx" else f"writes what does not load: {str(error)[:150]}"
     return ""

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.searching.memory import Memory
@@ -201,6 +202,7 @@ def test_feeds_are_read_from_their_folder(model, outside, tmp_path, capsys):
 
 COMMANDS = """
 import sys
+from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
 model, clips, out = sys.argv[1:]
 cut = ["--data", clips, "-o"]
@@ -474,5 +476,24 @@ def test_an_empty_list_of_axes(model, tmp_path):
     del proto.graph.node[1].input[1:]
     proto.graph.node[1].attribute.add(name="axes", type=onnx.AttributeProto.INTS)
     proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model.write_bytes(proto.SerializeToString())
+    assert run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 0
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_no_output_can_be_computed(model, clips):
+    """Behind operators that onnxruntime does not know, nothing tells recoveries apart."""
+    proto = onnx.load(model)
+    proto.graph.node[2].domain = "elsewhere.example"
+    proto.opset_import.add(domain="elsewhere.example", version=1)
+    model.write_bytes(proto.SerializeToString())
+    assert prune(model, keep=2, data=clips).report["recovery"]["used"] == "none"
+
+
+def test_a_weight_that_is_an_output(model, tmp_path):
+    proto = onnx.load(model)
+    name, shape = proto.graph.initializer[2].name, proto.graph.initializer[2].dims
+    proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    onnx.checker.check_model(proto)
     model.write_bytes(proto.SerializeToString())
     assert run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 0

@@ -149,7 +149,8 @@ class Bench:
         found = drift(self.original, candidate, self.held_out)
         names = [name for name in self.judged.numbers(outputs) if name in found]
         errors = [_error(found[name], self.judged.kinds.get(name)) for name in names]
-        error = float(np.mean(errors)) if all(map(math.isfinite, errors)) else math.inf
+        # Without an output that can be computed, all are as good.
+        error = float(np.mean(errors or [0.0])) if all(map(math.isfinite, errors)) else math.inf
         if self.loss is None:
             return error
         return (error + self.loss.of_runs(candidate, self.held_out, outputs)) / 2

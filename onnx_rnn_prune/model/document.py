@@ -109,7 +109,7 @@ def _declare(graph: gs.Graph, message: onnx.GraphProto) -> None:
     """Gives ports the shapes that they declare; graphsurgeon prefers `value_info` of a name."""
     ports = {port.name: port for port in (*message.input, *message.output)}
     for tensor in (*graph.inputs, *graph.outputs):
-        port = ports.get(tensor.name)
+        port = ports.get(tensor.name) if isinstance(tensor, gs.Variable) else None
         if port is not None and port.type.tensor_type.HasField("shape"):
             tensor.shape = get_onnx_tensor_shape(port)
     for node, original in zip(graph.nodes, message.node, strict=True):

@@ -180,7 +180,6 @@ class Runner:
 def _open(
     model: onnx.ModelProto | Document, outputs: Sequence[str] | None, options: ort.SessionOptions
 ) -> ort.InferenceSession:
-    providers = ["CPUExecutionProvider"]
     source = model.source if isinstance(model, Document) else model
     if unknown_type(source):
         model = as_single(model.write() if isinstance(model, Document) else model)
@@ -188,7 +187,7 @@ def _open(
         options.add_session_config_entry(_FOLDER, os.devnull)  # it holds all that it reads
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
-        return ort.InferenceSession(content, options, providers=providers)
+        return _session(content, options)
     # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
     with temporary_folder() as folder:
         path = Path(folder).resolve() / "weights"
@@ -206,7 +205,7 @@ def _open(
         content = _asked(light, outputs).SerializeToString()
         del light
         give_back(sum(map(raw_length, source.graph.initializer)))
-        return ort.InferenceSession(content, options, providers=providers)
+        return _session(content, options)
 
 
 Types = Mapping[str, np.dtype[Any]]
@@ -230,6 +229,12 @@ def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
     if dtype is None or value.dtype == dtype:
         return value
     return np.where(np.isinf(value), np.float32(np.nan), value).astype(dtype)
+
+
+def _session(content: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on the CPU; where it cannot be made, onnxruntime prints nothing of its own."""
+    providers = ["CPUExecutionProvider"]
+    return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
 
 
 class _Weights:
