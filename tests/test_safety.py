@@ -58,10 +58,11 @@ def outside(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outside")
     (folder / SECRET).write_bytes(bytes(range(256)) * 64)
     watch = Opened(folder)
+    (folder / SECRET).read_bytes()
+    if watch.names() != [SECRET]:
+        pytest.skip("this system does not tell which files were opened")
     yield folder / SECRET
     assert watch.names() == []
-    (folder / SECRET).read_bytes()
-    assert watch.names() == [SECRET]
 
 
 def reference(location, name="leak", dims=(16, 16), kind=TensorProto.FLOAT):
