@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
@@ -22,14 +24,23 @@ from onnx_rnn_prune.model.checks import messages, parts
 from onnx_rnn_prune.model.external import (
     LEAST,
     Place,
+    Shelves,
     bits,
     is_reference,
     packed,
+    raw_chunks,
     raw_length,
     refer,
+    reference_path,
+    referring,
     take_in,
+    tensor_values,
     too_short,
 )
+from onnx_rnn_prune.model.writing import local_initializers
+
+# Mapping starts at a multiple of the system's page size, which is at most this.
+_PAGE = 1 << 16
 
 
 def tensors(message: Any) -> Iterator[onnx.TensorProto]:
@@ -142,3 +153,56 @@ def weight_files(path: str | Path) -> list[Path]:
     }
     found = (_beside(name, Path(path)) for name in sorted(names))
     return [file for file in found if file is not None]
+
+
+class SessionWeights:
+    """Weights as a session reads them: those in files where they lie, others in a new file.
+
+    A session takes names below one folder only, and no links out of it. That is the folder of the
+    model's own files, where it has any, or else that of the new one; no other can be read, whatever
+    the model names. What lies outside it is given to the session as values.
+
+    Args:
+        path: of the new file.
+        file: the same, open.
+        source: the model as read.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
+        self._path, self._file = path, file
+        self._shelves = Shelves(str(path), self._put, _PAGE)
+        homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
+        self.folder = Path(os.path.commonpath(homes or {path.parent}))
+        # Only those of the main graph can be given.
+        self._local = local_initializers(source.graph)
+
+    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """What is written in place of a weight."""
+        if not is_reference(tensor):
+            outside = self.folder != self._path.parent
+            if outside and (tensor.name in self._local or not _is_given(tensor)):
+                return tensor
+            tensor = self._shelves.take(tensor)
+        if not is_reference(tensor) or not self._within(tensor):
+            return tensor
+        return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
+
+    def given(self, light: onnx.ModelProto) -> dict[str, ort.OrtValue]:
+        """The values of weights that lie outside the folder, mapped."""
+        return {
+            tensor.name: ort.OrtValue.ortvalue_from_numpy(tensor_values(tensor))
+            for tensor in light.graph.initializer
+            if is_reference(tensor) and reference_path(tensor).is_absolute()
+        }
+
+    def _within(self, tensor: onnx.TensorProto) -> bool:
+        return self.folder in reference_path(tensor).parents
+
+    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
+        self._file.seek(start)
+        self._file.writelines(raw_chunks(tensor))
+
+
+def _is_given(tensor: onnx.TensorProto) -> bool:
+    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +16,15 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import (
-    Shelves,
     is_apart,
-    is_reference,
-    raw_chunks,
     raw_length,
-    reference_path,
-    referring,
-    tensor_values,
     with_weights,
 )
 from onnx_rnn_prune.model.memory import give_back
 from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
+from onnx_rnn_prune.model.references import SessionWeights
 from onnx_rnn_prune.model.scratch import temporary_folder, written_in
 from onnx_rnn_prune.model.single import as_single, narrowed, unknown_type
-from onnx_rnn_prune.model.writing import local_initializers
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -40,8 +34,6 @@ Feed = Mapping[str, Array]
 _LARGE = 1 << 20
 # Where onnxruntime looks for files of weights.
 _FOLDER = "session.model_external_initializers_file_folder_path"
-# Mapping starts at a multiple of the system's page size, which is at most this.
-_PAGE = 1 << 16
 
 
 # How much of a model onnxruntime rewrites, from nothing to what it does by default. It checks some
@@ -192,7 +184,7 @@ def _open(
     with temporary_folder() as folder:
         path = Path(folder).resolve() / "weights"
         with written_in(folder), path.open("wb") as file:
-            weights = _Weights(path, file, source)
+            weights = SessionWeights(path, file, source)
             light = (
                 model.write(weights.take)
                 if isinstance(model, Document)
@@ -235,59 +227,6 @@ def _session(content: bytes, options: ort.SessionOptions) -> ort.InferenceSessio
     """A session on the CPU; where it cannot be made, onnxruntime prints nothing of its own."""
     providers = ["CPUExecutionProvider"]
     return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
-
-
-class _Weights:
-    """Weights as a session reads them: those in files where they lie, others in a new file.
-
-    A session takes names below one folder only, and no links out of it. That is the folder of the
-    model's own files, where it has any, or else that of the new one; no other can be read, whatever
-    the model names. What lies outside it is given to the session as values.
-
-    Args:
-        path: of the new file.
-        file: the same, open.
-        source: the model as read.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
-        self._path, self._file = path, file
-        self._shelves = Shelves(str(path), self._put, _PAGE)
-        homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
-        self.folder = Path(os.path.commonpath(homes or {path.parent}))
-        # Only those of the main graph can be given.
-        self._local = local_initializers(source.graph)
-
-    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """What is written in place of a weight."""
-        if not is_reference(tensor):
-            outside = self.folder != self._path.parent
-            if outside and (tensor.name in self._local or not _is_given(tensor)):
-                return tensor
-            tensor = self._shelves.take(tensor)
-        if not is_reference(tensor) or not self._within(tensor):
-            return tensor
-        return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
-
-    def given(self, light: onnx.ModelProto) -> dict[str, ort.OrtValue]:
-        """The values of weights that lie outside the folder, mapped."""
-        return {
-            tensor.name: ort.OrtValue.ortvalue_from_numpy(tensor_values(tensor))
-            for tensor in light.graph.initializer
-            if is_reference(tensor) and reference_path(tensor).is_absolute()
-        }
-
-    def _within(self, tensor: onnx.TensorProto) -> bool:
-        return self.folder in reference_path(tensor).parents
-
-    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
-        self._file.seek(start)
-        self._file.writelines(raw_chunks(tensor))
-
-
-def _is_given(tensor: onnx.TensorProto) -> bool:
-    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
