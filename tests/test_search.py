@@ -306,7 +306,7 @@ def test_a_study_with_other_feeds_starts_anew(feeds, tmp_path):
     assert len(set(keys)) == 2
 
 
-@pytest.mark.parametrize("limit", [{"params": "60%"}, {"size": "90%"}])
+@pytest.mark.parametrize("limit", [{"params": "60%"}, {"bytes": "90%"}])
 def test_what_limits_the_cost_is_met(limit, feeds):
     result = search(feeds, **limit, trials=30)
     (row,) = result.report["search"]["limits"]
@@ -332,7 +332,7 @@ def test_where_the_real_file_is_too_slow_less_is_kept(feeds, monkeypatch):
 
 
 def test_all_of_several_limits_are_met(feeds):
-    result = search(feeds, max_nrmse=0.9, params="60%", size="90%", trials=60)
+    result = search(feeds, max_nrmse=0.9, params="60%", bytes="90%", trials=60)
     assert [row["name"] for row in result.report["search"]["limits"]] == [
         "quality",
         "params",
@@ -426,7 +426,7 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
         ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^--better: what is better is known"),
         ({"metric": "wisdom", "max_drop": 1}, r"^--metric: there is no metric 'wisdom'"),
         ({"params": "150%"}, r"^--params: "),
-        ({"size": "much"}, r"^--bytes: "),
+        ({"bytes": "much"}, r"^--bytes: "),
         ({"max_nrmse": 0.1, "trials": 0}, r"^--trials: "),
         ({"max_nrmse": 0.1, "minutes": 0}, r"^--minutes: "),
         ({"max_nrmse": 0.1, "strategy": "luck"}, r"^--strategy: "),

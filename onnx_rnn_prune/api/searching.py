@@ -44,7 +44,7 @@ def search(
     speedup: str | float | None = None,
     latency: str | float | None = None,
     params: str | None = None,
-    size: str | None = None,
+    bytes: str | None = None,
     trials: int = 200,
     minutes: float = 15.0,
     study: str | Path | None = None,
@@ -82,7 +82,7 @@ def search(
         speedup: how many times faster a run must be: 2, or "2x".
         latency: what a run may take on this machine, one thread: "5ms", or milliseconds.
         params: parameters that the model may have at most: "30%", "120k".
-        size: bytes that the file may have at most: "1MB".
+        bytes: those that the file may have at most: "1MB".
         trials: the most cuts that are tried.
         minutes: the longest that all of it may take, from reading the model to the report; distill
             gets half of it at most. Where that ends a search, what it finds depends on how fast the
@@ -99,7 +99,7 @@ def search(
         Unmet: no cut is within the limits. A result that is within them on what selected it, and
             not on what is reported, is returned; then `.report["search"]["met"]` is False.
     """
-    goal = read_goal(max_nrmse, metric, better, max_drop, speedup, latency, params, size)
+    goal = read_goal(max_nrmse, metric, better, max_drop, speedup, latency, params, bytes)
     treatment = read_treatment(recover, distill_minutes, "hard", 1, "shrink", False, (), (), seed)
     request = read_request(
         None, None, criterion, "uniform", "units", 1, recover, only, skip, align, min_units, seed

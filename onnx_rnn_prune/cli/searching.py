@@ -24,7 +24,7 @@ _goal = options.together(
     click.option("--speedup", metavar="FACTOR", help="A run is so many times faster: 2x."),
     click.option("--latency", metavar="TIME", help="A run takes at most this: 5ms."),
     click.option("--params", metavar="AMOUNT", help="Parameters at most: 30%, 120k."),
-    click.option("--bytes", "size", metavar="AMOUNT", help="Bytes of the file at most: 1MB."),
+    click.option("--bytes", metavar="AMOUNT", help="Bytes of the file at most: 1MB."),
 )
 _bounds = options.together(
     click.option(
@@ -94,7 +94,7 @@ def search(
     speedup: str | None,
     latency: str | None,
     params: str | None,
-    size: str | None,
+    bytes: str | None,
     trials: int,
     minutes: float,
     study: str | None,
@@ -135,7 +135,7 @@ def search(
             speedup=speedup,
             latency=latency,
             params=params,
-            size=size,
+            bytes=bytes,
             trials=trials,
             minutes=minutes,
             study=study,
