@@ -53,7 +53,8 @@ units zeroed, on feeds of several batch sizes and lengths. *Checker*: onnx.check
 where the original passes. *Interface*: inputs, outputs, opsets, metadata, domain and doc string are
 the original's. *Speed*: the original's time over the smaller file's, one thread. By
 `python tools/coverage.py`, as is the second table: voice detection chunk by chunk with the state
-carried along, the probabilities of speech before and after `prune` at 50 %."""
+carried along, the probabilities of speech before and after `prune --stream` at 50 %, calibrated on
+six streams of 5 s."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from speech import RATE, Audio, read_wave, split
 CHUNK, CONTEXT = 512, 64
 KEEP = "50%"
 CALIBRATION, EVALUATION = 30.0, 60.0
+STREAMS = 6
 PAUSE = 0.7
 THRESHOLD = 0.5
 HEADER = ("model", "chunks", "speech in", "mean difference", "agreement", "size left")
@@ -71,14 +72,17 @@ def listen(detector: Detector, model: onnx.ModelProto, feeds: Feeds) -> npt.NDAr
     return np.array([float(given[detector.probability].reshape(())) for given in outputs])
 
 
-def recordings(models: Path) -> tuple[Audio, Audio]:
-    """Audio to calibrate with and other audio to compare on: speech where there is some."""
+def recordings(models: Path) -> tuple[list[Audio], Audio]:
+    """Streams to calibrate with and another one to compare on: speech where there is some."""
     folder = models / "speech"
     if not folder.is_dir():
         print(f"no {folder}: synthetic audio instead", file=sys.stderr)
-        return synthetic(CALIBRATION, 0), synthetic(EVALUATION, 1)
+        return np.split(synthetic(CALIBRATION, 0), STREAMS), synthetic(EVALUATION, 1)
     sets = split(folder)
-    return _joined(sets["calibration"], CALIBRATION), _joined(sets["evaluation"], EVALUATION)
+    return (
+        [_joined(sets["calibration"][n::STREAMS], CALIBRATION / STREAMS) for n in range(STREAMS)],
+        _joined(sets["evaluation"], EVALUATION),
+    )
 
 
 def _joined(paths: Sequence[Path], seconds: float) -> Audio:
@@ -102,10 +106,11 @@ def synthetic(seconds: float, seed: int) -> Audio:
     return 0.1 * voice * swell + 3e-3 * rng.standard_normal(time.size)
 
 
-def compare(name: str, path: Path, calibration: Audio, evaluation: Audio) -> list[str]:
+def compare(name: str, path: Path, calibration: Sequence[Audio], evaluation: Audio) -> list[str]:
     """The row of one model, pruned with what it was fed on the audio to calibrate with."""
     detector = DETECTORS[name]
-    result = prune(path, keep=KEEP, data=[chunks(detector, calibration)], stream=True)
+    streams = [chunks(detector, audio) for audio in calibration]
+    result = prune(path, keep=KEEP, data=streams, stream=True)
     feeds = opened_feeds(open_model(path), [chunks(detector, evaluation)], True)
     before, after = (listen(detector, each, feeds) for each in (onnx.load(path), result.model))
     totals = result.report["totals"]
