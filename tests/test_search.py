@@ -10,19 +10,27 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import onnx_rnn_prune
+from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.flow.feeding import open_three
+from onnx_rnn_prune.flow.interface import AS_BEFORE
+from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.flow.searching import rows, setting
 from onnx_rnn_prune.flow.searching.driver import Bounds, finishing, run
 from onnx_rnn_prune.flow.searching.goal import Aim, read_goal
 from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.rows import frontier
+from onnx_rnn_prune.flow.searching.setting import Sizes
 from onnx_rnn_prune.flow.searching.space import Space
 from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import FULL, QUICK, Ask, Trial
+from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.flow.treatment import read_treatment
+from onnx_rnn_prune.flow.worth import Paying
 from onnx_rnn_prune.plan.allocation import Allocation
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.trace.units import Group
@@ -449,3 +457,69 @@ def test_times(text, ms):
 def test_reports_are_json(feeds):
     report = search(feeds, max_nrmse=0.5, trials=3).report
     assert json.loads(json.dumps(report["search"]))
+
+
+POLICY = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    g (float[1, 12] obs, float[1, 1, 16] h, float[1, 1, 16] c)
+        => (float[1, 3] actions, float[1, 1, 16] hn, float[1, 1, 16] cn) {
+        x = Unsqueeze (obs, axis)
+        Y, hn, cn = LSTM <hidden_size = 16> (x, W, R, B, , h, c)
+        y = Squeeze (Y, axes)
+        actions = MatMul (y, fc)
+    }
+"""
+
+
+def policy():
+    """A step of a small policy: to bring its states to full width takes more than units save."""
+    model = onnx.parser.parse_model(POLICY)
+    rng = np.random.default_rng(0)
+    shapes = {"W": (1, 64, 12), "R": (1, 64, 16), "B": (1, 128), "fc": (16, 3)}
+    for name, shape in shapes.items():
+        value = (0.5 * rng.normal(size=shape)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    for name, value in {"axis": [0], "axes": [0, 1]}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    feeds = []
+    for _ in range(20):
+        feed = {name: rng.normal(0, 0.3, (1, 1, 16)).astype(np.float32) for name in ("h", "c")}
+        feeds.append({"obs": rng.normal(size=(1, 12)).astype(np.float32), **feed})
+    return model, feeds
+
+
+def test_where_nothing_is_better_than_the_original_search_says_so(tmp_path, capsys):
+    model, given = policy()
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "d").mkdir()
+    for number, feed in enumerate(given):
+        np.savez(tmp_path / "d" / f"{number:02}.npz", **feed)
+    names = [str(tmp_path / name) for name in ("m.onnx", "out.onnx", "d")]
+    code = command(["search", names[0], "-o", names[1], "--data", names[2], "--max-nrmse", "0.3"])
+    told = capsys.readouterr().err
+    assert code == 3 and not (tmp_path / "out.onnx").exists()
+    assert "the original" in told and "Y are brought to full width" in told
+
+
+def test_a_group_counts_as_whole_where_its_cut_does_not_pay():
+    def price(counts):
+        return sum(counts) + (5 if counts[0] < 10 else 0)
+
+    paying = Paying(full=(10, 20), doubtful=(0,), prices=[price])
+    assert paying((6, 4)) == (10, 4)  # four units fewer, and five to bring them back
+    assert paying((4, 4)) == (4, 4)
+    assert paying((5, 20)) == (10, 20)
+
+
+def test_what_is_priced_is_what_is_written():
+    """Also where a layer keeps all, which then has nothing to bring to full width."""
+    model, given = policy()
+    opened = open_model(model)
+    data = open_three(opened, given, None)
+    studied = study(opened, ["Y"], data, AS_BEFORE, silent)
+    size = Sizes(opened, data, studied, np.zeros(16), AS_BEFORE, (0,))
+    assert size("bytes", [16]) == model.ByteSize()
+    for count in (1, 8, 12):
+        result = onnx_rnn_prune.prune(model, keep=count, data=given)
+        assert 0 <= size("bytes", [count]) - result.report["totals"]["bytes_after"] < 700
+        assert size("params", [count]) >= result.report["totals"]["params_after"]

@@ -16,7 +16,9 @@ import onnx
 
 from onnx_rnn_prune.flow.opening import as_run
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.trace.states import state_inputs
 
 Feed = dict[str, npt.NDArray[Any]]
 Draw = Callable[[np.random.Generator, int, int], Feed]
@@ -131,6 +133,16 @@ def feeds_for(path: Path) -> list[Feed]:
     if not found:
         runner(feeds[0])
     return found
+
+
+def step_feeds(path: Path) -> list[Feed]:
+    """One step of one sequence, as a model with states is called; nothing for other models."""
+    model = onnx.load(path)
+    if not state_inputs(Document.read(model)):
+        return []
+    draw = PUBLISHED.get(path.stem, _drawn_for(model))
+    feed = draw(np.random.default_rng(17), 1, 1)
+    return list(_accepted(Runner(as_run(model), name=path.name), [feed]))
 
 
 def _accepted(runner: Runner, feeds: list[Feed]) -> Iterator[Feed]:

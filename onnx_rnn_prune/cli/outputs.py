@@ -15,8 +15,9 @@ from rich.console import Console, RenderableType
 
 from onnx_rnn_prune import report
 from onnx_rnn_prune.data import places
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.flow.result import PruneResult
+from onnx_rnn_prune.flow.worth import worse
 from onnx_rnn_prune.model.files import check_output
 from onnx_rnn_prune.model.references import real_path
 from onnx_rnn_prune.report.table import sentence
@@ -39,6 +40,29 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -
             raise PruneError(
                 "two outputs have this name", where=str(path), remedy="name another file"
             )
+
+
+def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
+    """Writes nothing that is worse than the original.
+
+    Args:
+        result: of a prune.
+        model: how errors call the original.
+        pays: what a cut must save: bytes, and ms of a run.
+
+    Raises:
+        Unmet: it saves nothing.
+    """
+    if result.report["mode"] != "shrink" or not result.plan.cut():
+        return
+    reason = worse(result.report, pays)
+    if reason is not None:
+        raise Unmet(
+            f"{reason}; no file was written",
+            where=model,
+            remedy="remove more units or fewer layers, let states shrink with --shrink-states, or"
+            " say with --budget (bytes=100%) that size is what counts",
+        )
 
 
 def write(

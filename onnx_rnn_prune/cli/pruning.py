@@ -7,7 +7,7 @@ import click
 from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import files, options
 from onnx_rnn_prune.cli.examples import examples
-from onnx_rnn_prune.cli.outputs import check_outputs, console, say_written, write
+from onnx_rnn_prune.cli.outputs import check_outputs, console, refuse_worse, say_written, write
 
 
 @click.command(
@@ -111,6 +111,7 @@ def prune(
             seed=seed,
             progress=progress,
         )
+    refuse_worse(result, model, ("bytes",) if budget is not None else ("bytes", "ms"))
     write(result, out, save_plan, json_path, html, summary)
 
 

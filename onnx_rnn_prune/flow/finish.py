@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_rnn_prune.cells import find_layers
@@ -28,7 +29,7 @@ from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
-from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
@@ -65,6 +66,7 @@ def finish(
     report["warnings"] += say_states(model, interface, narrowed.states)
     if narrowed.states:
         report["totals"] = total_rows(opened.model, model)
+        report["latency"] = plain(_latency_of_narrow(opened, model, narrowed.states, data))
     report["stages"] = steps
     report["states"] = state_rows(narrowed.states)
     report["warnings"] += narrowed.notes if interface.shrink_states else ()
@@ -216,3 +218,26 @@ def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
 
 def _latency(before: Runner, after: Runner, data: Data) -> object:
     return latency(before, after, data.judging.opening())
+
+
+def _latency_of_narrow(
+    opened: Opened, model: onnx.ModelProto, states: Sequence[State], data: Data
+) -> object:
+    """Of a model whose states hold kept units only, fed with just those."""
+    feed = next(iter(data.judging))
+    narrow = dict(feed) | {s.source: s.select(np.asarray(feed[s.source])) for s in states}
+    after = Runner(model, name="the pruned model", remedy=OURS)
+    return latency(opened.run(), _Fed(after.name, after.outputs, after, narrow), feed)
+
+
+@dataclass(eq=False)
+class _Fed:
+    """A model that takes the same feed each time."""
+
+    name: str
+    outputs: list[str]
+    run: Runner
+    feed: Feed
+
+    def __call__(self, feed: Feed) -> Mapping[str, Array]:
+        return self.run(self.feed)

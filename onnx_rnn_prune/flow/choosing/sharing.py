@@ -14,7 +14,7 @@ from onnx_rnn_prune.flow.choosing.sensitivity import by_slopes, sensitivity
 from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, cut_outside, look
-from onnx_rnn_prune.flow.worth import filled
+from onnx_rnn_prune.flow.worth import filled, place
 from onnx_rnn_prune.passes.cut import Unshare
 from onnx_rnn_prune.passes.recover import RIDGE
 from onnx_rnn_prune.passes.states import OpenStates
@@ -159,6 +159,7 @@ def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
     Unshare(prepared.trace)(document)
     counts = [max(group.size - 1, 1) for group in trace.groups]
     plan = Plan.from_mask("", trace, choose(trace, scores, counts))
+    place(document, studied, plan)
     smaller = cut_outside(document, studied, plan, "shrink")
     OpenStates(prepared.trace, prepared.outside.states)(document)
     return Cost.of(document, trace, smaller, counts)

@@ -51,7 +51,7 @@ class Sensitivity:
         with self.crew.open() as workers:
             setting = open_setting(
                 self.opened, self.data, self.quality, self.request, AS_BEFORE,
-                workers, memory, progress,
+                workers, memory, (), progress,
             )  # fmt: skip
             trials = self._tried(setting, memory, progress)
         found = sensitivity_rows(setting, self.data, trials)
@@ -62,7 +62,13 @@ class Sensitivity:
 
     def _tried(self, setting: Setting, memory: Memory, progress: Progress) -> list[Trial]:
         lab = setting.lab
-        space = Space(lab.trace, lab.scores, self.request.bounds, setting.ms, lambda counts: True)
+        space = Space(
+            lab.trace,
+            lab.scores,
+            self.request.bounds,
+            setting.ms,
+            lambda counts: True,
+        )
         asks = sum(map(len, curve_asks(space).values()))
 
         def tell(what: str, done: int, total: int | None) -> None:

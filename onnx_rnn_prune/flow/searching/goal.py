@@ -73,6 +73,11 @@ class Goal:
     speed: Speed | None
     budgets: tuple[Budget, ...]
 
+    @property
+    def pays(self) -> tuple[str, ...]:
+        """What a cut must save to be worth it; where only size is asked for, that may take time."""
+        return ("bytes", "ms") if self.speed or not self.budgets else ("bytes",)
+
     def __str__(self) -> str:
         quality = [] if self.drop is None else [_asked(self.quality, self.drop)]
         speed = [] if self.speed is None else [str(self.speed)]

@@ -79,7 +79,8 @@ def curve_asks(space: Space) -> dict[int, list[Ask]]:
 
 def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curve]]:
     asks = curve_asks(space)
-    trials = iter((yield [ask for own in asks.values() for ask in own]))
+    asked = [ask for own in asks.values() for ask in own]
+    trials = iter((yield asked) if asked else ())
     curves = []
     for number, own in asks.items():
         found = [next(trials) for _ in own]

@@ -25,6 +25,7 @@ from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import Trial
 from onnx_rnn_prune.flow.searching.workers import Workers
 from onnx_rnn_prune.flow.treatment import Treatment
+from onnx_rnn_prune.flow.worth import worse
 from onnx_rnn_prune.plan.plan import Plan, fingerprint
 from onnx_rnn_prune.progress import Progress
 
@@ -81,13 +82,13 @@ class Search:
         memory = Memory(self.memory, key)
         setting = open_setting(
             self.opened, self.data, goal.quality, request, self.treatment.interface,
-            workers, memory, progress,
+            workers, memory, goal.pays, progress,
         )  # fmt: skip
         lab, slack = setting.lab, 1.0
         for _ in range(_ROUNDS):
             aim, trials = self._tried(setting, memory, slack, progress)
             begun = self.bounds.now()
-            picked = self._picked(aim, trials)
+            picked = self._picked(setting, aim, trials)
             result = self._finished(setting, trials, picked, progress)
             tested = test_rows(lab, self.data, goal, self.opened, result)
             slow = [row for row in tested["limits"] if row["name"] == "speed" and not row["met"]]
@@ -95,6 +96,13 @@ class Search:
             if not slow or late or self.pick is not None:
                 break
             slack *= _PART * slow[0]["asked"] / slow[0]["reached"]
+        reason = worse(result.report, goal.pays)
+        if reason is not None and self.pick is None:
+            raise Unmet(
+                f"of the best cut that is within {goal}, {reason}",
+                where="search",
+                remedy="; ".join(setting.unpaid) or "allow more loss",
+            )
         rows = search_rows(lab, self.data, goal, aim, trials, picked)
         result.report["search"] = {**rows, **tested}
         result.report["sensitivity"] = sensitivity_rows(setting, self.data, trials)
@@ -123,7 +131,7 @@ class Search:
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
         return aim, run(strategy, setting.attempts, memory, self.bounds, progress)
 
-    def _picked(self, aim: Aim, trials: Sequence[Trial]) -> Trial:
+    def _picked(self, setting: Setting, aim: Aim, trials: Sequence[Trial]) -> Trial:
         if self.pick is not None:
             if not 1 <= self.pick <= len(trials):
                 raise PruneError(
@@ -139,6 +147,12 @@ class Search:
                 remedy="give it more --minutes, or less data",
             )
         best = min(trials, key=aim.rank)
+        if aim.meets(best) and best.counts == setting.full:
+            raise Unmet(
+                f"no cut that was tried is within {self.goal} and better than the original",
+                where="search",
+                remedy="; ".join(setting.unpaid) or "allow more loss",
+            )
         if not aim.meets(best):
             raise Unmet(
                 f"no cut that was tried is within {self.goal}; the nearest has"

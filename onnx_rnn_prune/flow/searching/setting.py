@@ -21,15 +21,17 @@ from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.flow.searching.site import Calibrate, Judge, Shard, Site, calibrated
 from onnx_rnn_prune.flow.searching.space import Space
 from onnx_rnn_prune.flow.searching.speed import predicted, time_layers
-from onnx_rnn_prune.flow.searching.trial import Ask, Trial, Verdict
+from onnx_rnn_prune.flow.searching.trial import Ask, Counts, Trial, Verdict
 from onnx_rnn_prune.flow.searching.workers import Mapper, Work, Workers
 from onnx_rnn_prune.flow.studying import Studied, study
-from onnx_rnn_prune.flow.worth import never_worth
+from onnx_rnn_prune.flow.worth import Paying, brings_back, never_worth
 from onnx_rnn_prune.passes.prepared import Prepared, choose_layers
+from onnx_rnn_prune.plan.budget import Budget, Kind
 from onnx_rnn_prune.plan.cost import Cost, limit_of
 from onnx_rnn_prune.plan.price import Price
-from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.score.evidence import Evidence, Tally, needed
+from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.validate.quality import Quality
 
 # Into so many parts feeds are split to calibrate on, however many work at them: sums depend, by
@@ -46,21 +48,89 @@ class Setting:
         lab: where cuts are made in this process.
         verdicts: makes and judges them, wherever that is.
         ms: what a run is predicted to take.
-        cost: parameters and bytes.
+        size: parameters and bytes.
+        paying: leaves groups whole whose cut does not pay.
     """
 
     studied: Studied
     lab: Laboratory
     verdicts: Mapper[Ask, Verdict]
     ms: Price
-    cost: Cost
+    size: Sizes
+    paying: Paying
+
+    @property
+    def full(self) -> Counts:
+        """All units."""
+        return self.paying.full
+
+    @property
+    def unpaid(self) -> list[str]:
+        """Why the cut of some groups may not pay."""
+        groups = self.lab.trace.groups
+        names = [name for n in self.paying.doubtful for name in groups[n].layers]
+        if not names:
+            return []
+        return [
+            f"states or outputs of {', '.join(names)} are brought to full width, which takes more"
+            " than small cuts save: allow more loss, or prune with --shrink-states"
+        ]
 
     def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:
         """Tries cuts; what they cost is told by this machine for all."""
         for ask, verdict in zip(asks, self.verdicts(asks), strict=True):
             counts = list(ask.counts)
-            cost = self.cost("params", counts), self.cost("bytes", counts)
+            cost = self.size("params", counts), self.size("bytes", counts)
             yield Trial.made(ask, verdict, self.ms(counts), *cost)
+
+
+class Sizes:
+    """Parameters and bytes of what is written when the groups keep so many units.
+
+    A group that keeps all is not prepared for a cut, and has nothing to bring to full width.
+
+    Args:
+        opened: the model.
+        data: a feed of it serves to follow units with.
+        studied: what is known of the layers that may be cut.
+        scores: of their units.
+        interface: whether states stay at full width.
+        doubtful: the numbers of groups of which states or outputs are brought to full width.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        data: Data,
+        studied: Studied,
+        scores: Matrix,
+        interface: Interface,
+        doubtful: Sequence[int],
+    ) -> None:
+        self._opened, self._data, self._interface = opened, data, interface
+        self._groups, self._doubtful = studied.prepared.trace.groups, doubtful
+        every = tuple(range(len(self._groups)))
+        self._known = {every: (cost_of_cuts(studied, scores, refits=True), every)}
+
+    def __call__(self, kind: Kind, counts: Sequence[int]) -> int:
+        left = [n for n, group in enumerate(self._groups) if counts[n] < group.size]
+        if not left:
+            return limit_of(Budget(kind, share=1.0), self._opened.document)
+        whole = {n for n in self._doubtful if n not in left}
+        cut = tuple(n for n in range(len(self._groups)) if n not in whole)
+        cost, order = self._cost(cut)
+        return cost(kind, [counts[n] for n in order])
+
+    def _cost(self, cut: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
+        """What cuts of some groups cost, and the order in which it takes counts."""
+        if cut not in self._known:
+            numbers = {self._groups[n].layers: n for n in cut}
+            names = [name for n in cut for name in self._groups[n].layers]
+            studied = study(self._opened, names, self._data, self._interface, silent)
+            trace = studied.prepared.trace
+            cost = cost_of_cuts(studied, np.zeros(trace.units.count), refits=True)
+            self._known[cut] = cost, tuple(numbers[group.layers] for group in trace.groups)
+        return self._known[cut]
 
 
 def open_setting(
@@ -71,11 +141,13 @@ def open_setting(
     interface: Interface,
     workers: Workers,
     memory: Memory,
+    pays: Sequence[str],
     progress: Progress,
 ) -> Setting:
     """Ranks the units, and tells workers how to judge cuts.
 
-    Layers that no cut makes smaller are left whole.
+    Layers that no cut makes smaller are left whole, and so are those in each trial of which a cut
+    does not save what it is to pay in: bytes, ms.
 
     Raises:
         PruneError: a glob matches nothing.
@@ -97,12 +169,18 @@ def open_setting(
     scores, studied = score_units(studied, data, request, progress)
     times = memory.recall("times", lambda: time_layers(opened, studied, data))
     lab = Laboratory.of(opened, data, studied, evidence, scores, quality)
+    groups = studied.prepared.trace.groups
+    doubtful = tuple(n for n, group in enumerate(groups) if brings_back(studied, group))
+    ms, size = predicted(studied, times), Sizes(opened, data, studied, scores, interface, doubtful)
+    prices: dict[str, Price] = {"ms": ms, "bytes": partial(size, "bytes")}
+    paying = Paying(tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays])
     return Setting(
         studied=studied,
         lab=lab,
         verdicts=workers.send(Work(lab.judge, Judge(site, evidence, scores))),
-        ms=predicted(studied, times),
-        cost=cost_of_cuts(studied, scores, refits=True),
+        ms=ms,
+        size=size,
+        paying=paying,
     )
 
 
@@ -139,9 +217,9 @@ def space_of(opened: Opened, setting: Setting, request: Request, goal: Goal, sla
     def fits(counts: list[int]) -> bool:
         if most is not None and setting.ms(counts) > most:
             return False
-        return all(setting.cost(kind, counts) <= limit for kind, limit in limits.items())
+        return all(setting.size(kind, counts) <= limit for kind, limit in limits.items())
 
-    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits)
+    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.paying)
 
 
 def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progress) -> Evidence:

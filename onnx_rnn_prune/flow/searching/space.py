@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onnx_rnn_prune.flow.searching.trial import Counts
@@ -24,6 +24,7 @@ class Space:
         bounds: alignment and least number of units.
         ms: what a run is predicted to take.
         fits: whether a cut is within all that limits its cost.
+        paying: leaves groups whole whose cut does not pay.
     """
 
     trace: Trace
@@ -31,6 +32,7 @@ class Space:
     bounds: Allocation
     ms: Price
     fits: Fits
+    paying: Callable[[Counts], Counts] = tuple
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -53,7 +55,7 @@ class Space:
         def fits(counts: list[int]) -> bool:
             return self.fits(counts) and (math.isinf(ms) or self.ms(counts) <= ms)
 
-        return tuple(self.bounds.share(self.groups, fits, urgency, price))
+        return self.paying(tuple(self.bounds.share(self.groups, fits, urgency, price)))
 
     def aligned(self, counts: Sequence[float]) -> Counts:
         """Real numbers as the nearest numbers of units that are allowed."""
@@ -62,4 +64,4 @@ class Space:
             step = self.bounds.align
             near = round(count / step) * step
             found.append(min(max(near, self.bounds.floor(group)), group.size))
-        return tuple(found)
+        return self.paying(tuple(found))
