@@ -1,12 +1,14 @@
 """Searches in several processes: the same result wherever trials run, whatever is killed."""
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import closing
@@ -171,6 +173,40 @@ def until(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+BUSY = """
+import time
+from onnx_rnn_prune.flow.searching.crew import Crew
+from onnx_rnn_prune.flow.searching.workers import Work
+def work(item):
+    print("begun", flush=True)
+    time.sleep(1000)
+with Crew(2).open() as workers:
+    list(workers.send(Work(work, lambda: work))(range(2)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_workers_that_are_busy_end_with_the_process_that_began_them(tmp_path):
+    mark = str(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        env={**os.environ, "MARK_OF_THIS_TEST": mark},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    process.kill()
+    process.communicate(timeout=60)  # at the end of what workers may write, too
+    until(lambda: not running(mark))
+
+
+def test_nothing_temporary_is_left_behind(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    onnx_rnn_prune.sensitivity(stacked(None), data=folder, jobs=2)
+    gc.collect()
+    assert list(tmp_path.glob("onnx_rnn_prune.*")) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -184,11 +184,16 @@ def processes(jobs: int) -> Iterator[Workers]:
         temporary_folder() as folder,
         _modules_from_elsewhere(),
     ):
-        pool = ProcessPoolExecutor(jobs, initializer=_end_with, initargs=(os.getpid(),))
+        # They are killed in the end, so what is temporary of theirs goes with this folder.
+        own = {"TMPDIR": folder}
+        pool = ProcessPoolExecutor(jobs, initializer=_end_with, initargs=(os.getpid(),), env=own)
         try:
             yield Processes(pool, jobs, Path(folder))
         finally:
-            pool.shutdown(kill_workers=True)
+            # An interruption may come before a thread of the pool's has begun, which cannot be
+            # joined then; workers that this leaves end with this process.
+            with suppress(RuntimeError):
+                pool.shutdown(kill_workers=True)
 
 
 def _end_with(parent: int) -> None:
