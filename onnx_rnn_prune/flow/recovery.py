@@ -84,7 +84,7 @@ def recover_units(
     if asked != "bias":
         start = _best_ridge(bench, course.until, progress)
         last = _refit(bench, schedule, start, course.until, progress)
-        if bench.hands_back:
+        if bench.hands_back and asked != "distill":  # what is placed is learnt from at once
             last = _with_states(bench, schedule, last, course.until, progress)
         best = _tried(errors, best, last)
     if asked == "distill":

@@ -21,7 +21,7 @@ class Course:
         rate: the highest learning rate, relative to the size of a weight's entries.
         norm: gradients are clipped to it.
         trials: how often what was learnt is judged.
-        patience: after so many trials without a better one, learning ends.
+        patience: after so many trials that are no better than one before, learning ends.
         until: the time by `time.monotonic` from which no other recovery is tried.
     """
 

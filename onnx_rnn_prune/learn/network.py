@@ -14,6 +14,7 @@ from onnx_rnn_prune.learn.operators.base import Function
 from onnx_rnn_prune.learn.region import Region, call_of, is_weight
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import CARRIED
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 
@@ -98,13 +99,16 @@ def build(document: Document, region: Region) -> Network:
 def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str, int], ...]]:
     """Those of a network's weights that nothing outside of it reads, and that are real numbers.
 
-    Others would need a copy beside what is read outside, or be rounded to integers.
+    Others would need a copy beside what is read outside, or be rounded to integers. What places the
+    entries of states that callers only hand back stays what it is, too.
     """
     nodes = nodes_by_key(document.graph)
+    first = {name: (nodes[places[0][0]], places[0][1]) for name, places in network.weights.items()}
     return {
-        name: places
-        for name, places in network.weights.items()
-        if _alone(nodes[places[0][0]].inputs[places[0][1]], len(places))
+        name: network.weights[name]
+        for name, (node, slot) in first.items()
+        if not node.name.startswith(CARRIED)
+        if _alone(node.inputs[slot], len(network.weights[name]))
     }
 
 

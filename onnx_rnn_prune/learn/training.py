@@ -141,7 +141,7 @@ def train(
     judging = time.perf_counter() - begin
     learner = _Learner(task, course)
     best = Trained({}, error, error, 0, 0, 0.0)
-    step, trial, waited, done = 0, 1, 0, 0.0
+    step, trial, waited, done, nearest = 0, 1, 0, 0.0, math.inf
     with _one_thread():
         for lesson in lessons:
             progress("learning", round(done * course.steps), course.steps)
@@ -153,8 +153,10 @@ def train(
             if late or done >= 1.0:
                 trial = int(done * course.trials) + 1
                 found = judge(values := learner.values())
-                waited = 0 if found < best.error else waited + 1
-                if not waited:
+                # What it starts from may be fitted so well that learning first leads away from it.
+                waited = 0 if found < nearest else waited + 1
+                nearest = min(nearest, found)
+                if found < best.error:
                     best = replace(best, values=values, error=found, taken=step)
             if done >= 1.0 or waited >= course.patience:
                 break

@@ -1,0 +1,149 @@
+"""What pruning costs a streaming denoiser in use: `python tools/bench_dtln.py`.
+
+Stage 1 of DTLN (two LSTMs of 128 units, one frame a call, all states in one input and one output)
+is pruned with streams of noisy speech, and both files then denoise other recordings frame by frame
+in a loop written by hand, each with its own states carried along. The model is
+`pretrained_model/model_1.onnx` of https://github.com/breizhn/DTLN, in the folder of models as
+`dtln_1.onnx`; `python tools/fetch_models.py speech` gets the speech. Distillation needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from fetch_models import default_folder
+from onnx_rnn_prune import prune
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.flow.recovery import RECOVERIES as ALL
+from onnx_rnn_prune.model.runner import Runner
+from pages import markdown
+from speech import NOISES, Audio, mixtures, split
+
+FRAME, HOP = 512, 128
+INPUT, MASK = "input_2", "activation_2"
+STATE_INPUT, STATE_OUTPUT, STATE = "input_3", "tf_op_layer_stack_2", (1, 2, 128, 2)
+# Babble of the speaker's own voice is speech, too.
+KINDS = tuple(kind for kind in NOISES if kind != "babble")
+PIECE = 5.0
+HEADER = ("keep", "recovery", "calibrated on", "reported", "by hand", "size left", "took")
+
+Frames = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured.
+
+    Attributes:
+        keep: share of units of each layer.
+        recover: see `prune`.
+        seconds: of noisy speech to calibrate or learn on.
+        noises: how often each recording is mixed with other noise.
+        minutes: of training.
+    """
+
+    keep: str
+    recover: str
+    seconds: float
+    noises: int
+    minutes: float
+
+
+def frames(audio: Audio) -> Frames:
+    """What the model reads, [frames, 1, 1, 257]: magnitudes of the spectra of 512 samples."""
+    views = np.lib.stride_tricks.sliding_window_view(audio, FRAME)[::HOP]
+    return np.abs(np.fft.rfft(views))[:, None, None].astype(np.float32)
+
+
+def noisy(paths: Sequence[Path], seconds: float, seeds: Sequence[int]) -> list[Frames]:
+    """Streams of noisy speech, 0 to 15 dB, each recording once for each seed."""
+    return [
+        frames(mixture.noisy)
+        for seed in seeds
+        for mixture in mixtures(paths, seconds, PIECE, seed, KINDS)
+    ]
+
+
+def denoise(run: Runner, streams: Sequence[Frames]) -> npt.NDArray[np.float64]:
+    """All masks [frames, 257], with the states that the file itself leaves."""
+    found = []
+    for stream in streams:
+        state = np.zeros(STATE, np.float32)
+        for frame in stream:
+            outputs = run({INPUT: frame, STATE_INPUT: state})
+            state = outputs[STATE_OUTPUT]
+            found.append(outputs[MASK].reshape(-1))
+    return np.array(found, np.float64)
+
+
+def row(path: Path, speech: Path, asked: Asked, others: Sequence[Frames]) -> list[str]:
+    """Prunes, and measures twice: as reported, and by hand."""
+    sets = split(speech)
+    paths = [*sets["calibration"], *(sets["selection"] if asked.noises > 1 else [])]
+    streams = noisy(paths, asked.seconds / asked.noises, [1 + 10 * n for n in range(asked.noises)])
+    begin = time.perf_counter()
+    result = prune(
+        path,
+        keep=asked.keep,
+        data=[[{INPUT: frame} for frame in stream] for stream in streams],
+        eval_data=[[{INPUT: frame} for frame in stream] for stream in others],
+        stream=True,
+        recover=asked.recover,
+        distill_minutes=asked.minutes,
+    )
+    took = time.perf_counter() - begin
+    original, pruned = (denoise(Runner(model), others) for model in (onnx.load(path), result.model))
+    by_hand = np.sqrt(np.mean((pruned - original) ** 2)) / original.std()
+    totals = result.report["totals"]
+    return [
+        asked.keep,
+        result.report["recovery"]["used"],
+        f"{asked.seconds:.0f} s",
+        f"{result.report['drift'][MASK]['nrmse']:.1%}",
+        f"{by_hand:.1%}",
+        f"{totals['bytes_after'] / totals['bytes_before']:.0%}",
+        f"{took / 60:.1f} min",
+    ]
+
+
+def main() -> int:
+    """Measures what the command line asks for; the exit code says whether it could."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--model", type=Path, help="the model, if not dtln_1.onnx in it")
+    parser.add_argument("--keep", nargs="+", default=["75%", "50%"], help="units to keep")
+    parser.add_argument("--recover", nargs="+", choices=(*ALL, "auto"), default=["auto", "distill"])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of speech to calibrate on")
+    parser.add_argument("--training", type=float, default=400.0, help="of speech to learn on")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training")
+    parser.add_argument("--evaluation", type=float, default=60.0, help="seconds of other speech")
+    choices = parser.parse_args()
+    try:
+        path = choices.model or choices.models / "dtln_1.onnx"
+        speech = choices.models / "speech"
+        others = noisy(split(speech)["evaluation"], choices.evaluation, [2])
+        rows = []
+        for keep in choices.keep:
+            for recover in choices.recover:
+                learns = recover == "distill" and choices.training > choices.seconds
+                seconds, noises = (choices.training, 2) if learns else (choices.seconds, 1)
+                asked = Asked(keep, recover, seconds, noises, choices.minutes)
+                rows.append(row(path, speech, asked, others))
+                print(markdown(HEADER, rows), flush=True)
+    except (PruneError, ValueError, OSError) as error:
+        print(f"bench_dtln: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
