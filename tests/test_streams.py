@@ -437,3 +437,10 @@ def test_every_command_takes_streams(model, tmp_path, monkeypatch, capsys):
     assert cli.run(["search", "m.onnx", "-o", "s.onnx", *data, *goal]) in (0, 3)
     reached = json.loads(Path("s.json").read_text())["search"]["test"]["quality"]
     assert reached == pytest.approx(closed_loop(model, onnx.load("s.onnx"), observed), rel=1e-4)
+
+
+def test_what_is_fitted_on_streams_runs_better_in_use_than_what_is_fitted_call_by_call(model):
+    data, others = calls(model, episodes(60)), episodes(30, seed=9)
+    together, apart = (prune(model, keep=10, data=data, stream=each) for each in (None, False))
+    errors = [closed_loop(model, each.model, others) for each in (together, apart)]
+    assert errors[0] < 0.9 * errors[1]
