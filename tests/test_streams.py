@@ -444,3 +444,12 @@ def test_what_is_fitted_on_streams_runs_better_in_use_than_what_is_fitted_call_b
     together, apart = (prune(model, keep=10, data=data, stream=each) for each in (None, False))
     errors = [closed_loop(model, each.model, others) for each in (together, apart)]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_states_that_are_only_handed_back_do_not_say_which_units_stay(model):
+    alone = policy()
+    del alone.graph.output[1:]
+    with_states, without = (
+        prune(each, keep=6, data=whole(episodes())).plan.layers for each in (model, alone)
+    )
+    assert with_states == without

@@ -163,11 +163,15 @@ def greedy_gains(demands: Sequence[Demand]) -> Matrix:
 def _demands(
     lookup: Lookup, readers: Iterable[Reader], evidence: Evidence, lane: Ids
 ) -> Iterable[Demand]:
-    """The demands on one lane; readers of the same signal are taken together."""
+    """The demands on one lane; readers of the same signal are taken together.
+
+    A state that callers only hand back is a demand of nobody: of its entries, the layer takes those
+    of its units again.
+    """
     weights: list[Matrix] = []
     covariances: list[Matrix] = []
     for reader in readers:
-        columns = columns_of(reader.labels, lane)
+        columns = None if reader.places else columns_of(reader.labels, lane)
         if columns is None:
             continue
         for places in columns:
