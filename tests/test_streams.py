@@ -439,13 +439,6 @@ def test_every_command_takes_streams(model, tmp_path, monkeypatch, capsys):
     assert reached == pytest.approx(closed_loop(model, onnx.load("s.onnx"), observed), rel=1e-4)
 
 
-def test_what_is_fitted_on_streams_runs_better_in_use_than_what_is_fitted_call_by_call(model):
-    data, others = calls(model, episodes(60)), episodes(30, seed=9)
-    together, apart = (prune(model, keep=10, data=data, stream=each) for each in (None, False))
-    errors = [closed_loop(model, each.model, others) for each in (together, apart)]
-    assert errors[0] < 0.9 * errors[1]
-
-
 def test_states_that_are_only_handed_back_do_not_say_which_units_stay(model):
     alone = policy()
     del alone.graph.output[1:]
