@@ -261,4 +261,4 @@ def test_training_on_streams_brings_the_closed_loop_nearer(monkeypatch):
     )
     assert trained.report["recovery"]["used"] == "distill", trained.report["recovery"]
     before, after = (closed_loop(model, each.model, others) for each in (fitted, trained))
-    assert after < 0.8 * before
+    assert after < 0.9 * before
