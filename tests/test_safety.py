@@ -498,3 +498,12 @@ def test_a_weight_that_is_an_output(model, tmp_path):
     onnx.checker.check_model(proto)
     model.write_bytes(proto.SerializeToString())
     assert run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 0
+
+
+def test_a_study_whose_tables_have_no_names(tmp_path):
+    """What SQLite says of it is no text."""
+    path = tmp_path / "study.db"
+    Memory(path, "search").keep("times", 1)
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE record", b"CR\x8fATE TABLE record"))
+    with pytest.raises(PruneError, match="name another file with --study"):
+        Memory(path, "search")

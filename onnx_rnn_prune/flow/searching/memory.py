@@ -84,7 +84,7 @@ class Memory:
                     raise sqlite3.Error(f"it is no study, and has the table '{others[0]}'")
                 base.execute(_TABLE)
                 return list(base.execute(statement, values))
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeError) as error:
             raise PruneError(
                 f"cannot be used to remember trials ({error})",
                 where=str(self._path),
