@@ -30,7 +30,7 @@ from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
 from onnx_rnn_prune.flow.searching.trial import FULL, QUICK, Ask, Trial
 from onnx_rnn_prune.flow.studying import study
 from onnx_rnn_prune.flow.treatment import read_treatment
-from onnx_rnn_prune.flow.worth import Paying
+from onnx_rnn_prune.flow.worth import Paying, worse
 from onnx_rnn_prune.plan.allocation import Allocation
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.trace.units import Group
@@ -523,3 +523,20 @@ def test_what_is_priced_is_what_is_written():
         result = onnx_rnn_prune.prune(model, keep=count, data=given)
         assert 0 <= size("bytes", [count]) - result.report["totals"]["bytes_after"] < 700
         assert size("params", [count]) >= result.report["totals"]["params_after"]
+
+
+def test_what_is_worse_than_the_original_is_known():
+    layer = {"hidden_before": 8, "hidden_after": 4, "outlets": [{"end": "restored"}]}
+    report = {
+        "totals": {"bytes_before": 100, "bytes_after": 90},
+        "latency": {"speedup": 0.8, "speedup_quartiles": [0.7, 0.9]},
+        "layers": [layer],
+    }
+    assert worse(report) == "the result would be 1.2x slower (1.1x to 1.4x) than the original"
+    assert worse(report, ("bytes",)) is None
+    unsure = {"speedup": 0.9, "speedup_quartiles": [0.7, 1.1]}
+    assert worse({**report, "latency": unsure}) is None
+    larger = {"bytes_before": 100, "bytes_after": 122}
+    assert worse({**report, "totals": larger}).startswith("the file would be larger")
+    absorbed = {**layer, "outlets": [{"end": "absorbed"}]}
+    assert worse({**report, "layers": [absorbed]}) is None
