@@ -257,7 +257,7 @@ def test_compare_and_bench():
     for quartiles, words in (
         ((1.8, 2.1), "2.0x faster than the first"),
         ((1.2, 2.9), "2.0x faster than the first (1.2x to 2.9x)"),
-        ((0.9, 2.9), "no measurable difference from the first"),
+        ((0.9, 2.9), "not measurably faster than the first"),
     ):
         table["rows"][1]["ratio_quartiles"] = list(quartiles)
         assert words in shown(bench_table({**table, "threads": 1}))
@@ -307,8 +307,8 @@ def test_json_is_plain(tmp_path):
         (faster(3.14, (3.0, 3.3)), "3.1x faster"),
         (faster(3.14, (2.5, 3.9)), "3.1x faster (2.5x to 3.9x)"),
         (faster(0.5, (0.4, 0.6)), "2.0x slower (1.7x to 2.5x)"),
-        (faster(1.4, (0.9, 2.0)), "no measurable difference"),
-        (faster(0.8, (0.7, 1.1)), "no measurable difference"),
+        (faster(1.4, (0.9, 2.0)), "not measurably faster"),
+        (faster(0.8, (0.7, 1.1)), "not measurably faster"),
         (faster(1.01, (0.7, 1.3)), "equally fast"),
         (times(2.5, (2.4, 2.6)), "2.50x"),
         (times(2.5, (2.0, 3.0)), "2.50x (2.00x to 3.00x)"),

@@ -50,7 +50,7 @@ def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
         return "equally fast"
     low, high = quartiles or (ratio, ratio)
     if low <= 1 <= high:
-        return "no measurable difference"
+        return "not measurably faster"
     if ratio < 1:
         ratio, low, high = 1 / ratio, 1 / high, 1 / low
         word = "slower"

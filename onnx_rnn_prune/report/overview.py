@@ -88,8 +88,6 @@ def bench_table(report: Report) -> Group:
 
 def _against_first(row: Report) -> str:
     change = faster(row["ratio"], row.get("ratio_quartiles"))
-    if change.startswith("no "):
-        return f"{change} from the first"
     if change == "equally fast":
         return f"{change} as the first"
     speed, space, spread = change.partition(" (")

@@ -20,8 +20,7 @@ def verdict(report: Report) -> str:
     gains = []
     latency = report.get("latency") or {}
     if latency.get("speedup") is not None:
-        change = faster(latency["speedup"], latency.get("speedup_quartiles"))
-        gains.append("is not measurably faster" if change.startswith("no ") else f"is {change}")
+        gains.append(f"is {faster(latency['speedup'], latency.get('speedup_quartiles'))}")
     totals = report.get("totals") or {}
     before, after = totals.get("bytes_before"), totals.get("bytes_after")
     if before and after is not None:
