@@ -101,13 +101,6 @@ def open_data(
         asked: sizes of made-up feeds.
         stream: see `feeds_for`.
 
-    Args:
-        opened: the model.
-        data: to fit on and to judge by; None for made-up feeds.
-        eval_data: to report on; None for a part of `data`.
-        seed: for made-up feeds.
-        stream: see `feeds_for`.
-
     Raises:
         PruneError: data cannot be read, or the model does not run on made-up feeds.
     """
