@@ -114,6 +114,7 @@ QUANTIZED_LSTM = replace(
     scales=_SCALES,
 )
 CELLS = (LSTM, GRU, RNN, QUANTIZED_LSTM)
+RECURRENT = frozenset(cell.op for cell in CELLS)
 
 # Activations that are 0 at 0.
 _ODD = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh"))

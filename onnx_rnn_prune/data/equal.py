@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 
+from onnx_rnn_prune.cells import RECURRENT
+
 # A number, or the name of a size that is open.
 Size = int | str
 Shape = tuple[Size, ...]
 Shapes = Mapping[str, Shape]
 Pairs = Iterator[tuple[Size, Size]]
 
-RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 _PRODUCTS = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 _ARITHMETIC = ("Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Pow", "PRelu", "Sub", "Sum")
 _COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")

@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_rnn_prune.data.equal import RECURRENT, Shapes, Size
-from onnx_rnn_prune.data.needs import nodes_of, shapes_of
+from onnx_rnn_prune.cells import RECURRENT
+from onnx_rnn_prune.data.equal import Shapes, Size
+from onnx_rnn_prune.data.needs import shapes_of
+from onnx_rnn_prune.model.checks import messages
 from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
@@ -74,7 +76,7 @@ def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> d
         shapes: of its tensors.
     """
     readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes_of(model.graph):
+    for node in messages(model.graph, onnx.NodeProto):
         for name in node_reads(node):
             readers.setdefault(name, []).append(node)
     values = dict(_constants(model.graph))
@@ -87,7 +89,11 @@ def batch_sizes(
     """The free sizes that count sequences: where layers have them, else by their names."""
     free = dict.fromkeys(size for size in solved.values() if isinstance(size, str))
     shapes = shapes_of(model, ports, solved)
-    read = [shapes.get(n.input[0], ()) for n in nodes_of(model.graph) if n.op_type in RECURRENT]
+    read = [
+        shapes.get(n.input[0], ())
+        for n in messages(model.graph, onnx.NodeProto)
+        if n.op_type in RECURRENT
+    ]
     named = {solved[key] for key in solved if "batch" in key.lower()}
     named -= {size for shape in read for size in shape[:1]}
     counted = {size for shape in read for size in shape[1:2]} | named
@@ -100,7 +106,7 @@ def batch_sizes(
 def makers(graph: onnx.GraphProto) -> dict[str, set[str]]:
     """For each tensor those that the node reads that makes it; for a body's inputs, its node's."""
     found: dict[str, set[str]] = {}
-    for node in nodes_of(graph):
+    for node in messages(graph, onnx.NodeProto):
         for name in node.output:
             found[name] = node_reads(node)
         for attribute in node.attribute:
@@ -156,12 +162,11 @@ def _rows(
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, Array]]:
     """Constants whose values the outline of a model has, those in bodies included."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in nodes_of(graph):
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                tensors.update((tensor.name, tensor) for tensor in attribute.g.initializer)
-            elif node.op_type == "Constant" and attribute.type == onnx.AttributeProto.TENSOR:
+    graphs = messages(graph, onnx.GraphProto)
+    tensors = {tensor.name: tensor for each in graphs for tensor in each.initializer}
+    for node in messages(graph, onnx.NodeProto):
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.type == onnx.AttributeProto.TENSOR:
                 tensors[node.output[0]] = attribute.t
     for name, tensor in tensors.items():
         if any(field.name in _NUMBERS for field, _ in tensor.ListFields()):

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
-from math import prod
 
 import onnx
 from onnx import shape_inference
 
 from onnx_rnn_prune.data.equal import Shapes, Size, equal
+from onnx_rnn_prune.model.checks import messages
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import is_reference
+from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import all_nodes
 
@@ -43,25 +44,17 @@ def numbered(document: Document) -> Document:
 
 def outline(document: Document) -> onnx.ModelProto:
     """A model without its larger constants, its nodes named as those of `numbered`."""
-    model = numbered(document).write(_unread)
-    for graph in _graphs(model.graph):
+    small = partial(without_values, most=_VALUES)
+    model = numbered(document).write(small)
+    for graph in messages(model.graph, onnx.GraphProto):
         del graph.value_info[:]
         for value in graph.output:  # the names that sizes have here may not be those of inputs
             value.type.tensor_type.ClearField("shape")
-    for node in nodes_of(model.graph):
+    for node in messages(model.graph, onnx.NodeProto):
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
-                attribute.t.CopyFrom(_unread(attribute.t))
+                attribute.t.CopyFrom(small(attribute.t))
     return model
-
-
-def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, each before those in its bodies."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from nodes_of(attribute.g)
 
 
 def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size]) -> Shapes:
@@ -77,7 +70,7 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
     except _INVALID:
         return {}  # what onnxruntime says of the same is clearer
     found: dict[str, tuple[Size, ...]] = {}
-    for graph in _graphs(inferred.graph):
+    for graph in messages(inferred.graph, onnx.GraphProto):
         for tensor in graph.initializer:
             found[tensor.name] = tuple(tensor.dims)
         for value in (*graph.input, *graph.value_info, *graph.output):
@@ -143,7 +136,7 @@ def solved(
     for _ in range(_ROUNDS):
         shapes = shapes_of(model, ports, found)
         classes = _Classes(dict.fromkeys(names))
-        for node in nodes_of(model.graph):
+        for node in messages(model.graph, onnx.NodeProto):
             for one, other in equal(node, shapes):
                 classes.join(one, other)
         better = {name: classes.of(size) for name, size in found.items()}
@@ -180,18 +173,3 @@ class _Classes:
         if isinstance(size, int):
             return 0, size
         return 1, self._rank.get(size, len(self._rank))
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in nodes_of(graph):
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-
-
-def _unread(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """A larger tensor without its values."""
-    if prod(tensor.dims) <= _VALUES and not is_reference(tensor):
-        return tensor
-    return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

@@ -14,10 +14,12 @@ from itertools import product
 
 import onnx
 
-from onnx_rnn_prune.data.equal import RECURRENT, Shapes, Size
+from onnx_rnn_prune.cells import RECURRENT
+from onnx_rnn_prune.data.equal import Shapes, Size
 from onnx_rnn_prune.data.meanings import makers
-from onnx_rnn_prune.data.needs import nodes_of, shapes_of
+from onnx_rnn_prune.data.needs import shapes_of
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.checks import messages
 from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.signature import Port
 
@@ -81,7 +83,7 @@ class Search:
     ) -> None:
         self._model, self._ports, self.solved, self.batches = model, ports, solved, batches
         self._run, self._probe = run, probe
-        self._nodes = {node.name: node for node in nodes_of(model.graph)}
+        self._nodes = {node.name: node for node in messages(model.graph, onnx.NodeProto)}
         self._makers = makers(model.graph)
         self._seen: dict[tuple[int, ...], Failure | None] = {}
         sizes = (size for size in solved.values() if isinstance(size, str))
@@ -282,7 +284,11 @@ class Search:
 
 def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
     """The fewest steps or sequences of a recurrent layer; None where that is not known."""
-    read = [shapes.get(n.input[0]) for n in nodes_of(model.graph) if n.op_type in RECURRENT]
+    read = [
+        shapes.get(n.input[0])
+        for n in messages(model.graph, onnx.NodeProto)
+        if n.op_type in RECURRENT
+    ]
     known = [shape for shape in read if shape is not None and len(shape) > 1]
     if any(0 in shape[:2] for shape in known):
         return 0

@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,13 @@ def raw_chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
                 raise too_short(tensor, place.path)
             left -= len(chunk)
             yield chunk
+
+
+def without_values(tensor: onnx.TensorProto, most: int = 0) -> onnx.TensorProto:
+    """A tensor without its values, unless the message holds at most so many of them."""
+    if prod(tensor.dims) <= most and not is_reference(tensor):
+        return tensor
+    return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
 
 
 def take_in(tensor: onnx.TensorProto) -> None:

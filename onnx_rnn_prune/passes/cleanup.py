@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import CELLS, find_layers
+from onnx_rnn_prune.cells import RECURRENT, find_layers
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before, remove_node
@@ -16,8 +16,6 @@ from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.model.writing import is_edited, local_initializers
 from onnx_rnn_prune.twins import find_twins
-
-_LAYERS = {cell.op for cell in CELLS}
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def _to_gather(
     if picked.max(initial=0) == size:
         data = _padded(graph, node, data)
     node.outputs.clear()
-    layer = next((reader for reader in result.outputs if reader.op in _LAYERS), node)
+    layer = next((reader for reader in result.outputs if reader.op in RECURRENT), node)
     key = id(layer), picked.tobytes()
     if key not in indices:
         indices[key] = add_constant(graph, f"{node.name}_units", picked)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.cells import RECURRENT
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.learn.loss import Loss
 from onnx_rnn_prune.model.constants import is_float
@@ -24,7 +24,6 @@ from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.labels import Labels
 from onnx_rnn_prune.trace.trace import Trace
 
-_RECURRENT = {cell.op for cell in CELLS}
 _MATRICES = (1, 2)  # W and R, in every cell
 
 
@@ -86,7 +85,7 @@ def owned_weights(subject: Subject) -> Iterator[tuple[Array, Labels]]:
     """
     nodes = nodes_by_key(subject.document.graph)
     for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
-        own = nodes[node].op in _RECURRENT and slot in _MATRICES
+        own = nodes[node].op in RECURRENT and slot in _MATRICES
         bounds = [bound for bound in bounds if own or bound.reads is not None]
         value = weight_value(nodes[node], slot, subject.document.graph.opset) if bounds else None
         if value is None or not is_float(value.dtype):

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field, replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import CELLS
+from onnx_rnn_prune.cells import RECURRENT
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.outputs import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
 
 INDEX, DRAWN, LENGTH = "index", "drawn", "length"
 
-_LAYERS = {cell.op for cell in CELLS}
 _LIKE = {"RandomNormalLike", "RandomUniformLike"}
 _RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", *_LIKE}
 _COMPARING = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
@@ -134,7 +134,7 @@ def find_judged(document: Document) -> Judged:
             signals[output.name] = tuple(names)
     outputs = [tensor.name for tensor in graph.outputs]
     if kinds:
-        outputs = runnable_outputs(document.write(_unread))
+        outputs = runnable_outputs(document.write(without_values))
         kinds = {name: kind for name, kind in kinds.items() if name in outputs}
         signals = {name: signals[name] for name in kinds}
     return Judged(tuple(outputs), kinds, signals)
@@ -166,7 +166,7 @@ class _Flow:
                 continue
             inside = _with_bodies(node)
             reads = {id(tensor) for tensor in _reads(node)}
-            if reads & flow.valued or any(item.op in _LAYERS for item in inside):
+            if reads & flow.valued or any(item.op in RECURRENT for item in inside):
                 flow.valued.update(outs)
             if reads & flow.drawn or any(map(_is_random, inside)):
                 flow.drawn.update(outs)
@@ -266,8 +266,3 @@ def _ends_by_values(node: gs.Node) -> bool:
         if last is not body.inputs[1] and constant_value(last) is None:
             return True
     return False
-
-
-def _unread(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """A tensor without its values."""
-    return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

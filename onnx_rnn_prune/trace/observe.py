@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.outputs import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.surface import surface
@@ -106,7 +106,7 @@ def _wanted(
     document: Document, layers: Sequence[RecurrentLayer], sources: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """The tensors whose shapes and whose values are looked at."""
-    source = document.write(_unread)
+    source = document.write(without_values)
     reachable = computable(source) | {port.name for port in source.graph.input}
     shapes: dict[str, None] = dict.fromkeys(sources)
     values: dict[str, None] = {}
@@ -149,8 +149,3 @@ def _behind(
             found.append(node)
             names.update(tensor.name for tensor in node.outputs if tensor.name)
     return found
-
-
-def _unread(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """A tensor without its values."""
-    return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import CELLS, find_layers
+from onnx_rnn_prune.cells import RECURRENT, find_layers
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import node_key, nodes_by_key, places
 
@@ -16,7 +16,6 @@ _MOVING = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", 
 _MOVING |= {"Transpose", "Unsqueeze"}
 # What prepare may have put behind a state: its restore and an addition.
 _RESTORING = {"MatMul", "Add"}
-_OPS = {cell.op for cell in CELLS}
 ENDS = {"initial_h": "Y_h", "initial_c": "Y_c"}
 
 # A layer's name, and initial_h or initial_c.
@@ -152,7 +151,7 @@ def _moved(tensor: gs.Tensor, through: Container[str]) -> Sequence[gs.Tensor]:
 
 def _is_state(tensor: gs.Tensor) -> bool:
     node = tensor.inputs[0] if tensor.inputs else None
-    return node is not None and node.op in _OPS and node.outputs[0] is not tensor
+    return node is not None and node.op in RECURRENT and node.outputs[0] is not tensor
 
 
 def handed_back(document: Document) -> tuple[Carried, ...]:

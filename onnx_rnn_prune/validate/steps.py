@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import onnx
 
@@ -11,8 +11,10 @@ from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import without_values
 
-_LARGE = 1 << 10
+# Entries of the largest constant whose values inference looks at: shapes have no more.
+_SHAPES = 64
 
 
 def time_axes(document: Document) -> dict[str, int]:
@@ -26,7 +28,7 @@ def time_axes(document: Document) -> dict[str, int]:
     Args:
         document: a model whose layers are all laid out with time first.
     """
-    model = document.write(_without_values)
+    model = document.write(partial(without_values, most=_SHAPES))
     del model.graph.value_info[:]
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
@@ -55,10 +57,3 @@ def _name_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
         for axis, dim in enumerate(port.dims or ()):
             if dim is None:
                 value.type.tensor_type.shape.dim[axis].dim_param = f"{OWN}{port.name}_{axis}"
-
-
-def _without_values(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """What inference needs of a constant: of the small ones, which may be shapes, all."""
-    if math.prod(tensor.dims) < _LARGE:
-        return tensor
-    return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
