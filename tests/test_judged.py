@@ -165,3 +165,13 @@ def test_equal_errors_are_not_called_worse():
     recovery = prune(proto, keep=4, data=feeds()).report["recovery"]
     assert recovery["used"] in ("none", "lstsq")
     assert "worse" not in recovery["reason"]
+
+
+def test_a_metric_that_runs_the_model_sees_what_is_drawn():
+    def distinct(pairs, run):
+        found = [run(feed) for feed, _ in pairs]
+        assert all(set(outputs) == {"out", "h"} for outputs in found)
+        return float(len({int(outputs["out"].ravel()[0]) for outputs in found}))
+
+    found = sensitivity(model(ENDS["drawn"], "out h"), data=feeds(), metric=distinct)
+    assert found["layers"][0]["points"][-1]["metric"] >= 1.0

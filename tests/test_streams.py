@@ -307,7 +307,7 @@ def test_a_metric_may_run_the_candidate_itself(found_alone):
     with pytest.raises(PruneError, match="metric <lambda>: the input 'token' is missing"):
         sensitivity(model, data=words(model), stream=True, metric=lambda pairs, run: run({}))
     result = search(
-        model, data=words(model), stream=True, metric=spelled, max_drop=1.0, trials=3, minutes=1
+        model, data=words(model), stream=True, metric=spelled, params="80%", trials=3, minutes=1
     )
     tested = open_three(open_model(model), words(model), None, True).judging
     pairs = [
@@ -417,14 +417,13 @@ def test_every_command_takes_streams(model, tmp_path, monkeypatch, capsys):
         for step, feed in enumerate(episode):
             np.savez(f"d/{number}/{step:02}.npz", **feed)
     data = ["--data", "d", "--stream"]
-    assert (
-        cli.run(["prune", "m.onnx", "-o", "p.onnx", *data, "--eval-data", "d", "--json", "p.json"])
-        == 0
-    )
+    # So small a model is hardly faster once it is smaller, which is refused.
+    cut = ["-o", "p.onnx", *data, "--eval-data", "d", "--json", "p.json", "--mode", "zero"]
+    assert cli.run(["prune", "m.onnx", *cut]) == 0
     wanted = closed_loop(model, onnx.load("p.onnx"), observed)
     assert json.loads(Path("p.json").read_text())["drift"]["y"]["nrmse"] == pytest.approx(wanted)
     assert cli.run(["plan", "m.onnx", "-o", "plan.json", *data]) == 0
-    assert cli.run(["apply", "m.onnx", "plan.json", "-o", "a.onnx", *data]) == 0
+    assert cli.run(["apply", "m.onnx", "plan.json", "-o", "a.onnx", *data, "--mode", "zero"]) == 0
     capsys.readouterr()
     assert cli.run(["compare", "m.onnx", "p.onnx", *data, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["drift"]["y"]["nrmse"] == pytest.approx(wanted)
@@ -433,8 +432,8 @@ def test_every_command_takes_streams(model, tmp_path, monkeypatch, capsys):
     )
     assert cli.run(["sensitivity", "m.onnx", *data]) == 0
     assert "10 streams of 120" in " ".join(capsys.readouterr().out.split())
-    goal = ["--max-nrmse", "0.8", "--trials", "4", "--eval-data", "d", "--json", "s.json"]
-    assert cli.run(["search", "m.onnx", "-o", "s.onnx", *data, *goal]) in (0, 3)
+    goal = ["--bytes", "90%", "--trials", "4", "--eval-data", "d", "--json", "s.json"]
+    assert cli.run(["search", "m.onnx", "-o", "s.onnx", *data, *goal]) == 0
     reached = json.loads(Path("s.json").read_text())["search"]["test"]["quality"]
     assert reached == pytest.approx(closed_loop(model, onnx.load("s.onnx"), observed), rel=1e-4)
 

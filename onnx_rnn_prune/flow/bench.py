@@ -157,7 +157,8 @@ class Bench:
 
     def runner(self, document: Document) -> Runner:
         """Loads a candidate, with what its outputs are judged by."""
-        return Runner(document, outputs=self.judged.watched, name="a candidate", remedy=OURS)
+        outputs, drawn = self.judged.watched, self.judged.drawn
+        return Runner(document, outputs=outputs, also=drawn, name="a candidate", remedy=OURS)
 
     def candidate(self, used: str, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""

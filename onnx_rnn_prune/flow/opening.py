@@ -67,11 +67,13 @@ class Opened:
         """The same with what its outputs are judged by."""
         if self.judged.watched is None:
             return self.run()
-        return Runner(self.document, outputs=self.judged.watched, name=self.name)
+        judged = self.judged
+        return Runner(self.document, outputs=judged.watched, also=judged.drawn, name=self.name)
 
     def beside(self, model: onnx.ModelProto | Document, name: str) -> Runner:
         """Loads what was made of it, to be judged beside it."""
-        return Runner(model, outputs=self.judged.watched, name=name, remedy=OURS)
+        judged = self.judged
+        return Runner(model, outputs=judged.watched, also=judged.drawn, name=name, remedy=OURS)
 
     def traced(self, trace: Trace) -> Opened:
         """The same for cuts of some units: what holds these is another tensor then.

@@ -55,6 +55,7 @@ class Runner:
         model: the model; it is not changed.
         outputs: tensors to compute; the model's own outputs where none are named, and where one
             depends on an operator that onnxruntime does not know, what goes into that operator.
+        also: tensors to compute only in calls that ask for them by name.
         threads: intra-operator threads; 1 makes runs repeatable.
         optimize: let onnxruntime rewrite the graph, as it does by default for users. Where values
             of inner tensors are wanted, or two models must be compared operator by operator, it is
@@ -70,6 +71,7 @@ class Runner:
         model: onnx.ModelProto | Document,
         *,
         outputs: Sequence[str] | None = None,
+        also: Sequence[str] = (),
         threads: int = 1,
         optimize: bool = True,
         profile: Path | None = None,
@@ -81,7 +83,7 @@ class Runner:
         self._threads, self._profile = threads, profile
         self._levels = list(_REWRITING[-1:] if optimize else _REWRITING)
         # It loads no model without outputs; where none are wanted, none are computed.
-        self._asked = outputs or None
+        self._asked = [*outputs, *also] if outputs else None
         self._session = self._load(model)
         # Until it ran, it may have to be loaded anew.
         self._spare = model if self._levels else None
@@ -90,7 +92,7 @@ class Runner:
         )
         self.inputs = [value.name for value in self._session.get_inputs()]
         given = [value.name for value in self._session.get_outputs()]
-        self.outputs = given if outputs is None or outputs else []
+        self.outputs = given if outputs is None else list(outputs)
 
     def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Runs one feed; returns the named outputs (all by default)."""

@@ -68,11 +68,14 @@ class Judged:
         return tuple(dict.fromkeys(self._watched())) if self.kinds else None
 
     @property
+    def drawn(self) -> tuple[str, ...]:
+        """The outputs that are drawn at random, which are for callers but not to be judged."""
+        return tuple(name for name in self.outputs if self.kinds.get(name) == DRAWN)
+
+    @property
     def proven(self) -> tuple[str, ...] | None:
         """What two models that compute the same agree on; None where that is all outputs."""
-        if DRAWN not in self.kinds.values():
-            return None
-        return self.repeatable(self.outputs)
+        return self.repeatable(self.outputs) if self.drawn else None
 
     def _watched(self) -> Iterator[str]:
         yield from (name for name in self.outputs if self.kinds.get(name) != DRAWN)

@@ -65,12 +65,12 @@ class Outcome:
 class Recorded:
     """A model that runs each feed once, as long as what it made of them fits into memory.
 
-    Args:
+    Attributes:
         runner: the model.
     """
 
     def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+        self.runner = runner
         self._kept: dict[str, Mapping[str, Array]] = {}
         self._bytes = 0
         self.name, self.outputs = runner.name, runner.outputs
@@ -80,7 +80,7 @@ class Recorded:
         name = str(getattr(feed, "name", ""))
         if name in self._kept:
             return self._kept[name]
-        found = self._runner(feed)
+        found = self.runner(feed)
         size = sum(int(getattr(value, "nbytes", _MOST_BYTES)) for value in found.values())
         if name and self._bytes + size <= _MOST_BYTES:
             self._kept[name] = found

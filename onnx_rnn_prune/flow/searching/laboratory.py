@@ -142,9 +142,8 @@ class Laboratory:
         return self._results(model, feeds, self.bench.judged.numbers(plain))
 
     def _run(self, model: Recorded, feed: object) -> dict[str, Array]:
-        """All outputs of a feed that a metric makes; without a name, it is not remembered."""
-        found = model(dict(self.check(feed)))
-        return {name: found[name] for name in self.bench.judged.outputs if name in found}
+        """All outputs of a feed that a metric makes, drawn ones included."""
+        return model.runner(self.check(feed), self.bench.judged.outputs)
 
     def _results(self, model: Recorded, feeds: Feeds, outputs: Sequence[str]) -> Iterator[Result]:
         names = [name for name in outputs if name in model.outputs]
