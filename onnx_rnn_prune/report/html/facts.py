@@ -11,9 +11,11 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from onnx_rnn_prune.report.html.parts import Markup, element
+from onnx_rnn_prune.report.names import brief
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 
 UNKNOWN = "\N{EN DASH}"
@@ -60,6 +62,11 @@ class Facts:
     """
 
     report: Mapping[str, Any]
+
+    @cached_property
+    def brief(self) -> Mapping[str, Any]:
+        """The report with the short names of layers."""
+        return brief(self.report)
 
     def get(self, *way: Part) -> Any:
         """What stands at the end of a way through the report; None where nothing does."""

@@ -15,7 +15,7 @@ from onnx_rnn_prune.report.html.parts import (
     section,
     table,
 )
-from onnx_rnn_prune.report.names import brief, place
+from onnx_rnn_prune.report.names import place
 from onnx_rnn_prune.report.table import kind, outcome
 
 _COLUMNS = (
@@ -30,7 +30,7 @@ _COLUMNS = (
 
 def layers(facts: Facts) -> Markup:
     """The layers' widths before and after, and where their outputs end."""
-    rows = brief(facts.report).get("layers") or []
+    rows = facts.brief.get("layers") or []
     if not rows:
         return Markup("")
     note = (

@@ -14,7 +14,6 @@ from onnx_rnn_prune.report.html.parts import (
     section,
     table,
 )
-from onnx_rnn_prune.report.names import brief
 
 _COLUMNS = (("duration", "ms"), ("amount", "params"), ("size", "bytes"), ("yes", "meets"))
 
@@ -47,7 +46,7 @@ def _frontier(facts: Facts, name: str, form: str) -> Markup:
 def _row(facts: Facts, index: int, form: str) -> list[str]:
     way = ("search", "candidates", index)
     layers = facts.get(*way, "kept") or {}
-    names = brief(facts.report)["search"]["candidates"][index].get("kept") or {}
+    names = facts.brief["search"]["candidates"][index].get("kept") or {}
     kept = [
         joined(", " if place else "", f"{name}: ", facts.show("count", *way, "kept", layer))
         for place, (layer, name) in enumerate(zip(layers, names, strict=True))

@@ -13,7 +13,6 @@ from onnx_rnn_prune.report.html.parts import (
     section,
     table,
 )
-from onnx_rnn_prune.report.names import brief
 
 # Names that stand in full above a plot.
 _NAMED = 3
@@ -49,7 +48,7 @@ def sensitivity(facts: Facts) -> Markup:
 
 def _plot(facts: Facts, number: int, key: str, scale: float, y: svg.Axis) -> Markup:
     layer = facts.get("sensitivity", "layers", number)
-    names = _names(brief(facts.report)["sensitivity"]["layers"][number])
+    names = _names(facts.brief["sensitivity"]["layers"][number])
     frame = svg.Frame(svg.axis(0, layer["units"], "units kept", whole=True), y, 300, 190)
     places, dots = [], []
     for index, point in enumerate(layer["points"]):
@@ -73,7 +72,7 @@ def _names(layer: dict[str, list[str]]) -> str:
 def _numbers(facts: Facts) -> Markup:
     metric = facts.get("sensitivity", "metric")
     rows = []
-    for number, layer in enumerate(brief(facts.report)["sensitivity"]["layers"]):
+    for number, layer in enumerate(facts.brief["sensitivity"]["layers"]):
         for index in range(len(layer["points"])):
             way = ("sensitivity", "layers", number, "points", index)
             row = [
