@@ -52,7 +52,7 @@ class Narrow:
         return np.zeros(shape, value.dtype)
 
 
-class Narrowed:
+class NarrowRunner:
     """A model as seen by who holds the original's states.
 
     Args:
@@ -63,16 +63,18 @@ class Narrowed:
     def __init__(self, runner: Runner, states: Sequence[Narrow]) -> None:
         self._runner, self._states = runner, states
         self.name, self.outputs = runner.name, runner.outputs
-
         self._last: tuple[Feed, Feed] | None = None
 
     def __call__(self, feed: Feed) -> Mapping[str, Array]:
-        if all(feed[state.source].shape[state.axis] == state.width for state in self._states):
-            return self._runner(feed)  # its own, carried along
-        if self._last is None or self._last[0] is not feed:  # when timed, it comes again and again
-            starts = {state.source: state.start(feed[state.source]) for state in self._states}
-            self._last = feed, NamedFeed({**feed, **starts}, getattr(feed, "name", "the feed"))
+        if self._last is None or self._last[0] is not feed:  # timed, it comes again and again
+            self._last = feed, self._narrow(feed)
         return self._runner(self._last[1])
+
+    def _narrow(self, feed: Feed) -> Feed:
+        if all(feed[state.source].shape[state.axis] == state.width for state in self._states):
+            return feed  # its own states, carried along
+        starts = {state.source: state.start(feed[state.source]) for state in self._states}
+        return NamedFeed({**feed, **starts}, getattr(feed, "name", "the feed"))
 
 
 def narrow_states(
@@ -116,10 +118,12 @@ def _unequal(first: Sequence[Port], second: Sequence[Port]) -> dict[str, tuple[i
     return found
 
 
-def kept_states(masks: Mapping[str, Mask]) -> str:
-    """What a file says of the entries of states that it holds, by input."""
+def write_kept(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> None:
+    """Writes into the metadata which entries of states a model holds, by input."""
     shown = {name: [mask.shape, np.packbits(mask).tobytes().hex()] for name, mask in masks.items()}
-    return json.dumps(shown, separators=(",", ":"))
+    entry = next((item for item in model.metadata_props if item.key == KEPT), None)
+    entry = model.metadata_props.add(key=KEPT) if entry is None else entry
+    entry.value = json.dumps(shown, separators=(",", ":"))
 
 
 def _kept(model: onnx.ModelProto) -> dict[str, Mask]:

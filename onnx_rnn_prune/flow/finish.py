@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.bench import Bench, Recovered
+from onnx_rnn_prune.flow.beside import Narrow, NarrowRunner
 from onnx_rnn_prune.flow.choosing.lossless import check_lossless
 from onnx_rnn_prune.flow.feeding import Data, proof_feeds
 from onnx_rnn_prune.flow.narrowing import Narrowed, State, narrow, say_states
@@ -29,7 +29,7 @@ from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
-from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
@@ -175,7 +175,6 @@ def _report(
 ) -> dict[str, Any]:
     result = Runner(model, name="the pruned model", remedy=OURS)
     progress("measuring", 0, None)
-    original = opened.run()
     drifts, details = drift_in_detail(
         opened.watched(),
         opened.beside(model, "the pruned model"),
@@ -188,7 +187,7 @@ def _report(
         "totals": total_rows(opened.model, model),
         "drift": drift_rows(drifts, opened.judged),
         "drift_details": {name: plain(values) for name, values in details.items()},
-        "latency": plain(_latency(original, result, data)),
+        "latency": plain(latency(opened.run(), result, data.judging.opening())),
         "data": {
             "source": data.fitting.source,
             "feeds": len(data.fitting) + (0 if data.fitting.shared else len(data.held_out)),
@@ -216,28 +215,10 @@ def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _latency(before: Runner, after: Runner, data: Data) -> object:
-    return latency(before, after, data.judging.opening())
-
-
 def _latency_of_narrow(
     opened: Opened, model: onnx.ModelProto, states: Sequence[State], data: Data
 ) -> object:
-    """Of a model whose states hold kept units only, fed with just those."""
-    feed = next(iter(data.judging))
-    narrow = dict(feed) | {s.source: s.select(np.asarray(feed[s.source])) for s in states}
+    """Of a model whose states hold kept units only."""
     after = Runner(model, name="the pruned model", remedy=OURS)
-    return latency(opened.run(), _Fed(after.name, after.outputs, after, narrow), feed)
-
-
-@dataclass(eq=False)
-class _Fed:
-    """A model that takes the same feed each time."""
-
-    name: str
-    outputs: list[str]
-    run: Runner
-    feed: Feed
-
-    def __call__(self, feed: Feed) -> Mapping[str, Array]:
-        return self.run(self.feed)
+    narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in states]
+    return latency(opened.run(), NarrowRunner(after, narrow), data.judging.opening())

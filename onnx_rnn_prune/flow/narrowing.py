@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_rnn_prune.errors import Unmet
-from onnx_rnn_prune.flow.beside import KEPT, kept_states
+from onnx_rnn_prune.flow.beside import write_kept
 from onnx_rnn_prune.flow.interface import Interface
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.flow.studying import Studied, as_proven, cut_outside, tolerance_of
@@ -204,7 +204,5 @@ def say_states(
         widths.setdefault(state.width, set()).add(state.kept)
     notes = update_widths(model, interface.metadata, widths)
     if states:
-        kept = kept_states({state.source: state.mask for state in states})
-        present = next((item for item in model.metadata_props if item.key == KEPT), None)
-        (present or model.metadata_props.add(key=KEPT)).value = kept
+        write_kept(model, {state.source: state.mask for state in states})
     return tuple(notes)

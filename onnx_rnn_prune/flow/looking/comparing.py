@@ -13,7 +13,7 @@ import onnx
 from onnx_rnn_prune.data import Asked, Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.flow.arguments import deviation, streaming, thread_count, whole
-from onnx_rnn_prune.flow.beside import Narrow, Narrowed, judged_beside, narrow_states
+from onnx_rnn_prune.flow.beside import Narrow, NarrowRunner, judged_beside, narrow_states
 from onnx_rnn_prune.flow.feeding import asked_sizes, feeds_for, made_up, stream_row
 from onnx_rnn_prune.flow.opening import ModelSource, as_run
 from onnx_rnn_prune.model.document import Document
@@ -74,7 +74,7 @@ def compare(
     return {
         "drift": rows,
         "bytes": {"a": sizes[0], "b": sizes[1]},
-        "latency": plain(latency(first, Narrowed(second, narrow), feeds.opening())),
+        "latency": plain(latency(first, NarrowRunner(second, narrow), feeds.opening())),
         "max_nrmse": most,
         "passed": most is None or off is None or (off[1] is not None and off[1] <= most),
         "streams": None if feeds.random else stream_row(Document.read(models[0]), stream, feeds),
@@ -109,7 +109,7 @@ def bench(
     stream = streaming(stream, data is not None)
     feeds = _feeds(read[0], data, asked, stream, runners[0], seed)
     others = [
-        Narrowed(runner, narrow_states(read[0], model, (names[0], runner.name)))
+        NarrowRunner(runner, narrow_states(read[0], model, (names[0], runner.name)))
         for model, runner in zip(read[1:], runners[1:], strict=True)
     ]
     found = timings([runners[0], *others], feeds.opening())
@@ -135,7 +135,7 @@ def _drift(
     left_out = {state.result for state in narrow}
 
     def comparable() -> Iterator[Result]:
-        for result in results(first, Narrowed(second, narrow), feeds):
+        for result in results(first, NarrowRunner(second, narrow), feeds):
             wanted, found = (
                 {name: value for name, value in side.items() if name not in left_out}
                 for side in (result.wanted, result.found)
