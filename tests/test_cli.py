@@ -49,7 +49,7 @@ def test_help(command, capsys):
             "-o --keep --budget --data --criterion --allocate --only --skip --align --min-units "
             "--seed",
         ),
-        ("apply", "-o --mode --recover --data"),
+        ("apply", "-o --mode --recover --data --eval-data --seed --json"),
         ("compare", "--data --max-nrmse --json"),
         ("bench", "--data --threads --json"),
     ],

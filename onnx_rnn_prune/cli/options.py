@@ -78,6 +78,9 @@ stream = click.option(
 )
 
 
+eval_data = data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
+
+
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order in which they are listed."""
 
@@ -133,6 +136,13 @@ criterion = click.option(
     help=f"How units are ranked: {', '.join(CRITERIA)}; a sum of some, such as "
     "l2+0.5*activation; or module:function.",
 )
+seed = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="For random choices and random inputs.",
+)
 # The options that bound every choice of units.
 limits = together(
     click.option("--only", metavar="GLOB", multiple=True, help="Prune only these layers."),
@@ -151,13 +161,7 @@ limits = together(
         show_default=True,
         help="Keep at least so many units per layer.",
     ),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="For random choices and random inputs.",
-    ),
+    seed,
 )
 # The options that say which units are kept.
 selection = together(
@@ -193,8 +197,6 @@ selection = together(
     steps,
     limits,
 )
-
-# The options that say how good a model is.
 
 # The options that leave no choice of units.
 settled = together(

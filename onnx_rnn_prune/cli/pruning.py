@@ -23,7 +23,7 @@ from onnx_rnn_prune.cli.outputs import check_outputs, console, refuse_worse, say
 @options.selection
 @options.loss
 @options.settled
-@options.data_option("--eval-data", "Inputs to judge the result by; part of --data without it.")
+@options.eval_data
 @options.schedule
 @options.recover
 @options.mode
@@ -197,6 +197,9 @@ def plan(
 @options.data_option("--data", options.DATA_HELP)
 @options.size
 @options.stream
+@options.eval_data
+@options.seed
+@files.json_report
 @files.html
 @files.summary
 def apply(
@@ -220,11 +223,14 @@ def apply(
     data: str | None,
     size: dict[str, str],
     stream: bool | None,
+    eval_data: str | None,
+    seed: int,
+    json_path: str | None,
     html: str | None,
     summary: str | None,
 ) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    check_outputs([out, html, summary], [model, plan_path, data])
+    check_outputs([out, json_path, html, summary], [model, plan_path, data, eval_data])
     with report.ProgressBars() as progress:
         result = api.apply(
             model,
@@ -245,7 +251,9 @@ def apply(
             data=data,
             size=size,
             stream=stream,
+            eval_data=eval_data,
             freeze=freeze,
+            seed=seed,
             progress=progress,
         )
-    write(result, out, html=html, summary=summary)
+    write(result, out, json_path=json_path, html=html, summary=summary)
