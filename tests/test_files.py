@@ -151,7 +151,7 @@ def test_a_page_that_does_not_fit_is_told_beside_what_was_written(
         f"Error: {page}: cannot be written (No space left on device); name a file in a folder that"
         " can be written"
     )
-    assert f"Written: {out}, {summary}" in " ".join(shown.out.split())
+    assert f"Written:{out},{summary}" in "".join(shown.out.split())  # however it is wrapped
     assert out.exists() and summary.exists()
     assert [path.name for path in small_disk.iterdir()] == ["filling"]
 
