@@ -21,7 +21,8 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.score import evidence
-from onnx_rnn_prune.score.evidence import Tapped, find_readers
+from onnx_rnn_prune.score.evidence import Tapped
+from onnx_rnn_prune.score.products import find_readers
 from onnx_rnn_prune.score.steps import ACTIVATIONS
 from test_allocation import WIDTH, stacked
 

@@ -18,8 +18,9 @@ from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.score.criteria import CRITERIA
 from onnx_rnn_prune.score.criterion import parse_criterion
-from onnx_rnn_prune.score.evidence import collect, find_readers
+from onnx_rnn_prune.score.evidence import collect
 from onnx_rnn_prune.score.masked import MaskedModel
+from onnx_rnn_prune.score.products import find_readers
 from onnx_rnn_prune.score.reconstruction import Demand, greedy_gains
 from onnx_rnn_prune.score.redundancy import order_of_leaving
 from onnx_rnn_prune.score.subject import Subject

@@ -1,6 +1,7 @@
 """Streams: calls that follow one another are judged with each file's own states carried along."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report.numbers import streams
 from onnx_rnn_prune.report.table import sentences
+from onnx_rnn_prune.score import shelf
+from onnx_rnn_prune.score.evidence import Tapped
 from onnx_rnn_prune.score.masked import MaskedModel
 from onnx_rnn_prune.score.shelf import Shelf
 from onnx_rnn_prune.validate import drift_in_detail
@@ -445,3 +448,36 @@ def test_states_that_are_only_handed_back_do_not_say_which_units_stay(model):
         prune(each, keep=6, data=whole(episodes())).plan.layers for each in (model, alone)
     )
     assert with_states == without
+
+
+@pytest.mark.parametrize("form", [calls, lambda _, observed: whole(observed)])
+def test_the_original_runs_each_feed_once(form, monkeypatch):
+    """It is not run again in rounds of refits, also where its states go from call to call."""
+    model, ran = policy(), Counter()
+    opened = open_model(model)
+    data = open_data(opened, form(model, episodes(4)), None, 0)
+    ask = Tapped._ask
+
+    def counted(own, feed):
+        ran[feed.name] += own._runs is not None
+        return ask(own, feed)
+
+    def found():
+        ran.clear()
+        studied = look(study(opened, ["Y"], data, AS_BEFORE, silent), data, silent)
+        trace = studied.prepared.trace
+        keep = np.arange(trace.units.count) % 2 == 0
+        bench = Bench.of(opened, data, studied, keep)
+        chosen, _ = recover_units(bench, "lstsq", Schedule(), Course(), silent)
+        return bench.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
+
+    def times(room):
+        monkeypatch.setattr(shelf, "_MOST_BYTES", room)
+        return found(), {ran[feed.name] for feed in data.fitting}
+
+    monkeypatch.setattr(Tapped, "_ask", counted)
+    result, ran_so_often = times(room=1 << 28)
+    assert ran_so_often == {1}
+    for room in (0, 4_000):  # nothing is kept, or what comes first
+        same, ran_so_often = times(room)
+        assert same == result and max(ran_so_often) > 2 and (min(ran_so_often) == 1) == (room > 0)

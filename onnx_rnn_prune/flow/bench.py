@@ -195,7 +195,8 @@ class Bench:
             seen: what the moments are added to.
         """
         student = Tapped(document, self.readers, feeds.states)
-        teacher = Tapped(self.prepared.document, self.readers, feeds.states)
+        runs = self.evidence.runs
+        teacher = Tapped(self.prepared.document, self.readers, feeds.states, runs)
         for feed in feeds:
             wanted, real = teacher(feed), student(feed)
             for reader in self.readers:

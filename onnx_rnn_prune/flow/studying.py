@@ -22,8 +22,9 @@ from onnx_rnn_prune.passes.room import DropRoom
 from onnx_rnn_prune.passes.states import OpenStates, come_back_in_place, open_states
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.evidence import Evidence, collect, find_readers
+from onnx_rnn_prune.score.evidence import Evidence, collect
 from onnx_rnn_prune.score.lookup import Lookup
+from onnx_rnn_prune.score.products import find_readers
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.states import handed_back
 from onnx_rnn_prune.trace.trace import Trace

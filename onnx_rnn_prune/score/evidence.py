@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import CARRIED, fresh_name
+from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.streaming import Streaming
 from onnx_rnn_prune.model.surface import surface
-from onnx_rnn_prune.model.walk import nodes_by_key, tensors_of
+from onnx_rnn_prune.model.walk import tensors_of
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix
-from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
-from onnx_rnn_prune.score.shelf import Shelf
+from onnx_rnn_prune.score.readers import Reader
+from onnx_rnn_prune.score.shelf import Runs, Shelf
 from onnx_rnn_prune.score.steps import Taps
-from onnx_rnn_prune.trace.labels import NOBODY, Labels
-from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
-from onnx_rnn_prune.twins import find_twins
 
 # Samples after which the emphasis of a reader's outputs is known well enough: it is a mean of
 # squares, and takes longer to compute than all else.
@@ -37,62 +35,6 @@ SAMPLES = 64
 """For each entry of what a reader reads, with which a fit is content."""
 # Streams that tell how many samples one has.
 _PROBES = 8
-
-
-def find_readers(document: Document, trace: Trace) -> list[Reader]:
-    """Everything that reads the units of a trace, front to back."""
-    return [reader for reader in find_products(document, trace) if (reader.labels >= 0).any()]
-
-
-def find_products(document: Document, trace: Trace) -> list[Reader]:
-    """The gates of all recurrent layers, and everything else that reads units, front to back."""
-    nodes = nodes_by_key(document.graph)
-    layers = {layer.key: layer for layer in find_layers(document.graph)}
-    twins = find_twins(layers.values())
-    inputs: dict[str, Labels] = {}
-    products: dict[str, list[Reader]] = {}
-    first: dict[Hashable, str] = {}
-    for binding in trace.bindings:
-        if binding.bound.reads is None:
-            continue
-        if binding.node in layers:
-            inputs[binding.node] = binding.bound.labels.reshape(-1)
-            continue
-        node = nodes[binding.node]
-        lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
-        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
-        carried = node.name.startswith(CARRIED)
-        twin = first.setdefault(_reading(node, binding.bound), binding.node)
-        products[binding.node] = [
-            ProductReader(binding, part, node.op, twin, carried) for part in range(stack)
-        ]
-    found: list[Reader] = []
-    for key in nodes:
-        if key in layers:
-            layer = layers[key]
-            absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
-            found += _gate_readers(layer, trace, inputs.get(key, absent), twins[layer.name])
-        found += products.get(key, [])
-    return found
-
-
-def _reading(node: gs.Node, bound: Bound) -> Hashable:
-    """The same for nodes that read one weight in the same way, as those of a layer unrolled."""
-    turned = [node.attrs.get(name, 0) for name in ("transA", "transB", "alpha")]
-    labels = (bound.labels.shape, bound.labels.tobytes())
-    return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
-
-
-def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str) -> list[Reader]:
-    lanes = trace.units.lanes.get(layer.name)
-    readers: list[Reader] = []
-    for direction in range(layer.directions):
-        absent = np.full(layer.hidden, NOBODY, dtype=np.int64)
-        states = absent if lanes is None else lanes[direction]
-        for gates, sources in layer.sums:
-            labels = np.concatenate([inputs if name == "X" else states for name in sources])
-            readers.append(GateReader(layer.name, direction, gates, sources, labels, states, twin))
-    return readers
 
 
 Seen = Mapping[str, list[Array]]
@@ -105,10 +47,15 @@ class Tapped:
         document: it is not changed.
         readers: whose signals are wanted.
         states: of the feeds, see `Feeds.states`; the document carries its own along.
+        runs: what the document gave for feeds before, if it is to run each once.
     """
 
     def __init__(
-        self, document: Document, readers: Sequence[Reader], states: Mapping[str, str]
+        self,
+        document: Document,
+        readers: Sequence[Reader],
+        states: Mapping[str, str],
+        runs: Runs | None = None,
     ) -> None:
         self._document = document.copy()
         for layer in find_layers(self._document.graph):
@@ -125,8 +72,8 @@ class Tapped:
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
         self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
-        outputs = {place.name for place in self._shown.values()} | set(states.values())
-        self._runner = Runner(self._document, outputs=sorted(outputs), optimize=False)
+        self._outputs = {place.name for place in self._shown.values()} | set(states.values())
+        self._runs = runs
         self._streaming = Streaming(self._run)
 
     def __call__(self, feed: Feed) -> Seen:
@@ -136,7 +83,16 @@ class Tapped:
         return {**seen, **{name: [values[name]] for name in self._fed}}
 
     def _run(self, feed: Feed) -> dict[str, Array]:
-        return {**{name: feed[name] for name in self._fed}, **self._runner(feed)}
+        found = self._runs(feed, self._outputs, self._ask) if self._runs else self._ask(feed)
+        return {**{name: feed[name] for name in self._fed}, **found}
+
+    def _ask(self, feed: Feed) -> dict[str, Array]:
+        return self._runner(feed)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        """Loaded once something is to be run."""
+        return Runner(self._document, outputs=sorted(self._outputs), optimize=False)
 
     def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
         """How much errors in one reader's outputs matter, [outputs]."""
@@ -168,12 +124,14 @@ class Evidence:
         emphasis: by reader's pool, how much the square of an error in each output matters.
         activity: per unit, the mean absolute state.
         streams: how many were run.
+        runs: what the document gave.
     """
 
     moments: Shelf
     emphasis: Mapping[str, Matrix]
     activity: Matrix
     streams: int
+    runs: Runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,11 +169,11 @@ class Tally:
             streams=self.streams + other.streams,
         )
 
-    def evidence(self) -> Evidence:
+    def evidence(self, runs: Runs | None = None) -> Evidence:
         """What the feeds showed."""
         emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
         activity = self.absolute / np.maximum(self.samples, 1)
-        return Evidence(self.moments, emphasis, activity, self.streams)
+        return Evidence(self.moments, emphasis, activity, self.streams, runs or Runs())
 
 
 def collect(
@@ -229,11 +187,14 @@ def collect(
 
     One feed is in memory at a time.
     """
-    feeds = feeds.take(needed(document, readers, feeds))
-    return tally(document, trace, readers, feeds, progress).evidence()
+    runs = Runs()
+    feeds = feeds.take(needed(document, readers, feeds, runs))
+    return tally(document, trace, readers, feeds, progress, runs).evidence(runs)
 
 
-def needed(document: Document, readers: Sequence[Reader], feeds: Feeds) -> list[int]:
+def needed(
+    document: Document, readers: Sequence[Reader], feeds: Feeds, runs: Runs | None = None
+) -> list[int]:
     """The numbers of the streams to calibrate on: all, unless there are far more than that takes.
 
     The moments of a signal with n entries are known well enough from 64 n samples, and from 20,000
@@ -243,7 +204,7 @@ def needed(document: Document, readers: Sequence[Reader], feeds: Feeds) -> list[
     drawn = np.random.default_rng(feeds.streams).permutation(feeds.streams)
     if len(drawn) <= 4 * _PROBES:
         return sorted(drawn.tolist())
-    tapped = Tapped(document, readers, feeds.states)
+    tapped = Tapped(document, readers, feeds.states, runs)
     counts: Counter[str] = Counter()
     for feed in feeds.take(drawn[:_PROBES].tolist()):
         taps = tapped(feed)
@@ -262,9 +223,10 @@ def tally(
     readers: Sequence[Reader],
     feeds: Feeds,
     progress: Progress,
+    runs: Runs | None = None,
 ) -> Tally:
     """The sums of which evidence is made."""
-    tapped = Tapped(document, readers, feeds.states)
+    tapped = Tapped(document, readers, feeds.states, runs)
     moments = Shelf()
     emphasis: dict[str, Matrix] = {}
     weighed: Counter[str] = Counter()

@@ -1,22 +1,83 @@
-"""Products with what is known of what their columns read."""
+"""Everything that reads units, and what is known of what its columns read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import CARRIED
 from onnx_rnn_prune.model.integers import dequantized, integers_of
-from onnx_rnn_prune.score.evidence import find_products
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.score.gates import GateReader
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.score.moments import Matrix
 from onnx_rnn_prune.score.passing import MOVES, ZEROS, passing
-from onnx_rnn_prune.score.readers import ProductReader, Reader
-from onnx_rnn_prune.trace.labels import Labels, Mask
+from onnx_rnn_prune.score.readers import STACKED, ProductReader, Reader
+from onnx_rnn_prune.trace.labels import NOBODY, Labels, Mask
+from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.twins import find_twins
+
+
+def find_readers(document: Document, trace: Trace) -> list[Reader]:
+    """Everything that reads the units of a trace, front to back."""
+    return [reader for reader in find_products(document, trace) if (reader.labels >= 0).any()]
+
+
+def find_products(document: Document, trace: Trace) -> list[Reader]:
+    """The gates of all recurrent layers, and everything else that reads units, front to back."""
+    nodes = nodes_by_key(document.graph)
+    layers = {layer.key: layer for layer in find_layers(document.graph)}
+    twins = find_twins(layers.values())
+    inputs: dict[str, Labels] = {}
+    products: dict[str, list[Reader]] = {}
+    first: dict[Hashable, str] = {}
+    for binding in trace.bindings:
+        if binding.bound.reads is None:
+            continue
+        if binding.node in layers:
+            inputs[binding.node] = binding.bound.labels.reshape(-1)
+            continue
+        node = nodes[binding.node]
+        lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
+        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
+        carried = node.name.startswith(CARRIED)
+        twin = first.setdefault(_reading(node, binding.bound), binding.node)
+        products[binding.node] = [
+            ProductReader(binding, part, node.op, twin, carried) for part in range(stack)
+        ]
+    found: list[Reader] = []
+    for key in nodes:
+        if key in layers:
+            layer = layers[key]
+            absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
+            found += _gate_readers(layer, trace, inputs.get(key, absent), twins[layer.name])
+        found += products.get(key, [])
+    return found
+
+
+def _reading(node: gs.Node, bound: Bound) -> Hashable:
+    """The same for nodes that read one weight in the same way, as those of a layer unrolled."""
+    turned = [node.attrs.get(name, 0) for name in ("transA", "transB", "alpha")]
+    labels = (bound.labels.shape, bound.labels.tobytes())
+    return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
+
+
+def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str) -> list[Reader]:
+    lanes = trace.units.lanes.get(layer.name)
+    readers: list[Reader] = []
+    for direction in range(layer.directions):
+        absent = np.full(layer.hidden, NOBODY, dtype=np.int64)
+        states = absent if lanes is None else lanes[direction]
+        for gates, sources in layer.sums:
+            labels = np.concatenate([inputs if name == "X" else states for name in sources])
+            readers.append(GateReader(layer.name, direction, gates, sources, labels, states, twin))
+    return readers
 
 
 @dataclass(frozen=True, eq=False)

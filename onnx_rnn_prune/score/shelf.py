@@ -1,8 +1,8 @@
-"""Moments in files: of all readers, only one with a large matrix at a time is in memory."""
+"""What is too large for memory, in files: moments of readers, and what a model gave for feeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.model.memory import trim
-from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.model.scratch import temporary_folder, written_in
 from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 
@@ -18,6 +18,8 @@ from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 _IN_FILE, _LARGE = 1 << 20, 1 << 23
 # Samples of so many bytes are worth summing up.
 _FEW = 1 << 20
+# What runs may take in files.
+_MOST_BYTES = 1 << 28
 
 
 @dataclass
@@ -30,7 +32,10 @@ class _Waiting:
 
 
 class Shelf:
-    """Moments by name; large matrices lie in a scratch folder that goes when the shelf does."""
+    """Moments by name; large matrices lie in a scratch folder that goes when the shelf does.
+
+    Of all readers, only one with a large matrix at a time is in memory.
+    """
 
     def __init__(self) -> None:
         self._folder = temporary_folder()
@@ -118,3 +123,51 @@ class Shelf:
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"
+
+
+class Runs:
+    """What one model gave for feeds, known by their names, so that each is run once.
+
+    As many as fit are kept, those that come first, in a scratch folder that goes when this does.
+    """
+
+    def __init__(self) -> None:
+        self._folder = temporary_folder()
+        self._kept: dict[str, tuple[Path, list[str]]] = {}
+        self._left = _MOST_BYTES
+
+    def __call__(
+        self, feed: Feed, names: Collection[str], run: Callable[[Feed], dict[str, Array]]
+    ) -> dict[str, Array]:
+        """What the model gives for a feed; from a run, unless that is known.
+
+        Args:
+            feed: it is not known again without a name.
+            names: of what is asked for, and of what `run` gives.
+            run: runs the model.
+        """
+        label = str(getattr(feed, "name", ""))
+        path, kept = self._kept.get(label, (None, []))
+        if path is not None and kept == sorted(names):
+            with path.open("rb") as file:
+                return {name: np.load(file, allow_pickle=False) for name in kept}
+        found = run(feed)
+        self._left -= sum(value.nbytes for value in found.values())
+        if label and path is None and self._left >= 0:
+            self._keep(label, found)
+        return found
+
+    def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
+        """Another process runs feeds by itself: that takes less than to send what they gave."""
+        return Runs, ()
+
+    def _keep(self, label: str, found: Mapping[str, Array]) -> None:
+        path, names = Path(self._folder.name) / f"{len(self._kept)}.npy", sorted(found)
+        try:
+            with path.open("wb") as file:
+                for name in names:
+                    np.save(file, found[name], allow_pickle=False)
+        except (OSError, ValueError):  # a full disk, or texts: these are run again
+            path.unlink(missing_ok=True)
+        else:
+            self._kept[label] = path, names

@@ -11,7 +11,8 @@ from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.passes.recover import Recover, teacher_fits
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score.evidence import collect, find_readers
+from onnx_rnn_prune.score.evidence import collect
+from onnx_rnn_prune.score.products import find_readers
 from onnx_rnn_prune.trace.labels import Mask
 
 

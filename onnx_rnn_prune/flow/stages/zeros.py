@@ -17,9 +17,10 @@ from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import ShareTwins
 from onnx_rnn_prune.passes.sparsify import Sparsify
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.score.evidence import collect, find_products
+from onnx_rnn_prune.score.evidence import collect
 from onnx_rnn_prune.score.moments import Moments
 from onnx_rnn_prune.score.patterns import Pattern, parse_pattern
+from onnx_rnn_prune.score.products import find_products
 from onnx_rnn_prune.score.readers import Reader
 from onnx_rnn_prune.trace.observe import observe
 from onnx_rnn_prune.trace.trace import trace
