@@ -77,6 +77,11 @@ g (float[2, n] x) => (float[1, n] y)
 """
 
 
+def test_a_wrong_size_is_told_with_the_one_expected(model):
+    with pytest.raises(PruneError, match=r"indices: index: 1 Got: 7 Expected: 200; check"):
+        runner.Runner(model)({"x": np.ones((3, 7), np.float32)})
+
+
 def test_what_runs_only_once_it_is_rewritten_is_rewritten():
     """onnxruntime refuses scalar bounds where a Slice runs, and by default makes a Split of two."""
     model = onnx.parser.parse_model(SCALAR_BOUNDS)

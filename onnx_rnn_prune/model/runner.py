@@ -242,5 +242,9 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
 def first_line(error: BaseException) -> str:
     """The part of an onnxruntime message that a person reads."""
     text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
+    line, *others = text.splitlines()
+    # Where an input is of another size, the lines after the first one say which was expected.
+    sizes = [" ".join(other.split()) for other in others if other.startswith(" index: ")]
+    if sizes:
+        line = f"{line}: {', '.join(sizes)}"
     return line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line
