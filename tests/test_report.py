@@ -414,16 +414,36 @@ def test_tables_of_long_names_stay_readable_at_80_columns():
     found = lines(inspect_table(silero()))
     rows = [line.split()[0] for line in found if " LSTM " in line or " GRU " in line]
     assert rows == [
-        "…/If_0_else…/rnn",
-        "…/If_0_else…/rnn_1",
-        "…/If_0_then…/rnn",
-        "…/If_0_then…/rnn_1",
+        "…/If_0_else…/rnn/LSTM",
+        "…/If_0_else…/rnn_1/LSTM",
+        "…/If_0_then…/rnn/LSTM",
+        "…/If_0_then…/rnn_1/LSTM",
     ]
     assert len(found) < 60 and max(map(len, found)) <= 80
     text = " ".join(" ".join(found).split())
     assert "…/Squeeze_1_output_0" in text and "…/rnn/Shape_2" in text
     assert "Warning: …/If_0_else…/rnn/LSTM is left alone" in text
     assert "Names of layers: are shortened; --json has them in full" in text
+
+
+def test_short_words_stay_whole_at_80_columns():
+    """Columns move together before a word breaks."""
+    report = inspected()
+    for number, layer in enumerate(report["layers"]):
+        layer |= {"name": f"lstm_{number}", "op": "LSTM", "params": 198_000, "time_ms": 0.0123}
+        layer["share_of_time"] = None if layer["time_ms"] is None else 0.077
+    found = lines(inspect_table(report))
+    assert sum(f"lstm_{n}" in line and "LSTM" in line for n in range(3) for line in found) == 3
+    assert max(map(len, found)) <= 80
+
+
+def test_states_that_come_back_are_not_what_counts():
+    report = pruned()
+    drift = {**report["drift"], "hn": {**report["drift"]["logits"], "nrmse": 0.8, "kind": "state"}}
+    text = prune_summary({**report, "drift": drift})
+    assert "deviate from the original's by 2.1 %" in text and "| hn | 80 % |" in text
+    assert "Output hn, a state: deviates 80 %" in shown(prune_table({**report, "drift": drift}))
+    assert "by 80 %" in prune_summary({**report, "drift": {"hn": drift["hn"]}})
 
 
 def test_all_renderers_shorten_names_and_json_does_not():

@@ -407,6 +407,8 @@ def test_caches_are_states_too():
     for each in found:
         assert each["streams"]["states"] == states and each["streams"]["count"] == 4
     assert found[0]["drift"]["y"]["nrmse"] == pytest.approx(found[1]["drift"]["y"]["nrmse"])
+    kinds = {name: row.get("kind") for name, row in found[0]["drift"].items()}
+    assert kinds == {"y": None, **dict.fromkeys(states.values(), "state")}
     with pytest.raises(PruneError, match="the input 'past' is missing"):
         compare(model, pruned, data=without[0])
 

@@ -185,7 +185,7 @@ def _report(
         "model": opened.name,
         "mode": mode,
         "totals": total_rows(opened.model, model),
-        "drift": drift_rows(drifts, opened.judged),
+        "drift": drift_rows(drifts, opened.judged, data.streams),
         "drift_details": {name: plain(values) for name, values in details.items()},
         "latency": plain(latency(opened.run(), result, data.judging.opening())),
         "data": {

@@ -13,7 +13,7 @@ from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.plan.cost import count_params
-from onnx_rnn_prune.trace.judged import Judged
+from onnx_rnn_prune.trace.judged import STATE, Judged
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.validate import Drift
 
@@ -67,13 +67,23 @@ def outlet_rows(
     return rows
 
 
-def drift_rows(found: Mapping[str, Drift], judged: Judged) -> dict[str, dict[str, Any]]:
+def drift_rows(
+    found: Mapping[str, Drift], judged: Judged, streams: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
     """How far outputs are off, and the signals that some are judged by.
 
-    Outputs have a `kind` where their own numbers say little, and signals a list of the outputs that
-    they are the `signal_of`.
+    Outputs have a `kind` where their own numbers say little, which is so of states that callers
+    hand back, and signals a list of the outputs that they are the `signal_of`.
+
+    Args:
+        found: by output or signal.
+        judged: what outputs are judged by.
+        streams: what the report says of states, see `flow.feeding.stream_row`.
     """
     rows: dict[str, dict[str, Any]] = {name: plain(values) for name, values in found.items()}
+    for output in (streams or {}).get("states", {}).values():
+        if output in rows:
+            rows[output]["kind"] = STATE
     for output, kind in judged.kinds.items():
         if output in rows:
             rows[output]["kind"] = kind

@@ -47,12 +47,11 @@ def _frontier(search: Report, layers: Sequence[str]) -> Table:
     name = search["quality"]
     wide = max(map(len, layers), default=0) > _LONG
     kept = "Units kept by the layers above" if wide else "Units kept"
-    time = "Predicted\ntime" if wide else "Predicted time"
-    numbers = ("No.", "Parameters", "File size", time, name)
-    table = new_table("No.", kept, *numbers[1:], "", numbers=numbers)
+    numbers = ("No.", "Parameters", "File size", "Predicted\ntime", name)
+    table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
     rows = [row for row in search["candidates"] if row["frontier"] or row["picked"]]
     for row in _thinned(sorted(rows, key=lambda row: row["ms"])):
-        state = "picked" if row["picked"] else "" if row["meets"] else "misses the goal"
+        state = "picked" if row["picked"] else "met" if row["meets"] else "missed"
         table.add_row(
             str(row["number"]),
             Text(_counts(row["kept"], layers) if wide else _kept(row["kept"])),

@@ -115,7 +115,7 @@ def _said(report: Report) -> str:
     lines = [
         f"- **{markdown(label)}**: {markdown(text)}"
         for label, text in sentences(report)
-        if label in ("Recovery", "Data", "Self-check")
+        if label in ("Recovery", "Data", "States", "Self-check")
     ]
     return "\n".join(lines)
 

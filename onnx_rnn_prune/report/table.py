@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -66,8 +67,9 @@ def drift_sentences(drift: Mapping[str, Report]) -> list[tuple[str, str]]:
 
 
 def _title(name: str, values: Report) -> str:
-    decides = _enumerate(values.get("signal_of") or ())
-    return f"Signal {name}, behind {decides}" if decides else f"Output {name}"
+    if values.get("signal_of"):
+        return f"Signal {name}, behind {_enumerate(values['signal_of'])}"
+    return f"Output {name}, a state" if values.get("kind") == "state" else f"Output {name}"
 
 
 def sentence(label: str, text: str) -> Text:
@@ -80,9 +82,19 @@ def warning(text: str) -> Text:
     return Text.assemble(("Warning: ", "bold yellow"), text)
 
 
+class _Table(Table):
+    """A table whose columns stand closer where there is no room, before words have to break."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wanted = Measurement.get(console, options.update_width(10_000), self).maximum
+        if wanted > options.max_width:
+            self.padding = (0, 1, 0, 0)
+        return super().__rich_console__(console, options)
+
+
 def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """An empty table; the named columns hold numbers and end flush right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = _Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in columns:
         right = column in numbers
         # Folding keeps long names whole where rich would cut them.
@@ -230,7 +242,9 @@ def _deviation(values: Report) -> str:
     nrmse, agreement = values.get("nrmse"), values.get("top1_agreement")
     top = "" if agreement is None else f"; same top answer in {percent(agreement)}"
     if values.get("unequal"):
-        top += f"; lengths differ {values['unequal']} times, compared up to the shorter"
+        count = values["unequal"]
+        often = "once" if count == 1 else f"{count} times"
+        top += f"; lengths differ {often}, compared up to the shorter"
     if values.get("rmse") == 0:
         return "the same as the original's" + ("" if agreement == 1.0 else top)
     if values.get("kind") == "index" and agreement is not None:

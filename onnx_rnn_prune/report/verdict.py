@@ -60,11 +60,13 @@ def compared(report: Report) -> str:
 def worst(drift: Mapping[str, Report]) -> tuple[str, float | None] | None:
     """The output that deviates most and by how much, None where that is without measure.
 
-    None where there are no outputs.
+    States that callers hand back count where there is nothing else. None where there are no
+    outputs.
     """
     if not drift:
         return None
-    # An index is not off by a distance; what decides about it is, and that is there, too.
+    # An index is not off by a distance; what decides about it is, and that is there, too. States
+    # that come back matter for what comes of them.
     numbers = {name: values for name, values in drift.items() if not values.get("kind")}
     errors = {name: values.get("nrmse") for name, values in (numbers or drift).items()}
     for name, error in errors.items():

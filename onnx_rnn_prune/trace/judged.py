@@ -7,6 +7,7 @@
   less, nothing lies beside what it belongs to.
 
 Each has signals: the last tensors on the way to it that are numbers, fixed, and of a known size.
+A *state* that callers hand back has none: it matters for what comes of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.outputs import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
 
-INDEX, DRAWN, LENGTH = "index", "drawn", "length"
+INDEX, DRAWN, LENGTH, STATE = "index", "drawn", "length", "state"
 
 _LIKE = {"RandomNormalLike", "RandomUniformLike"}
 _RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", *_LIKE}

@@ -68,7 +68,8 @@ def compare(
             for model, name in zip(models, names, strict=True)
         ]
         found = _drift(watched[0], watched[1], narrow, feeds)
-    rows = drift_rows(found, judged)
+    states = stream_row(Document.read(models[0]), stream, feeds)
+    rows = drift_rows(found, judged, states)
     off = worst(rows)
     sizes = [stored_bytes(model, like=model) for model in models]
     return {
@@ -77,7 +78,7 @@ def compare(
         "latency": plain(latency(first, NarrowRunner(second, narrow), feeds.opening())),
         "max_nrmse": most,
         "passed": most is None or off is None or (off[1] is not None and off[1] <= most),
-        "streams": None if feeds.random else stream_row(Document.read(models[0]), stream, feeds),
+        "streams": None if feeds.random else states,
         "warnings": [
             *(["the inputs are made up: give --data"] if feeds.random else []),
             *judged.notes,

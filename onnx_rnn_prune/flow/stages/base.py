@@ -68,7 +68,7 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
         "params": totals["params_after"],
         "bytes": totals["bytes_after"],
         "compressed_bytes": compressed_bytes(model),
-        "drift": drift_rows(found, opened.judged),
+        "drift": drift_rows(found, opened.judged, data.streams),
         "speedup": spent.speedup,
         "speedup_quartiles": list(spent.speedup_quartiles),
     }
