@@ -171,13 +171,21 @@ def test_the_other_commands_read_them(model, whole):
 @pytest.mark.parametrize(
     ("name", "place", "reason"),
     [
-        ("table", {"location": "../out.bin"}, "'../out.bin', outside the folder of the model"),
-        ("table", {"location": "/etc/passwd"}, "'/etc/passwd', outside the folder of the model"),
-        ("table", {"location": "link.bin"}, "'link.bin', outside the folder of the model"),
+        (
+            "table",
+            {"location": "../out.bin"},
+            "'../out.bin', which is outside the folder of the model",
+        ),
+        (
+            "table",
+            {"location": "/etc/passwd"},
+            "'/etc/passwd', which is outside the folder of the model",
+        ),
+        ("table", {"location": "link.bin"}, "'link.bin', which is outside the folder of the model"),
         ("W", {"location": "gone.bin"}, "'gone.bin', and there is no such file"),
-        ("W", {"offset": "99000"}, "'weights.bin', and that file is too short for them"),
-        ("W", {"offset": "-4"}, "'weights.bin', and that file is too short for them"),
-        ("fc", {"length": "7"}, "'weights.bin', and that file is too short for them"),
+        ("W", {"offset": "99000"}, "'weights.bin', and that file is too short"),
+        ("W", {"offset": "-4"}, "'weights.bin', and that file is too short"),
+        ("fc", {"length": "7"}, "'weights.bin', and that file is too short"),
         ("fc", {"offset": "x"}, "'weights.bin' cannot be read"),
     ],
 )
@@ -194,7 +202,7 @@ def test_weights_that_are_not_there(model, name, place, reason, tmp_path, capsys
 
 
 def test_a_message_without_its_folder(model):
-    with pytest.raises(PruneError, match="weight 'table': its values lie in a file"):
+    with pytest.raises(PruneError, match="weight 'table': it refers to a file"):
         prune(onnx.load(model, load_external_data=False))
 
 

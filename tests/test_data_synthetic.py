@@ -322,13 +322,13 @@ def test_sizes_that_are_asked_for():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"y": 3}, "no input and no dimension 'y'; it has x: float32.time, batch, 5."),
-        ({"tim": 3}, "no input and no dimension 'tim'; did you mean 'time'"),
+        ({"y": 3}, "no input or dimension named 'y'; it has x: float32.time, batch, 5."),
+        ({"tim": 3}, "no input or dimension named 'tim'; did you mean 'time'"),
         ({"x": (3, 4)}, "input 'x': it has 3 axes, and 3x4 has 2; give one size for each axis"),
         ({"x": (3, 4, 6)}, "size 6 on axis 2 contradicts the model, which takes 5"),
         ({"x": (3, 4, 5), "time": 4}, "'time' cannot be 3 and 4 at once"),
-        ({"time": 0}, "time=0 is no size; give input=1x512 or dimension=4"),
-        ({"x": "3x?"}, "x=3x. is no size"),
+        ({"time": 0}, "time=0 is not a size; give input=1x512 or dimension=4"),
+        ({"x": "3x?"}, "x=3x. is not a size"),
         ([3], "does not say which input has which size"),
     ],
 )
@@ -340,7 +340,9 @@ def test_sizes_that_do_not_fit(asked, message):
 
 def test_sizes_beside_data():
     model = build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5))
-    with pytest.raises(PruneError, match="the sizes are those of --data; leave one of the two out"):
+    with pytest.raises(
+        PruneError, match="the feeds of --data have sizes of their own; leave one of the two out"
+    ):
         prune(model, data={"x": np.zeros((3, 1, 5))}, size={"time": 3})
 
 

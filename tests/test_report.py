@@ -222,7 +222,7 @@ def test_inspect():
     assert "left alone: its weights are inputs nothing" in text
     assert "not known not measured" in text
     assert "made-up inputs" in text and "x [2, 7]" in text
-    assert "all recurrent layers together are 75 % of a run, so cutting them can bring" in text
+    assert "all recurrent layers together take 75 % of a run, so pruning them can" in text
     assert "at most about 4x" in text
     for line in (
         "Cannot be pruned: an RNN is written",
@@ -423,7 +423,7 @@ def test_tables_of_long_names_stay_readable_at_80_columns():
     text = " ".join(" ".join(found).split())
     assert "…/Squeeze_1_output_0" in text and "…/rnn/Shape_2" in text
     assert "Warning: …/If_0_else…/rnn/LSTM is left alone" in text
-    assert "Names of layers: are shortened; --json has them in full" in text
+    assert "Names of layers: are shortened; --json has the full ones" in text
 
 
 def test_short_words_stay_whole_at_80_columns():

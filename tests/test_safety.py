@@ -130,7 +130,7 @@ def test_no_tensor_is_read_from_another_folder(place, way, model, outside, capsy
     PLACES[place](proto, location)
     model.write_bytes(proto.SerializeToString())
     assert run(["inspect", str(model)]) == 1
-    assert f"'{location}', outside the folder of the model" in capsys.readouterr().err
+    assert f"'{location}', which is outside the folder of the model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -209,7 +209,7 @@ def test_another_database_is_no_study_and_stays_as_it_is(tmp_path):
     with contextlib.closing(sqlite3.connect(path)) as base, base:
         base.execute("CREATE TABLE photos (name TEXT)")
     before = path.read_bytes()
-    with pytest.raises(PruneError, match="it is no study, and has the table 'photos'.*--study"):
+    with pytest.raises(PruneError, match="it is not a study: it has a table 'photos'.*--study"):
         Memory(path, "a")
     assert path.read_bytes() == before
 
@@ -389,7 +389,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
 
 def test_a_metric_that_is_no_number_of_the_original_judges_nothing(feeds):
     with pytest.raises(
-        PruneError, match=r"^--metric <lambda>: the original's own is nan, by which"
+        PruneError, match=r"^--metric <lambda>: of the original it is nan, so nothing"
     ):
         search(feeds, metric=lambda pairs: np.nan, max_drop=0.1)
 
@@ -498,7 +498,7 @@ def test_where_nothing_is_better_than_the_original_search_says_so(tmp_path, caps
     code = command(["search", names[0], "-o", names[1], "--data", names[2], "--max-nrmse", "0.3"])
     told = capsys.readouterr().err
     assert code == 3 and not (tmp_path / "out.onnx").exists()
-    assert "the original" in told and "Y are brought to full width" in told
+    assert "the original" in told and "Y to full width costs more" in told
 
 
 def test_a_group_counts_as_whole_where_its_cut_does_not_pay():

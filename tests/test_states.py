@@ -405,7 +405,7 @@ def test_metadata_holds_the_new_width():
     found = {entry.key: entry.value for entry in result.model.metadata_props}
     assert found.pop(KEPT).startswith('{"h":[[1,1,12],"')
     assert found == {"width": "5", "other": "12", "rate": "16000"}
-    with pytest.raises(PruneError, match="rate: it holds '16000', the width of no state"):
+    with pytest.raises(PruneError, match="rate: it holds '16000', which is not the width of a state"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["rate"])
     with pytest.raises(PruneError, match="gone: the model has no such entry"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["gone"])
@@ -434,7 +434,7 @@ def test_json_and_constant_outputs_hold_the_new_width():
     assert found["width"] == "12"
     assert Runner(result.model)(clips[0] | narrow_zeros())["memory_size"] == [5]
     assert not any("memory_size" in text for text in result.report["warnings"])
-    with pytest.raises(PruneError, match="several places; name those.*config:rnn.layers.1"):
+    with pytest.raises(PruneError, match="several places; name the right one.*config:rnn.layers.1"):
         prune(proto, keep=5, shrink_states=True, state_metadata="config")
 
 
@@ -482,9 +482,7 @@ def test_narrow_states_are_compared_from_what_they_keep_of_the_originals(recover
     found, wanted = (compare(model, other, data=clips) for other in (narrow, wide))
     assert set(found["drift"]) == {"y"} and set(wanted["drift"]) == {"y", "hn", "cn"}
     assert found["drift"]["y"]["nrmse"] == pytest.approx(wanted["drift"]["y"]["nrmse"], rel=1e-4)
-    assert found["warnings"] == [
-        "hn, cn: not compared, since the states in them are of other widths"
-    ]
+    assert found["warnings"] == ["hn, cn: not compared, since their states differ in width"]
     assert [row["model"] for row in bench([model, narrow], data=clips)["rows"]]
     assert compare(model, narrow)["drift"]["y"]["nrmse"] > 0
 
@@ -494,7 +492,8 @@ def test_narrow_states_of_which_nothing_is_known_start_from_zero():
     narrow = prune(model, keep=5, data=clips, shrink_states=True).model
     del narrow.metadata_props[:]
     assert (
-        "which entries the second model keeps" in compare(model, narrow, data=clips)["warnings"][1]
+        "which of its entries the second model keeps"
+        in compare(model, narrow, data=clips)["warnings"][1]
     )
     alone = [{"x": clip["x"]} for clip in clips]
     assert len(compare(model, narrow, data=alone)["warnings"]) == 1
@@ -511,7 +510,7 @@ def test_other_sizes_than_those_of_states_are_refused():
     other = onnx.ModelProto()
     other.CopyFrom(model)
     other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5
-    with pytest.raises(PruneError, match="'x' has other sizes in one than in the other"):
+    with pytest.raises(PruneError, match="'x' has different sizes in the two"):
         compare(model, other)
 
 

@@ -16,7 +16,7 @@ class FileName(click.types.StringParamType):
         if not text:
             self.fail("the name is empty", param, ctx)
         if "\0" in text:
-            self.fail("no name holds the character 0", param, ctx)
+            self.fail("a name cannot contain a null character", param, ctx)
         return text
 
     def shell_complete(

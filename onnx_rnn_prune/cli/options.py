@@ -73,8 +73,8 @@ def data_option(flag: str, text: str, required: bool = False) -> Callable[[Comma
 stream = click.option(
     "--stream/--no-stream",
     default=None,
-    help="Each folder of inputs is one stream, in order, of which states may be left out; or each "
-    "call is judged by itself. Found from the states in the inputs without it.",
+    help="Take each folder of inputs as one stream, in order, whose states may be left out; or "
+    "judge each call by itself. By default, the states in the inputs tell.",
 )
 
 
@@ -255,7 +255,7 @@ state_metadata = click.option(
     "--state-metadata",
     metavar="KEY",
     multiple=True,
-    help="What holds the width of a state: a key of metadata, KEY:PATH in JSON, a constant output.",
+    help="Update the width of a state in metadata KEY, its JSON (KEY:PATH), or a constant output.",
 )
 
 

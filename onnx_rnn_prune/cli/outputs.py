@@ -60,8 +60,8 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         raise Unmet(
             f"{reason}; no file was written",
             where=model,
-            remedy="remove more units or fewer layers, let states shrink with --shrink-states, or"
-            " say with --budget (bytes=100%) that size is what counts",
+            remedy="prune more units or fewer layers, add --shrink-states, or give --budget"
+            " bytes=100% if size alone matters",
         )
 
 

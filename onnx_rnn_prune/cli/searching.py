@@ -39,7 +39,7 @@ _bounds = options.together(
         type=click.FloatRange(min=0, min_open=True),
         default=15.0,
         show_default=True,
-        help="The longest that all of it may take.",
+        help="The longest that the whole search may take.",
     ),
     trying.study,
     trying.crew,

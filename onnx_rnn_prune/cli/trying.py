@@ -35,6 +35,6 @@ crew = options.together(
         "--cluster",
         type=Address(),
         metavar="ADDRESS",
-        help="Workers of this Dask scheduler make them instead.",
+        help="Make them on the workers of this Dask scheduler instead.",
     ),
 )

@@ -43,7 +43,7 @@ def _read(name: str, value: object) -> tuple[int, ...]:
         text = item.strip() if isinstance(item, str) else item
         whole = int(text) if isinstance(text, str) and text.isdecimal() else text
         if isinstance(whole, bool) or not isinstance(whole, Integral) or whole < 1:
-            raise PruneError(f"{name}={value} is no size", where=_WHERE, remedy=_FORMS)
+            raise PruneError(f"{name}={value} is not a size", where=_WHERE, remedy=_FORMS)
         found.append(int(whole))
     return tuple(found)
 
@@ -105,7 +105,7 @@ def _unknown(name: str, ports: Sequence[Port], dims: set[str]) -> PruneError:
     known = [*(port.name for port in ports), *sorted(dims)]
     near = get_close_matches(name, known, 1)
     return PruneError(
-        f"the model has no input and no dimension '{name}'",
+        f"the model has no input or dimension named '{name}'",
         where=_WHERE,
         remedy=f"did you mean '{near[0]}'?" if near else f"it has {'; '.join(map(str, ports))}",
     )

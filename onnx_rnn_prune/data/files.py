@@ -124,7 +124,7 @@ def _check_unpacked(claimed: int, path: Path) -> None:
         raise PruneError(
             f"its {size / 1e6:.3g} MB would unpack to {claimed / 1e6:.6g} MB",
             where=str(path),
-            remedy="write it with numpy.savez, which does not compress, if that is meant",
+            remedy="if that is intended, write it with numpy.savez, which does not compress",
         )
 
 

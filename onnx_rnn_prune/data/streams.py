@@ -155,10 +155,10 @@ def _in_order(
         fit = [e for e in ends if e not in taken.values() and np.shape(left[e]) == shape]
         if fit and len(fit) != len(names):
             raise PruneError(
-                f"it is not clear which output goes on in the input '{names[0]}': it has the shape"
-                f" {list(shape)}, as have {len(fit)} outputs",
+                f"it is not clear which output the next call takes as the input '{names[0]}':"
+                f" {len(fit)} outputs have its shape, {list(shape)}",
                 where="--stream",
-                remedy="put the states into the feeds as the model computes them, which shows it",
+                remedy="include the states in the feeds, as the model returned them",
             )
         found.update(zip(names, fit, strict=False))
     return found
@@ -166,7 +166,7 @@ def _in_order(
 
 def _stateless(feeds: Feeds) -> PruneError:
     return PruneError(
-        "the model has no states that go from an output of one call to an input of the next",
+        "the model has no state that one call returns and the next one takes",
         where=f"--stream, {feeds.source}",
-        remedy="leave it out: each feed stands alone",
+        remedy="leave it out; each feed is independent",
     )

@@ -105,9 +105,7 @@ def streaming(value: object, has_data: bool) -> bool | None:
             f"{value!r} is not True, False or None", where="--stream", remedy="give one of them"
         )
     if value and not has_data:
-        raise PruneError(
-            "there are no feeds that follow one another", where="--stream", remedy="pass --data"
-        )
+        raise PruneError("made-up inputs are not a stream", where="--stream", remedy="pass --data")
     return value
 
 

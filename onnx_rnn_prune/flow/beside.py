@@ -99,9 +99,9 @@ def narrow_states(
     known = {name for state in found for name in (state.source, state.result)}
     for name in sorted({*sizes[0], *sizes[1]} - known):
         raise PruneError(
-            f"'{name}' has other sizes in one than in the other",
+            f"'{name}' has different sizes in the two",
             where=" and ".join(names),
-            remedy="compare models whose inputs and outputs have the same shapes, but for states",
+            remedy="compare models whose inputs and outputs, except states, have the same shapes",
         )
     return found
 

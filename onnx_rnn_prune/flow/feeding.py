@@ -68,7 +68,9 @@ def asked_sizes(data: object, size: object) -> Asked:
     asked = read_asked(size)
     if asked and data is not None:
         raise PruneError(
-            "the sizes are those of --data", where="--size", remedy="leave one of the two out"
+            "the feeds of --data have sizes of their own",
+            where="--size",
+            remedy="leave one of the two out",
         )
     return asked
 

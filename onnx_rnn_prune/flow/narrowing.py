@@ -107,7 +107,7 @@ def narrow(
         return Narrowed(shrunk, (), tuple(notes or [nothing]))
     states = tuple(_narrowed(studied, plan, state) for state in outside.states)
     zeroed, result = (cut_outside(document, studied, plan, mode) for mode in ("zero", "shrink"))
-    outputs = opened.traced(studied.prepared.trace).judged.proven
+    outputs = opened.judged.proven
     _prove(opened.name, states, (shrunk, zeroed, result), outputs, feeds)
     return Narrowed(result, states, tuple(notes))
 

@@ -95,7 +95,7 @@ def recover_units(
         raise PruneError(
             f"with {asked}, outputs are not finite on held-out feeds",
             where="--recover",
-            remedy="leave it out, which takes the best",
+            remedy="leave it out to get the best one",
         )
     return chosen, _reason(chosen, errors, bench.measure)
 

@@ -104,7 +104,7 @@ def prove(
     Raises:
         Unmet: they differ.
     """
-    outputs = opened.traced(studied.prepared.trace).judged.proven
+    outputs = opened.judged.proven
 
     def load(rewritten: bool) -> tuple[Runner, Runner]:
         zeroed, shrunk = (
@@ -133,7 +133,7 @@ def prove(
 def remedy_of(failed: Oracle) -> str:
     """What to do about a proof that fails: where there are numbers, that is a defect of ours."""
     if failed.no_number:
-        return "give --data on which all outputs are numbers; no file was written"
+        return "give --data on which all outputs are finite; no file was written"
     return OURS
 
 

@@ -62,8 +62,8 @@ def update_widths(
         (after,) = widths[place.value]
         _write(model, place, after)
     return [
-        f"'{place.name}' holds {place.value}, which was the width of a state that is "
-        f"{min(widths[place.value])} wide now: if it means that, add {_OPTION} {place.name}"
+        f"'{place.name}' holds {place.value}, the former width of a state that now has "
+        f"{min(widths[place.value])}: if it means that width, add {_OPTION} {place.name}"
         for place in places
         if place.value in widths and place not in chosen
     ]
@@ -86,13 +86,14 @@ def _chosen(
         raise PruneError(
             "it holds the width of a state in several places",
             where=where,
-            remedy="name those that mean it: " + ", ".join(place.name for place in fitting),
+            remedy="name the right one: " + ", ".join(place.name for place in fitting),
         )
     if not fitting or len(widths[fitting[0].value]) > 1:
         held = named[0].value if len(named) == 1 else texts.get(key, "")
         raise PruneError(
-            f"it holds '{held}', the width of "
-            + ("states that differ now" if fitting else "no state that shrinks"),
+            f"it holds '{held}', which was the width of states that now differ"
+            if fitting
+            else f"it holds '{held}', which is not the width of a state that shrinks",
             where=where,
             remedy="leave it out",
         )
@@ -163,7 +164,7 @@ def _write_output(model: onnx.ModelProto, name: str, after: int) -> None:
     assert value is not None
     if before.outputs:
         raise PruneError(
-            "nodes of the model read it as well", where=f"{_OPTION} {name}", remedy="leave it out"
+            "nodes of the model also read it", where=f"{_OPTION} {name}", remedy="leave it out"
         )
     own = add_constant(graph, f"{name}_width", np.full_like(value, after))
     maker = before.inputs[0] if before.inputs else None

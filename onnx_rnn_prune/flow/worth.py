@@ -194,7 +194,7 @@ def worse(report: Mapping[str, Any], pays: Container[str] = ("bytes", "ms")) -> 
     first = (report.get("stages") or [{}])[0]
     before, after = totals["bytes_before"], first.get("bytes", totals["bytes_after"])
     if "bytes" in pays and after > before:
-        return f"the file would be larger than the original ({after} bytes, which has {before})"
+        return f"the file would be larger than the original ({after} bytes instead of {before})"
     ratio = first.get("speedup", latency["speedup"])
     quartiles = first.get("speedup_quartiles", latency["speedup_quartiles"])
     restores = any(

@@ -91,7 +91,7 @@ def check_sizes(graph: gs.Graph) -> None:
         total = made[id(node.outputs[0])] = _entries(node, parts, graph.opset)
         if total > max(_MOST_MADE, _MOST_TIMES * sum(parts)):
             raise PruneError(
-                f"it makes {total} entries of {sum(parts)}",
+                f"it would make {total} entries out of {sum(parts)}",
                 where=f"{node.op} {node.name or node.outputs[0].name}",
                 remedy="export the model again, or correct the shape that this node reads",
             )

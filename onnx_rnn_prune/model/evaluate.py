@@ -41,7 +41,7 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
         outputs = ReferenceEvaluator(model).run(None, feeds)
     except Exception as error:  # it trusts nodes, and fails in many ways on those that are wrong
         raise PruneError(
-            f"ONNX's definition of {node.op} does not allow it: {error}",
+            f"it is not a valid {node.op}: {error}",
             where=f"node '{node.name or results[0]}'",
             remedy="check the file with onnx.checker, and export it again",
         ) from error

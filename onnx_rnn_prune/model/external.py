@@ -262,7 +262,7 @@ def refer(tensor: onnx.TensorProto, place: Place) -> None:
 def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:
     """The error that a file holds less than a tensor takes."""
     return PruneError(
-        f"its values are said to lie in '{name}', and that file is too short for them",
+        f"it refers to '{name}', and that file is too short",
         where=f"weight '{tensor.name}'",
         remedy="get the whole file",
     )

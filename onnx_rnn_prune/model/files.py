@@ -46,7 +46,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         for tensor in tensors(source):
             if is_reference(tensor):
                 raise PruneError(
-                    "its values lie in a file, and in which folder is not known",
+                    "it refers to a file whose folder is not known",
                     where=f"weight '{tensor.name}'",
                     remedy="give the path of the model, or load it with its weights",
                 )

@@ -96,13 +96,13 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
     path = _beside(name, holder)
     if path is None:
         raise PruneError(
-            f"its values are said to lie in '{name}', outside the folder of the model",
+            f"it refers to '{name}', which is outside the folder of the model",
             where=f"weight '{tensor.name}'",
-            remedy="put that file beside the model, and name it there",
+            remedy="put that file beside the model, and refer to it there",
         )
     if not path.is_file():
         raise PruneError(
-            f"its values are said to lie in '{name}', and there is no such file",
+            f"it refers to '{name}', and there is no such file",
             where=f"weight '{tensor.name}'",
             remedy="put that file beside the model",
         )
@@ -113,7 +113,7 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
         needed = -(-prod(tensor.dims) * bits(tensor) // 8)
     except (KeyError, TypeError, ValueError) as error:
         raise PruneError(
-            f"where its values lie in '{name}' cannot be read ({error})",
+            f"its reference to '{name}' cannot be read ({error})",
             where=f"weight '{tensor.name}'",
             remedy="export the model again",
         ) from error

@@ -89,9 +89,9 @@ def written_in(folder: str | Path) -> Iterator[None]:
 
 def _unfit(folder: str | Path, error: OSError) -> PruneError:
     return PruneError(
-        f"the temporary folder cannot be written ({error.strerror or error})",
+        f"the temporary folder cannot be written to ({error.strerror or error})",
         where=str(folder),
-        remedy="make room in it, or name another folder in the variable TMPDIR",
+        remedy="free some space, or set TMPDIR to another folder",
     )
 
 

@@ -46,7 +46,7 @@ class SortNodes:
                         document.graph.toposort()
                 except OnnxGraphSurgeonException as error:
                     raise PruneError(
-                        "its nodes read from each other in a circle",
+                        "its nodes form a cycle",
                         where="the model",
                         remedy="check the file with onnx.checker, and export it again",
                     ) from error

@@ -107,10 +107,10 @@ def _timed(report: Report) -> list[str]:
         return []
     lines = []
     if share is not None:
-        most = f"at most about {1 / (1 - share):.2g}x" if share < 0.99 else "100x and more"
+        most = f"at most about {1 / (1 - share):.2g}x" if share < 0.99 else "over 100x"
         lines.append(
-            f"all recurrent layers together are {percent(share)} of a run, so cutting them can"
-            f" bring {most}"
+            f"all recurrent layers together take {percent(share)} of a run, so pruning them can"
+            f" make it {most} faster"
         )
     fed = ", ".join(f"{name} {sizes}" for name, sizes in shapes.items())
     made = "made-up inputs (give typical ones with --data)" if timed["random"] else "inputs given"

@@ -83,8 +83,8 @@ def streams(row: Mapping[str, Any]) -> str:
     if row["asked"] is False:
         return text
     return (
-        f"{text}; in use errors add up from call to call: give calls that follow one another, with"
-        " the states that the original carries, or without states and with --stream"
+        f"{text}; in use, errors accumulate: to see how much, give consecutive calls with the"
+        " states that the original returned, or without states and with --stream"
     )
 
 

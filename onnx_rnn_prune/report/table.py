@@ -57,7 +57,7 @@ def note_on_names(report: Report) -> list[Text]:
     """Where names are shorter than options take them, a line that says so."""
     if not report.get(SHORTENED):
         return []
-    text = "are shortened; --json has them in full, as --only, --skip and --keep take them"
+    text = "are shortened; --json has the full ones, which --only, --skip and --keep take"
     return [sentence("Names of layers", text)]
 
 

@@ -87,9 +87,8 @@ class Judged:
     def notes(self) -> tuple[str, ...]:
         """What the user should know about outputs that are compared in another way."""
         return tuple(
-            f"the output '{name}' is drawn at random: "
+            f"the output '{name}' is drawn at random: compared in its place: "
             + ", ".join(f"'{signal}'" for signal in self.signals[name])
-            + " is compared in its place"
             for name, kind in self.kinds.items()
             if kind == DRAWN and self.signals[name]
         )

@@ -150,14 +150,14 @@ def _notes(narrow: Sequence[Narrow], feeds: Feeds) -> list[str]:
     if not narrow:
         return []
     outputs = ", ".join(state.result for state in narrow if state.result)
-    notes = [f"{outputs}: not compared, since the states in them are of other widths"]
+    notes = [f"{outputs}: not compared, since their states differ in width"]
     lost = [state.source for state in narrow if state.keep is None]
     cold = any(np.any(feed[name]) for feed in feeds if not feed.follows for name in lost)
     if lost and cold and not feeds.random:
         notes.append(
-            f"{', '.join(lost)}: which entries the second model keeps is not known, so it starts"
-            " from zero where the first does not; feeds that start from zero and follow one another"
-            " (--stream) compare them as they are used"
+            f"{', '.join(lost)}: it is not known which of its entries the second model keeps, so"
+            " that one starts at zero where the first does not; streams that start at zero"
+            " (--stream) show how the two differ in use"
         )
     return notes
 

@@ -153,8 +153,8 @@ def _follow(opened: Opened, data: Data, seen: Seen, progress: Progress) -> Seen:
     late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
     notes = (
         [
-            f"what {late} of the layers would save was not measured, since that takes long; they"
-            " take less time than the others"
+            f"what pruning {late} of the layers would save was not measured, for lack of time; they"
+            " are the ones that take least of a run"
         ]
         if late
         else []

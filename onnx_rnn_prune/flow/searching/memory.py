@@ -70,7 +70,7 @@ class Memory:
         text = str(sealed).partition(" ")[2]
         if sealed != _sealed(key, text):
             raise PruneError(
-                "what it remembers was changed or damaged",
+                "its contents were changed or damaged",
                 where=str(self._path),
                 remedy="name another file with --study",
             )
@@ -81,7 +81,7 @@ class Memory:
             with closing(sqlite3.connect(str(self._path), timeout=60.0)) as base, base:
                 others = base.execute(_OTHERS).fetchone()
                 if others is not None:
-                    raise sqlite3.Error(f"it is no study, and has the table '{others[0]}'")
+                    raise sqlite3.Error(f"it is not a study: it has a table '{others[0]}'")
                 base.execute(_TABLE)
                 return list(base.execute(statement, values))
         except (sqlite3.Error, OSError, UnicodeError) as error:

@@ -122,9 +122,9 @@ class Search:
         before = lab.before(lab.bench.held_out)
         if not math.isfinite(before):
             raise PruneError(
-                f"the original's own is {before}, by which no other can be judged",
+                f"of the original it is {before}, so nothing can be compared with it",
                 where=f"--metric {self.goal.quality.name}",
-                remedy="give --data on which it is a number",
+                remedy="give --data on which the metric is finite",
             )
         most = None if drop is None else drop.of(before)
         aim = Aim(most, space.fits)
@@ -142,9 +142,9 @@ class Search:
             return trials[self.pick - 1]
         if not trials:
             raise Unmet(
-                "the time was over before a cut was tried",
+                "time ran out before any cut was tried",
                 where="search",
-                remedy="give it more --minutes, or less data",
+                remedy="allow more --minutes, or give less data",
             )
         best = min(trials, key=aim.rank)
         if aim.meets(best) and best.counts == setting.full:

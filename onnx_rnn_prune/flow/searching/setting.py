@@ -72,8 +72,8 @@ class Setting:
         if not names:
             return []
         return [
-            f"states or outputs of {', '.join(names)} are brought to full width, which takes more"
-            " than small cuts save: allow more loss, or prune with --shrink-states"
+            f"restoring the states or outputs of {', '.join(names)} to full width costs more than"
+            " small cuts save: allow more loss, or prune with --shrink-states"
         ]
 
     def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:

@@ -58,10 +58,9 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
     for output, values in found.items():
         if math.isinf(values.max_abs):
             raise Unmet(
-                f"after it, output {output} is not a number, or infinite where the original's is"
-                " not",
+                f"it makes output {output} infinite or not a number, which the original's is not",
                 where=name,
-                remedy="leave that out, or give --data on which all outputs are numbers",
+                remedy="leave this step out, or give --data on which all outputs are finite",
             )
     return {
         "name": name,
