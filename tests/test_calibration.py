@@ -1,5 +1,6 @@
 """What calibration sums up, and on how much of the data."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,13 +9,15 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from onnx_rnn_prune import prune
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.flow import bench as bench_module
+from onnx_rnn_prune.flow import recovery
 from onnx_rnn_prune.flow.bench import Bench
-from onnx_rnn_prune.flow.feeding import open_data
+from onnx_rnn_prune.flow.feeding import open_data, open_three
 from onnx_rnn_prune.flow.interface import AS_BEFORE
 from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.studying import look, study
+from onnx_rnn_prune.flow.studying import cut, look, study
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
@@ -24,6 +27,7 @@ from onnx_rnn_prune.score import evidence
 from onnx_rnn_prune.score.evidence import Tapped
 from onnx_rnn_prune.score.products import find_readers
 from onnx_rnn_prune.score.steps import ACTIVATIONS
+from oracle.recovered import recovered
 from test_allocation import WIDTH, stacked
 
 INPUTS, HIDDEN, BATCH = 3, 5, 40
@@ -194,3 +198,33 @@ def test_no_more_is_run_than_the_units_take(streams, run, monkeypatch):
     for reader in studied.readers:
         same = found.moments[reader.pool].comoment == again.moments[reader.pool].comoment
         assert same.all()
+
+
+@pytest.mark.parametrize("asked", ["bias", "lstsq"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reported_on(
+    asked, apart, feeds, monkeypatch
+):
+    monkeypatch.setattr(recovery, "_ROUNDS", 0)
+    model, others = stacked(None), feeds[9:] if apart else None
+    result = prune(model, data=feeds[:9], eval_data=others, recover=asked, criterion="l2")
+    opened = open_model(model)
+    data = open_data(opened, feeds[:9], others, 0)
+    studied = study(opened, ["first", "second"], data, AS_BEFORE, silent)
+    keep, found = result.plan.mask(studied.prepared.trace), result.report["recovery"]
+    ridge = math.inf if found["lambda"] is None else found["lambda"]
+    seen = [*data.fitting, *(data.held_out if apart else [])]
+    document = recovered(studied.prepared, keep, seen, ridge)
+    wanted = Runner(cut(document, studied, result.plan, "shrink"))(feeds[0])
+    for name, value in Runner(result.model)(feeds[0]).items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-5)
+    assert found["reason"].endswith("then fitted on those as well") == apart
+
+
+def test_validation_feeds_stay_out_of_fits_where_they_are_reported_on(feeds):
+    opened = open_model(stacked(None))
+    assert not open_data(opened, feeds, None, 0).tested
+    assert open_data(opened, feeds[:9], feeds[9:], 0).tested
+    assert open_three(opened, feeds, None).tested
+    for few in (1, 2):
+        assert not open_three(opened, feeds[:few], None).tested

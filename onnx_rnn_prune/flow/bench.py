@@ -50,6 +50,7 @@ class Recovered:
         error: on held-out feeds, as the bench judges.
         rounds: refits on the cut model's own signals.
         learning: how distill went, also where it was not chosen.
+        refit: fits the same on further feeds as well; None where that is not possible.
     """
 
     used: str
@@ -58,6 +59,7 @@ class Recovered:
     error: float
     rounds: int = 0
     learning: Learning | None = None
+    refit: Callable[[Feeds], Pass] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,16 @@ class Bench:
         """Fitted and judged."""
         given = None if math.isinf(ridge) else ridge
         write = self.fitted(pairs, ridge)
-        return Recovered(used, write, given, self.judge(write), rounds)
+
+        def refit(feeds: Feeds) -> Pass:
+            """With all that `pairs` knows by then, signals of later rounds included."""
+            further = Shelf()
+            self.free_pairs(self.prepared.document, feeds, further)
+            if rounds:
+                self.free_pairs(self.shrunk(write), feeds, further)
+            return self.fitted(lambda reader: pairs(reader).merge(further[reader.pool]), ridge)
+
+        return Recovered(used, write, given, self.judge(write), rounds, refit=refit)
 
     def fitted(self, pairs: Pairs, ridge: float) -> Pass:
         """What writes least squares; biases only where the ridge is infinite."""

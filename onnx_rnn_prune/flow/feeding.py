@@ -58,6 +58,11 @@ class Data:
     loss: Loss | None = None
     streams: Mapping[str, Any] | None = None
 
+    @property
+    def tested(self) -> bool:
+        """Whether drift is reported on feeds by which no candidate was judged."""
+        return self.judging is not self.held_out and not self.held_out.shared
+
 
 def asked_sizes(data: object, size: object) -> Asked:
     """What the user says of the sizes of made-up feeds, see `data.read_asked`.

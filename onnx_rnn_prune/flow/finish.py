@@ -21,6 +21,7 @@ from onnx_rnn_prune.flow.recovery import (
     leave_units,
     recover_from_weights,
     recover_units,
+    refitted,
 )
 from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.flow.stages.base import run_stages
@@ -147,7 +148,9 @@ def _recover(
     studied = look(studied, data, progress)
     bench = Bench.of(opened, data, studied, keep).judged_by(data.loss)
     course = replace(treatment.course, loss=data.loss)
-    return recover_units(bench, wanted, treatment.schedule, course, progress)
+    found, reason = recover_units(bench, wanted, treatment.schedule, course, progress)
+    final = refitted(bench, found, course.until) if data.tested else found
+    return final, reason if final is found else f"{reason}, then fitted on those as well"
 
 
 def _untouched(

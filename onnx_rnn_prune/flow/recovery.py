@@ -100,6 +100,25 @@ def recover_units(
     return chosen, _reason(chosen, errors, bench.measure)
 
 
+def refitted(bench: Bench, found: Recovered, until: float) -> Recovered:
+    """The same fit on calibration and validation feeds together, once the latter have chosen it.
+
+    It stays as it was where no fit was chosen, where calibration left feeds out because it had
+    enough, where the time is over, and where the new fit runs worse on feeds that it has seen.
+
+    Args:
+        bench: on which it was chosen.
+        found: what was chosen.
+        until: when there is no time left, see `Course`.
+    """
+    enough = bench.evidence.streams < bench.fitting.streams
+    if found.refit is None or enough or time.monotonic() > until:
+        return found
+    write = found.refit(bench.held_out)
+    better = bench.judge(write) <= found.error
+    return replace(found, write=write, refit=None) if better else found
+
+
 def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progress) -> Recovered:
     """What comes of training from the best so far; PyTorch is imported only here."""
     from onnx_rnn_prune.learn.distill import Pupil, distill
@@ -112,7 +131,7 @@ def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progres
 
     learnt, learning = distill(pupil, bench.fitting, judge, course, progress)
     write = Pipeline((start.write, learnt))
-    return replace(start, used="distill", write=write, error=learning.after, learning=learning)
+    return Recovered("distill", write, start.ridge, learning.after, start.rounds, learning)
 
 
 def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
