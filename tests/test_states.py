@@ -165,6 +165,8 @@ def test_states_hold_the_kept_units(case, data):
     for name in (*states, *states.values()):
         assert dims(small, name) == [*dims(model, name)[:-1], 5]
     assert [row["input"] for row in result.report["states"]] == list(states)
+    ends = {row["end"] for layer in result.report["layers"] for row in layer["outlets"]}
+    assert "narrow" in ends and "restored" not in ends
     assert result.report["totals"]["bytes_after"] == small.ByteSize()
 
 
@@ -405,7 +407,9 @@ def test_metadata_holds_the_new_width():
     found = {entry.key: entry.value for entry in result.model.metadata_props}
     assert found.pop(KEPT).startswith('{"h":[[1,1,12],"')
     assert found == {"width": "5", "other": "12", "rate": "16000"}
-    with pytest.raises(PruneError, match="rate: it holds '16000', which is not the width of a state"):
+    with pytest.raises(
+        PruneError, match="rate: it holds '16000', which is not the width of a state"
+    ):
         prune(proto, keep=5, shrink_states=True, state_metadata=["rate"])
     with pytest.raises(PruneError, match="gone: the model has no such entry"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["gone"])
@@ -475,13 +479,15 @@ def test_the_command_line_has_them_too(tmp_path, capsys):
 def test_narrow_states_are_compared_from_what_they_keep_of_the_originals(recover):
     """The file says which entries that is, so it deviates as the one with states of full width."""
     model, clips, _ = CASES["lstm"]
-    narrow, wide = (
-        prune(model, keep=5, data=clips, shrink_states=shrink, recover=recover).model
+    result, other = (
+        prune(model, keep=5, data=clips, eval_data=clips, shrink_states=shrink, recover=recover)
         for shrink in (True, False)
     )
+    narrow, wide = result.model, other.model
     found, wanted = (compare(model, other, data=clips) for other in (narrow, wide))
     assert set(found["drift"]) == {"y"} and set(wanted["drift"]) == {"y", "hn", "cn"}
     assert found["drift"]["y"]["nrmse"] == pytest.approx(wanted["drift"]["y"]["nrmse"], rel=1e-4)
+    assert result.report["drift"] == found["drift"]
     assert found["warnings"] == ["hn, cn: not compared, since their states differ in width"]
     assert [row["model"] for row in bench([model, narrow], data=clips)["rows"]]
     assert compare(model, narrow)["drift"]["y"]["nrmse"] > 0

@@ -217,6 +217,23 @@ def test_a_slower_model_is_slower():
     assert both.before_quartiles_ms[0] > both.after_quartiles_ms[0]
 
 
+def test_only_runs_are_timed():
+    """A feed is made ready before that, as it is for a model with narrower states."""
+
+    class Ready:
+        name, outputs, seen = "later", ["y"], []
+
+        def ready(self, feed):
+            return {"x": feed["x"] + 1}
+
+        def __call__(self, feed):
+            self.seen.append(float(feed["x"][0, 0]))
+            return {"y": feed["x"]}
+
+    timings([run(SAME), Ready()], {"x": np.ones((2, 2), np.float32)}, rounds=3)
+    assert Ready.seen[-3:] == [2, 2, 2]
+
+
 def test_timing_ends_in_time():
     feed = {"x": np.ones((2, 2), np.float32)}
     assert timings([run(SAME)], feed, rounds=5)[0].rounds == 5

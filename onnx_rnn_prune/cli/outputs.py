@@ -57,11 +57,13 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         return
     reason = worse(result.report, pays)
     if reason is not None:
+        narrow = result.report.get("states") or not (result.report["data"].get("streams") or {})
+        shrink = "" if narrow else "add --shrink-states, "
         raise Unmet(
             f"{reason}; no file was written",
             where=model,
-            remedy="prune more units or fewer layers, add --shrink-states, or give --budget"
-            " bytes=100% if size alone matters",
+            remedy=f"prune more units or fewer layers, {shrink}or give --budget bytes=100% if size"
+            " alone matters",
         )
 
 

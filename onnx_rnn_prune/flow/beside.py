@@ -63,18 +63,18 @@ class NarrowRunner:
     def __init__(self, runner: Runner, states: Sequence[Narrow]) -> None:
         self._runner, self._states = runner, states
         self.name, self.outputs = runner.name, runner.outputs
-        self._last: tuple[Feed, Feed] | None = None
+        self._ready: Feed | None = None
 
     def __call__(self, feed: Feed) -> Mapping[str, Array]:
-        if self._last is None or self._last[0] is not feed:  # timed, it comes again and again
-            self._last = feed, self._narrow(feed)
-        return self._runner(self._last[1])
+        return self._runner(feed if feed is self._ready else self.ready(feed))
 
-    def _narrow(self, feed: Feed) -> Feed:
-        if all(feed[state.source].shape[state.axis] == state.width for state in self._states):
-            return feed  # its own states, carried along
-        starts = {state.source: state.start(feed[state.source]) for state in self._states}
-        return NamedFeed({**feed, **starts}, getattr(feed, "name", "the feed"))
+    def ready(self, feed: Feed) -> Feed:
+        """The feed with states of its own width."""
+        if any(feed[state.source].shape[state.axis] != state.width for state in self._states):
+            starts = {state.source: state.start(feed[state.source]) for state in self._states}
+            feed = NamedFeed({**feed, **starts}, getattr(feed, "name", "the feed"))
+        self._ready = feed
+        return feed
 
 
 def narrow_states(

@@ -31,11 +31,13 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.passes.prepared import only_leaving
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
 from onnx_rnn_prune.report.environment import environment
 from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
+from onnx_rnn_prune.validate.results import Called
 
 
 def finish(
@@ -59,19 +61,19 @@ def finish(
     if recovered.used == "lossless":
         check_lossless(opened, shrunk, feeds)
     shrunk, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
-    model = shrunk.write()
+    # Nothing more is done to a file with narrow states.
+    model = (narrowed.document if narrowed.states else shrunk).write()
     prepared = studied.prepared
-    report = _report(opened, data, model, treatment.mode, progress)
-    if narrowed.states:
-        model = narrowed.document.write()
-    report["warnings"] += say_states(model, interface, narrowed.states)
-    if narrowed.states:
-        report["totals"] = total_rows(opened.model, model)
-        report["latency"] = plain(_latency_of_narrow(opened, model, narrowed.states, data))
+    said = say_states(model, interface, narrowed.states)
+    report = _report(opened, data, model, treatment.mode, progress, narrowed.states)
+    report["warnings"] += said
     report["stages"] = steps
     report["states"] = state_rows(narrowed.states)
     report["warnings"] += narrowed.notes if interface.shrink_states else ()
-    rows = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+    leaving = only_leaving(
+        opened.document, prepared.restored, prepared.outside.states if narrowed.states else ()
+    )
+    rows = outlet_rows(opened.layers, prepared.ends, prepared.restored, leaving)
     left = find_layers(Document.read(model).graph)
     report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
     report["oracle"] = plain(proof)
@@ -174,15 +176,27 @@ def _untouched(
 
 
 def _report(
-    opened: Opened, data: Data, model: onnx.ModelProto, mode: str, progress: Progress
+    opened: Opened,
+    data: Data,
+    model: onnx.ModelProto,
+    mode: str,
+    progress: Progress,
+    states: Sequence[State] = (),
 ) -> dict[str, Any]:
-    result = Runner(model, name="the pruned model", remedy=OURS)
+    """What is measured of a result; `states` are those that it holds in another width."""
+    narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in states]
+
+    def held(runner: Runner) -> Called:
+        return NarrowRunner(runner, narrow) if narrow else runner
+
+    result = held(Runner(model, name="the pruned model", remedy=OURS))
     progress("measuring", 0, None)
     drifts, details = drift_in_detail(
         opened.watched(),
-        opened.beside(model, "the pruned model"),
+        held(opened.beside(model, "the pruned model")),
         data.judging,
         time_axes(opened.document),
+        [state.result for state in states],
     )
     return {
         "model": opened.name,
@@ -216,12 +230,3 @@ def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
         " in its place does not fit any more"
         for name in signature.changed_defaults(before, after)
     ]
-
-
-def _latency_of_narrow(
-    opened: Opened, model: onnx.ModelProto, states: Sequence[State], data: Data
-) -> object:
-    """Of a model whose states hold kept units only."""
-    after = Runner(model, name="the pruned model", remedy=OURS)
-    narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in states]
-    return latency(opened.run(), NarrowRunner(after, narrow), data.judging.opening())

@@ -115,6 +115,10 @@ class Runner:
             for name, value in zip(names, values, strict=True)
         }
 
+    def ready(self, feed: Feed) -> Feed:
+        """The feed itself; what stands in front of a model may have to change it."""
+        return feed
+
     def _given(self, name: str, feed: Feed) -> Array:
         value, dtype = feed[name], self._takes.get(name)
         if dtype is None or value.dtype == dtype:

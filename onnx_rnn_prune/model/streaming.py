@@ -49,8 +49,16 @@ class Streaming:
 
     def __call__(self, feed: Feed) -> Mapping[str, Any]:
         """What the model gives for the next feed."""
-        if isinstance(feed, NamedFeed) and feed.follows:
-            states = {name: self._last[output] for name, output in feed.follows.items()}
-            feed = NamedFeed({**feed, **states}, feed.name, feed.labels, feed.follows)
-        self._last = self._run(feed)
-        return self._last
+        return self.gave(self._run(self.given(feed)))
+
+    def given(self, feed: Feed) -> Feed:
+        """The next feed as the model gets it, with its own states."""
+        if not isinstance(feed, NamedFeed) or not feed.follows:
+            return feed
+        states = {name: self._last[output] for name, output in feed.follows.items()}
+        return NamedFeed({**feed, **states}, feed.name, feed.labels, feed.follows)
+
+    def gave(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Takes the states that the model left, for the feed after this one."""
+        self._last = outputs
+        return outputs

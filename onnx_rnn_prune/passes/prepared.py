@@ -74,14 +74,14 @@ def prepare(
     Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
     first = _trace(document, wanted, feeds)
     absorbing = MakeRoom(wanted, first.bindings)
-    leaving = _only_leaving(source, first.restored, states)
+    leaving = only_leaving(source, first.restored, states)
     restore = Restore(wanted, first.restored, leaving)
     changed = Pipeline((absorbing, restore))(document)
     final = _trace(document, wanted, feeds) if changed else first
     return Prepared(document, final, first.ends, first.restored, left, Outside(final))
 
 
-def _only_leaving(
+def only_leaving(
     source: Document, restored: Iterable[Outlet], states: Iterable[Carried]
 ) -> frozenset[Outlet]:
     """The outlets by which some states leave, and that nothing else reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -46,9 +46,12 @@ def layer_rows(
 
 
 def outlet_rows(
-    layers: Iterable[RecurrentLayer], ends: Ends, restored: Mapping[Outlet, str]
+    layers: Iterable[RecurrentLayer],
+    ends: Ends,
+    restored: Mapping[Outlet, str],
+    narrow: Container[Outlet] = (),
 ) -> dict[str, list[dict[str, str]]]:
-    """Where the units of each layer end, by layer name."""
+    """Where the units of each layer end, by layer name; `narrow` leave with kept units only."""
     rows: dict[str, list[dict[str, str]]] = {}
     for layer in layers:
         found = []
@@ -58,6 +61,8 @@ def outlet_rows(
             reason = restored.get(outlet)
             if reason is None:
                 found += [_row(outlet.output, "absorbed", at, "") for at in ends[outlet]]
+            elif outlet in narrow:
+                found.append(_row(outlet.output, "narrow", "graph output", ""))
             else:
                 at = "graph output" if outlet.consumer == GRAPH_OUTPUT else outlet.consumer
                 found.append(_row(outlet.output, "restored", at, reason))

@@ -23,6 +23,7 @@ from onnx_rnn_prune.report.numbers import (
     streams,
     times,
 )
+from onnx_rnn_prune.report.verdict import worst
 from onnx_rnn_prune.text import presentable
 
 Report = Mapping[str, Any]
@@ -152,6 +153,8 @@ def ends(layer: Report) -> str:
         elif end == "restored":
             at = f" for {where}" if where else ""
             lines.append(f"{output}: brought back to full size{at}" + (reason and f" ({reason})"))
+        elif end == "narrow":
+            lines.append(f"{output}: leaves with kept units only")
         else:
             lines.append(f"{output}: not used")
     return "\n".join(lines)
@@ -194,14 +197,13 @@ def _stages(stages: Sequence[Report]) -> Table:
     numbers = ("File size", "Compressed", "Speed", "Deviation")
     table = new_table("Step", *numbers, numbers=numbers)
     for stage in stages:
-        errors = [values.get("nrmse") for values in stage["drift"].values()]
-        known = [error for error in errors if error is not None]
+        found = worst(stage["drift"])
         table.add_row(
             Text(stage["name"]),
             size(stage["bytes"]),
             size(stage["compressed_bytes"]),
             times(stage["speedup"], stage.get("speedup_quartiles")),
-            percent(max(known)) if known else "unknown",
+            percent(found[1]) if found else "unknown",
         )
     return table
 
@@ -242,8 +244,7 @@ def _deviation(values: Report) -> str:
     nrmse, agreement = values.get("nrmse"), values.get("top1_agreement")
     top = "" if agreement is None else f"; same top answer in {percent(agreement)}"
     if values.get("unequal"):
-        count = values["unequal"]
-        often = "once" if count == 1 else f"{count} times"
+        often = "once" if values["unequal"] == 1 else f"{values['unequal']} times"
         top += f"; lengths differ {often}, compared up to the shorter"
     if values.get("rmse") == 0:
         return "the same as the original's" + ("" if agreement == 1.0 else top)
@@ -258,8 +259,7 @@ def _deviation(values: Report) -> str:
 
 def _superfluous(row: Report) -> str:
     """What of a layer provably changes nothing, and how much of that goes."""
-    parts = [f"{row[kind]} {kind}" for kind in ("dead", "zero", "constant", "duplicate")]
-    found = ", ".join(part for part in parts if not part.startswith("0 "))
+    found = ", ".join(f"{row[k]} {k}" for k in ("dead", "zero", "constant", "duplicate") if row[k])
     return f"{row['layer']}: {found or 'no unit'}" + (f"; {row['removed']} go" if found else "")
 
 

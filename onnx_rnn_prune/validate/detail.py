@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.validate.course import Course, OverTime
 from onnx_rnn_prune.validate.drift import Drift, Sums
 from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, up_to_shorter
-from onnx_rnn_prune.validate.results import results
+from onnx_rnn_prune.validate.results import Called, results
 from onnx_rnn_prune.validate.spread import Histogram, Spread
 
 
@@ -32,7 +32,11 @@ class Detail:
 
 
 def drift_in_detail(
-    a: Runner, b: Runner, feeds: Iterable[Feed], time_axes: Mapping[str, int]
+    a: Called,
+    b: Called,
+    feeds: Iterable[Feed],
+    time_axes: Mapping[str, int],
+    skip: Collection[str] = (),
 ) -> tuple[dict[str, Drift], dict[str, Detail]]:
     """As `drift`, in the same run through the feeds; memory grows with neither feeds nor steps.
 
@@ -41,12 +45,13 @@ def drift_in_detail(
         b: the other.
         feeds: what both run on.
         time_axes: outputs that hold sequences, with the axis of their steps.
+        skip: outputs that are not compared.
 
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
     """
     calls = isinstance(feeds, Feeds) and bool(feeds.states)
-    parts = {name: _Part(time_axes.get(name), calls) for name in a.outputs}
+    parts = {name: _Part(time_axes.get(name), calls) for name in a.outputs if name not in skip}
     where = f"{a.name} and {b.name}"
     for result in results(a, b, feeds):
         for name, part in parts.items():

@@ -23,6 +23,9 @@ class Called(Protocol):
     def __call__(self, feed: Feed) -> Mapping[str, Array]:
         """Runs one feed."""
 
+    def ready(self, feed: Feed) -> Feed:
+        """A feed as it is run, which may take time that is not the model's."""
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -74,6 +77,10 @@ class Recorded:
         self._kept: dict[str, Mapping[str, Array]] = {}
         self._bytes = 0
         self.name, self.outputs = runner.name, runner.outputs
+
+    def ready(self, feed: Feed) -> Feed:
+        """The feed itself."""
+        return feed
 
     def __call__(self, feed: Feed) -> Mapping[str, Array]:
         """All outputs; feeds without a name are not known again."""
