@@ -192,6 +192,19 @@ def test_a_session_reads_no_other_folder_either(size, model, outside, monkeypatc
             Runner(leaking)
 
 
+def test_locations_that_are_no_text_are_refused(model, tmp_path, capsys):
+    proto = onnx.load(model)
+    for name in ("kept.bin", "location"):
+        tensor = reference(name, name, dims=(1,))
+        proto.graph.initializer.append(tensor)
+    content = proto.SerializeToString().replace(b"\x12\x08location", b"\x12\x08locati\xff\xfe")
+    assert content != proto.SerializeToString()
+    model.write_bytes(content)
+    assert run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "defect" not in err
+
+
 def test_feeds_are_read_from_their_folder(model, outside, tmp_path, capsys):
     folder = tmp_path / "sets"
     folder.mkdir()
@@ -406,6 +419,13 @@ def named_twice(proto):
     proto.graph.node[1].output[0] = "logits"
 
 
+def with_an_empty_body(proto):
+    """A Loop whose body has neither a counter nor a condition."""
+    proto.graph.node[-1].output[0] = "before"
+    body = helper.make_graph([], "body", [], [])
+    proto.graph.node.append(helper.make_node("Loop", ["", "", "before"], ["logits"], body=body))
+
+
 BROKEN = {
     cut_short: "weight 'W': its shape takes 288 bytes, and it has 287",
     said_huge: "its shape takes",
@@ -414,9 +434,10 @@ BROKEN = {
     of_no_type: "weight 'W': its type is none of ONNX's (0)",
     too_few: "weight 'few': its shape takes 2 values, and it has 1",
     port_of_unknown_type: "tensor 'x': its type is none of ONNX's",
-    in_a_circle: "circle",
+    in_a_circle: "its nodes form a cycle",
     with_bytes_as_text: "cannot be read as a graph",
     named_twice: "onnxruntime cannot load it",
+    with_an_empty_body: "onnxruntime cannot load it",
 }
 
 
@@ -431,7 +452,7 @@ def test_what_is_no_model_is_said(broken, command, model, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert BROKEN[broken] in err + " ".join(out.split())
     assert "defect" not in err and "Traceback" not in err
-    assert code == 1 or (command, broken) == ("inspect", named_twice)
+    assert code == 1 or (command == "inspect" and "cannot load" in BROKEN[broken])
     assert not (tmp_path / "out.onnx").exists()
 
 

@@ -150,6 +150,7 @@ def weight_files(path: str | Path) -> list[Path]:
         for tensor in tensors(model)
         for entry in tensor.external_data
         if entry.key == "location"
+        and isinstance(entry.value, str)  # bytes that are no UTF-8 are not
     }
     found = (_beside(name, Path(path)) for name in sorted(names))
     return [file for file in found if file is not None]
