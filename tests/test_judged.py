@@ -178,3 +178,11 @@ def test_a_metric_that_runs_the_model_sees_what_is_drawn():
 
     found = sensitivity(model(ENDS["drawn"], "out h"), data=feeds(), metric=distinct)
     assert found["layers"][0]["points"][-1]["metric"] >= 1.0
+
+
+def test_processes_judge_by_the_same_signals():
+    def qualities(jobs):
+        found = search(model(ENDS["index"]), data=feeds(), params="80%", trials=3, jobs=jobs)
+        return [row["quality"] for row in found.report["search"]["candidates"]]
+
+    assert qualities(1) == qualities(2)

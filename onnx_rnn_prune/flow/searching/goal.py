@@ -156,7 +156,7 @@ def read_goal(
 
 def _asked(quality: Quality, drop: Drop) -> str:
     return (
-        f"nrmse at most {drop}" if quality is NRMSE else f"{quality.name} worse by at most {drop}"
+        f"nrmse at most {drop}" if quality == NRMSE else f"{quality.name} worse by at most {drop}"
     )
 
 

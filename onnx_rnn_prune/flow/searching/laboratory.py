@@ -117,7 +117,7 @@ class Laboratory:
             part = feeds.take(range(fold, feeds.streams, folds))
             losses.append(self.quality.loss(self.before(part), measure(self.outputs(model, part))))
         spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
-        error = nrmse(self._numbers(model, feeds))
+        error = value if self.quality == NRMSE else nrmse(self._numbers(model, feeds))
         loss = self.quality.loss(self.before(feeds), value)
         return value, loss, spread if math.isfinite(spread) else math.inf, error
 
@@ -132,7 +132,7 @@ class Laboratory:
         Without states, unless there is nothing else: they matter for what comes of them.
         """
         plain, judged = plain_outputs(self.bench.prepared.document), self.bench.judged
-        names = judged.numbers(plain) if self.quality is NRMSE else judged.repeatable(plain)
+        names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
         return Outcome(
             lambda: self._results(model, feeds, names), lambda feed: self._run(model, feed)
         )

@@ -67,7 +67,7 @@ def sensitivity_rows(setting: Setting, data: Data, trials: Sequence[Trial]) -> d
     """
     lab = setting.lab
     full = [group.size for group in lab.trace.groups]
-    named = lab.quality is not NRMSE
+    named = lab.quality != NRMSE
     before = lab.before(lab.bench.held_out) if named else None
     whole = {"nrmse": 0.0, "metric": before, "ms": setting.ms(full)}
     rows, seconds = [], 0.0
