@@ -180,10 +180,8 @@ def plan(
     request = read_request(
         keep, budget, criterion, allocate, per, steps, None, only, skip, align, min_units, seed
     )
-    interface, stream = (
-        read_interface(shrink_states, (), "shrink"),
-        streaming(stream, data is not None),
-    )
+    interface = read_interface(shrink_states, (), "shrink")
+    stream = streaming(stream, data is not None)
     check_progress(progress)
     asked = asked_sizes(data, size)
     opened = open_model(model, frozen(freeze))

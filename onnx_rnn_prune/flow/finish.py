@@ -30,14 +30,13 @@ from onnx_rnn_prune.flow.treatment import Treatment
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
-from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.passes.prepared import only_leaving
 from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
 from onnx_rnn_prune.report.environment import environment
 from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
-from onnx_rnn_prune.validate.results import Called
 
 
 def finish(
@@ -185,18 +184,13 @@ def _report(
 ) -> dict[str, Any]:
     """What is measured of a result; `states` are those that it holds in another width."""
     narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in states]
-
-    def held(runner: Runner) -> Called:
-        return NarrowRunner(runner, narrow) if narrow else runner
-
-    result = held(Runner(model, name="the pruned model", remedy=OURS))
+    judged, timed = (
+        (before, NarrowRunner(after, narrow) if narrow else after)
+        for before, after in opened.pairs(model, "the pruned model")
+    )
     progress("measuring", 0, None)
     drifts, details = drift_in_detail(
-        opened.watched(),
-        held(opened.beside(model, "the pruned model")),
-        data.judging,
-        time_axes(opened.document),
-        [state.result for state in states],
+        *judged, data.judging, time_axes(opened.document), [state.result for state in states]
     )
     return {
         "model": opened.name,
@@ -204,7 +198,7 @@ def _report(
         "totals": total_rows(opened.model, model),
         "drift": drift_rows(drifts, opened.judged, data.streams),
         "drift_details": {name: plain(values) for name, values in details.items()},
-        "latency": plain(latency(opened.run(), result, data.judging.opening())),
+        "latency": plain(latency(*timed, data.judging.opening())),
         "data": {
             "source": data.fitting.source,
             "feeds": len(data.fitting) + (0 if data.fitting.shared else len(data.held_out)),

@@ -75,6 +75,18 @@ class Opened:
         judged = self.judged
         return Runner(model, outputs=judged.watched, also=judged.drawn, name=name, remedy=OURS)
 
+    def pairs(
+        self, model: onnx.ModelProto, name: str
+    ) -> tuple[tuple[Runner, Runner], tuple[Runner, Runner]]:
+        """It and what was made of it, loaded to be judged, and to be timed.
+
+        What outputs are judged by takes time of its own to compute.
+        """
+        judged = self.watched(), self.beside(model, name)
+        if self.judged.watched is None:
+            return judged, judged
+        return judged, (self.run(), Runner(model, name=name, remedy=OURS))
+
     def traced(self, trace: Trace) -> Opened:
         """The same for cuts of some units: what holds these is another tensor then.
 

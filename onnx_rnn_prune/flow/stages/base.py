@@ -11,7 +11,6 @@ from onnx_rnn_prune.flow.feeding import Data
 from onnx_rnn_prune.flow.opening import Opened
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import compressed_bytes
-from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, total_rows
 from onnx_rnn_prune.validate import drift, latency
@@ -49,12 +48,10 @@ def run_stages(
 
 def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str, Any]:
     model = document.write()
-    original, result = opened.run(), Runner(model, name="the pruned model", remedy=OURS)
-    totals, spent = (
-        total_rows(opened.model, model),
-        latency(original, result, data.judging.opening()),
-    )
-    found = drift(opened.watched(), opened.beside(model, "the pruned model"), data.judging)
+    judged, timed = opened.pairs(model, "the pruned model")
+    totals = total_rows(opened.model, model)
+    spent = latency(*timed, data.judging.opening())
+    found = drift(*judged, data.judging)
     for output, values in found.items():
         if math.isinf(values.max_abs):
             raise Unmet(
