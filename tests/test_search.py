@@ -526,11 +526,13 @@ def test_what_is_priced_is_what_is_written():
 
 
 def test_what_is_worse_than_the_original_is_known():
-    layer = {"hidden_before": 8, "hidden_after": 4, "outlets": [{"end": "restored"}]}
+    restored = {"output": "Y_h", "end": "restored"}
+    layer = {"name": "a", "hidden_before": 8, "hidden_after": 4, "outlets": [restored]}
     report = {
         "totals": {"bytes_before": 100, "bytes_after": 90},
         "latency": {"speedup": 0.8, "speedup_quartiles": [0.7, 0.9]},
         "layers": [layer],
+        "states": [],
     }
     assert worse(report) == "the result would be 1.2x slower (1.1x to 1.4x) than the original"
     assert worse(report, ("bytes",)) is None
@@ -538,5 +540,6 @@ def test_what_is_worse_than_the_original_is_known():
     assert worse({**report, "latency": unsure}) is None
     larger = {"bytes_before": 100, "bytes_after": 122}
     assert worse({**report, "totals": larger}).startswith("the file would be larger")
-    absorbed = {**layer, "outlets": [{"end": "absorbed"}]}
+    absorbed = {**layer, "outlets": [{**restored, "end": "absorbed"}]}
     assert worse({**report, "layers": [absorbed]}) is None
+    assert worse({**report, "states": [{"layers": ["a"]}]}) is None

@@ -29,6 +29,7 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report.numbers import faster
 from onnx_rnn_prune.score.lookup import Lookup
 from onnx_rnn_prune.trace.bindings import STATES, traced_layers
+from onnx_rnn_prune.trace.states import ENDS
 from onnx_rnn_prune.trace.units import Group
 
 REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
@@ -183,6 +184,15 @@ def _pinned(plan: Plan, names: Iterable[str]) -> Plan:
     return replace(plan, layers=layers, pinned=reasons)
 
 
+def _restores(layer: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
+    """Whether a cut layer has outputs that are brought to full width; narrow states are not."""
+    if layer["hidden_after"] == layer["hidden_before"]:
+        return False
+    narrow = any(layer["name"] in state["layers"] for state in report["states"])
+    finals = ENDS.values() if narrow else ()
+    return any(o["end"] == "restored" and o["output"] not in finals for o in layer["outlets"])
+
+
 def worse(report: Mapping[str, Any], pays: Container[str] = ("bytes", "ms")) -> str | None:
     """In what a cut model is worse than its original, if it is, before anything else is done to it.
 
@@ -197,12 +207,8 @@ def worse(report: Mapping[str, Any], pays: Container[str] = ("bytes", "ms")) -> 
         return f"the file would be larger than the original ({after} bytes instead of {before})"
     ratio = first.get("speedup", latency["speedup"])
     quartiles = first.get("speedup_quartiles", latency["speedup_quartiles"])
-    restores = any(
-        outlet["end"] == "restored"
-        for layer in report["layers"]
-        if layer["hidden_after"] < layer["hidden_before"]
-        for outlet in layer["outlets"]
-    )  # nothing else that is put into a model takes time
+    # Nothing else that is put into a model takes time.
+    restores = any(_restores(layer, report) for layer in report["layers"])
     if restores and "ms" in pays and quartiles[1] < 1.0 and ratio < _SLOWER:
         return f"the result would be {faster(ratio, quartiles)} than the original"
     return None
