@@ -214,12 +214,11 @@ class RecurrentLayer:
             if default == "Tanh"
         )
 
-    def params(self, kept: int | None = None, input_size: int | None = None) -> int:
-        """Number of weights with `kept` units (H by default) and another input width."""
+    def params(self, kept: int | None = None) -> int:
+        """Number of weights with `kept` units (H by default)."""
         units = self.hidden if kept is None else kept
-        width = self.input_size if input_size is None else input_size
         gates = len(self.cell.gates)
-        per_unit = gates * (width + units)
+        per_unit = gates * (self.input_size + units)
         per_unit += 2 * gates if self.input("B") is not None else 0
         per_unit += 3 if self.input("P") is not None else 0
         return self.directions * units * per_unit
