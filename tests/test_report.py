@@ -302,6 +302,7 @@ def test_json_is_plain(tmp_path):
         (percent(None), "unknown"),
         (faster(1.0), "equally fast"),
         (faster(3.14), "3.1x faster"),
+        (faster(1.03), "1.03x faster"),
         (faster(0.5), "2.0x slower"),
         (faster(12.34), "12x faster"),
         (faster(3.14, (3.0, 3.3)), "3.1x faster"),

@@ -36,6 +36,8 @@ def percent(share: float | None) -> str:
 
 # Quartiles of a speedup that lie further apart than this share of it are shown.
 _WIDE = 0.2
+# Below this, two digits of a speedup would say 1.0x.
+_NEAR = 1.05
 
 
 def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
@@ -57,7 +59,7 @@ def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
     else:
         word = "faster"
     spread = f" ({_digits(low, 2)}x to {_digits(high, 2)}x)" if high - low > _WIDE * ratio else ""
-    return f"{_digits(ratio, 2)}x {word}{spread}"
+    return f"{_digits(ratio, 3 if ratio < _NEAR else 2)}x {word}{spread}"
 
 
 def times(ratio: float, quartiles: Sequence[float] | None = None) -> str:
