@@ -99,7 +99,7 @@ class Search:
         reason = worse(result.report, goal.pays)
         if reason is not None and self.pick is None:
             raise Unmet(
-                f"of the best cut that is within {goal}, {reason}",
+                f"with the best cut within {goal}, {reason}",
                 where="search",
                 remedy="; ".join(setting.unpaid) or "allow more loss",
             )
