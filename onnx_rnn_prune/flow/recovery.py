@@ -103,8 +103,9 @@ def recover_units(
 def refitted(bench: Bench, found: Recovered, until: float) -> Recovered:
     """The same fit on calibration and validation feeds together, once the latter have chosen it.
 
-    It stays as it was where no fit was chosen, where calibration left feeds out because it had
-    enough, where the time is over, and where the new fit runs worse on feeds that it has seen.
+    It stays as it was where training went on from the fit, where none was chosen, where calibration
+    left feeds out because it had enough, where the time is over, and where the new fit runs worse
+    on feeds that it has seen.
 
     Args:
         bench: on which it was chosen.
@@ -131,7 +132,8 @@ def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progres
 
     learnt, learning = distill(pupil, bench.fitting, judge, course, progress)
     write = Pipeline((start.write, learnt))
-    return Recovered("distill", write, start.ridge, learning.after, start.rounds, learning)
+    refit = None if learning.taken else start.refit
+    return Recovered("distill", write, start.ridge, learning.after, start.rounds, learning, refit)
 
 
 def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
