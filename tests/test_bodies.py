@@ -6,7 +6,10 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune import PruneError, inspect, prune
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.surface import surface
+from onnx_rnn_prune.model.walk import all_nodes
 
 HIDDEN, WIDTH = 8, 3
 RNG = np.random.default_rng(0)
@@ -170,3 +173,39 @@ def test_a_frozen_input_takes_its_branch_along():
 def test_what_cannot_be_frozen_is_named(values):
     with pytest.raises(PruneError, match="--freeze"):
         prune(model(IF), freeze=values)
+
+
+def nested(depth):
+    """Ifs in both branches of Ifs, in text; each branch doubles what it is given, as `tN`."""
+    numbers = iter(range(1 << 12))
+
+    def branch(left):
+        own = next(numbers)
+        inner = f"o{own} = {choice(left)}" if left else f"o{own} = Relu (t{own})"
+        return f"b{own} () => (float[a, b, c] o{own}) {{ t{own} = Add (x, x) {inner} }}"
+
+    def choice(left):
+        return f"If (c) <then_branch = {branch(left - 1)}, else_branch = {branch(left - 1)}>"
+
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[a, b, c] x, bool c) => (float[a, b, c] y) {{ y = {choice(depth)} }}
+    """)
+    return proto, [f"t{number}" for number in range(next(numbers))]
+
+
+def test_what_is_shown_of_nested_branches_takes_nodes_in_proportion():
+    added = []
+    feed = {"x": np.ones((1, 2, 3), np.float32), "c": np.array(True)}
+    for depth in (2, 3, 5):
+        proto, names = nested(depth)
+        document = Document.read(proto)
+        before = sum(1 for _ in all_nodes(document.graph))
+        shown = surface(document, names, np.float32)
+        added.append((sum(1 for _ in all_nodes(document.graph)) - before) / len(names))
+        seen = shown.calls(Runner(document, outputs=shown.outputs, optimize=False)(feed))
+        taken = [name for name in names if seen[name]]
+        assert taken == names[:depth] and len(shown.outputs) == 1  # the first branch of each
+        for name in taken:
+            assert np.array_equal(seen[name], [2 * feed["x"]])
+    assert max(added) < 1.2 * min(added)

@@ -1,6 +1,7 @@
 """Made-up feeds are repeatable, fit the model's inputs and find sizes with which it runs."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,30 @@ def test_where_all_sizes_are_fixed_nothing_was_guessed():
 
     with pytest.raises(PruneError, match=r"^the model: its state is too wide; look at it$"):
         random_feeds(Document.read(model), fail, seed=0, count=1)
+
+
+@pytest.mark.parametrize(
+    ("dims", "asked", "message"),
+    [
+        ("268435456, 1, 3", {}, "axis 0 of input 'x' has size 268435456.*give data, or declare"),
+        ("time, 268435456, 3", {}, "axis 1 of input 'x' has size 268435456"),
+        (
+            "time, 1, 3",
+            {"x": "268435456x1x3"},
+            "axis 0 of input 'x'.*268435456.*ask --size for less",
+        ),
+        ("time, batch, 3", {"time": 1 << 28, "batch": 1}, "axis 0 of input 'x' has size 268435456"),
+    ],
+)
+def test_a_size_that_no_one_can_want_made_up(dims, asked, message):
+    """Whether the file claims it or the user: nothing of that size is allocated."""
+    model = build(LSTM, f"float[{dims}] x", weights=recurrent(3))
+    tracemalloc.start()
+    with pytest.raises(PruneError, match=message) as caught:
+        made(model, asked=read_asked(asked))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 26 and "\n" not in str(caught.value)
 
 
 def test_a_prune_without_data_is_proven_on_several_sizes():

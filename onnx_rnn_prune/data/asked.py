@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from math import prod
 from numbers import Integral
 
 from onnx_rnn_prune.errors import PruneError
@@ -71,6 +72,28 @@ def settle(ports: Sequence[Port], asked: Asked) -> tuple[tuple[Port, ...], dict[
         else:
             raise _unknown(name, ports, dims)
     return tuple(names[port.name] for port in ports), found
+
+
+def check_sizes(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -> None:
+    """What a file or a user claims is believed up to a size, however small all others are.
+
+    Raises:
+        PruneError: an input would have more entries.
+    """
+    for port in ports:
+        keys = [port.key(axis) for axis in range(len(port.dims or ()))]
+        shape = [
+            dim if isinstance(dim, int) else pinned.get(key, 1)
+            for key, dim in zip(keys, port.dims or (), strict=True)
+        ]
+        if prod(shape) > most:
+            axis = shape.index(max(shape))
+            raise PruneError(
+                f"axis {axis} of input '{port.name}' has size {shape[axis]}, too large to make up",
+                where="random feeds",
+                remedy=f"give data, or {'ask --size for' if keys[axis] in pinned else 'declare'}"
+                " less",
+            )
 
 
 def _facing(port: Port, sizes: tuple[int, ...]) -> list[tuple[int, int]]:

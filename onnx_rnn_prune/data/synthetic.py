@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.data.asked import Asked, settle
+from onnx_rnn_prune.data.asked import Asked, check_sizes, settle
 from onnx_rnn_prune.data.check import check_feed
 from onnx_rnn_prune.data.equal import Size
 from onnx_rnn_prune.data.feeds import Feeds
@@ -74,9 +74,8 @@ class Recipe:
         """
         rng = np.random.default_rng([self.seed, number])
         shapes = {port.name: _shape(port, sizes) for port in self.ports}
-        entries = sum(map(prod, shapes.values()))
-        if entries > _LARGEST:
-            raise PruneError(f"a feed of {entries} numbers is too large", where="random feeds")
+        if sum(map(prod, shapes.values())) > _LARGEST:
+            raise PruneError("the feed is too large to make up", where="random feeds")
         return {
             port.name: self._draw(port, shapes[port.name], sizes, choice, rng)
             for port in self.ports
@@ -157,6 +156,7 @@ def random_feeds(
     ports, pinned = settle(signature.inputs(document.source), asked)
     if any(port.dtype is None for port in ports):
         raise _shapeless(next(port for port in ports if port.dtype is None))
+    check_sizes(ports, pinned, _LARGEST)
     model = outline(document)
     twin = cache(lambda: Runner(numbered(document), optimize=False))
     refusal = None

@@ -82,8 +82,9 @@ def recover_units(
     last = bench.candidate("bias", bench.pairs, math.inf)
     best = _tried(errors, plain, last)
     if asked != "bias":
-        start = _best_ridge(bench, course.until, progress)
-        last = _refit(bench, schedule, start, course.until, progress)
+        del last  # what is not the best is let go of
+        last = _best_ridge(bench, course.until, progress)
+        last = _refit(bench, schedule, last, course.until, progress)
         if bench.hands_back and asked != "distill":  # what is placed is learnt from at once
             last = _with_states(bench, schedule, last, course.until, progress)
         best = _tried(errors, best, last)
@@ -151,6 +152,7 @@ def _best_ridge(bench: Bench, until: float, progress: Progress) -> Recovered:
         candidate = bench.candidate("lstsq", bench.pairs, ridge)
         if best is None or candidate.error < best.error:
             best = candidate
+        del candidate  # fits are large
     assert best is not None
     return best
 

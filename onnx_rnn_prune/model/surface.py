@@ -1,14 +1,16 @@
 """Bringing tensors out of If, Loop and Scan bodies to where a run shows them.
 
-A body's tensor becomes one more output of the body and of the node that carries it, level by level.
-It travels as a parcel, a vector of its rank, its sizes and its entries: the other branch of an If
-puts out an empty one, which the types of an If allow for vectors of a length that is not declared.
-A Loop or Scan stacks what its body puts out in each turn.
+What is wanted of a body becomes one more output of it and of the node that carries it, level by
+level. It travels as a parcel: a vector of the body's number among those of its node, then of each
+tensor its rank, its sizes and its entries, and then of each node inside that carries bodies what
+that puts out. Of an If, that is the parcel of the branch that ran; a Loop or Scan stacks those of
+its turns, and their number stands before them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -19,106 +21,164 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import Place, bodies_of, places, tensors_of
+from onnx_rnn_prune.model.walk import bodies_of, places, tensors_of
 
 _ONNX_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}
 
 
 @dataclass(frozen=True)
-class Surfaced:
-    """Where a run shows a tensor.
+class _Carrier:
+    """A node that puts out parcels.
 
     Attributes:
-        name: the tensor of the main graph that holds it.
-        turns: the number of Loops and Scans that it comes out of; each adds an axis in front.
-        inside: whether it comes out of a body at all.
+        output: the tensor that holds them.
+        stacks: whether there is one for each turn.
+        bodies: what lies in the parcels of each.
     """
 
-    name: str
-    turns: int
-    inside: bool
+    output: str
+    stacks: bool
+    bodies: Sequence[_Layout]
 
-    def calls(self, value: Array) -> list[Array]:
-        """Its values, one for each time that its graph ran."""
-        if not self.inside:
-            return [value]
-        if value.size == 0:
-            return []  # the branch was not taken
-        return [_unpack(parcel) for parcel in value.reshape(-1, value.shape[-1])]
+    def read(self, parcels: Array, turns: int, found: Mapping[str, list[Array]], at: int) -> int:
+        """Takes apart what it put out from a place on; returns the place behind it."""
+        for _ in range(turns):
+            at = self.bodies[int(parcels[at])].read(parcels, found, at + 1)
+        return at
 
 
-def surface(
-    document: Document, names: Sequence[str], dtype: type[np.generic]
-) -> Mapping[str, Surfaced]:
+@dataclass(frozen=True)
+class _Layout:
+    """What lies in a parcel: tensors by name, and what nodes inside put out."""
+
+    names: Sequence[str]
+    carriers: Sequence[_Carrier]
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.carriers)
+
+    def read(self, parcels: Array, found: Mapping[str, list[Array]], at: int) -> int:
+        """As in `_Carrier.read`."""
+        for name in self.names:
+            rank = int(parcels[at])
+            first = at + 1 + rank
+            shape = parcels[at + 1 : first].astype(np.int64)
+            at = first + int(shape.prod())
+            found[name].append(parcels[first:at].reshape(shape))
+        for carrier in self.carriers:
+            turns = int(parcels[at]) if carrier.stacks else 1
+            at = carrier.read(parcels, turns, found, at + carrier.stacks)
+        return at
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Where a run shows tensors.
+
+    Attributes:
+        main: those of the main graph, which are shown as they are.
+        inner: those that come out of bodies.
+        carriers: the nodes of the main graph that put them out.
+    """
+
+    main: Sequence[str]
+    inner: frozenset[str]
+    carriers: Sequence[_Carrier]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The tensors of the main graph that a run has to show."""
+        return [*self.main, *(carrier.output for carrier in self.carriers)]
+
+    def calls(self, shown: Mapping[str, Array]) -> dict[str, list[Array]]:
+        """The values of each tensor, one for each time that its graph ran."""
+        found: dict[str, list[Array]] = {name: [] for name in self.inner}
+        for carrier in self.carriers:
+            value = shown[carrier.output]
+            turns = len(value) if carrier.stacks else 1
+            carrier.read(value.reshape(-1), turns, found, 0)
+        return found | {name: [shown[name]] for name in self.main}
+
+
+def surface(document: Document, names: Iterable[str], dtype: type[np.generic]) -> Surface:
     """Changes a document so that runs can show the named tensors, inner ones as another type."""
     homes = _homes(document.graph)
-    lift = _Lift(document.graph, np.dtype(dtype))
-    found = {}
-    for name in names:
-        place = homes[name]
-        if place.way:
-            found[name] = lift(place, _tensor(place.graph, name))
-        else:
-            found[name] = Surfaced(name, 0, False)
-    return found
+    wanted: dict[int, list[gs.Tensor]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        graph, tensor = homes[name]
+        wanted[id(graph)].append(tensor)
+    main = [tensor.name for tensor in wanted.pop(id(document.graph), [])]
+    inner = frozenset(tensor.name for tensors in wanted.values() for tensor in tensors)
+    lift = _Lift(document.graph, wanted, np.dtype(dtype))
+    return Surface(main, inner, lift.carriers(document.graph))
 
 
-def _unpack(parcel: Array) -> Array:
-    rank = int(parcel[0])
-    return parcel[1 + rank :].reshape(parcel[1 : 1 + rank].astype(np.int64))
-
-
-def _homes(graph: gs.Graph) -> dict[str, Place]:
-    """The place at which each tensor comes to be."""
-    found: dict[str, Place] = {}
+def _homes(graph: gs.Graph) -> dict[str, tuple[gs.Graph, gs.Tensor]]:
+    """The graph in which each tensor comes to be."""
+    found: dict[str, tuple[gs.Graph, gs.Tensor]] = {}
     for place in places(graph):
-        for tensor in place.graph.inputs:
-            found[tensor.name] = place
-        for node in place.graph.nodes:
-            found.update((tensor.name, place) for tensor in node.outputs)
+        made = [tensor for node in place.graph.nodes for tensor in node.outputs]
+        found.update((t.name, (place.graph, t)) for t in (*place.graph.inputs, *made))
     return found
-
-
-def _tensor(graph: gs.Graph, name: str) -> gs.Tensor:
-    outputs = [tensor for node in graph.nodes for tensor in node.outputs]
-    return next(tensor for tensor in (*graph.inputs, *outputs) if tensor.name == name)
 
 
 class _Lift:
-    """Brings one tensor at a time to the main graph."""
+    """Brings the tensors that are wanted of each graph, by `id`, to the main graph."""
 
-    def __init__(self, main: gs.Graph, dtype: np.dtype[np.generic]) -> None:
-        self._main, self._dtype = main, dtype
+    def __init__(
+        self, main: gs.Graph, wanted: Mapping[int, list[gs.Tensor]], dtype: np.dtype[np.generic]
+    ) -> None:
+        self._wanted, self._dtype = wanted, dtype
         # More than there were tensors when earlier names were given.
         self._numbers = count(sum(1 for _ in tensors_of(main)))
 
-    def __call__(self, place: Place, tensor: gs.Tensor) -> Surfaced:
-        turns, body = 0, place.graph
-        tensor = self._pack(body, tensor)
-        for depth in reversed(range(len(place.way))):
-            node, branch = place.way[depth]
-            body.outputs.append(tensor)
-            for name, other in bodies_of(node).items():
-                if name != branch:
-                    other.outputs.append(self._nothing(other))
-            tensor = gs.Variable(self._name())
-            node.outputs.append(tensor)
-            turns += node.op != "If"
-            body = place.way[depth - 1][0].attrs[place.way[depth - 1][1]] if depth else self._main
-        return Surfaced(tensor.name, turns, True)
+    def carriers(self, graph: gs.Graph) -> list[_Carrier]:
+        """Lets the nodes of a graph put out what is wanted of their bodies."""
+        found = []
+        for node in list(graph.nodes):
+            bodies = list(bodies_of(node).values())
+            layouts = [self._layout(body) for body in bodies]
+            if any(layouts):
+                stacks = node.op != "If"
+                for number, (body, layout) in enumerate(zip(bodies, layouts, strict=True)):
+                    body.outputs.append(self._parcel(body, number, layout))
+                node.outputs.append(gs.Variable(self._name()))
+                found.append(_Carrier(node.outputs[-1].name, stacks, layouts))
+        return found
 
-    def _pack(self, body: gs.Graph, tensor: gs.Tensor) -> gs.Variable:
-        """Puts nodes behind a tensor that lay its rank, its sizes and its entries in a row."""
-        kind = {"to": _ONNX_TYPES[self._dtype]}
-        sizes = self._node(body, "Shape", [tensor], {})
-        rank = self._node(body, "Shape", [sizes], {})
-        flat = [self._node(body, "Cast", [tensor], kind), self._constant([-1], np.int64)]
-        entries = self._node(body, "Reshape", flat, {})
-        parts = [self._node(body, "Cast", [part], kind) for part in (rank, sizes)]
-        return self._node(body, "Concat", [*parts, entries], {"axis": 0})
+    def _layout(self, body: gs.Graph) -> _Layout:
+        wanted = self._wanted.get(id(body), [])
+        return _Layout([tensor.name for tensor in wanted], self.carriers(body))
+
+    def _parcel(self, body: gs.Graph, number: int, layout: _Layout) -> gs.Variable:
+        """Puts nodes into a body that lay what is wanted of it in a row."""
+        made = {tensor.name: tensor for node in body.nodes for tensor in node.outputs}
+        parts: list[gs.Tensor] = [self._constant([number], self._dtype)]
+        for tensor in self._wanted.get(id(body), []):
+            sizes = self._node(body, "Shape", [tensor], {})
+            rank = self._node(body, "Shape", [sizes], {})
+            parts += [self._cast(body, rank), self._cast(body, sizes)]
+            parts.append(self._flat(body, self._cast(body, tensor)))
+        for carrier in layout.carriers:
+            tensor = made[carrier.output]
+            if carrier.stacks:
+                sizes = self._node(body, "Shape", [tensor], {})
+                first = [sizes, self._constant([0], np.int64)]
+                parts.append(self._cast(body, self._node(body, "Gather", first, {"axis": 0})))
+            parts.append(self._flat(body, tensor))
+        return self._node(body, "Concat", [*parts, self._nothing(body)], {"axis": 0})
+
+    def _cast(self, body: gs.Graph, tensor: gs.Tensor) -> gs.Variable:
+        return self._node(body, "Cast", [tensor], {"to": _ONNX_TYPES[self._dtype]})
+
+    def _flat(self, body: gs.Graph, tensor: gs.Tensor) -> gs.Variable:
+        return self._node(body, "Reshape", [tensor, self._constant([-1], np.int64)], {})
 
     def _nothing(self, body: gs.Graph) -> gs.Variable:
-        """An empty vector of a length that is not known before it is computed."""
+        """An empty vector of a length that is not known before it is computed.
+
+        With it, the length of no parcel is: the types of an If allow for different ones only then.
+        """
         zero = self._constant([0], np.float32)
         times = self._node(body, "Cast", [zero], {"to": _ONNX_TYPES[np.dtype(np.int64)]})
         return self._node(body, "Tile", [self._constant([0], self._dtype), times], {})

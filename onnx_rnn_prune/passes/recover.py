@@ -133,8 +133,8 @@ def fit_readers(
                     reader, lookup, rows, most_alike(pairs(reader), columns)
                 )
                 continue
-            estimate = estimate_entries(pairs(reader), columns, ridge)
-            found[reader.name] = _apply(reader.weight(lookup), rows, *estimate)
+            known = _estimate(pairs(reader), columns, ridge)
+            found[reader.name] = _apply(reader.weight(lookup), rows, columns, known)
     return found
 
 
@@ -157,29 +157,52 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
     """All entries of a signal from the kept ones.
 
     Args:
-        moments: of z and z' side by side, [n + k], with products with z' only.
+        moments: of z and z' side by side, [n + k], with products with z' only; they are used up.
         stays: True for the kept entries of z, [n].
         ridge: lambda.
 
     Returns:
         E + A, [n, k], and a, [n].
     """
+    known = _estimate(moments, stays, ridge)
+    spread = np.zeros((len(stays), len(moments.mean) - len(stays)))
+    spread[known.places] = known.spread
+    spread[np.flatnonzero(stays), np.arange(spread.shape[1])] += 1.0
+    return spread, known.offset
+
+
+@dataclass(frozen=True, eq=False)
+class _Estimate:
+    """What z' says of z.
+
+    Attributes:
+        places: of the entries of which E z' misses something that follows from z', [m].
+        spread: their rows of A, [m, k]; all others are zero.
+        offset: a, [n].
+    """
+
+    places: npt.NDArray[np.intp]
+    spread: Matrix
+    offset: Matrix
+
+
+def _estimate(moments: Moments, stays: Mask, ridge: float) -> _Estimate:
+    """Fits A and a, see `estimate_entries`; large matrices are computed in place."""
     size = len(stays)
-    spread = np.zeros((size, len(moments.mean) - size))
+    missed, own, mean = moments.comoment[:size], moments.comoment[size:], moments.mean[size:]
+    places, spread = np.zeros(0, np.intp), missed[:0]
     if stays.any() and not math.isinf(ridge):
-        own = moments.comoment[size:]
-        places = np.cumsum(stays) - 1
         # Factors of 1 / count cancel out.
         inverse = _damped_inverse(own, ridge)
-        for rows in blocks(size):
-            missed, here = moments.comoment[:size][rows], stays[rows]
-            missed = missed.copy()
-            missed[here] -= own[places[rows][here]]
-            open_ = missed.any(axis=1)  # of the original's own signals, what stays is known
-            spread[rows][open_] = missed[open_] @ inverse
-    spread[stays] += np.eye(spread.shape[1])
-    offset: Matrix = moments.mean[:size] - spread @ moments.mean[size:]
-    return spread, offset
+        missed[stays] -= own
+        places = np.flatnonzero(missed.any(axis=1))  # of the original's own, what stays is known
+        spread = missed[: len(places)]
+        for part in blocks(len(places)):  # each row goes where it stood, or further up
+            spread[part] = missed[places[part]] @ inverse
+    offset = moments.mean[:size].copy()
+    offset[stays] -= mean
+    offset[places] -= spread @ mean
+    return _Estimate(places, spread, offset)
 
 
 def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
@@ -236,15 +259,15 @@ def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.i
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))
 
 
-def _apply(weight: Array, rows: Mask, spread: Matrix, offset: Matrix) -> Fit:
+def _apply(weight: Array, rows: Mask, columns: Mask, known: _Estimate) -> Fit:
     """The weight of the kept outputs, on what the kept entries say of all."""
-    lines = np.flatnonzero(rows)
-    fitted = np.empty((len(lines), spread.shape[1]), weight.dtype)
+    lines, stays = np.flatnonzero(rows), np.flatnonzero(columns)
+    fitted = np.empty((len(lines), len(stays)), weight.dtype)
     bias = np.empty(len(lines), weight.dtype)
     for part in blocks(len(lines)):
         exact = weight[lines[part]].astype(np.float64)
-        fitted[part] = exact @ spread
-        bias[part] = exact @ offset
+        fitted[part] = exact[:, stays] + exact[:, known.places] @ known.spread
+        bias[part] = exact @ known.offset
     return Fit(fitted, bias)
 
 

@@ -72,15 +72,14 @@ class Tapped:
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
         self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
-        self._outputs = {place.name for place in self._shown.values()} | set(states.values())
+        self._outputs = {*self._shown.outputs, *states.values()}
         self._runs = runs
         self._streaming = Streaming(self._run)
 
     def __call__(self, feed: Feed) -> Seen:
         """The tapped tensors of one feed, each with its value for every time it was computed."""
         values = self._streaming(feed)
-        seen = {name: place.calls(values[place.name]) for name, place in self._shown.items()}
-        return {**seen, **{name: [values[name]] for name in self._fed}}
+        return self._shown.calls(values) | {name: [values[name]] for name in self._fed}
 
     def _run(self, feed: Feed) -> dict[str, Array]:
         found = self._runs(feed, self._outputs, self._ask) if self._runs else self._ask(feed)
@@ -112,7 +111,7 @@ class Tapped:
             yield {name: seen[name][call if self._is_inside(name) else 0] for name in names}
 
     def _is_inside(self, name: str) -> bool:
-        return name in self._shown and self._shown[name].inside
+        return name in self._shown.inner
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,8 +92,14 @@ class GateReader:
 
     def weight(self, lookup: Lookup) -> Array:
         layer = self._layer(lookup)
-        rows = self._rows(layer, 0)
-        return np.concatenate([self._matrix(layer, name)[rows] for name in self.sources], axis=1)
+        matrices = [self._matrix(layer, name) for name in self.sources]
+        width, hidden = sum(self.widths(lookup)), layer.hidden
+        result = np.empty((len(self.gates) * hidden, width), matrices[0].dtype)
+        for number, gate in enumerate(self.gates):  # no more is copied at a time than is read
+            first = layer.cell.gates.index(gate) * hidden
+            parts = [matrix[first : first + hidden] for matrix in matrices]
+            np.concatenate(parts, axis=1, out=result[number * hidden : (number + 1) * hidden])
+        return result
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         layer = self._layer(lookup)
@@ -102,7 +108,7 @@ class GateReader:
         first = 0
         for source in self.sources:
             name = "W" if source == "X" else "R"
-            value = _constant(layer, name).copy()
+            value = lookup.own(_constant(layer, name))
             width = value.shape[2]
             inside = (columns >= first) & (columns < first + width)
             value[self.direction][np.ix_(rows, columns[inside] - first)] = weight[:, inside]

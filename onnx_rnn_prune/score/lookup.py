@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 
 
@@ -22,11 +23,13 @@ class Lookup:
         graph: of the document.
         nodes: by key.
         layers: by name.
+        copies: constants that were changed, by `id`.
     """
 
     graph: gs.Graph
     nodes: Mapping[str, gs.Node]
     layers: Mapping[str, RecurrentLayer]
+    copies: dict[int, Array] = field(default_factory=dict)
 
     @staticmethod
     def of(document: Document) -> Lookup:
@@ -35,3 +38,10 @@ class Lookup:
         return Lookup(
             graph, nodes_by_key(graph), {layer.name: layer for layer in find_layers(graph)}
         )
+
+    def own(self, value: Array) -> Array:
+        """An array of this document alone, to write into: a copy, but for one given out before."""
+        if self.copies.get(id(value)) is not value:
+            value = value.copy()
+            self.copies[id(value)] = value
+        return value

@@ -57,13 +57,15 @@ class Shelf:
             trim()
         return Moments(count, mean, comoment)
 
-    def covariance(self, name: str, places: npt.NDArray[np.int64]) -> Matrix:
+    def covariance(
+        self, name: str, places: npt.NDArray[np.int64], dtype: npt.DTypeLike = np.float64
+    ) -> Array:
         """Of some entries, [places, places]; no more than they are read."""
         self._settle(name)
         count, small = max(self._heads[name][0], 1), self._small.get(name)
         if small is not None:
-            return small[np.ix_(places, places)] / count
-        result = np.empty((len(places), len(places)))
+            return (small[np.ix_(places, places)] / count).astype(dtype, copy=False)
+        result = np.empty((len(places), len(places)), dtype)
         for rows in blocks(len(places)):
             mapped = np.load(self._path(name), mmap_mode="r")
             result[rows] = mapped[places[rows]][:, places]

@@ -76,22 +76,20 @@ def observe(
     shapes, values = _wanted(document, layers, sources)
     watched = document.copy()
     sizes = _ask_for_shapes(watched, shapes)
-    shown = dict(surface(watched, list(sizes.values()), np.int64))
-    shown |= surface(watched, values, np.int64)
-    outputs = dict.fromkeys(place.name for place in shown.values())
-    runner = Runner(watched, outputs=list(outputs), optimize=False)
+    shown = surface(watched, [*sizes.values(), *values], np.int64)
+    runner = Runner(watched, outputs=shown.outputs, optimize=False)
     found_shapes: dict[str, Shape] = {}
     found_values: dict[str, Array] = {}
     runs: dict[str, int] = {}
     for number, feed in enumerate(islice(feeds, _RUNS)):
-        seen = runner(feed)
+        seen = shown.calls(runner(feed))
         for name in shapes:
-            calls = shown[sizes[name]].calls(seen[shown[sizes[name]].name])
+            calls = seen[sizes[name]]
             if calls and name not in runs:
                 runs[name] = number
                 found_shapes[name] = tuple(int(size) for size in calls[-1])
                 if name in values:
-                    found_values[name] = shown[name].calls(seen[shown[name].name])[-1]
+                    found_values[name] = seen[name][-1]
         if all(was_seen(layer, runs) for layer in layers):
             break
     return Observation(found_shapes, found_values, runs)
