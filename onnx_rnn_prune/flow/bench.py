@@ -214,8 +214,9 @@ class Bench:
                 read, stays = student.signal(reader, real), kept(reader.labels, self.keep)
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
-                pair = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                seen.gather(reader.pool, pair, last=read.shape[1])
+                width = read.shape[1]
+                read = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
+                seen.gather(reader.pool, read, last=width)
 
 
 def _error(drift: Drift, kind: str | None) -> float:

@@ -121,7 +121,9 @@ class Shelf:
     def _settle(self, name: str) -> None:
         waiting = self._waiting.pop(name, None)
         if waiting is not None:
-            self.add(name, Moments.of(np.concatenate(waiting.parts), waiting.last))
+            first, *rest = waiting.parts
+            joined = np.concatenate([first, *rest]) if rest else np.ascontiguousarray(first)
+            self.add(name, Moments.of(joined, waiting.last))
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"
