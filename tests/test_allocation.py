@@ -131,6 +131,12 @@ def test_more_steps_keep_as_many_units(feeds):
         assert set(widths(result).values()) == {3} and result.report["oracle"]["passed"]
 
 
+def test_units_are_merged_after_several_steps_without_data():
+    result = onnx_rnn_prune.prune(stacked(None), keep=3, recover="merge", steps=3)
+    assert set(widths(result).values()) == {3} and result.report["oracle"]["passed"]
+    assert result.report["recovery"]["used"] == "merge"
+
+
 def test_units_that_went_do_not_come_back(feeds, monkeypatch):
     """A criterion that turns round after the first step can only choose among what is left."""
     import sys

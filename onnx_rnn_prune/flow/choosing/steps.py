@@ -64,9 +64,8 @@ def _without(
     """The model at full width with some units zeroed, and made up for where that is wanted."""
     prepared, readers = studied.prepared, studied.readers
     document = prepared.document.copy()
-    if recovers:
-        evidence = look(studied, data, progress).evidence
-        assert evidence is not None
+    evidence = look(studied, data, progress).evidence if recovers else None
+    if evidence is not None:  # merging, which takes no data, follows the last step
         fits = teacher_fits(document, readers, keep, evidence.moments)
         Recover(readers, keep, fits)(document)
     Zero(prepared.trace, keep)(document)
