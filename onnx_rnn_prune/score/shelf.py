@@ -16,8 +16,8 @@ from onnx_rnn_prune.score.moments import Matrix, Moments, blocks
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
 _IN_FILE, _LARGE = 1 << 20, 1 << 23
-# Samples of so many bytes are worth summing up.
-_FEW = 1 << 20
+# Samples of so many bytes are worth summing up; so many of all names together are too much.
+_FEW, _MANY = 1 << 20, 1 << 25
 # What runs may take in files.
 _MOST_BYTES = 1 << 28
 
@@ -97,6 +97,9 @@ class Shelf:
         waiting.bytes += samples.nbytes
         if waiting.bytes >= _FEW:
             self._settle(name)
+        elif sum(other.bytes for other in self._waiting.values()) > _MANY:
+            for each in list(self._waiting):
+                self._settle(each)
 
     def merge(self, other: Shelf) -> None:
         """Merges all moments of another shelf into those of the same names."""
