@@ -44,8 +44,7 @@ random weights and feeds of {STACK_STEPS} steps. Time is that of the processor, 
 and least squares multiply H x H matrices, so it grows with the cube of the units H, and in
 proportion to layers and steps. Where a row does not keep to the limit: of 4096 units, the
 original, its recovered and its cut weights are in memory beside the fits that compete; of
-text_lstm, onnxruntime keeps what its largest feed took for each model that is timed; of 100
-layers, what all of them gave for a feed, of the original and of the cut model.
+text_lstm, onnxruntime keeps what its largest feed took for each model that is timed.
 `python tools/measure_memory.py` measures it."""
 
 Result = TypeVar("Result")
