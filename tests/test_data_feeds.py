@@ -352,7 +352,7 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
     np.savez_compressed(path, x=np.zeros((20_000_000, 2), np.float32))
     assert path.stat().st_size < 1_000_000
     tracemalloc.start()
-    with pytest.raises(PruneError, match=r"MB would unpack to 160 MB; write it with numpy.savez"):
+    with pytest.raises(PruneError, match=r"MB would unpack to 160 MB; .*write it with numpy.savez"):
         list(opened(path))
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
