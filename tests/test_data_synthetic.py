@@ -417,6 +417,14 @@ def test_a_size_that_no_one_can_want_made_up(dims, asked, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dims", ["0, batch, 3", "time, 0, 3", "time, batch, 0"])
+def test_an_input_that_is_declared_empty_is_refused(dims):
+    """Before anything runs: at length 0, onnxruntime would end the process."""
+    model = build(LSTM, f"float[{dims}] x", weights=recurrent(3))
+    with pytest.raises(PruneError, match="axis . of input 'x' has size 0"):
+        made(model)
+
+
 def test_a_prune_without_data_is_proven_on_several_sizes():
     opened = open_model(build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5)))
     feeds = proof_feeds(opened, open_data(opened, None, None, seed=0).held_out)

@@ -77,8 +77,10 @@ def settle(ports: Sequence[Port], asked: Asked) -> tuple[tuple[Port, ...], dict[
 def check_sizes(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -> None:
     """What a file or a user claims is believed up to a size, however small all others are.
 
+    Nothing empty is fed: onnxruntime's recurrent operators end the process at length 0.
+
     Raises:
-        PruneError: an input would have more entries.
+        PruneError: an input would have more entries, or none.
     """
     for port in ports:
         keys = [port.key(axis) for axis in range(len(port.dims or ()))]
@@ -86,6 +88,13 @@ def check_sizes(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -> 
             dim if isinstance(dim, int) else pinned.get(key, 1)
             for key, dim in zip(keys, port.dims or (), strict=True)
         ]
+        if 0 in shape:
+            raise PruneError(
+                f"axis {shape.index(0)} of input '{port.name}' has size 0, and nothing runs on an"
+                " empty input",
+                where="random feeds",
+                remedy="export the model again with that size open",
+            )
         if prod(shape) > most:
             axis = shape.index(max(shape))
             raise PruneError(
