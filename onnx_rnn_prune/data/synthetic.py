@@ -28,7 +28,7 @@ from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.streaming import NamedFeed
 
 # Entries of the largest feed that is made up.
-_LARGEST = 1 << 26
+_LARGEST = 1 << 24
 # How large the numbers of states are, which are small where they are a model's own.
 _STATE = 0.1
 # So few numbers that are as many in every feed are settings rather than a signal.
