@@ -426,6 +426,13 @@ def with_an_empty_body(proto):
     proto.graph.node.append(helper.make_node("Loop", ["", "", "before"], ["logits"], body=body))
 
 
+def with_an_imaginary_shape(proto):
+    """A shape of complex numbers."""
+    shape = onnx.numpy_helper.from_array(np.array([2 + 3j], np.complex64), "shape")
+    proto.graph.initializer.append(shape)
+    proto.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["zeros"]))
+
+
 BROKEN = {
     cut_short: "weight 'W': its shape takes 288 bytes, and it has 287",
     said_huge: "its shape takes",
@@ -438,6 +445,7 @@ BROKEN = {
     with_bytes_as_text: "cannot be read as a graph",
     named_twice: "onnxruntime cannot load it",
     with_an_empty_body: "onnxruntime cannot load it",
+    with_an_imaginary_shape: "onnxruntime cannot load it",
 }
 
 

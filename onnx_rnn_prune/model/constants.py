@@ -106,7 +106,9 @@ def _entries(node: gs.Node, parts: Sequence[int], opset: int) -> int:
     if node.op == "Concat":
         return sum(parts)
     shape = constant_value(node.inputs[-1], opset)
-    times = 1 if shape is None else prod(shape.reshape(-1).tolist())
+    if shape is None or shape.dtype.kind not in "iu":  # not known, or no shape at all
+        shape = np.ones(1, np.int64)
+    times = prod(int(size) for size in shape.reshape(-1))
     return times * (parts[0] if node.op == "Tile" else 1)
 
 
