@@ -14,7 +14,7 @@ if not os.environ.get("ORT_DISABLE_TELEMETRY"):
 
 # A folder becomes an attribute when it is first imported, and never again; this one's name is that
 # of a function.
-import onnx_rnn_prune.plan
+import onnx_rnn_prune.search
 
 del onnx_rnn_prune
 
@@ -36,18 +36,18 @@ __all__ = [
 if TYPE_CHECKING:
     from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune, search, sensitivity
     from onnx_rnn_prune.errors import PruneError, Unmet
-    from onnx_rnn_prune.flow.result import PruneResult
-    from onnx_rnn_prune.plan.plan import Plan
+    from onnx_rnn_prune.pipeline.result import PruneResult
+    from onnx_rnn_prune.trace.plan import Plan
 else:
-    del plan
+    del search
 
     # Nothing heavy is imported before someone asks for it, so that the command is there to handle
     # a Ctrl-C while the rest is imported.
     def __getattr__(name):
         homes = {
-            "Plan": "plan.plan",
+            "Plan": "trace.plan",
             "PruneError": "errors",
-            "PruneResult": "flow.result",
+            "PruneResult": "pipeline.result",
             "Unmet": "errors",
         }
         if name not in __all__:

@@ -39,7 +39,7 @@ from onnx_rnn_prune import cli
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.references import tensors
-from onnx_rnn_prune.plan.plan import fingerprint
+from onnx_rnn_prune.trace.plan import fingerprint
 from oracle.draw import draw_model
 
 # Seconds and bytes that no case may take beyond what an empty process takes.

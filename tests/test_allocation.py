@@ -5,20 +5,20 @@ import onnx
 import pytest
 
 import onnx_rnn_prune
-from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.cost.stopwatch import Stopwatch
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.bench import Bench
-from onnx_rnn_prune.flow.choosing.sensitivity import Curve
-from onnx_rnn_prune.flow.fading import Fading, Schedule
-from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.studying import look, study
+from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evaluation.schedules import Fading, Schedule
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
-from onnx_rnn_prune.plan.stopwatch import Stopwatch
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.selection.sensitivity import Curve
+from onnx_rnn_prune.study.feeding import open_data
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import look, study
 
 HIDDEN, WIDTH = 8, 4
 

@@ -18,7 +18,7 @@ from onnx_rnn_prune import apply, compare, inspect, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.files import load_model, save_apart
-from onnx_rnn_prune.plan.plan import fingerprint
+from onnx_rnn_prune.trace.plan import fingerprint
 
 MODEL = """
     <ir_version: 8, opset_import: ["" : 17]>

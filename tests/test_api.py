@@ -7,7 +7,7 @@ import pytest
 from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune, search
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 
 def lookup(output="float[t, 1, b, 2] y", last="y = MatMul (Y, head)"):

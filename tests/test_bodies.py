@@ -7,8 +7,8 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune import PruneError, inspect, prune
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.intermediate import surface
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.model.surface import surface
 from onnx_rnn_prune.model.walk import all_nodes
 
 HIDDEN, WIDTH = 8, 3

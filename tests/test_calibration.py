@@ -11,23 +11,23 @@ import pytest
 
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.data import open_feeds
-from onnx_rnn_prune.flow import bench as bench_module
-from onnx_rnn_prune.flow import recovery
-from onnx_rnn_prune.flow.bench import Bench
-from onnx_rnn_prune.flow.feeding import open_data, open_three
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.studying import cut, look, study
-from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.evaluation import bench as bench_module
+from onnx_rnn_prune.evaluation import recovery
+from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evidence import evidence
+from onnx_rnn_prune.evidence.evidence import Tapped
+from onnx_rnn_prune.evidence.products import find_readers
+from onnx_rnn_prune.evidence.samples import ACTIVATIONS
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score import evidence
-from onnx_rnn_prune.score.evidence import Tapped
-from onnx_rnn_prune.score.products import find_readers
-from onnx_rnn_prune.score.steps import ACTIVATIONS
+from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.study.feeding import open_data, open_three
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import cut, look, study
 from oracle.recovered import recovered
 from test_allocation import WIDTH, stacked
 

@@ -228,7 +228,7 @@ def test_what_the_package_offers():
     """The folder `plan` does not get in the way of the function, whatever is imported first."""
     code = (
         "import onnx_rnn_prune, sys; assert 'onnx' not in sys.modules\n"
-        "from onnx_rnn_prune.plan.plan import Plan\n"
+        "from onnx_rnn_prune.trace.plan import Plan\n"
         "from onnx_rnn_prune import *\n"
         "assert all(getattr(onnx_rnn_prune, name) is globals()[name] for name in "
         "onnx_rnn_prune.__all__)\n"

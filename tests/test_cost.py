@@ -5,12 +5,12 @@ import onnx
 import pytest
 
 from onnx_rnn_prune import apply, plan, prune
-from onnx_rnn_prune.flow.choosing.sharing import cost_of_cuts
-from onnx_rnn_prune.flow.studying import Studied, cut
+from onnx_rnn_prune.cost.budget import KINDS
+from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.plan.budget import KINDS
-from onnx_rnn_prune.plan.cost import count_params, recurrent_weights
-from onnx_rnn_prune.plan.plan import Plan
+from onnx_rnn_prune.selection.sharing import cost_of_cuts
+from onnx_rnn_prune.study.studying import Studied, cut
+from onnx_rnn_prune.trace.plan import Plan
 from oracle.check import draw_case
 from oracle.draw import draw_model
 

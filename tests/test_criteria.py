@@ -8,22 +8,22 @@ import onnx
 import pytest
 
 import onnx_rnn_prune
-from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.evidence import collect
+from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.cut import Zero
 from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score.criteria import CRITERIA
-from onnx_rnn_prune.score.criterion import parse_criterion
-from onnx_rnn_prune.score.evidence import collect
-from onnx_rnn_prune.score.masked import MaskedModel
-from onnx_rnn_prune.score.products import find_readers
-from onnx_rnn_prune.score.reconstruction import Demand, greedy_gains
-from onnx_rnn_prune.score.redundancy import order_of_leaving
-from onnx_rnn_prune.score.subject import Subject
+from onnx_rnn_prune.selection.context import Subject
+from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.selection.criterion import parse_criterion
+from onnx_rnn_prune.selection.masked import MaskedModel
+from onnx_rnn_prune.selection.reconstruction import Demand, greedy_gains
+from onnx_rnn_prune.selection.redundancy import order_of_leaving
 from oracle.check import draw_case, runner
 from oracle.draw import draw_model
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model

@@ -12,10 +12,10 @@ from onnx import numpy_helper
 from onnx_rnn_prune import compare, inspect, prune
 from onnx_rnn_prune.data import random_feeds, read_asked
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.feeding import open_data, proof_feeds
-from onnx_rnn_prune.flow.opening import open_model, read_model
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.study.feeding import open_data, proof_feeds
+from onnx_rnn_prune.study.opening import open_model, read_model
 from onnx_rnn_prune.trace.states import state_inputs
 
 LSTM = "y, yh, yc = LSTM <hidden_size = 4> (x, w, r)"

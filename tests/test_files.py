@@ -17,12 +17,12 @@ from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.model.files import check_output, write_atomically
 from onnx_rnn_prune.model.references import weight_files
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.scratch import owned
-from onnx_rnn_prune.score.moments import Moments
-from onnx_rnn_prune.score.shelf import Shelf
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left")])

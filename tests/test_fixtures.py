@@ -9,7 +9,7 @@ import pytest
 
 from onnx_rnn_prune import apply, inspect, plan, prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -8,10 +8,10 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune import PruneError, apply, inspect, plan
+from onnx_rnn_prune.cost.cost import recurrent_weights
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.plan.cost import recurrent_weights
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
 from onnx_rnn_prune.report import inspect_table, to_json
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate.profile import node_times
 
 LARGE, SMALL, WIDTH = 64, 8, 3

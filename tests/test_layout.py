@@ -6,12 +6,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_rnn_prune import apply, compare, plan, prune
-from onnx_rnn_prune.cells import GRU, LSTM, RNN
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.operators.recurrent import GRU, LSTM, RNN
 from onnx_rnn_prune.passes.layout import SortNodes, TimeFirst
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 CELLS = (LSTM, GRU, RNN)
 

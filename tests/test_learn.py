@@ -12,15 +12,15 @@ import pytest
 
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow import recovery
-from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.studying import study
-from onnx_rnn_prune.learn import extra
+from onnx_rnn_prune.evaluation import recovery
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovery.distill import extra
+from onnx_rnn_prune.study.feeding import open_data
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import study
 
 
 def weights(seed, **shapes):
@@ -166,8 +166,8 @@ class TestWithTorch:
 
     def test_weights_that_were_shaken_are_learnt_back(self):
         """The pupil has all units, so that there is an answer without error."""
-        from onnx_rnn_prune.learn.distill import Pupil, distill
         from onnx_rnn_prune.passes.base import Pipeline
+        from onnx_rnn_prune.recovery.distill.distill import Pupil, distill
         from onnx_rnn_prune.validate import drift
 
         opened = open_model(two_layers())
@@ -200,10 +200,10 @@ class TestGradients:
         return study(opened, ["first", "second"], data, AS_BEFORE, silent).prepared, feeds(2, 6)[0]
 
     def test_slopes_are_differences_of_onnxruntime(self):
-        from onnx_rnn_prune.learn.lessons import Teacher
-        from onnx_rnn_prune.learn.network import build
-        from onnx_rnn_prune.learn.region import find_region
-        from onnx_rnn_prune.score.gradients import Slope, probes, reading
+        from onnx_rnn_prune.recovery.distill.batches import Teacher
+        from onnx_rnn_prune.recovery.distill.network import build
+        from onnx_rnn_prune.recovery.distill.region import find_region
+        from onnx_rnn_prune.selection.gradients import Slope, probes, reading
 
         prepared, feed = self.prepared()
         document, trace = prepared.document, prepared.trace

@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.learn.ahead import ahead
-from onnx_rnn_prune.learn.variety import Axes, Variety, find_axes
 from onnx_rnn_prune.model.signature import Port
+from onnx_rnn_prune.recovery.distill.ahead import ahead
+from onnx_rnn_prune.recovery.distill.augmentation import Axes, Variety, find_axes
 
 
 def threads():

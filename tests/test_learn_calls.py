@@ -9,18 +9,18 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune import prune
-from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow import recovery
-from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.evaluation import recovery
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.recovery.distill.configuration import Course
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
 
-from onnx_rnn_prune.learn.calls import Calls, Piece, windows  # noqa: E402
-from onnx_rnn_prune.learn.network import build, to_torch  # noqa: E402
-from onnx_rnn_prune.learn.region import find_region  # noqa: E402
-from onnx_rnn_prune.learn.training import Task  # noqa: E402
+from onnx_rnn_prune.recovery.distill.calls import Calls, Piece, windows  # noqa: E402
+from onnx_rnn_prune.recovery.distill.network import build, to_torch  # noqa: E402
+from onnx_rnn_prune.recovery.distill.region import find_region  # noqa: E402
+from onnx_rnn_prune.recovery.distill.training import Task  # noqa: E402
 
 HIDDEN = 16
 SHAPES = {

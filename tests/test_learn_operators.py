@@ -9,12 +9,12 @@ from onnx import helper
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
 
-from onnx_rnn_prune.learn.network import build, to_torch  # noqa: E402
-from onnx_rnn_prune.learn.operators import OPERATORS  # noqa: E402
-from onnx_rnn_prune.learn.region import Region, find_region, refuses  # noqa: E402
 from onnx_rnn_prune.model.document import Document  # noqa: E402
 from onnx_rnn_prune.model.runner import Runner  # noqa: E402
 from onnx_rnn_prune.model.walk import node_key  # noqa: E402
+from onnx_rnn_prune.recovery.distill.network import build, to_torch  # noqa: E402
+from onnx_rnn_prune.recovery.distill.operators import OPERATORS  # noqa: E402
+from onnx_rnn_prune.recovery.distill.region import Region, find_region, refuses  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -9,17 +9,17 @@ import pytest
 from onnx_rnn_prune import apply, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow import recovery
-from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.studying import study
-from onnx_rnn_prune.learn.course import Course
-from onnx_rnn_prune.learn.loss import Answers, Loss, read_loss
+from onnx_rnn_prune.evaluation import recovery
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.streaming import NamedFeed
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.distill.loss import Answers, Loss, read_loss
+from onnx_rnn_prune.study.feeding import open_data
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import study
 from test_learn import feeds, two_layers
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
@@ -102,10 +102,10 @@ class TestCrossEntropy:
 
 class TestSlopes:
     def test_they_are_differences_of_onnxruntime(self):
-        from onnx_rnn_prune.learn.lessons import Teacher
-        from onnx_rnn_prune.learn.network import build
-        from onnx_rnn_prune.learn.region import find_region
-        from onnx_rnn_prune.score.gradients import Slope, comparison, reading
+        from onnx_rnn_prune.recovery.distill.batches import Teacher
+        from onnx_rnn_prune.recovery.distill.network import build
+        from onnx_rnn_prune.recovery.distill.region import find_region
+        from onnx_rnn_prune.selection.gradients import Slope, comparison, reading
 
         opened = open_model(two_layers())
         data = open_data(opened, labelled(wrong), None, 0)
@@ -193,8 +193,8 @@ class TestDistill:
         assert result.report["recovery"]["learning"]["after"] == pytest.approx(wanted, rel=1e-4)
 
     def test_a_lesson_with_labels_counts_both_losses_the_same(self):
-        from onnx_rnn_prune.learn.lessons import Lesson
-        from onnx_rnn_prune.learn.training import Task
+        from onnx_rnn_prune.recovery.distill.batches import Lesson
+        from onnx_rnn_prune.recovery.distill.training import Task
 
         def network(given, weights, wanted):
             return {"logits": given["x"] * weights["w"]}

@@ -11,9 +11,9 @@ from onnx import TensorProto, numpy_helper
 from onnx_rnn_prune import inspect, prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.trace.rules import rule_of
-from onnx_rnn_prune.trace.rules.base import ZERO_AT_ZERO, ZERO_OF_ZEROS
-from onnx_rnn_prune.trace.rules.meets import meet
+from onnx_rnn_prune.operators.base import ZERO_AT_ZERO, ZERO_OF_ZEROS
+from onnx_rnn_prune.operators.meets import meet
+from onnx_rnn_prune.operators.table import rule_of
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model
 
 LAYERS = [(op, d) for op in ("LSTM", "GRU", "RNN") for d in (1, 2)]

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.flow.studying import Studied, cut
+from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare
-from onnx_rnn_prune.passes.recover import estimate_entries, teacher_pairs
-from onnx_rnn_prune.plan.plan import Plan
-from onnx_rnn_prune.score.moments import Moments
+from onnx_rnn_prune.recovery.least_squares import estimate_entries, teacher_pairs
+from onnx_rnn_prune.study.studying import Studied, cut
+from onnx_rnn_prune.trace.plan import Plan
 from oracle.recovered import recovered
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnx_rnn_prune.flow.studying import Studied, as_proven, cut, tolerance_of
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.study.studying import Studied, as_proven, cut, tolerance_of
 from onnx_rnn_prune.validate import oracle
 from oracle.check import (
     TRACED,

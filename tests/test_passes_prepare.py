@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.cleanup import DropUnread, picked_entries
 from onnx_rnn_prune.passes.prepare import DropZeroStates, SelectStates
 

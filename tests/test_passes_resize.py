@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow.studying import Studied, cut
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.prepared import prepare
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
+from onnx_rnn_prune.study.studying import Studied, cut
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate import oracle
 
 HIDDEN = 6

@@ -10,7 +10,7 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.plan.plan import FORMAT, LayerPlan, Plan
+from onnx_rnn_prune.trace.plan import FORMAT, LayerPlan, Plan
 
 
 def edited(model, changes):

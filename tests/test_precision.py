@@ -7,16 +7,16 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType
 
 from onnx_rnn_prune import PruneError, prune
-from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow.stages.precision import Quantize
+from onnx_rnn_prune.compression.integer_operators import ComputeInIntegers
+from onnx_rnn_prune.compression.precision import Quantize
+from onnx_rnn_prune.compression.weight_quantization import Bits, Half, HoldWeights
+from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
-from onnx_rnn_prune.passes.compute import ComputeInIntegers
-from onnx_rnn_prune.passes.hold import Bits, Half, HoldWeights
-from onnx_rnn_prune.plan.cost import count_params
 from quantized import calm, feeds_of, quantized, real_model
 
 FORMS = ["int8", "fp16", "bits=8", "bits=4", "bits=3", "bits=2"]

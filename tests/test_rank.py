@@ -6,15 +6,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_rnn_prune import PruneError, prune
-from onnx_rnn_prune.cells import find_layers
+from onnx_rnn_prune.compression.factor import FactorInputs, Rank, Reading
+from onnx_rnn_prune.compression.rank import read_inputs, read_rank
 from onnx_rnn_prune.data import open_feeds
-from onnx_rnn_prune.flow.stages.rank import read_inputs, read_rank
+from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.passes.factor import FactorInputs, Rank, Reading
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score.moments import Moments
 from quantized import WIDTH, calm, feeds_of, quantized, real_model
 
 

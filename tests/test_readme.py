@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.selection.criteria import CRITERIA
 from test_streams import bare, decoder, episodes, policy, words
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.plan.plan import LayerPlan, Plan
 from onnx_rnn_prune.report import (
     ProgressBars,
     bench_table,
@@ -23,6 +22,7 @@ from onnx_rnn_prune.report import (
 )
 from onnx_rnn_prune.report.names import Cell, short_names
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 
 def shown(renderable, width=120):

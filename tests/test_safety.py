@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
+from onnx_rnn_prune.cost.timetable import Timetable
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.searching.memory import Memory
 from onnx_rnn_prune.model import references, runner
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.references import find_weights
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.plan.timetable import Timetable
+from onnx_rnn_prune.search.memory import Memory
 
 SECRET = "secret.bin"
 

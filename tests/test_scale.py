@@ -21,19 +21,20 @@ import pytest
 
 import onnx_rnn_prune
 from onnx_rnn_prune.errors import PruneError, Unmet
-from onnx_rnn_prune.flow.feeding import open_three
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.searching import cluster, crew
-from onnx_rnn_prune.flow.searching.crew import Crew
-from onnx_rnn_prune.flow.searching.memory import Memory
-from onnx_rnn_prune.flow.searching.site import calibrated
-from onnx_rnn_prune.flow.searching.workers import Work
-from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.evidence.evidence import Tally
+from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score.evidence import Tally
-from onnx_rnn_prune.score.moments import Moments
-from onnx_rnn_prune.score.shelf import Shelf
+from onnx_rnn_prune.search import cluster
+from onnx_rnn_prune.search import executor as crew
+from onnx_rnn_prune.search.executor import Crew
+from onnx_rnn_prune.search.memory import Memory
+from onnx_rnn_prune.search.worker_context import calibrated
+from onnx_rnn_prune.search.workers import Work
+from onnx_rnn_prune.study.feeding import open_three
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import study
 from test_allocation import WIDTH, stacked
 
 LIMIT = 0.6
@@ -177,8 +178,8 @@ def until(condition, seconds=60.0):
 
 BUSY = """
 import time
-from onnx_rnn_prune.flow.searching.crew import Crew
-from onnx_rnn_prune.flow.searching.workers import Work
+from onnx_rnn_prune.search.executor import Crew
+from onnx_rnn_prune.search.workers import Work
 def work(item):
     print("begun", flush=True)
     time.sleep(1000)

@@ -15,24 +15,24 @@ from onnx import numpy_helper
 import onnx_rnn_prune
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
-from onnx_rnn_prune.flow.feeding import open_three
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.searching import rows, setting
-from onnx_rnn_prune.flow.searching.driver import Bounds, finishing, run
-from onnx_rnn_prune.flow.searching.goal import Aim, read_goal
-from onnx_rnn_prune.flow.searching.laboratory import Laboratory
-from onnx_rnn_prune.flow.searching.memory import Memory
-from onnx_rnn_prune.flow.searching.rows import frontier
-from onnx_rnn_prune.flow.searching.setting import Sizes
-from onnx_rnn_prune.flow.searching.space import Space
-from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
-from onnx_rnn_prune.flow.searching.trial import FULL, QUICK, Ask, Trial
-from onnx_rnn_prune.flow.studying import study
-from onnx_rnn_prune.flow.treatment import read_treatment
-from onnx_rnn_prune.flow.worth import Paying, worse
-from onnx_rnn_prune.plan.allocation import Allocation
+from onnx_rnn_prune.interface import AS_BEFORE
+from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.search import rows, setting
+from onnx_rnn_prune.search.driver import Bounds, finishing, run
+from onnx_rnn_prune.search.goal import Aim, read_goal
+from onnx_rnn_prune.search.laboratory import Laboratory
+from onnx_rnn_prune.search.memory import Memory
+from onnx_rnn_prune.search.rows import frontier
+from onnx_rnn_prune.search.setting import Sizes
+from onnx_rnn_prune.search.space import Space
+from onnx_rnn_prune.search.strategies import STRATEGIES
+from onnx_rnn_prune.search.trial import FULL, QUICK, Ask, Trial
+from onnx_rnn_prune.selection.allocation import Allocation
+from onnx_rnn_prune.selection.profitability import Paying, worse
+from onnx_rnn_prune.study.feeding import open_three
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import study
 from onnx_rnn_prune.trace.units import Group
 from test_allocation import WIDTH, stacked, widths
 

@@ -10,8 +10,8 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune import PruneError
 from onnx_rnn_prune.cli import run
-from onnx_rnn_prune.flow.searching.laboratory import Laboratory
 from onnx_rnn_prune.report import sensitivity_png, sensitivity_table
+from onnx_rnn_prune.search.laboratory import Laboratory
 
 HIDDEN, NEEDED = 16, 4
 

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnx_rnn_prune import apply, inspect, plan, prune
-from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.model.sparse import sparse_values, with_sparse
-from onnx_rnn_prune.score.moments import Moments
-from onnx_rnn_prune.score.patterns import Grouped, Small, Tiles, parse_pattern
-from onnx_rnn_prune.score.surgeon import (
+from onnx_rnn_prune.compression.patterns import Grouped, Small, Tiles, parse_pattern
+from onnx_rnn_prune.compression.surgeon import (
     by_magnitude,
     by_surgeon,
     missed,
     second_moment,
     settle_columns,
 )
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.sparse import sparse_values, with_sparse
+from onnx_rnn_prune.operators.recurrent import find_layers
 from oracle.widen import BATCH, draw_weights, widened_model
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from onnx_rnn_prune import apply, bench, compare, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.beside import KEPT
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.validate.narrow_states import KEPT
 
 HIDDEN = 12
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

@@ -11,22 +11,22 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune import cli, compare, prune, search, sensitivity
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.bench import Bench
-from onnx_rnn_prune.flow.fading import Schedule
-from onnx_rnn_prune.flow.feeding import open_data, open_three
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import open_model
-from onnx_rnn_prune.flow.recovery import recover_units
-from onnx_rnn_prune.flow.studying import look, study
-from onnx_rnn_prune.learn.course import Course
+from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evaluation.recovery import recover_units
+from onnx_rnn_prune.evaluation.schedules import Schedule
+from onnx_rnn_prune.evidence import moment_store as shelf
+from onnx_rnn_prune.evidence.evidence import Tapped
+from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovery.distill.configuration import Course
 from onnx_rnn_prune.report.numbers import streams
 from onnx_rnn_prune.report.table import sentences
-from onnx_rnn_prune.score import shelf
-from onnx_rnn_prune.score.evidence import Tapped
-from onnx_rnn_prune.score.masked import MaskedModel
-from onnx_rnn_prune.score.shelf import Shelf
+from onnx_rnn_prune.selection.masked import MaskedModel
+from onnx_rnn_prune.study.feeding import open_data, open_three
+from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.study.studying import look, study
 from onnx_rnn_prune.validate import drift_in_detail
 
 HIDDEN, STEPS, EPISODES = 16, 12, 12

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.flow.fading import SCHEDULES
-from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.evaluation.recovery import RECOVERIES
+from onnx_rnn_prune.evaluation.schedules import SCHEDULES
+from onnx_rnn_prune.selection.criteria import CRITERIA
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 

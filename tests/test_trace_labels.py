@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.trace.labels import (
+from onnx_rnn_prune.operators.labels import (
     can_vanish,
     compress,
     kept,

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune.cells import find_layers
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 

@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.interface import AS_BEFORE
-from onnx_rnn_prune.flow.opening import follow, written_out
-from onnx_rnn_prune.flow.studying import study
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score.criteria import CRITERIA
-from onnx_rnn_prune.score.subject import Subject
+from onnx_rnn_prune.selection.context import Subject
+from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.study.feeding import open_data
+from onnx_rnn_prune.study.opening import follow, written_out
+from onnx_rnn_prune.study.studying import study
 
 UNITS, WIDTH = 8, 5
 # A process prints the peak of its own resident memory in MB, and may not map more than 4 GB. (The

@@ -20,7 +20,7 @@ import onnx
 from fetch_models import default_folder
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.recovery import RECOVERIES
+from onnx_rnn_prune.evaluation.recovery import RECOVERIES
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section

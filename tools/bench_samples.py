@@ -15,9 +15,9 @@ import onnx
 
 from onnx_rnn_prune import PruneResult, inspect, prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.feeding import open_data
-from onnx_rnn_prune.flow.opening import open_model
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.study.feeding import open_data
+from onnx_rnn_prune.study.opening import open_model
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section
 from sample_metrics import METRICS, SAMPLES, Feed, evaluate, heldout

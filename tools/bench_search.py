@@ -22,8 +22,8 @@ from bench_nsnet2 import KINDS, SHORT, TIMED_FRAMES, feed
 from fetch_models import default_folder
 from onnx_rnn_prune import search
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.result import PruneResult
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section
 from segmentation import Tables, Text, Words, best_tags, read_corpus, spans

@@ -23,12 +23,12 @@ from fetch_models import default_folder
 from model_feeds import PUBLISHED, Feed, feeds_for, step_feeds
 from onnx_rnn_prune import PruneResult, apply, inspect, prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.opening import as_run
-from onnx_rnn_prune.flow.studying import as_proven
-from onnx_rnn_prune.flow.worth import worse
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.report.numbers import times
+from onnx_rnn_prune.selection.profitability import worse
+from onnx_rnn_prune.study.opening import as_run
+from onnx_rnn_prune.study.studying import as_proven
 from onnx_rnn_prune.validate import either_order, timings
 from pages import markdown, write_section
 from time_limit import TooLong, time_limit

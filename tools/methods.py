@@ -20,10 +20,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from fetch_models import default_folder
 from methods_plot import plot
 from methods_table import table
-from onnx_rnn_prune.flow.choosing.request import STRATEGIES
-from onnx_rnn_prune.flow.fading import SCHEDULES
-from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.score.criteria import CRITERIA
+from onnx_rnn_prune.evaluation.recovery import RECOVERIES
+from onnx_rnn_prune.evaluation.schedules import SCHEDULES
+from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.selection.request import STRATEGIES
 from pages import write_section
 from tasks import TASKS
 from trials import Cache, Method, Trial, fingerprint, run_all

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_rnn_prune.flow.opening import as_run
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.study.opening import as_run
 from onnx_rnn_prune.trace.states import state_inputs
 
 Feed = dict[str, npt.NDArray[Any]]

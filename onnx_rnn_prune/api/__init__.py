@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnx_rnn_prune.api import looking, pruning, searching
-from onnx_rnn_prune.flow.looking import comparing
+from onnx_rnn_prune.inspection import comparing
 
 # What is no number fails a check, which says so; NumPy's warnings name lines of this package only.
 _quiet = np.errstate(all="ignore")

@@ -9,22 +9,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from onnx_rnn_prune.arguments import check_progress, frozen, streaming
+from onnx_rnn_prune.compression.sparsity import notes_on
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import check_progress, frozen, streaming
-from onnx_rnn_prune.flow.choosing.choice import choose_plan
-from onnx_rnn_prune.flow.choosing.planning import check_choice, make_plan
-from onnx_rnn_prune.flow.choosing.request import read_request
-from onnx_rnn_prune.flow.feeding import asked_sizes, open_data
-from onnx_rnn_prune.flow.finish import finish
-from onnx_rnn_prune.flow.interface import read_interface
-from onnx_rnn_prune.flow.labelled import labelled
-from onnx_rnn_prune.flow.opening import ModelSource, open_model
-from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.stages.zeros import notes_on
-from onnx_rnn_prune.flow.treatment import read_stages, read_treatment
-from onnx_rnn_prune.plan.plan import Plan, check_plan
+from onnx_rnn_prune.interface import read_interface
+from onnx_rnn_prune.pipeline.finish import finish
+from onnx_rnn_prune.pipeline.planning import check_choice, make_plan
+from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.pipeline.treatment import read_stages, read_treatment
 from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.selection.choice import choose_plan
+from onnx_rnn_prune.selection.request import read_request
+from onnx_rnn_prune.study.feeding import asked_sizes, open_data
+from onnx_rnn_prune.study.labelled import labelled
+from onnx_rnn_prune.study.opening import ModelSource, open_model
+from onnx_rnn_prune.trace.plan import Plan, check_plan
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 Amount = str | float | Mapping[str, str | float] | Sequence[str | float]

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from onnx_rnn_prune.data import places
-from onnx_rnn_prune.flow.arguments import (
+from onnx_rnn_prune.arguments import (
     above_zero,
     check_progress,
     frozen,
@@ -16,17 +15,18 @@ from onnx_rnn_prune.flow.arguments import (
     streaming,
     whole,
 )
-from onnx_rnn_prune.flow.choosing.request import read_request
-from onnx_rnn_prune.flow.feeding import open_three
-from onnx_rnn_prune.flow.opening import ModelSource, open_model
-from onnx_rnn_prune.flow.result import PruneResult
-from onnx_rnn_prune.flow.searching.crew import read_crew
-from onnx_rnn_prune.flow.searching.driver import Bounds
-from onnx_rnn_prune.flow.searching.goal import read_goal
-from onnx_rnn_prune.flow.searching.search import Search
-from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
-from onnx_rnn_prune.flow.treatment import read_treatment
+from onnx_rnn_prune.data import places
+from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.search.driver import Bounds
+from onnx_rnn_prune.search.executor import read_crew
+from onnx_rnn_prune.search.goal import read_goal
+from onnx_rnn_prune.search.search import Search
+from onnx_rnn_prune.search.strategies import STRATEGIES
+from onnx_rnn_prune.selection.request import read_request
+from onnx_rnn_prune.study.feeding import open_three
+from onnx_rnn_prune.study.opening import ModelSource, open_model
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 

@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 import click
 
+from onnx_rnn_prune.arguments import MODES
 from onnx_rnn_prune.cli.names import FileName
+from onnx_rnn_prune.compression.sparsity import SPARSIFIERS
+from onnx_rnn_prune.cost.price import PRICES
 from onnx_rnn_prune.data.values import is_function_name
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.flow.arguments import MODES
-from onnx_rnn_prune.flow.choosing.request import STRATEGIES
-from onnx_rnn_prune.flow.fading import SCHEDULES
-from onnx_rnn_prune.flow.recovery import RECOVERIES
-from onnx_rnn_prune.flow.stages.zeros import SPARSIFIERS
-from onnx_rnn_prune.learn.loss import read_loss
-from onnx_rnn_prune.plan.price import PRICES
-from onnx_rnn_prune.score.criteria import CRITERIA
-from onnx_rnn_prune.score.criterion import parse_criterion
+from onnx_rnn_prune.evaluation.recovery import RECOVERIES
+from onnx_rnn_prune.evaluation.schedules import SCHEDULES
+from onnx_rnn_prune.recovery.distill.loss import read_loss
+from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.selection.criterion import parse_criterion
+from onnx_rnn_prune.selection.request import STRATEGIES
 
 DATA_FORMS = (
     "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "

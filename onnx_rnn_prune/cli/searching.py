@@ -8,7 +8,7 @@ from onnx_rnn_prune import api, report
 from onnx_rnn_prune.cli import files, options, trying
 from onnx_rnn_prune.cli.examples import examples
 from onnx_rnn_prune.cli.outputs import check_outputs, write
-from onnx_rnn_prune.flow.searching.strategies import STRATEGIES
+from onnx_rnn_prune.search.strategies import STRATEGIES
 
 _goal = options.together(
     click.option(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 
-from onnx_rnn_prune.cells import RECURRENT
+from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 # A number, or the name of a size that is open.
 Size = int | str

@@ -14,7 +14,6 @@ from itertools import product
 
 import onnx
 
-from onnx_rnn_prune.cells import RECURRENT
 from onnx_rnn_prune.data.equal import Shapes, Size
 from onnx_rnn_prune.data.meanings import makers
 from onnx_rnn_prune.data.needs import shapes_of
@@ -22,6 +21,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.checks import messages
 from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.signature import Port
+from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 Sizes = Mapping[str, int]
 # Runs a model on sizes, or raises a PruneError.

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RECURRENT, find_layers
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_before, remove_node
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.model.writing import is_edited, local_initializers
-from onnx_rnn_prune.twins import find_twins
+from onnx_rnn_prune.operators.duplicates import find_twins
+from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
 
 @dataclass(frozen=True)

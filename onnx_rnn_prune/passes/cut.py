@@ -21,10 +21,10 @@ from onnx_rnn_prune.model.integers import (
 )
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.labels import Mask, compress, kept
+from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.passes.resize import resize
 from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
-from onnx_rnn_prune.trace.labels import Mask, compress, kept
-from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
 
 Change = Callable[[Array, list[Bound], Mask], Array]

@@ -8,12 +8,12 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node, replace_constant
 from onnx_rnn_prune.model.walk import all_nodes, places
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
 
 # Axes of layout=0 in terms of layout=1, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}

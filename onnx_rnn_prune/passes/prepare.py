@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.evidence.readers import bias_shape
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
@@ -21,8 +21,8 @@ from onnx_rnn_prune.model.edit import (
     insert_node,
 )
 from onnx_rnn_prune.model.walk import all_nodes, node_key
-from onnx_rnn_prune.passes.room import add_zero
-from onnx_rnn_prune.score.readers import bias_shape
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.passes.bias_slots import add_zero
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Outlet
 

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.operators.duplicates import find_twins
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
 from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.bias_slots import MakeRoom
 from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
-from onnx_rnn_prune.passes.room import MakeRoom
 from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.states import ENDS, Carried, Start, leaves_only
 from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
-from onnx_rnn_prune.twins import find_twins
 
 
 @dataclass(frozen=True, eq=False)

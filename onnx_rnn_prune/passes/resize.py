@@ -27,7 +27,7 @@ from onnx_rnn_prune.model.edit import (
 )
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
-from onnx_rnn_prune.trace.labels import Mask, kept
+from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.trace.trace import Trace
 
 

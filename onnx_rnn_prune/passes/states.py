@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
@@ -28,6 +27,7 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.outputs import with_outputs
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.model.walk import places
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
 from onnx_rnn_prune.passes.prepared import Outside, Prepared
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe

@@ -9,10 +9,10 @@ from typing import Any
 
 import onnx
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
+from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
-from onnx_rnn_prune.plan.cost import count_params
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
 from onnx_rnn_prune.trace.judged import STATE, Judged
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.validate import Drift
@@ -83,7 +83,7 @@ def drift_rows(
     Args:
         found: by output or signal.
         judged: what outputs are judged by.
-        streams: what the report says of states, see `flow.feeding.stream_row`.
+        streams: what the report says of states, see `study.feeding.stream_row`.
     """
     rows: dict[str, dict[str, Any]] = {name: plain(values) for name, values in found.items()}
     for output in (streams or {}).get("states", {}).values():

@@ -9,7 +9,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.plan.plan import Plan
 from onnx_rnn_prune.report.names import Cell, place, short_names
 from onnx_rnn_prune.report.numbers import duration, faster, fewer, percent, size, streams
 from onnx_rnn_prune.report.table import (
@@ -20,6 +19,7 @@ from onnx_rnn_prune.report.table import (
     warning,
 )
 from onnx_rnn_prune.text import presentable, visible
+from onnx_rnn_prune.trace.plan import Plan
 
 Report = Mapping[str, Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.trace.labels import can_vanish, same_order, unit_axis
-from onnx_rnn_prune.trace.rules import Flow, Step, Stop, rule_of
+from onnx_rnn_prune.operators.labels import can_vanish, same_order, unit_axis
+from onnx_rnn_prune.operators.table import Flow, Step, Stop, rule_of
 
 
 def answer(step: Step, lane_of: npt.NDArray[np.int64]) -> Flow | Stop:

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer, find_layers
 from onnx_rnn_prune.model.constants import constant_shape, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import integers_of
 from onnx_rnn_prune.model.walk import node_key, nodes_by_key
-from onnx_rnn_prune.trace.rules import Bound
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.trace import Binding, Trace
 from onnx_rnn_prune.trace.units import Ids
 

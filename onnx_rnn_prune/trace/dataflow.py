@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
-from onnx_rnn_prune.trace.rules import Rule, contracts, meets, moves, quantizes, rule_of
+from onnx_rnn_prune.operators import contracts, meets, moves, quantizes
+from onnx_rnn_prune.operators.table import Rule, rule_of
 
 # A tensor by its name, a product by its weight.
 Vertex = Hashable

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RECURRENT
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.outputs import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
+from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 INDEX, DRAWN, LENGTH, STATE = "index", "drawn", "length", "state"
 

@@ -9,14 +9,14 @@ from itertools import islice
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
+from onnx_rnn_prune.model.intermediate import surface
 from onnx_rnn_prune.model.outputs import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.surface import surface
 from onnx_rnn_prune.model.walk import all_nodes, places
-from onnx_rnn_prune.trace.rules import Shape, rule_of
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.table import Shape, rule_of
 
 _SUFFIX = "__observed_shape"
 # Most runs that are made to come by every branch.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RECURRENT, find_layers
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import node_key, nodes_by_key, places
+from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
 _MOVING = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
 _MOVING |= {"Transpose", "Unsqueeze"}

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.cells import RecurrentLayer
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
+from onnx_rnn_prune.operators.duplicates import find_twins
+from onnx_rnn_prune.operators.labels import Labels, tied_lanes, unit_axis
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.table import Bound, Step, Stop, rule_of
 from onnx_rnn_prune.trace.answers import answer
-from onnx_rnn_prune.trace.labels import Labels, tied_lanes, unit_axis
 from onnx_rnn_prune.trace.observe import Observation
-from onnx_rnn_prune.trace.rules import Bound, Step, Stop, rule_of
 from onnx_rnn_prune.trace.states import Carried
 from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
-from onnx_rnn_prune.twins import find_twins
 
 GRAPH_OUTPUT = ""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.trace.labels import Labels
+from onnx_rnn_prune.operators.labels import Labels
 
 Ids = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from onnx_rnn_prune.validate.detail import Detail, drift_in_detail
 from onnx_rnn_prune.validate.drift import Drift, drift
 from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
 from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, either_order, oracle
-from onnx_rnn_prune.validate.steps import time_axes
+from onnx_rnn_prune.validate.single_steps import time_axes
 
 __all__ = [
     "EXACT",

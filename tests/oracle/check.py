@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 
 from models import FOREIGN, Builder
-from onnx_rnn_prune.cells import find_layers
-from onnx_rnn_prune.flow.narrowing import narrow
-from onnx_rnn_prune.flow.opening import follow
-from onnx_rnn_prune.flow.studying import Studied, as_proven, cut, tolerance_of
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.prepared import Prepared, prepare
 from onnx_rnn_prune.passes.states import open_states
-from onnx_rnn_prune.plan.plan import Plan
-from onnx_rnn_prune.trace.labels import Mask
+from onnx_rnn_prune.pipeline.state_shrinking import narrow
+from onnx_rnn_prune.study.opening import follow
+from onnx_rnn_prune.study.studying import Studied, as_proven, cut, tolerance_of
+from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.validate import oracle
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models import MICROSOFT, Builder, Value
-from onnx_rnn_prune.cells import GRU, LSTM, QUANTIZED_LSTM, RNN, Cell
+from onnx_rnn_prune.operators.recurrent import GRU, LSTM, QUANTIZED_LSTM, RNN, Cell
 
 _GATES = ["Sigmoid", "HardSigmoid"]
 _OTHERS = ["Tanh", "Relu", "Softsign", "LeakyRelu", "ScaledTanh", "Elu", "Affine"]

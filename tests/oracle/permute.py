@@ -11,9 +11,9 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, set_input
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.labels import Labels
+from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.bindings import all_bounds
-from onnx_rnn_prune.trace.labels import Labels
-from onnx_rnn_prune.trace.rules import Bound
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 

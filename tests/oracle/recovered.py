@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_rnn_prune.data import open_feeds
+from onnx_rnn_prune.evidence.evidence import collect
+from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.passes.prepared import Prepared
-from onnx_rnn_prune.passes.recover import Recover, teacher_fits
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.score.evidence import collect
-from onnx_rnn_prune.score.products import find_readers
-from onnx_rnn_prune.trace.labels import Mask
+from onnx_rnn_prune.recovery.least_squares import Recover, teacher_fits
 
 
 def recovered(prepared: Prepared, keep: Mask, feeds: Sequence[Feed], ridge: float) -> Document:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_rnn_prune.cells import CELLS, Cell
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.recurrent import CELLS, Cell
 
 BATCH = 4
 # A gate whose bias is this is open or shut, whatever goes in.

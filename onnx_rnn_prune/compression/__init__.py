@@ -1,0 +1,1 @@
+"""What makes weights smaller beside pruning: precision, rank, sparsity."""

@@ -1,0 +1,241 @@
+"""What a model costs as a function of how many units each group keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.cost.budget import Budget, Kind
+from onnx_rnn_prune.model.constants import constant_shape, require_constant, storage_type
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import HELD, OWN
+from onnx_rnn_prune.model.external import is_apart, stored_bytes
+from onnx_rnn_prune.model.integers import dequantized
+from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
+from onnx_rnn_prune.operators.duplicates import find_twins
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.table import Bound
+from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.trace import Trace
+
+Counts = Sequence[int]
+
+# What a reference to a weight may take more than is counted: a long file name, aligned places.
+_SPARE = 320
+
+
+@dataclass(frozen=True, eq=False)
+class _Size:
+    """A constant some of whose axes depend on kept units.
+
+    Attributes:
+        fixed: the product of the other axes.
+        constants: per dependent axis, the entries that nobody owns, [axes].
+        factors: per dependent axis and group, entries for each kept unit, [axes, groups].
+        itemsize: bytes of an entry.
+        recurrent: whether it is W or R of a recurrent layer.
+    """
+
+    fixed: int
+    constants: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.int64]
+    itemsize: int
+    recurrent: bool
+
+    def entries(self, counts: Counts) -> int:
+        """Number of entries when the groups keep so many units."""
+        return int(self.fixed * np.prod(self.constants + self.factors @ np.asarray(counts)))
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Parameters, operations and bytes of a cut model.
+
+    Attributes:
+        params: entries of the constants that do not depend on the units.
+        flops: operations per time step that do not depend on them.
+        bytes: size of the file without the constants that do.
+        sizes: the constants that do.
+    """
+
+    params: int
+    flops: int
+    bytes: int
+    sizes: tuple[_Size, ...]
+
+    @staticmethod
+    def of(document: Document, trace: Trace, cut: Document, counts: Counts) -> Cost:
+        """Looks at one cut of a document, and at what more or fewer units would change in it.
+
+        Args:
+            document: what is cut; readers of one constant read it for the same units.
+            trace: of the document.
+            cut: what comes of it. With the most units that a cut may leave, no other one has longer
+                lengths and sizes to write down, and so more bytes than are counted here.
+            counts: units that the groups keep in it.
+        """
+        sizes = tuple(_sizes(document, trace, cut))
+        held = sum(size.entries(counts) * size.itemsize for size in sizes)
+        recurrent = sum(size.entries(counts) for size in sizes if size.recurrent)
+        return Cost(
+            params=count_params(cut) - sum(size.entries(counts) for size in sizes),
+            flops=2 * (recurrent_weights(cut) - recurrent),
+            bytes=_most_bytes(cut) - held,
+            sizes=sizes,
+        )
+
+    def __call__(self, kind: Kind, counts: Counts) -> int:
+        """What is left when the groups keep so many units."""
+        if kind == "params":
+            return self.params + sum(size.entries(counts) for size in self.sizes)
+        if kind == "flops":
+            return self.flops + 2 * sum(
+                size.entries(counts) for size in self.sizes if size.recurrent
+            )
+        return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
+
+
+def _most_bytes(cut: Document) -> int:
+    """The size of a document in files; with weights apart, the most that it may come to."""
+    model = cut.write()
+    total = stored_bytes(model, like=cut.source)
+    return total + len(model.graph.initializer) * _SPARE if is_apart(cut.source) else total
+
+
+def limit_of(budget: Budget, document: Document) -> int:
+    """A budget as a number: a share is of what the document has."""
+    if budget.amount is not None:
+        return budget.amount
+    assert budget.share is not None
+    totals = {
+        "params": count_params(document),
+        "flops": 2 * recurrent_weights(document),
+        "bytes": stored_bytes(document.write(), like=document.source),
+    }
+    return int(totals[budget.kind] * budget.share)
+
+
+def count_params(document: Document) -> int:
+    """Entries of all floating-point or integer weights: constants that are no scalars.
+
+    A weight that is held in narrower numbers counts as what is made of them.
+    """
+    nodes = [node for node in all_nodes(document.graph) if not node.name.startswith(HELD)]
+    tensors = {tensor.name: tensor for node in nodes for tensor in node.inputs}
+    shapes = [
+        constant_shape(tensor)
+        for tensor in tensors.values()
+        if tensor.name and (not tensor.inputs or tensor.inputs[0].name.startswith(HELD))
+    ]
+    literal = [node.outputs[0] for node in all_nodes(document.graph) if node.op == "Constant"]
+    shapes += [constant_shape(tensor) for tensor in literal]
+    return sum(int(np.prod(shape)) for shape in shapes if shape)
+
+
+def recurrent_weights(document: Document) -> int:
+    """Entries of W and R of all recurrent layers: multiply-adds per time step and sequence."""
+    return sum(
+        layer.directions * len(layer.cell.gates) * layer.hidden * (layer.input_size + layer.hidden)
+        for layer in find_layers(document.graph)
+    )
+
+
+def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size]:
+    """The constants of a cut document whose sizes depend on kept units."""
+    nodes = nodes_by_key(document.graph)
+    left = {tensor.name: tensor for tensor in tensors_of(result.graph)}
+    after = nodes_by_key(result.graph)
+    group_of = np.zeros(trace.units.count, dtype=np.int64)
+    for number, group in enumerate(trace.groups):
+        for atoms in group.atoms:
+            group_of[atoms] = number
+    heights = np.array([group.size for group in trace.groups])
+    layers = find_layers(document.graph)
+    keys, shared = {layer.key for layer in layers}, _shared(layers)
+    seen: set[str] = set()
+    picked: set[bytes] = set()
+    for (name, slot), bounds in all_bounds(document, trace).items():
+        tensor = nodes[name].inputs[slot]
+        value = require_constant(tensor, document.graph.opset)
+        if tensor.name in seen or (name, slot) in shared:
+            continue
+        seen.add(tensor.name)
+        if tensor.name.startswith(OWN) and tensor.name not in left:
+            # Of a matrix that only picks entries, what is left is an index for each column.
+            value = np.zeros(value.shape[-1], dtype=np.int64)
+            bounds = _columns(nodes[name], bounds, picked)
+        if not bounds or not _is_left(nodes[name], left):
+            continue
+        recurrent = name in keys and slot in (1, 2)
+        read = after[name].inputs[slot : slot + 1] if name in after else []
+        held = dequantized(read[0]) if read else None
+        if held is None:
+            itemsize = (storage_type(tensor) or value.dtype).itemsize
+            yield _size(value.shape, bounds, group_of, heights, itemsize, recurrent)
+            continue
+        yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, recurrent)
+        for part in (held.scale, held.zero):
+            own = [bound for bound in bounds if part.shape[bound.axis] > 1]
+            if own:
+                yield replace(_size((1,), own, group_of, heights, part.itemsize, False), fixed=1)
+
+
+def _columns(node: gs.Node, bounds: Sequence[Bound], picked: set[bytes]) -> list[Bound]:
+    """What is picked by an index for each column, unless it was met: an LSTM's states share it."""
+    found = []
+    for bound in bounds:
+        units = bound.labels.tobytes()
+        if node.op == "MatMul" and bound.axis == -1 and units not in picked:
+            found.append(replace(bound, labels=bound.labels.reshape(-1)))
+            picked.add(units)
+    return found
+
+
+def _shared(layers: Sequence[RecurrentLayer]) -> set[tuple[str, int]]:
+    """The inputs, by node key and slot, at which layers read what the first equal one reads."""
+    twins = find_twins(layers)
+    return {
+        (layer.key, layer.slot(letter))
+        for layer in layers
+        if twins[layer.name] != layer.name
+        for letter in layer.cell.parameters
+    }
+
+
+def _size(
+    shape: tuple[int, ...],
+    bounds: Sequence[Bound],
+    group_of: npt.NDArray[np.int64],
+    heights: npt.NDArray[np.int64],
+    itemsize: int,
+    recurrent: bool,
+) -> _Size:
+    """The size of one constant, given its shape at full width."""
+    lines = [_line(bound.labels, bound.axis) for bound in bounds]
+    factors = [
+        np.bincount(group_of[line[line >= 0]], minlength=len(heights)) // heights for line in lines
+    ]
+    full = np.broadcast_shapes(shape, *(bound.labels.shape for bound in bounds))
+    dependent = {bound.axis % len(full) for bound in bounds}
+    return _Size(
+        fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
+        constants=np.array([(line < 0).sum() for line in lines]),
+        factors=np.stack(factors),
+        itemsize=itemsize,
+        recurrent=recurrent,
+    )
+
+
+def _is_left(node: gs.Node, left: Mapping[str, gs.Tensor]) -> bool:
+    """Whether someone reads what a node computes, or what an addition behind it makes of that."""
+    followers = [reader for tensor in node.outputs for reader in tensor.outputs]
+    return any(t.name in left for item in (node, *followers) for t in item.outputs)
+
+
+def _line(labels: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64]:
+    line: npt.NDArray[np.int64] = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+    return line

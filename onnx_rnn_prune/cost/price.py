@@ -1,0 +1,71 @@
+"""What a cut is paid in: units, parameters, operations, or time on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnx_rnn_prune.cost.cost import Cost, Counts
+from onnx_rnn_prune.cost.stopwatch import Stopwatch
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.trace.bindings import traced_layers
+from onnx_rnn_prune.trace.trace import Trace
+
+Price = Callable[[Counts], float]
+"""What a model costs when its groups keep so many units each."""
+
+PRICES = ("units", "params", "flops", "ms")
+
+
+def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cost]) -> Price:
+    """The price of a cut.
+
+    Args:
+        kind: one of PRICES.
+        document: prepared.
+        trace: of it.
+        cost: what cuts cost; asked only where it is needed.
+    """
+    if kind == "units":
+        lanes = [sum(atoms.shape[1] for atoms in group.atoms) for group in trace.groups]
+        return lambda counts: float(np.dot(counts, lanes))
+    if kind == "ms":
+        layers = layer_times(document, trace)
+        return lambda counts: sum(price(counts) for price in layers.values())
+    known = cost()
+    if kind == "params":
+        return lambda counts: float(known("params", counts))
+    return lambda counts: float(known("flops", counts))
+
+
+def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
+    """The time of each cut layer's operator, by name; what reads the layers is left out."""
+    layers = traced_layers(document, trace)
+    stopwatch = Stopwatch(layers)
+    group_of = {name: n for n, group in enumerate(trace.groups) for name in group.layers}
+
+    def price_of_layer(layer: RecurrentLayer) -> Price:
+        fixed, factors = _inputs(trace, layer.key, layer.input_size)
+        group = group_of[layer.name]
+        return lambda counts: stopwatch(
+            layer.name, counts[group], round(fixed + factors @ np.asarray(counts))
+        )
+
+    return {layer.name: price_of_layer(layer) for layer in layers}
+
+
+def _inputs(trace: Trace, key: str, input_size: int) -> tuple[int, Matrix]:
+    """How wide the input of a layer is: what stays, and entries for each kept unit of a group."""
+    factors = np.zeros(len(trace.groups))
+    owned = np.zeros(0, dtype=np.int64)
+    for binding in trace.bindings:
+        if binding.node == key and binding.bound.reads is not None:
+            labels = binding.bound.labels.reshape(-1)
+            owned = labels[labels >= 0]
+    for number, group in enumerate(trace.groups):
+        units = np.concatenate([atoms.reshape(-1) for atoms in group.atoms])
+        factors[number] = np.isin(owned, units).sum() / group.size
+    return input_size - len(owned), factors

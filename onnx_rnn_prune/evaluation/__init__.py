@@ -1,0 +1,1 @@
+"""Candidates are recovered, and scored on validation feeds."""

@@ -1,0 +1,1 @@
+"""What calibration shows: the readers of units, and moments of what they read."""

@@ -1,0 +1,253 @@
+"""What data says about units: the moments of everything that is read from them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.evidence.gates import GateReader
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.moment_store import Runs, Shelf
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.evidence.samples import Taps
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import fresh_name
+from onnx_rnn_prune.model.intermediate import surface
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.trace.trace import Trace
+
+# Samples after which the emphasis of a reader's outputs is known well enough: it is a mean of
+# squares, and takes longer to compute than all else.
+_ENOUGH = 20_000
+SAMPLES = 64
+"""For each entry of what a reader reads, with which a fit is content."""
+# Streams that tell how many samples one has.
+_PROBES = 8
+
+
+Seen = Mapping[str, list[Array]]
+
+
+class Tapped:
+    """A document that runs and shows what its readers read.
+
+    Args:
+        document: it is not changed.
+        readers: whose signals are wanted.
+        states: of the feeds, see `Feeds.states`; the document carries its own along.
+        runs: what the document gave for feeds before, if it is to run each once.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        readers: Sequence[Reader],
+        states: Mapping[str, str],
+        runs: Runs | None = None,
+    ) -> None:
+        self._document = document.copy()
+        for layer in find_layers(self._document.graph):
+            if layer.output("Y") is None:
+                name = fresh_name(self._document.graph, f"{layer.name}_Y")
+                layer.node.name = layer.name
+                if layer.node.outputs:
+                    layer.node.outputs[0] = gs.Variable(name)
+        graph = self._document.graph
+        self._lookup = Lookup.of(self._document)
+        self._widths = {reader.name: reader.weight(self._lookup).shape[1] for reader in readers}
+        taps = {tap for reader in readers for tap in reader.taps(self._lookup)}
+        fed = {tensor.name for tensor in graph.inputs}
+        constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
+        self._fed = sorted(taps & fed)
+        self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
+        self._outputs = {*self._shown.outputs, *states.values()}
+        self._runs = runs
+        self._streaming = Streaming(self._run)
+
+    def __call__(self, feed: Feed) -> Seen:
+        """The tapped tensors of one feed, each with its value for every time it was computed."""
+        values = self._streaming(feed)
+        return self._shown.calls(values) | {name: [values[name]] for name in self._fed}
+
+    def _run(self, feed: Feed) -> dict[str, Array]:
+        found = self._runs(feed, self._outputs, self._ask) if self._runs else self._ask(feed)
+        return {**{name: feed[name] for name in self._fed}, **found}
+
+    def _ask(self, feed: Feed) -> dict[str, Array]:
+        return self._runner(feed)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        """Loaded once something is to be run."""
+        return Runner(self._document, outputs=sorted(self._outputs), optimize=False)
+
+    def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
+        """How much errors in one reader's outputs matter, [outputs]."""
+        found = [reader.emphasis(self._lookup, taps) for taps in self._calls(reader, seen)]
+        return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self._lookup)))
+
+    def signal(self, reader: Reader, seen: Seen) -> Array:
+        """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""
+        found = [reader.signal(self._lookup, taps) for taps in self._calls(reader, seen)]
+        return np.concatenate(found) if found else np.zeros((0, self._widths[reader.name]))
+
+    def _calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
+        """What a reader's tensors held each time that it ran; what is outside stays the same."""
+        names = [name for name in reader.taps(self._lookup) if name in seen]
+        inside = [len(seen[name]) for name in names if self._is_inside(name)]
+        for call in range(min(inside, default=1)):
+            yield {name: seen[name][call if self._is_inside(name) else 0] for name in names}
+
+    def _is_inside(self, name: str) -> bool:
+        return name in self._shown.inner
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What calibration data showed.
+
+    Attributes:
+        moments: by reader's pool, of the signal that it reads.
+        emphasis: by reader's pool, how much the square of an error in each output matters.
+        activity: per unit, the mean absolute state.
+        streams: how many were run.
+        runs: what the document gave.
+    """
+
+    moments: Shelf
+    emphasis: Mapping[str, Matrix]
+    activity: Matrix
+    streams: int
+    runs: Runs
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Sums over feeds; those of parts of the data merge into those of the whole.
+
+    Attributes:
+        moments: by reader's pool, of the signal that it reads.
+        emphasis: by reader's pool, of how much the square of an error in each output matters.
+        weighed: by reader's pool, how many feeds that was seen on.
+        absolute: per unit, of its absolute states.
+        samples: per unit, how many states.
+        streams: how many were run.
+    """
+
+    moments: Shelf
+    emphasis: Mapping[str, Matrix]
+    weighed: Mapping[str, int]
+    absolute: Matrix
+    samples: Matrix
+    streams: int
+
+    def merge(self, other: Tally) -> Tally:
+        """The sums over both; the moments of both are used up.
+
+        What comes of it depends, by rounding, on the order in which parts are merged.
+        """
+        self.moments.merge(other.moments)
+        return Tally(
+            moments=self.moments,
+            emphasis={name: own + other.emphasis[name] for name, own in self.emphasis.items()},
+            weighed={name: own + other.weighed[name] for name, own in self.weighed.items()},
+            absolute=self.absolute + other.absolute,
+            samples=self.samples + other.samples,
+            streams=self.streams + other.streams,
+        )
+
+    def evidence(self, runs: Runs | None = None) -> Evidence:
+        """What the feeds showed."""
+        emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
+        activity = self.absolute / np.maximum(self.samples, 1)
+        return Evidence(self.moments, emphasis, activity, self.streams, runs or Runs())
+
+
+def collect(
+    document: Document,
+    trace: Trace,
+    readers: Sequence[Reader],
+    feeds: Feeds,
+    progress: Progress,
+) -> Evidence:
+    """Runs as many feeds as needed once, and sums up what readers read; see `needed`.
+
+    One feed is in memory at a time.
+    """
+    runs = Runs()
+    feeds = feeds.take(needed(document, readers, feeds, runs))
+    return tally(document, trace, readers, feeds, progress, runs).evidence(runs)
+
+
+def needed(
+    document: Document, readers: Sequence[Reader], feeds: Feeds, runs: Runs | None = None
+) -> list[int]:
+    """The numbers of the streams to calibrate on: all, unless there are far more than that takes.
+
+    The moments of a signal with n entries are known well enough from 64 n samples, and from 20,000
+    in any case: more take longer, and what is fitted stays the same but for noise. How many samples
+    a stream has is told by some; which ones are taken is drawn, the same ones each time.
+    """
+    drawn = np.random.default_rng(feeds.streams).permutation(feeds.streams)
+    if len(drawn) <= 4 * _PROBES:
+        return sorted(drawn.tolist())
+    tapped = Tapped(document, readers, feeds.states, runs)
+    counts: Counter[str] = Counter()
+    for feed in feeds.take(drawn[:_PROBES].tolist()):
+        taps = tapped(feed)
+        for reader in readers:
+            counts[reader.pool] += len(tapped.signal(reader, taps))
+    shares = [
+        max(SAMPLES * len(reader.labels), _ENOUGH) / max(counts[reader.pool], 1)
+        for reader in readers
+    ]
+    return sorted(drawn[: math.ceil(_PROBES * max(shares, default=1.0))].tolist())
+
+
+def tally(
+    document: Document,
+    trace: Trace,
+    readers: Sequence[Reader],
+    feeds: Feeds,
+    progress: Progress,
+    runs: Runs | None = None,
+) -> Tally:
+    """The sums of which evidence is made."""
+    tapped = Tapped(document, readers, feeds.states, runs)
+    moments = Shelf()
+    emphasis: dict[str, Matrix] = {}
+    weighed: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    absolute = np.zeros(trace.units.count)
+    samples = np.zeros(trace.units.count)
+    total = len(feeds)
+    for number, feed in enumerate(feeds):
+        progress("calibrating", number, total)
+        taps = tapped(feed)
+        few = {reader.pool for reader in readers if seen[reader.pool] < _ENOUGH}
+        weighed.update(few)
+        for reader in readers:
+            signal = tapped.signal(reader, taps)
+            moments.gather(reader.pool, signal)
+            seen[reader.pool] += len(signal)
+            if reader.pool in few:
+                found = tapped.emphasis(reader, taps)
+                emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + found
+            if isinstance(reader, GateReader) and reader.sources[-1] == "H":
+                units = reader.labels >= 0
+                np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
+                np.add.at(samples, reader.labels[units], len(signal))
+    progress("calibrating", total, total)
+    return Tally(moments, emphasis, weighed, absolute, samples, feeds.streams)

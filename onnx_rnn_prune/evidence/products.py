@@ -1,0 +1,144 @@
+"""Everything that reads units, and what is known of what its columns read."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.evidence.gates import GateReader
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.propagation import MOVES, ZEROS, passing
+from onnx_rnn_prune.evidence.readers import STACKED, ProductReader, Reader
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import CARRIED
+from onnx_rnn_prune.model.integers import dequantized, integers_of
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.duplicates import find_twins
+from onnx_rnn_prune.operators.labels import NOBODY, Labels, Mask
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.table import Bound
+from onnx_rnn_prune.trace.trace import Trace
+
+
+def find_readers(document: Document, trace: Trace) -> list[Reader]:
+    """Everything that reads the units of a trace, front to back."""
+    return [reader for reader in find_products(document, trace) if (reader.labels >= 0).any()]
+
+
+def find_products(document: Document, trace: Trace) -> list[Reader]:
+    """The gates of all recurrent layers, and everything else that reads units, front to back."""
+    nodes = nodes_by_key(document.graph)
+    layers = {layer.key: layer for layer in find_layers(document.graph)}
+    twins = find_twins(layers.values())
+    inputs: dict[str, Labels] = {}
+    products: dict[str, list[Reader]] = {}
+    first: dict[Hashable, str] = {}
+    for binding in trace.bindings:
+        if binding.bound.reads is None:
+            continue
+        if binding.node in layers:
+            inputs[binding.node] = binding.bound.labels.reshape(-1)
+            continue
+        node = nodes[binding.node]
+        lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
+        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
+        carried = node.name.startswith(CARRIED)
+        twin = first.setdefault(_reading(node, binding.bound), binding.node)
+        products[binding.node] = [
+            ProductReader(binding, part, node.op, twin, carried) for part in range(stack)
+        ]
+    found: list[Reader] = []
+    for key in nodes:
+        if key in layers:
+            layer = layers[key]
+            absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
+            found += _gate_readers(layer, trace, inputs.get(key, absent), twins[layer.name])
+        found += products.get(key, [])
+    return found
+
+
+def _reading(node: gs.Node, bound: Bound) -> Hashable:
+    """The same for nodes that read one weight in the same way, as those of a layer unrolled."""
+    turned = [node.attrs.get(name, 0) for name in ("transA", "transB", "alpha")]
+    labels = (bound.labels.shape, bound.labels.tobytes())
+    return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
+
+
+def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str) -> list[Reader]:
+    lanes = trace.units.lanes.get(layer.name)
+    readers: list[Reader] = []
+    for direction in range(layer.directions):
+        absent = np.full(layer.hidden, NOBODY, dtype=np.int64)
+        states = absent if lanes is None else lanes[direction]
+        for gates, sources in layer.sums:
+            labels = np.concatenate([inputs if name == "X" else states for name in sources])
+            readers.append(GateReader(layer.name, direction, gates, sources, labels, states, twin))
+    return readers
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A reader with what is known of its columns.
+
+    Attributes:
+        reader: the reader.
+        weight: [outputs, n].
+        outputs: the unit behind each output, [outputs].
+        labels: the unit behind each column, [n].
+        moved: True where a column reads the state of a unit as it is, [n].
+        zeros: True where it reads 0 of a unit that is 0, [n].
+        exact: whether the weight is held in real numbers, which a sum does not round anew.
+    """
+
+    reader: Reader
+    weight: Matrix
+    outputs: Labels
+    labels: Labels
+    moved: Mask
+    zeros: Mask
+    exact: bool
+
+    def reads_zero(self, zero: Mask) -> Mask:
+        """The columns that always read 0, [n], where those units do."""
+        return (self.labels >= 0) & self.zeros & zero[self.labels]
+
+
+def find_matrices(document: Document, trace: Trace, lookup: Lookup) -> list[Product]:
+    """All products of a document, front to back; none where there are no units to read."""
+    if not trace.units.count:
+        return []
+    moved, zeros = (passing(document, trace, ops) for ops in (MOVES, ZEROS))
+    found = []
+    for reader in find_products(document, trace):
+        own = np.zeros(len(reader.labels), dtype=bool)
+        name = reader.source(lookup)
+        if isinstance(reader, GateReader):
+            own[reader.widths(lookup)[0] if "X" in reader.sources else 0 :] = True
+        found.append(
+            Product(
+                reader=reader,
+                weight=reader.weight(lookup).astype(np.float64),
+                outputs=reader.outputs(lookup),
+                labels=reader.labels,
+                moved=own | (name in moved),
+                zeros=own | (name in zeros),
+                exact=_is_exact(reader, lookup),
+            )
+        )
+    return found
+
+
+def _is_exact(reader: Reader, lookup: Lookup) -> bool:
+    if isinstance(reader, GateReader):
+        node = lookup.layers[reader.layer].node
+        slots: Sequence[int] = (1, 2)
+    else:
+        assert isinstance(reader, ProductReader)
+        node, slots = lookup.nodes[reader.binding.node], (reader.binding.bound.slot,)
+    tensors = [node.inputs[slot] for slot in slots]
+    real = all(dequantized(tensor) is None for tensor in tensors)
+    return real and all(integers_of(node, slot) is None for slot in slots)

@@ -1,0 +1,298 @@
+"""Who reads units: what it reads, with which weight, and where a constant can be added.
+
+A reader computes `weight @ signal + bias` for a signal some of whose entries are units. Criteria
+look at its weight to see how much a unit matters; recovery writes a new weight and bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.samples import Taps
+from onnx_rnn_prune.model.constants import constant_value, require_constant
+from onnx_rnn_prune.model.edit import replace_constant
+from onnx_rnn_prune.model.integers import product_of, scaled, set_weight, weight_value
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.labels import NOBODY, Labels
+from onnx_rnn_prune.trace.trace import Binding
+
+STACKED = ("MatMul", "MatMulInteger")
+"""Products whose weight may be a stack of matrices."""
+
+Place = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+"""Rows and columns of a part of a matrix, as `numpy.ix_` takes them."""
+
+
+class Reader(Protocol):
+    """One matrix product that units enter."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the readers of a graph."""
+
+    @property
+    def pool(self) -> str:
+        """Readers of one pool are fitted as one: they share weights, at other places or steps."""
+
+    @property
+    def labels(self) -> Labels:
+        """The unit behind each entry of the signal, shape [n]."""
+
+    def source(self, lookup: Lookup) -> str:
+        """The tensor that enters: X of a layer, the data of another product."""
+
+    def taps(self, lookup: Lookup) -> list[str]:
+        """The tensors that `signal` needs, Y of a layer among them."""
+
+    def signal(self, lookup: Lookup, taps: Taps) -> Array:
+        """What is read, one row per product, shape [N, n]."""
+
+    def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
+        """How much the square of an error in each output matters, [outputs]."""
+
+    @property
+    def places(self) -> bool:
+        """Whether it brings a state to full width for callers who only hand it back."""
+
+    def outputs(self, lookup: Lookup) -> Labels:
+        """The unit behind each output, shape [outputs]."""
+
+    def widths(self, lookup: Lookup) -> tuple[int, ...]:
+        """Of the signals that are laid side by side in what is read; they add up to n."""
+
+    def weight(self, lookup: Lookup) -> Array:
+        """[outputs, n], as the model holds it."""
+
+    def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
+        """Writes the part of the weight at a place, and adds to the bias there, [rows]."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProductReader:
+    """A MatMul, Gemm or Conv whose constant weight is contracted with units.
+
+    Attributes:
+        binding: the weight's binding.
+        part: which matrix of a stack of weights; 0 where there is one.
+        op: the operator.
+        twin: the first node that reads the same weight in the same way.
+        places: whether it brings a state to full width for callers who only hand it back.
+    """
+
+    binding: Binding
+    part: int
+    op: str
+    twin: str
+    places: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.binding.node}#{self.part}"
+
+    @property
+    def pool(self) -> str:
+        return f"{self.twin}#{self.part}"
+
+    @property
+    def labels(self) -> Labels:
+        bound = self.binding.bound
+        lines = np.moveaxis(bound.labels, bound.axis, -1)
+        lines = lines.reshape(-1, lines.shape[-1])
+        line: Labels = lines[self.part if len(lines) > 1 else 0]
+        return line
+
+    def source(self, lookup: Lookup) -> str:
+        name: str = self._data(lookup).name
+        return name
+
+    def taps(self, lookup: Lookup) -> list[str]:
+        node = self._node(lookup)
+        names = [self.source(lookup)]
+        if self.op == "MatMulInteger":
+            names += [tensor.name for tensor in _meaning(node)]
+        return names
+
+    def signal(self, lookup: Lookup, taps: Taps) -> Array:
+        node = self._node(lookup)
+        value = taps[self._data(lookup).name]
+        if self.op == "MatMulInteger":
+            zero, scale = (taps[tensor.name] for tensor in _meaning(node))
+            value = (value.astype(np.int32) - zero) * scale
+        value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
+        batch = self._weight(lookup).shape[:-2] if self.op in STACKED else ()
+        if np.prod(batch, dtype=int) > 1:
+            batch_axes = value.ndim - 2 - len(batch)
+            full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
+            stacked = full.reshape(-1, int(np.prod(batch)), *value.shape[-2:])
+            value = stacked[:, self.part]
+        return value.reshape(-1, value.shape[-1])
+
+    def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
+        return np.ones(len(self.weight(lookup)))
+
+    def outputs(self, lookup: Lookup) -> Labels:
+        return np.full(len(self.weight(lookup)), NOBODY, dtype=np.int64)
+
+    def widths(self, lookup: Lookup) -> tuple[int, ...]:
+        return (len(self.labels),)
+
+    def weight(self, lookup: Lookup) -> Array:
+        stack = _as_matrix(self._weight(lookup), self._axis(lookup), self._out(lookup))
+        matrix: Array = stack[self.part]
+        return matrix
+
+    def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
+        node, slot = self._node(lookup), self.binding.bound.slot
+        before = self._weight(lookup)
+        axis, out = self._axis(lookup), self._out(lookup)
+        stack = _as_matrix(before, axis, out).copy()
+        stack[self.part][np.ix_(*place)] = weight
+        value = _from_matrix(stack, before, axis, out)
+        set_weight(lookup.graph, node, slot, value)
+        if np.any(bias):
+            total = np.zeros(stack.shape[1], before.dtype)
+            total[place[0]] = bias
+            _BIAS[self.op](lookup.graph, self, node, total)
+
+    def _node(self, lookup: Lookup) -> gs.Node:
+        return lookup.nodes[self.binding.node]
+
+    def _data(self, lookup: Lookup) -> gs.Tensor:
+        assert self.binding.bound.reads is not None
+        return self._node(lookup).inputs[self.binding.bound.reads]
+
+    def _weight(self, lookup: Lookup) -> Array:
+        slot = self.binding.bound.slot
+        return weight_value(self._node(lookup), slot, lookup.graph.opset)
+
+    def _axis(self, lookup: Lookup) -> int:
+        return self.binding.bound.axis % self._weight(lookup).ndim
+
+    def _out(self, lookup: Lookup) -> int:
+        """The axis of the weight that becomes the output's."""
+        rank = self._weight(lookup).ndim
+        if self.op == "Conv":
+            return 0
+        return 2 * rank - 3 - self._axis(lookup)
+
+
+def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
+    """The zero point and the scale of the integers that a product reads."""
+    found = scaled(node)
+    assert found is not None
+    made = found.data.inputs[0]
+    return made.outputs[2], found.data
+
+
+def _data_axis(node: gs.Node, slot: int | None) -> int:
+    if node.op == "Conv":
+        return 1
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transA", 0) else 1
+    return -1 if slot == 0 else -2
+
+
+def _as_matrix(weight: Array, axis: int, out: int) -> Array:
+    """[stack, outputs, n]; the taps of a convolution count as outputs."""
+    moved = np.moveaxis(weight, (out, axis), (0, -1)) if weight.ndim == 2 else weight
+    if weight.ndim == 2:
+        return moved[None]
+    if out == 0:  # Conv: [M, C, taps...] -> [M, taps..., C]
+        moved = np.moveaxis(weight, axis, -1)
+        return moved.reshape(1, -1, weight.shape[axis])
+    moved = np.moveaxis(weight, (out, axis), (-2, -1))
+    return moved.reshape(-1, weight.shape[out], weight.shape[axis])
+
+
+def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
+    if like.ndim == 2:
+        return _like(np.moveaxis(stack[0], (0, -1), (out, axis)), like)
+    if out == 0:
+        shape = (*(size for place, size in enumerate(like.shape) if place != axis),)
+        return _like(np.moveaxis(stack[0].reshape(*shape, like.shape[axis]), -1, axis), like)
+    batch = like.shape[:-2]
+    shaped = stack.reshape(*batch, like.shape[out], like.shape[axis])
+    return _like(np.moveaxis(shaped, (-2, -1), (out, axis)), like)
+
+
+def bias_slot(node: gs.Node) -> int | None:
+    """The input of an Add right behind a product that holds a constant, or None."""
+    result = node.outputs[0]
+    follower = result.outputs[0] if len(result.outputs) == 1 else None
+    if follower is None or follower.op != "Add":
+        return None
+    slot = 1 if follower.inputs[0] is result else 0
+    return None if constant_value(follower.inputs[slot]) is None else slot
+
+
+def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Adds in the addition that stands behind the product."""
+    product = product_of(node)
+    slot = bias_slot(product)
+    assert slot is not None, "prepare makes room for a bias"
+    follower = product.outputs[0].outputs[0]
+    present = require_constant(follower.inputs[slot], graph.opset)
+    weight = require_constant(node.inputs[reader.binding.bound.slot], graph.opset)
+    value = np.zeros(bias_shape(weight, reader.binding.bound.slot), bias.dtype)
+    value.reshape(-1, len(bias))[reader.part] = bias
+    replace_constant(graph, follower, slot, _like(present + value, bias))
+
+
+def bias_shape(weight: Array, slot: int) -> tuple[int, ...]:
+    """The shape of what is added behind a MatMul to each output of each matrix of a stack."""
+    if slot == 0:  # W x: outputs lie on the rows
+        return (*weight.shape[:-1], 1)
+    batch = weight.shape[:-2]
+    return (*batch, 1, weight.shape[-1]) if batch else (weight.shape[-1],)
+
+
+def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    alpha = float(node.attrs.get("alpha", 1.0))
+    if has_bias_input(node, 2):
+        beta = float(node.attrs.get("beta", 1.0))
+        present = require_constant(node.inputs[2], graph.opset)
+        total = present + bias * (alpha / beta)
+        replace_constant(graph, node, 2, _like(total, bias))
+    else:
+        _add_behind(graph, reader, node, _like(bias * alpha, bias))
+
+
+def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Sums the taps: a constant adds the same at every place, but at padded borders."""
+    weight = require_constant(node.inputs[1], graph.opset)
+    value = bias.reshape(len(weight), -1).sum(axis=1)
+    present = require_constant(node.inputs[2], graph.opset)
+    replace_constant(graph, node, 2, _like(present + value, bias))
+
+
+def _add_to_last(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:
+    present = require_constant(node.inputs[4], graph.opset)
+    replace_constant(graph, node, 4, _like(present + bias, bias))
+
+
+def has_bias_input(node: gs.Node, slot: int) -> bool:
+    """Whether a Gemm or Conv has a constant bias that counts."""
+    if slot >= len(node.inputs) or constant_value(node.inputs[slot]) is None:
+        return False
+    return float(node.attrs.get("beta", 1.0)) != 0.0
+
+
+def _like(value: Array, other: Array) -> Array:
+    return np.asarray(value, dtype=other.dtype)
+
+
+_BIAS: dict[str, Callable[[gs.Graph, ProductReader, gs.Node, Array], None]] = {
+    "MatMul": _add_behind,
+    "Gemm": _add_to_gemm,
+    "Conv": _add_to_conv,
+    "MatMulInteger": _add_behind,
+    "DynamicQuantizeMatMul": _add_to_last,
+}

@@ -1,0 +1,117 @@
+"""What it would save to cut a layer to half of its units: it is done, and the file is looked at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
+from onnx_rnn_prune.interface import AS_BEFORE
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.selection.allocation import choose
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.study.studying import Studied, cut, settle
+from onnx_rnn_prune.trace.plan import Plan, fingerprint
+from onnx_rnn_prune.trace.units import Group
+from onnx_rnn_prune.validate import timings
+from onnx_rnn_prune.validate.profile import NodeTime
+
+# For timing one cut; and for all of it, after which no other layer is begun with.
+_SECONDS = 0.6
+_MOST_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Half:
+    """What a model saves where one layer, and what must be cut with it, keeps half of its units.
+
+    Attributes:
+        units: what the layer keeps.
+        together: names of the layers that keep as many units with it.
+        params: weights fewer in the whole model, its readers' included.
+        bytes: bytes fewer in files; negative where restoring full width takes more.
+        flops: operations fewer of recurrent layers, per step and sequence.
+        ms: milliseconds of a run fewer, measured on the cut file, one thread, the median.
+        speedup: of the whole model.
+        speedup_quartiles: of the rounds that it is the median of.
+    """
+
+    units: int
+    together: tuple[str, ...]
+    params: int
+    bytes: int
+    flops: int
+    ms: float
+    speedup: float
+    speedup_quartiles: tuple[float, float]
+
+
+def halves(
+    opened: Opened,
+    data: Data,
+    studied: Studied,
+    times: Mapping[str, NodeTime],
+    progress: Progress,
+) -> dict[str, Half]:
+    """Cuts one group of layers after another to half of its units.
+
+    Those that take most time come first; what a few seconds do not do is left out.
+
+    Args:
+        opened: the model; it is not changed.
+        data: what to follow units with.
+        studied: what is known of all layers.
+        times: by layer, for those that are to be cut.
+        progress: is told how far the work is.
+
+    Returns:
+        By layer.
+    """
+    trace = studied.prepared.trace
+    shares = {number: _share(group, times) for number, group in enumerate(trace.groups)}
+    order = sorted((number for number in shares if shares[number]), key=lambda n: -shares[n])
+    groups = [trace.groups[number] for number in order]
+    whole = opened.document
+    params, weights = count_params(whole), recurrent_weights(whole)
+    size, model_hash = stored_bytes(opened.model, like=opened.model), fingerprint(opened.model)
+    runner, start = opened.run(), time.perf_counter()
+    found: dict[str, Half] = {}
+    for number, group in enumerate(groups):
+        gone = time.perf_counter() - start
+        if gone + gone / max(number, 1) > _MOST_SECONDS:
+            break  # another would take too long
+        progress("cutting layers to half", number, len(groups))
+        counts = [(each.size + 1) // 2 if each is group else each.size for each in trace.groups]
+        keep = choose(trace, np.zeros(trace.units.count), counts)
+        plan = Plan.from_mask(model_hash, trace, keep)
+        known = settle(opened, None, plan, data, AS_BEFORE, silent)
+        model = cut(known.prepared.document, known, plan, "shrink").write()
+        smaller = Document.read(model)
+        spent = next(times[name] for name in group.layers if name in times)
+        feed = next(islice(data.fitting, spent.feed, None))
+        pair = [runner, Runner(model, name="the half-cut model", remedy=OURS)]
+        before, after = timings(pair, feed, seconds=_SECONDS)
+        for name in group.layers:
+            found[name] = Half(
+                units=(group.size + 1) // 2,
+                together=tuple(other for other in group.layers if other != name),
+                params=params - count_params(smaller),
+                bytes=size - stored_bytes(model, like=opened.model),
+                flops=2 * (weights - recurrent_weights(smaller)),
+                ms=before.ms * (1.0 - 1.0 / after.ratio),
+                speedup=after.ratio,
+                speedup_quartiles=after.ratio_quartiles,
+            )
+    return found
+
+
+def _share(group: Group, times: Mapping[str, NodeTime]) -> float:
+    return sum(times[name].share for name in group.layers if name in times)

@@ -1,0 +1,162 @@
+"""What can be known of a model before anything is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from onnx_rnn_prune.cost.cost import count_params
+from onnx_rnn_prune.data import Asked
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.inspection.halving import Half, halves
+from onnx_rnn_prune.interface import AS_BEFORE
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.build import outlet_rows
+from onnx_rnn_prune.selection.profitability import never_worth
+from onnx_rnn_prune.study.feeding import Data, open_data, opened_feeds
+from onnx_rnn_prune.study.opening import Opened, written_out
+from onnx_rnn_prune.study.studying import study
+from onnx_rnn_prune.trace.decomposed import advice
+from onnx_rnn_prune.validate.profile import NodeTime, node_times
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What runs of a model show.
+
+    Attributes:
+        outlets: by layer, where its units end.
+        pinned: by layer, why it is left alone.
+        times: by layer, what it takes of a run.
+        share: what all layers together take of a run, or None where nothing ran.
+        half: by layer, what half of its units would save.
+        feed: shapes of the feed that was timed, by input; empty where nothing ran.
+        random: whether feeds were made up.
+        warnings: what could not be found out.
+    """
+
+    outlets: Mapping[str, Any] = field(default_factory=dict)
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, NodeTime] = field(default_factory=dict)
+    share: float | None = None
+    half: Mapping[str, Half] = field(default_factory=dict)
+    feed: Mapping[str, list[int]] = field(default_factory=dict)
+    random: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+def inspect_model(
+    opened: Opened, data: object, asked: Asked, stream: bool | None, progress: Progress
+) -> dict[str, Any]:
+    """The recurrent layers of a model, what they cost, and where their units end.
+
+    Raises:
+        PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
+    """
+    if not opened.misfits:
+        opened.run()
+    written = written_out(opened)
+    if not (opened.layers or opened.misfits or opened.notes or written):
+        raise PruneError(
+            "has no LSTM, GRU or RNN node, and none that is written out",
+            where=opened.name,
+            remedy="give a model with recurrent layers",
+        )
+    total = count_params(opened.document)
+    left = opened.misfits or not opened.layers
+    seen = Seen() if left else _look(opened, data, asked, stream, progress)
+    return {
+        "model": {
+            "path": None,
+            "bytes": stored_bytes(opened.model, like=opened.model),
+            "params": total,
+            "inputs": [str(port) for port in signature.inputs(opened.model)],
+            "outputs": [str(port) for port in signature.outputs(opened.model)],
+        },
+        "layers": _rows(opened, seen, total),
+        "written_out": [{**asdict(item), "text": str(item)} for item in written],
+        "refused": [{**asdict(item), "text": str(item)} for item in opened.misfits],
+        "remedies": [
+            *dict.fromkeys(item.remedy for item in opened.misfits),
+            *filter(None, [advice(written, opened.model.producer_name)]),
+        ],
+        "share_of_time": seen.share,
+        "timed_on": {"shapes": seen.feed, "random": seen.random, "threads": 1},
+        "warnings": [*opened.notes, *seen.warnings],
+    }
+
+
+def _rows(opened: Opened, seen: Seen, total: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": layer.name,
+            "op": layer.cell.op,
+            "direction": layer.direction,
+            "scope": layer.scope,
+            "hidden": layer.hidden,
+            "input": layer.input_size,
+            "params": layer.params(),
+            "share_of_params": layer.params() / max(total, 1),
+            "flops_per_step": layer.flops(),
+            "time_ms": seen.times[layer.name].ms if layer.name in seen.times else None,
+            "share_of_time": seen.times[layer.name].share if layer.name in seen.times else None,
+            "outlets": seen.outlets.get(layer.name, []),
+            "pinned": seen.pinned.get(layer.name),
+            "half": asdict(seen.half[layer.name]) if layer.name in seen.half else None,
+        }
+        for layer in opened.layers
+    ]
+
+
+def _look(
+    opened: Opened, source: object, asked: Asked, stream: bool | None, progress: Progress
+) -> Seen:
+    """Runs a model; where no data are given, and none can be made up, that is a warning."""
+    keys = {layer.key: layer.name for layer in opened.layers}
+    progress("measuring", 0, None)
+    try:
+        data = _open(opened, source, asked, stream)
+        timed = node_times(opened.document, list(keys), data.fitting, opened.name)
+    except PruneError as error:
+        if source is not None or asked:
+            raise
+        return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
+    times = {keys[key]: spent for key, spent in timed.nodes.items()}
+    first = next(iter(data.fitting))
+    shapes = {name: list(value.shape) for name, value in first.items()}
+    seen = Seen(times=times, share=timed.share, feed=shapes, random=not data.given)
+    try:
+        return _follow(opened, data, seen, progress)
+    except PruneError as error:
+        return replace(seen, warnings=(f"where the units end is not known: {error}",))
+
+
+def _open(opened: Opened, source: object, asked: Asked, stream: bool | None) -> Data:
+    """All feeds for everything, since nothing is fitted."""
+    if source is None:
+        return open_data(opened, None, None, 0, asked)
+    feeds = opened_feeds(opened, source, stream)
+    return Data(feeds, feeds, feeds, given=True)
+
+
+def _follow(opened: Opened, data: Data, seen: Seen, progress: Progress) -> Seen:
+    names = [layer.name for layer in opened.layers]
+    studied = study(opened, names, data, AS_BEFORE, progress)
+    prepared = studied.prepared
+    pinned = {**prepared.left, **never_worth(opened, data, studied)}
+    free = {name: spent for name, spent in seen.times.items() if name not in pinned}
+    half = halves(opened, data, studied, free, progress)
+    outlets = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+    late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
+    notes = (
+        [
+            f"what pruning {late} of the layers would save was not measured, for lack of time; they"
+            " are the ones that take least of a run"
+        ]
+        if late
+        else []
+    )
+    return replace(seen, outlets=outlets, pinned=pinned, half=half, warnings=tuple(notes))

@@ -1,0 +1,148 @@
+"""The coarsest partition of units into classes of equal ones, by refinement.
+
+All units of a lane begin in one class with those that have the same biases, initial states, weights
+on what is no unit, and constants on their way. Then classes are split until all units of a class
+have the same weights once the columns of each class are summed up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.gates import GateReader
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.products import Product
+from onnx_rnn_prune.model.constants import require_constant
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.trace.bindings import STATES
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.trace.units import Ids
+
+# Sums of weights in single precision that are equal otherwise differ by rounding.
+_ROUNDING = 1e-6
+
+
+def refine(
+    document: Document,
+    trace: Trace,
+    products: Sequence[Product],
+    layers: Sequence[RecurrentLayer],
+    zero: Mask,
+    mergeable: Mask,
+) -> Ids:
+    """The first unit of the class of each unit, [units].
+
+    Args:
+        document: the model, prepared.
+        trace: of it.
+        products: all products with units.
+        layers: of the trace.
+        zero: units that are always 0, [units]; their columns do not count.
+        mergeable: units that may be equal to others at all, [units].
+    """
+    own = _own(document, trace, products, layers)
+    arrays = [atoms for group in trace.groups for atoms in group.atoms]
+    parts = []
+    for atoms in arrays:
+        keys = [
+            b"".join(own[unit] for unit in atom) if mergeable[atom].all() else b"%d" % atom[0]
+            for atom in atoms.tolist()
+        ]
+        known: dict[bytes, int] = {}
+        parts.append(np.array([known.setdefault(key, n) for n, key in enumerate(keys)]))
+    while any(len(np.unique(part)) < len(part) for part in parts):
+        first = _first(trace, arrays, parts)
+        lines = _summed(trace, products, zero, first)
+        finer = [
+            _split(part, np.concatenate([lines[units] for units in atoms.T], axis=1))
+            for part, atoms in zip(parts, arrays, strict=True)
+        ]
+        same = all(np.array_equal(*pair) for pair in zip(finer, parts, strict=True))
+        parts = finer
+        if same:
+            break
+    return _first(trace, arrays, parts)
+
+
+def _first(trace: Trace, arrays: Sequence[Ids], parts: Sequence[Ids]) -> Ids:
+    first = np.arange(trace.units.count)
+    for atoms, part in zip(arrays, parts, strict=True):
+        first[atoms] = atoms[part]
+    return first
+
+
+def _own(
+    document: Document,
+    trace: Trace,
+    products: Sequence[Product],
+    layers: Sequence[RecurrentLayer],
+) -> list[bytes]:
+    """All numbers of each unit but its weights on other units."""
+    found: list[list[bytes]] = [[] for _ in range(trace.units.count)]
+
+    def note(labels: Labels, values: Matrix) -> None:
+        """Takes values, [n, ...], each of the unit that its label names."""
+        for unit, value in zip(labels.tolist(), values, strict=True):
+            if unit >= 0:
+                found[unit].append(value.tobytes())
+
+    for product in products:
+        note(product.outputs, product.weight[:, product.labels < 0])
+    for layer in layers:
+        for name in ("B", "P", *STATES):
+            value = layer.constant(name)
+            if value is not None:
+                lanes = trace.units.lanes[layer.name]
+                stacked = value.reshape(len(lanes), -1, layer.hidden)
+                for lane, lines in zip(lanes, stacked, strict=True):
+                    note(lane, lines.T)
+    nodes = nodes_by_key(document.graph)
+    for binding in trace.bindings:
+        bound = binding.bound
+        if bound.reads is None:
+            tensor = nodes[binding.node].inputs[bound.slot]
+            value = require_constant(tensor, document.graph.opset)
+            labels, values = np.broadcast_arrays(bound.labels, value)
+            note(labels.reshape(-1), values.reshape(-1, 1))
+    return [b"|".join(parts) for parts in found]
+
+
+def _summed(trace: Trace, products: Sequence[Product], zero: Mask, first: Ids) -> Matrix:
+    """The weights of each unit on other units, columns of equal ones summed, [units, all]."""
+    lines: dict[int, list[Matrix]] = {}
+    for product in products:
+        reader = product.reader
+        if not isinstance(reader, GateReader) or not (product.outputs >= 0).any():
+            continue
+        columns = np.flatnonzero((product.labels >= 0) & ~product.reads_zero(zero))
+        keys = np.stack([first[product.labels[columns]], occurrences(product.labels)[columns]])
+        _, groups = np.unique(keys, axis=1, return_inverse=True)
+        sums = np.zeros((len(product.weight), int(groups.max(initial=-1)) + 1))
+        np.add.at(sums.T, groups.reshape(-1), product.weight[:, columns].T)
+        rows = sums.reshape(len(reader.gates), len(reader.lane), -1)
+        for unit, line in zip(reader.lane.tolist(), np.moveaxis(rows, 1, 0), strict=True):
+            lines.setdefault(unit, []).append(line.reshape(-1))
+    joined = [np.concatenate(lines.get(unit, [np.zeros(0)])) for unit in range(trace.units.count)]
+    result = np.zeros((len(joined), max(map(len, joined), default=0)))
+    for unit, line in enumerate(joined):
+        result[unit, : len(line)] = line
+    return result
+
+
+def _split(part: Ids, lines: Matrix) -> Ids:
+    """Classes of those that were in one and have the same lines, each by its first member."""
+    result = np.arange(len(part))
+    for number in np.unique(part):
+        left = np.flatnonzero(part == number)
+        while len(left):
+            head = left[0]
+            limit = _ROUNDING * np.abs(lines[head]).max(initial=0.0)
+            near = np.all(np.abs(lines[left] - lines[head]) <= limit, axis=1)
+            result[left[near]] = head
+            left = left[~near]
+    return result

@@ -1,0 +1,126 @@
+"""Kept units and constants in the place of removed units, where the weights alone tell which.
+
+A removed unit is said to be h = share * (a kept unit) + (a number). Who reads it adds its column,
+times the share, to that of the kept unit, and what the number makes to its bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.gates import GateReader
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.lossless.own import own_rows
+from onnx_rnn_prune.lossless.superfluous import find_superfluous
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
+from onnx_rnn_prune.recovery.least_squares import Fit, stays
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.trace.units import Ids
+
+
+@dataclass(frozen=True, eq=False)
+class StandIns:
+    """What stands for each unit once it is removed.
+
+    Attributes:
+        unit: a kept unit, [units].
+        share: of its state, [units].
+        state: a number added to that, [units].
+        reset: what the reset gate of a GRU makes of that number, [units].
+    """
+
+    unit: Ids
+    share: Matrix
+    state: Matrix
+    reset: Matrix
+
+
+def equal_units(document: Document, trace: Trace, keep: Mask) -> StandIns:
+    """For duplicates the first of their kind, and for constants what they hold: this loses nothing.
+
+    Args:
+        document: the model, prepared.
+        trace: of it.
+        keep: per unit, True where it stays; `find_superfluous` says which need not.
+    """
+    found = find_superfluous(document, trace)
+    held = np.where(found.constant, found.held.state, 0.0)
+    reset = np.where(found.constant, found.held.reset, 0.0)
+    return StandIns(found.first, found.duplicate.astype(np.float64), held, reset)
+
+
+def nearest_units(document: Document, trace: Trace, keep: Mask) -> StandIns:
+    """For each unit the kept one whose weights W, R and B point most nearly where its own do.
+
+    The share is the cosine between them, so that a duplicate is merged exactly, and what is like no
+    other contributes nothing (after Srinivas and Babu 2015, "Data-free parameter pruning").
+    """
+    rows = own_rows(document, trace)
+    unit, share = np.arange(trace.units.count), np.zeros(trace.units.count)
+    for group in trace.groups:
+        for atoms in group.atoms:
+            lines = np.concatenate([rows[column] for column in atoms.T], axis=1)
+            length = np.linalg.norm(lines, axis=1, keepdims=True)
+            lines = np.divide(lines, length, out=np.zeros_like(lines), where=length > 0)
+            kept = np.flatnonzero(keep[atoms[:, 0]])
+            alike = lines @ lines[kept].T
+            unit[atoms] = atoms[kept[alike.argmax(axis=1)]]
+            share[atoms] = np.maximum(alike.max(axis=1), 0.0)[:, None]
+    nothing = np.zeros(trace.units.count)
+    return StandIns(unit, share, nothing, nothing)
+
+
+def fit_stand_ins(
+    document: Document, readers: Sequence[Reader], keep: Mask, stand_ins: StandIns
+) -> dict[str, Fit]:
+    """New weights and biases for all readers that have use for them.
+
+    Args:
+        document: at full width.
+        readers: all that read units.
+        keep: per unit, True where it stays.
+        stand_ins: what stands for the others.
+    """
+    found: dict[str, Fit] = {}
+    lookup = Lookup.of(document)
+    for reader in readers:
+        rows, columns = stays(reader, lookup, keep)
+        held = reader.weight(lookup)
+        weight = held.astype(np.float64)
+        total = weight.copy()
+        # A state that is just handed back is placed and not computed.
+        share = np.rint(stand_ins.share) if reader.places else stand_ins.share
+        for column, other in _pairs(reader.labels, columns, stand_ins.unit):
+            total[:, other] += share[reader.labels[column]] * weight[:, column]
+        bias = weight[:, ~columns] @ _numbers(reader, lookup, stand_ins)[~columns]
+        if np.any(total[:, columns] != weight[:, columns]) or np.any(bias):
+            place = np.ix_(rows, columns)
+            found[reader.name] = Fit(total[place].astype(held.dtype), bias[rows].astype(held.dtype))
+    return found
+
+
+def _pairs(labels: Labels, columns: Mask, unit: Ids) -> list[tuple[int, int]]:
+    """Each column that goes, with the one that reads its stand-in in the same place."""
+    places = occurrences(labels)
+    known = {pair: n for n, pair in enumerate(zip(labels.tolist(), places.tolist(), strict=True))}
+    found = []
+    for column in np.flatnonzero(~columns).tolist():
+        other = known.get((int(unit[labels[column]]), int(places[column])))
+        if other is not None and columns[other]:
+            found.append((column, other))
+    return found
+
+
+def _numbers(reader: Reader, lookup: Lookup, stand_ins: StandIns) -> Matrix:
+    """The number that each column adds, [n]."""
+    numbers = stand_ins.state[reader.labels]
+    if isinstance(reader, GateReader) and "rH" in reader.sources:
+        own = np.arange(len(numbers)) >= reader.widths(lookup)[0]
+        numbers = np.where(own, stand_ins.reset[reader.labels], numbers)
+    return numbers

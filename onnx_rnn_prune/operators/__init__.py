@@ -1,0 +1,1 @@
+"""What ONNX operators do to units: one table, and the layers as records."""

@@ -1,0 +1,123 @@
+"""What a rule is given and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.labels import Labels
+
+Shape = tuple[int, ...]
+
+# fmt: off
+ZERO_AT_ZERO = frozenset(
+    (
+        "Abs", "AveragePool", "Cast", "Ceil", "Celu", "CumSum", "DequantizeLinear", "Div",
+        "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Floor", "Gelu", "GlobalAveragePool",
+        "GlobalMaxPool", "HardSwish", "LeakyRelu", "MaxPool", "Mish", "Mul", "Neg", "PRelu", "Pow",
+        "QuantizeLinear", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
+        "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round", "Selu", "Sign", "Sin",
+        "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+    )
+)
+# fmt: on
+"""Operators that make 0 of a unit that is 0, whichever finite numbers it meets.
+
+Operators that only move entries do so, too, and are not listed. Of Div this is the dividend, of Pow
+the base; a divisor or a power that could make a number of 0 that is none stops labels.
+"""
+ZERO_OF_ZEROS = frozenset(("Add", "Sub", "Sum", "Mean", "Min", "Max"))
+"""Operators that make 0 of units where all that meets is 0."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node that labels have reached, as seen in one run of the model.
+
+    Attributes:
+        node: the node.
+        labels: per input, its labels, or None where no unit is in it.
+        axes: per input, the axis along which its units lie; None where no unit is in it.
+        shapes: per input, its shape in the run; None where unknown or omitted.
+        constants: per input, its value where it is a constant.
+        observed: per input, its value in the run where that is a small integer tensor.
+        results: per output, its shape in the run.
+        opset: version of the ONNX operators.
+        altered: per input, what has made another number than 0 of the entries of cut units while
+            shapes are kept; empty where they are 0.
+        own: the units of the node itself, [D, H], where it is a layer that is followed.
+    """
+
+    node: gs.Node
+    labels: tuple[Labels | None, ...]
+    axes: tuple[int | None, ...]
+    shapes: tuple[Shape | None, ...]
+    constants: tuple[Array | None, ...]
+    observed: tuple[Array | None, ...]
+    results: tuple[Shape | None, ...]
+    opset: int
+    altered: tuple[str, ...]
+    own: Labels | None = None
+
+    def value(self, slot: int) -> Array | None:
+        """An input's value, constant or as observed."""
+        if slot >= len(self.constants):
+            return None
+        constant = self.constants[slot]
+        return self.observed[slot] if constant is None else constant
+
+    @property
+    def labelled(self) -> list[int]:
+        """The inputs that carry labels."""
+        return [slot for slot, labels in enumerate(self.labels) if labels is not None]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A constant input whose axis carries labels.
+
+    Attributes:
+        slot: which input.
+        axis: the axis that gets shorter, counted from the end.
+        labels: labels that broadcast with the constant.
+        dead: what a dead entry holds while shapes are kept; not 0 where 0 is no number to put
+            there, as in a divisor, and the zero point where the constant is one in integers. None
+            where it keeps what it has.
+        reads: the input that this weight contracts with, or None where it only meets it.
+    """
+
+    slot: int
+    axis: int
+    labels: Labels
+    dead: float | Array | None = 0.0
+    reads: int | None = None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Labels go on.
+
+    Attributes:
+        outputs: labels by output position; what is missing carries none.
+        bound: constants that get labels here.
+        same: pairs of label arrays that meet entry by entry.
+        alters: the operator, if it makes another number of 0; else empty.
+    """
+
+    outputs: dict[int, Labels]
+    bound: tuple[Bound, ...] = ()
+    same: tuple[tuple[Labels, Labels], ...] = ()
+    alters: str = ""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Labels can flow no further, and why."""
+
+    reason: str
+
+
+Rule = Callable[[Step], Flow | Stop]

@@ -1,0 +1,136 @@
+"""Operators that sum the labelled axis away: the weight's matching axis gets the labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.model.integers import scaled
+from onnx_rnn_prune.operators.base import Bound, Flow, Step, Stop
+from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
+from onnx_rnn_prune.operators.quantizes import range_changes
+from onnx_rnn_prune.operators.recurrent import CELLS
+
+_FEATURES = {cell.op: cell.features for cell in CELLS}
+_STATES = {
+    cell.op: [slot for slot, name in enumerate(cell.inputs) if name.startswith("initial_")]
+    for cell in CELLS
+}
+_TWO_ACTIVATIONS = "is multiplied with another activation"
+
+
+def matmul(step: Step) -> Flow | Stop:
+    """x W with units on the columns of x, W x with units on its rows, or units on a free axis."""
+    if len(step.labelled) > 1:
+        return Stop(_TWO_ACTIVATIONS)
+    slot = step.labelled[0]
+    other = 1 - slot
+    labels, size = step.labels[slot], step.shapes[other]
+    assert labels is not None
+    if labels.ndim < 2 or size is None or len(size) < 2:
+        return Stop("is a vector in a MatMul")
+    summed = labels.ndim - 1 if slot == 0 else labels.ndim - 2
+    if uniform(labels, summed):
+        result = step.results[0]
+        assert result is not None
+        return Flow({0: np.array(np.broadcast_to(labels.take([0], summed), result))})
+    if step.constants[other] is None:
+        return Stop(_TWO_ACTIVATIONS)
+    weight = _of_weight(labels, size, free=labels.ndim - 2 if slot == 0 else labels.ndim - 1)
+    if weight is None:
+        return Stop("its directions share one weight in MatMul")
+    weight = np.swapaxes(weight, -1, -2)
+    return Flow({}, (Bound(other, -2 if slot == 0 else -1, weight, reads=slot),))
+
+
+def _of_weight(labels: Labels, size: tuple[int, ...], free: int) -> Labels | None:
+    """Labels of a weight in the layout of the data: batch axes as far as the weight has them."""
+    axes = [labels.ndim - 2, labels.ndim - 1]
+    axes.remove(free)
+    for axis in range(labels.ndim - 2):
+        own = axis - (labels.ndim - len(size))
+        if own >= 0 and size[own] > 1:
+            axes.append(axis)
+    reduced = squeeze_to(labels, tuple(axes))
+    if reduced is None:
+        return None
+    while reduced.ndim > len(size) and reduced.shape[0] == 1:
+        reduced = reduced[0]
+    return reduced
+
+
+def gemm(step: Step) -> Flow | Stop:
+    """A B + C with units on the inner axis of A."""
+    labels = step.labels[0]
+    if labels is None or step.labelled != [0]:
+        return Stop("feeds a parameter of Gemm")
+    if step.constants[1] is None:
+        return Stop(_TWO_ACTIVATIONS)
+    inner = 0 if step.node.attrs.get("transA", 0) else 1
+    reduced = squeeze_to(labels, (inner,))
+    if reduced is None:
+        return Stop("its units lie on the rows of Gemm")
+    transposed = bool(step.node.attrs.get("transB", 0))
+    shape = (1, -1) if transposed else (-1, 1)
+    return Flow({}, (Bound(1, -1 if transposed else -2, reduced.reshape(shape), reads=0),))
+
+
+def conv(step: Step) -> Flow | Stop:
+    """A convolution whose input channels are units."""
+    labels, weight = step.labels[0], step.constants[1]
+    if labels is None or weight is None:
+        return Stop(_TWO_ACTIVATIONS)
+    if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
+        return Stop("is read by a Conv whose bias is computed")
+    reduced = squeeze_to(labels, (1,))
+    if reduced is None or int(step.node.attrs.get("group", 1)) != 1:
+        return Stop("its units do not lie on the input channels of one group of Conv")
+    return Flow({}, (Bound(1, 1 - weight.ndim, reduced, reads=0),))
+
+
+def recurrent(step: Step) -> Flow | Stop:
+    """The X input of another recurrent layer, or initial states, which meet the layer's units."""
+    op, same = step.node.op, []
+    for slot in step.labelled:
+        labels = step.labels[slot]
+        assert labels is not None
+        if slot not in (0, *_STATES[op]):
+            return Stop(f"feeds a parameter of {op}")
+        if slot > 0 and (step.own is None or np.any(labels < 0)):
+            return Stop(f"enters a state of {op}")
+        if slot > 0 and step.own is not None:
+            same.append((step.own[:, None, :], labels))
+    labels = step.labels[0]
+    if labels is None:
+        return Flow({}, same=tuple(same))
+    reduced = squeeze_to(labels, (2,))
+    if reduced is None or step.constants[1] is None:
+        return Stop(f"its units do not lie on the features of {op}")
+    axis = _FEATURES[op]
+    shape = [-1 if place == axis else 1 for place in range(3)]
+    return Flow({}, (Bound(1, axis - 3, reduced.reshape(shape), reads=0),), tuple(same))
+
+
+def quantized_recurrent(step: Step) -> Flow | Stop:
+    """The X input of another recurrent layer that quantizes what it reads."""
+    problem = range_changes(step)
+    return Stop(problem) if problem else recurrent(step)
+
+
+def integer_matmul(step: Step) -> Flow | Stop:
+    """A product of integers with units on the columns of the data."""
+    if step.labelled != [0]:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    if step.node.op == "MatMulInteger" and scaled(step.node) is None:
+        return Stop("is read by a MatMulInteger whose scales are not where they are looked for")
+    zero = 3  # of both operators
+    if len(step.constants) > zero and step.node.inputs[zero].name and step.constants[zero] is None:
+        return Stop(f"is read by a {step.node.op} whose zero point is computed")
+    return matmul(step)
+
+
+def quantized_matmul(step: Step) -> Flow | Stop:
+    """A product that quantizes its data, with a weight in integers."""
+    if len(step.constants) < 3 or step.constants[2] is None:
+        return Stop(f"is read by a {step.node.op} whose scale is computed")
+    problem = range_changes(step)
+    return Stop(problem) if problem else integer_matmul(step)

@@ -1,0 +1,108 @@
+"""Element by element: units that meet become one atom, constants that meet units get bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_rnn_prune.operators.base import (
+    ZERO_AT_ZERO,
+    ZERO_OF_ZEROS,
+    Bound,
+    Flow,
+    Shape,
+    Step,
+    Stop,
+)
+from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
+
+# Where a masked entry of a constant may not be 0: 0 / 0 is no number, and not a zero once it is
+# multiplied by a zero weight.
+_DEAD = {("Div", 1): 1.0}
+
+
+def meet(step: Step) -> Flow | Stop:
+    """Labels of an element-wise operator with any number of inputs."""
+    hazard = _hazard(step)
+    if hazard:
+        return Stop(hazard)
+    shapes = [() if size is None else size for size in step.shapes]
+    full = np.broadcast_shapes(*shapes)
+    labels = [_spread(step.labels[slot], full) for slot in step.labelled]
+    first = labels[0]
+    if any(np.any((first < 0) != (other < 0)) for other in labels[1:]):
+        return Stop(f"meets another activation in {step.node.op}")
+    unit = _unit_axis(step, len(full))
+    bound: list[Bound] = []
+    alters = "" if step.node.op in ZERO_AT_ZERO | ZERO_OF_ZEROS else step.node.op
+    for slot, size in enumerate(shapes):
+        if step.labels[slot] is not None or not step.node.inputs[slot].name:
+            continue
+        if _size(size, unit, len(full)) == 1:
+            # One number for all entries, which stays when those of cut units become 0.
+            alters = alters or (step.node.op if step.node.op in ZERO_OF_ZEROS else "")
+            continue
+        if step.constants[slot] is None:
+            return Stop(f"meets another activation in {step.node.op}")
+        dead = _DEAD.get((step.node.op, slot), 0.0)
+        bound.append(_bind(slot, first, size, unit, dead))
+    outputs = dict.fromkeys(range(len(step.node.outputs)), first)
+    return Flow(outputs, tuple(bound), tuple((first, other) for other in labels[1:]), alters)
+
+
+def batch_norm(step: Step) -> Flow | Stop:
+    """BatchNormalization in inference: a scale, a shift, a mean and a variance per channel."""
+    labels = step.labels[0]
+    reduced = None if labels is None else squeeze_to(labels, (1,))
+    if labels is None or reduced is None or step.labelled != [0]:
+        return Stop("its units do not lie on the channels of BatchNormalization")
+    if any(step.constants[slot] is None for slot in range(1, 5)):
+        return Stop("meets another activation in BatchNormalization")
+    lane = reduced.reshape(-1)
+    bound = tuple(Bound(slot, -1, lane, 1.0 if slot == 4 else 0.0) for slot in range(1, 5))
+    return Flow({0: labels}, bound)
+
+
+def _hazard(step: Step) -> str:
+    """Where the value that a dead unit leaves behind could become infinite."""
+    if step.node.op == "Div" and 1 in step.labelled:
+        return "divides by a unit"
+    if step.node.op == "Pow":
+        power = step.constants[1]
+        if power is None or not np.all(power > 0):
+            return "is raised to a power that is not a positive constant"
+    return ""
+
+
+def _unit_axis(step: Step, rank: int) -> int:
+    """The axis of the result along which units lie."""
+    slot = step.labelled[0]
+    labels, axis = step.labels[slot], step.axes[slot]
+    assert labels is not None and axis is not None
+    return axis + rank - labels.ndim
+
+
+def _spread(labels: Labels | None, full: Shape) -> Labels:
+    assert labels is not None
+    return np.array(np.broadcast_to(labels, full))
+
+
+def _size(shape: Sequence[int], axis: int, rank: int) -> int:
+    own = axis - (rank - len(shape))
+    return shape[own] if own >= 0 else 1
+
+
+def _bind(slot: int, labels: Labels, size: Shape, unit: int, dead: float) -> Bound:
+    """Labels of a constant: those of the output, without the axes along which it is repeated.
+
+    Where directions with different units meet one constant, the axis of the directions stays, and
+    the constant is repeated along it when it is cut.
+    """
+    rank = labels.ndim
+    for axis in range(rank):
+        if _size(size, axis, rank) == 1 and uniform(labels, axis):
+            labels = labels.take([0], axis)
+    while labels.ndim > len(size) and labels.shape[0] == 1:
+        labels = labels[0]
+    return Bound(slot, unit - rank, labels, dead)

@@ -1,0 +1,123 @@
+"""Operators that only move entries: run the operator itself on the labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.model.evaluate import evaluate
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.base import Flow, Step, Stop
+from onnx_rnn_prune.operators.labels import NOBODY, Labels, uniform, varying_axes
+
+
+def pass_on(step: Step) -> Flow | Stop:
+    """Labels of an operator that leaves every entry in its place."""
+    labels = step.labels[0]
+    if labels is None:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    return Flow(dict.fromkeys(range(len(step.node.outputs)), labels))
+
+
+def move(step: Step) -> Flow | Stop:
+    """Labels of an operator whose first input is moved and whose others say how."""
+    if step.labelled != [0]:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    problem = _undecided(step)
+    if problem:
+        return Stop(problem)
+    inputs: list[Array | None] = [step.labels[0]]
+    inputs += [step.value(slot) for slot in range(1, len(step.labels))]
+    return _run(step, inputs)
+
+
+def concat(step: Step) -> Flow | Stop:
+    """Labels laid side by side; inputs without units are nobody's."""
+    return _run(step, [_labels_or_nobody(step, slot) for slot in range(len(step.labels))])
+
+
+def pad(step: Step) -> Flow | Stop:
+    """Padding adds entries that are nobody's, or copies of their neighbours."""
+    if step.labelled != [0] or len(step.labels) < 2 or step.constants[1] is None:
+        return Stop("is padded by amounts that are not constant")
+    inputs: list[Array | None] = [step.labels[0], step.constants[1], np.array(NOBODY, np.int64)]
+    inputs += [step.constants[slot] for slot in range(3, len(step.labels))]
+    return _run(step, inputs)
+
+
+def shape(_: Step) -> Flow:
+    """The sizes of a tensor carry no units; that they change is mended where they are cut."""
+    return Flow({})
+
+
+def _labels_or_nobody(step: Step, slot: int) -> Labels:
+    labels = step.labels[slot]
+    if labels is not None:
+        return labels
+    sizes = step.shapes[slot]
+    return np.full(() if sizes is None else sizes, NOBODY, dtype=np.int64)
+
+
+def _run(step: Step, inputs: list[Array | None]) -> Flow | Stop:
+    known = [
+        value is not None or not step.node.inputs[slot].name
+        for slot, value in enumerate(inputs[: len(step.node.inputs)])
+    ]
+    if not all(known):
+        return Stop(f"goes through a {step.node.op} whose parameters are not known")
+    outputs = evaluate(step.node, inputs, step.opset)
+    return Flow({slot: output.astype(np.int64) for slot, output in enumerate(outputs)})
+
+
+def _undecided(step: Step) -> str:
+    """Why units may be moved differently in another run, or an empty string."""
+    labels = step.labels[0]
+    assert labels is not None
+    op = step.node.op
+    axes = selected_axes(step)
+    axes = None if axes is None else [axis % labels.ndim for axis in axes]
+    varying = [axis for axis in axes or () if not uniform(labels, axis)]
+    fixed = all(
+        constant is not None or not tensor.name
+        for constant, tensor in list(zip(step.constants, step.node.inputs, strict=True))[1:]
+    )
+    if not fixed and op not in ("Reshape", "Expand", "Tile") and (varying or axes is None):
+        return f"its units are picked by a {op} that is computed while the model runs"
+    if step.axes[0] not in varying:
+        return ""
+    if len(varying_axes(labels)) > 1:
+        return f"units of several directions are picked at once by a {op}"
+    if op == "Gather" and np.ndim(step.value(1)) != 1:  # type: ignore[arg-type]
+        return "single units are picked by a Gather"
+    if op == "Slice" and not _contiguous(step):
+        return "units are picked by a Slice with steps"
+    return ""
+
+
+def selected_axes(step: Step) -> list[int] | None:
+    """The axes along which an operator picks entries; None where that is not known."""
+    node, labels = step.node, step.labels[0]
+    assert labels is not None
+    if node.op in ("Gather", "GatherElements", "Split"):
+        return [int(node.attrs.get("axis", 0))]
+    if node.op == "ReverseSequence":
+        return [int(node.attrs.get("time_axis", 0))]
+    if node.op == "Slice":
+        return slice_axes(step)
+    return []
+
+
+def slice_axes(step: Step) -> list[int] | None:
+    """The axes of a Slice in either of its forms."""
+    if len(step.node.inputs) == 1:  # opset 9 and older
+        starts = step.node.attrs["starts"]
+        return [int(axis) for axis in step.node.attrs.get("axes", range(len(starts)))]
+    if len(step.node.inputs) > 3 and step.node.inputs[3].name:
+        axes = step.constants[3]
+        return None if axes is None else [int(axis) for axis in np.ravel(axes)]
+    starts = step.value(1)
+    return None if starts is None else list(range(np.size(starts)))
+
+
+def _contiguous(step: Step) -> bool:
+    steps = step.value(4)
+    return steps is None or bool(np.all(np.abs(steps) == 1))

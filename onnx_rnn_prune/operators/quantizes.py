@@ -1,0 +1,43 @@
+"""Operators that quantize what they read, by a range that they find in it.
+
+The range takes 0 in, so entries that are 0 may go without changing it, and a 0 becomes the zero
+point exactly: what reads the integers then computes the same. Where the entries of cut units are
+another number, as behind a Sigmoid, they may have made the range, and units are not followed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.operators.base import Flow, Step, Stop
+from onnx_rnn_prune.operators.moves import pass_on
+
+
+def quantize(step: Step) -> Flow | Stop:
+    """DynamicQuantizeLinear: integers in place, a scale and a zero point of all."""
+    problem = range_changes(step)
+    if problem:
+        return Stop(problem)
+    labels = step.labels[0]
+    assert labels is not None
+    return Flow({0: labels})
+
+
+def in_steps(step: Step) -> Flow | Stop:
+    """QuantizeLinear and DequantizeLinear with one constant scale: 0 is 0 on both sides."""
+    if step.labelled != [0]:
+        return Stop(f"feeds a parameter of {step.node.op}")
+    sizes = [
+        size for size, tensor in zip(step.shapes, step.node.inputs, strict=True) if tensor.name
+    ]
+    if any(size is None or np.prod(size) != 1 for size in sizes[1:]):
+        return Stop(f"has more than one scale in {step.node.op}")
+    return pass_on(step)
+
+
+def range_changes(step: Step) -> str:
+    """Why the first input's range may change once units are cut, or an empty string."""
+    culprit = step.altered[0]
+    return (
+        f"{step.node.op} finds its range in what {culprit} makes of a cut unit" if culprit else ""
+    )

@@ -1,0 +1,226 @@
+"""From a plan to a proven model and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import onnx
+
+from onnx_rnn_prune.compression.stage import run_stages
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evaluation.bench import Bench, Recovered
+from onnx_rnn_prune.evaluation.recovery import (
+    FROM_WEIGHTS,
+    leave_units,
+    recover_from_weights,
+    recover_units,
+    refitted,
+)
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import is_apart
+from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.passes.prepared import only_leaving
+from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.pipeline.state_shrinking import Narrowed, State, narrow, say_states
+from onnx_rnn_prune.pipeline.treatment import Treatment
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
+from onnx_rnn_prune.report.environment import environment
+from onnx_rnn_prune.selection.lossless import check_lossless
+from onnx_rnn_prune.study.feeding import Data, proof_feeds
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.study.studying import Studied, cut, look, prove, settle
+from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
+from onnx_rnn_prune.validate.narrow_states import Narrow, NarrowRunner
+
+
+def finish(
+    opened: Opened,
+    data: Data,
+    plan: Plan,
+    studied: Studied | None,
+    treatment: Treatment,
+    progress: Progress,
+) -> PruneResult:
+    """Recovers, cuts, proves, treats further as asked, and measures."""
+    if not plan.cut():
+        return _untouched(opened, data, plan, treatment, progress)
+    interface = treatment.interface
+    studied = settle(opened, studied, plan, data, interface, progress)
+    opened = opened.traced(studied.prepared.trace)
+    recovered, reason = _recover(opened, data, plan, studied, treatment, progress)
+    progress("checking", 0, None)
+    feeds = proof_feeds(opened, data.held_out)
+    proof, shrunk, narrowed = _prove(opened, studied, plan, recovered, treatment.mode, feeds)
+    if recovered.used == "lossless":
+        check_lossless(opened, shrunk, feeds)
+    shrunk, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
+    # Nothing more is done to a file with narrow states.
+    model = (narrowed.document if narrowed.states else shrunk).write()
+    prepared = studied.prepared
+    said = say_states(model, interface, narrowed.states)
+    report = _report(opened, data, model, treatment.mode, progress, narrowed.states)
+    report["warnings"] += said
+    report["stages"] = steps
+    report["states"] = state_rows(narrowed.states)
+    report["warnings"] += narrowed.notes if interface.shrink_states else ()
+    leaving = only_leaving(
+        opened.document, prepared.restored, prepared.outside.states if narrowed.states else ()
+    )
+    rows = outlet_rows(opened.layers, prepared.ends, prepared.restored, leaving)
+    left = find_layers(Document.read(model).graph)
+    report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
+    report["oracle"] = plain(proof)
+    report["recovery"] = {
+        "asked": treatment.recover,
+        "used": recovered.used,
+        "lambda": recovered.ridge,
+        "rounds": recovered.rounds,
+        "learning": None if recovered.learning is None else plain(recovered.learning),
+        "reason": reason,
+    }
+    return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def _prove(
+    opened: Opened,
+    studied: Studied,
+    plan: Plan,
+    recovered: Recovered,
+    mode: str,
+    feeds: Sequence[Feed],
+) -> tuple[Oracle, Document, Narrowed]:
+    """The proof, the cut, and what callers get; the document of full width is gone by then."""
+    document = studied.prepared.document.copy()
+    recovered.write(document)
+    proof = prove(opened, studied, plan, document, feeds)
+    shrunk = cut(document, studied, plan, mode)
+    return proof, shrunk, narrow(opened, studied, plan, document, shrunk, feeds)
+
+
+def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
+    """The states of the interface that became narrower."""
+    return [
+        {
+            "layers": list(state.layers),
+            "input": state.source,
+            "output": state.result,
+            "before": state.width,
+            "after": state.kept,
+        }
+        for state in states
+    ]
+
+
+def _recover(
+    opened: Opened,
+    data: Data,
+    plan: Plan,
+    studied: Studied,
+    treatment: Treatment,
+    progress: Progress,
+) -> tuple[Recovered, str]:
+    wanted, keep = treatment.recover, plan.mask(studied.prepared.trace)
+    if wanted in FROM_WEIGHTS:
+        recovered = recover_from_weights(studied.prepared, keep, studied.readers, wanted)
+        return recovered, "it needs no data"
+    if not data.given:
+        if wanted in ("bias", "lstsq", "distill"):
+            raise PruneError(
+                f"{wanted} looks at what the units do, and there is no data",
+                where="--recover",
+                remedy="pass --data, or leave --recover out",
+            )
+        if treatment.schedule.kind != "hard":
+            raise PruneError(
+                "there is no data to learn from while units fade out",
+                where="--schedule",
+                remedy="pass --data, or choose hard",
+            )
+        nothing = leave_units(studied.prepared, keep, studied.readers)
+        return nothing, "there is no data to recover with"
+    if wanted == "none":
+        return leave_units(studied.prepared, keep, studied.readers), "asked for"
+    studied = look(studied, data, progress)
+    bench = Bench.of(opened, data, studied, keep).judged_by(data.loss)
+    course = replace(treatment.course, loss=data.loss)
+    found, reason = recover_units(bench, wanted, treatment.schedule, course, progress)
+    final = refitted(bench, found, course.until) if data.tested else found
+    return final, reason if final is found else f"{reason}, then fitted on those as well"
+
+
+def _untouched(
+    opened: Opened,
+    data: Data,
+    plan: Plan,
+    treatment: Treatment,
+    progress: Progress,
+) -> PruneResult:
+    """A plan that keeps everything leaves the units as they are."""
+    document, steps = run_stages(opened, opened.document.copy(), treatment.stages, data, progress)
+    model = document.write()
+    report = _report(opened, data, model, treatment.mode, progress)
+    report["stages"] = steps
+    report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
+    report["oracle"] = plain(Oracle(0.0, True, 0))
+    report["states"] = state_rows(())
+    nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0, "learning": None}
+    report["recovery"] = {**nothing, "reason": "nothing was cut"}
+    return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def _report(
+    opened: Opened,
+    data: Data,
+    model: onnx.ModelProto,
+    mode: str,
+    progress: Progress,
+    states: Sequence[State] = (),
+) -> dict[str, Any]:
+    """What is measured of a result; `states` are those that it holds in another width."""
+    narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in states]
+    judged, timed = (
+        (before, NarrowRunner(after, narrow) if narrow else after)
+        for before, after in opened.pairs(model, "the pruned model")
+    )
+    progress("measuring", 0, None)
+    drifts, details = drift_in_detail(
+        *judged, data.judging, time_axes(opened.document), [state.result for state in states]
+    )
+    return {
+        "model": opened.name,
+        "mode": mode,
+        "totals": total_rows(opened.model, model),
+        "drift": drift_rows(drifts, opened.judged, data.streams),
+        "drift_details": {name: plain(values) for name, values in details.items()},
+        "latency": plain(latency(*timed, data.judging.opening())),
+        "data": {
+            "source": data.fitting.source,
+            "feeds": len(data.fitting) + (0 if data.fitting.shared else len(data.held_out)),
+            "random": data.fitting.random,
+            "calibration_feeds": len(data.fitting) if data.given else 0,
+            "heldout_feeds": len(data.held_out) if data.given else 0,
+            "shared": data.fitting.shared,
+            "streams": data.streams,
+        },
+        "environment": environment(),
+        "warnings": [
+            *opened.notes,
+            *opened.judged.notes,
+            *data.warnings,
+            *_defaults(opened.model, model),
+        ],
+    }
+
+
+def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    return [
+        f"the default value of the input '{name}' was pruned: a value of the original's that is fed"
+        " in its place does not fit any more"
+        for name in signature.changed_defaults(before, after)
+    ]

@@ -1,1 +1,0 @@
-"""What is cut: budgets, allocation and the plan that follows."""

@@ -1,0 +1,1 @@
+"""How the kept weights make up for what was cut."""

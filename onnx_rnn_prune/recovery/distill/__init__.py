@@ -1,0 +1,1 @@
+"""The cut model learns from the original."""

@@ -1,0 +1,243 @@
+"""LSTM, GRU and RNN: torch's kernels where they compute the same, else step by step.
+
+In the letters of the ONNX specification: X [T, B, I], W [D, G H, I], R [D, G H, H], B [D, 2 G H],
+Y [T, D, B, H], Y_h and Y_c [D, B, H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.recovery.distill.operators.base import Call, Given, Operator
+from onnx_rnn_prune.recovery.distill.operators.moves import reversed_steps
+
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "hardsigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0.0, 1.0),
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": torch.nn.functional.softplus,
+    "softsign": torch.nn.functional.softsign,
+    "tanh": torch.tanh,
+}
+_CELLS = {cell.op: cell for cell in CELLS if not cell.domain}
+# For each operator, the gates in the order of torch, as places in ONNX's: i f c o, r z h.
+_TORCH_ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One direction of a layer, running forward.
+
+    Attributes:
+        inputs: [T, B, I].
+        weight: [G H, I].
+        recurrence: [G H, H].
+        biases: Wb and Rb, [2, G H].
+        peepholes: [3 H] or None.
+        state: initial_h, [B, H].
+        memory: initial_c, [B, H]; None but for an LSTM.
+        lengths: [B], or None where all sequences last to the end.
+        activations: in lower case.
+    """
+
+    inputs: Tensor
+    weight: Tensor
+    recurrence: Tensor
+    biases: Tensor
+    peepholes: Tensor | None
+    state: Tensor
+    memory: Tensor | None
+    lengths: Tensor | None
+    activations: tuple[str, ...]
+
+
+# Y [T, B, H] up to the end of each sequence, and the last state and memory, [B, H].
+Ran = tuple[Tensor, Tensor, Tensor | None]
+
+
+def recurrent(op: str) -> Operator:
+    """A row for one of the three operators."""
+
+    def run(call: Call, inputs: Given) -> tuple[Tensor | None, ...]:
+        named = dict(zip(_CELLS[op].inputs, inputs, strict=False))
+        directions = _tensor(named, "R").shape[0]
+        found = [_direction(op, call, named, number) for number in range(directions)]
+        whole = torch.stack([sequence for sequence, _, _ in found], 1)
+        state = torch.stack([last for _, last, _ in found])
+        memories = [last for _, _, last in found if last is not None]
+        outputs = (whole, state, torch.stack(memories) if memories else None)
+        return outputs[: call.outputs]
+
+    slots = [_CELLS[op].inputs.index(name) for name in ("W", "R", "B")]
+    if op == "LSTM":
+        slots.append(_CELLS[op].inputs.index("P"))
+    return Operator(run, tuple(slots), lambda call: _refuses(op, call))
+
+
+def _refuses(op: str, call: Call) -> str:
+    named = call.get("activations", None) or _CELLS[op].activations
+    unknown = [str(name) for name in named if str(name).lower() not in ACTIVATIONS]
+    if unknown:
+        return f"has the activation {unknown[0]}"
+    for name in ("clip", "activation_alpha", "activation_beta", "input_forget", "layout"):
+        if call.get(name, None):
+            return f"has {name}"
+    return ""
+
+
+def _tensor(named: Mapping[str, Tensor | None], name: str) -> Tensor:
+    value = named[name]
+    assert value is not None
+    return value
+
+
+def _direction(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) -> Ran:
+    """One direction; a backward one runs forward on what is turned round, and back."""
+    lane = _lane(op, call, named, number)
+    backward = call.get("direction", "forward") == "reverse" or number == 1
+    if not backward:
+        return _run(op, call, lane)
+    lengths = named.get("sequence_lens")
+    turned = lane.inputs.flip(0) if lengths is None else reversed_steps(lane.inputs, lengths)
+    sequence, state, memory = _run(op, call, replace(lane, inputs=turned))
+    back = sequence.flip(0) if lengths is None else reversed_steps(sequence, lengths)
+    return back, state, memory
+
+
+def _lane(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) -> Lane:
+    inputs, weight, recurrence = (_tensor(named, name) for name in ("X", "W", "R"))
+    parts = {name: named.get(name) for name in ("B", "P", "initial_h", "initial_c")}
+    own = {name: None if part is None else part[number] for name, part in parts.items()}
+    rows, hidden = recurrence.shape[1:]
+    zeros = inputs.new_zeros(inputs.shape[1], hidden)
+    bias = own["B"] if own["B"] is not None else inputs.new_zeros(2 * rows)
+    state, memory = (zeros if part is None else part.expand_as(zeros)
+                     for part in (own["initial_h"], own["initial_c"]))  # fmt: skip
+    defaults = _CELLS[op].activations
+    activations = call.get("activations", None) or defaults * (number + 1)
+    first = number * len(defaults)
+    chosen = tuple(str(name).lower() for name in activations[first : first + len(defaults)])
+    return Lane(
+        inputs,
+        weight[number],
+        recurrence[number],
+        bias.reshape(2, -1),
+        own["P"],
+        state,
+        memory if op == "LSTM" else None,
+        named.get("sequence_lens"),
+        chosen,
+    )
+
+
+def _run(op: str, call: Call, lane: Lane) -> Ran:
+    kernel = _kernel(op, call, lane)
+    if kernel is None:
+        return _step_by_step(op, call, lane)
+    sequence, state, memory = kernel
+    if lane.lengths is None:
+        return sequence, state, memory
+    inside = torch.arange(len(sequence))[:, None] < lane.lengths[None, :]
+    last = sequence[(lane.lengths.long() - 1).clamp(min=0), torch.arange(sequence.shape[1])]
+    state = torch.where((lane.lengths > 0)[:, None], last, lane.state)
+    return sequence * inside[:, :, None], state, memory
+
+
+def _kernel(op: str, call: Call, lane: Lane) -> Ran | None:
+    """torch's own loop over time, or None where it does not compute the same."""
+    ends_early = lane.lengths is not None and op == "LSTM" and call.outputs > 2
+    if lane.peepholes is not None or ends_early or not len(lane.inputs):
+        return None
+    default = tuple(name.lower() for name in _CELLS[op].activations)
+    rectified = op == "RNN" and lane.activations == ("relu",)
+    if lane.activations != default and not rectified:
+        return None
+    if op == "GRU" and not call.get("linear_before_reset", 0):
+        return None
+    weights = [
+        _in_torch_order(op, part)
+        for part in (lane.weight, lane.recurrence, lane.biases[0], lane.biases[1])
+    ]
+    how = (True, 1, 0.0, True, False, False)  # biases, layers, dropout, train, both ways, batch
+    state = lane.state[None].contiguous()
+    if op == "LSTM":
+        assert lane.memory is not None
+        memory = lane.memory[None].contiguous()
+        sequence, last, kept = torch._VF.lstm(lane.inputs, (state, memory), weights, *how)
+        return sequence, last[0], kept[0]
+    name = "gru" if op == "GRU" else "rnn_relu" if rectified else "rnn_tanh"
+    sequence, last = getattr(torch._VF, name)(lane.inputs, state, weights, *how)
+    return sequence, last[0], None
+
+
+def _in_torch_order(op: str, part: Tensor) -> Tensor:
+    order = _TORCH_ORDER[op]
+    if len(order) == 1:
+        return part
+    blocks = part.reshape(len(order), -1, *part.shape[1:])
+    return torch.cat([blocks[place] for place in order])
+
+
+def _step_by_step(op: str, call: Call, lane: Lane) -> Ran:
+    """As the specification has it, one step after the other."""
+    step = _STEPS[op]
+    summed = lane.inputs @ lane.weight.T + lane.biases[0]
+    state, memory = lane.state, lane.memory
+    rows: list[Tensor] = []
+    for time in range(len(summed)):
+        after, kept = step(call, lane, summed[time], state, memory)
+        if lane.lengths is not None:
+            inside = (time < lane.lengths)[:, None]
+            rows.append(after * inside)
+            state = torch.where(inside, after, state)
+            memory = None if memory is None or kept is None else torch.where(inside, kept, memory)
+        else:
+            rows.append(after)
+            state, memory = after, kept
+    sequence = torch.stack(rows) if rows else lane.inputs.new_zeros(0, *lane.state.shape)
+    return sequence, state, memory
+
+
+State = tuple[Tensor, Tensor | None]
+
+
+def _lstm_step(_: Call, lane: Lane, x: Tensor, h: Tensor, c: Tensor | None) -> State:
+    f, g, out = (ACTIVATIONS[name] for name in lane.activations)
+    assert c is not None
+    a_i, a_o, a_f, a_c = (x + h @ lane.recurrence.T + lane.biases[1]).chunk(4, -1)
+    if lane.peepholes is None:
+        p_i = p_o = p_f = torch.zeros_like(c[0])
+    else:
+        p_i, p_o, p_f = lane.peepholes.chunk(3)
+    c_new = f(a_f + p_f * c) * c + f(a_i + p_i * c) * g(a_c)
+    return f(a_o + p_o * c_new) * out(c_new), c_new
+
+
+def _gru_step(call: Call, lane: Lane, x: Tensor, h: Tensor, _: Tensor | None) -> State:
+    f, g = (ACTIVATIONS[name] for name in lane.activations)
+    hidden = h.shape[-1]
+    r_zr, r_h = lane.recurrence[: 2 * hidden], lane.recurrence[2 * hidden :]
+    b_zr, b_h = lane.biases[1][: 2 * hidden], lane.biases[1][2 * hidden :]
+    z, r = f(x[:, : 2 * hidden] + h @ r_zr.T + b_zr).chunk(2, -1)
+    linear = call.get("linear_before_reset", 0)
+    candidate = r * (h @ r_h.T + b_h) if linear else (r * h) @ r_h.T + b_h
+    return (1.0 - z) * g(x[:, 2 * hidden :] + candidate) + z * h, None
+
+
+def _rnn_step(_: Call, lane: Lane, x: Tensor, h: Tensor, __: Tensor | None) -> State:
+    return ACTIVATIONS[lane.activations[0]](x + h @ lane.recurrence.T + lane.biases[1]), None
+
+
+_STEPS: Mapping[str, Callable[[Call, Lane, Tensor, Tensor, Tensor | None], State]] = {
+    "LSTM": _lstm_step,
+    "GRU": _gru_step,
+    "RNN": _rnn_step,
+}
+OPERATORS: Mapping[str, Operator] = {op: recurrent(op) for op in _STEPS}

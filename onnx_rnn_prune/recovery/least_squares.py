@@ -1,0 +1,280 @@
+"""Letting the kept units stand in for the removed ones, in closed form.
+
+A reader computes W z + b for a signal z of the original. In the cut model it has only z', what
+became of the kept entries S of that signal. With E z' as z' put back in its places, ridge
+regression estimates what that misses:
+
+    z - E z' ~ A z' + a,   A = Cov(z - E z', z') (C' + lambda diag C')^-1,   C' = Cov(z')
+    W' = W (E + A),        b' = b + W a,   with a from the means
+
+With signals of the original on both sides (z' = z_S) that estimates the removed entries from the
+kept ones. With signals of the cut model itself on the right, it also draws the cut model back to
+where the original is. The kept weights are not shrunk: lambda = infinity leaves only a, the
+recovery called bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.evidence.moments import Matrix, Moments, blocks
+from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.model.constants import require_constant
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.operators.labels import Mask, kept
+
+RIDGE = 1e-2
+"""A lambda that suits most models, where none is looked for."""
+# What varies less than this, as a share of the mean variance, counts as if it varied so much: an
+# entry that hardly changes says nothing that large weights on it would not drown in rounding.
+_FLOOR = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a reader computes with once its signal and its outputs are cut.
+
+    Attributes:
+        weight: of the kept outputs and entries, [rows, k].
+        bias: what is added to the bias of the kept outputs, [rows].
+    """
+
+    weight: Array
+    bias: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Recover:
+    """Writes what was fitted into the places that stay; what is cut there keeps its values.
+
+    Attributes:
+        readers: all that read units.
+        keep: per unit, True where it stays.
+        fits: by reader name.
+    """
+
+    readers: Sequence[Reader]
+    keep: Mask
+    fits: Mapping[str, Fit]
+
+    def __call__(self, document: Document) -> bool:
+        lookup = Lookup.of(document)
+        shared = _shared(document.graph)
+        for reader in self.readers:
+            if reader.name in self.fits:
+                rows, columns = stays(reader, lookup, self.keep)
+                place = np.flatnonzero(rows), np.flatnonzero(columns)
+                fit = self.fits[reader.name]
+                reader.store(lookup, place, fit.weight, fit.bias)
+        for tensor, places in shared:
+            _share(tensor, places, document.graph.opset)
+        return bool(self.fits)
+
+
+Places = list[tuple[gs.Node, int]]
+
+
+def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
+    """What may be a constant, and several inputs read."""
+    found: dict[int, tuple[gs.Tensor, Places]] = {}
+    for node in all_nodes(graph):
+        for slot, tensor in enumerate(node.inputs):
+            made = tensor.inputs[0].op if tensor.inputs else ""
+            if isinstance(tensor, gs.Constant) or made in ("Constant", "Cast", "DequantizeLinear"):
+                found.setdefault(id(tensor), (tensor, []))[1].append((node, slot))
+    return [item for item in found.values() if len(item[1]) > 1]
+
+
+def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
+    """Lets inputs that read one constant, and were given equal ones, read one again."""
+    now = {id(node.inputs[slot]): node.inputs[slot] for node, slot in places}
+    if len(now) == 1:
+        return
+    order = sorted(now.values(), key=lambda item: item is not tensor)
+    values = [(item, require_constant(item, opset)) for item in order]
+    for node, slot in places:
+        own = next(value for item, value in values if item is node.inputs[slot])
+        node.inputs[slot] = next(item for item, value in values if np.array_equal(value, own))
+
+
+def fit_readers(
+    document: Document,
+    readers: Sequence[Reader],
+    keep: Mask,
+    pairs: Callable[[Reader], Moments],
+    ridge: float,
+) -> dict[str, Fit]:
+    """Fits all readers whose signals are cut.
+
+    Args:
+        document: at full width.
+        readers: all that read units.
+        keep: per unit, True where it stays.
+        pairs: the moments of a reader's z and z' side by side, [n + k], with products with z' only.
+        ridge: lambda; infinity corrects biases only.
+    """
+    found: dict[str, Fit] = {}
+    lookup = Lookup.of(document)
+    for reader in readers:
+        rows, columns = stays(reader, lookup, keep)
+        if not columns.all():
+            if reader.places:
+                found[reader.name] = _placed(
+                    reader, lookup, rows, most_alike(pairs(reader), columns)
+                )
+                continue
+            known = _estimate(pairs(reader), columns, ridge)
+            found[reader.name] = _apply(reader.weight(lookup), rows, columns, known)
+    return found
+
+
+def place_states(document: Document, readers: Sequence[Reader], keep: Mask) -> dict[str, Fit]:
+    """Fits of states that callers only hand back, where nothing else is fitted.
+
+    The layers take the entries of their units from such a state, and no one looks at the others:
+    with some kept unit's value in each, to bring the state to full width takes one Gather.
+    """
+    lookup, found = Lookup.of(document), {}
+    for reader in readers:
+        rows, columns = stays(reader, lookup, keep)
+        if reader.places and columns.any() and not columns.all():
+            own = np.where(columns, np.cumsum(columns) - 1, 0)
+            found[reader.name] = _placed(reader, lookup, rows, own)
+    return found
+
+
+def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
+    """All entries of a signal from the kept ones.
+
+    Args:
+        moments: of z and z' side by side, [n + k], with products with z' only; they are used up.
+        stays: True for the kept entries of z, [n].
+        ridge: lambda.
+
+    Returns:
+        E + A, [n, k], and a, [n].
+    """
+    known = _estimate(moments, stays, ridge)
+    spread = np.zeros((len(stays), len(moments.mean) - len(stays)))
+    spread[known.places] = known.spread
+    spread[np.flatnonzero(stays), np.arange(spread.shape[1])] += 1.0
+    return spread, known.offset
+
+
+@dataclass(frozen=True, eq=False)
+class _Estimate:
+    """What z' says of z.
+
+    Attributes:
+        places: of the entries of which E z' misses something that follows from z', [m].
+        spread: their rows of A, [m, k]; all others are zero.
+        offset: a, [n].
+    """
+
+    places: npt.NDArray[np.intp]
+    spread: Matrix
+    offset: Matrix
+
+
+def _estimate(moments: Moments, stays: Mask, ridge: float) -> _Estimate:
+    """Fits A and a, see `estimate_entries`; large matrices are computed in place."""
+    size = len(stays)
+    missed, own, mean = moments.comoment[:size], moments.comoment[size:], moments.mean[size:]
+    places, spread = np.zeros(0, np.intp), missed[:0]
+    if stays.any() and not math.isinf(ridge):
+        # Factors of 1 / count cancel out.
+        inverse = _damped_inverse(own, ridge)
+        missed[stays] -= own
+        places = np.flatnonzero(missed.any(axis=1))  # of the original's own, what stays is known
+        spread = missed[: len(places)]
+        for part in blocks(len(places)):  # each row goes where it stood, or further up
+            spread[part] = missed[places[part]] @ inverse
+    offset = moments.mean[:size].copy()
+    offset[stays] -= mean
+    offset[places] -= spread @ mean
+    return _Estimate(places, spread, offset)
+
+
+def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
+    """For each entry of a signal, which of those that stay is itself, or else the most like it.
+
+    Args:
+        moments: of z and z' side by side, [n + k], with products with z' only.
+        stays: True for the kept entries of z, [n].
+
+    Returns:
+        Places among the kept entries, [n].
+    """
+    size, count = len(stays), max(moments.count, 1)
+    before, after = moments.mean[:size, None], moments.mean[None, size:]
+    own = np.diagonal(moments.comoment[size:])
+    # E (z - z')^2, but for the variance of z, which is the same for all z'.
+    error = (own - 2 * moments.comoment[:size]) / count + (before - after) ** 2
+    chosen: npt.NDArray[np.intp] = error.argmin(axis=1)
+    chosen[stays] = np.arange(len(own))
+    return chosen
+
+
+def teacher_fits(
+    document: Document,
+    readers: Sequence[Reader],
+    keep: Mask,
+    moments: Shelf,
+    ridge: float = RIDGE,
+) -> dict[str, Fit]:
+    """Fits all readers whose signals are cut, to the original's signals on both sides."""
+
+    def pairs(reader: Reader) -> Moments:
+        return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
+
+    return fit_readers(document, readers, keep, pairs, ridge)
+
+
+def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
+    """Moments of (z, z_S) from those of z: both sides are the original's signals."""
+    places = np.concatenate([np.arange(len(stays)), np.flatnonzero(stays)])
+    comoment = moments.comoment[np.ix_(places, places[len(stays) :])]
+    return Moments(moments.count, moments.mean[places], comoment)
+
+
+def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
+    """Which outputs of a reader stay, and which entries of its signal."""
+    return kept(reader.outputs(lookup), keep), kept(reader.labels, keep)
+
+
+def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.intp]) -> Fit:
+    """A weight with a one for each entry, where that is taken from."""
+    weight = reader.weight(lookup)
+    placed = np.eye(chosen.max() + 1, dtype=weight.dtype)[chosen]
+    return Fit(placed, np.zeros(rows.sum(), weight.dtype))
+
+
+def _apply(weight: Array, rows: Mask, columns: Mask, known: _Estimate) -> Fit:
+    """The weight of the kept outputs, on what the kept entries say of all."""
+    lines, stays = np.flatnonzero(rows), np.flatnonzero(columns)
+    fitted = np.empty((len(lines), len(stays)), weight.dtype)
+    bias = np.empty(len(lines), weight.dtype)
+    for part in blocks(len(lines)):
+        exact = weight[lines[part]].astype(np.float64)
+        fitted[part] = exact[:, stays] + exact[:, known.places] @ known.spread
+        bias[part] = exact @ known.offset
+    return Fit(fitted, bias)
+
+
+def _damped_inverse(own: Matrix, ridge: float) -> Matrix:
+    """(C + lambda diag C)^-1, [k, k]; lambda keeps it well conditioned."""
+    scale = np.diag(own)
+    floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
+    damped = own.copy()
+    damped[np.diag_indices_from(damped)] += ridge * scale + floor
+    return np.asarray(np.linalg.inv(damped), dtype=np.float64)

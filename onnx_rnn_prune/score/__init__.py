@@ -1,1 +1,0 @@
-"""How much each unit matters: evidence from weights and data, and criteria that weigh it."""

@@ -1,0 +1,203 @@
+"""What a user asks of a result: how good it must be, and what it may cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+
+from onnx_rnn_prune.arguments import above_zero, deviation
+from onnx_rnn_prune.cost.budget import Budget, parse_budget
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.search.trial import Trial
+from onnx_rnn_prune.selection.allocation import Fits
+from onnx_rnn_prune.validate.quality import NRMSE, Quality, read_quality
+
+_TIME = re.compile(r"\s*([0-9]+\.?[0-9]*)\s*(us|ms|s)\s*")
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The largest loss of a quality that is accepted.
+
+    Attributes:
+        amount: in the quality's own units, or a share of the original's.
+        relative: which of the two.
+    """
+
+    amount: float
+    relative: bool = False
+
+    def of(self, original: float) -> float:
+        """In the quality's own units."""
+        return self.amount * abs(original) if self.relative else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount:.6g}" if not self.relative else f"{100 * self.amount:.6g}%"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The longest that a run may take: one of a share of the original's time and milliseconds."""
+
+    share: float | None = None
+    ms: float | None = None
+
+    def of(self, original: float) -> float:
+        """In milliseconds."""
+        if self.ms is not None:
+            return self.ms
+        assert self.share is not None
+        return original * self.share
+
+    def __str__(self) -> str:
+        return f"latency={self.ms:.6g}ms" if self.share is None else f"speedup={1 / self.share:.6g}"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for: the fastest that is good enough, or the best that is small enough.
+
+    Attributes:
+        quality: how good a model is.
+        drop: how much of it may be lost; None where what it costs is the goal.
+        speed: how long a run may take, or None.
+        budgets: what else it may cost.
+    """
+
+    quality: Quality
+    drop: Drop | None
+    speed: Speed | None
+    budgets: tuple[Budget, ...]
+
+    @property
+    def pays(self) -> tuple[str, ...]:
+        """What a cut must save to be worth it; where only size is asked for, that may take time."""
+        return ("bytes", "ms") if self.speed or not self.budgets else ("bytes",)
+
+    def __str__(self) -> str:
+        quality = [] if self.drop is None else [_asked(self.quality, self.drop)]
+        speed = [] if self.speed is None else [str(self.speed)]
+        return ", ".join([*quality, *speed, *map(str, self.budgets)])
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A goal in numbers, of one model.
+
+    Attributes:
+        most: the largest loss, or None for as little as can be.
+        fits: whether a cut is within all that limits its cost.
+    """
+
+    most: float | None
+    fits: Fits
+
+    def meets(self, trial: Trial) -> bool:
+        """Whether a trial is all that is asked for: good enough, with a standard error to spare."""
+        good = self.most is None or trial.loss + trial.spread <= self.most
+        return good and self.fits(list(trial.counts))
+
+    def rank(self, trial: Trial) -> tuple[bool, bool, float]:
+        """The lower, the better: what fits, of that what is good enough, of that the fastest."""
+        fits, meets = self.fits(list(trial.counts)), self.meets(trial)
+        return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
+
+
+def read_goal(
+    max_nrmse: object,
+    metric: object,
+    better: object,
+    max_drop: object,
+    speedup: object,
+    latency: object,
+    params: object,
+    size: object,
+) -> Goal:
+    """Arguments as values that mean something.
+
+    Raises:
+        PruneError: one of them means nothing, two say the same, or none says what to reach.
+    """
+    if metric is None and max_drop is not None:
+        raise PruneError("no metric is named", where="--max-drop", remedy="add --metric")
+    if max_nrmse is not None and metric is not None:
+        raise PruneError(
+            "both say how good the result must be", where="--max-nrmse and --metric",
+            remedy="leave one of them out",
+        )  # fmt: skip
+    if speedup is not None and latency is not None:
+        raise PruneError(
+            "both say how fast the result must be", where="--speedup and --latency",
+            remedy="leave one of them out",
+        )  # fmt: skip
+    quality = read_quality(metric, better)
+    most = deviation(max_nrmse, "--max-nrmse")
+    drop = None if most is None else Drop(most)
+    drop = drop if max_drop is None else _read_drop(max_drop)
+    speed = None if speedup is None else Speed(share=1.0 / _read_factor(speedup))
+    speed = speed if latency is None else Speed(ms=_read_time(latency))
+    given = (("params", params), ("bytes", size))
+    budgets = tuple(
+        parse_budget(f"{kind}={text}", f"--{kind}") for kind, text in given if text is not None
+    )
+    if drop is None and speed is None and not budgets:
+        raise PruneError(
+            "nothing says what to reach",
+            where="search",
+            remedy="give --max-nrmse, --metric with --max-drop, --speedup, --latency, --params"
+            " or --bytes",
+        )
+    return Goal(quality, drop, speed, budgets)
+
+
+def _asked(quality: Quality, drop: Drop) -> str:
+    return (
+        f"nrmse at most {drop}" if quality == NRMSE else f"{quality.name} worse by at most {drop}"
+    )
+
+
+def _read_drop(value: object) -> Drop:
+    text = str(value).strip()
+    try:
+        relative = isinstance(value, str) and text.endswith("%")
+        amount = float(text.removesuffix("%")) / (100.0 if relative else 1.0)
+    except ValueError:
+        amount = math.nan
+    if isinstance(value, bool) or not 0 <= amount < math.inf:
+        raise PruneError(
+            f"{value!r} is no loss",
+            where="--max-drop",
+            remedy="give a number in the metric's own units, or 1% of what the original reaches",
+        )
+    return Drop(amount, relative)
+
+
+def _read_factor(value: object) -> float:
+    if isinstance(value, str):
+        return _number(value.strip().removesuffix("x"), value, "--speedup", "give a factor: 2x")
+    return above_zero(value, "--speedup")
+
+
+def _read_time(value: object) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return above_zero(value, "--latency")
+    found = _TIME.fullmatch(str(value))
+    remedy = "give a time: 5ms"
+    if found is None:
+        raise PruneError(f"{value!r} is no time", where="--latency", remedy=remedy)
+    return _number(found[1], value, "--latency", remedy) * _MILLISECONDS[found[2]]
+
+
+def _number(text: str, value: object, option: str, remedy: str) -> float:
+    convert: Callable[[str], float] = float
+    try:
+        number = convert(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise PruneError(f"{value!r} is no number above 0", where=option, remedy=remedy)
+    return number

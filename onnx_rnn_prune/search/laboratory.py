@@ -1,0 +1,159 @@
+"""Where cuts of one model are made, run and judged."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.data.check import check_feed
+from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evaluation.recovery import recover_units
+from onnx_rnn_prune.evaluation.schedules import Schedule
+from onnx_rnn_prune.evidence.evidence import Evidence
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.passes.base import Pass
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.least_squares import RIDGE
+from onnx_rnn_prune.search.trial import FULL, Ask, Counts, Verdict
+from onnx_rnn_prune.selection.allocation import choose
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.study.studying import Studied
+from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.validate.quality import NRMSE, Quality, nrmse
+from onnx_rnn_prune.validate.results import Outcome, Recorded, Result, results
+
+# Parts of the validation feeds that each give a loss of their own, for the standard error.
+_FOLDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Laboratory:
+    """Where cuts of one model are made, run and judged.
+
+    Attributes:
+        bench: fits what is left of the model; its mask is not looked at.
+        scores: of the units; of a group, those with the highest stay.
+        quality: how good a cut is.
+        original: makes what is right of feeds.
+        check: makes a feed of what a metric runs the model on.
+        known: how good the original is on feeds that were looked at before.
+    """
+
+    bench: Bench
+    scores: Matrix
+    quality: Quality
+    original: Recorded
+    check: Callable[[object], Feed]
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        opened: Opened,
+        data: Data,
+        studied: Studied,
+        evidence: Evidence,
+        scores: Matrix,
+        quality: Quality,
+    ) -> Laboratory:
+        """A laboratory for a model of which data was seen."""
+        known = replace(studied, evidence=evidence)
+        everything = np.ones(studied.prepared.trace.units.count, dtype=bool)
+        bench = Bench.of(opened, data, known, everything)
+        ports, states = signature.inputs(opened.model), state_inputs(opened.document)
+        check = partial(check_feed, ports=ports, states=states, where=f"metric {quality.name}")
+        return Laboratory(bench, scores, quality, bench.original, check)
+
+    def of_others(self, opened: Opened) -> Laboratory:
+        """The same for other feeds, which may have the names of those that were looked at."""
+        return replace(self, original=Recorded(opened.watched()), known={})
+
+    def judge(self, ask: Ask) -> Verdict:
+        """Makes a cut and judges it."""
+        start = time.perf_counter()
+        value, loss, spread, error = self._judged(ask)
+        return Verdict(value, loss, spread, error, time.perf_counter() - start)
+
+    @property
+    def trace(self) -> Trace:
+        """Of the model."""
+        return self.bench.prepared.trace
+
+    def keep(self, counts: Counts) -> Mask:
+        """Per unit, whether it stays."""
+        return choose(self.trace, self.scores, list(counts))
+
+    def cuts(self, counts: Counts) -> bool:
+        """Whether anything goes."""
+        return counts != tuple(group.size for group in self.trace.groups)
+
+    def before(self, feeds: Feeds) -> float:
+        """The original's own quality."""
+        if feeds.numbers not in self.known:
+            self.known[feeds.numbers] = self.quality.measure(self.outputs(self.original, feeds))
+        return self.known[feeds.numbers]
+
+    def _judged(self, ask: Ask) -> tuple[float, float, float, float]:
+        """The quality, the loss of it and its standard error, and the NRMSE."""
+        feeds = self.bench.held_out
+        if not self.cuts(ask.counts):
+            return self.before(feeds), 0.0, 0.0, 0.0
+        model = self._cut(ask)
+        measure, folds = self.quality.measure, min(_FOLDS, feeds.streams)
+        value = measure(self.outputs(model, feeds))
+        losses = []
+        for fold in range(folds):
+            part = feeds.take(range(fold, feeds.streams, folds))
+            losses.append(self.quality.loss(self.before(part), measure(self.outputs(model, part))))
+        spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
+        error = value if self.quality == NRMSE else nrmse(self._numbers(model, feeds))
+        loss = self.quality.loss(self.before(feeds), value)
+        return value, loss, spread if math.isfinite(spread) else math.inf, error
+
+    def _cut(self, ask: Ask) -> Recorded:
+        bench = self.bench.with_units(self.keep(ask.counts))
+        document = bench.shrunk(_write(bench, ask.recovery))
+        return Recorded(bench.runner(document))
+
+    def outputs(self, model: Recorded, feeds: Feeds) -> Outcome:
+        """What a model makes of feeds.
+
+        Without states, unless there is nothing else: they matter for what comes of them.
+        """
+        plain, judged = plain_outputs(self.bench.prepared.document), self.bench.judged
+        names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
+        return Outcome(
+            lambda: self._results(model, feeds, names), lambda feed: self._run(model, feed)
+        )
+
+    def _numbers(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
+        plain = plain_outputs(self.bench.prepared.document)
+        return self._results(model, feeds, self.bench.judged.numbers(plain))
+
+    def _run(self, model: Recorded, feed: object) -> dict[str, Array]:
+        """All outputs of a feed that a metric makes, drawn ones included."""
+        return model.runner(self.check(feed), self.bench.judged.outputs)
+
+    def _results(self, model: Recorded, feeds: Feeds, outputs: Sequence[str]) -> Iterator[Result]:
+        names = [name for name in outputs if name in model.outputs]
+        for found in results(self.original, model, feeds):
+            wanted, own = ({n: side[n] for n in names} for side in (found.wanted, found.found))
+            yield replace(found, wanted=wanted, found=own)
+
+
+def _write(bench: Bench, recovery: str) -> Pass:
+    if recovery == FULL:
+        found, _ = recover_units(bench, "auto", Schedule(), Course(), silent)
+        return found.write
+    return bench.fitted(bench.pairs, RIDGE)

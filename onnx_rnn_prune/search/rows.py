@@ -1,0 +1,178 @@
+"""What the report says of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnx_rnn_prune.cost.cost import limit_of
+from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.search.goal import Aim, Goal
+from onnx_rnn_prune.search.laboratory import Laboratory
+from onnx_rnn_prune.search.setting import Setting
+from onnx_rnn_prune.search.trial import QUICK, Trial
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.validate.quality import NRMSE
+from onnx_rnn_prune.validate.results import Recorded
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One thing that was asked for, and what the result has of it.
+
+    Attributes:
+        name: quality, speed, params or bytes.
+        asked: the most that is allowed: of the loss, in milliseconds, in parameters or bytes.
+        reached: what the written file has, the loss being that on the test feeds.
+        met: whether that is within what was asked for.
+    """
+
+    name: str
+    asked: float
+    reached: float
+    met: bool
+
+
+def search_rows(
+    lab: Laboratory, data: Data, goal: Goal, aim: Aim, trials: Sequence[Trial], picked: Trial
+) -> dict[str, Any]:
+    """The report's part on how a cut was found."""
+    return {
+        "goal": str(goal),
+        "quality": goal.quality.name,
+        "higher_is_better": goal.quality.higher,
+        "quality_limit": _limit_value(lab, goal, aim),
+        "candidates": candidate_rows(lab, aim, trials, picked),
+        "picked": trials.index(picked) + 1,
+        "splits": split_rows(data),
+    }
+
+
+def split_rows(data: Data) -> dict[str, Any]:
+    """How many feeds chose, selected and were reported on."""
+    return {
+        "calibration": len(data.fitting),
+        "validation": len(data.held_out),
+        "test": len(data.judging),
+        "shared": " ".join(data.warnings),
+    }
+
+
+def sensitivity_rows(setting: Setting, data: Data, trials: Sequence[Trial]) -> dict[str, Any]:
+    """What cuts of one group of layers alone do, of all cuts that were tried.
+
+    Groups that were never cut alone are left out.
+    """
+    lab = setting.lab
+    full = [group.size for group in lab.trace.groups]
+    named = lab.quality != NRMSE
+    before = lab.before(lab.bench.held_out) if named else None
+    whole = {"nrmse": 0.0, "metric": before, "ms": setting.ms(full)}
+    rows, seconds = [], 0.0
+    for number, group in enumerate(lab.trace.groups):
+        alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
+        seconds += sum(trial.seconds for trial in alone.values())
+        points = [_point(kept, alone[kept], named) for kept in sorted(alone)]
+        points.append({"kept": group.size, **whole})
+        if alone:
+            rows.append({"layers": list(group.layers), "units": group.size, "points": points})
+    return {
+        "metric": lab.quality.name if named else None,
+        "layers": rows,
+        "splits": split_rows(data),
+        "streams": data.streams,
+        "warnings": list(data.warnings),
+        "seconds": seconds,
+    }
+
+
+def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
+    """The groups that a trial cuts; none where its recovery is another than that of curves."""
+    pairs = enumerate(zip(trial.counts, full, strict=True))
+    return [n for n, (count, size) in pairs if count < size and trial.recovery == QUICK]
+
+
+def _point(kept: int, trial: Trial, named: bool) -> dict[str, Any]:
+    value = trial.value if named else None
+    return {"kept": kept, "nrmse": trial.nrmse, "metric": value, "ms": trial.ms}
+
+
+def test_rows(
+    lab: Laboratory, data: Data, goal: Goal, opened: Opened, result: PruneResult
+) -> dict[str, Any]:
+    """What the written model is like, on feeds that chose nothing, beside what was asked for."""
+    opened = opened.traced(lab.trace)
+    lab = lab.of_others(opened)
+    before = lab.before(data.judging)
+    runner = opened.beside(result.written, "the pruned model")
+    after = lab.quality.measure(lab.outputs(Recorded(runner), data.judging))
+    loss = lab.quality.loss(before, after)
+    limits = list(_limits(goal, opened, result.report, loss, before))
+    return {
+        "test": {"quality": after, "original": before, "loss": loss},
+        "limits": [asdict(limit) for limit in limits],
+        "met": all(limit.met for limit in limits),
+    }
+
+
+def candidate_rows(
+    lab: Laboratory, aim: Aim, trials: Sequence[Trial], picked: Trial
+) -> list[dict[str, Any]]:
+    """A row for each trial; those that no other one beats in both time and quality are marked."""
+    best = frontier(trials)
+    return [
+        {
+            "number": number,
+            "recovery": trial.recovery,
+            "kept": {
+                name: count
+                for group, count in zip(lab.trace.groups, trial.counts, strict=True)
+                for name in group.layers
+            },
+            "params": trial.params,
+            "bytes": trial.bytes,
+            "ms": trial.ms,
+            "quality": trial.value,
+            "spread": trial.spread,
+            "meets": aim.meets(trial),
+            "frontier": trial in best,
+            "picked": trial is picked,
+        }
+        for number, trial in enumerate(trials, start=1)
+    ]
+
+
+def frontier(trials: Sequence[Trial]) -> list[Trial]:
+    """Those than which no other is both as fast and as good, and one of the two more so."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.ms, t.loss)):
+        if not found or trial.loss < found[-1].loss:
+            found.append(trial)
+    return found
+
+
+def _limits(
+    goal: Goal, opened: Opened, report: Mapping[str, Any], loss: float, before: float
+) -> Iterator[Limit]:
+    if goal.drop is not None:
+        asked = goal.drop.of(before)
+        yield Limit("quality", asked, loss, loss <= asked)
+    if goal.speed is not None:
+        latency = report["latency"]
+        asked, reached = goal.speed.of(latency["before_ms"]), latency["after_ms"]
+        if goal.speed.share is not None:  # the ratio is that of interleaved runs
+            reached = latency["before_ms"] / latency["speedup"]
+        yield Limit("speed", asked, reached, reached <= asked)
+    for budget in goal.budgets:
+        most, has = limit_of(budget, opened.document), report["totals"][f"{budget.kind}_after"]
+        yield Limit(budget.kind, most, has, has <= most)
+
+
+def _limit_value(lab: Laboratory, goal: Goal, aim: Aim) -> float | None:
+    """The worst value of the quality that is still accepted on the validation feeds."""
+    if aim.most is None:
+        return None
+    before = lab.before(lab.bench.held_out)
+    return before - aim.most if goal.quality.higher else before + aim.most

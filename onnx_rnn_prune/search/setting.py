@@ -1,0 +1,242 @@
+"""What a search starts from: a model whose units are ranked, and those who try cuts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+
+import numpy as np
+
+from onnx_rnn_prune.cost.budget import Budget, Kind
+from onnx_rnn_prune.cost.cost import Cost, limit_of
+from onnx_rnn_prune.cost.price import Price
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.interface import Interface
+from onnx_rnn_prune.passes.prepared import Prepared, choose_layers
+from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.search.goal import Goal
+from onnx_rnn_prune.search.laboratory import Laboratory
+from onnx_rnn_prune.search.memory import Memory
+from onnx_rnn_prune.search.space import Space
+from onnx_rnn_prune.search.speed import predicted, time_layers
+from onnx_rnn_prune.search.trial import Ask, Counts, Trial, Verdict
+from onnx_rnn_prune.search.worker_context import Calibrate, Judge, Shard, Site, calibrated
+from onnx_rnn_prune.search.workers import Mapper, Work, Workers
+from onnx_rnn_prune.selection.profitability import Paying, brings_back, never_worth
+from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.selection.scoring import score_units
+from onnx_rnn_prune.selection.sharing import cost_of_cuts
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.study.studying import Studied, study
+from onnx_rnn_prune.validate.quality import Quality
+
+# Into so many parts feeds are split to calibrate on, however many work at them: sums depend, by
+# rounding, on how they are put together.
+_SHARDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a search starts from.
+
+    Attributes:
+        studied: what is known of the model.
+        lab: where cuts are made in this process.
+        verdicts: makes and judges them, wherever that is.
+        ms: what a run is predicted to take.
+        size: parameters and bytes.
+        paying: leaves groups whole whose cut does not pay.
+    """
+
+    studied: Studied
+    lab: Laboratory
+    verdicts: Mapper[Ask, Verdict]
+    ms: Price
+    size: Sizes
+    paying: Paying
+
+    @property
+    def full(self) -> Counts:
+        """All units."""
+        return self.paying.full
+
+    @property
+    def unpaid(self) -> list[str]:
+        """Why the cut of some groups may not pay."""
+        groups = self.lab.trace.groups
+        names = [name for n in self.paying.doubtful for name in groups[n].layers]
+        if not names:
+            return []
+        return [
+            f"restoring the states or outputs of {', '.join(names)} to full width costs more than"
+            " small cuts save: allow more loss, or prune with --shrink-states"
+        ]
+
+    def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:
+        """Tries cuts; what they cost is told by this machine for all."""
+        for ask, verdict in zip(asks, self.verdicts(asks), strict=True):
+            counts = list(ask.counts)
+            cost = self.size("params", counts), self.size("bytes", counts)
+            yield Trial.made(ask, verdict, self.ms(counts), *cost)
+
+
+class Sizes:
+    """Parameters and bytes of what is written when the groups keep so many units.
+
+    A group that keeps all is not prepared for a cut, and has nothing to bring to full width.
+
+    Args:
+        opened: the model.
+        data: a feed of it serves to follow units with.
+        studied: what is known of the layers that may be cut.
+        scores: of their units.
+        interface: whether states stay at full width.
+        doubtful: the numbers of groups of which states or outputs are brought to full width.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        data: Data,
+        studied: Studied,
+        scores: Matrix,
+        interface: Interface,
+        doubtful: Sequence[int],
+    ) -> None:
+        self._opened, self._data, self._interface = opened, data, interface
+        self._groups, self._doubtful = studied.prepared.trace.groups, doubtful
+        every = tuple(range(len(self._groups)))
+        self._known = {every: (cost_of_cuts(studied, scores, refits=True), every)}
+
+    def __call__(self, kind: Kind, counts: Sequence[int]) -> int:
+        left = [n for n, group in enumerate(self._groups) if counts[n] < group.size]
+        if not left:
+            return limit_of(Budget(kind, share=1.0), self._opened.document)
+        whole = {n for n in self._doubtful if n not in left}
+        cut = tuple(n for n in range(len(self._groups)) if n not in whole)
+        cost, order = self._cost(cut)
+        return cost(kind, [counts[n] for n in order])
+
+    def _cost(self, cut: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
+        """What cuts of some groups cost, and the order in which it takes counts."""
+        if cut not in self._known:
+            numbers = {self._groups[n].layers: n for n in cut}
+            names = [name for n in cut for name in self._groups[n].layers]
+            studied = study(self._opened, names, self._data, self._interface, silent)
+            trace = studied.prepared.trace
+            cost = cost_of_cuts(studied, np.zeros(trace.units.count), refits=True)
+            self._known[cut] = cost, tuple(numbers[group.layers] for group in trace.groups)
+        return self._known[cut]
+
+
+def open_setting(
+    opened: Opened,
+    data: Data,
+    quality: Quality,
+    request: Request,
+    interface: Interface,
+    workers: Workers,
+    memory: Memory,
+    pays: Sequence[str],
+    progress: Progress,
+) -> Setting:
+    """Ranks the units, and tells workers how to judge cuts.
+
+    Layers that no cut makes smaller are left whole, and so are those in each trial of which a cut
+    does not save what it is to pay in: bytes, ms.
+
+    Raises:
+        PruneError: a glob matches nothing.
+    """
+    names = choose_layers(opened.layers, request.only, request.skip)
+    studied = study(opened, names, data, interface, progress)
+    never = never_worth(opened, data, studied)
+    if never:
+        names = tuple(name for name in names if name not in never)
+        studied = study(opened, names, data, interface, progress)
+    left = {**studied.prepared.left, **never}
+    studied = replace(studied, prepared=replace(studied.prepared, left=left))
+    _check_cuttable(opened, studied.prepared, request)
+    site = Site(
+        memory.key, opened.name, opened.model, data, quality, request, tuple(names), interface
+    )
+    evidence = _calibrated(site, studied, workers, progress)
+    studied = replace(studied, evidence=evidence)
+    scores, studied = score_units(studied, data, request, progress)
+    times = memory.recall("times", lambda: time_layers(opened, studied, data))
+    lab = Laboratory.of(opened, data, studied, evidence, scores, quality)
+    groups = studied.prepared.trace.groups
+    doubtful = tuple(n for n, group in enumerate(groups) if brings_back(studied, group))
+    ms, size = predicted(studied, times), Sizes(opened, data, studied, scores, interface, doubtful)
+    prices: dict[str, Price] = {"ms": ms, "bytes": partial(size, "bytes")}
+    paying = Paying(tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays])
+    return Setting(
+        studied=studied,
+        lab=lab,
+        verdicts=workers.send(Work(lab.judge, Judge(site, evidence, scores))),
+        ms=ms,
+        size=size,
+        paying=paying,
+    )
+
+
+def _check_cuttable(opened: Opened, prepared: Prepared, request: Request) -> None:
+    groups = prepared.trace.groups
+    whole = request.bounds.whole(groups)
+    if len(whole) < len(groups):
+        return
+    names = ", ".join(name for group in whole for name in group.layers)
+    bound = [f"{names}: {request.bounds} allow no fewer units"] if whole else []
+    left = [f"{name}: {reason}" for name, reason in prepared.left.items()]
+    raise PruneError(
+        "; ".join(["no layer can be cut", *bound, *left]),
+        where=opened.name,
+        remedy="lower --align and --min-units" if whole else "look at it with inspect",
+    )
+
+
+def space_of(opened: Opened, setting: Setting, request: Request, goal: Goal, slack: float) -> Space:
+    """The cuts that are within all that limits their cost.
+
+    Args:
+        opened: the model.
+        setting: where they are made.
+        request: with the bounds of all cuts.
+        goal: with the limits.
+        slack: times the longest time that is predicted.
+    """
+    trace = setting.lab.trace
+    limits = {budget.kind: limit_of(budget, opened.document) for budget in goal.budgets}
+    full = [group.size for group in trace.groups]
+    most = None if goal.speed is None else goal.speed.of(setting.ms(full)) * slack
+
+    def fits(counts: list[int]) -> bool:
+        if most is not None and setting.ms(counts) > most:
+            return False
+        return all(setting.size(kind, counts) <= limit for kind, limit in limits.items())
+
+    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.paying)
+
+
+def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progress) -> Evidence:
+    feeds = site.data.fitting
+    prepared = studied.prepared
+    shards = _shards(needed(prepared.document, studied.readers, feeds))
+    sums = workers.send(Work(partial(calibrated, studied, feeds), Calibrate(site)))(shards)
+
+    def counted() -> Iterator[Tally]:
+        for number in range(len(shards)):
+            progress("calibrating", number, len(shards))
+            yield next(sums)
+        progress("calibrating", len(shards), len(shards))
+
+    return reduce(Tally.merge, counted()).evidence()
+
+
+def _shards(streams: Sequence[int]) -> list[Shard]:
+    parts = np.array_split(np.array(streams), min(_SHARDS, len(streams)))
+    return [tuple(part.tolist()) for part in parts]

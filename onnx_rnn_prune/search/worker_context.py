@@ -1,0 +1,107 @@
+"""The same model, data and laboratory in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import onnx
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.evidence import Evidence, Tally, tally
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.interface import Interface
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.search.identity import key_of
+from onnx_rnn_prune.search.laboratory import Laboratory
+from onnx_rnn_prune.search.trial import Ask, Verdict
+from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened, follow
+from onnx_rnn_prune.study.studying import Studied, study
+from onnx_rnn_prune.validate.quality import Quality
+
+# The feeds of a shard, by their numbers.
+Shard = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What another process needs to come to know a model as this one does.
+
+    Attributes:
+        key: of the search; the same key means the same site.
+        name: how errors call the model.
+        model: as read.
+        data: feeds.
+        quality: how good a cut is.
+        request: how units are ranked.
+        names: the layers that may be cut.
+        interface: whether states stay at full width.
+    """
+
+    key: str
+    name: str = field(compare=False)
+    model: onnx.ModelProto = field(compare=False, repr=False)
+    data: Data = field(compare=False)
+    quality: Quality = field(compare=False)
+    request: Request = field(compare=False)
+    names: tuple[str, ...] = field(compare=False)
+    interface: Interface = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrate:
+    """Recipe for summing up a shard of the feeds."""
+
+    site: Site
+
+    def __call__(self) -> Callable[[Shard], Tally]:
+        return partial(calibrated, _studied(self.site)[1], self.site.data.fitting)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Recipe for making a cut and judging it.
+
+    Attributes:
+        site: the model and its data.
+        evidence: what the data showed.
+        scores: of the units.
+    """
+
+    site: Site
+    evidence: Evidence
+    scores: Matrix
+
+    def __call__(self) -> Callable[[Ask], Verdict]:
+        opened, studied = _studied(self.site)
+        data, quality = self.site.data, self.site.quality
+        return Laboratory.of(opened, data, studied, self.evidence, self.scores, quality).judge
+
+
+def calibrated(studied: Studied, feeds: Feeds, shard: Shard) -> Tally:
+    """Sums over some of the feeds."""
+    prepared = studied.prepared
+    return tally(prepared.document, prepared.trace, studied.readers, feeds.take(shard), silent)
+
+
+# A worker is told first to calibrate and then to judge, and opens the model once for both. What is
+# kept follows from the argument alone, and it is one model at most.
+@lru_cache(maxsize=1)
+def _studied(site: Site) -> tuple[Opened, Studied]:
+    """As the process knows it that sent the site.
+
+    Raises:
+        PruneError: this one finds other data, or is of another version.
+    """
+    opened = follow(site.model, site.name)
+    if key_of(opened, site.data, site.quality, site.request) != site.key:
+        raise PruneError(
+            "a worker reads other data than this process, or has another version of onnx_rnn_prune",
+            where=site.data.fitting.source,
+            remedy="give all workers the same version, and the same files at the same paths",
+        )
+    return opened, study(opened, site.names, site.data, site.interface, silent)

@@ -1,0 +1,178 @@
+"""Sharing a cut between layers: how many units each group keeps, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.cost.budget import Budget, Keep
+from onnx_rnn_prune.cost.cost import Cost
+from onnx_rnn_prune.cost.price import Price
+from onnx_rnn_prune.errors import Unmet
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.selection.keeps import Keeps
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.trace.units import Group
+
+# The least that a unit is taken to cost, in any currency.
+_LEAST = 1e-9
+
+# Says whether a number of units per group is still within what was asked for.
+Fits = Callable[[list[int]], bool]
+# Ranks groups by what they gain from their next unit: (group, units it keeps now) -> urgency.
+Urgency = Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The bounds within which a cut is shared.
+
+    Attributes:
+        align: keep a multiple of this many units where a group has as many.
+        min_units: keep at least this many.
+    """
+
+    align: int = 1
+    min_units: int = 1
+
+    def floor(self, group: Group) -> int:
+        """The fewest units that a group may keep."""
+        wanted = -(-max(self.min_units, 1) // self.align) * self.align
+        return min(wanted, group.size)
+
+    def whole(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        """The groups that keep all because of these bounds."""
+        return tuple(group for group in groups if self.floor(group) == group.size)
+
+    def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
+        """What to say of those."""
+        return tuple(
+            f"{', '.join(group.layers)} keeps all units: {self} allow no fewer than {group.size}"
+            for group in self.whole(groups)
+        )
+
+    def __str__(self) -> str:
+        return f"--align {self.align} and --min-units {self.min_units}"
+
+    def step(self, group: Group, kept: int) -> int:
+        """The next number of units above `kept`."""
+        return min(kept - kept % self.align + self.align, group.size)
+
+    def share(
+        self, groups: tuple[Group, ...], fits: Fits, urgency: Urgency, price: Price | None = None
+    ) -> list[int]:
+        """Gives units to the most urgent group, as long as the whole fits.
+
+        Args:
+            groups: all of them.
+            fits: what limits the whole.
+            urgency: of each group's next unit.
+            price: urgency counts by what the next unit costs in this; None for units that all cost
+                the same.
+
+        Returns:
+            Kept units per group; no group could have one step more.
+        """
+        counts = [self.floor(group) for group in groups]
+        open_groups = {n for n, group in enumerate(groups) if counts[n] < group.size}
+        while open_groups:
+            steps = {n: self._after(groups, counts, n) for n in open_groups}
+            worth = {n: urgency(n, counts[n]) for n in open_groups}
+            if price is not None:
+                now = price(counts)
+                worth = {n: worth[n] / max(price(steps[n]) - now, _LEAST) for n in open_groups}
+            number = max(open_groups, key=lambda n: (worth[n], -n))
+            after = steps[number]
+            if not fits(after):
+                open_groups.discard(number)
+                continue
+            counts = after
+            if counts[number] == groups[number].size:
+                open_groups.discard(number)
+        return counts
+
+    def _after(self, groups: tuple[Group, ...], counts: list[int], number: int) -> list[int]:
+        after = list(counts)
+        after[number] = self.step(groups[number], counts[number])
+        return after
+
+
+def uniform(trace: Trace, scores: Matrix) -> Urgency:
+    """Every group keeps the same share of its units."""
+    sizes = [group.size for group in trace.groups]
+    return lambda number, kept: -kept / sizes[number]
+
+
+def across(trace: Trace, scores: Matrix) -> Urgency:
+    """One ranking over all groups; each lane's scores count in units of their mean."""
+    curves = [_curve(group, scores) for group in trace.groups]
+    return lambda number, kept: float(curves[number][kept])
+
+
+ALLOCATORS: Mapping[str, Callable[[Trace, Matrix], Urgency]] = {
+    "uniform": uniform,
+    "global": across,
+}
+
+
+def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
+    """Whether counts respect `--keep`: each group's share, or what all of those shares cost.
+
+    Args:
+        keep: what was asked for.
+        trace: of the model.
+        price: what is shared out between the groups; None where each group has its own share.
+    """
+    wanted = [_wanted(keep.of(group.layers), group) for group in trace.groups]
+    if price is None:
+        return lambda counts: all(n <= most for n, most in zip(counts, wanted, strict=True))
+    limit = price(wanted)
+    return lambda counts: price(counts) <= limit
+
+
+def within_budget(budget: Budget, limit: int, cost: Cost, least: list[int]) -> Fits:
+    """Whether counts respect a budget.
+
+    Raises:
+        Unmet: not even the fewest units do.
+    """
+    lowest = cost(budget.kind, least)
+    if lowest > limit:
+        raise Unmet(
+            f"{budget} means at most {limit} {budget.kind}, but the fewest units that may stay and"
+            f" what is not recurrent need {lowest}",
+            where="--budget",
+            remedy="ask for more, or lower --align and --min-units",
+        )
+    return lambda counts: cost(budget.kind, counts) <= limit
+
+
+def choose(trace: Trace, scores: Matrix, counts: list[int]) -> Mask:
+    """The units that stay: in each group, the atoms with the highest scores."""
+    keep = np.zeros(trace.units.count, dtype=bool)
+    for group, count in zip(trace.groups, counts, strict=True):
+        for atoms in group.atoms:
+            order = np.argsort(-scores[atoms].sum(axis=1), kind="stable")
+            keep[atoms[order[:count]]] = True
+    return keep
+
+
+def _curve(group: Group, scores: Matrix) -> Matrix:
+    """The normalised score of a group's next unit, from the best to the worst."""
+    curves = []
+    for atoms in group.atoms:
+        values = np.sort(scores[atoms].sum(axis=1))[::-1]
+        mean = np.abs(values).mean()
+        curves.append(values / mean if mean > 0 else values)
+    result: Matrix = np.mean(curves, axis=0)
+    return result
+
+
+def _wanted(keep: Keep, group: Group) -> int:
+    if keep.units is not None:
+        return min(keep.units, group.size)
+    assert keep.share is not None
+    return max(1, round(keep.share * group.size))

@@ -1,0 +1,117 @@
+"""What there is to judge units by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.evidence.evidence import Evidence
+from onnx_rnn_prune.evidence.moments import Matrix, blocks
+from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.integers import weight_value
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.labels import Labels
+from onnx_rnn_prune.operators.recurrent import RECURRENT
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovery.distill.loss import Loss
+from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.trace import Trace
+
+_MATRICES = (1, 2)  # W and R, in every cell
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What there is to judge units by.
+
+    Attributes:
+        document: the prepared model.
+        trace: of it.
+        readers: all that read units.
+        feeds: calibration data; made up where the user gave none.
+        evidence: what was seen on it, or None for criteria that need none.
+        seed: for criteria that draw.
+        progress: is told how far the work is.
+        loss: of labels, for criteria that learn.
+    """
+
+    document: Document
+    trace: Trace
+    readers: Sequence[Reader]
+    feeds: Feeds
+    evidence: Evidence | None
+    seed: int
+    progress: Progress
+    loss: Loss | None = None
+
+    @property
+    def seen(self) -> Evidence:
+        """The evidence, for criteria that need it."""
+        assert self.evidence is not None
+        return self.evidence
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to say how much each unit matters.
+
+    Attributes:
+        score: one score per unit, [units]; what scores higher is kept.
+        needs: nothing but weights; weights, and evidence where there is data; feeds to run; or
+            evidence, the moments of all that is read.
+        learns: whether it needs PyTorch.
+        name: as users write it.
+    """
+
+    score: Callable[[Subject], Matrix]
+    needs: Literal["weights", "either", "feeds", "evidence"]
+    learns: bool = False
+    name: str = ""
+
+
+def owned_weights(subject: Subject) -> Iterator[tuple[Array, Labels]]:
+    """Every weight matrix that units have a part in, with the units' labels.
+
+    A unit's own rows are among them, and the columns of all that read it; a matrix whose rows and
+    columns are units' comes once for each. Left out are biases, peepholes, states, and constants
+    that units only meet, as in a scale.
+    """
+    nodes = nodes_by_key(subject.document.graph)
+    for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
+        own = nodes[node].op in RECURRENT and slot in _MATRICES
+        bounds = [bound for bound in bounds if own or bound.reads is not None]
+        value = weight_value(nodes[node], slot, subject.document.graph.opset) if bounds else None
+        if value is None or not is_float(value.dtype):
+            continue
+        for bound in bounds:
+            yield value, np.broadcast_to(bound.labels, value.shape)
+
+
+def owned_amounts(value: Array, labels: Labels) -> Iterator[tuple[Matrix, Labels]]:
+    """The absolute values that units have a part in, and their labels, few rows at a time."""
+    width = value.shape[-1]
+    lines, owners = value.reshape(-1, width), labels.reshape(-1, width)
+    for rows in blocks(len(lines)):
+        owned = owners[rows] >= 0
+        yield np.abs(lines[rows][owned].astype(np.float64)), owners[rows][owned]
+
+
+def summed(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
+    """Sums a measure of the absolute value of every weight over the units that have a part in it.
+
+    Args:
+        subject: whose weights.
+        measure: of absolute values, entry by entry.
+    """
+    scores = np.zeros(subject.trace.units.count)
+    for value, labels in owned_weights(subject):
+        for amounts, units in owned_amounts(value, labels):
+            scores += np.bincount(units, measure(amounts), minlength=len(scores))
+    return scores

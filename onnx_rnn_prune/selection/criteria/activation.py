@@ -1,0 +1,13 @@
+"""Mean |h| on calibration data: a unit that is mostly silent says little (Hu et al. 2016)."""
+
+from __future__ import annotations
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject
+
+
+def _score(subject: Subject) -> Matrix:
+    return subject.seen.activity
+
+
+CRITERION = Criterion(_score, needs="evidence")

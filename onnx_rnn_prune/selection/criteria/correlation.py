@@ -1,0 +1,41 @@
+"""How little a unit resembles another: of the two that correlate most, one goes, again and again.
+
+|corr(h_i, h_j)| on calibration data; of the pair the one that varies less goes. A copy of a unit
+is the first to go, a unit like no other the last (Sietsma and Dow 1991, "Creating artificial neural
+networks that generalize": units whose outputs are alike do the work of one).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.reconstruction import columns_of
+from onnx_rnn_prune.selection.redundancy import order_of_leaving
+from onnx_rnn_prune.trace.units import Ids
+
+
+def _score(subject: Subject) -> Matrix:
+    scores = np.zeros(subject.trace.units.count)
+    for lanes in subject.trace.units.lanes.values():
+        for lane in lanes:
+            covariance = _covariance(subject, lane)
+            spread = np.sqrt(np.diag(covariance))
+            scale = np.where(spread > 0, spread, 1.0)
+            likeness = np.abs(covariance / np.outer(scale, scale))
+            likeness[spread == 0] = 1.0  # what never changes is known from any other
+            likeness[:, spread == 0] = 1.0
+            scores[lane] = order_of_leaving(likeness, spread)
+    return scores
+
+
+def _covariance(subject: Subject, lane: Ids) -> Matrix:
+    for reader in subject.readers:
+        places = columns_of(reader.labels, lane)
+        if places is not None:
+            return subject.seen.moments[reader.pool].covariance(places[0])
+    return np.zeros((len(lane), len(lane)))
+
+
+CRITERION = Criterion(_score, needs="evidence")

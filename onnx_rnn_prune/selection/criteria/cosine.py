@@ -1,0 +1,29 @@
+"""How little a unit's own weights resemble another's: of the two most alike, one goes, repeatedly.
+
+|cos| of the rows of W, R and B that make a unit; of the pair the one with the smaller rows goes.
+Units with equal rows compute the same. Needs no data (Srinivas and Babu 2015, "Data-free parameter
+pruning for deep neural networks").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.lossless.own import own_rows
+from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.redundancy import order_of_leaving
+
+
+def _score(subject: Subject) -> Matrix:
+    scores = np.zeros(subject.trace.units.count)
+    rows = own_rows(subject.document, subject.trace)
+    length = np.linalg.norm(rows, axis=1)
+    unit = rows / np.where(length > 0, length, 1.0)[:, None]
+    for lanes in subject.trace.units.lanes.values():
+        for lane in lanes:
+            scores[lane] = order_of_leaving(np.abs(unit[lane] @ unit[lane].T), length[lane])
+    return scores
+
+
+CRITERION = Criterion(_score, needs="weights")

@@ -1,0 +1,21 @@
+"""Mean (dL/dm)^2 for a factor m on all that reads a unit (Theis et al. 2018).
+
+See `score.gradients`. The diagonal of the Fisher information of the factors; large slopes count for
+more than with taylor. No runs of cut models are needed, but PyTorch is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject
+
+
+def _score(subject: Subject) -> Matrix:
+    from onnx_rnn_prune.selection.gradients import mean_slope  # imports PyTorch
+
+    return mean_slope(subject, np.square)
+
+
+CRITERION = Criterion(_score, needs="feeds", learns=True)

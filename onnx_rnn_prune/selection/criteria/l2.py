@@ -1,0 +1,19 @@
+"""Root of the sum of w^2 over all weights that a unit has a part in.
+
+Wen et al. 2018, "Learning intrinsic sparse structures within LSTM": the weights of a unit are those
+that vanish with it. The usual choice where there is no data.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject, summed
+
+
+def _score(subject: Subject) -> Matrix:
+    return np.sqrt(summed(subject, np.square))
+
+
+CRITERION = Criterion(_score, needs="weights")

@@ -1,0 +1,15 @@
+"""A seeded draw: the baseline that every other criterion has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject
+
+
+def _score(subject: Subject) -> Matrix:
+    return np.random.default_rng(subject.seed).random(subject.trace.units.count)
+
+
+CRITERION = Criterion(_score, needs="weights")

@@ -1,0 +1,24 @@
+"""Variance of h on calibration data: a unit that hardly changes is nearly a bias.
+
+Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient inference",
+among the criteria compared there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject
+
+
+def _score(subject: Subject) -> Matrix:
+    scores = np.zeros(subject.trace.units.count)
+    for reader in subject.readers:
+        units = reader.labels >= 0
+        spread = subject.seen.moments[reader.pool].variance
+        np.maximum.at(scores, reader.labels[units], spread[units])
+    return scores
+
+
+CRITERION = Criterion(_score, needs="evidence")

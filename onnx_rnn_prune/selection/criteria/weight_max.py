@@ -1,0 +1,19 @@
+"""Largest |w| of all weights that a unit has a part in: one strong connection saves a unit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.context import Criterion, Subject, owned_amounts, owned_weights
+
+
+def _score(subject: Subject) -> Matrix:
+    scores = np.zeros(subject.trace.units.count)
+    for value, labels in owned_weights(subject):
+        for amounts, units in owned_amounts(value, labels):
+            np.maximum.at(scores, units, amounts)
+    return scores
+
+
+CRITERION = Criterion(_score, needs="weights")

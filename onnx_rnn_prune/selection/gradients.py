@@ -1,0 +1,159 @@
+"""How strongly the outputs answer when what is read of a unit is scaled.
+
+With a factor m_u on all that is read of unit u, the derivative by m_u at 1 is the sum of
+w dL/dw over the readers' weights w that read it, so gradients of the weights are all that is
+needed. L is a loss of labels where the user names one, of each feed that has some. Without labels,
+the outputs of the original differ in nothing from the original's, so that no loss of that kind has
+a slope; in its place stand probes L = sum v y / std(y) with random signs v (Hutchinson 1990): the
+mean square of dL/dm_u over them is the sum of squares of all dy/dm_u.
+
+    taylor   mean |dL/dm_u|     (Molchanov et al. 2017, 2019)
+    fisher   mean (dL/dm_u)^2   (Theis et al. 2018)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.recovery.distill.batches import Lesson, Teacher
+from onnx_rnn_prune.recovery.distill.loss import Answers, Loss
+from onnx_rnn_prune.recovery.distill.network import Network, build
+from onnx_rnn_prune.recovery.distill.region import find_region, labelled_outputs, why_not
+from onnx_rnn_prune.selection.context import Subject
+from onnx_rnn_prune.trace.bindings import own_bindings, traced_layers
+from onnx_rnn_prune.trace.trace import Binding, Trace
+
+_PROBES = 4
+
+Losses = Callable[[dict[str, torch.Tensor]], Iterable[torch.Tensor]]
+
+
+def mean_slope(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
+    """The mean of a measure of dL/dm over losses and feeds, [units]."""
+    total, count = np.zeros(subject.trace.units.count), 0
+    for slope in slopes(subject):
+        total += measure(slope)
+        count += 1
+    return total / max(count, 1)
+
+
+def slopes(subject: Subject) -> Iterator[Matrix]:
+    """dL/dm by unit, for every loss of each feed.
+
+    Raises:
+        PruneError: something that reads units cannot be computed with gradients, or the loss of
+            labels is no number.
+    """
+    document, trace = subject.document, subject.trace
+    region = find_region(document, trace.units.lanes)
+    readers = reading(document, trace)
+    for binding in readers:
+        if binding.node not in region.nodes or (subject.loss and not region.whole):
+            raise PruneError(
+                f"no gradients can be had there ({why_not(region)})",
+                where=binding.node,
+                remedy="choose the criterion reconstruction",
+            )
+    keep = np.ones(trace.units.count, dtype=bool)
+    teacher = Teacher(document, trace, keep, region, subject.feeds.states)
+    network, count = build(document, region), trace.units.count
+    if subject.loss is None:
+        signs = probes(np.random.default_rng(subject.seed))
+        slope = Slope(network, region.targets, readers, count)
+        for feed in subject.feeds:
+            yield from slope(teacher(feed), signs)
+        return
+    slope = Slope(network, labelled_outputs(document, region), readers, count)
+    for feed in subject.feeds:
+        answers = Answers.of(feed)
+        if answers is not None:
+            yield from slope(teacher(feed), comparison(subject.loss, answers))
+
+
+def reading(document: Document, trace: Trace) -> list[Binding]:
+    """Where weights read units: of products, of the next layers' inputs, and of states."""
+    found = [binding for binding in trace.bindings if binding.bound.reads is not None]
+    for layer in traced_layers(document, trace):
+        recurrence = layer.slot("R")
+        for binding in own_bindings(layer, trace.units.lanes[layer.name], trace.labels):
+            if binding.bound.slot == recurrence and binding.bound.axis == -1:
+                found.append(binding)
+    return found
+
+
+def probes(rng: np.random.Generator) -> Losses:
+    """Random signs on all outputs, drawn several times."""
+
+    def losses(outputs: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        scaled = [value / value.detach().std().clamp(min=1e-12) for value in outputs.values()]
+        for _ in range(_PROBES):
+            signs = [torch.from_numpy(rng.choice([-1.0, 1.0], value.shape)) for value in scaled]
+            parts = [(value * sign).sum() for value, sign in zip(scaled, signs, strict=True)]
+            yield torch.stack(parts).sum()
+
+    return losses
+
+
+def comparison(loss: Loss, answers: Answers) -> Losses:
+    """How the outputs compare with the right answers, by one loss."""
+
+    def losses(outputs: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        value = loss(outputs, answers)
+        if not torch.isfinite(value):
+            raise PruneError(
+                f"the loss {loss.name} is {value.item()}",
+                where=answers.feed,
+                remedy="mend it, or the labels",
+            )
+        yield value
+
+    return losses
+
+
+@dataclass(frozen=True, eq=False)
+class Slope:
+    """Derivatives by factors on units.
+
+    Attributes:
+        network: of the model.
+        outputs: names of those that losses are computed from.
+        readers: where weights read units.
+        count: of units.
+    """
+
+    network: Network
+    outputs: Sequence[str]
+    readers: Sequence[Binding]
+    count: int
+
+    def __call__(self, lesson: Lesson, losses: Losses) -> Iterator[Matrix]:
+        """dL/dm by unit for each loss of one lesson."""
+        names = {place: name for name, held in self.network.weights.items() for place in held}
+        read = [names[binding.node, binding.bound.slot] for binding in self.readers]
+        weights = {name: self.network.constants[name].clone().requires_grad_() for name in read}
+        outputs = self.network(lesson.given, weights, self.outputs)
+        for loss in losses(outputs):
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), retain_graph=True, materialize_grads=True
+            )
+            products = {
+                name: (weight.detach() * gradient).numpy().astype(np.float64)
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+            }
+            yield self._summed(products, read)
+
+    def _summed(self, products: Mapping[str, Matrix], read: Sequence[str]) -> Matrix:
+        """w dL/dw summed over the weights that read each unit."""
+        total = np.zeros(self.count)
+        for binding, name in zip(self.readers, read, strict=True):
+            labels = np.broadcast_to(binding.bound.labels, products[name].shape)
+            owned = labels >= 0
+            total += np.bincount(labels[owned], products[name][owned], minlength=self.count)
+        return total

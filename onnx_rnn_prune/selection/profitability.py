@@ -1,0 +1,214 @@
+"""Leaving layers whole whose cut would not make the file smaller.
+
+Where units can be followed no further, and where states come in, matrices bring a layer's signals
+to full width and back. In a small layer they may take more room than the units that go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnx_rnn_prune.cost.price import Price
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.interface import AS_BEFORE, Interface
+from onnx_rnn_prune.model.constants import require_constant
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovery.least_squares import Recover, place_states
+from onnx_rnn_prune.report.numbers import faster
+from onnx_rnn_prune.selection.allocation import choose
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.study.studying import Studied, cut, cut_outside, settle
+from onnx_rnn_prune.trace.bindings import STATES, traced_layers
+from onnx_rnn_prune.trace.plan import Plan, fingerprint
+from onnx_rnn_prune.trace.states import ENDS
+from onnx_rnn_prune.trace.units import Group
+
+REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
+
+# Bytes that one matrix takes at most apart from its entries: its nodes and their names.
+_NAMES = 4096
+# What counts as slower: a difference that the rounds agree on, and that someone might notice.
+_SLOWER = 0.97
+
+
+def pin_losses(
+    opened: Opened, data: Data, studied: Studied, plan: Plan, interface: Interface, refits: bool
+) -> Plan:
+    """A plan that leaves layers whole where cutting them makes the file no smaller.
+
+    Args:
+        opened: the model.
+        data: a feed of it serves to follow units with.
+        studied: what is known of the layers that may be cut.
+        plan: what is to be cut.
+        interface: whether states stay at full width.
+        refits: whether recovery may write to all weights that read units. Where it then does not,
+            the result is smaller than is counted here.
+    """
+
+    def size(candidate: Plan, known: Studied | None) -> int:
+        if not candidate.cut():
+            return whole
+        found = settle(opened, known, candidate, data, interface, silent)
+        document = filled(found) if refits else found.prepared.document.copy()
+        place(document, found, candidate)
+        return stored_bytes(cut_outside(document, found, candidate, "shrink").write(), opened.model)
+
+    trace = studied.prepared.trace
+    doubtful = _doubtful(studied, plan)
+    groups = [group.layers for group in trace.groups if not doubtful.isdisjoint(group.layers)]
+    if not groups:
+        return plan
+    whole = stored_bytes(opened.document.write(), opened.model)
+    least = size(plan, studied)
+    for names in groups:
+        other = _pinned(plan, names)
+        after = size(other, None)
+        if after <= least:
+            plan, least = other, after
+    return _pinned(plan, plan.cut()) if plan.cut() and least >= whole else plan
+
+
+def never_worth(opened: Opened, data: Data, studied: Studied) -> Mapping[str, str]:
+    """Layers that no cut makes smaller, and why: not even one that leaves a single unit."""
+    trace = studied.prepared.trace
+    keep = choose(trace, np.zeros(trace.units.count), [1] * len(trace.groups))
+    plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
+    return pin_losses(opened, data, studied, plan, AS_BEFORE, refits=False).pinned
+
+
+def brings_back(studied: Studied, group: Group) -> bool:
+    """Whether cutting a group takes nodes that bring its states or outputs to full width."""
+    prepared = studied.prepared
+    if any(outlet.layer in group.layers for outlet in prepared.restored):
+        return True
+    layers = traced_layers(prepared.document, prepared.trace)
+    return any(_selects(layer) for layer in layers if layer.name in group.layers)
+
+
+def sample_cut(opened: Opened, plan: Plan, data: Data) -> Document:
+    """What prune writes for a plan, but for the numbers in it."""
+    found = settle(opened, None, plan, data, AS_BEFORE, silent)
+    document = filled(found)
+    place(document, found, plan)
+    return cut(document, found, plan, "shrink")
+
+
+def place(document: Document, studied: Studied, plan: Plan) -> None:
+    """Writes into a document of full width how states are placed that are only handed back."""
+    keep = plan.mask(studied.prepared.trace)
+    fits = place_states(document, studied.readers, keep)
+    Recover(studied.readers, keep, fits)(document)
+
+
+@dataclass(frozen=True, eq=False)
+class Paying:
+    """Leaves groups whole whose cut does not pay.
+
+    Attributes:
+        full: units of the groups.
+        doubtful: the numbers of those of which states or outputs are brought to full width.
+        prices: what must all become less for a cut to pay.
+    """
+
+    full: tuple[int, ...]
+    doubtful: tuple[int, ...]
+    prices: Sequence[Price]
+
+    def __call__(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """The same counts, but for groups that are better left whole."""
+        found = list(counts)
+        for number in self.doubtful:
+            whole = [*found[:number], self.full[number], *found[number + 1 :]]
+            if any(price(found) >= price(whole) for price in self.prices):
+                found = whole
+        return tuple(found)
+
+
+def filled(studied: Studied) -> Document:
+    """A copy of a prepared document in which all that recovery may write to holds numbers.
+
+    Then nothing that makes room for them can be dropped. Where entries are just placed, nothing is.
+    """
+    document = studied.prepared.document.copy()
+    lookup = Lookup.of(document)
+    for reader in studied.readers:
+        if reader.places:
+            continue
+        values = np.full_like(reader.weight(lookup), 0.5)
+        rows, columns = map(np.arange, values.shape)
+        reader.store(lookup, (rows, columns), values, np.ones(len(rows)))
+    return document
+
+
+def _doubtful(studied: Studied, plan: Plan) -> set[str]:
+    """Layers with matrices before or behind them that may take more than fewer units save."""
+    prepared = studied.prepared
+    restored = {(outlet.layer, outlet.output) for outlet in prepared.restored}
+    found = set()
+    for layer in traced_layers(prepared.document, prepared.trace):
+        count = sum(1 for name, _ in restored if name == layer.name) + _selects(layer)
+        kept = len(plan.layers[layer.name].keep[0])
+        itemsize = require_constant(layer.node.inputs[2]).itemsize
+        saved = itemsize * (layer.params() - layer.params(kept))
+        cost = itemsize * layer.directions * layer.hidden * (kept + 1) + _NAMES
+        if kept < layer.hidden and saved <= count * cost:
+            found.add(layer.name)
+    return found
+
+
+def _selects(layer: RecurrentLayer) -> int:
+    """How many of a layer's initial states are picked from ones at full width."""
+    states = [layer.input(name) for name in STATES if name in layer.cell.inputs]
+    makers = [node for state in states if state is not None for node in state.inputs]
+    return sum(node.name.startswith(OWN) for node in makers)
+
+
+def _pinned(plan: Plan, names: Iterable[str]) -> Plan:
+    """A plan in which some layers keep all units."""
+    layers, reasons = dict(plan.layers), dict(plan.pinned)
+    for name in names:
+        layer = layers[name]
+        everything = tuple(range(layer.hidden_size))
+        layers[name] = replace(layer, keep=(everything,) * len(layer.keep))
+        reasons[name] = REASON
+    return replace(plan, layers=layers, pinned=reasons)
+
+
+def _restores(layer: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
+    """Whether a cut layer has outputs that are brought to full width; narrow states are not."""
+    if layer["hidden_after"] == layer["hidden_before"]:
+        return False
+    narrow = any(layer["name"] in state["layers"] for state in report["states"])
+    finals = ENDS.values() if narrow else ()
+    return any(o["end"] == "restored" and o["output"] not in finals for o in layer["outlets"])
+
+
+def worse(report: Mapping[str, Any], pays: Container[str] = ("bytes", "ms")) -> str | None:
+    """In what a cut model is worse than its original, if it is, before anything else is done to it.
+
+    Args:
+        report: of the cut.
+        pays: what a cut must save: bytes, and ms of a run.
+    """
+    totals, latency = report["totals"], report["latency"]
+    first = (report.get("stages") or [{}])[0]
+    before, after = totals["bytes_before"], first.get("bytes", totals["bytes_after"])
+    if "bytes" in pays and after > before:
+        return f"the file would be larger than the original ({after} bytes instead of {before})"
+    ratio = first.get("speedup", latency["speedup"])
+    quartiles = first.get("speedup_quartiles", latency["speedup_quartiles"])
+    # Nothing else that is put into a model takes time.
+    restores = any(_restores(layer, report) for layer in report["layers"])
+    if restores and "ms" in pays and quartiles[1] < 1.0 and ratio < _SLOWER:
+        return f"the result would be {faster(ratio, quartiles)} than the original"
+    return None

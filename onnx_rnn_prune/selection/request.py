@@ -1,0 +1,105 @@
+"""What a user asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx_rnn_prune.arguments import globs, one_of, whole
+from onnx_rnn_prune.cost.budget import Budget, Keep, parse_budget
+from onnx_rnn_prune.cost.price import PRICES
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evaluation.recovery import FROM_WEIGHTS, recovery
+from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
+from onnx_rnn_prune.selection.context import Criterion
+from onnx_rnn_prune.selection.criterion import parse_criterion
+from onnx_rnn_prune.selection.keeps import Keeps, parse_keeps
+from onnx_rnn_prune.study.feeding import Data
+
+STRATEGIES = (*ALLOCATORS, "joint")
+_DEFAULT_KEEP = Keeps(Keep(share=0.5))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be cut.
+
+    Attributes:
+        keep: how much each layer keeps, or None where only a budget counts.
+        budget: what the result may cost, or None.
+        criterion: how units are ranked; None for the best that the data allows.
+        allocate: how the cut is shared between layers.
+        per: what units are paid for in where they are shared out.
+        steps: in how many steps units are chosen.
+        only: globs of the layers to prune; empty for all.
+        skip: globs of layers to leave alone.
+        recover: how kept weights make up for cut ones; auto for the best that the data allows.
+        bounds: alignment and least number of units.
+        seed: for criteria that draw.
+    """
+
+    keep: Keeps | None
+    budget: Budget | None
+    criterion: Criterion | None
+    allocate: str
+    per: str
+    steps: int
+    recover: str
+    only: Sequence[str]
+    skip: Sequence[str]
+    bounds: Allocation
+    seed: int
+
+    def criterion_for(self, data: Data) -> Criterion:
+        """The criterion that is used on this data."""
+        return self.criterion or parse_criterion("reconstruction" if data.given else "l2")
+
+    @property
+    def learns(self) -> bool:
+        """Whether units are ranked by gradients."""
+        return self.criterion is not None and self.criterion.learns
+
+    def refits(self, data: Data) -> bool:
+        """Whether weights may be refitted, and then all of them are needed."""
+        return self.recover in FROM_WEIGHTS or (data.given and self.recover != "none")
+
+
+def read_request(
+    keep: object,
+    budget: str | None,
+    criterion: str | None,
+    allocate: str,
+    per: str,
+    steps: int,
+    recover: str | None,
+    only: str | Sequence[str],
+    skip: str | Sequence[str],
+    align: int,
+    min_units: int,
+    seed: int,
+) -> Request:
+    """Arguments as values that mean something.
+
+    Raises:
+        PruneError: one of them means nothing.
+    """
+    default = _DEFAULT_KEEP if budget is None else None
+    if one_of(per, PRICES, "--per") != "units" and allocate == "uniform":
+        raise PruneError(
+            "every layer keeps the same share, whatever its units cost",
+            where="--per",
+            remedy="add --allocate global or joint",
+        )
+    return Request(
+        keep=default if keep is None else parse_keeps(keep),
+        budget=None if budget is None else parse_budget(budget),
+        criterion=None if criterion is None else parse_criterion(criterion),
+        allocate=one_of(allocate, STRATEGIES, "--allocate"),
+        per=per,
+        steps=whole(steps, "--steps", 1),
+        recover=recovery(recover),
+        only=globs(only, "--only"),
+        skip=globs(skip, "--skip"),
+        bounds=Allocation(whole(align, "--align", 1), whole(min_units, "--min-units", 1)),
+        seed=whole(seed, "--seed", 0),
+    )

@@ -1,0 +1,165 @@
+"""How many units each group keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+
+from onnx_rnn_prune.cost.budget import Budget
+from onnx_rnn_prune.cost.cost import Cost, limit_of
+from onnx_rnn_prune.cost.price import Price, price_of
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.passes.cut import Unshare
+from onnx_rnn_prune.passes.states import OpenStates
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovery.least_squares import RIDGE
+from onnx_rnn_prune.selection.allocation import (
+    ALLOCATORS,
+    Fits,
+    Urgency,
+    choose,
+    within_budget,
+    within_keep,
+)
+from onnx_rnn_prune.selection.profitability import filled, place
+from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.selection.sensitivity import by_slopes, sensitivity
+from onnx_rnn_prune.study.feeding import Data
+from onnx_rnn_prune.study.opening import Opened
+from onnx_rnn_prune.study.studying import Studied, cut_outside, look
+from onnx_rnn_prune.trace.plan import Plan
+
+Shares = Callable[[Urgency], list[int]]
+
+# How often units are moved from one group to another, and how many: a part of a group's own.
+_MOVES, _PART = 8, 16
+
+
+def share_out(
+    opened: Opened,
+    data: Data,
+    studied: Studied,
+    scores: Matrix,
+    request: Request,
+    progress: Progress,
+) -> tuple[list[int], Studied]:
+    """The number of units that each group keeps, and what was learnt of the model on the way.
+
+    Raises:
+        PruneError: the cut is to be measured, and there is no data.
+        Unmet: a budget cannot be met.
+    """
+    trace = studied.prepared.trace
+    cost = cache(lambda: cost_of_cuts(studied, scores, request.refits(data)))
+    price = price_of(request.per, studied.prepared.document, trace, cost)
+    fits = _limits(opened, studied, request, price, cost)
+
+    def shares(urgency: Urgency) -> list[int]:
+        dear = None if request.per == "units" else price
+        return request.bounds.share(trace.groups, fits, urgency, dear)
+
+    if request.allocate != "joint":
+        return shares(ALLOCATORS[request.allocate](trace, scores)), studied
+    if not data.given:
+        raise PruneError(
+            "joint cuts layers and measures what that does, and there is no data",
+            where="--allocate",
+            remedy="pass --data, or choose uniform or global",
+        )
+    studied = look(studied, data, progress)
+    bench = Bench.of(opened, data, studied, np.ones(trace.units.count, dtype=bool))
+    return _joint(bench, scores, request, shares, fits, progress), studied
+
+
+def _joint(
+    bench: Bench,
+    scores: Matrix,
+    request: Request,
+    shares: Shares,
+    fits: Fits,
+    progress: Progress,
+) -> list[int]:
+    """The best of several ways to share, then with units moved between groups while that helps.
+
+    Each layer's sensitivity is measured alone; since errors of several layers add up otherwise than
+    alone, what comes of it is cut and measured, too, beside the shares of the other allocators.
+    """
+    trace = bench.prepared.trace
+    errors: dict[tuple[int, ...], float] = {}
+
+    def error(counts: list[int]) -> float:
+        if tuple(counts) not in errors:
+            cut = bench.with_units(choose(trace, scores, counts))
+            errors[tuple(counts)] = cut.candidate("lstsq", cut.pairs, RIDGE).error
+        return errors[tuple(counts)]
+
+    curves = sensitivity(bench, scores, request.bounds, progress)
+    ways = [allocator(trace, scores) for allocator in ALLOCATORS.values()]
+    best = min((shares(urgency) for urgency in [*ways, by_slopes(curves)]), key=error)
+    for move in range(_MOVES):
+        progress("moving units between layers", move, _MOVES)
+        found = min([best, *_moved(bench, request, best, fits)], key=error)
+        if found == best:
+            break
+        best = found
+    return best
+
+
+def _moved(bench: Bench, request: Request, counts: list[int], fits: Fits) -> Iterator[list[int]]:
+    """The same cut with some units of one group given up for as many as fit of another."""
+    groups = bench.prepared.trace.groups
+    for giver, group in enumerate(groups):
+        less = max(counts[giver] - max(group.size // _PART, 1), request.bounds.floor(group))
+        for taker, other in enumerate(groups):
+            after = [less if n == giver else count for n, count in enumerate(counts)]
+            while taker != giver and after[taker] < other.size:
+                more = list(after)
+                more[taker] = request.bounds.step(other, after[taker])
+                if not fits(more):
+                    break
+                after = more
+            if after[giver] < counts[giver] and after[taker] > counts[taker]:
+                yield after
+
+
+def _limits(
+    opened: Opened, studied: Studied, request: Request, price: Price, cost: Callable[[], Cost]
+) -> Fits:
+    trace = studied.prepared.trace
+    limits: list[Fits] = []
+    if request.keep is not None:
+        shared = None if request.allocate == "uniform" else price
+        limits.append(within_keep(request.keep, trace, shared))
+    budget = request.budget
+    if budget is not None:
+        limit = limit_of(budget, opened.document)
+        # A model that keeps all is left as it is, and has nothing to bring back to full width.
+        if limit < limit_of(Budget(budget.kind, share=1.0), opened.document):
+            least = [request.bounds.floor(group) for group in trace.groups]
+            limits.append(within_budget(budget, limit, cost(), least))
+    return lambda counts: all(fits(counts) for fits in limits)
+
+
+def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
+    """What cuts cost, as seen in one that removes as little as a cut can.
+
+    Args:
+        studied: the model.
+        scores: of the units.
+        refits: whether recovery may write to all weights that read units. Where it then does not,
+            the result is smaller than is counted here.
+    """
+    prepared = studied.prepared
+    trace = prepared.outside.trace
+    document = filled(studied) if refits else prepared.document.copy()
+    Unshare(prepared.trace)(document)
+    counts = [max(group.size - 1, 1) for group in trace.groups]
+    plan = Plan.from_mask("", trace, choose(trace, scores, counts))
+    place(document, studied, plan)
+    smaller = cut_outside(document, studied, plan, "shrink")
+    OpenStates(prepared.trace, prepared.outside.states)(document)
+    return Cost.of(document, trace, smaller, counts)

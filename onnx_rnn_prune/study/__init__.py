@@ -1,0 +1,1 @@
+"""A model that was opened, and what its data shows."""

@@ -1,0 +1,249 @@
+"""Feeds by what they are for: to fit on, to judge by, to report on, to prove with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds, read_asked
+from onnx_rnn_prune.data.streams import as_streams, possible_pairs
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.recovery.distill.loss import Loss
+from onnx_rnn_prune.study.opening import Opened, runs
+from onnx_rnn_prune.trace.states import known_states, state_inputs
+
+# Feeds made up where there is no data; a part of the feeds that is kept from fitting.
+_RANDOM_FEEDS = 3
+_HELD_OUT = 0.25
+_TWO_HELD_OUT = 0.4
+_NOTHING: Asked = MappingProxyType({})
+# Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
+_PROOFS = 2
+_RESIZINGS: tuple[Callable[[int], int], ...] = (
+    lambda size: min(size, 13),
+    lambda size: 2 if size == 1 else min(size, 5),
+    lambda size: max(1, 3 * size // 4),
+    lambda size: max(1, size // 2),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Feeds by what they are for; the three sets share nothing unless `fitting.shared` says so.
+
+    Attributes:
+        fitting: what is calibrated on.
+        held_out: what candidates are judged by.
+        judging: what drift is reported on.
+        given: whether the user gave data; made-up feeds calibrate nothing.
+        warnings: what the user should know about them.
+        loss: of the labels that lie in them, if that is to be looked at.
+        streams: what the report says of states that are carried, see `stream_row`.
+    """
+
+    fitting: Feeds
+    held_out: Feeds
+    judging: Feeds
+    given: bool
+    warnings: tuple[str, ...] = ()
+    loss: Loss | None = None
+    streams: Mapping[str, Any] | None = None
+
+    @property
+    def tested(self) -> bool:
+        """Whether drift is reported on feeds by which no candidate was judged."""
+        return self.judging is not self.held_out and not self.held_out.shared
+
+
+def asked_sizes(data: object, size: object) -> Asked:
+    """What the user says of the sizes of made-up feeds, see `data.read_asked`.
+
+    Raises:
+        PruneError: it cannot be read, or there are data, which have sizes of their own.
+    """
+    asked = read_asked(size)
+    if asked and data is not None:
+        raise PruneError(
+            "the feeds of --data have sizes of their own",
+            where="--size",
+            remedy="leave one of the two out",
+        )
+    return asked
+
+
+def made_up(document: Document, run: Callable[[Feed], object], asked: Asked, seed: int) -> Feeds:
+    """Feeds for a model where there are no data.
+
+    Raises:
+        PruneError: the model runs on no feed that can be made up.
+    """
+    states = state_inputs(document)
+    return random_feeds(document, run, seed=seed, count=_RANDOM_FEEDS, states=states, asked=asked)
+
+
+def open_data(
+    opened: Opened,
+    data: object,
+    eval_data: object,
+    seed: int,
+    asked: Asked = _NOTHING,
+    stream: bool | None = None,
+) -> Data:
+    """Opens the user's data, or makes up feeds of the sizes that are asked for.
+
+    Args:
+        opened: the model.
+        data: to fit on and to judge by; None for made-up feeds.
+        eval_data: to report on; None for a part of `data`.
+        seed: for made-up feeds.
+        asked: sizes of made-up feeds.
+        stream: see `feeds_for`.
+
+    Raises:
+        PruneError: data cannot be read, or the model does not run on made-up feeds.
+    """
+    if data is None:
+        made = made_up(opened.document, opened.run(), asked, seed)
+        judging = made if eval_data is None else opened_feeds(opened, eval_data, stream)
+        note = (
+            "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
+            " they do and the kept ones make up for the removed ones, which loses far less"
+        )
+        streams = stream_row(opened.document, stream, judging)
+        return Data(made, made, judging, given=False, warnings=(note,), streams=streams)
+    feeds = opened_feeds(opened, data, stream)
+    fitting, held_out = feeds.split(_HELD_OUT)
+    judging = held_out if eval_data is None else opened_feeds(opened, eval_data, stream)
+    notes = []
+    if fitting.shared:
+        notes.append("there is one feed only: it was fitted on and judged by; give several")
+    streams = stream_row(opened.document, stream, judging, fitting, held_out)
+    return Data(fitting, held_out, judging, True, tuple(notes), streams=streams)
+
+
+def open_three(opened: Opened, data: object, eval_data: object, stream: bool | None = None) -> Data:
+    """Opens data for a search: what chooses, what selects among candidates, and what is reported.
+
+    Three disjoint sets, unless there are too few feeds: then a warning says what was shared.
+
+    Raises:
+        PruneError: data cannot be read.
+    """
+    feeds = opened_feeds(opened, data, stream)
+    if eval_data is None:
+        # Of three streams and more, each set gets one.
+        fitting, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(feeds.streams, 3)))
+        held_out, judging = rest.split(0.5)
+    else:
+        fitting, held_out = feeds.split(_HELD_OUT)
+        judging = opened_feeds(opened, eval_data, stream)
+    notes = []
+    if fitting.shared:
+        notes = ["there is one feed only: it was fitted on, selected by and reported on"]
+    elif held_out.shared and eval_data is None:
+        notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
+    streams = stream_row(opened.document, stream, judging, fitting, held_out)
+    return Data(fitting, held_out, judging, True, tuple(notes), streams=streams)
+
+
+def stream_row(
+    document: Document, asked: bool | None, judging: Feeds, *others: Feeds
+) -> dict[str, Any] | None:
+    """What reports say of states that callers carry from call to call; None where there are none.
+
+    Args:
+        document: the model.
+        asked: what the user says of streams.
+        judging: the feeds on which deviations are reported.
+        others: that serve something else.
+
+    Returns:
+        `states`, the inputs, each with its output; `count` of streams and of `calls` in them, in
+        all sets, the count being 0 where each call is judged by itself; and what was `asked`.
+    """
+    states = {**known_states(document), **judging.states}
+    if not states:
+        return None
+    sets = list({id(feeds): feeds for feeds in (judging, *others)}.values())
+    count = sum(feeds.streams for feeds in sets) if judging.states else 0
+    return {"states": states, "count": count, "calls": sum(map(len, sets)), "asked": asked}
+
+
+def opened_feeds(opened: Opened, source: object, stream: bool | None) -> Feeds:
+    """The user's data as feeds for a model, see `feeds_for`."""
+    return feeds_for(opened.model, opened.document, opened.run, source, stream)
+
+
+def feeds_for(
+    model: onnx.ModelProto,
+    document: Document,
+    run: Callable[[], Runner],
+    source: object,
+    stream: bool | None,
+) -> Feeds:
+    """The user's data as feeds for a model, joined to streams where they follow one another.
+
+    Args:
+        model: as read.
+        document: of it, with layers that can be followed.
+        run: loads it, if that is needed.
+        source: see `data.open_feeds`.
+        stream: True where each folder, or iterable, is a stream in order; False where each feed
+            stands alone; None where the states in the feeds tell.
+
+    Raises:
+        PruneError: data cannot be read, or `stream` does not suit the model.
+    """
+    ports = signature.inputs(model)
+    pairs = possible_pairs(ports, signature.outputs(model))
+    left_out = state_inputs(document) | ({name for name, _ in pairs} if stream else set())
+    feeds, runner = open_feeds(source, ports, frozenset(left_out)), cache(run)
+    return as_streams(feeds, pairs, known_states(document), lambda feed: runner()(feed), stream)
+
+
+def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:
+    """Feeds to prove on: a real one, and the same in other sizes where the model takes them.
+
+    Raises:
+        PruneError: the model does not run on the first feed.
+    """
+    real = iter(feeds)
+    first = next(real)
+    run = opened.run()
+    run(first)  # what does not suit the original is no fault of what is made of it
+    accepts = runs(run)
+    found: list[Feed] = [first]
+    if feeds.random:  # they are few, and of several sizes
+        found += filter(accepts, real)
+    for resize in _RESIZINGS:
+        other = _resized(opened.model, first, resize)
+        if len(found) <= _PROOFS and other is not None and accepts(other):
+            found.append(other)
+    return found
+
+
+def _resized(
+    model: onnx.ModelProto, feed: Feed, resize: Callable[[int], int]
+) -> dict[str, Array] | None:
+    """A feed with other sizes on all open axes, entries repeated or left out."""
+    result = dict(feed)
+    for port in signature.inputs(model):
+        value = result.get(port.name)
+        if value is None or port.dims is None:
+            return None
+        for axis, dim in enumerate(port.dims):
+            if not isinstance(dim, int):
+                size = value.shape[axis]
+                value = np.take(value, np.arange(resize(size)) % size, axis=axis)
+        result[port.name] = value
+    same = all(np.shape(result[name]) == np.shape(feed[name]) for name in feed)
+    return None if same else result

@@ -1,0 +1,215 @@
+"""A model that was read and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from onnx import inliner
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import check_sizes
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.files import load_model
+from onnx_rnn_prune.model.functions import inline_layers
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.single import unknown_type
+from onnx_rnn_prune.operators.recurrent import (
+    CELLS,
+    RecurrentLayer,
+    computed_parameters,
+    find_layers,
+)
+from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.cleanup import DropUnread
+from onnx_rnn_prune.passes.freeze import Freeze, TakeBranches
+from onnx_rnn_prune.passes.layout import (
+    ListBounds,
+    SortNodes,
+    StateHiddenSize,
+    TimeFirst,
+    UniqueNames,
+)
+from onnx_rnn_prune.trace.decomposed import Written, advice, find_written
+from onnx_rnn_prune.trace.invalid_nodes import Misfit, find_misfits
+from onnx_rnn_prune.trace.judged import Judged, find_judged
+from onnx_rnn_prune.trace.trace import Trace
+
+ModelSource = str | Path | onnx.ModelProto
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model that was read and runs.
+
+    Attributes:
+        name: how errors and tables call it.
+        model: the message as read; never changed.
+        document: its graph, as onnxruntime can run it; never changed.
+        layers: its recurrent layers.
+        runnable: what onnxruntime loads of the two.
+        judged: what its outputs are judged by.
+        misfits: its recurrent nodes that nothing can run.
+        notes: what the user should know about it.
+    """
+
+    name: str
+    model: onnx.ModelProto
+    document: Document
+    layers: list[RecurrentLayer]
+    runnable: onnx.ModelProto | Document
+    judged: Judged
+    misfits: tuple[Misfit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def run(self) -> Runner:
+        """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""
+        return Runner(self.runnable, name=self.name)
+
+    def watched(self) -> Runner:
+        """The same with what its outputs are judged by."""
+        if self.judged.watched is None:
+            return self.run()
+        judged = self.judged
+        return Runner(self.document, outputs=judged.watched, also=judged.drawn, name=self.name)
+
+    def beside(self, model: onnx.ModelProto | Document, name: str) -> Runner:
+        """Loads what was made of it, to be judged beside it."""
+        judged = self.judged
+        return Runner(model, outputs=judged.watched, also=judged.drawn, name=name, remedy=OURS)
+
+    def pairs(
+        self, model: onnx.ModelProto, name: str
+    ) -> tuple[tuple[Runner, Runner], tuple[Runner, Runner]]:
+        """It and what was made of it, loaded to be judged, and to be timed.
+
+        What outputs are judged by takes time of its own to compute.
+        """
+        judged = self.watched(), self.beside(model, name)
+        if self.judged.watched is None:
+            return judged, judged
+        return judged, (self.run(), Runner(model, name=name, remedy=OURS))
+
+    def traced(self, trace: Trace) -> Opened:
+        """The same for cuts of some units: what holds these is another tensor then.
+
+        Raises:
+            PruneError: all that units have a part in is drawn at random.
+        """
+        judged = self.judged.without(trace.labels)
+        if judged.proven == ():
+            raise PruneError(
+                "all its outputs are drawn at random, and so is what its layers read",
+                where=self.name,
+                remedy="make the noise an input of the model, or export it without",
+            )
+        return replace(self, judged=judged)
+
+
+def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
+    """Reads a model that is to be pruned, and loads it in onnxruntime.
+
+    Args:
+        source: a path or a model.
+        freeze: inputs to fix, by name, with their values as text.
+
+    Raises:
+        PruneError: it is no model, has no recurrent layer, or does not load.
+    """
+    opened = read_model(source, freeze)
+    for misfit in opened.misfits:
+        raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
+    opened.run()
+    if not opened.layers:
+        written = written_out(opened)
+        raise PruneError(
+            "; ".join([*opened.notes, *map(str, written)]) or "has no LSTM, GRU or RNN node",
+            where=opened.name,
+            remedy=advice(written, opened.model.producer_name)
+            or "give a model with recurrent layers whose weights are constants",
+        )
+    return opened
+
+
+def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
+    """Reads a model, which may have no recurrent layer and may not run.
+
+    Args:
+        source: a path or a model.
+        freeze: inputs to fix, by name, with their values as text.
+
+    Raises:
+        PruneError: it is no model.
+    """
+    name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
+    model = load_model(source)
+    if freeze:
+        document = Document.read(model)
+        Pipeline((Freeze(freeze), TakeBranches(), DropUnread()))(document)
+        model = document.write()
+    return follow(model, name)
+
+
+def follow(model: onnx.ModelProto, name: str) -> Opened:
+    """Opens a model that was read.
+
+    Args:
+        model: with weights in it, or absolute paths to them.
+        name: how errors call it.
+    """
+    inlined = inline_layers(model, [cell.op for cell in CELLS])
+    document = Document.read(inlined)
+    check_sizes(document.graph)
+    notes = []
+    for layer, parameter in computed_parameters(document.graph).items():
+        notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
+    UniqueNames()(document)
+    SortNodes()(document)
+    ListBounds()(document)
+    stated = StateHiddenSize()(document)
+    turned = TimeFirst()(document)
+    layers = find_layers(document.graph)
+    misfits = find_misfits(document.graph)
+    if turned:
+        notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
+    kind = unknown_type(model)
+    if kind:
+        notes.append(
+            f"layers compute in {kind}, for which onnxruntime has no kernels: all was measured and"
+            " proven on a twin in float32"
+        )
+    runnable = document if stated or turned else inlined
+    judged = find_judged(document)
+    return Opened(name, model, document, layers, runnable, judged, misfits, tuple(notes))
+
+
+def written_out(opened: Opened) -> tuple[Written, ...]:
+    """The recurrences of a model that are no recurrent nodes, those in functions included."""
+    document = opened.document
+    if document.source.functions:
+        document = Document.read(inliner.inline_local_functions(document.write()))
+        UniqueNames()(document)
+    return find_written(document.graph)
+
+
+def as_run(model: onnx.ModelProto) -> Document | onnx.ModelProto:
+    """A model that computes the same, in the form that onnxruntime runs."""
+    document = Document.read(model)
+    check_sizes(document.graph)
+    changed = Pipeline((StateHiddenSize(), TimeFirst()))(document)
+    return document if changed else model
+
+
+def runs(runner: Runner) -> Callable[[Feed], bool]:
+    """Whether a model runs on a feed."""
+
+    def accepts(feed: Feed) -> bool:
+        try:
+            runner(feed)
+        except PruneError:
+            return False
+        return True
+
+    return accepts

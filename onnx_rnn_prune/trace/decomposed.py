@@ -1,0 +1,287 @@
+"""Recurrent layers that an exporter wrote out as products, sums and activations.
+
+**A recurrence is a value that comes back to the weight that made it, through an activation.** In
+the flow of values, where all nodes that multiply with the same weight are one product, that is a
+circle with a product and an activation on it. It closes through what a Loop or Scan carries from
+turn to turn; or, where all steps were written one after another, because the product of one step is
+that of the next.
+
+A single step does not close. It shows by the way in which an LSTM and a GRU keep their state: a sum
+in which a gate, the sigmoid of a product, multiplies what was there before, and in which the tanh
+of a product of the same operand comes in. A single step of an RNN without gates is a dense layer,
+and nothing tells it from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations
+from math import inf
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.walk import node_key, places
+from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.trace.dataflow import Dataflow, Product, Vertex, dataflow, reach
+
+# Those that the specification gives LSTM, GRU and RNN.
+_ACTIVATIONS = frozenset(
+    ("Sigmoid", "Tanh", "Relu", "HardSigmoid", "LeakyRelu", "ThresholdedRelu", "Elu", "Softsign")
+)
+_SUMS = frozenset(("Add", "Sub", "Sum"))
+UNROLLED, STEP = "unrolled", "single step"
+_LAYERS = "export torch.nn.LSTM, GRU or RNN where the model has cells in a Python loop"
+_REBUILD = "build the layer with its weights in PyTorch, and export that with dynamo=False"
+# What helps, by exporter and kind.
+_ADVICE = {
+    ("pytorch", UNROLLED): f"{_LAYERS}, with dynamo=False, since dynamo=True unrolls RNN",
+    ("pytorch", STEP): f"{_LAYERS} or steps; of Keras, export with the TensorFlow backend",
+    ("tf2onnx", "loop"): "tf2onnx makes nodes of LSTM without a mask, and in Keras 2 of GRU with"
+    f" reset_after=True; else {_REBUILD}",
+    ("jax2onnx", "loop"): _REBUILD,
+}
+_ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
+# More than a cell has between its products and its new state; sums of long residuals have more.
+_MOST = 64
+# The nodes that compute tensors, by the tensor's name.
+Makers = dict[Vertex, gs.Node]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A recurrence without a recurrent node.
+
+    Attributes:
+        kind: loop, scan, unrolled or single step.
+        at: the Loop or Scan, or the first of the nodes.
+        nodes: names of the nodes that multiply the state with weights.
+        weights: names of these weights.
+        steps: how many steps are written; 1 where something repeats them.
+        units: entries of the state.
+        like: the operator with as many gates, or empty.
+        scope: the way down to the graph that holds it; empty for the main graph.
+    """
+
+    kind: str
+    at: str
+    nodes: tuple[str, ...]
+    weights: tuple[str, ...]
+    steps: int
+    units: int
+    like: str
+    scope: str
+
+    def __str__(self) -> str:
+        name = self.like or "recurrence"
+        article = "an" if self.like in ("LSTM", "RNN") else "a"
+        what = f"{article} {name} of {self.units} units is written out"
+        if self.kind == UNROLLED:
+            how = f"unrolled over {self.steps} steps ({self.nodes[0]} to {self.nodes[-1]})"
+        elif self.kind == STEP:
+            how = f"a single step ({', '.join(self.nodes)})"
+        else:
+            how = f"in the {self.kind.title()} {self.at} ({', '.join(self.nodes)})"
+        return f"{what}, {how}" + (f", in {self.scope}" if self.scope else "")
+
+
+def find_written(graph: gs.Graph) -> tuple[Written, ...]:
+    """The recurrences of a graph and its bodies that are no recurrent nodes."""
+    flow = dataflow(graph)
+    homes = [(place.scope, place.graph.nodes) for place in places(graph)]
+    scopes = {_title(node): scope for scope, nodes in homes for node in nodes}
+    circles = list(_circles(flow))
+    known = [_entering(flow, circle) for circle in circles]
+    makers = {node.outputs[0].name: node for node in flow.nodes if node.inputs and node.outputs}
+    found = [
+        _written(
+            *_kind(flow, circle),
+            _on(flow, circle),
+            _steps(flow, makers, circle, entering),
+            _units(flow, makers, circle),
+        )
+        for circle, entering in zip(circles, known, strict=True)
+    ]
+    for step in _single_steps(flow, makers, known):
+        found.append(_written(STEP, None, step, 1, max(product.width for product in step)))
+    return tuple(replace(item, scope=scopes[item.at]) for item in found)
+
+
+def advice(written: Iterable[Written], producer: str) -> str:
+    """What the user of an exporter can do about written-out recurrences; empty where none are."""
+    found = {_ADVICE.get((producer.lower(), item.kind), _ANY): None for item in written}
+    return "; ".join(found)
+
+
+def _title(node: gs.Node) -> str:
+    return node.name or f"{node.op} {node_key(node)}"
+
+
+def _written(
+    kind: str, carrier: gs.Node | None, products: list[Product], steps: int, units: int
+) -> Written:
+    nodes = [node for product in products for node in product.nodes]
+    roots = {product.weight.name: product for product in products}
+    gates = sum(product.rows for product in roots.values()) / max(units, 1)
+    likely = [cell.op for cell in CELLS if len(cell.gates) == gates]
+    at = nodes[0] if carrier is None else carrier
+    return Written(
+        kind=kind,
+        at=_title(at),
+        nodes=tuple(map(_title, nodes)),
+        weights=tuple(roots),
+        steps=steps if kind == UNROLLED else 1,
+        units=units,
+        like=likely[0] if likely else "",
+        scope="",
+    )
+
+
+def _circles(flow: Dataflow) -> Iterator[set[Vertex]]:
+    """Vertices from each of which one comes to all others, with a product and an activation."""
+    seen: set[Vertex] = set()
+    for vertex in flow.products:
+        if vertex in seen:
+            continue
+        forth = reach(flow.after, [vertex], lambda _: False)
+        if vertex in forth:
+            circle = forth & reach(flow.before, [vertex], lambda _: False)
+            seen |= circle
+            if _activations(flow, circle):
+                yield circle
+
+
+def _activations(flow: Dataflow, vertices: set[Vertex]) -> list[gs.Node]:
+    active = [node for node in flow.nodes if node.op in _ACTIVATIONS and node.inputs]
+    return [node for node in active if any(out.name in vertices for out in node.outputs)]
+
+
+def _on(flow: Dataflow, circle: set[Vertex]) -> list[Product]:
+    return [product for vertex, product in flow.products.items() if vertex in circle]
+
+
+def _kind(flow: Dataflow, circle: set[Vertex]) -> tuple[str, gs.Node | None]:
+    """How a circle closes, and the node that carries it on."""
+    for name, (source, node) in flow.carried.items():
+        if name in circle and source in circle:
+            return node.op.lower(), node
+    return UNROLLED, None
+
+
+def _units(flow: Dataflow, makers: Makers, circle: set[Vertex]) -> int:
+    """Entries of the state: as many as products sum.
+
+    Where these sum the input, too, which lies beside it, their rows tell: of one product with a
+    sigmoid behind it, as of an LSTM, a fourth; of several, as of a GRU, those of the smallest.
+    """
+    products = _on(flow, circle)
+    makes = [makers.get(name) for product in products for name in product.operands]
+    if not all(node is not None and node.op == "Concat" for node in makes):
+        return max(product.width for product in products)
+    gated = any(node.op == "Sigmoid" for node in _activations(flow, circle))
+    rows = min(product.rows for product in products)
+    return max(rows // 4 if gated and len(products) == 1 else rows, 1)
+
+
+def _entering(flow: Dataflow, circle: set[Vertex]) -> set[Vertex]:
+    """The products whose sums go into the activations of a circle, those of the input included."""
+    inputs = [node.inputs[0].name for node in _activations(flow, circle)]
+    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & flow.products.keys()
+
+
+def _steps(flow: Dataflow, makers: Makers, circle: set[Vertex], entering: set[Vertex]) -> int:
+    """How many steps are written.
+
+    One for each time that a product is; and one more where the state before the first of them is
+    itself made by the cell, whose own product with a state that is known was computed in advance.
+    """
+    products = _on(flow, circle)
+    first = {name for product in products for name in product.operands if name not in circle}
+    made = [node for name in first for node in _sources(flow, makers, name).activations]
+    before = any(entering & _products_before(flow, node) for node in made)
+    return max(len(product.nodes) for product in products) + before
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a tensor is made of, back to products and activations.
+
+    Attributes:
+        activations: those that it ends at.
+        bare: tensors of which nothing more is known.
+        within: all tensors on the way.
+    """
+
+    activations: list[gs.Node]
+    bare: set[Vertex]
+    within: set[Vertex]
+
+
+def _single_steps(flow: Dataflow, makers: Makers, known: list[set[Vertex]]) -> list[list[Product]]:
+    """The products of steps that no circle runs through, one list for each cell."""
+    found: dict[frozenset[Vertex], None] = {}
+    for node in flow.nodes:
+        if node.op in _SUMS and node.outputs:
+            gates = _gating(flow, makers, node)
+            if gates and not any(gates & others for others in known):
+                found.setdefault(gates)
+                known = [*known, set(gates)]
+    return [_of_state(flow, makers, gates) for gates in found]
+
+
+def _of_state(flow: Dataflow, makers: Makers, gates: frozenset[Vertex]) -> list[Product]:
+    """The one of a gate's products that has the shape of R; all where none has.
+
+    Where W has it, too, the state is what is known of least.
+    """
+    products = [product for vertex, product in flow.products.items() if vertex in gates]
+    counts = {len(cell.gates) for cell in CELLS if len(cell.gates) > 1}
+    fitting = [product for product in products if product.rows / product.width in counts]
+    fitting.sort(key=lambda p: not _sources(flow, makers, p.operands[0]).bare)
+    return fitting[:1] or products
+
+
+def _gating(flow: Dataflow, makers: Makers, total: gs.Node) -> frozenset[Vertex] | None:
+    """The products of the gates, if a sum is the new state of a cell."""
+    name = total.outputs[0].name
+    sources = _sources(flow, makers, name, _MOST)
+    candidates = [node for node in sources.activations if node.op == "Tanh"]
+    if not candidates or len(sources.within) > _MOST:
+        return None
+    operands = {name for node in candidates for name in _operands(flow, node)}
+    for name in sources.within if operands else ():
+        node = makers.get(name)
+        if node is None or node.op != "Mul":
+            continue
+        for gate, kept in permutations(node.inputs, 2):
+            if _sources(flow, makers, kept.name).bare:
+                opened = _sources(flow, makers, gate.name).activations
+                for sigmoid in (item for item in opened if item.op == "Sigmoid"):
+                    if operands.intersection(_operands(flow, sigmoid)):
+                        return frozenset(_products_before(flow, sigmoid))
+    return None
+
+
+def _sources(flow: Dataflow, makers: Makers, name: Vertex, most: float = inf) -> _Sources:
+    def stops(vertex: Vertex) -> bool:
+        return vertex in flow.products or _is_activation(makers, vertex)
+
+    within = {name} if stops(name) else {name, *reach(flow.before, [name], stops, most)}
+    ends = [makers[vertex] for vertex in within if _is_activation(makers, vertex)]
+    bare = {v for v in within if v not in flow.before and v not in flow.products}
+    constants = {t.name for n in ends for t in n.inputs if isinstance(t, gs.Constant)}
+    return _Sources(ends, bare - constants, within)
+
+
+def _is_activation(makers: Makers, vertex: Vertex) -> bool:
+    return vertex in makers and makers[vertex].op in _ACTIVATIONS
+
+
+def _products_before(flow: Dataflow, node: gs.Node) -> set[Vertex]:
+    inputs = [node.inputs[0].name]
+    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & flow.products.keys()
+
+
+def _operands(flow: Dataflow, node: gs.Node) -> set[str]:
+    """What the products multiply whose sums go into an activation."""
+    return {name for v in _products_before(flow, node) for name in flow.products[v].operands}

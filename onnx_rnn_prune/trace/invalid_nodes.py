@@ -1,0 +1,86 @@
+"""Recurrent nodes whose inputs do not fit each other: no runtime computes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.walk import node_key
+from onnx_rnn_prune.operators.recurrent import (
+    Cell,
+    RecurrentLayer,
+    computed_parameters,
+    find_layers,
+    recurrent_nodes,
+    weight_shapes,
+)
+
+_PROJECTED = "as where states are projected (proj_size), for which such a node has no input"
+_REMEDIES = {
+    True: "no ONNX node has projections: train a layer without, or export the cell in a loop",
+    False: "export the model again",
+}
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A recurrent node that cannot run.
+
+    Attributes:
+        name: of the node.
+        op: its operator.
+        scope: the way down to its graph; empty for the main graph.
+        reason: which inputs do not fit.
+        remedy: what the user can do about it.
+    """
+
+    name: str
+    op: str
+    scope: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.name} is no {self.op} that a runtime can compute: {self.reason}"
+
+
+def find_misfits(graph: gs.Graph) -> tuple[Misfit, ...]:
+    """The recurrent nodes of a graph and its bodies with constants of shapes that do not fit."""
+    layers = {layer.key: layer for layer in find_layers(graph)}
+    computed = computed_parameters(graph)
+    known = {tensor.name for tensor in graph.inputs}
+    found = []
+    for node, cell, name, scope in recurrent_nodes(graph):
+        if name in computed:
+            continue
+        layer = layers.get(node_key(node))
+        reason = _weights(node, cell) if layer is None else _others(layer, known)
+        if reason:
+            remedy = _REMEDIES[_PROJECTED in reason]
+            found.append(Misfit(name, cell.op, scope, reason, remedy))
+    return tuple(found)
+
+
+def _weights(node: gs.Node, cell: Cell) -> str:
+    weight, recurrence = weight_shapes(node, cell)
+    return f"W {list(weight)} and R {list(recurrence)} are no weights of one {cell.op}"
+
+
+def _others(layer: RecurrentLayer, inputs: set[str]) -> str:
+    """Which of a layer's other inputs is of another size than R says, if one is."""
+    wrong = {}
+    for letter in ("B", "P", "initial_h", "initial_c"):
+        tensor = layer.input(letter)
+        if tensor is None or not (isinstance(tensor, gs.Constant) or tensor.name in inputs):
+            continue
+        shape = tuple(tensor.shape or ())  # of an input, the declared sizes are enforced
+        for axis, blocks in layer.cell.unit_axes[letter] if shape else ():
+            found = shape[axis] if axis < len(shape) else 0
+            if isinstance(found, int) and found != blocks * layer.hidden:
+                wrong[letter] = (found, blocks * layer.hidden)
+    reasons = [f"{name} has {found} entries where R says {n}" for name, (found, n) in wrong.items()]
+    states = [letter for letter in wrong if letter.startswith("initial_")]
+    if len(states) == 1 and wrong.keys() == set(states) and layer.input("initial_c") is not None:
+        reasons.append(_PROJECTED)
+    return ", ".join(reasons)
