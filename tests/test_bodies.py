@@ -158,6 +158,26 @@ def test_a_branch_that_no_input_takes_is_left_alone():
     assert sorted(row["hidden_after"] for row in result.report["layers"]) == [4, 8]
 
 
+def test_equal_layers_that_read_other_units_are_fitted_apart():
+    """Labels flow on to the second layer only in the branch that an input takes."""
+    inside = f"""
+        {gru("y%", "x")} s% = Squeeze (y%, one) {gru("z%", "s%", "2")}
+        p% = Squeeze (z%, one) u% = MatMul (p%, V)
+    """.replace("%", "{0}")
+    original = model(f"""
+        m (float[t, b, {WIDTH}] x, bool yes) => (float[t, b, 2] scores) {{
+            [if] scores = If (yes) <
+                then_branch = then () => (float[t, b, 2] u1) {{ {inside.format(1)} }},
+                else_branch = other () => (float[t, b, 2] u2) {{ {inside.format(2)} }}
+            >
+        }}""")
+    result = prune(original, keep=2, data=feeds(4, yes=[True]), recover="lstsq")
+    assert result.report["oracle"]["passed"]
+    assert {row["hidden_after"] for row in result.report["layers"]} == {2}
+    taken, other = (result.model.graph.node[0].attribute[n].g for n in (0, 1))
+    assert len(taken.node) != len(other.node)
+
+
 def test_a_frozen_input_takes_its_branch_along():
     original = model(IF)
     result = prune(original, keep=4, freeze={"yes": True}, data=feeds(8))

@@ -28,7 +28,7 @@ class GateReader:
         sources: the signals that they sum: X, H and rH as in `Cell.sums`.
         labels: the unit behind each entry of the signals laid side by side.
         lane: the unit behind each hidden state, [H].
-        twin: the first layer that computes the same.
+        twin: the first layer with the same weights whose signal is of the same units.
     """
 
     layer: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -37,6 +37,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
     inputs: dict[str, Labels] = {}
     products: dict[str, list[Reader]] = {}
     first: dict[Hashable, str] = {}
+    atoms = _atoms(trace)
     for binding in trace.bindings:
         if binding.bound.reads is None:
             continue
@@ -56,9 +57,21 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
         if key in layers:
             layer = layers[key]
             absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
-            found += _gate_readers(layer, trace, inputs.get(key, absent), twins[layer.name])
+            for reader in _gate_readers(layer, trace, inputs.get(key, absent)):
+                labels = np.where(reader.labels < 0, NOBODY, atoms[reader.labels])
+                same = (twins[layer.name], reader.name.removeprefix(layer.name), labels.tobytes())
+                found.append(replace(reader, twin=first.setdefault(same, layer.name)))
         found += products.get(key, [])
     return found
+
+
+def _atoms(trace: Trace) -> Labels:
+    """For each unit, one that stands for all that live or die with it, [units]."""
+    result = np.arange(max(trace.units.count, 1), dtype=np.int64)
+    for group in trace.groups:
+        for atoms in group.atoms:
+            result[atoms] = atoms[:, :1]
+    return result
 
 
 def _reading(node: gs.Node, bound: Bound) -> Hashable:
@@ -68,15 +81,16 @@ def _reading(node: gs.Node, bound: Bound) -> Hashable:
     return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
 
 
-def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels, twin: str) -> list[Reader]:
+def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels) -> list[GateReader]:
     lanes = trace.units.lanes.get(layer.name)
-    readers: list[Reader] = []
+    readers: list[GateReader] = []
     for direction in range(layer.directions):
         absent = np.full(layer.hidden, NOBODY, dtype=np.int64)
         states = absent if lanes is None else lanes[direction]
         for gates, sources in layer.sums:
             labels = np.concatenate([inputs if name == "X" else states for name in sources])
-            readers.append(GateReader(layer.name, direction, gates, sources, labels, states, twin))
+            reader = GateReader(layer.name, direction, gates, sources, labels, states, layer.name)
+            readers.append(reader)
     return readers
 
 
