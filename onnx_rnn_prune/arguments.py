@@ -11,8 +11,8 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.progress import Progress
 
 MODES = ("shrink", "zero")
-# More threads than this for each processor are a slip, and opening them takes for ever.
-_THREADS_PER_PROCESSOR = 4
+# More than this is a slip, and takes for ever.
+_PER_PROCESSOR, _STEPS = 4, 1000
 
 
 def whole(value: object, option: str, least: int) -> int:
@@ -109,18 +109,33 @@ def streaming(value: object, has_data: bool) -> bool | None:
     return value
 
 
-def thread_count(value: object, option: str) -> int:
-    """A number of threads that this machine can do with.
+def for_machine(value: object, option: str) -> int:
+    """A number of threads or processes that this machine can do with.
 
     Raises:
         PruneError: it is no number, or too large.
     """
-    count, most = whole(value, option, 1), _THREADS_PER_PROCESSOR * (os.cpu_count() or 1)
+    count, most = whole(value, option, 1), _PER_PROCESSOR * (os.cpu_count() or 1)
     if count > most:
+        what = option.strip("-")
         raise PruneError(
-            f"{count} threads are too many for this machine",
+            f"{count} {what} are too many for this machine",
             where=option,
             remedy=f"give at most {most}",
+        )
+    return count
+
+
+def step_count(value: object, option: str) -> int:
+    """A number of steps that come to an end, since each ranks or fits all units anew.
+
+    Raises:
+        PruneError: it is no number, or too large.
+    """
+    count = whole(value, option, 1)
+    if count > _STEPS:
+        raise PruneError(
+            f"{count} steps are too many", where=option, remedy=f"give at most {_STEPS}"
         )
     return count
 

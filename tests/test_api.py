@@ -128,6 +128,8 @@ def test_what_is_no_model_is_an_error(source):
         (lambda m: bench(m), "bench: there is nothing to time; give a list of models"),
         (lambda m: bench([m], threads=0), "--threads: 0 is not a whole number from 1 on"),
         (lambda m: bench([m], threads=100_000), "100000 threads are too many for this machine"),
+        (lambda m: search(m, data=[], params=0.5, jobs=100_000), "100000 jobs are too many"),
+        (lambda m: prune(m, steps=2**31), "--steps: 2147483648 steps are too many"),
         (lambda m: prune(m).save(3), "int is no path; name a file"),
     ],
 )

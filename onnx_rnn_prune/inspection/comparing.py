@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.arguments import deviation, streaming, thread_count, whole
+from onnx_rnn_prune.arguments import deviation, for_machine, streaming, whole
 from onnx_rnn_prune.data import Asked, Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
@@ -100,7 +100,7 @@ def bench(
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
     asked = asked_sizes(data, size)
-    threads, seed = thread_count(threads, "--threads"), whole(seed, "--seed", 0)
+    threads, seed = for_machine(threads, "--threads"), whole(seed, "--seed", 0)
     read = [load_model(source) for source in models]
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
     runners = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_rnn_prune.arguments import MODES, one_of, whole
+from onnx_rnn_prune.arguments import MODES, one_of, step_count
 from onnx_rnn_prune.compression.precision import read_quantize
 from onnx_rnn_prune.compression.rank import read_rank
 from onnx_rnn_prune.compression.sparsity import read_storage, read_zeros
@@ -60,7 +60,7 @@ def read_treatment(
         PruneError: one of them means nothing.
     """
     wanted = recovery(recover)
-    leaving = Schedule(one_of(schedule, SCHEDULES, "--schedule"), whole(steps, "--steps", 1))
+    leaving = Schedule(one_of(schedule, SCHEDULES, "--schedule"), step_count(steps, "--steps"))
     if leaving.kind != "hard" and wanted in ("none", "bias", "merge"):
         raise PruneError(
             f"with --recover {wanted}, nothing learns while units fade out",

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from threadpoolctl import threadpool_limits
 
-from onnx_rnn_prune.arguments import whole
+from onnx_rnn_prune.arguments import for_machine
 from onnx_rnn_prune.data import absolute
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.search.cluster import cluster
@@ -50,7 +50,7 @@ def read_crew(jobs: object, address: object) -> Crew:
     Raises:
         PruneError: one of them means nothing, or Dask is missing, which is needed.
     """
-    count = whole(jobs, "--jobs", 1)
+    count = for_machine(jobs, "--jobs")
     if address is None:
         return Crew(count)
     if not isinstance(address, str) or not address:

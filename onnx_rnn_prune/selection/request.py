@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_rnn_prune.arguments import globs, one_of, whole
+from onnx_rnn_prune.arguments import globs, one_of, step_count, whole
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.cost.price import PRICES
 from onnx_rnn_prune.errors import PruneError
@@ -96,7 +96,7 @@ def read_request(
         criterion=None if criterion is None else parse_criterion(criterion),
         allocate=one_of(allocate, STRATEGIES, "--allocate"),
         per=per,
-        steps=whole(steps, "--steps", 1),
+        steps=step_count(steps, "--steps"),
         recover=recovery(recover),
         only=globs(only, "--only"),
         skip=globs(skip, "--skip"),

@@ -34,15 +34,14 @@ def choose_in_steps(
     """
     trace = studied.prepared.trace
     keep = np.ones(trace.units.count, dtype=bool)
-    for step in range(1, request.steps + 1):
-        progress("choosing units in steps", step - 1, request.steps)
-        share = step / request.steps
-        now = [
-            count + round((group.size - count) * (1 - share))
-            for group, count in zip(trace.groups, counts, strict=True)
-        ]
+    goes = [group.size - count for group, count in zip(trace.groups, counts, strict=True)]
+    steps = max(1, min(request.steps, max(goes, default=1)))  # in each, some unit goes
+    for step in range(1, steps + 1):
+        progress("choosing units in steps", step - 1, steps)
+        share = step / steps
+        now = [count + round(most * (1 - share)) for count, most in zip(counts, goes, strict=True)]
         keep = choose(trace, np.where(keep, scores, -np.inf), now)
-        if step < request.steps:
+        if step < steps:
             scores = _scores_of_rest(studied, data, request, keep, progress)
     return keep
 
