@@ -7,9 +7,13 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType
 
 from onnx_rnn_prune import PruneError, prune
-from onnx_rnn_prune.compression.integer_operators import ComputeInIntegers
-from onnx_rnn_prune.compression.precision import Quantize
-from onnx_rnn_prune.compression.weight_quantization import Bits, Half, HoldWeights
+from onnx_rnn_prune.compression.precision import (
+    Bits,
+    Half,
+    Quantize,
+    QuantizeWeights,
+    UseIntegerOperators,
+)
 from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
@@ -24,7 +28,7 @@ FORMS = ["int8", "fp16", "bits=8", "bits=4", "bits=3", "bits=2"]
 
 def held(model, form):
     document = Document.read(model)
-    assert HoldWeights(form)(document)
+    assert QuantizeWeights(form)(document)
     DropUnread()(document)
     return Document.read(document.write())
 
@@ -113,7 +117,7 @@ def test_integers_are_near_those_of_the_runtimes_own_quantizer(directions):
     """Ours have a scale for each output and 7 bits, its have one for each direction and 8."""
     model = real_model(hidden=64, directions=directions, layers=2, peepholes=True, states=True)
     document = Document.read(model)
-    assert ComputeInIntegers()(document)
+    assert UseIntegerOperators()(document)
     DropUnread()(document)
     ours, theirs = document.write(), quantized(model, kind=QuantType.QInt8)
     assert [n.op_type for n in ours.graph.node].count("DynamicQuantizeLSTM") == 2
@@ -152,7 +156,7 @@ def products(gemm_bias, alpha=1.0, turned=0):
 def test_products_that_the_runtime_has_in_integers(bias, alpha, turned, integers):
     model = products(bias, alpha, turned)
     document = Document.read(model)
-    assert Pipeline((ComputeInIntegers(), HoldWeights(Bits(8)), DropUnread()))(document)
+    assert Pipeline((UseIntegerOperators(), QuantizeWeights(Bits(8)), DropUnread()))(document)
     result = document.write()
     ops = [node.op_type for node in result.graph.node]
     assert ops.count("DynamicQuantizeMatMul") == integers
@@ -228,7 +232,7 @@ def test_one_weight_that_two_read_is_stored_once():
     model.graph.node.insert(4, helper.make_node("Add", ["m", "m2"], ["sum"]))
     model.graph.node[5].input[0] = "sum"
     assert node.input[1] == again.input[1]
-    for passes in ((ComputeInIntegers(),), (HoldWeights(Bits(8)),)):
+    for passes in ((UseIntegerOperators(),), (QuantizeWeights(Bits(8)),)):
         document = Document.read(model)
         assert Pipeline((*passes, DropUnread()))(document)
         left = [node.inputs[1] for node in document.graph.nodes if "MatMul" in node.op]

@@ -6,8 +6,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_rnn_prune import PruneError, prune
-from onnx_rnn_prune.compression.factor import FactorInputs, Rank, Reading
-from onnx_rnn_prune.compression.rank import read_inputs, read_rank
+from onnx_rnn_prune.compression.rank import FactorInputs, Rank, Reading, read_inputs, read_rank
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.model import signature

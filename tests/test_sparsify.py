@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnx_rnn_prune import apply, inspect, plan, prune
-from onnx_rnn_prune.compression.patterns import Grouped, Small, Tiles, parse_pattern
-from onnx_rnn_prune.compression.surgeon import (
+from onnx_rnn_prune.compression.sparsity import (
+    Grouped,
+    Small,
+    Tiles,
     by_magnitude,
     by_surgeon,
     missed,
+    parse_pattern,
     second_moment,
     settle_columns,
 )

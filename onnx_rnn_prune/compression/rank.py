@@ -1,25 +1,195 @@
-"""The stage that gives the inputs of layers a lower rank."""
+"""Low rank: the weight of a layer's input as two thin matrices.
+
+The gates of a layer see W x. With x = m + d for a mean m and deviations d of covariance C, the W'
+of rank r for which E|W d - W' d|^2 is least is U U^T W, where U holds the r main directions of
+W C^1/2 (Chen et al. 2021, "DRONE: Data-aware low-rank compression for large NLP models"; without
+data, C is the identity, and this is the singular value decomposition of Xue et al. 2013,
+"Restructuring of deep neural network acoustic models with singular value decomposition"). What
+W - W' makes of m goes into the bias; moments about zero would spend a direction on it. Rows of W
+are weighed by how much the gates answer to errors in them.
+
+U^T W becomes a product in front of the layer, and U its new W. Both directions of a layer read the
+same x and share that product. R cannot be treated so: a node has no place for a product in its
+loop.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.compression.factor import FactorInputs, Rank, Reading, factorable
 from onnx_rnn_prune.cost.budget import read_share
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.evidence.moments import Matrix, Moments
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.model.edit import (
+    add_constant,
+    fresh_name,
+    insert_before,
+    replace_constants,
+    set_input,
+)
+from onnx_rnn_prune.model.integers import dequantized
+from onnx_rnn_prune.model.runner import OURS, Array, Runner
+from onnx_rnn_prune.operators.duplicates import find_twins
 from onnx_rnn_prune.operators.labels import NOBODY
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.validate import drift
+
+# What the data shows nothing of may matter later: directions in which inputs do not vary, and gates
+# that answer to nothing, count this much of the average.
+_RIDGE, _LEAST_EMPHASIS = 1e-3, 1e-2
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How many directions are kept: one of these is given.
+
+    Attributes:
+        share: of the full rank.
+        count: a number.
+        energy: the share of the mean square of W d that they hold at least.
+    """
+
+    share: float | None = None
+    count: int | None = None
+    energy: float | None = None
+
+    def __str__(self) -> str:
+        if self.count is not None:
+            return f"{self.count}"
+        return f"{self.share:.6g}" if self.energy is None else f"energy={self.energy:.6g}"
+
+    def among(self, values: Matrix) -> int:
+        """How many of some singular values, largest first, are kept."""
+        if self.count is not None:
+            return min(self.count, len(values))
+        if self.share is not None:
+            return max(1, round(self.share * len(values)))
+        held = np.cumsum(values**2) / max(float(np.sum(values**2)), 1e-300)
+        return int(np.searchsorted(held, (self.energy or 1.0) - 1e-12)) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is known of what a layer reads.
+
+    Attributes:
+        moments: of x.
+        emphasis: how much the square of an error in each row of W x matters, [D gates H].
+    """
+
+    moments: Moments
+    emphasis: Matrix
+
+    @staticmethod
+    def none(rows: int, width: int) -> Reading:
+        """Of a layer of which nothing is known: all varies alike, about zero, and matters alike."""
+        return Reading(Moments(1, np.zeros(width), np.eye(width)), np.ones(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class FactorInputs:
+    """Writes the W of layers as two matrices where that takes fewer operations.
+
+    Attributes:
+        rank: how many directions are kept.
+        readings: of layers, by the first of those that are the same; there may be none.
+    """
+
+    rank: Rank
+    readings: Mapping[str, Reading]
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for name, layers in factorable(document).items():
+            weight = layers[0].constant("W")
+            assert weight is not None
+            rows = weight.reshape(-1, weight.shape[2]).astype(np.float64)
+            reading = self.readings.get(name) or Reading.none(*rows.shape)
+            factors = _factors(rows, self.rank, reading)
+            if factors is not None:
+                _write(document.graph, layers, *factors)
+                changed = True
+        return changed
+
+
+def factorable(document: Document) -> dict[str, list[RecurrentLayer]]:
+    """Layers with a W in real numbers, those that are the same together, by the first one's name.
+
+    Layers that are the same, in branches of an If, go on sharing their weights.
+    """
+    layers = find_layers(document.graph)
+    twins = find_twins(layers)
+    found: dict[str, list[RecurrentLayer]] = defaultdict(list)
+    for layer in layers:
+        if not layer.cell.scales and dequantized(layer.node.inputs[1]) is None:
+            found[twins[layer.name]].append(layer)
+    return found
+
+
+def _factors(weight: Matrix, rank: Rank, reading: Reading) -> tuple[Matrix, Matrix, Matrix] | None:
+    """W' as two factors [outputs, r] and [r, n], and what goes into the bias, [outputs].
+
+    None where the two have no fewer entries.
+    """
+    width = weight.shape[1]
+    covariance = reading.moments.covariance(np.arange(width))
+    covariance += np.eye(width) * (_RIDGE * (np.trace(covariance) / width or 1.0))
+    spread, axes = np.linalg.eigh(covariance)
+    root = axes * np.sqrt(np.maximum(spread, 0.0))
+    average = reading.emphasis.mean() or 1.0
+    rows = np.sqrt(reading.emphasis / average + _LEAST_EMPHASIS)[:, None]
+    left, values, _ = np.linalg.svd(rows * weight @ root, full_matrices=False)
+    kept = rank.among(values)
+    if kept * sum(weight.shape) >= weight.size:
+        return None
+    outer = left[:, :kept] / rows
+    inner = (left[:, :kept] * rows).T @ weight
+    return outer, inner, (weight - outer @ inner) @ reading.moments.mean
+
+
+def _write(
+    graph: gs.Graph, layers: list[RecurrentLayer], outer: Matrix, inner: Matrix, bias: Matrix
+) -> None:
+    first = layers[0]
+    slots = {name: first.slot(name) for name in ("W", "B")}
+    weight = first.constant("W")
+    assert weight is not None
+    shape, dtype = weight.shape, weight.dtype
+    given = first.constant("B")
+    total = np.zeros((shape[0], 2 * shape[1]), dtype) if given is None else given.copy()
+    total[:, : shape[1]] += bias.reshape(shape[:2]).astype(dtype)
+    before = add_constant(graph, f"{first.name}_factor", inner.T.astype(dtype))
+    for layer in layers:
+        _project(graph, layer, before)
+    value: Array = outer.reshape(*shape[:2], -1).astype(dtype)
+    replace_constants(graph, [(layer.node, slots["W"]) for layer in layers], value)
+    if given is not None:
+        replace_constants(graph, [(layer.node, slots["B"]) for layer in layers], total)
+    elif np.any(bias):
+        added = add_constant(graph, f"{first.name}_B", total)
+        for layer in layers:
+            set_input(layer.node, slots["B"], added)
+
+
+def _project(graph: gs.Graph, layer: RecurrentLayer, factor: gs.Tensor) -> None:
+    """Puts a product in front of a layer."""
+    node = layer.node
+    result = gs.Variable(fresh_name(graph, f"{layer.name}_projected"))
+    made = gs.Node("MatMul", result.name, inputs=[node.inputs[0], factor], outputs=[result])
+    insert_before(graph, made, before=node)
+    set_input(node, 0, result)
+
 
 _FORMS = "give a share (25%), a number (32), or a share of what is read (energy=99%)"
 

@@ -1,22 +1,48 @@
-"""The stages that put zeros in the place of single weights, and store them as such."""
+"""Zeros in the place of single weights: by which pattern, which ones, and how they are stored.
+
+| text | meaning |
+| --- | --- |
+| `50%`, `0.5` | so many weights of each matrix go, wherever they are |
+| `2:4` | of every 4 weights next to each other along the input, at most 2 stay |
+| `block=4x1:50%` | so many blocks of 4 outputs x 1 input go as wholes |
+| `threshold=1e-3` | weights whose absolute value is below go |
+
+The optimal brain surgeon removes weights so that those that stay make up for them. A product W x
+with second moment H = E[x x'] of its input misses tr(D H D') once W becomes W + D. Without the
+weight w_j of one row, and with the best change of the others, it misses
+
+    w_j^2 / [H^-1]_jj,   and the others change by   - w_j [H^-1]_j / [H^-1]_jj
+
+(Hassibi and Stork 1993). Rows share H, but each loses other weights, and would need an inverse of
+its own. So columns are settled from left to right, and only those to the right of one change with
+it (Frantar and Alistarh 2023, SparseGPT): then the rows of the Cholesky factor U of H^-1 = U' U
+hold all that is needed. What goes is chosen block by block, by the scores of all columns that are
+not settled, so that a share holds for the whole matrix and not for each block. At the end, the
+weights that stay descend along conjugate gradients to the least error that their places allow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from onnx_rnn_prune.arguments import one_of
-from onnx_rnn_prune.compression.patterns import Pattern, parse_pattern
-from onnx_rnn_prune.compression.sparsify import Sparsify
 from onnx_rnn_prune.compression.stage import Stage
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import collect
-from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.evidence.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.evidence.products import find_products
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.model.sparse import with_sparse
+from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import ShareTwins
@@ -25,6 +51,294 @@ from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.trace.observe import observe
 from onnx_rnn_prune.trace.trace import trace
 from onnx_rnn_prune.validate import oracle
+
+_FORMS = "give 50%, 2:4, block=4x1:50% or threshold=1e-3"
+
+
+class Pattern(Protocol):
+    """A choice of weights by their scores."""
+
+    @property
+    def step(self) -> int:
+        """How many columns next to each other are decided on together."""
+
+    def keep(self, weight: Matrix, scores: Matrix, widths: Sequence[int]) -> Mask:
+        """True where a weight stays, [outputs, n].
+
+        Args:
+            weight: the matrix, [outputs, n].
+            scores: what it costs to remove each weight; infinite where that is settled.
+            widths: of the signals that are laid side by side in its columns; what is decided on
+                together lies in one of them.
+        """
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The cheapest tiles go; tiles of one weight are the pattern that is called unstructured.
+
+    At the edges of a matrix, tiles may be smaller; what counts is the mean score of their weights.
+
+    Attributes:
+        rows: outputs in a tile.
+        columns: inputs in a tile.
+        share: how many of the tiles go, 0 to 1.
+    """
+
+    rows: int
+    columns: int
+    share: float
+
+    @property
+    def step(self) -> int:
+        return self.columns
+
+    def keep(self, weight: Matrix, scores: Matrix, widths: Sequence[int]) -> Mask:
+        rows, columns = starts([len(scores)], self.rows), starts(widths, self.columns)
+        heights, lengths = np.diff([*rows, len(scores)]), np.diff([*columns, scores.shape[1]])
+        sums = np.add.reduceat(np.add.reduceat(scores, rows, axis=0), columns, axis=1)
+        means = (sums / np.outer(heights, lengths)).reshape(-1)
+        stays, count = np.ones(means.size, dtype=bool), round(self.share * means.size)
+        stays[np.argpartition(means, max(count - 1, 0))[:count]] = False
+        tiles = stays.reshape(sums.shape)
+        return np.repeat(np.repeat(tiles, heights, axis=0), lengths, axis=1)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """N:M: of every `of` weights next to each other along the input, at most `most` stay.
+
+    Attributes:
+        most: N.
+        of: M.
+    """
+
+    most: int
+    of: int
+
+    @property
+    def step(self) -> int:
+        return self.of
+
+    def keep(self, weight: Matrix, scores: Matrix, widths: Sequence[int]) -> Mask:
+        stays = np.zeros(scores.shape, dtype=bool)
+        for group in np.split(np.arange(scores.shape[1]), starts(widths, self.of)[1:]):
+            best = np.argsort(-scores[:, group], axis=1, kind="stable")[:, : self.most]
+            np.put_along_axis(stays, group[best], True, axis=1)
+        return stays
+
+
+@dataclass(frozen=True)
+class Small:
+    """Weights whose absolute value is below a limit go, whatever they are worth.
+
+    Attributes:
+        limit: above 0.
+    """
+
+    limit: float
+
+    @property
+    def step(self) -> int:
+        return 1
+
+    def keep(self, weight: Matrix, scores: Matrix, widths: Sequence[int]) -> Mask:
+        return np.abs(weight) >= self.limit
+
+
+def starts(widths: Sequence[int], step: int) -> npt.NDArray[np.int64]:
+    """Where groups of `step` columns begin; none reaches from one signal into the next."""
+    firsts = np.cumsum([0, *widths[:-1]])
+    return np.concatenate(
+        [np.arange(first, first + n, step) for first, n in zip(firsts, widths, strict=True)]
+    ).astype(np.int64)
+
+
+def parse_pattern(text: object) -> Pattern:
+    """Reads `--sparsify`.
+
+    Raises:
+        PruneError: the text is none of the forms, or its numbers mean nothing.
+    """
+    for form, make in _READERS:
+        given = text.strip() if isinstance(text, str) else ""
+        found = re.fullmatch(form, given, re.IGNORECASE)
+        pattern = make(*found.groups()) if found else None
+        if pattern is not None:
+            return pattern
+    raise PruneError(f"'{text}' is no pattern of zeros", where="--sparsify", remedy=_FORMS)
+
+
+def _tiles(rows: str, columns: str, number: str, percent: str | None) -> Pattern | None:
+    share = float(number) / (100.0 if percent else 1.0)
+    sizes = int(rows), int(columns)
+    return Tiles(*sizes, share) if 0.0 <= share < 1.0 and all(sizes) else None
+
+
+def _grouped(most: str, of: str) -> Pattern | None:
+    return Grouped(int(most), int(of)) if 0 < int(most) <= int(of) else None
+
+
+def _small(limit: str) -> Pattern | None:
+    return Small(float(limit)) if 0.0 < float(limit) < np.inf else None
+
+
+_NUMBER = r"(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})"
+_SHARE = rf"({_NUMBER})(%)?"
+_READERS: tuple[tuple[str, Callable[..., Pattern | None]], ...] = (
+    (_SHARE, lambda number, percent: _tiles("1", "1", number, percent)),
+    (r"([0-9]{1,6}):([0-9]{1,6})", _grouped),
+    (rf"block=([0-9]{{1,6}})x([0-9]{{1,6}}):{_SHARE}", _tiles),
+    (rf"threshold=({_NUMBER}(?:e[+-]?[0-9]{{1,3}})?)", _small),
+)
+
+
+_BLOCK = 128
+# Of the diagonal of H; and of its mean, for inputs that are always 0.
+_RIDGE, _FLOOR = 1e-2, 1e-6
+_DESCENTS = 20
+
+
+def second_moment(moments: Moments) -> Matrix:
+    """E[x x'], [n, n]."""
+    return moments.comoment / max(moments.count, 1) + np.outer(moments.mean, moments.mean)
+
+
+def missed(change: Matrix, second: Matrix) -> float:
+    """E |D x|^2 for a change D of a weight, [outputs, n]."""
+    return float(np.sum((change @ second) * change))
+
+
+def by_magnitude(weight: Matrix, pattern: Pattern, widths: Sequence[int]) -> Matrix:
+    """The weight with its smallest entries zero, and the others as they were."""
+    return np.where(pattern.keep(weight, weight**2, widths), weight, 0.0)
+
+
+def by_surgeon(
+    weight: Matrix, second: Matrix, pattern: Pattern, widths: Sequence[int], ridge: float = _RIDGE
+) -> Matrix:
+    """The weight with zeros where they cost least, and the others changed to make up for them.
+
+    Args:
+        weight: [outputs, n].
+        second: E[x x'], [n, n].
+        pattern: which entries may go.
+        widths: of the signals that are laid side by side in its columns.
+        ridge: lambda: H is `second` with so much more of its diagonal.
+
+    Returns:
+        [outputs, n]; where magnitude chooses better places on `second`, with zeros in those.
+    """
+    plain = by_magnitude(weight, pattern, widths)
+    damped = second.copy()
+    diagonal = np.diag(second)
+    floor = _FLOOR * float(diagonal.mean()) + np.finfo(np.float64).tiny
+    damped[np.diag_indices_from(damped)] += ridge * diagonal + floor
+    settled, _ = settle_columns(weight, damped, pattern, widths)
+    found = _refit(settled, weight, damped), _refit(plain.copy(), weight, damped), plain
+    return min(found, key=lambda other: missed(other - weight, second))
+
+
+def settle_columns(
+    weight: Matrix, hessian: Matrix, pattern: Pattern, widths: Sequence[int], block: int = _BLOCK
+) -> tuple[Matrix, Mask]:
+    """Removes weights from left to right, and makes up for them on the right.
+
+    Args:
+        weight: [outputs, n].
+        hessian: H, [n, n], positive definite.
+        pattern: which entries may go.
+        widths: of the signals that are laid side by side in its columns.
+        block: how many columns, about, are chosen from at a time.
+
+    Returns:
+        The changed weight, and where it is not zero.
+    """
+    inverse = np.linalg.inv(hessian)
+    factor = np.linalg.cholesky((inverse + inverse.T) / 2.0).T
+    result, keep = weight.copy(), np.ones(weight.shape, dtype=bool)
+    scores = np.zeros(weight.shape)
+    for first, last in _blocks(starts(widths, pattern.step).tolist(), weight.shape[1], block):
+        free = np.sum(factor[first:, first:] ** 2, axis=0)  # [H^-1]_jj of what is not settled
+        scores[:, first:] = result[:, first:] ** 2 / free
+        keep[:, first:last] = pattern.keep(weight, scores, widths)[:, first:last]
+        scores[:, first:last] = np.where(keep[:, first:last], np.inf, -np.inf)
+        errors = np.zeros((len(weight), last - first))
+        for column in range(first, last):
+            gone = np.where(keep[:, column], 0.0, result[:, column])
+            errors[:, column - first] = gone / factor[column, column]
+            row = factor[column, column:last]
+            result[:, column:last] -= np.outer(errors[:, column - first], row)
+        result[:, last:] -= errors @ factor[first:last, last:]
+    return np.where(keep, result, 0.0), keep
+
+
+def _blocks(firsts: Sequence[int], width: int, block: int) -> Iterator[tuple[int, int]]:
+    """Runs of whole groups of columns."""
+    first = 0
+    for end in (*firsts[1:], width):
+        if end - first >= block or end == width:
+            yield first, end
+            first = end
+
+
+def _refit(result: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
+    """The weight that misses least with zeros where a result has them, as far as steps lead."""
+    for rows in blocks(len(result)):
+        result[rows] = _descend(result[rows], weight[rows], hessian)
+    return result
+
+
+def _descend(start: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
+    """Conjugate gradients on tr(D H D') over the weights that are not zero, all rows at once."""
+    result, keep = start, start != 0
+    scale = 1.0 / np.diag(hessian)
+    residual = np.where(keep, (weight - result) @ hessian, 0.0)
+    step = residual * scale
+    size = np.sum(residual * step, axis=1)
+    for _ in range(_DESCENTS):
+        bent = np.where(keep, step @ hessian, 0.0)
+        curve = np.sum(step * bent, axis=1)
+        length = np.divide(size, curve, out=np.zeros_like(size), where=curve > 0)[:, None]
+        result = result + length * step
+        residual = residual - length * bent
+        ready = residual * scale
+        before, size = size, np.sum(residual * ready, axis=1)
+        turn = np.divide(size, before, out=np.zeros_like(size), where=before > 0)[:, None]
+        step = ready + turn * step
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Sparsify:
+    """Writes zeros into products by a pattern; shapes stay as they are.
+
+    Attributes:
+        readers: the products.
+        pattern: which weights may go.
+        moments: of what readers read; None where magnitude decides. Where they hold no sample,
+            since the branch of a product was not taken, it decides as well.
+    """
+
+    readers: Sequence[Reader]
+    pattern: Pattern
+    moments: Shelf | None
+
+    def __call__(self, document: Document) -> bool:
+        lookup = Lookup.of(document)
+        for reader in self.readers:
+            held = reader.weight(lookup)
+            weight, widths = held.astype(np.float64), reader.widths(lookup)
+            known = None if self.moments is None else self.moments[reader.pool]
+            if known is None or not known.count:
+                after = by_magnitude(weight, self.pattern, widths)
+            else:
+                after = by_surgeon(weight, second_moment(known), self.pattern, widths)
+            rows, columns = map(np.arange, held.shape)
+            none = np.zeros(len(rows), held.dtype)
+            reader.store(lookup, (rows, columns), after.astype(held.dtype), none)
+        return bool(self.readers)
+
 
 SPARSIFIERS = ("magnitude", "obs")
 _NO_FASTER = (
@@ -57,11 +371,7 @@ class Zeros:
         readers = find_products(document, followed)
         moments = None
         if self.by == "obs":
-            shelf = collect(document, followed, readers, data.fitting, progress).moments
-
-            def moments(reader: Reader) -> Moments:
-                return shelf[reader.pool]
-
+            moments = collect(document, followed, readers, data.fitting, progress).moments
         Pipeline((Sparsify(readers, self.pattern, moments), ShareTwins()))(document)
         return document
 
