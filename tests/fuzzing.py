@@ -37,8 +37,8 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune import cli
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.checks import tensors
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.references import tensors
 from onnx_rnn_prune.trace.plan import fingerprint
 from oracle.draw import draw_model
 

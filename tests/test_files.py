@@ -19,8 +19,8 @@ from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moment_store import Shelf
 from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.model.checks import weight_files
 from onnx_rnn_prune.model.files import check_output, write_atomically
-from onnx_rnn_prune.model.references import weight_files
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.scratch import owned
 

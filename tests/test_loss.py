@@ -11,8 +11,7 @@ from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation import recovery
 from onnx_rnn_prune.interface import AS_BEFORE
-from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.model.streaming import NamedFeed
+from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import Course

@@ -7,8 +7,8 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import runner
+from onnx_rnn_prune.model.checks import anchor
 from onnx_rnn_prune.model.external import is_reference
-from onnx_rnn_prune.model.references import anchor
 
 
 @pytest.fixture

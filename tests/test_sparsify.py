@@ -25,8 +25,8 @@ from onnx_rnn_prune.compression.sparsity import (
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import sparse_values, with_sparse
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.model.sparse import sparse_values, with_sparse
 from onnx_rnn_prune.operators.recurrent import find_layers
 from oracle.widen import BATCH, draw_weights, widened_model
 

@@ -19,9 +19,8 @@ from bench_nsnet2 import CALIBRATION, EVALUATION, HIDDEN, KINDS, LONG, SHORT, fe
 from fetch_models import default_folder
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.external import compressed_bytes
+from onnx_rnn_prune.model.external import compressed_bytes, with_sparse
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.model.sparse import with_sparse
 from pages import markdown, write_section
 from speech import mixtures, split
 

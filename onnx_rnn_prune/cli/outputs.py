@@ -16,8 +16,8 @@ from rich.console import Console, RenderableType
 from onnx_rnn_prune import report
 from onnx_rnn_prune.data import places
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
-from onnx_rnn_prune.model.references import real_path
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.report.table import sentence
 from onnx_rnn_prune.selection.profitability import worse

@@ -40,8 +40,8 @@ from onnx_rnn_prune.evidence.moments import Matrix, Moments, blocks
 from onnx_rnn_prune.evidence.products import find_products
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import with_sparse
 from onnx_rnn_prune.model.runner import OURS, Runner
-from onnx_rnn_prune.model.sparse import with_sparse
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline

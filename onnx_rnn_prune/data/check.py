@@ -11,9 +11,8 @@ import numpy as np
 from onnx_rnn_prune.data.sources import FAILURES
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.runner import Array, NamedFeed
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.streaming import NamedFeed
 
 # What the right answers are called that may lie in a feed beside its inputs.
 LABELS = "labels"

@@ -14,8 +14,8 @@ from onnx_rnn_prune.data.files import open_path
 from onnx_rnn_prune.data.sources import Source
 from onnx_rnn_prune.data.values import is_function_name, open_function, open_value
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import NamedFeed
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.streaming import NamedFeed
 
 # Calls of a stream that time is measured on.
 _OPENING = 32

@@ -15,9 +15,9 @@ from onnx import TensorProto
 
 from onnx_rnn_prune.data.sources import Listed, RawFeed, Source
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.checks import anchor
 from onnx_rnn_prune.model.external import is_reference, tensor_values
 from onnx_rnn_prune.model.files import require_plain
-from onnx_rnn_prune.model.references import anchor
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
 

@@ -11,10 +11,9 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.data.equal import Shapes, Size
 from onnx_rnn_prune.data.needs import shapes_of
-from onnx_rnn_prune.model.checks import messages
-from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
+from onnx_rnn_prune.model.walk import messages, node_reads
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 # Operators behind which the same numbers stand elsewhere: all of their inputs, or the first.

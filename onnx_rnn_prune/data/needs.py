@@ -18,11 +18,10 @@ import onnx
 from onnx import shape_inference
 
 from onnx_rnn_prune.data.equal import Shapes, Size, equal
-from onnx_rnn_prune.model.checks import messages
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.model.walk import all_nodes, messages
 
 # Entries of the largest constant whose values are looked at; shapes and bounds have no more.
 _VALUES = 64

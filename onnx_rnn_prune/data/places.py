@@ -6,7 +6,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from onnx_rnn_prune.data.values import is_function_name
-from onnx_rnn_prune.model.references import real_path, weight_files
+from onnx_rnn_prune.model.checks import real_path, weight_files
 
 
 def places(*sources: object) -> tuple[Path, ...]:

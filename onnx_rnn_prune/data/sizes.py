@@ -18,9 +18,8 @@ from onnx_rnn_prune.data.equal import Shapes, Size
 from onnx_rnn_prune.data.meanings import makers
 from onnx_rnn_prune.data.needs import shapes_of
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.checks import messages
-from onnx_rnn_prune.model.outputs import node_reads
 from onnx_rnn_prune.model.signature import Port
+from onnx_rnn_prune.model.walk import messages, node_reads
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 Sizes = Mapping[str, int]

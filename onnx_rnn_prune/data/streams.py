@@ -11,9 +11,8 @@ import numpy as np
 from onnx_rnn_prune.data.feeds import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.streaming import NamedFeed
 
 # A state input, and the output in which a call leaves what it is in the next.
 Pair = tuple[str, str]

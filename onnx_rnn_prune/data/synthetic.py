@@ -23,9 +23,8 @@ from onnx_rnn_prune.data.sources import Listed
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed, Runner
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.streaming import NamedFeed
 
 # Entries of the largest feed that is made up.
 _LARGEST = 1 << 24

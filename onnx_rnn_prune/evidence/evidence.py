@@ -21,8 +21,7 @@ from onnx_rnn_prune.evidence.samples import Taps
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.intermediate import surface
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.model.walk import tensors_of
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress

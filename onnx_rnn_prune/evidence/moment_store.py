@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.evidence.moments import Matrix, Moments, blocks
-from onnx_rnn_prune.model.memory import trim
 from onnx_rnn_prune.model.runner import Array, Feed
-from onnx_rnn_prune.model.scratch import temporary_folder, written_in
+from onnx_rnn_prune.model.scratch import temporary_folder, trim, written_in
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
 _IN_FILE, _LARGE = 1 << 20, 1 << 23

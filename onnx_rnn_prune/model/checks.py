@@ -1,68 +1,41 @@
 """What a model must be for anything to make sense of it, checked before anything tries.
 
 A message of ONNX can hold any number where a type, a size or a length is meant, any bytes where a
-name is, and fewer values than it says.
-"""
+name is, and fewer values than it says. And it can place the values of any tensor in a file: of
+initializers, attributes, sparse values and their indices, in functions, bodies and training graphs.
+A model may come from anyone, so none of them may lead out of its folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from functools import cache
+from itertools import chain
 from math import prod
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, cast
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.external import bits, is_reference
-
-Message = TypeVar("Message")
+from onnx_rnn_prune.model.external import (
+    LEAST,
+    Place,
+    bits,
+    is_reference,
+    packed,
+    raw_length,
+    refer,
+    take_in,
+    too_short,
+)
+from onnx_rnn_prune.model.walk import messages, parts
 
 _TYPES = frozenset(onnx.TensorProto.DataType.values())
 _ATTRIBUTES = frozenset(onnx.AttributeProto.AttributeType.values())
 _REMEDY = "export the model again, or get the whole file"
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
-
-
-def messages(message: Any, kind: type[Message]) -> Iterator[Message]:
-    """All messages of a kind in a message of ONNX, at any depth."""
-    waiting = [message]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, kind):
-            yield item
-        waiting.extend([part for _, part in parts(item, kind)][::-1])
-
-
-def parts(message: Any, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    """The messages right in one in which those of a kind can lie, with the names of their fields.
-
-    It follows from what ONNX declares, so that no place can be forgotten, nor one that is yet to
-    come.
-    """
-    leading = _leading(message.DESCRIPTOR, kind.DESCRIPTOR)
-    if not leading:
-        return
-    for field, value in message.ListFields():
-        if field.name in leading:
-            for part in value if hasattr(value, "extend") else (value,):
-                yield field.name, part
-
-
-@cache
-def _leading(kind: Any, wanted: Any) -> frozenset[str]:
-    """The fields of a kind of message through which one that is wanted can be reached."""
-    names = (field.name for field in kind.fields if _leads(field.message_type, wanted, set()))
-    return frozenset(names)
-
-
-def _leads(kind: Any, wanted: Any, seen: set[Any]) -> bool:
-    """Whether a kind of message (None: the field holds no message) is or can hold the wanted."""
-    if kind is None or kind in seen:
-        return False
-    seen.add(kind)
-    return kind is wanted or any(_leads(field.message_type, wanted, seen) for field in kind.fields)
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -87,6 +60,9 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
             where = f"node '{node.name or node.op_type}'"
             known = attribute.type in _ATTRIBUTES
             _require(known, where, f"the type of its '{attribute.name}' is none of ONNX's")
+            body = attribute.g if node.op_type == "Loop" and attribute.HasField("g") else None
+            whole = body is None or (len(body.input) > 1 and len(body.output) > 0)
+            _require(whole, where, "its body lacks a counter or a condition")
     return model
 
 
@@ -164,3 +140,116 @@ def _fields(message: Any) -> list[tuple[Any, Any]]:
     kinds = message.DESCRIPTOR.fields_by_name
     names = ("name", "doc_string", "external_data", "metadata_props")
     return [(kinds[name], getattr(message, name)) for name in names if name in kinds]
+
+
+def tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """All tensors in a message of ONNX, at any depth."""
+    return messages(message, onnx.TensorProto)
+
+
+def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Those of a model without the initializers of the main graph."""
+    outside = ((name, part) for name, part in parts(model, onnx.TensorProto) if name != "graph")
+    inside = parts(model.graph, onnx.TensorProto)
+    inside = ((name, part) for name, part in inside if name != "initializer")
+    for _, part in chain(outside, inside):
+        yield from tensors(part)
+
+
+def find_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Makes sure that weights in files are there; takes in what is small or hard to refer to.
+
+    Only large initializers of the main graph go on lying in files.
+
+    Args:
+        model: as its file holds it; it is changed.
+        path: of that file.
+
+    Raises:
+        PruneError: a file is missing, too short, or in another folder.
+    """
+    for tensor in tensors(model):
+        if is_reference(tensor):
+            anchor(tensor, path)
+    for tensor in model.graph.initializer:
+        if is_reference(tensor) and (raw_length(tensor) < LEAST or packed(tensor)):
+            take_in(tensor)
+    for tensor in inner_tensors(model):
+        if is_reference(tensor):
+            take_in(tensor)
+
+
+def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
+    """Makes a reference one that holds wherever its message goes.
+
+    Args:
+        tensor: a reference as it stands in a file.
+        holder: that file. Where it is a link, what lies beside the file itself counts, too: caches
+            of models link each of their files by itself.
+
+    Raises:
+        PruneError: the file is missing, too short, no plain file, or in another folder.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "")
+    path = _beside(name, holder)
+    if path is None:
+        raise PruneError(
+            f"it refers to '{name}', which is outside the folder of the model",
+            where=f"weight '{tensor.name}'",
+            remedy="put that file beside the model, and refer to it there",
+        )
+    if not path.is_file():
+        raise PruneError(
+            f"it refers to '{name}', and there is no such file",
+            where=f"weight '{tensor.name}'",
+            remedy="put that file beside the model",
+        )
+    try:
+        size = path.stat().st_size
+        offset = int(entries.get("offset") or 0)
+        length = int(entries.get("length") or size - offset)
+        needed = -(-prod(tensor.dims) * bits(tensor) // 8)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PruneError(
+            f"its reference to '{name}' cannot be read ({error})",
+            where=f"weight '{tensor.name}'",
+            remedy="export the model again",
+        ) from error
+    if min(offset, needed, *tensor.dims) < 0 or length < needed or offset + needed > size:
+        raise too_short(tensor, name)
+    refer(tensor, Place(str(path), offset, needed))
+
+
+def real_path(path: str | Path) -> Path:
+    """Where a path leads, links followed; as far as they can be, where they lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _beside(name: str, holder: Path) -> Path | None:
+    """The file of a name beside another, links followed; None where that is in no folder of its.
+
+    Nothing is opened.
+    """
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    homes = {real_path(holder.parent), real_path(holder).parent}
+    path = real_path(holder.parent / name)
+    return path if homes.intersection(path.parents) else None
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files beside a model that hold its weights; none where it cannot be read."""
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError, OSError):
+        return []
+    names = {
+        entry.value
+        for tensor in tensors(model)
+        for entry in tensor.external_data
+        if entry.key == "location"
+        and isinstance(entry.value, str)  # bytes that are no UTF-8 are not
+    }
+    found = (_beside(name, Path(path)) for name in sorted(names))
+    return [file for file in found if file is not None]

@@ -1,10 +1,12 @@
-"""Constants of a graph, however the exporter wrote them.
+"""Constants of a graph, however the exporter wrote them, and running one operator on some.
 
 A weight may be an initializer, a Constant node, or computed from such by operators that move
 entries, by arithmetic, or by those that make real numbers of integers. All of these count as
 constants here; an edit replaces the place that reads them, so that what else reads the same weight
 keeps it.
-"""
+
+An operator is run by itself in ONNX's reference implementation: where it only moves entries, that
+is exact for every type, integers included, which onnxruntime's kernels do not all take."""
 
 from __future__ import annotations
 
@@ -14,15 +16,47 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.evaluate import evaluate
-from onnx_rnn_prune.model.external import tensor_values
+from onnx_rnn_prune.model.external import sparse_values, tensor_values
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.sparse import sparse_values
 from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.model.writing import make_attribute
+
+
+def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+    """The outputs of a node for given inputs; None stands for an omitted input.
+
+    Raises:
+        PruneError: it is no such operator as ONNX has, whatever onnxruntime makes of it.
+    """
+    names = ["" if value is None else f"i{slot}" for slot, value in enumerate(inputs)]
+    results = [f"o{slot}" for slot in range(len(node.outputs))]
+    message = onnx.helper.make_node(node.op, names, results, domain=node.domain or "")
+    message.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
+    feeds = {name: value for name, value in zip(names, inputs, strict=True) if name}
+    # A whole model, since a node by itself would be taken for one of the newest opset.
+    graph = onnx.helper.make_graph(
+        [message],
+        "one_node",
+        [onnx.ValueInfoProto(name=name) for name in feeds],
+        [onnx.ValueInfoProto(name=name) for name in results],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        outputs = ReferenceEvaluator(model).run(None, feeds)
+    except Exception as error:  # it trusts nodes, and fails in many ways on those that are wrong
+        raise PruneError(
+            f"it is not a valid {node.op}: {error}",
+            where=f"node '{node.name or results[0]}'",
+            remedy="check the file with onnx.checker, and export it again",
+        ) from error
+    return [np.asarray(output) for output in outputs]
+
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
 _MOVING = {

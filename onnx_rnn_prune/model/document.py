@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import inliner
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import raw_length
-from onnx_rnn_prune.model.memory import give_back
-from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.model.scratch import give_back
+from onnx_rnn_prune.model.walk import all_nodes, messages
 from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field, new_initializers
 
 
@@ -135,3 +136,30 @@ def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
     # The two names of the standard domain mean the same.
     for domain in sorted(domains - known - {"", "ai.onnx"}):
         model.opset_import.add(domain=domain, version=1)
+
+
+def inline_layers(model: onnx.ModelProto, ops: Iterable[str]) -> onnx.ModelProto:
+    """The model with all functions written out that hold one of some operators at any depth.
+
+    A function's body may be called from several places with other weights, so a layer in there is
+    not one layer. Functions that have nothing to do with such layers stay functions.
+
+    Returns:
+        The model itself where there is none.
+    """
+    calls = {
+        (function.domain, function.name): {
+            (node.domain, node.op_type) for node in messages(function, onnx.NodeProto)
+        }
+        for function in model.functions
+    }
+    wanted = set(ops)
+    holding = {key for key, called in calls.items() if wanted.intersection(op for _, op in called)}
+    while more := {key for key, called in calls.items() if called & holding} - holding:
+        holding |= more
+    if not holding:
+        return model
+    waiting = list(holding)
+    for key in waiting:  # units flow through what they call
+        waiting += (calls[key] & calls.keys()) - set(waiting)
+    return inliner.inline_selected_functions(model, sorted(waiting))

@@ -1,4 +1,4 @@
-"""Weights in files beside the graph: read where they lie, and written one by one.
+"""Weights beside the graph, in files or as lists of what is not zero: read where they lie.
 
 While a model is worked on, a weight that was in a file stays there: its message refers to the file
 by an absolute path, and values are mapped into memory when they are looked at. So a model may be
@@ -6,8 +6,7 @@ larger than memory, and than the 2 GB that one message can hold.
 
 What onnxruntime loads lies in files, too. A session that is opened from one message holds the
 weights several times over while it loads: in the message, in its own copy of it, and in tensors.
-Mapped weights are held once.
-"""
+Mapped weights are held once."""
 
 from __future__ import annotations
 
@@ -266,3 +265,64 @@ def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:
         where=f"weight '{tensor.name}'",
         remedy="get the whole file",
     )
+
+
+# The first version of ONNX's messages that has sparse initializers.
+_SPARSE_VERSION = 6
+
+
+def sparse_values(tensor: onnx.SparseTensorProto) -> npt.NDArray[Any]:
+    """The values of a sparse initializer, at full size."""
+    values = numpy_helper.to_array(tensor.values)
+    places = numpy_helper.to_array(tensor.indices)
+    result = np.zeros(tuple(tensor.dims), values.dtype)
+    if places.ndim == 1:
+        result.reshape(-1)[places] = values
+    else:
+        result[tuple(places.T)] = values
+    return result
+
+
+def with_sparse(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with sparse initializers in the place of the float32 ones that get smaller so.
+
+    Places are counted through the whole tensor, and written as varints, so that one below 2 million
+    takes 3 bytes at most. A float32 and its place take less room than the float32s between two of
+    them once more than 2 in 5 are zero, or so; which of the two forms is smaller is measured.
+
+    Weights in other files, and the defaults of inputs, stay as they are.
+    """
+    if model.ir_version < _SPARSE_VERSION:
+        return model
+    ports = {port.name for port in model.graph.input}
+    result = with_weights(model, lambda tensor: tensor)
+    del result.graph.initializer[:]
+    for tensor in model.graph.initializer:
+        sparse = None if tensor.name in ports else _as_sparse(tensor)
+        if sparse is None:
+            result.graph.initializer.append(tensor)
+        else:
+            result.graph.sparse_initializer.append(sparse)
+    return result
+
+
+def _as_sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
+    """The same in the other form; None where that is no smaller, or not to be had."""
+    if tensor.data_type != onnx.TensorProto.FLOAT or is_reference(tensor):
+        return None
+    value = np.asarray(numpy_helper.to_array(tensor))
+    if value.nbytes < LEAST:
+        return None
+    entries = value.reshape(-1)
+    places = np.flatnonzero(entries)
+    if (value.itemsize + 1) * len(places) >= value.nbytes:
+        return None
+    result = onnx.SparseTensorProto(dims=value.shape)
+    result.values.name = tensor.name
+    result.values.data_type = tensor.data_type
+    result.values.dims.append(len(places))
+    result.values.float_data.extend(entries[places].tolist())
+    result.indices.data_type = onnx.TensorProto.INT64
+    result.indices.dims.append(len(places))
+    result.indices.int64_data.extend(places.tolist())
+    return result if result.ByteSize() < tensor.ByteSize() else None

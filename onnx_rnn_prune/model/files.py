@@ -16,7 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.checks import checked
+from onnx_rnn_prune.model.checks import checked, find_weights, real_path, tensors
 from onnx_rnn_prune.model.external import (
     LEAST,
     Shelves,
@@ -27,7 +27,6 @@ from onnx_rnn_prune.model.external import (
     weights_name,
     with_weights,
 )
-from onnx_rnn_prune.model.references import find_weights, real_path, tensors
 from onnx_rnn_prune.model.scratch import owned, remove_left
 
 # Seconds to wait for another process that puts files in place, which takes it some milliseconds.

@@ -1,11 +1,12 @@
-"""Running a model in onnxruntime."""
+"""Running a model in onnxruntime, call by call, its states carried along where feeds follow."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,25 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import (
+    Shelves,
     is_apart,
+    is_reference,
+    raw_chunks,
     raw_length,
+    reference_path,
+    referring,
+    tensor_values,
     with_weights,
 )
-from onnx_rnn_prune.model.memory import give_back
-from onnx_rnn_prune.model.outputs import runnable_outputs, with_outputs
-from onnx_rnn_prune.model.references import SessionWeights
-from onnx_rnn_prune.model.scratch import temporary_folder, written_in
-from onnx_rnn_prune.model.single import as_single, narrowed, unknown_type
+from onnx_rnn_prune.model.runnable import (
+    as_single,
+    narrowed,
+    runnable_outputs,
+    unknown_type,
+    with_outputs,
+)
+from onnx_rnn_prune.model.scratch import give_back, temporary_folder, written_in
+from onnx_rnn_prune.model.writing import local_initializers
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -46,6 +57,10 @@ _REWRITING = (
 )
 # What to do where a model that was made here does not run.
 OURS = "report this; no file was written"
+
+
+# Mapping starts at a multiple of the system's page size, which is at most this.
+_PAGE = 1 << 16
 
 
 class Runner:
@@ -254,3 +269,111 @@ def first_line(error: BaseException) -> str:
     if sizes:
         line = f"{line}: {', '.join(sizes)}"
     return line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line
+
+
+class NamedFeed(dict[str, Array]):
+    """A feed that errors can call by its name.
+
+    Args:
+        values: by input name.
+        name: such as the file that it comes from.
+        labels: the right answers, where they are known; no model reads them.
+        follows: where it goes on from the feed before, the state inputs, each with the output in
+            which the call before left its value; none where it starts anew.
+    """
+
+    def __init__(
+        self,
+        values: Feed,
+        name: str,
+        labels: Array | None = None,
+        follows: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(values)
+        self.name = name
+        self.labels = labels
+        self.follows = follows
+
+
+class Streaming:
+    """A model that is called with feeds in order, and carries its own states along.
+
+    Where a feed goes on from the one before, its state inputs are replaced by what this model gave
+    for the call before; all other feeds are passed on as they are.
+
+    Args:
+        run: one call: what computes the outputs of a feed, state outputs included.
+    """
+
+    def __init__(self, run: Callable[[Feed], Mapping[str, Any]]) -> None:
+        self._run = run
+        self._last: Mapping[str, Any] = {}
+
+    def __call__(self, feed: Feed) -> Mapping[str, Any]:
+        """What the model gives for the next feed."""
+        return self.gave(self._run(self.given(feed)))
+
+    def given(self, feed: Feed) -> Feed:
+        """The next feed as the model gets it, with its own states."""
+        if not isinstance(feed, NamedFeed) or not feed.follows:
+            return feed
+        states = {name: self._last[output] for name, output in feed.follows.items()}
+        return NamedFeed({**feed, **states}, feed.name, feed.labels, feed.follows)
+
+    def gave(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Takes the states that the model left, for the feed after this one."""
+        self._last = outputs
+        return outputs
+
+
+class SessionWeights:
+    """Weights as a session reads them: those in files where they lie, others in a new file.
+
+    A session takes names below one folder only, and no links out of it. That is the folder of the
+    model's own files, where it has any, or else that of the new one; no other can be read, whatever
+    the model names. What lies outside it is given to the session as values.
+
+    Args:
+        path: of the new file.
+        file: the same, open.
+        source: the model as read.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
+        self._path, self._file = path, file
+        self._shelves = Shelves(str(path), self._put, _PAGE)
+        homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
+        self.folder = Path(os.path.commonpath(homes or {path.parent}))
+        # Only those of the main graph can be given.
+        self._local = local_initializers(source.graph)
+
+    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """What is written in place of a weight."""
+        if not is_reference(tensor):
+            outside = self.folder != self._path.parent
+            if outside and (tensor.name in self._local or not _is_given(tensor)):
+                return tensor
+            tensor = self._shelves.take(tensor)
+        if not is_reference(tensor) or not self._within(tensor):
+            return tensor
+        return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
+
+    def given(self, light: onnx.ModelProto) -> dict[str, ort.OrtValue]:
+        """The values of weights that lie outside the folder, mapped."""
+        return {
+            tensor.name: ort.OrtValue.ortvalue_from_numpy(tensor_values(tensor))
+            for tensor in light.graph.initializer
+            if is_reference(tensor) and reference_path(tensor).is_absolute()
+        }
+
+    def _within(self, tensor: onnx.TensorProto) -> bool:
+        return self.folder in reference_path(tensor).parents
+
+    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
+        self._file.seek(start)
+        self._file.writelines(raw_chunks(tensor))
+
+
+def _is_given(tensor: onnx.TensorProto) -> bool:
+    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"

@@ -1,13 +1,15 @@
-"""Names of temporary files and folders, which say whose they are.
+"""What a process takes for a while, and gives back: temporary files and folders, and memory.
 
-A process that is killed leaves its own behind. The next one removes them where it can tell that
-their owner is dead: a process of this machine, known by its number and the time at which it began.
-"""
+Names of temporary files and folders say whose they are. A process that is killed leaves its own
+behind. The next one removes them where it can tell that their owner is dead: a process of this
+machine, known by its number and the time at which it began."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import gc
 import hashlib
 import os
 import platform
@@ -127,3 +129,28 @@ def _is_dead(machine: str, process: str, began: str) -> bool:
     except (OSError, OverflowError):
         return False
     return False
+
+
+# To look for garbage takes as long as there are objects; in the graphs of smaller models, it would
+# take longer than all else, and there is little to be found.
+_WORTH = 1 << 21
+
+
+def give_back(size: int) -> None:
+    """Frees what nobody uses any more; graphs hold themselves in circles, and their weights.
+
+    Args:
+        size: of what such a graph may hold, in bytes.
+    """
+    if size > _WORTH:
+        gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Returns blocks that were freed, of which glibc keeps those below 32 MB by itself."""
+    try:
+        returned = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    returned(0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.model.outputs import names_read
+from onnx_rnn_prune.model.walk import names_read
 
 Dim = int | str | None
 # What exporters call a size that they know nothing about; two of them need not be equal.

@@ -1,11 +1,16 @@
-"""Ways through a graph: its nodes and tensors, those of its subgraphs included."""
+"""Ways through a graph, its subgraphs included, and through the messages it is read from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
 
+import onnx
 import onnx_graphsurgeon as gs
+
+Message = TypeVar("Message")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +80,58 @@ def tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
         yield from node.outputs
         for body in bodies_of(node).values():
             yield from tensors_of(body)
+
+
+def messages(message: Any, kind: type[Message]) -> Iterator[Message]:
+    """All messages of a kind in a message of ONNX, at any depth."""
+    waiting = [message]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, kind):
+            yield item
+        waiting.extend([part for _, part in parts(item, kind)][::-1])
+
+
+def parts(message: Any, kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    """The messages right in one in which those of a kind can lie, with the names of their fields.
+
+    It follows from what ONNX declares, so that no place can be forgotten, nor one that is yet to
+    come.
+    """
+    leading = _leading(message.DESCRIPTOR, kind.DESCRIPTOR)
+    if not leading:
+        return
+    for field, value in message.ListFields():
+        if field.name in leading:
+            for part in value if hasattr(value, "extend") else (value,):
+                yield field.name, part
+
+
+@cache
+def _leading(kind: Any, wanted: Any) -> frozenset[str]:
+    """The fields of a kind of message through which one that is wanted can be reached."""
+    names = (field.name for field in kind.fields if _leads(field.message_type, wanted, set()))
+    return frozenset(names)
+
+
+def _leads(kind: Any, wanted: Any, seen: set[Any]) -> bool:
+    """Whether a kind of message (None: the field holds no message) is or can hold the wanted."""
+    if kind is None or kind in seen:
+        return False
+    seen.add(kind)
+    return kind is wanted or any(_leads(field.message_type, wanted, seen) for field in kind.fields)
+
+
+def node_reads(node: onnx.NodeProto) -> set[str]:
+    """The tensors that a node reads, those that its bodies capture included."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            names |= names_read(attribute.g.node)
+            names |= {port.name for port in attribute.g.output}
+    return names
+
+
+def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """All tensors that some nodes read."""
+    return {name for node in nodes for name in node_reads(node)}

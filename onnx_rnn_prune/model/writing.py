@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.model.walk import messages, names_read, tensors_of
 
 _SIMPLE = {
     onnx.AttributeProto.INT,
@@ -57,7 +58,8 @@ class Writer:
             onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
             for tensor in graph.outputs[len(source.output) :]
         )
-        dropped = _names(source) - tensors.keys()
+        names = _names_read(source).union(*(node.output for node in source.node))
+        dropped = names - tensors.keys()
         result.value_info.extend(
             _with_shape(info, tensors.get(info.name))
             for info in source.value_info
@@ -171,7 +173,7 @@ def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProt
 
 def new_initializers(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Constants that the source does not have anywhere; bodies read them from the main graph."""
-    known = _defined(source)
+    known = {t.name for each in messages(source, onnx.GraphProto) for t in each.initializer}
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
     for name, tensor in tensors.items():
         if is_edited(tensor) and name not in known:
@@ -180,18 +182,8 @@ def new_initializers(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.
 
 def local_initializers(source: onnx.GraphProto) -> set[str]:
     """The names of initializers that only a body sees."""
-    return set().union(*map(_defined, _bodies(source)))
-
-
-def _defined(source: onnx.GraphProto) -> set[str]:
-    return {tensor.name for tensor in source.initializer} | local_initializers(source)
-
-
-def _bodies(source: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for node in source.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
+    bodies = islice(messages(source, onnx.GraphProto), 1, None)
+    return {tensor.name for body in bodies for tensor in body.initializer}
 
 
 def _write_initializers(
@@ -229,17 +221,8 @@ def is_edited(tensor: gs.Tensor | None) -> bool:
     return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, LazyValues)
 
 
-def _names(source: onnx.GraphProto) -> set[str]:
-    return _names_read(source).union(*(node.output for node in source.node))
-
-
 def _names_read(source: onnx.GraphProto) -> set[str]:
-    names = {port.name for port in source.output}
-    for node in source.node:
-        names.update(node.input)
-    for body in _bodies(source):
-        names |= _names_read(body)
-    return names
+    return names_read(source.node) | {port.name for port in source.output}
 
 
 def _write_constant(tensor: gs.Constant) -> onnx.TensorProto:

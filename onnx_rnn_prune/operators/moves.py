@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_rnn_prune.model.evaluate import evaluate
+from onnx_rnn_prune.model.constants import evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.base import Flow, Step, Stop
 from onnx_rnn_prune.operators.labels import NOBODY, Labels, uniform, varying_axes

@@ -9,10 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, fresh_name, remove_node
-from onnx_rnn_prune.model.evaluate import evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import inputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of, place_of

@@ -24,7 +24,7 @@ from onnx_rnn_prune.model.edit import (
     insert_node,
     remove_node,
 )
-from onnx_rnn_prune.model.outputs import with_outputs
+from onnx_rnn_prune.model.runnable import with_outputs
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers

@@ -13,8 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, fresh_name
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.model.walk import nodes_by_key, place_of
 from onnx_rnn_prune.operators.labels import Labels, Mask
 from onnx_rnn_prune.trace.bindings import all_bounds

@@ -11,11 +11,10 @@ from onnx import inliner
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import check_sizes
-from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.document import Document, inline_layers
 from onnx_rnn_prune.model.files import load_model
-from onnx_rnn_prune.model.functions import inline_layers
+from onnx_rnn_prune.model.runnable import unknown_type
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
-from onnx_rnn_prune.model.single import unknown_type
 from onnx_rnn_prune.operators.recurrent import (
     CELLS,
     RecurrentLayer,

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
-from onnx_rnn_prune.model.outputs import runnable_outputs
+from onnx_rnn_prune.model.runnable import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
@@ -263,8 +263,6 @@ def _is_random(node: gs.Node) -> bool:
 def _ends_by_values(node: gs.Node) -> bool:
     """Whether a Loop may end before its last turn."""
     for body in bodies_of(node).values():
-        if len(body.inputs) < 2 or not body.outputs:
-            return True  # no Loop that runs, which is said where it is loaded
         last = body.outputs[0]
         while last.inputs and last.inputs[0].op in ("Identity", "Cast"):
             last = last.inputs[0].inputs[0]

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.intermediate import surface
-from onnx_rnn_prune.model.outputs import computable
+from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.operators.recurrent import RecurrentLayer

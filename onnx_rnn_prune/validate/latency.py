@@ -10,8 +10,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.model.runner import Feed, Streaming
 from onnx_rnn_prune.validate.results import Called
 
 

@@ -12,9 +12,8 @@ import onnx
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed, Runner
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.streaming import NamedFeed
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.operators.labels import Mask, compress
 from onnx_rnn_prune.trace.judged import Judged, find_judged

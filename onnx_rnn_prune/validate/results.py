@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 
 # What outputs of feeds that come again may take in memory.
 _MOST_BYTES = 1 << 24

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.streaming import Streaming
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.operators.labels import Mask, compress, kept, uniform
 from onnx_rnn_prune.recovery.distill.loss import Answers
 from onnx_rnn_prune.recovery.distill.network import Tensors, to_torch

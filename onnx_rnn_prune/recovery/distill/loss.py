@@ -16,8 +16,7 @@ from onnx_rnn_prune.data.sources import FAILURES
 from onnx_rnn_prune.data.values import is_function_name, named_function
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.runner import Feed, Runner
-from onnx_rnn_prune.model.streaming import NamedFeed, Streaming
+from onnx_rnn_prune.model.runner import Feed, NamedFeed, Runner, Streaming
 
 if TYPE_CHECKING:
     import torch

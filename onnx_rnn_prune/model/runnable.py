@@ -1,0 +1,195 @@
+"""What onnxruntime can compute of a model: parts of it, and a twin in single precision.
+
+It knows no operators of foreign domains, and has no recurrent kernels for double and bfloat16. The
+twin has the same nodes and names: what one shows of its tensors holds for the other to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.external import tensor_values, with_weights
+from onnx_rnn_prune.model.walk import names_read, node_reads
+
+# Domains whose operators onnxruntime brings along.
+_KNOWN_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "ai.onnx.training"}
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The part of a model that computes the named tensors, with just those as outputs.
+
+    Graph inputs stay as they are. Tensors need no declared type: onnxruntime infers it.
+    """
+    wanted = list(dict.fromkeys(names))
+    nodes = _needed(model.graph, set(wanted))
+    result = onnx.ModelProto()
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = model.graph.name
+    result.graph.node.extend(nodes)
+    read = names_read(nodes) | set(wanted)
+    defaults = {tensor.name for tensor in model.graph.initializer}
+    result.graph.input.extend(
+        port for port in model.graph.input if port.name in read or port.name not in defaults
+    )
+    result.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
+    result.graph.sparse_initializer.extend(
+        t for t in model.graph.sparse_initializer if t.values.name in read
+    )
+    declared = {port.name: port for port in model.graph.output}
+    for name in wanted:
+        result.graph.output.append(declared.get(name, onnx.ValueInfoProto(name=name)))
+    return result
+
+
+def runnable_outputs(model: onnx.ModelProto) -> list[str]:
+    """The furthest tensors that onnxruntime can compute.
+
+    The graph's outputs; and where they depend on an operator of a foreign domain, what goes into
+    that operator.
+    """
+    computed = computable(model)
+    frontier: list[str] = []
+    for node in model.graph.node:
+        if not computed.issuperset(filter(None, node.output)):
+            frontier.extend(name for name in node.input if name in computed)
+    lost = {name for node in model.graph.node for name in node.output} - computed
+    outputs = [port.name for port in model.graph.output if port.name not in lost]
+    return outputs + list(dict.fromkeys(frontier))
+
+
+def computable(model: onnx.ModelProto) -> set[str]:
+    """What nodes compute without an operator of a foreign domain in the way, bodies included."""
+    functions = {(function.domain, function.name) for function in model.functions}
+    computed: set[str] = set()
+    lost: set[str] = set()
+    _sort_out(model.graph.node, functions, computed, lost)
+    return computed
+
+
+def _sort_out(
+    nodes: Iterable[onnx.NodeProto],
+    functions: set[tuple[str, str]],
+    computed: set[str],
+    lost: set[str],
+) -> None:
+    for node in nodes:
+        foreign = not _known(node) and (node.domain, node.op_type) not in functions
+        names = lost if foreign or lost.intersection(node_reads(node)) else computed
+        names.update(name for name in node.output if name)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH and names is computed:
+                computed.update(port.name for port in attribute.g.input)
+                _sort_out(attribute.g.node, functions, computed, lost)
+
+
+def _needed(graph: onnx.GraphProto, wanted: set[str]) -> list[onnx.NodeProto]:
+    kept: list[onnx.NodeProto] = []
+    wanted = set(wanted)
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted |= node_reads(node)
+    return kept[::-1]
+
+
+def _known(node: onnx.NodeProto) -> bool:
+    if node.domain in ("", "ai.onnx", "ai.onnx.ml"):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        return bool(onnx.defs.has(node.op_type, domain))
+    return node.domain in _KNOWN_DOMAINS
+
+
+_UNKNOWN = {onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+_RECURRENT = {"LSTM", "GRU", "RNN"}
+# Attributes that name a type.
+_TYPES = {"to", "dtype", "output_dtype"}
+
+
+def unknown_type(model: onnx.ModelProto) -> str:
+    """The type in which a recurrent layer computes that onnxruntime has no kernel for, or ''."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    types.update((port.name, port.type.tensor_type.elem_type) for port in model.graph.input)
+    for node in model.graph.node:
+        named = [a.i if a.name == "to" else a.t.data_type for a in node.attribute if _names(a)]
+        # What computes or moves weights gives the type that it takes.
+        taken = [types[name] for name in node.input if name in types]
+        kind = named[0] if named else taken[0] if taken else onnx.TensorProto.UNDEFINED
+        types.update((name, kind) for name in node.output)
+        if node.op_type in _RECURRENT and kind in _UNKNOWN:
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name
+    return ""
+
+
+def as_single(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that computes in single precision what a model computes in such a type."""
+    result = with_weights(model, _single)
+    _convert(result.graph)
+    for function in result.functions:
+        _convert_nodes(function.node)
+    return result
+
+
+def _names(attribute: onnx.AttributeProto) -> bool:
+    return attribute.name == "to" or (attribute.name == "value" and attribute.HasField("t"))
+
+
+def _single(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    if tensor.data_type not in _UNKNOWN:
+        return tensor
+    values = narrowed(tensor_values(tensor), f"weight '{tensor.name}'")
+    return numpy_helper.from_array(values, tensor.name)
+
+
+def narrowed(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
+    """Numbers in single precision.
+
+    Raises:
+        PruneError: one is too large for it, and the twin would compute something else.
+    """
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if not np.array_equal(np.isinf(result), np.isinf(values)):
+        raise PruneError(
+            "it holds numbers beyond the range of float32, in which the model is run because"
+            " onnxruntime has no kernels for its own type",
+            where=where,
+            remedy="scale them, and what reads them, or train in float32",
+        )
+    return result
+
+
+def _convert(graph: onnx.GraphProto) -> None:
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        _convert_type(info.type)
+    for tensor in graph.initializer:
+        tensor.CopyFrom(_single(tensor))
+    _convert_nodes(graph.node)
+
+
+def _convert_type(kind: onnx.TypeProto) -> None:
+    if kind.HasField("tensor_type"):
+        if kind.tensor_type.elem_type in _UNKNOWN:
+            kind.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    elif kind.HasField("sequence_type"):
+        _convert_type(kind.sequence_type.elem_type)
+    elif kind.HasField("optional_type"):
+        _convert_type(kind.optional_type.elem_type)
+
+
+def _convert_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.name in _TYPES and attribute.i in _UNKNOWN:
+                attribute.i = onnx.TensorProto.FLOAT
+            if attribute.HasField("t"):
+                attribute.t.CopyFrom(_single(attribute.t))
+            if attribute.HasField("g"):
+                _convert(attribute.g)
