@@ -11,14 +11,14 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.data.equal import Shapes, Size
 from onnx_rnn_prune.data.needs import shapes_of
+from onnx_rnn_prune.model.constants import MOVING
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import messages, node_reads
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 # Operators behind which the same numbers stand elsewhere: all of their inputs, or the first.
-_MOVED = {"Cast", "CastLike", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"}
-_MOVED |= {"Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+_MOVED = MOVING | {"Cast", "CastLike", "Pad"}
 # Operators that make other numbers of lengths, which still are lengths.
 _COUNTING = {
     "Abs",

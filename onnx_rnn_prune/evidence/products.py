@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.propagation import MOVES, ZEROS, passing
+from onnx_rnn_prune.evidence.propagation import kept_zeros, moved_states
 from onnx_rnn_prune.evidence.readers import STACKED, ProductReader, Reader
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
@@ -125,7 +125,7 @@ def find_matrices(document: Document, trace: Trace, lookup: Lookup) -> list[Prod
     """All products of a document, front to back; none where there are no units to read."""
     if not trace.units.count:
         return []
-    moved, zeros = (passing(document, trace, ops) for ops in (MOVES, ZEROS))
+    moved, zeros = moved_states(document, trace), kept_zeros(document, trace)
     found = []
     for reader in find_products(document, trace):
         own = np.zeros(len(reader.labels), dtype=bool)

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import MOVING, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import all_nodes
-from onnx_rnn_prune.operators.base import ZERO_AT_ZERO, ZERO_OF_ZEROS
 from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.operators.table import operator_of
 from onnx_rnn_prune.trace.trace import Trace
 
-# Operators that move entries; the trace follows them only where each line stays whole.
-MOVES = frozenset(
-    (
-        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape",
-        "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
-        "Unsqueeze",
-    )
-)  # fmt: skip
-# And those that make 0 of 0.
-ZEROS = MOVES | ZERO_AT_ZERO
 
+def moved_states(document: Document, trace: Trace) -> frozenset[str]:
+    """The tensors that hold states of layers as they are: they come from Y or Y_h by moves only.
 
-def passing(document: Document, trace: Trace, ops: frozenset[str]) -> frozenset[str]:
-    """The tensors with units in them that come from layers through some operators only.
-
-    Cell states of an LSTM are left out where entries are only moved: they are other numbers.
+    Cell states of an LSTM are other numbers.
     """
-    found: set[str] = set()
-    for layer in find_layers(document.graph):
-        if layer.name in trace.units.lanes:
-            names = ("Y", "Y_h") if ops is MOVES else layer.cell.outputs
-            outputs = [layer.output(name) for name in names]
-            found.update(tensor.name for tensor in outputs if tensor is not None)
+    found = _leaving(document, trace, ("Y", "Y_h"))
     for node in all_nodes(document.graph):
-        carrying = [tensor.name for tensor in node.inputs if tensor.name in trace.labels]
-        alone = ops is ZEROS and node.op in ZERO_OF_ZEROS and len(carrying) == len(node.inputs)
-        if not carrying or not (alone or node.op in ops) or not found.issuperset(carrying):
-            continue
-        if ops is ZEROS and _makes_no_number(node):
-            continue
-        found.update(tensor.name for tensor in node.outputs if tensor.name in trace.labels)
+        if node.op in MOVING or node.op == "Pad":
+            _pass_on(node, trace, found)
     return frozenset(found)
+
+
+def kept_zeros(document: Document, trace: Trace) -> frozenset[str]:
+    """The tensors that are 0 wherever a layer's output that they come from is."""
+    found = _leaving(document, trace, ("Y", "Y_h", "Y_c"))
+    for node in all_nodes(document.graph):
+        row = operator_of(node)
+        zero = "" if row is None or _makes_no_number(node) else row.zero
+        alone = all(tensor.name in trace.labels for tensor in node.inputs)
+        if zero == "each" or (zero == "all" and alone):
+            _pass_on(node, trace, found)
+    return frozenset(found)
+
+
+def _leaving(document: Document, trace: Trace, names: Sequence[str]) -> set[str]:
+    """The outputs of the layers of a trace."""
+    layers = [layer for layer in find_layers(document.graph) if layer.name in trace.units.lanes]
+    outputs = [layer.output(n) for layer in layers for n in names if n in layer.cell.outputs]
+    return {tensor.name for tensor in outputs if tensor is not None}
+
+
+def _pass_on(node: gs.Node, trace: Trace, found: set[str]) -> None:
+    carrying = [tensor.name for tensor in node.inputs if tensor.name in trace.labels]
+    if carrying and found.issuperset(carrying):
+        found.update(tensor.name for tensor in node.outputs if tensor.name in trace.labels)
 
 
 def _makes_no_number(node: gs.Node) -> bool:

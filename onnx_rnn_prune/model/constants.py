@@ -27,6 +27,16 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.model.writing import make_attribute
 
+MOVING = frozenset(
+    (
+        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape",
+        "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
+        "Unsqueeze",
+    )
+)  # fmt: skip
+"""Operators that only move entries of their first input, of Concat all; Expand and Tile copy them.
+"""
+
 
 def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
     """The outputs of a node for given inputs; None stands for an omitted input.
@@ -59,23 +69,7 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
 
 
 # Operators through which a constant stays one: exact for every type, so nothing is rounded.
-_MOVING = {
-    "Cast",
-    "Concat",
-    "ConstantOfShape",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Shape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-}
+_MOVING = MOVING | {"Cast", "ConstantOfShape", "Shape"}
 # Operators whose results IEEE 754 gives to the last bit: NumPy and onnxruntime agree on them. Where
 # the order of a sum or a polynomial decides about rounding (MatMul, Exp), they need not.
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Floor"}

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.labels import Labels
+from onnx_rnn_prune.operators.labels import Labels, Mask
 
 Shape = tuple[int, ...]
-
-# fmt: off
-ZERO_AT_ZERO = frozenset(
-    (
-        "Abs", "AveragePool", "Cast", "Ceil", "Celu", "CumSum", "DequantizeLinear", "Div",
-        "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Floor", "Gelu", "GlobalAveragePool",
-        "GlobalMaxPool", "HardSwish", "LeakyRelu", "MaxPool", "Mish", "Mul", "Neg", "PRelu", "Pow",
-        "QuantizeLinear", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
-        "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round", "Selu", "Sign", "Sin",
-        "Softsign", "Swish", "Tanh", "ThresholdedRelu",
-    )
-)
-# fmt: on
-"""Operators that make 0 of a unit that is 0, whichever finite numbers it meets.
-
-Operators that only move entries do so, too, and are not listed. Of Div this is the dividend, of Pow
-the base; a divisor or a power that could make a number of 0 that is none stops labels.
-"""
-ZERO_OF_ZEROS = frozenset(("Add", "Sub", "Sum", "Mean", "Min", "Max"))
-"""Operators that make 0 of units where all that meets is 0."""
+Zero = Literal["", "each", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +28,7 @@ class Step:
         observed: per input, its value in the run where that is a small integer tensor.
         results: per output, its shape in the run.
         opset: version of the ONNX operators.
+        zero: what the operator makes of zeros, see `Operator`.
         altered: per input, what has made another number than 0 of the entries of cut units while
             shapes are kept; empty where they are 0.
         own: the units of the node itself, [D, H], where it is a layer that is followed.
@@ -60,6 +43,7 @@ class Step:
     results: tuple[Shape | None, ...]
     opset: int
     altered: tuple[str, ...]
+    zero: Zero = ""
     own: Labels | None = None
 
     def value(self, slot: int) -> Array | None:
@@ -121,3 +105,40 @@ class Stop:
 
 
 Rule = Callable[[Step], Flow | Stop]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one tensor gets shorter: along one axis, from `mask.size` to `mask.sum()` entries."""
+
+    axis: int
+    rank: int
+    mask: Mask
+
+    @property
+    def ratio(self) -> tuple[int, int]:
+        """New and old length."""
+        return int(self.mask.sum()), int(self.mask.size)
+
+
+Resize = Callable[[gs.Graph, gs.Node, Mapping[str, Cut]], None]
+"""Brings a node's parameters down to what the tensors around it are cut to."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is known of one operator: a row of the table.
+
+    Attributes:
+        rule: what it does to labels.
+        zero: `each` where it makes 0 of a unit that is 0, whichever finite numbers that meets;
+            `all` where it makes 0 of units if all that meets is 0. Of Div this is the dividend, of
+            Pow the base; a divisor or a power with which 0 is no number stops labels.
+        resize: how its sizes follow a cut; None where it has none, or they need not.
+        domain: whose operator it is.
+    """
+
+    rule: Rule
+    zero: Zero = ""
+    resize: Resize | None = None
+    domain: str = ""

@@ -6,15 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_rnn_prune.operators.base import (
-    ZERO_AT_ZERO,
-    ZERO_OF_ZEROS,
-    Bound,
-    Flow,
-    Shape,
-    Step,
-    Stop,
-)
+from onnx_rnn_prune.operators.base import Bound, Flow, Shape, Step, Stop
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
 
 # Where a masked entry of a constant may not be 0: 0 / 0 is no number, and not a zero once it is
@@ -35,13 +27,13 @@ def meet(step: Step) -> Flow | Stop:
         return Stop(f"meets another activation in {step.node.op}")
     unit = _unit_axis(step, len(full))
     bound: list[Bound] = []
-    alters = "" if step.node.op in ZERO_AT_ZERO | ZERO_OF_ZEROS else step.node.op
+    alters = "" if step.zero else step.node.op
     for slot, size in enumerate(shapes):
         if step.labels[slot] is not None or not step.node.inputs[slot].name:
             continue
         if _size(size, unit, len(full)) == 1:
             # One number for all entries, which stays when those of cut units become 0.
-            alters = alters or (step.node.op if step.node.op in ZERO_OF_ZEROS else "")
+            alters = alters or (step.node.op if step.zero == "all" else "")
             continue
         if step.constants[slot] is None:
             return Stop(f"meets another activation in {step.node.op}")

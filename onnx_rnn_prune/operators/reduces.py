@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_rnn_prune.operators.base import ZERO_AT_ZERO, Flow, Step, Stop
+from onnx_rnn_prune.operators.base import Flow, Step, Stop
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
 
 
@@ -35,7 +35,7 @@ def reduce(step: Step) -> Flow | Stop:
         labels = labels.take([0], axis)
     if not step.node.attrs.get("keepdims", 1):
         labels = labels.reshape([n for axis, n in enumerate(labels.shape) if axis not in axes])
-    alters = "" if step.node.op in ZERO_AT_ZERO else step.node.op
+    alters = "" if step.zero == "each" else step.node.op
     return Flow({0: labels}, same=same, alters=alters)
 
 
@@ -56,7 +56,7 @@ def along_axis(step: Step) -> Flow | Stop:
     same = _meetings(labels, _mixed_axes(step, labels), step.axes[0])
     if same is None:
         return Stop(f"{step.node.op} mixes its units")
-    alters = "" if step.node.op in ZERO_AT_ZERO else step.node.op
+    alters = "" if step.zero == "each" else step.node.op
     return Flow({0: labels}, same=same, alters=alters)
 
 

@@ -1,55 +1,76 @@
-"""What each operator does to labels; an operator that is not listed stops them."""
+"""What is known of each operator: one table; an operator that is not listed stops labels."""
 
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import MOVING
 from onnx_rnn_prune.model.integers import MICROSOFT
 from onnx_rnn_prune.operators import contracts, meets, moves, quantizes, reduces
-from onnx_rnn_prune.operators.base import Bound, Flow, Rule, Shape, Step, Stop
-from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.operators.base import Bound, Flow, Operator, Rule, Shape, Step, Stop
+from onnx_rnn_prune.operators.resize import (
+    resize_gather,
+    resize_shape,
+    resize_slice,
+    resize_split,
+    resize_target,
+)
 
-__all__ = ["Bound", "Flow", "Rule", "Shape", "Step", "Stop", "rule_of"]
+__all__ = ["Bound", "Flow", "Operator", "Rule", "Shape", "Step", "Stop", "operator_of", "rule_of"]
 
-_FAMILIES: list[tuple[Rule, str]] = [
-    (moves.pass_on, "Identity Cast Dropout"),
+_SIZES = {
+    "Expand": resize_target,
+    "Gather": resize_gather,
+    "Reshape": resize_target,
+    "Slice": resize_slice,
+    "Split": resize_split,
+}
+_FAMILIES: list[tuple[Operator, str]] = [
+    *((Operator(moves.move, "each", _SIZES.get(op)), op) for op in MOVING - {"Concat", "Identity"}),
+    (Operator(moves.pass_on, "each"), "Identity Cast Dropout"),
+    (Operator(moves.concat, "each"), "Concat"),
+    (Operator(moves.pad, "each"), "Pad"),
+    (Operator(moves.shape, resize=resize_shape), "Shape"),
     (
-        moves.move,
-        "Transpose Reshape Squeeze Unsqueeze Flatten Slice Gather Split Expand Tile ReverseSequence"
-        " DepthToSpace SpaceToDepth",
+        Operator(meets.meet, "each"),
+        "Abs Ceil Celu Div Elu Erf Floor Gelu HardSwish LeakyRelu Mish Mul Neg PRelu Pow Relu Round"
+        " Selu Sign Sin Softsign Swish Tanh ThresholdedRelu",
     ),
-    (moves.concat, "Concat"),
-    (moves.pad, "Pad"),
-    (moves.shape, "Shape"),
+    (Operator(meets.meet, "all"), "Add Max Mean Min Sub Sum"),
     (
-        meets.meet,
-        "Add Sub Mul Div Pow Min Max Sum Mean Where And Or Xor Equal Greater GreaterOrEqual Less"
-        " LessOrEqual PRelu Abs Ceil Clip Cos Elu Celu Erf Exp Floor Gelu HardSigmoid HardSwish"
-        " LeakyRelu Mish Neg Not Relu Round Selu Sigmoid Sign Sin Softplus Softsign Swish Tanh"
-        " ThresholdedRelu",
+        Operator(meets.meet),
+        "And Clip Cos Equal Exp Greater GreaterOrEqual HardSigmoid Less LessOrEqual Not Or Sigmoid"
+        " Softplus Where Xor",
     ),
-    (meets.batch_norm, "BatchNormalization"),
-    (contracts.matmul, "MatMul"),
-    (contracts.gemm, "Gemm"),
-    (contracts.conv, "Conv"),
-    (contracts.recurrent, "LSTM GRU RNN"),
-    (contracts.quantized_recurrent, "DynamicQuantizeLSTM"),
-    (quantizes.quantize, "DynamicQuantizeLinear"),
-    (quantizes.in_steps, "QuantizeLinear DequantizeLinear"),
-    (contracts.integer_matmul, "MatMulInteger"),
-    (contracts.quantized_matmul, "DynamicQuantizeMatMul"),
+    (Operator(meets.batch_norm), "BatchNormalization"),
+    (Operator(contracts.matmul), "MatMul"),
+    (Operator(contracts.gemm), "Gemm"),
+    (Operator(contracts.conv), "Conv"),
+    (Operator(contracts.recurrent), "LSTM GRU RNN"),
+    (Operator(contracts.quantized_recurrent, domain=MICROSOFT), "DynamicQuantizeLSTM"),
+    (Operator(quantizes.quantize, "each"), "DynamicQuantizeLinear"),
+    (Operator(quantizes.in_steps, "each"), "QuantizeLinear DequantizeLinear"),
+    (Operator(contracts.integer_matmul), "MatMulInteger"),
+    (Operator(contracts.quantized_matmul, domain=MICROSOFT), "DynamicQuantizeMatMul"),
     (
-        reduces.reduce,
-        "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare"
-        " ReduceLogSumExp",
+        Operator(reduces.reduce, "each"),
+        "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare",
     ),
-    (reduces.pool, "MaxPool AveragePool GlobalMaxPool GlobalAveragePool"),
-    (reduces.along_axis, "Softmax LogSoftmax CumSum"),
+    (Operator(reduces.reduce), "ReduceLogSumExp"),
+    (Operator(reduces.pool, "each"), "AveragePool GlobalAveragePool GlobalMaxPool MaxPool"),
+    (Operator(reduces.along_axis, "each"), "CumSum"),
+    (Operator(reduces.along_axis), "LogSoftmax Softmax"),
 ]
-_RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES for op in ops.split()}
-_DOMAINS = {"DynamicQuantizeMatMul": MICROSOFT, **{cell.op: cell.domain for cell in CELLS}}
+_TABLE = {op: row for row, ops in _FAMILIES for op in ops.split()}
+
+
+def operator_of(node: gs.Node) -> Operator | None:
+    """What is known of a node's operator, or None where nothing is."""
+    row = _TABLE.get(node.op)
+    return row if row is not None and row.domain == (node.domain or "") else None
 
 
 def rule_of(node: gs.Node) -> Rule | None:
     """The rule for a node's operator, or None where there is none."""
-    return _RULES.get(node.op) if (node.domain or "") == _DOMAINS.get(node.op, "") else None
+    row = operator_of(node)
+    return None if row is None else row.rule

@@ -1,48 +1,16 @@
-"""Adapting what an operator on the units' way says about sizes.
-
-All arithmetic on shapes goes on as if nothing had been cut: the sizes of a shorter tensor are
-reported at full length, and only where an operator moves the shorter tensor is its parameter
-brought down. So a size may be computed in any way, and used for anything else.
-"""
+"""Adapting operators and declared shapes on the units' way to shorter tensors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import (
-    add_constant,
-    fresh_name,
-    insert_before,
-    insert_node,
-    replace_constant,
-    set_input,
-)
-from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.operators.base import Cut
 from onnx_rnn_prune.operators.labels import Mask, kept
+from onnx_rnn_prune.operators.table import operator_of
 from onnx_rnn_prune.trace.trace import Trace
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How one tensor gets shorter: along one axis, from `mask.size` to `mask.sum()` entries."""
-
-    axis: int
-    rank: int
-    mask: Mask
-
-    @property
-    def ratio(self) -> tuple[int, int]:
-        """New and old length."""
-        return int(self.mask.sum()), int(self.mask.size)
 
 
 def resize(document: Document, trace: Trace, keep: Mask) -> None:
@@ -50,195 +18,22 @@ def resize(document: Document, trace: Trace, keep: Mask) -> None:
     graph = document.graph
     cuts = {name: _cut(trace, name, keep) for name in trace.labels}
     for node in list(all_nodes(graph)):
-        if node.inputs and node.inputs[0].name in cuts and node.op in _RESIZERS:
-            _RESIZERS[node.op](graph, node, cuts)
+        row = operator_of(node)
+        if row is not None and row.resize is not None and node.inputs[0].name in cuts:
+            row.resize(graph, node, cuts)
     made = [tensor for node in all_nodes(graph) for tensor in node.outputs]
     for tensor in (*graph.inputs, *made):
         if tensor.name in cuts:
             _declare(tensor, cuts[tensor.name])
 
 
-def _cut(trace: Trace, name: str, keep: Mask) -> _Cut:
+def _cut(trace: Trace, name: str, keep: Mask) -> Cut:
     labels, axis = trace.labels[name], trace.axes[name]
     line = np.moveaxis(kept(labels, keep), axis, -1).reshape(-1, labels.shape[axis])[0]
-    return _Cut(axis, labels.ndim, line)
+    return Cut(axis, labels.ndim, line)
 
 
-def _declare(tensor: gs.Tensor, cut: _Cut) -> None:
+def _declare(tensor: gs.Tensor, cut: Cut) -> None:
     shape = getattr(tensor, "shape", None)
     if shape is not None and len(shape) == cut.rank and isinstance(shape[cut.axis], int):
         tensor.shape = [*shape[: cut.axis], cut.ratio[0], *shape[cut.axis + 1 :]]
-
-
-def _resize_target(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
-    """Reshape and Expand: the entry of the axis that gets shorter."""
-    cut = cuts.get(node.outputs[0].name)
-    if cut is None:
-        return
-    new, old = cut.ratio
-    if len(node.inputs) == 1:  # Reshape before opset 5
-        target = np.array(node.attrs["shape"])
-        node.attrs["shape"] = _scaled(target, cut.axis, new, old).tolist()
-        return
-    target_or_none = constant_value(node.inputs[1], graph.opset)
-    if target_or_none is None:
-        set_input(node, 1, _rescaled(graph, node.inputs[1], cut, new, old, before=node))
-        return
-    position = cut.axis - (cut.rank - target_or_none.size)
-    if position >= 0:
-        scaled = _scaled(target_or_none, position, new, old)
-        replace_constant(graph, node, 1, scaled)
-
-
-def _scaled(target: Array, position: int, new: int, old: int) -> npt.NDArray[np.int64]:
-    result = np.array(target, dtype=np.int64)
-    if result[position] > 0 and result[position] % old == 0:
-        result[position] = result[position] // old * new
-    return result
-
-
-def _rescaled(
-    graph: gs.Graph, sizes: gs.Tensor, cut: _Cut, new: int, old: int, *, before: gs.Node
-) -> gs.Tensor:
-    """Nodes that bring one entry n of a computed shape down from a multiple of `old` to `new`.
-
-    That is n - n / old * (old - new), in lowest terms and rounded towards zero: an entry that says
-    -1 (the rest), 0 (as before) or 1 (repeat) stays as it is.
-    """
-    common = math.gcd(new, old)
-    per, less = np.ones(cut.rank, dtype=np.int64), np.zeros(cut.rank, dtype=np.int64)
-    per[cut.axis], less[cut.axis] = old // common, (old - new) // common
-    tensor = sizes
-    for op, factor in (("Div", per), ("Mul", less)):
-        tensor = _computed(graph, op, sizes, [tensor, factor], before)
-    return _computed(graph, "Sub", sizes, [sizes, tensor], before)
-
-
-def _computed(
-    graph: gs.Graph, op: str, sizes: gs.Tensor, inputs: list[gs.Tensor | Array], before: gs.Node
-) -> gs.Variable:
-    name = f"{sizes.name}_{op.lower()}"
-    result = gs.Variable(fresh_name(graph, name))
-    tensors = [
-        item if isinstance(item, gs.Tensor) else add_constant(graph, f"{name}_by", item)
-        for item in inputs
-    ]
-    insert_before(graph, gs.Node(op, result.name, inputs=tensors, outputs=[result]), before=before)
-    return result
-
-
-def _resize_shape(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
-    """Shape: reports the full length, where anyone looks at that entry."""
-    cut = cuts[node.inputs[0].name]
-    first = int(node.attrs.get("start", 0)) % cut.rank
-    last = int(node.attrs.get("end", cut.rank))
-    last = last + cut.rank if last < 0 else min(last, cut.rank)
-    position = cut.axis - first
-    if not first <= cut.axis < last or not _entry_read(node.outputs[0], position, last - first):
-        return
-    full = node.outputs[0]
-    inner = gs.Variable(fresh_name(graph, f"{full.name}_cut"))
-    node.outputs[0] = inner
-    new, old = cut.ratio
-    factors = np.ones((2, last - first), dtype=np.int64)
-    factors[:, position] = old, new
-    product = gs.Variable(fresh_name(graph, f"{full.name}_mul"))
-    for op, factor, source, result in (
-        ("Div", factors[1], product, full),
-        ("Mul", factors[0], inner, product),
-    ):
-        name = f"{full.name}_{op.lower()}"
-        by = add_constant(graph, f"{name}_by", factor)
-        insert_node(graph, gs.Node(op, name, inputs=[source, by], outputs=[result]), after=node)
-
-
-def _entry_read(sizes: gs.Tensor, position: int, count: int) -> bool:
-    """Whether anyone may look at one entry of a shape."""
-    for reader in sizes.outputs:
-        index = constant_value(reader.inputs[1]) if reader.op == "Gather" else None
-        if index is None or position in np.ravel(index) % count:
-            return True
-    return not sizes.outputs
-
-
-def _resize_split(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
-    cut = cuts[node.inputs[0].name]
-    if int(node.attrs.get("axis", 0)) % cut.rank != cut.axis:
-        return
-    total, parts = cut.mask.size, len(node.outputs)
-    sizes = node.attrs.get("split")
-    if len(node.inputs) > 1 and node.inputs[1].name:
-        sizes = np.ravel(require_constant(node.inputs[1], graph.opset))
-    if sizes is None:
-        chunk = -(-total // parts)
-        sizes = [min(chunk, total - chunk * part) for part in range(parts)]
-    ends = np.cumsum(sizes)
-    after = [int(part.sum()) for part in np.split(cut.mask, ends[:-1])]
-    if graph.opset < 13:
-        node.attrs["split"] = after
-    else:
-        node.attrs.pop("num_outputs", None)
-        name = f"{node.outputs[0].name}_sizes"
-        set_input(node, 1, add_constant(graph, name, np.array(after, dtype=np.int64)))
-
-
-def _resize_gather(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
-    cut = cuts[node.inputs[0].name]
-    if int(node.attrs.get("axis", 0)) % cut.rank != cut.axis:
-        return
-    index = constant_value(node.inputs[1], graph.opset)
-    assert index is not None
-    wanted = np.asarray(index, dtype=np.int64) % cut.mask.size
-    places = np.cumsum(cut.mask) - 1
-    value = places[wanted[cut.mask[wanted]]].astype(index.dtype)
-    replace_constant(graph, node, 1, value)
-
-
-def _resize_slice(graph: gs.Graph, node: gs.Node, cuts: dict[str, _Cut]) -> None:
-    cut = cuts[node.inputs[0].name]
-    fields = _slice_fields(graph, node)
-    axes = fields["axes"] % cut.rank
-    if cut.axis not in axes:
-        return
-    where = int(np.flatnonzero(axes == cut.axis)[0])
-    size, before = cut.mask.size, np.concatenate([[0], np.cumsum(cut.mask)])
-    step = int(fields["steps"][where])
-    span = slice(int(fields["starts"][where]), int(fields["ends"][where]), step)
-    start, end, _ = span.indices(size)
-    back = 0 if step > 0 else 1  # backwards, entries start, start - 1, ..., end + 1 are taken
-    new_start = int(before[start + back]) - back
-    new_end = int(before[end + back]) - back
-    if new_end < 0:
-        new_end = -int(before[-1]) - 1
-    for name, value in (("starts", new_start), ("ends", new_end)):
-        changed = fields[name].copy()
-        changed[where] = value
-        if len(node.inputs) == 1:
-            node.attrs[name] = changed.tolist()
-        else:
-            replace_constant(graph, node, 1 if name == "starts" else 2, changed)
-
-
-def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.int64]]:
-    names = ("starts", "ends", "axes", "steps")
-    fields: dict[str, npt.NDArray[np.int64]] = {}
-    for slot, name in enumerate(names, start=1):
-        value: object = node.attrs.get(name)
-        if slot < len(node.inputs) and node.inputs[slot].name:
-            value = constant_value(node.inputs[slot], graph.opset)
-        if value is not None:
-            fields[name] = np.ravel(np.asarray(value, dtype=np.int64))
-    if "axes" not in fields:
-        fields["axes"] = np.arange(fields.get("starts", np.zeros(0)).size)
-    fields.setdefault("steps", np.ones(fields["axes"].size, dtype=np.int64))
-    return fields
-
-
-_RESIZERS: dict[str, Callable[[gs.Graph, gs.Node, dict[str, _Cut]], None]] = {
-    "Expand": _resize_target,
-    "Gather": _resize_gather,
-    "Reshape": _resize_target,
-    "Shape": _resize_shape,
-    "Slice": _resize_slice,
-    "Split": _resize_split,
-}

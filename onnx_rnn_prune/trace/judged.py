@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import MOVING, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.runnable import runnable_outputs
@@ -32,8 +32,7 @@ _RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", *_LIKE}
 _COMPARING = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _DECIDING = {"ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", *_COMPARING}
 # What makes an index of indices; of a table, the index counts.
-_PASSING = {"And", "Cast", "Concat", "Identity", "LabelEncoder", "Not", "OneHot", "Or", "Reshape"}
-_PASSING |= {"Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Xor"}
+_PASSING = MOVING | {"And", "Cast", "LabelEncoder", "Not", "OneHot", "Or", "Xor"}
 _TABLES = {"ArrayFeatureExtractor", "Gather"}
 # The inputs whose values decide about the size of what comes out.
 _SIZES = {

@@ -15,24 +15,13 @@ from onnx_rnn_prune.model.intermediate import surface
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.walk import all_nodes, places
+from onnx_rnn_prune.operators.moves import move
 from onnx_rnn_prune.operators.recurrent import RecurrentLayer
 from onnx_rnn_prune.operators.table import Shape, rule_of
 
 _SUFFIX = "__observed_shape"
 # Most runs that are made to come by every branch.
 _RUNS = 16
-# Inputs that say how an operator moves its data; their values are looked at.
-_PARAMETERS = {
-    "Expand": (1,),
-    "Gather": (1,),
-    "Reshape": (1,),
-    "ReverseSequence": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Squeeze": (1,),
-    "Tile": (1,),
-    "Unsqueeze": (1,),
-}
 
 
 @dataclass(frozen=True)
@@ -112,9 +101,8 @@ def _wanted(
         for tensor in (*node.inputs, *node.outputs):
             if tensor.name in reachable and not isinstance(tensor, gs.Constant):
                 shapes[tensor.name] = None
-        for slot in _PARAMETERS.get(node.op, ()):
-            if slot < len(node.inputs) and node.inputs[slot].name in shapes:
-                values[node.inputs[slot].name] = None
+        how = node.inputs[1:] if rule_of(node) is move else ()  # it moves its data
+        values.update(dict.fromkeys(tensor.name for tensor in how if tensor.name in shapes))
     return list(shapes), list(values)
 
 

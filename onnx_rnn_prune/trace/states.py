@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import MOVING
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import node_key, nodes_by_key, places
 from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
-_MOVING = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
-_MOVING |= {"Transpose", "Unsqueeze"}
+# What copies entries makes another state of one.
+_MOVING = (MOVING | {"Cast"}) - {"Expand", "Tile"}
 # What prepare may have put behind a state: its restore and an addition.
 _RESTORING = {"MatMul", "Add"}
 ENDS = {"initial_h": "Y_h", "initial_c": "Y_c"}

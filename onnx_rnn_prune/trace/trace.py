@@ -15,7 +15,7 @@ from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 from onnx_rnn_prune.operators.duplicates import find_twins
 from onnx_rnn_prune.operators.labels import Labels, tied_lanes, unit_axis
 from onnx_rnn_prune.operators.recurrent import RecurrentLayer
-from onnx_rnn_prune.operators.table import Bound, Step, Stop, rule_of
+from onnx_rnn_prune.operators.table import Bound, Step, Stop, operator_of, rule_of
 from onnx_rnn_prune.trace.answers import answer
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.states import Carried
@@ -275,6 +275,7 @@ def _make_step(
         observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
         results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
         opset=opset,
+        zero=row.zero if (row := operator_of(node)) is not None else "",
         altered=tuple(
             walk.altered[tensor.name] if came else ""
             for tensor, came in zip(node.inputs, arriving, strict=True)
