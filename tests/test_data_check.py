@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.data.check import check_feed
+from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.signature import Port
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
-from onnx_rnn_prune.data import places
+from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moment_store import Shelf
 from onnx_rnn_prune.evidence.moments import Moments
@@ -51,9 +51,9 @@ def test_what_modules_are_read_from(tmp_path, monkeypatch):
     for path in files:
         path.write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert places("my_package.feeds:make") == tuple(files)
-    assert places("my_package.absent:make") == tuple(files[:1])
-    assert places("sys:path", "no_such_module_anywhere:make", None, {}, print) == ()
+    assert input_paths("my_package.feeds:make") == tuple(files)
+    assert input_paths("my_package.absent:make") == tuple(files[:1])
+    assert input_paths("sys:path", "no_such_module_anywhere:make", None, {}, print) == ()
 
 
 def test_weights_of_constants_lie_beside_the_model_too(tmp_path, model):

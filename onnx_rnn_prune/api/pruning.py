@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx_rnn_prune.arguments import check_progress, frozen, streaming
 from onnx_rnn_prune.compression.sparsity import notes_on
-from onnx_rnn_prune.data import places
+from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.interface import read_interface
 from onnx_rnn_prune.pipeline.finish import finish
@@ -141,7 +141,7 @@ def prune(
         raise PruneError(
             "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
         )
-    inputs = places(model, data, eval_data, masks)
+    inputs = input_paths(model, data, eval_data, masks)
     opened = open_model(model, frozen(freeze))
     given = open_data(opened, data, eval_data, seed, asked, stream)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
@@ -226,7 +226,7 @@ def apply(
     )
     check_progress(progress)
     asked = asked_sizes(data, size)
-    inputs = places(model, plan, data, eval_data)
+    inputs = input_paths(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     opened = open_model(model, frozen(freeze))
     check_plan(chosen, opened.model, opened.layers)

@@ -15,7 +15,7 @@ from onnx_rnn_prune.arguments import (
     streaming,
     whole,
 )
-from onnx_rnn_prune.data import places
+from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import Progress, silent
@@ -112,7 +112,7 @@ def search(
     number = None if pick is None else whole(pick, "--pick", 1)
     check_progress(progress)
     stream = streaming(stream, True)
-    inputs = places(model, data, eval_data)
+    inputs = input_paths(model, data, eval_data)
     memory = None if study is None else Path(study)
     opened = open_model(model, frozen(freeze))
     given = open_three(opened, crew.reachable(data), crew.reachable(eval_data), stream)

@@ -13,7 +13,7 @@ from onnx_rnn_prune.arguments import MODES
 from onnx_rnn_prune.cli.names import FileName
 from onnx_rnn_prune.compression.sparsity import SPARSIFIERS
 from onnx_rnn_prune.cost.price import PRICES
-from onnx_rnn_prune.data.values import is_function_name
+from onnx_rnn_prune.data.sources import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation.recovery import RECOVERIES
 from onnx_rnn_prune.evaluation.schedules import SCHEDULES

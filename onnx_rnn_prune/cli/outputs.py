@@ -14,7 +14,7 @@ import click
 from rich.console import Console, RenderableType
 
 from onnx_rnn_prune import report
-from onnx_rnn_prune.data import places
+from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
@@ -33,7 +33,7 @@ _PIPE_WIDTH = 120
 def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
     """Refuses what cannot be written, or must not be, before the work is done."""
     paths = [Path(path) for path in outputs if path is not None]
-    given = places(*inputs)
+    given = input_paths(*inputs)
     for number, path in enumerate(paths):
         check_output(path, given)
         if real_path(path) in map(real_path, paths[:number]):

@@ -1,21 +1,209 @@
-"""Feeds: checked inputs that can be run through as often as needed, one in memory at a time."""
+"""Checks of a feed against a model's inputs: one error line instead of a crash in the runtime."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from onnx_rnn_prune.data.check import check_feed
 from onnx_rnn_prune.data.files import open_path
-from onnx_rnn_prune.data.sources import Source
-from onnx_rnn_prune.data.values import is_function_name, open_function, open_value
+from onnx_rnn_prune.data.sources import (
+    FAILURES,
+    Source,
+    is_function_name,
+    open_function,
+    open_value,
+)
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import NamedFeed
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.runner import Array, NamedFeed
 from onnx_rnn_prune.model.signature import Port
+
+# What the right answers are called that may lie in a feed beside its inputs.
+LABELS = "labels"
+
+
+def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where: str) -> NamedFeed:
+    """A feed as onnxruntime wants it: every input there, of the declared type and rank.
+
+    What lies beside the inputs under the name `labels` becomes the feed's labels.
+
+    Values are converted to the declared type where they survive it (integers of another width,
+    whole numbers as floats, floats of another precision).
+
+    Args:
+        raw: a mapping from input names to arrays or what NumPy makes arrays of.
+        ports: the model's inputs.
+        states: inputs that may be missing and then start at zero.
+        where: what errors call the feed.
+
+    Raises:
+        PruneError: a name is missing or unknown; a value has the wrong type, rank or size, is
+            empty, is not finite; or sizes that should be the same differ.
+    """
+    if not isinstance(raw, Mapping):
+        raise PruneError(
+            f"a feed must be a dict of arrays, not {type(raw).__name__}",
+            where=where,
+            remedy="map the names of graph inputs to arrays",
+        )
+    _check_names([str(key) for key in raw], ports, states, where)
+    sizes: dict[str, tuple[int, str]] = {}
+    given = {p.name: _check_value(raw[p.name], p, sizes, where) for p in ports if p.name in raw}
+    values = {p.name: given[p.name] if p.name in given else _zeros(p, sizes, where) for p in ports}
+    labels = raw.get(LABELS) if LABELS not in values else None
+    return NamedFeed(values, where, None if labels is None else _labels(labels, where))
+
+
+def _check_names(
+    names: Sequence[str], ports: Sequence[Port], states: frozenset[str], where: str
+) -> None:
+    known = [port.name for port in ports]
+    for name in names:
+        if name not in known and name != LABELS:
+            close = [other for other in known if other.lower() == name.lower()]
+            close = close or get_close_matches(name, known, n=1)
+            raise PruneError(
+                f"the model has no input '{name}'",
+                where=where,
+                remedy=f"did you mean '{close[0]}'?" if close else f"its inputs are {_list(known)}",
+            )
+    missing = [name for name in known if name not in names and name not in states]
+    if missing:
+        there = _list(names) if names else "nothing"
+        raise PruneError(
+            f"the input {_list(missing)} is missing",
+            where=where,
+            remedy=f"add it; the feed has {there}",
+        )
+
+
+def _check_value(value: object, port: Port, sizes: dict[str, tuple[int, str]], where: str) -> Array:
+    where = f"{where}: input '{port.name}'"
+    array = _convert(value, port, where)
+    if port.dims is not None:
+        _check_shape(array, port, sizes, where)
+    if array.size == 0:
+        raise PruneError(
+            f"it is empty, its shape is {list(array.shape)}",
+            where=where,
+            remedy="leave out feeds without entries",
+        )
+    if is_float(array.dtype):
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise PruneError(
+                f"{bad} of {array.size} entries are NaN or infinite as {array.dtype.name}",
+                where=where,
+                remedy="give finite numbers",
+            )
+    return array
+
+
+def _check_shape(array: Array, port: Port, sizes: dict[str, tuple[int, str]], where: str) -> None:
+    """Compares a shape with the declared one; `sizes` remembers each named size and its input."""
+    dims = port.dims or ()
+    if array.ndim != len(dims):
+        raise PruneError(
+            f"its shape {list(array.shape)} has {array.ndim} axes where the model takes "
+            f"{len(dims)}",
+            where=where,
+            remedy=f"give it as {port}",
+        )
+    for axis, (size, dim) in enumerate(zip(array.shape, dims, strict=True)):
+        if isinstance(dim, int) and size != dim:
+            raise PruneError(
+                f"its shape {list(array.shape)} has size {size} on axis {axis} where the model "
+                f"takes {dim}",
+                where=where,
+                remedy=f"give it as {port}",
+            )
+        if isinstance(dim, str):
+            first, owner = sizes.setdefault(dim, (size, port.name))
+            if size != first:
+                raise PruneError(
+                    f"'{dim}' is {size} on axis {axis} but {first} in input '{owner}'",
+                    where=where,
+                    remedy="give both the same size",
+                )
+
+
+def _labels(value: object, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except FAILURES as error:
+        raise PruneError(
+            f"its labels cannot be made an array: {error}", where=where, remedy="give an array"
+        ) from error
+
+
+def _convert(value: object, port: Port, where: str) -> Array:
+    if port.dtype is None:
+        raise PruneError(
+            "the model takes something else than a tensor here, which feeds cannot hold",
+            where=where,
+            remedy="export the model with tensor inputs",
+        )
+    try:
+        array = np.asarray(value)
+    except FAILURES as error:  # objects of other libraries fail in their own ways
+        raise PruneError(
+            f"cannot be made an array: {error}", where=where, remedy=f"give it as {port}"
+        ) from error
+    if array.dtype == port.dtype:
+        return array
+    if port.dtype == object and array.dtype.kind in "US":
+        return array.astype(object)
+    converted = _cast(array, port.dtype)
+    if converted is None:
+        raise PruneError(
+            f"its values are {array.dtype.name}, which do not survive as {port.dtype.name}",
+            where=where,
+            remedy=f"give it as {port}",
+        )
+    return converted
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
+    """The array in another type, or None where values would change by more than rounding."""
+    source_float, target_float = is_float(array.dtype), is_float(dtype)
+    if not (source_float or array.dtype.kind in "biu"):
+        return None
+    if not (target_float or dtype.kind in "biu"):
+        return None
+    if source_float and not target_float:
+        return None
+    # What overflows becomes infinite, which the caller refuses.
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(dtype)
+        if source_float:
+            return converted
+        back = converted.astype(array.dtype)
+        # A cast to an unsigned type and back gives a negative number again.
+        wrapped = dtype.kind == "u" and bool(np.any(np.less(array, 0)))
+    return converted if not wrapped and np.array_equal(back, array) else None
+
+
+def _zeros(port: Port, sizes: Mapping[str, tuple[int, str]], where: str) -> Array:
+    """A state at its start; sizes that no other input tells are 1."""
+    if port.dtype is None or port.dims is None:
+        raise PruneError(
+            f"the model does not say which shape the state '{port.name}' has",
+            where=where,
+            remedy=f"add '{port.name}' to the feed",
+        )
+    shape = [dim if isinstance(dim, int) else sizes.get(dim or "", (1, ""))[0] for dim in port.dims]
+    return np.zeros(shape, port.dtype)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
 
 # Calls of a stream that time is measured on.
 _OPENING = 32
@@ -23,6 +211,7 @@ _OPENING = 32
 Checker = Callable[[object, str], NamedFeed]
 
 
+@dataclass(frozen=True, eq=False)
 class Feeds:
     """A number of feeds, each a dict from input names to arrays.
 
@@ -33,40 +222,36 @@ class Feeds:
     feed that goes on from none, and from which none goes on, is a stream by itself.
 
     Attributes:
-        source: where the feeds come from, for reports.
+        origin: where raw feeds come from.
+        check: makes a feed of a raw one, and of what errors call it.
         random: whether they are made up.
         shared: whether they also serve another purpose, because there were too few to split.
+        indices: which of the origin's feeds these are, in order; None for all.
         states: where feeds follow one another, the state inputs, each with the output in which a
             call leaves what it is in the next; empty where each feed stands alone.
+        starts: numbers of the origin's feeds with which a stream starts.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        check: Checker,
-        *,
-        random: bool = False,
-        shared: bool = False,
-        indices: Sequence[int] | None = None,
-        states: Mapping[str, str] = MappingProxyType({}),
-        starts: frozenset[int] = frozenset(),
-    ) -> None:
-        self.source = source.name
-        self.random = random
-        self.shared = shared
-        self.states = dict(states)
-        self._source = source
-        self._check = check
-        self._indices = None if indices is None else tuple(sorted(set(indices)))
-        self._starts = starts
+    origin: Source
+    check: Checker
+    random: bool = False
+    shared: bool = False
+    indices: tuple[int, ...] | None = None
+    states: Mapping[str, str] = field(default_factory=dict)
+    starts: frozenset[int] = frozenset()
+
+    @property
+    def source(self) -> str:
+        """Where the feeds come from, for reports."""
+        return self.origin.name
 
     def __iter__(self) -> Iterator[NamedFeed]:
-        wanted = None if self._indices is None else frozenset(self._indices)
+        wanted = None if self.indices is None else frozenset(self.indices)
         count = 0
-        numbers = itertools.count() if self._indices is None else self._indices
-        for number, (label, raw) in zip(numbers, self._source.read(wanted), strict=False):
-            feed = self._check(raw, label)
-            if count and self.states and number not in self._starts:
+        numbers = itertools.count() if self.indices is None else self.indices
+        for number, (label, raw) in zip(numbers, self.origin.read(wanted), strict=False):
+            feed = self.check(raw, label)
+            if count and self.states and number not in self.starts:
                 feed.follows = self.states
             count += 1
             yield feed
@@ -82,7 +267,7 @@ class Feeds:
             )
 
     def __len__(self) -> int:
-        return len(self._source) if self._indices is None else len(self._indices)
+        return len(self.origin) if self.indices is None else len(self.indices)
 
     @property
     def streams(self) -> int:
@@ -92,7 +277,7 @@ class Feeds:
     @property
     def laid_out(self) -> frozenset[int]:
         """The feeds that come first in a folder or iterable, by their numbers in this object."""
-        starts = self._source.starts
+        starts = self.origin.starts
         return frozenset(at for at, number in enumerate(self.numbers) if number in starts)
 
     def joined(self, states: Mapping[str, str], starts: Iterable[int]) -> Feeds:
@@ -103,13 +288,12 @@ class Feeds:
             starts: numbers of the feeds with which a stream starts.
         """
         numbers = self.numbers
-        first = frozenset(numbers[at] for at in starts)
-        return self._only(range(len(self)), self.shared, states, first)
+        return replace(self, states=states, starts=frozenset(numbers[at] for at in starts))
 
     def take(self, numbers: Iterable[int]) -> Feeds:
         """The streams with these numbers, counted from 0 within this object."""
         streams = self._streams()
-        return self._only([at for number in numbers for at in streams[number]], self.shared)
+        return self._only(at for number in numbers for at in streams[number])
 
     def opening(self) -> list[NamedFeed]:
         """The first feed, and some of those that follow it."""
@@ -135,25 +319,21 @@ class Feeds:
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, not {held_out}")
         if len(self) < 2:
-            both = self._only(range(len(self)), True)
+            both = replace(self, shared=True)
             return both, both
         count = self.streams
         number = min(max(1, round(count * held_out)), count - 1)
         if count < 2:
-            return self._cut(len(self) - max(1, round(len(self) * held_out)))
+            at = max(len(self) - max(1, round(len(self) * held_out)), 1)
+            return self._only(range(at)), self._only(range(at, len(self)))
         chosen = set(np.random.default_rng(count).permutation(count)[:number].tolist())
         return self.take(set(range(count)) - chosen), self.take(chosen)
-
-    def _cut(self, at: int) -> tuple[Feeds, Feeds]:
-        at = max(at, 1)
-        later = self._only(range(at, len(self)), self.shared)
-        return self._only(range(at), self.shared), later
 
     def _streams(self) -> list[list[int]]:
         """The places of the feeds of each stream."""
         found: list[list[int]] = []
         for at, number in enumerate(self.numbers):
-            if at == 0 or not self.states or number in self._starts:
+            if at == 0 or not self.states or number in self.starts:
                 found.append([])
             found[-1].append(at)
         return found
@@ -161,25 +341,11 @@ class Feeds:
     @property
     def numbers(self) -> tuple[int, ...]:
         """Which of the source's feeds these are."""
-        return tuple(range(len(self))) if self._indices is None else self._indices
+        return tuple(range(len(self))) if self.indices is None else self.indices
 
-    def _only(
-        self,
-        places: Iterable[int],
-        shared: bool,
-        states: Mapping[str, str] | None = None,
-        starts: frozenset[int] | None = None,
-    ) -> Feeds:
+    def _only(self, places: Iterable[int]) -> Feeds:
         numbers = self.numbers
-        return Feeds(
-            self._source,
-            self._check,
-            random=self.random,
-            shared=shared,
-            indices=[numbers[at] for at in places],
-            states=self.states if states is None else states,
-            starts=self._starts if starts is None else starts,
-        )
+        return replace(self, indices=tuple(sorted({numbers[at] for at in places})))
 
 
 def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) -> Feeds:
@@ -204,15 +370,7 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
         return check_feed(raw, ports, states, label)
 
     if isinstance(source, Feeds):
-        return Feeds(
-            source._source,
-            check,
-            random=source.random,
-            shared=source.shared,
-            indices=source._indices,
-            states=source.states,
-            starts=source._starts,
-        )
+        return replace(source, check=check)
     feeds = Feeds(_open(source, ports), check)
     if len(feeds) == 0:
         raise PruneError("there are no feeds in it", where=feeds.source, remedy="give at least one")

@@ -1,4 +1,4 @@
-"""Feeds in files: .npz archives and ONNX test_data_set folders."""
+"""Feeds in files, .npz archives and ONNX test_data_set folders; which files are read at all."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.machinery import PathFinder
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 
-from onnx_rnn_prune.data.sources import Listed, RawFeed, Source
+from onnx_rnn_prune.data.sources import Listed, RawFeed, Source, is_function_name
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.checks import anchor
+from onnx_rnn_prune.model.checks import anchor, real_path, weight_files
 from onnx_rnn_prune.model.external import is_reference, tensor_values
 from onnx_rnn_prune.model.files import require_plain
 from onnx_rnn_prune.model.runner import Array
@@ -185,3 +186,48 @@ def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Sorts clip2 before clip10, and never depends on the order a folder happens to have."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], path.name
+
+
+def input_paths(*sources: object) -> tuple[Path, ...]:
+    """The files and folders that models, data and plans are read from.
+
+    Args:
+        sources: as users give them; what is neither a path nor `module:function` has no place.
+    """
+    found: list[Path] = []
+    for source in sources:
+        if not isinstance(source, str | Path):
+            continue
+        path = real_path(source)
+        if isinstance(source, str) and is_function_name(source) and not path.exists():
+            found += _module_files(source.partition(":")[0])
+            continue
+        found.append(path)
+        if path.is_file() and path.suffix.lower() != ".npz":
+            found += weight_files(path)
+    return tuple(found)
+
+
+def absolute(source: object) -> object:
+    """The same source for a process that runs in another folder."""
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source).absolute()
+    return path if path.exists() else source
+
+
+def _module_files(name: str) -> list[Path]:
+    """The file of a module and those of the packages around it; nothing is imported."""
+    found: list[Path] = []
+    inner, folders = "", None
+    for part in name.split("."):
+        inner = f"{inner}.{part}" if inner else part
+        spec = PathFinder.find_spec(inner, folders)
+        if spec is None:
+            break
+        if spec.has_location and spec.origin:
+            found.append(Path(spec.origin))
+        folders = spec.submodule_search_locations
+        if folders is None:
+            break
+    return found

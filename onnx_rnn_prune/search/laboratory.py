@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
-from onnx_rnn_prune.data.check import check_feed
+from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.evaluation.bench import Bench
 from onnx_rnn_prune.evaluation.recovery import recover_units
 from onnx_rnn_prune.evaluation.schedules import Schedule

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnx_rnn_prune.data.values import is_function_name, named_function
+from onnx_rnn_prune.data.sources import is_function_name, named_function
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix

@@ -15,8 +15,7 @@ from numbers import Real
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.data.sources import FAILURES
-from onnx_rnn_prune.data.values import is_function_name, named_function
+from onnx_rnn_prune.data.sources import FAILURES, is_function_name, named_function
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_rnn_prune.data.sources import FAILURES
-from onnx_rnn_prune.data.values import is_function_name, named_function
+from onnx_rnn_prune.data.sources import FAILURES, is_function_name, named_function
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Feed, NamedFeed, Runner, Streaming
