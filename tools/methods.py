@@ -1,8 +1,8 @@
 """Compare pruning methods on models with a job: `python tools/methods.py`.
 
-Criteria and recoveries are those that the package has. Each outcome goes to a file as it comes, so
-that this can be stopped and goes on where it was. `python tools/fetch_models.py nsnet2 speech lac
-lac_tables newspaper` gets what the sample models do not cover.
+Each outcome goes to a file as it comes, so that this can be stopped and goes on where it was.
+`python tools/fetch_models.py nsnet2 speech lac lac_tables newspaper` gets what the sample models do
+not cover. What training brings depends on its minutes: bench_nsnet2.py and bench_lac.py tell.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Each trial has one core; libraries read this when they are loaded.
@@ -20,65 +20,43 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from fetch_models import default_folder
 from methods_plot import plot
 from methods_table import table
-from onnx_rnn_prune.evaluation.recovery import RECOVERIES
-from onnx_rnn_prune.evaluation.schedules import SCHEDULES
-from onnx_rnn_prune.selection.criteria import CRITERIA
-from onnx_rnn_prune.selection.request import STRATEGIES
 from pages import write_section
 from tasks import TASKS
 from trials import Cache, Method, Trial, fingerprint, run_all
 
 DEFAULT = Method()
-STEPS = 4
-SUM = "reconstruction+0.5*l2"
 PLOT = Path(__file__).resolve().parent / "plots" / "methods.png"
+# What a user would weigh against the default: other ways to rank, to share, to recover, to leave.
+TABLE = (
+    DEFAULT,
+    Method(allocate="global"),
+    Method(allocate="joint"),
+    Method(steps=4),
+    Method("l2"),
+    Method("taylor"),
+    Method("random"),
+    Method(recover="merge"),
+    Method(recover="none"),
+    Method("l2", "none"),
+)
+# A few to follow over all shares of units.
+CURVES = (
+    DEFAULT,
+    Method(recover="none"),
+    Method("l2"),
+    Method("l2", "none"),
+    Method("random"),
+    Method("random", "none"),
+)
+GRIDS = {"table": TABLE, "curves": CURVES}
 
 
-def coarse(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:
-    """Every way to share, and every criterion with and without recovery; the default first."""
-    yield from (Method(allocate=allocate) for allocate in STRATEGIES)
-    for recover in ("lstsq", "none"):
-        for criterion in sorted(criteria, key=lambda name: name != DEFAULT.criterion):
-            yield Method(criterion, recover)
-
-
-def full(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:
-    """The same, and all that can be done with the units that the default criterion picks."""
-    yield from coarse(criteria, recoveries)
-    yield from (Method(SUM, recover) for recover in ("lstsq", "none"))
-    yield from (Method(recover=recover) for recover in recoveries)
-    yield Method("l2", "none", allocate="global")
-    yield Method(allocate="global", per="params")
-    yield from (Method(schedule=schedule, steps=STEPS) for schedule in SCHEDULES)
-    yield Method(rank="50%")
-    yield from (Method(sparsify="2:4", sparsify_by=by) for by in ("obs", "magnitude"))
-    yield from (Method(quantize=quantize) for quantize in ("int8", "fp16", "bits=4"))
-
-
-def curves(criteria: Sequence[str], recoveries: Sequence[str]) -> Iterator[Method]:
-    """A few methods to follow over all shares of units."""
-    yield DEFAULT
-    yield Method(recover="none")
-    for criterion in ("l2", "random"):
-        yield Method(criterion)
-        yield Method(criterion, "none")
-
-
-GRIDS: Mapping[str, Callable[[Sequence[str], Sequence[str]], Iterator[Method]]] = {
-    "coarse": coarse,
-    "full": full,
-    "curves": curves,
-}
-
-
-def trials(
-    grid: str, tasks: Sequence[str], methods: Sequence[Method], seeds: int
-) -> Iterator[Trial]:
+def trials(grid: str, tasks: Sequence[str], seeds: int) -> Iterator[Trial]:
     """What is to be tried, the original of each model first."""
     for name in tasks:
         yield Trial(name)
         for keep in TASKS[name].keeps if grid == "curves" else (TASKS[name].keep,):
-            for method in methods:
+            for method in GRIDS[grid]:
                 for seed in range(seeds):
                     yield Trial(name, keep, seed, method)
 
@@ -87,13 +65,9 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--grid", choices=GRIDS, default="coarse", help="which methods to try")
+    add("--grid", choices=GRIDS, default="table", help="which methods to try")
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="models to try them on")
-    add("--criteria", nargs="+", choices=CRITERIA, default=list(CRITERIA))
-    add(
-        "--recover", nargs="+", choices=RECOVERIES, default=list(RECOVERIES), help="for --grid full"
-    )
-    add("--seeds", type=int, default=1, help="draws of what is random and of calibration data")
+    add("--seeds", type=int, default=5, help="draws of what is random and of calibration data")
     add("--jobs", type=int, default=2, help="trials at a time, each on one core")
     add("--limit", type=float, default=600.0, help="seconds that choosing and cutting may take")
     add("--models", type=Path, default=default_folder(), help="folder to read")
@@ -109,8 +83,7 @@ def main() -> int:
     choices = parsed()
     code = fingerprint()
     cache = Cache(choices.cache, "" if choices.reuse else code)
-    methods = list(dict.fromkeys(GRIDS[choices.grid](choices.criteria, choices.recover)))
-    wanted = list(dict.fromkeys(trials(choices.grid, choices.tasks, methods, choices.seeds)))
+    wanted = list(dict.fromkeys(trials(choices.grid, choices.tasks, choices.seeds)))
     try:
         done = run_all(choices.models, wanted, cache, code, choices.limit, choices.jobs)
         for number, outcome in enumerate(done, start=1):
@@ -119,7 +92,7 @@ def main() -> int:
             name = f"{trial.task} {trial.keep}, {trial.method or 'original'}, {trial.seed}"
             print(f"{number}: {name}: {value} ({outcome.seconds:.0f} s)", file=sys.stderr)
         outcomes = [cache.outcomes[trial] for trial in wanted]
-        text = table(outcomes, DEFAULT)
+        text = table(outcomes)
         if choices.plot:
             plot(outcomes, choices.plot)
         print(text)
