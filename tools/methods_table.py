@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ def _is_ahead(task: Task, one: Mapping[int, float], other: Mapping[int, float]) 
     leads = [sign * (one[seed] - other[seed]) for seed in one.keys() & other.keys()]
     if len(leads) < 2:
         return False
-    return float(np.mean(leads)) > CLEAR * float(np.std(leads, ddof=1)) / len(leads) ** 0.5
+    return float(np.mean(leads)) > CLEAR * float(np.std(leads, ddof=1)) / math.sqrt(len(leads))
 
 
 def _failures(outcomes: Sequence[Outcome]) -> str:
