@@ -1,11 +1,19 @@
-"""The one error a user sees: what is wrong, where, and what to do about it."""
+"""The one error a user sees: what is wrong, where, and what to do about it.
+
+A message names an option by its flag, `--min-units` or `--metric=snr`, the one spelling that can be
+mistaken for nothing else. Who reads it decides how that is shown: a caller from Python sees the
+argument, `min_units=` or `metric='snr'`, and the command line `--min-units` and `--metric snr`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 
 from onnx_rnn_prune.text import visible
+
+_FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?:=(\S*[^\s,;:.?)]))?(?=[,;:.?)]*(?:\s|$))")
 
 
 class PruneError(Exception):
@@ -18,19 +26,50 @@ class PruneError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        self.what, self.where, self.remedy = (
-            visible(" ".join(text.split())) for text in (what, where, remedy)
-        )
+        self._parts = tuple(visible(" ".join(text.split())) for text in (what, where, remedy))
+        self.what, self.where, self.remedy = map(as_arguments, self._parts)
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[Callable[[str], PruneError], tuple[str]]:
-        return partial(type(self), where=self.where, remedy=self.remedy), (self.what,)
+        what, where, remedy = self._parts
+        return partial(type(self), where=where, remedy=remedy), (what,)
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        advice = f"; {self.remedy}" if self.remedy else ""
-        return f"{place}{self.what}{advice}"
+        return _sentence(self.what, self.where, self.remedy)
+
+    @property
+    def for_shell(self) -> str:
+        """The message for who reads it on the command line."""
+        return _sentence(*map(as_flags, self._parts))
 
 
 class Unmet(PruneError):
     """A promise that a result does not keep: outputs differ, or a budget cannot be met."""
+
+
+def as_arguments(text: str) -> str:
+    """A text in which options are named as Python's arguments."""
+
+    def argument(found: re.Match[str]) -> str:
+        name, value = found[1].replace("-", "_"), found[2]
+        if value is None:
+            return f"{name}="
+        key, equals, size = value.partition("=")
+        return f"{name}={{{key!r}: {size!r}}}" if equals else f"{name}={_literal(value)}"
+
+    return _FLAG.sub(argument, text)
+
+
+def as_flags(text: str) -> str:
+    """A text in which options are named as on the command line."""
+    return _FLAG.sub(lambda found: f"--{found[1]} {found[2] or ''}".rstrip(), text)
+
+
+def _literal(value: str) -> str:
+    return value if value.isdecimal() else repr(value)
+
+
+def _sentence(what: str, where: str, remedy: str) -> str:
+    place = f"{where}: " if where else ""
+    advice = f"; {remedy}" if remedy else ""
+    return f"{place}{what}{advice}"

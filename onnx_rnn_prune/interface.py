@@ -43,6 +43,6 @@ def read_interface(shrink_states: object, metadata: object, mode: str) -> Interf
         )
     if shrink_states and mode == "zero":
         raise PruneError(
-            "zeros leave states as they are", where="--shrink-states", remedy="use --mode shrink"
+            "zeros leave states as they are", where="--shrink-states", remedy="use --mode=shrink"
         )
     return Interface(shrink_states, keys)

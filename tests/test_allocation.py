@@ -89,12 +89,12 @@ def test_joint_is_never_worse_on_what_it_measures(feeds):
 
 
 def test_joint_needs_data():
-    with pytest.raises(PruneError, match=r"^--allocate: joint .* there is no data"):
+    with pytest.raises(PruneError, match=r"^allocate=: joint .* there is no data"):
         onnx_rnn_prune.plan(stacked(None), allocate="joint")
 
 
 def test_one_share_for_every_layer_is_not_paid_for():
-    with pytest.raises(PruneError, match=r"^--per: "):
+    with pytest.raises(PruneError, match=r"^per=: "):
         onnx_rnn_prune.plan(stacked(None), per="params")
 
 
@@ -200,10 +200,10 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
 
 @pytest.mark.parametrize("recover", ["none", "bias", "merge"])
 def test_fading_takes_a_recovery_that_learns(recover, feeds):
-    with pytest.raises(PruneError, match=r"^--schedule: "):
+    with pytest.raises(PruneError, match=r"^schedule=: "):
         onnx_rnn_prune.prune(stacked(None), data=feeds, schedule="soft", recover=recover)
 
 
 def test_fading_takes_data():
-    with pytest.raises(PruneError, match=r"^--schedule: there is no data"):
+    with pytest.raises(PruneError, match=r"^schedule=: there is no data"):
         onnx_rnn_prune.prune(stacked(None), schedule="soft", steps=3)

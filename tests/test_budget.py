@@ -63,7 +63,7 @@ def test_keep(value, expected):
 def test_keep_refuses(value):
     with pytest.raises(PruneError) as caught:
         parse_keep(value)
-    assert str(caught.value).startswith("--keep: ")
+    assert str(caught.value).startswith("keep=: ")
     assert caught.value.remedy
 
 
@@ -99,7 +99,7 @@ def test_budget(text, expected):
 def test_budget_refuses(text):
     with pytest.raises(PruneError) as caught:
         parse_budget(text)
-    assert str(caught.value).startswith("--budget: ")
+    assert str(caught.value).startswith("budget=: ")
     assert caught.value.remedy
 
 
@@ -152,5 +152,5 @@ def test_layers_that_are_tied_keep_one_amount():
 
 @pytest.mark.parametrize("value", [["40%", "50%"], [], "=40%", ["a="], {"a": "x"}])
 def test_what_names_no_amount_is_refused(value):
-    with pytest.raises(PruneError, match="--keep: "):
+    with pytest.raises(PruneError, match="keep=: "):
         parse_keeps(value)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -308,6 +309,50 @@ def test_an_amount_that_is_none(keep, model, capsys):
     assert call("prune", model, "-o", model.parent / "o.onnx", "--keep", keep) == 1
     assert one_line(capsys).startswith("Error: --keep: ")
     assert not (model.parent / "o.onnx").exists()
+
+
+def test_an_error_names_flags_to_a_shell_and_arguments_to_python(model, capsys):
+    out = model.parent / "o.onnx"
+    calls = [
+        ((), {"align": 0}, "align=: 0 is not", "--align: 0 is not"),
+        (
+            ("--quantize", "int8"),
+            {"quantize": "int8"},
+            "quantize='int8': no",
+            "--quantize int8: no",
+        ),
+        (
+            ("--state-metadata", "k"),
+            {"state_metadata": "k"},
+            "add shrink_states=",
+            "add --shrink-states",
+        ),
+        (("--only", "a"), {"only": "a"}, "only= and skip=: ", "--only and --skip: "),
+    ]
+    for flags, arguments, python, shell in calls:
+        with pytest.raises(PruneError, match=python) as caught:
+            api.prune(model, **arguments)
+        assert shell in caught.value.for_shell
+        if flags:
+            assert call("prune", model, "-o", out, *flags) == 1
+            assert shell in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "python", "shell"),
+    [
+        ("add --size=x=1x100", "add size={'x': '1x100'}", "add --size x=1x100"),
+        ("--metric=a.b:c", "metric='a.b:c'", "--metric a.b:c"),
+        ("--align=16 and --only", "align=16 and only=", "--align 16 and --only"),
+        ("a--b, '--c', x/--d, --e.npz, --", "a--b, '--c', x/--d, --e.npz, --", None),
+    ],
+)
+def test_options_in_messages(text, python, shell):
+    error = pickle.loads(pickle.dumps(PruneError(text, where=text, remedy=text)))
+    shell = shell or text
+    assert (error.what, error.where, error.remedy) == (python,) * 3
+    assert str(error) == f"{python}: {python}; {python}"
+    assert error.for_shell == f"{shell}: {shell}; {shell}"
 
 
 def test_a_missing_model_is_an_error_of_one_line(tmp_path, capsys):

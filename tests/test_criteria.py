@@ -185,7 +185,7 @@ def test_a_sum_of_criteria_is_one_of_ranks():
     "text", ["", "best", "l2+", "l2+best", "x*l2", "nan*l2", "l2*2", "inf*l2", "2**l2"]
 )
 def test_what_is_no_criterion_is_refused(text):
-    with pytest.raises(PruneError, match=r"^--criterion: "):
+    with pytest.raises(PruneError, match=r"^criterion=: "):
         parse_criterion(text)
 
 

@@ -335,14 +335,14 @@ def test_sizes_that_are_asked_for():
 )
 def test_sizes_that_do_not_fit(asked, message):
     model = build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5))
-    with pytest.raises(PruneError, match=f"^--size.*{message}"):
+    with pytest.raises(PruneError, match=f"^size=.*{message}"):
         inspect(model, size=asked)
 
 
 def test_sizes_beside_data():
     model = build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5))
     with pytest.raises(
-        PruneError, match="the feeds of --data have sizes of their own; leave one of the two out"
+        PruneError, match="the feeds of data= have sizes of their own; leave one of the two out"
     ):
         prune(model, data={"x": np.zeros((3, 1, 5))}, size={"time": 3})
 
@@ -367,7 +367,7 @@ def test_a_refusal_names_the_axis_and_the_option():
     constants = {"far": np.array(3), "first": np.array([2]), "table": np.zeros(3, np.float32)}
     outputs = "float[p, q, s, t] y, float[o] row"
     model = build(body, "float[n, samples] a", outputs, recurrent(5) | constants)
-    message = r"no size was found for axis 0 of input 'a' with which .*--size a=16000x1$"
+    message = r"no size was found for axis 0 of input 'a' with which .*size=\{'a': '16000x1'\}$"
     with pytest.raises(PruneError, match=message):
         prune(model, keep=0.5)
     assert re.search(message, inspect(model)["warnings"][-1])
@@ -375,7 +375,7 @@ def test_a_refusal_names_the_axis_and_the_option():
 
 def test_a_size_that_is_asked_for_and_does_not_do():
     model = build(LSTM, "float[time, batch, width] x", "float[a, b, c, d] y", recurrent(5))
-    message = r"^--size: the model does not run with width=6, whatever .*W must have shape"
+    message = r"^size=: the model does not run with width=6, whatever .*W must have shape"
     with pytest.raises(PruneError, match=message):
         inspect(model, size={"width": 6})
 
@@ -398,7 +398,7 @@ def test_where_all_sizes_are_fixed_nothing_was_guessed():
         (
             "time, 1, 3",
             {"x": "268435456x1x3"},
-            "axis 0 of input 'x'.*268435456.*ask --size for less",
+            "axis 0 of input 'x'.*268435456.*ask size= for less",
         ),
         ("time, batch, 3", {"time": 1 << 28, "batch": 1}, "axis 0 of input 'x' has size 268435456"),
     ],

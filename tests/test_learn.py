@@ -72,8 +72,8 @@ def feeds(count=8, steps=20):
 @pytest.mark.parametrize(
     ("asked", "option"),
     [
-        ({"recover": "distill"}, "--recover distill"),
-        ({"criterion": "taylor"}, "--criterion taylor"),
+        ({"recover": "distill"}, "recover='distill'"),
+        ({"criterion": "taylor"}, "criterion='taylor'"),
     ],
 )
 def test_without_torch_one_line_says_what_to_install(monkeypatch, asked, option):

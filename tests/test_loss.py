@@ -248,8 +248,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("loss", "message"),
         [
-            ("mse", "--loss: there is no 'mse'; choose cross-entropy, or module:function"),
-            (3, "--loss: there is no 3"),
+            ("mse", "loss=: there is no 'mse'; choose cross-entropy, or module:function"),
+            (3, "loss=: there is no 3"),
             ("no_such_module:loss", "no_such_module:loss: importing no_such_module failed"),
             ("math:nothing", "math:nothing: the module math has no nothing; choose cross-entropy"),
             (returns(1.0), "the loss loss returned float; return a number as a tensor"),
@@ -277,7 +277,7 @@ class TestErrors:
         [
             (feeds(), {"recover": "distill"}, "Python data: no feed to learn from has labels"),
             (None, {"criterion": "fisher"}, "there is no data"),
-            (labelled(), {}, "--loss: nothing learns from it; add --criterion taylor or fisher"),
+            (labelled(), {}, "loss=: nothing learns from it; add criterion='taylor' or"),
             (labelled(lambda right: right[0]), {"recover": "distill"}, r"are int64 \[2\]"),
             (
                 labelled(lambda right: [[1], [2, 3]]),
@@ -300,7 +300,7 @@ class TestErrors:
         def loss(outputs, labels):
             return outputs["share"].mean()
 
-        with pytest.raises(PruneError, match=r"--loss: no gradients can be had of .* \(ArgMax"):
+        with pytest.raises(PruneError, match=r"loss=: no gradients can be had of .* \(ArgMax"):
             prune(model, data=labelled(), recover="distill", loss=loss)
 
     def test_the_command_line_says_what_losses_there_are(self, capsys):

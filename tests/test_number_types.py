@@ -73,7 +73,7 @@ def test_what_grows_beyond_single_precision_proves_nothing():
     weight.CopyFrom(numpy_helper.from_array(np.full((16, 3), 3e38), "fc"))
     bias = next(t for t in model.graph.initializer if t.name == "fb")
     bias.CopyFrom(numpy_helper.from_array(np.full(3, 3e38), "fb"))
-    with pytest.raises(Unmet, match="output y is not a number.*give --data"):
+    with pytest.raises(Unmet, match="output y is not a number.*give data="):
         prune(model, recover="none", data=feeds(np.float64))
     large = [{"x": feed["x"] * 1e60} for feed in feeds(np.float64)]
     with pytest.raises(PruneError, match=r"^input 'x' of .*: it holds numbers beyond the range"):

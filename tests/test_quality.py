@@ -88,13 +88,13 @@ def test_more_is_better_where_it_says_so(name):
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity", "snr"])
 def test_labels_are_asked_for(name):
-    with pytest.raises(PruneError, match=rf"^--metric {name}: there are no labels in the feeds"):
+    with pytest.raises(PruneError, match=rf"^metric='{name}': there are no labels in the feeds"):
         measured(name, results(None))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity", "snr"])
 def test_labels_that_do_not_fit_are_named(name):
-    with pytest.raises(PruneError, match=rf"^--metric {name}: no output has "):
+    with pytest.raises(PruneError, match=rf"^metric='{name}': no output has "):
         measured(name, results([np.zeros(7, int)] * 3))
     if name == "perplexity":
         with pytest.raises(PruneError, match=r"labels are no classes from 0 to 4"):

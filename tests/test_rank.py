@@ -179,24 +179,24 @@ def test_stages_of_a_prune():
 
 def test_a_rank_that_saves_nothing_is_refused():
     model = real_model(hidden=16)
-    with pytest.raises(PruneError, match=r"--rank 6: .* in no layer"):
+    with pytest.raises(PruneError, match=r"rank=6: .* in no layer"):
         prune(model, keep=1.0, rank=6)
 
 
 def test_a_model_in_integers_is_refused():
     model = quantized(real_model(hidden=16))
-    with pytest.raises(PruneError, match=r"--rank 3: .* in no layer"):
+    with pytest.raises(PruneError, match=r"rank=3: .* in no layer"):
         prune(model, keep=1.0, rank=3, data=feeds_of(model))
 
 
 @pytest.mark.parametrize("value", [0, -1, "0%", "120%", "x", "", "units=3", "energy=3", True, [3]])
 def test_what_is_no_rank_is_refused(value):
-    with pytest.raises(PruneError, match="--rank"):
+    with pytest.raises(PruneError, match="rank="):
         read_rank(value)
 
 
 def test_a_rank_above_all_says_what_a_rank_may_be():
-    with pytest.raises(PruneError, match="^--rank: .*; give at most 100%, or a number such as 32$"):
+    with pytest.raises(PruneError, match="^rank=: .*; give at most 100%, or a number such as 32$"):
         read_rank("200%")
 
 

@@ -478,7 +478,7 @@ def test_a_study_that_was_damaged(value, tmp_path):
             base.execute("DROP TABLE record")
             base.execute("CREATE TABLE record (key TEXT, value)")
             base.execute("INSERT INTO record VALUES ('search times', ?)", (value,))
-    with pytest.raises(PruneError, match="changed or damaged; name another file with --study"):
+    with pytest.raises(PruneError, match="changed or damaged; name another file with study="):
         Memory(path, "search")
     Memory(path, "another search")
 
@@ -534,5 +534,5 @@ def test_a_study_whose_tables_have_no_names(tmp_path):
     path = tmp_path / "study.db"
     Memory(path, "search").keep("times", 1)
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE record", b"CR\x8fATE TABLE record"))
-    with pytest.raises(PruneError, match="name another file with --study"):
+    with pytest.raises(PruneError, match="name another file with study="):
         Memory(path, "search")

@@ -257,7 +257,7 @@ def test_a_killed_process_is_one_clear_error():
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    message = r"^--jobs: a process .* ended from outside.*--study"
+    message = r"^jobs=: a process .* ended from outside.*study="
     with pytest.raises(PruneError, match=message), Crew(2).open() as workers:
         list(workers.send(Work(fragile, lambda: fragile))(range(20)))
 
@@ -290,7 +290,7 @@ def test_what_cannot_be_sent_is_said(feeds):
         with lock:
             return feeds
 
-    with pytest.raises(PruneError, match=r"^--jobs: data or metric cannot be sent .*TypeError"):
+    with pytest.raises(PruneError, match=r"^jobs=: data or metric cannot be sent .*TypeError"):
         searched(data, jobs=2)
 
 
@@ -316,9 +316,9 @@ def blas():
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"jobs": 0}, r"^--jobs: 0 is not a whole number"),
-        ({"cluster": 8786}, r"^--cluster: 8786 is no address"),
-        ({"jobs": 2, "cluster": "tcp://127.0.0.1:1"}, r"^--jobs and --cluster: both say"),
+        ({"jobs": 0}, r"^jobs=: 0 is not a whole number"),
+        ({"cluster": 8786}, r"^cluster=: 8786 is no address"),
+        ({"jobs": 2, "cluster": "tcp://127.0.0.1:1"}, r"^jobs= and cluster=: both say"),
         ({"cluster": "nonsense://here"}, r"^nonsense://here: no Dask scheduler answers"),
         ({"cluster": "tcp://127.0.0.1:1"}, r"^tcp://127.0.0.1:1: no Dask scheduler answers"),
     ],
@@ -341,7 +341,7 @@ def test_a_cluster_without_workers_is_said(feeds, monkeypatch):
 
 def test_dask_is_needed_for_clusters_only(feeds, monkeypatch):
     monkeypatch.setattr(crew, "find_spec", lambda name: None)
-    with pytest.raises(PruneError, match=r"^--cluster: needs Dask.*onnx_rnn_prune\[cluster\]"):
+    with pytest.raises(PruneError, match=r"^cluster=: needs Dask.*onnx_rnn_prune\[cluster\]"):
         searched(feeds, cluster="tcp://127.0.0.1:1")
 
 

@@ -148,18 +148,18 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
     with pytest.raises(PruneError) as caught:
         onnx_rnn_prune.sensitivity(model, data=feeds, min_units=HIDDEN)
     assert str(caught.value) == (
-        f"the model: no layer can be cut; spare, needed: --align 1 and --min-units {HIDDEN} allow"
-        " no fewer units; lower --align and --min-units"
+        f"the model: no layer can be cut; spare, needed: align=1 and min_units={HIDDEN} allow"
+        " no fewer units; lower align= and min_units="
     )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": None}, "--data: what a layer can spare shows on inputs only; give some"),
-        ({"metric": "accuracy"}, "--metric accuracy: there are no labels in the feeds"),
-        ({"metric": "beauty"}, "--metric: there is no metric 'beauty'"),
-        ({"better": "lower"}, "--better: no metric is named"),
+        ({"data": None}, "data=: what a layer can spare shows on inputs only; give some"),
+        ({"metric": "accuracy"}, "metric='accuracy': there are no labels in the feeds"),
+        ({"metric": "beauty"}, "metric=: there is no metric 'beauty'"),
+        ({"better": "lower"}, "better=: no metric is named"),
         ({"only": "absent"}, "no recurrent layer matches 'absent'"),
     ],
 )

@@ -68,7 +68,7 @@ WRONG = (
 
 @pytest.mark.parametrize("text", [*WRONG.split(), "", None, 0.5, 2, ["2:4"]])
 def test_what_is_no_pattern_is_an_error(text):
-    with pytest.raises(PruneError, match="--sparsify: .* is no pattern of zeros; give 50%"):
+    with pytest.raises(PruneError, match="sparsify=: .* is no pattern of zeros; give 50%"):
         parse_pattern(text)
 
 
@@ -264,11 +264,11 @@ def test_units_and_weights_are_cut_in_one_go(feeds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsify": "half"}, "--sparsify: 'half' is no pattern"),
-        ({"sparsify_by": "obs"}, "--sparsify-by: no weights go; add --sparsify"),
-        ({"sparsify": "2:4", "sparsify_by": "best"}, "--sparsify-by: there is no 'best'"),
-        ({"sparsify": "2:4", "sparsify_by": "obs"}, "--sparsify-by: obs looks at .* pass --data"),
-        ({"sparse_initializers": 1}, "--sparse-initializers: 1 is neither True nor False"),
+        ({"sparsify": "half"}, "sparsify=: 'half' is no pattern"),
+        ({"sparsify_by": "obs"}, "sparsify_by=: no weights go; add sparsify="),
+        ({"sparsify": "2:4", "sparsify_by": "best"}, "sparsify_by=: there is no 'best'"),
+        ({"sparsify": "2:4", "sparsify_by": "obs"}, "sparsify_by=: obs looks at .* pass data="),
+        ({"sparse_initializers": 1}, "sparse_initializers=: 1 is neither True nor False"),
     ],
 )
 def test_what_does_not_fit_is_an_error(options, message):

@@ -276,7 +276,7 @@ def test_a_plan_without_the_tie_is_refused_by_small_states_only():
     tied = plan(model, keep=5, shrink_states=True)
     layers = {name: replace(layer, keep=((0, 1, 2, 7),)) for name, layer in tied.layers.items()}
     uneven = replace(tied, layers={**tied.layers, "Y1": layers["Y1"]})
-    reason = "--shrink-states: the input 'h' is shared, but Y0 keeps 5 units, Y1 keeps 4 units"
+    reason = "shrink_states=: the input 'h' is shared, but Y0 keeps 5 units, Y1 keeps 4 units"
     with pytest.raises(PruneError, match=reason):
         apply(model, uneven, shrink_states=True)
     assert dims(apply(model, uneven).model, "h")[-1] == HIDDEN
@@ -449,10 +449,10 @@ def narrow_zeros():
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"shrink_states": "yes"}, "--shrink-states: 'yes' is neither True nor False"),
-        ({"state_metadata": "width"}, "--state-metadata: states stay as they are"),
-        ({"shrink_states": True, "mode": "zero"}, "--shrink-states: zeros leave states"),
-        ({"shrink_states": True, "state_metadata": 3}, "--state-metadata: 3 is no name"),
+        ({"shrink_states": "yes"}, "shrink_states=: 'yes' is neither True nor False"),
+        ({"state_metadata": "width"}, "state_metadata=: states stay as they are"),
+        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeros leave states"),
+        ({"shrink_states": True, "state_metadata": 3}, "state_metadata=: 3 is no name"),
     ],
 )
 def test_arguments_that_mean_nothing(arguments, reason):

@@ -139,7 +139,7 @@ def prune(
     asked = asked_sizes(data, size)
     if budget is not None and mode == "zero":
         raise PruneError(
-            "zeros take as much room as weights", where="--budget", remedy="use --mode shrink"
+            "zeros take as much room as weights", where="--budget", remedy="use --mode=shrink"
         )
     inputs = input_paths(model, data, eval_data, masks)
     opened = open_model(model, frozen(freeze))

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return 143
         return 130
     except PruneError as error:
-        return _fail(str(error), error, 3 if isinstance(error, Unmet) else 1)
+        return _fail(error.for_shell, error, 3 if isinstance(error, Unmet) else 1)
     except MemoryError as error:
         return _fail("out of memory; free some, or give smaller or fewer feeds", error, 1)
     except OSError as error:

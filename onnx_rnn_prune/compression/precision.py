@@ -404,7 +404,7 @@ class Quantize:
         Raises:
             PruneError: there is nothing to quantize, or the model's opset is too old.
         """
-        where = f"--quantize {self.name}"
+        where = f"--quantize={self.name}"
         if document.graph.opset < _LEAST_OPSET:
             raise PruneError(
                 f"the model is of opset {document.graph.opset}, and this takes {_LEAST_OPSET}",

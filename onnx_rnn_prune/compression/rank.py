@@ -223,7 +223,7 @@ class Factor:
         if not results:
             raise PruneError(
                 "two factors of this rank are smaller than the weight in no layer",
-                where=f"--rank {self.rank}",
+                where=f"--rank={self.rank}",
                 remedy="give a smaller one, or leave it out",
             )
         return min(results, key=lambda result: _distance(document, result, data.held_out))

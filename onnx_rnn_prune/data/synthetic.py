@@ -394,7 +394,7 @@ def _shapeless(port: Port) -> PruneError:
     return PruneError(
         f"{what}, not even how many axes",
         where="random feeds",
-        remedy=f"give data, or its shape, as in --size {port.name}=1x100x80",
+        remedy=f"give data, or its shape, as in --size={port.name}=1x100x80",
     )
 
 
@@ -418,7 +418,7 @@ def _refusal(search: Search, recipe: Recipe, pinned: Sizes, failure: Failure) ->
     return PruneError(
         f"no size was found for {named} with which the model runs {reason}",
         where="random feeds",
-        remedy=f"give data, or the sizes, as in --size {port.name}={example}",
+        remedy=f"give data, or the sizes, as in --size={port.name}={example}",
     )
 
 

@@ -49,7 +49,7 @@ def course(recover: object, minutes: object, seed: object) -> Course:
         PruneError: a value means nothing, or PyTorch is missing, which the recovery needs.
     """
     if recovery(recover) == "distill":
-        require_torch("--recover distill")
+        require_torch("--recover=distill")
     return Course(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
 
 

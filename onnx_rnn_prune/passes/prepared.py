@@ -136,7 +136,7 @@ def choose_layers(
         if not any(fnmatchcase(name, glob) for name in names):
             raise PruneError(
                 f"no recurrent layer matches '{glob}'",
-                where="--only/--skip",
+                where="--only and --skip",
                 remedy=f"the layers are {', '.join(names)}",
             )
     chosen = [name for name in names if not only or any(fnmatchcase(name, g) for g in only)]
@@ -144,7 +144,7 @@ def choose_layers(
     if not chosen:
         raise PruneError(
             "no recurrent layer is left to prune",
-            where="--only/--skip",
+            where="--only and --skip",
             remedy=f"the layers are {', '.join(names)}",
         )
     return tuple(chosen)

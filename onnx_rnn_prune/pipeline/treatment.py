@@ -63,7 +63,7 @@ def read_treatment(
     leaving = Schedule(one_of(schedule, SCHEDULES, "--schedule"), step_count(steps, "--steps"))
     if leaving.kind != "hard" and wanted in ("none", "bias", "merge"):
         raise PruneError(
-            f"with --recover {wanted}, nothing learns while units fade out",
+            f"with --recover={wanted}, nothing learns while units fade out",
             where="--schedule",
             remedy="choose hard, or another recovery",
         )

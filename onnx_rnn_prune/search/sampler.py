@@ -31,7 +31,7 @@ def optuna(space: Space, aim: Aim, seed: int) -> Strategy:
     except ImportError as error:
         raise PruneError(
             "Optuna is not installed",
-            where="--strategy optuna",
+            where="--strategy=optuna",
             remedy="pip install 'onnx_rnn_prune[optuna]', or choose greedy",
         ) from error
     library.logging.set_verbosity(library.logging.WARNING)

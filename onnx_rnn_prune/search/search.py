@@ -123,7 +123,7 @@ class Search:
         if not math.isfinite(before):
             raise PruneError(
                 f"of the original it is {before}, so nothing can be compared with it",
-                where=f"--metric {self.goal.quality.name}",
+                where=f"--metric={self.goal.quality.name}",
                 remedy="give --data on which the metric is finite",
             )
         most = None if drop is None else drop.of(before)

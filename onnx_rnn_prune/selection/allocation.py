@@ -10,7 +10,7 @@ import numpy as np
 from onnx_rnn_prune.cost.budget import Budget, Keep
 from onnx_rnn_prune.cost.cost import Cost
 from onnx_rnn_prune.cost.price import Price
-from onnx_rnn_prune.errors import Unmet
+from onnx_rnn_prune.errors import Unmet, as_flags
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.selection.keeps import Keeps
@@ -49,13 +49,14 @@ class Allocation:
 
     def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
         """What to say of those."""
+        bounds = as_flags(str(self))
         return tuple(
-            f"{', '.join(group.layers)} keeps all units: {self} allow no fewer than {group.size}"
+            f"{', '.join(group.layers)} keeps all units: {bounds} allow no fewer than {group.size}"
             for group in self.whole(groups)
         )
 
     def __str__(self) -> str:
-        return f"--align {self.align} and --min-units {self.min_units}"
+        return f"--align={self.align} and --min-units={self.min_units}"
 
     def step(self, group: Group, kept: int) -> int:
         """The next number of units above `kept`."""

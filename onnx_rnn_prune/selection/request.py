@@ -88,7 +88,7 @@ def read_request(
         raise PruneError(
             "every layer keeps the same share, whatever its units cost",
             where="--per",
-            remedy="add --allocate global or joint",
+            remedy="add --allocate=global or joint",
         )
     return Request(
         keep=default if keep is None else parse_keeps(keep),

@@ -30,7 +30,7 @@ def criterion_of(request: Request, data: Data) -> Criterion:
             remedy=f"pass --data, or choose one of {others}",
         )
     if criterion.learns:
-        require_torch(f"--criterion {criterion.name}")
+        require_torch(f"--criterion={criterion.name}")
     return criterion
 
 

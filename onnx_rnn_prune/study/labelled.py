@@ -32,7 +32,7 @@ def labelled(data: Data, loss: object, opened: Opened, *learning: bool) -> Data:
         raise PruneError(
             "nothing learns from it",
             where="--loss",
-            remedy="add --criterion taylor or fisher, or --recover distill, or leave it out",
+            remedy="add --criterion=taylor or fisher, or --recover=distill, or leave it out",
         )
     require_torch("--loss")
     if not data.given:

@@ -241,7 +241,7 @@ def _labels(result: Result, name: str) -> Array:
     if result.labels is None:
         raise PruneError(
             "there are no labels in the feeds",
-            where=f"--metric {name}",
+            where=f"--metric={name}",
             remedy="put an array named labels into each, beside the inputs",
         )
     return result.labels
@@ -286,5 +286,5 @@ def _within(labels: Array, classes: int) -> bool:
 
 def _unfit(name: str, why: str) -> PruneError:
     return PruneError(
-        why, where=f"--metric {name}", remedy="name a function of your own as module:function"
+        why, where=f"--metric={name}", remedy="name a function of your own as module:function"
     )
