@@ -40,7 +40,8 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.integers import MICROSOFT
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
-from onnx_rnn_prune.operators.recurrent import LSTM, QUANTIZED_LSTM, RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import LSTM, QUANTIZED_LSTM, find_layers
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.progress import Progress
@@ -312,7 +313,7 @@ def _fits(graph: gs.Graph, *weights: gs.Tensor) -> bool:
     )
 
 
-def _replace_layer(graph: gs.Graph, layer: RecurrentLayer, store: _Store) -> None:
+def _replace_layer(graph: gs.Graph, layer: Layer, store: _Store) -> None:
     node = layer.node
     made = gs.Node(QUANTIZED_LSTM.op, layer.name, dict(node.attrs), domain=MICROSOFT)
     made.attrs.pop("layout", None)  # it is 0 here

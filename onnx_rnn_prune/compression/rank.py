@@ -38,9 +38,9 @@ from onnx_rnn_prune.model.edit import (
 )
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.runner import OURS, Array, Runner
-from onnx_rnn_prune.operators.duplicates import find_twins
 from onnx_rnn_prune.operators.labels import NOBODY
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.validate import drift
@@ -123,14 +123,14 @@ class FactorInputs:
         return changed
 
 
-def factorable(document: Document) -> dict[str, list[RecurrentLayer]]:
+def factorable(document: Document) -> dict[str, list[Layer]]:
     """Layers with a W in real numbers, those that are the same together, by the first one's name.
 
     Layers that are the same, in branches of an If, go on sharing their weights.
     """
     layers = find_layers(document.graph)
     twins = find_twins(layers)
-    found: dict[str, list[RecurrentLayer]] = defaultdict(list)
+    found: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers:
         if not layer.cell.scales and dequantized(layer.node.inputs[1]) is None:
             found[twins[layer.name]].append(layer)
@@ -159,7 +159,7 @@ def _factors(weight: Matrix, rank: Rank, reading: Reading) -> tuple[Matrix, Matr
 
 
 def _write(
-    graph: gs.Graph, layers: list[RecurrentLayer], outer: Matrix, inner: Matrix, bias: Matrix
+    graph: gs.Graph, layers: list[Layer], outer: Matrix, inner: Matrix, bias: Matrix
 ) -> None:
     first = layers[0]
     slots = {name: first.slot(name) for name in ("W", "B")}
@@ -182,7 +182,7 @@ def _write(
             set_input(layer.node, slots["B"], added)
 
 
-def _project(graph: gs.Graph, layer: RecurrentLayer, factor: gs.Tensor) -> None:
+def _project(graph: gs.Graph, layer: Layer, factor: gs.Tensor) -> None:
     """Puts a product in front of a layer."""
     node = layer.node
     result = gs.Variable(fresh_name(graph, f"{layer.name}_projected"))
@@ -262,7 +262,7 @@ def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[st
     }
 
 
-def _reader(layer: RecurrentLayer, direction: int, twin: str) -> GateReader:
+def _reader(layer: Layer, direction: int, twin: str) -> GateReader:
     """All gates of a direction as what reads X, in which no units need be."""
     inputs, lane = (
         np.full(size, NOBODY, dtype=np.int64) for size in (layer.input_size, layer.hidden)

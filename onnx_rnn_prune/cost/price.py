@@ -10,7 +10,7 @@ from onnx_rnn_prune.cost.cost import Cost, Counts
 from onnx_rnn_prune.cost.stopwatch import Stopwatch
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -47,7 +47,7 @@ def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
     stopwatch = Stopwatch(layers)
     group_of = {name: n for n, group in enumerate(trace.groups) for name in group.layers}
 
-    def price_of_layer(layer: RecurrentLayer) -> Price:
+    def price_of_layer(layer: Layer) -> Price:
         fixed, factors = _inputs(trace, layer.key, layer.input_size)
         group = group_of[layer.name]
         return lambda counts: stopwatch(

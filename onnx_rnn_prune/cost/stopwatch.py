@@ -8,7 +8,7 @@ import numpy as np
 
 from onnx_rnn_prune.cost.operators import Operator, operator_times
 from onnx_rnn_prune.cost.timetable import Timetable
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 
 # Widths at which an operator is timed, as shares of its own; in between, time is interpolated.
 _SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -22,7 +22,7 @@ class Stopwatch:
         batch: sequences side by side.
     """
 
-    def __init__(self, layers: Sequence[RecurrentLayer], batch: int = 1) -> None:
+    def __init__(self, layers: Sequence[Layer], batch: int = 1) -> None:
         widths = {
             layer.name: sorted({max(1, round(share * layer.hidden)) for share in _SHARES})
             for layer in layers
@@ -53,6 +53,6 @@ class Stopwatch:
         return float(np.interp(units, widths, times)) * share
 
 
-def _op(layer: RecurrentLayer) -> str:
+def _op(layer: Layer) -> str:
     """The operator in whose place a layer stands; DynamicQuantizeLSTM is timed as an LSTM."""
     return "LSTM" if layer.cell.features != 2 else layer.cell.op

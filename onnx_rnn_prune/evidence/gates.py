@@ -14,7 +14,7 @@ from onnx_rnn_prune.evidence.samples import ACTIVATIONS, Steps, Taps
 from onnx_rnn_prune.evidence.saturation import answers, mean_square
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Labels
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +120,14 @@ class GateReader:
             value[self.direction, self._rows(layer, block)[lines]] += bias
             layer.set_constant(lookup.graph, "B", value)
 
-    def _layer(self, lookup: Lookup) -> RecurrentLayer:
+    def _layer(self, lookup: Lookup) -> Layer:
         return lookup.layers[self.layer]
 
-    def _rows(self, layer: RecurrentLayer, first_block: int) -> npt.NDArray[np.int64]:
+    def _rows(self, layer: Layer, first_block: int) -> npt.NDArray[np.int64]:
         blocks = [first_block + layer.cell.gates.index(gate) for gate in self.gates]
         return np.concatenate([np.arange(layer.hidden) + block * layer.hidden for block in blocks])
 
-    def _matrix(self, layer: RecurrentLayer, source: str) -> Array:
+    def _matrix(self, layer: Layer, source: str) -> Array:
         matrix: Array = _constant(layer, "W" if source == "X" else "R")[self.direction]
         return matrix
 
@@ -141,7 +141,7 @@ class GateReader:
         return steps.states * reset(steps.gate("r"))
 
 
-def _constant(layer: RecurrentLayer, name: str) -> Array:
+def _constant(layer: Layer, name: str) -> Array:
     value = layer.constant(name)
     assert value is not None
     return value

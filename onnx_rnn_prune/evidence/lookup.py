@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Lookup:
 
     graph: gs.Graph
     nodes: Mapping[str, gs.Node]
-    layers: Mapping[str, RecurrentLayer]
+    layers: Mapping[str, Layer]
     copies: dict[int, Array] = field(default_factory=dict)
 
     @staticmethod

@@ -17,9 +17,9 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
 from onnx_rnn_prune.model.integers import dequantized, integers_of
 from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.operators.duplicates import find_twins
 from onnx_rnn_prune.operators.labels import NOBODY, Labels, Mask
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -81,7 +81,7 @@ def _reading(node: gs.Node, bound: Bound) -> Hashable:
     return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
 
 
-def _gate_readers(layer: RecurrentLayer, trace: Trace, inputs: Labels) -> list[GateReader]:
+def _gate_readers(layer: Layer, trace: Trace, inputs: Labels) -> list[GateReader]:
     lanes = trace.units.lanes.get(layer.name)
     readers: list[GateReader] = []
     for direction in range(layer.directions):

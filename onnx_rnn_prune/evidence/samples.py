@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 
 Taps = Mapping[str, Array]
 
@@ -43,7 +43,7 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
-def activation_of(layer: RecurrentLayer, direction: int, place: int) -> Function | None:
+def activation_of(layer: Layer, direction: int, place: int) -> Function | None:
     """The function at a place of the operator's list; None where it is not known here."""
     defaults = layer.cell.activations
     named = layer.node.attrs.get("activations") or defaults * layer.directions
@@ -69,7 +69,7 @@ class Steps:
         backward: whether time runs from the end.
     """
 
-    def __init__(self, layer: RecurrentLayer, direction: int, taps: Taps) -> None:
+    def __init__(self, layer: Layer, direction: int, taps: Taps) -> None:
         self._layer, self._direction = layer, direction
         self._constant = cache(layer.constant)  # it may have to be computed
         output = layer.output("Y")

@@ -24,13 +24,13 @@ import numpy as np
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.samples import Function, Steps
 from onnx_rnn_prune.operators.labels import Mask
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 
 # So many steps an error counts at most: how long sequences last is not known.
 _LONGEST = 100.0
 
 
-def answers(layer: RecurrentLayer, steps: Steps) -> dict[str, Matrix] | None:
+def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
     """The derivative of the states to come by what each gate sums, [T, B, H] by letter.
 
     For a GRU with linear_before_reset, the letter H stands for the candidate's R h + Rb, which the
@@ -43,11 +43,11 @@ def answers(layer: RecurrentLayer, steps: Steps) -> dict[str, Matrix] | None:
     return _CELLS[layer.cell.gates](layer, steps, known)
 
 
-def _rnn(_: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
     return {"i": functions[0].slope(functions[0](steps.gate("i")))}
 
 
-def _gru(layer: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
     gate, candidate = functions
     z, r = gate(steps.gate("z")), gate(steps.gate("r"))
     linear = bool(layer.node.attrs.get("linear_before_reset", 0))
@@ -63,7 +63,7 @@ def _gru(layer: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict
     }
 
 
-def _lstm(_: RecurrentLayer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+def _lstm(_: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
     gate, cell, out = functions
     i, o, f = (gate(steps.gate(letter)) for letter in "iof")
     g = cell(steps.gate("c"))
@@ -87,7 +87,7 @@ def _lasting(kept: Matrix, steps: Steps) -> Matrix:
     return np.sqrt((1.0 - square ** np.minimum(steps.left, _LONGEST)[..., None]) / (1.0 - square))
 
 
-_CELLS: dict[str, Callable[[RecurrentLayer, Steps, list[Function]], dict[str, Matrix]]] = {
+_CELLS: dict[str, Callable[[Layer, Steps, list[Function]], dict[str, Matrix]]] = {
     "i": _rnn,
     "zrh": _gru,
     "iofc": _lstm,

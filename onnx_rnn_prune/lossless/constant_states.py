@@ -17,7 +17,7 @@ import numpy as np
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.samples import Function, activation_of
 from onnx_rnn_prune.operators.labels import Mask
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.trace import Trace
 
 # Far below the rounding of single precision.
@@ -41,7 +41,7 @@ class Held:
     reset: Matrix
 
 
-def held_states(trace: Trace, layers: Sequence[RecurrentLayer], still: Mask) -> Held:
+def held_states(trace: Trace, layers: Sequence[Layer], still: Mask) -> Held:
     """The states of units whose gates read nothing that changes.
 
     Args:
@@ -62,7 +62,7 @@ def held_states(trace: Trace, layers: Sequence[RecurrentLayer], still: Mask) -> 
     return Held(known, from_start, state, reset)
 
 
-def _held(layer: RecurrentLayer, direction: int) -> Held | None:
+def _held(layer: Layer, direction: int) -> Held | None:
     """What the biases of one direction hold; None where that cannot be told."""
     names = layer.cell.activations
     functions = [activation_of(layer, direction, place) for place in range(len(names))]
@@ -82,7 +82,7 @@ def _held(layer: RecurrentLayer, direction: int) -> Held | None:
     return _CELLS[layer.cell.gates](layer, sums, known, start_h, start_c)
 
 
-def _start(layer: RecurrentLayer, name: str, direction: int) -> Matrix | None:
+def _start(layer: Layer, name: str, direction: int) -> Matrix | None:
     """The initial state of all sequences, [H]; None where it is not known, or not the same."""
     if layer.input(name) is None:
         return np.zeros(layer.hidden)
@@ -99,16 +99,12 @@ def _settled(factor: Matrix, term: Matrix, start: Matrix) -> tuple[Matrix, Mask]
     return state, np.abs(term - (1.0 - factor) * state) <= left
 
 
-def _rnn(
-    _: RecurrentLayer, sums: Matrix, functions: list[Function], start: Matrix, __: Matrix
-) -> Held:
+def _rnn(_: Layer, sums: Matrix, functions: list[Function], start: Matrix, __: Matrix) -> Held:
     state = functions[0](sums[:, 0].sum(axis=0))
     return Held(np.ones(len(state), dtype=bool), _same(state, start), state, np.zeros_like(state))
 
 
-def _gru(
-    layer: RecurrentLayer, sums: Matrix, functions: list[Function], start: Matrix, _: Matrix
-) -> Held:
+def _gru(layer: Layer, sums: Matrix, functions: list[Function], start: Matrix, _: Matrix) -> Held:
     gate, candidate = functions
     z, r = gate(sums[:, 0].sum(axis=0)), gate(sums[:, 1].sum(axis=0))
     linear = layer.node.attrs.get("linear_before_reset", 0)
@@ -117,9 +113,7 @@ def _gru(
     return Held(known, _same(state, start), state, r * state)
 
 
-def _lstm(
-    _: RecurrentLayer, sums: Matrix, functions: list[Function], start: Matrix, cell: Matrix
-) -> Held:
+def _lstm(_: Layer, sums: Matrix, functions: list[Function], start: Matrix, cell: Matrix) -> Held:
     gate, new, out = functions
     i, o, f = (gate(sums[:, place].sum(axis=0)) for place in range(3))
     inner, known = _settled(f, i * new(sums[:, 3].sum(axis=0)), cell)
@@ -132,7 +126,7 @@ def _same(state: Matrix, start: Matrix) -> Mask:
     return np.abs(state - start) <= 1e-7 * np.maximum(1.0, np.abs(state))
 
 
-_CELLS: dict[str, Callable[[RecurrentLayer, Matrix, list[Function], Matrix, Matrix], Held]] = {
+_CELLS: dict[str, Callable[[Layer, Matrix, list[Function], Matrix, Matrix], Held]] = {
     "i": _rnn,
     "zrh": _gru,
     "iofc": _lstm,

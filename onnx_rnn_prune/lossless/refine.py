@@ -18,7 +18,7 @@ from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
@@ -31,7 +31,7 @@ def refine(
     document: Document,
     trace: Trace,
     products: Sequence[Product],
-    layers: Sequence[RecurrentLayer],
+    layers: Sequence[Layer],
     zero: Mask,
     mergeable: Mask,
 ) -> Ids:
@@ -80,7 +80,7 @@ def _own(
     document: Document,
     trace: Trace,
     products: Sequence[Product],
-    layers: Sequence[RecurrentLayer],
+    layers: Sequence[Layer],
 ) -> list[bytes]:
     """All numbers of each unit but its weights on other units."""
     found: list[list[bytes]] = [[] for _ in range(trace.units.count)]

@@ -34,7 +34,7 @@ from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.operators.labels import Mask
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
@@ -95,7 +95,7 @@ def _all_of_atom(trace: Trace, units: Mask) -> Mask:
     return result
 
 
-def _resting_units(trace: Trace, layers: Sequence[RecurrentLayer], products: list[Product]) -> Mask:
+def _resting_units(trace: Trace, layers: Sequence[Layer], products: list[Product]) -> Mask:
     """Units whose state is always 0, [units]."""
     zero = np.zeros(trace.units.count, dtype=bool)
     for layer in layers:
@@ -128,7 +128,7 @@ def _seen_otherwise(trace: Trace, products: list[Product]) -> Mask:
     return seen
 
 
-def _starts_at_zero(layer: RecurrentLayer) -> Mask:
+def _starts_at_zero(layer: Layer) -> Mask:
     """Units without initial states and biases of the gate that makes new values, [D, H]."""
     shape = layer.directions, layer.hidden
     result = np.ones(shape, dtype=bool)
@@ -184,7 +184,7 @@ def _dead_units(trace: Trace, products: list[Product], gone: Mask) -> Mask:
             return ~live
 
 
-def _mergeable(trace: Trace, layers: Sequence[RecurrentLayer], products: list[Product]) -> Mask:
+def _mergeable(trace: Trace, layers: Sequence[Layer], products: list[Product]) -> Mask:
     """Units of lanes in which one may stand in for another, [units].
 
     Their weights are no integers, which a sum would round anew, their initial states are known, and

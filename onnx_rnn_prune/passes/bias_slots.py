@@ -23,7 +23,8 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.trace import Binding
 
 
@@ -104,7 +105,7 @@ def add_zero(graph: gs.Graph, node: gs.Node, shape: tuple[int, ...], weight: Arr
     return True
 
 
-def _give_layer_room(graph: gs.Graph, layer: RecurrentLayer) -> None:
+def _give_layer_room(graph: gs.Graph, layer: Layer) -> None:
     weight = layer.constant("W")
     assert weight is not None
     zeros = np.zeros((layer.directions, 2 * weight.shape[1]), weight.dtype)

@@ -14,7 +14,7 @@ from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_befo
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.model.writing import is_edited, local_initializers
-from onnx_rnn_prune.operators.duplicates import find_twins
+from onnx_rnn_prune.operators.layers import find_twins
 from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
 

@@ -58,8 +58,9 @@ class Shrink:
         changed = _rewrite(document, self.trace, self.keep, _shrunk)
         resize(document, self.trace, self.keep)
         for layer in layers:
-            lanes = self.trace.units.lanes[layer.name]
-            layer.node.attrs["hidden_size"] = int(self.keep[lanes[0]].sum())
+            if layer.cell.attribute:
+                lanes = self.trace.units.lanes[layer.name]
+                layer.node.attrs[layer.cell.attribute] = int(self.keep[lanes[0]].sum())
         return changed
 
 

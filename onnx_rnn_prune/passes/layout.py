@@ -13,7 +13,8 @@ from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name, insert_before, insert_node, replace_constant
 from onnx_rnn_prune.model.walk import all_nodes, places
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 
 # Axes of layout=0 in terms of layout=1, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}
@@ -104,7 +105,7 @@ class ListBounds:
         return changed
 
 
-def _turn(graph: gs.Graph, layer: RecurrentLayer) -> None:
+def _turn(graph: gs.Graph, layer: Layer) -> None:
     layer.node.name = layer.name  # its first output's name may have been its name
     for name, axes in _INPUTS.items():
         tensor = layer.input(name)

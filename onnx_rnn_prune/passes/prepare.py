@@ -21,7 +21,8 @@ from onnx_rnn_prune.model.edit import (
     insert_node,
 )
 from onnx_rnn_prune.model.walk import all_nodes, node_key
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.bias_slots import add_zero
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Outlet
@@ -118,18 +119,18 @@ def _is_default(document: Document, tensor: gs.Tensor) -> bool:
     return False
 
 
-def _chosen(document: Document, names: tuple[str, ...]) -> list[RecurrentLayer]:
+def _chosen(document: Document, names: tuple[str, ...]) -> list[Layer]:
     return [layer for layer in find_layers(document.graph) if layer.name in names]
 
 
-def _identity(graph: gs.Graph, layer: RecurrentLayer, name: str) -> gs.Constant:
+def _identity(graph: gs.Graph, layer: Layer, name: str) -> gs.Constant:
     weight = layer.constant("R")
     assert weight is not None
     eye = np.eye(layer.hidden, dtype=weight.dtype)
     return add_constant(graph, name, np.repeat(eye[None], layer.directions, axis=0))
 
 
-def _select(graph: gs.Graph, layer: RecurrentLayer, name: str, state: gs.Tensor) -> None:
+def _select(graph: gs.Graph, layer: Layer, name: str, state: gs.Tensor) -> None:
     label = fresh_name(graph, f"{OWN}{layer.name}_{name}_select")
     result = gs.Variable(label)
     matrix = _identity(graph, layer, f"{label}_weight")
@@ -138,9 +139,7 @@ def _select(graph: gs.Graph, layer: RecurrentLayer, name: str, state: gs.Tensor)
     insert_before(graph, made, before=layer.node)
 
 
-def _restore(
-    graph: gs.Graph, layer: RecurrentLayer, name: str, kinds: Mapping[str, set[Outlet]]
-) -> None:
+def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[Outlet]]) -> None:
     """What is absorbed reads the inner tensor; an output of the model keeps its name.
 
     Args:

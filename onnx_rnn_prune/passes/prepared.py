@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.operators.duplicates import find_twins
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.bias_slots import MakeRoom
 from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
@@ -124,7 +124,7 @@ def _trace(document: Document, names: tuple[str, ...], feeds: Iterable[Feed]) ->
 
 
 def choose_layers(
-    layers: Sequence[RecurrentLayer], only: Iterable[str], skip: Iterable[str]
+    layers: Sequence[Layer], only: Iterable[str], skip: Iterable[str]
 ) -> tuple[str, ...]:
     """The names of the layers that globs leave: those that match one of `only`, and none of `skip`.
 

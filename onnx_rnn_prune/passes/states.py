@@ -27,7 +27,8 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.runnable import with_outputs
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.model.walk import places
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.prepared import Outside, Prepared
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe
@@ -99,7 +100,7 @@ def _comes_back(document: Document, state: Carried, feed: Feed) -> bool:
     return all(bool(np.all(found[name] == numbers)) for name, numbers in sent.items())
 
 
-def _send(graph: gs.Graph, layer: RecurrentLayer, start: str, numbers: Array) -> None:
+def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
     """Puts numbers in the place of a final state, as many as there are sequences."""
     final, coming = layer.output(ENDS[start]), layer.input(start)
     assert final is not None and coming is not None
@@ -171,7 +172,7 @@ def _closed(states: Sequence[Carried], found: Trace) -> dict[Carried, str]:
     return closed
 
 
-def _take_restore(graph: gs.Graph, layer: RecurrentLayer, output: str, result: gs.Tensor) -> None:
+def _take_restore(graph: gs.Graph, layer: Layer, output: str, result: gs.Tensor) -> None:
     """Lets the way to a state's output begin at the layer; other readers keep the full width."""
     inner = layer.output(output)
     assert inner is not None

@@ -12,7 +12,8 @@ import onnx
 from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.judged import STATE, Judged
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.validate import Drift
@@ -21,8 +22,8 @@ Ends = Mapping[Outlet, tuple[str, ...]]
 
 
 def layer_rows(
-    before: Iterable[RecurrentLayer],
-    after: Iterable[RecurrentLayer],
+    before: Iterable[Layer],
+    after: Iterable[Layer],
     outlets: Mapping[str, Any],
     pinned: Mapping[str, str],
 ) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def layer_rows(
 
 
 def outlet_rows(
-    layers: Iterable[RecurrentLayer],
+    layers: Iterable[Layer],
     ends: Ends,
     restored: Mapping[Outlet, str],
     narrow: Container[Outlet] = (),

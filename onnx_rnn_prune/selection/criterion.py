@@ -21,7 +21,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.selection.context import Criterion, Subject
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.trace.bindings import traced_layers
@@ -124,7 +124,7 @@ def _own(text: str) -> Criterion:
     return Criterion(score, needs="either", name=text)
 
 
-def _lane(layer: RecurrentLayer, direction: int, units: Ids, evidence: Evidence | None) -> Lane:
+def _lane(layer: Layer, direction: int, units: Ids, evidence: Evidence | None) -> Lane:
     weight, recurrence, bias = (layer.constant(name) for name in ("W", "R", "B"))
     assert weight is not None and recurrence is not None
     return Lane(

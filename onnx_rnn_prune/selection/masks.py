@@ -10,11 +10,11 @@ import numpy as np
 from onnx_rnn_prune.data.files import read_archive
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 
-def plan_of_masks(masks: object, model: str, layers: Sequence[RecurrentLayer]) -> Plan:
+def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
     """The plan that keeps what masks keep; layers that they do not name keep all.
 
     Args:
@@ -39,7 +39,7 @@ def plan_of_masks(masks: object, model: str, layers: Sequence[RecurrentLayer]) -
     return Plan(model, found)
 
 
-def _layer_plan(layer: RecurrentLayer, mask: Array) -> LayerPlan:
+def _layer_plan(layer: Layer, mask: Array) -> LayerPlan:
     wanted = (layer.directions, layer.hidden)
     if mask.dtype != bool or mask.shape not in (wanted, wanted[1:]):
         raise _wrong(

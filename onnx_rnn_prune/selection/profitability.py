@@ -19,7 +19,7 @@ from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import stored_bytes
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.report.numbers import faster
@@ -166,7 +166,7 @@ def _doubtful(studied: Studied, plan: Plan) -> set[str]:
     return found
 
 
-def _selects(layer: RecurrentLayer) -> int:
+def _selects(layer: Layer) -> int:
     """How many of a layer's initial states are picked from ones at full width."""
     states = [layer.input(name) for name in STATES if name in layer.cell.inputs]
     makers = [node for state in states if state is not None for node in state.inputs]

@@ -15,12 +15,8 @@ from onnx_rnn_prune.model.document import Document, inline_layers
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runnable import unknown_type
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
-from onnx_rnn_prune.operators.recurrent import (
-    CELLS,
-    RecurrentLayer,
-    computed_parameters,
-    find_layers,
-)
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.freeze import Freeze, TakeBranches
@@ -57,7 +53,7 @@ class Opened:
     name: str
     model: onnx.ModelProto
     document: Document
-    layers: list[RecurrentLayer]
+    layers: list[Layer]
     runnable: onnx.ModelProto | Document
     judged: Judged
     misfits: tuple[Misfit, ...] = ()

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_shape, constant_value
+from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import integers_of
 from onnx_rnn_prune.model.walk import node_key, nodes_by_key
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer, find_layers
+from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.trace import Binding, Trace
 from onnx_rnn_prune.trace.units import Ids
@@ -23,7 +23,7 @@ STATES = ("initial_h", "initial_c")
 Bounds = Mapping[tuple[str, int], list[Bound]]
 
 
-def traced_layers(document: Document, trace: Trace) -> list[RecurrentLayer]:
+def traced_layers(document: Document, trace: Trace) -> list[Layer]:
     """The layers of a trace, in this copy of its graph."""
     return [layer for layer in find_layers(document.graph) if layer.name in trace.units.lanes]
 
@@ -44,7 +44,7 @@ def all_bounds(document: Document, trace: Trace) -> Bounds:
     return found
 
 
-def own_bindings(layer: RecurrentLayer, lanes: Ids, labelled: Container[str]) -> list[Binding]:
+def own_bindings(layer: Layer, lanes: Ids, labelled: Container[str]) -> list[Binding]:
     """Where a layer's own parameters and states hold its units.
 
     Args:
@@ -53,27 +53,21 @@ def own_bindings(layer: RecurrentLayer, lanes: Ids, labelled: Container[str]) ->
         labelled: tensors that carry labels; a state among them is cut where it comes from.
     """
     found = []
-    for name, axes in layer.cell.unit_axes.items():
+    for name in layer.cell.unit_axes:
         tensor = layer.input(name)
         if tensor is None or tensor.name in labelled:
             continue
         places = [(layer.node, layer.slot(name))]
         if constant_value(tensor) is None:
             places = _select_of(layer, tensor)
-        rank = 3 if name in ("W", "R") or name in STATES else 2
         dead = None if name in layer.cell.scales else 0.0
-        if name in layer.cell.scales and len(constant_shape(tensor) or ()) < rank:
-            continue  # one for all units
-        for axis, blocks in axes:
-            labels = np.tile(lanes, (1, blocks))
-            shape = [len(lanes)] + [1] * (rank - 1)
-            shape[axis] = labels.shape[1]
-            bound = (axis - rank, labels.reshape(shape), dead)
+        for axis, labels in layer.own_labels(name, lanes):
+            bound = (axis, labels, dead)
             found += [Binding(node_key(node), Bound(slot, *bound)) for node, slot in places]
     return found
 
 
-def _select_of(layer: RecurrentLayer, state: gs.Tensor) -> list[tuple[gs.Node, int]]:
+def _select_of(layer: Layer, state: gs.Tensor) -> list[tuple[gs.Node, int]]:
     """The matrix that selects a state's entries, and what is added to the product."""
     places = []
     node = state.inputs[0] if state.inputs else None

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.walk import node_key
+from onnx_rnn_prune.operators.layers import Cell, Layer
 from onnx_rnn_prune.operators.recurrent import (
-    Cell,
-    RecurrentLayer,
     computed_parameters,
     find_layers,
     recurrent_nodes,
@@ -67,7 +66,7 @@ def _weights(node: gs.Node, cell: Cell) -> str:
     return f"W {list(weight)} and R {list(recurrence)} are no weights of one {cell.op}"
 
 
-def _others(layer: RecurrentLayer, inputs: set[str]) -> str:
+def _others(layer: Layer, inputs: set[str]) -> str:
     """Which of a layer's other inputs is of another size than R says, if one is."""
     wrong = {}
     for letter in ("B", "P", "initial_h", "initial_c"):

@@ -15,8 +15,8 @@ from onnx_rnn_prune.model.intermediate import surface
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.walk import all_nodes, places
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.moves import move
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
 from onnx_rnn_prune.operators.table import Shape, rule_of
 
 _SUFFIX = "__observed_shape"
@@ -50,7 +50,7 @@ class Observation:
 
 def observe(
     document: Document,
-    layers: Sequence[RecurrentLayer],
+    layers: Sequence[Layer],
     feeds: Iterable[Feed],
     sources: Iterable[str] = (),
 ) -> Observation:
@@ -84,13 +84,13 @@ def observe(
     return Observation(found_shapes, found_values, runs)
 
 
-def was_seen(layer: RecurrentLayer, runs: Mapping[str, int]) -> bool:
+def was_seen(layer: Layer, runs: Mapping[str, int]) -> bool:
     """Whether a run came by a layer."""
     return all(tensor.name in runs for tensor in layer.node.outputs if tensor.name)
 
 
 def _wanted(
-    document: Document, layers: Sequence[RecurrentLayer], sources: Iterable[str]
+    document: Document, layers: Sequence[Layer], sources: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """The tensors whose shapes and whose values are looked at."""
     source = document.write(without_values)
@@ -120,9 +120,7 @@ def _ask_for_shapes(document: Document, names: list[str]) -> dict[str, str]:
     return added
 
 
-def _behind(
-    graph: gs.Graph, layers: Sequence[RecurrentLayer], sources: Iterable[str]
-) -> list[gs.Node]:
+def _behind(graph: gs.Graph, layers: Sequence[Layer], sources: Iterable[str]) -> list[gs.Node]:
     """The layers, and nodes that they or a source reach through operators that have a rule."""
     reached = {id(layer.node) for layer in layers}
     names = {tensor.name for layer in layers for tensor in layer.node.outputs if tensor.name}

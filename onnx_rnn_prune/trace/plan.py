@@ -17,7 +17,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import is_reference, raw_chunks, with_weights
 from onnx_rnn_prune.model.files import require_plain, write_atomically
 from onnx_rnn_prune.operators.labels import Mask
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.trace import Trace
 
 FORMAT = "onnx_rnn_prune.plan/1"
@@ -239,7 +239,7 @@ def _without_place(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return result
 
 
-def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[RecurrentLayer]) -> None:
+def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
     """Whether a plan is for this model.
 
     Raises:

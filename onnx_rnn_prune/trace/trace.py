@@ -12,9 +12,8 @@ from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
-from onnx_rnn_prune.operators.duplicates import find_twins
 from onnx_rnn_prune.operators.labels import Labels, tied_lanes, unit_axis
-from onnx_rnn_prune.operators.recurrent import RecurrentLayer
+from onnx_rnn_prune.operators.layers import Layer, find_twins
 from onnx_rnn_prune.operators.table import Bound, Step, Stop, operator_of, rule_of
 from onnx_rnn_prune.trace.answers import answer
 from onnx_rnn_prune.trace.observe import Observation
@@ -64,7 +63,7 @@ class Trace:
         axes: by tensor name, the axis along which it gets shorter.
     """
 
-    layers: tuple[RecurrentLayer, ...]
+    layers: tuple[Layer, ...]
     units: Units
     groups: tuple[Group, ...]
     labels: Mapping[str, Labels]
@@ -120,7 +119,7 @@ class _Walk:
 
 def trace(
     document: Document,
-    layers: Iterable[RecurrentLayer],
+    layers: Iterable[Layer],
     observation: Observation,
     states: Sequence[Carried] = (),
 ) -> Trace:
@@ -169,7 +168,7 @@ def trace(
 
 def _walk(
     document: Document,
-    layers: tuple[RecurrentLayer, ...],
+    layers: tuple[Layer, ...],
     observation: Observation,
     units: Units,
     closed: Mapping[Outlet, str],
@@ -186,11 +185,10 @@ def _walk(
             tensor = layer.output(name)
             if tensor is None:
                 continue
-            lane = units.lanes[layer.name]
-            placed = lane[:, None, :] if name != "Y" else lane[None, :, None, :]
-            shape = observation.shapes.get(tensor.name, placed.shape)
-            walk.labels[tensor.name] = np.array(np.broadcast_to(placed, shape))
-            walk.axes[tensor.name] = len(shape) - 1
+            shape = observation.shapes.get(tensor.name)
+            labels = layer.placed(name, units.lanes[layer.name], shape)
+            walk.labels[tensor.name] = labels
+            walk.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
             walk.lane_outputs[tensor.name] = (layer.name, name)
             walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
     for name, twin in find_twins(layers).items():

@@ -1,0 +1,297 @@
+"""Layers as records: nodes that make units, and where those lie in their parameters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_shape, constant_value
+from onnx_rnn_prune.model.integers import set_weight, weight_value
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import all_nodes, node_key, places
+from onnx_rnn_prune.operators.labels import Labels
+
+MATRICES = ("W", "R")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The layout of one operator, in the letters of the ONNX specification.
+
+    A feed-forward operator is called as a recurrent one without the loop: X is its data, W its
+    weight, B its bias, Y its output, and it has one gate.
+
+    Attributes:
+        op: the operator.
+        gates: its gates in the order in which W, R and B stack them.
+        inputs: names of its inputs.
+        outputs: names of its outputs.
+        places: for each output, the axis of the directions, None where there are none, and that of
+            the units.
+        activations: the default activation of each gate, and of an LSTM's state.
+        sums: which gates sum which signals before their activation: X the input, H the state of
+            the step before, rH that state times the reset gate. Signals that are summed without
+            anything between them can stand in for one another. Empty where nothing is summed but
+            one product, which is a reader like any other.
+        unit_axes: for each parameter, the axes along which units lie, each with the number of
+            blocks of H entries on that axis.
+        features: the axis of W along which the entries of X lie.
+        domain: whose operator it is.
+        scales: the parameters that say what the integers in W and R mean. A dead entry of theirs
+            may hold anything, and keeps what it has; where there is one for each direction, they
+            have no axis of units.
+        stacked: whether the first axis of each parameter is that of the directions.
+        attribute: where the node says how many units it has; empty where its parameters alone do.
+        restores: whether its outputs may be brought back to full width; to do so takes more than a
+            cut saves where a layer is one product.
+    """
+
+    op: str
+    gates: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    places: Mapping[str, tuple[int | None, int]]
+    activations: tuple[str, ...]
+    sums: tuple[tuple[str, tuple[str, ...]], ...]
+    unit_axes: Mapping[str, tuple[tuple[int, int], ...]]
+    features: int = 2
+    domain: str = ""
+    scales: tuple[str, ...] = ()
+    stacked: bool = True
+    attribute: str = "hidden_size"
+    restores: bool = True
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The inputs that must be constants."""
+        return tuple(name for name in self.unit_axes if not name.startswith("initial_"))
+
+
+# Activations that are 0 at 0.
+_ODD = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh"))
+
+# With linear_before_reset, the reset gate multiplies R h, so that there X and H are not summed.
+LINEAR_BEFORE_RESET_SUMS = (("zr", ("X", "H")), ("h", ("X",)), ("h", ("H",)))
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A typed view of one node that makes units.
+
+    Attributes:
+        node: the node; its parameters are constants.
+        cell: its layout.
+        name: the node's name where that is unique in the graph, else its first output's.
+        directions: D, 1 or 2.
+        hidden: H, units per direction.
+        input_size: I, the width of X.
+        scope: the way down to its graph, as in `If_12.then_branch`; empty for the main graph.
+    """
+
+    node: gs.Node
+    cell: Cell
+    name: str
+    directions: int
+    hidden: int
+    input_size: int
+    scope: str
+
+    @property
+    def key(self) -> str:
+        """Finds the layer again in a copy of its graph."""
+        return node_key(self.node)
+
+    @property
+    def direction(self) -> str:
+        """forward, reverse or bidirectional."""
+        return str(self.node.attrs.get("direction", "forward"))
+
+    def slot(self, name: str) -> int:
+        """The position of an input."""
+        return self.cell.inputs.index(name)
+
+    def input(self, name: str) -> gs.Tensor | None:
+        """An input by its specified name, or None where it is omitted."""
+        if name not in self.cell.inputs:
+            return None
+        slot = self.slot(name)
+        if slot >= len(self.node.inputs) or not self.node.inputs[slot].name:
+            return None
+        return self.node.inputs[slot]
+
+    def constant(self, name: str) -> Array | None:
+        """An input's value, or None where it is omitted or not constant.
+
+        W, R and B are laid out as those of an LSTM, GRU or RNN, in real numbers, however a cell
+        holds them: [D, gates * H, n] and [D, gates * H] or twice that. Of a convolution, n counts
+        the taps of all its input channels.
+        """
+        tensor = self.input(name)
+        if tensor is None or constant_shape(tensor) is None:
+            return None
+        if name in MATRICES:
+            return self._turned(name, weight_value(self.node, self.slot(name)))
+        value = constant_value(tensor)
+        if value is None or self.cell.stacked:
+            return value
+        return np.array(np.broadcast_to(value.reshape(1, -1), (1, self.hidden)))
+
+    def set_constant(self, graph: gs.Graph, name: str, value: Array) -> None:
+        """Gives a layer that has directions another value, in the layout of `constant`."""
+        assert self.cell.stacked
+        turned = self._turned(name, value) if name in MATRICES else value
+        set_weight(graph, self.node, self.slot(name), turned)
+
+    def _turned(self, name: str, weight: Array) -> Array:
+        axis = self.cell.unit_axes[name][0][0]
+        if self.cell.stacked:
+            return np.moveaxis(weight, axis, 1)
+        return np.moveaxis(weight, axis, 0).reshape(1, weight.shape[axis], -1)
+
+    def output(self, name: str) -> gs.Tensor | None:
+        """An output by its specified name, or None where nobody asked for it."""
+        slot = self.cell.outputs.index(name)
+        if slot >= len(self.node.outputs) or not self.node.outputs[slot].name:
+            return None
+        return self.node.outputs[slot]
+
+    def placed(self, name: str, lanes: Labels, shape: tuple[int, ...] | None) -> Labels:
+        """Labels of an output, of the shape that it has in a run, or of the least where none is.
+
+        Args:
+            name: of the output.
+            lanes: the unit ids, [D, H].
+            shape: of the output.
+        """
+        directions, units = self.cell.places[name]
+        least = max(units + 1, -units, 2)
+        sizes = [1] * (least if shape is None else len(shape))
+        sizes[units] = self.hidden
+        if directions is not None:
+            sizes[directions] = self.directions
+        labels = lanes.reshape(sizes)
+        return labels if shape is None else np.array(np.broadcast_to(labels, shape))
+
+    @property
+    def sums(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """As in `Cell`, for this node's attributes."""
+        if self.node.attrs.get("linear_before_reset", 0):
+            return LINEAR_BEFORE_RESET_SUMS
+        return self.cell.sums
+
+    @property
+    def rests_at_zero(self) -> bool:
+        """Whether the state of a unit without weights and biases stays 0."""
+        named = self.node.attrs.get("activations") or self.cell.activations
+        defaults = self.cell.activations * self.directions
+        odd = all(
+            str(name).lower() in _ODD
+            for name, default in zip(named, defaults, strict=False)
+            if default == "Tanh"
+        )
+        bias = self.input("B")
+        return odd and (bias is None or bool(self._own_axes("B")))
+
+    def _own_axes(self, name: str) -> tuple[tuple[int, int], ...]:
+        """The axes of a parameter along which units lie; none where it is one for all of them."""
+        shape = constant_shape(self.node.inputs[self.slot(name)])
+        axes = self.cell.unit_axes[name]
+        if shape is None:  # a state, whose shape is known from the specification
+            return axes
+        rank = len(shape)
+        fits = all(
+            -rank <= axis < rank and shape[axis] == blocks * self.hidden for axis, blocks in axes
+        )
+        return axes if fits else ()
+
+    def own_labels(self, name: str, lanes: Labels) -> Iterator[tuple[int, Labels]]:
+        """Axes of a parameter or state along which units lie, from the end, each with labels.
+
+        Args:
+            name: of the input.
+            lanes: the unit ids, [D, H].
+        """
+        shape = constant_shape(self.node.inputs[self.slot(name)])
+        rank = 3 if shape is None else len(shape)
+        for axis, blocks in self._own_axes(name):
+            labels = np.tile(lanes, (1, blocks))
+            sizes = [1] * rank
+            if self.cell.stacked:
+                sizes[0] = self.directions
+            sizes[axis] = labels.shape[1]
+            yield axis % rank - rank, labels.reshape(sizes)
+
+    def params(self, kept: int | None = None) -> int:
+        """Number of weights with `kept` units (H by default)."""
+        return sum(self._entries(name, kept) for name in self.cell.parameters)
+
+    def _entries(self, name: str, kept: int | None) -> int:
+        tensor = self.input(name)
+        if tensor is None or name in self.cell.scales:
+            return 0
+        sizes = list(constant_shape(tensor) or ())
+        for axis, blocks in self._own_axes(name):
+            sizes[axis] = blocks * (self.hidden if kept is None else kept)
+        return prod(sizes)
+
+    def flops(self) -> int:
+        """Operations of the matrix products of one time step of one sequence, or of one place.
+
+        A multiplication and an addition for each entry of W and R: of a recurrent layer with G
+        gates, 2 D G H (I + H).
+        """
+        return 2 * sum(self._entries(name, None) for name in MATRICES if name in self.cell.inputs)
+
+
+def named_nodes(
+    graph: gs.Graph, wanted: Callable[[gs.Node], bool]
+) -> Iterator[tuple[gs.Node, str, str]]:
+    """Some nodes of a graph and its bodies, with the names by which users know them, and scopes."""
+    nodes = [node for node in all_nodes(graph) if wanted(node)]
+    names = Counter(node.name for node in all_nodes(graph))
+    homes = [(place.scope, place.graph.nodes) for place in places(graph)]
+    scopes = {id(node): scope for scope, inside in homes for node in inside}
+    for node in nodes:
+        name = node.name
+        if not name or names[name] > 1:
+            key = node_key(node)  # another node may be called what this one's output is
+            name = key if key not in names else f"{node.op}:{key}"
+        yield node, name, scopes[id(node)]
+
+
+def find_twins(layers: Iterable[Layer]) -> dict[str, str]:
+    """For each layer, the first one with the same operator and the same parameters.
+
+    Exporters write one layer into both branches of an If, with weights that they share.
+    """
+    layers = list(layers)
+    alike = Counter(map(_outline, layers))
+    first: dict[tuple[object, ...], str] = {}
+    found = {}
+    for layer in layers:
+        outline = _outline(layer)
+        essence = (*outline, _digest(layer)) if alike[outline] > 1 else outline
+        found[layer.name] = first.setdefault(essence, layer.name)
+    return found
+
+
+def _outline(layer: Layer) -> tuple[object, ...]:
+    """What tells most layers apart without a look at their weights."""
+    attributes = sorted((name, str(value)) for name, value in layer.node.attrs.items())
+    return (layer.cell.op, layer.directions, layer.hidden, layer.input_size, *attributes)
+
+
+def _digest(layer: Layer) -> bytes:
+    digest = hashlib.sha256()
+    for name in layer.cell.parameters:
+        value = layer.constant(name)
+        if value is not None:  # its bytes are hashed where they are
+            digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        digest.update(b"-")
+    return digest.digest()
