@@ -3,7 +3,8 @@
 `python tests/fuzzing.py --seed 7 --count 1000` makes 1000 cases, seeds 7, 8, ..., each in a process
 of its own, which onnxruntime may abort; `--only 42` makes one and keeps its folder. A case is a
 model of `oracle.draw`, data, a plan, a study, a cache of timings, configuration and options, of
-which one or more were changed: structures where they have one, bytes where not.
+which one or more were changed: structures where they have one, bytes where not; and a command or a
+call from Python with options of all kinds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 import contextlib
 import gc
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -31,14 +33,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+import onnx_rnn_prune
 from onnx_rnn_prune import cli
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.checks import tensors
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.text import visible
 from onnx_rnn_prune.trace.plan import fingerprint
 from oracle.draw import draw_model
 
@@ -231,7 +237,9 @@ def make_case(seed: int, folder: Path) -> Case:
     broken = rng.sample(parts, rng.choice((1, 1, 1, 2, 3)))
     if rng.random() < 0.4 and "model" not in broken:
         broken.append("model")
-    case.command = draw_command(rng, broken)
+    case.command = draw_command(rng, broken, [port.name for port in model.graph.input])
+    if rng.random() < 0.1:
+        case.command = draw_call(rng)
     write_model(case, "model" in broken)
     write_data(case, "data" in broken)
     write_plan(case, "plan" in broken)
@@ -271,7 +279,7 @@ def fitting(model: onnx.ModelProto, seed: int) -> dict[str, Any]:
     return feed
 
 
-def draw_command(rng: random.Random, broken: list[str]) -> list[str]:
+def draw_command(rng: random.Random, broken: list[str], inputs: list[str]) -> list[str]:
     wanted = {"plan": ["apply"], "study": ["search", "sensitivity"], "cache": ["prune", "search"]}
     every = [
         "inspect",
@@ -288,7 +296,7 @@ def draw_command(rng: random.Random, broken: list[str]) -> list[str]:
     data = ["--data", "data"] if rng.random() < 0.6 or name in ("search", "sensitivity") else []
     command = {
         "inspect": ["inspect", "model.onnx"],
-        "prune": ["prune", "model.onnx", "-o", "out.onnx", "--keep", "50%"],
+        "prune": ["prune", "model.onnx", "-o", "out.onnx"],
         "plan": ["plan", "model.onnx", "-o", "out.json"],
         "apply": ["apply", "model.onnx", "plan.json", "-o", "out.onnx"],
         "compare": ["compare", "model.onnx", "other.onnx", "--max-nrmse", "0.1"],
@@ -298,8 +306,8 @@ def draw_command(rng: random.Random, broken: list[str]) -> list[str]:
     }[name] + data
     if name in ("search", "sensitivity") and (broken[0] == "study" or rng.random() < 0.3):
         command += ["--study", "study.db"]
-    if name == "prune" and rng.random() < 0.5:
-        command += draw_options(rng)
+    if rng.random() < 0.5:
+        command += draw_options(name, inputs, rng)
     if name in ("prune", "apply") and rng.random() < 0.2:
         command += ["--html", "page.html", "--json", "report.json"]
     if "options" in broken:
@@ -321,15 +329,99 @@ WORDS = (
 )  # fmt: skip
 
 
-def draw_options(rng: random.Random) -> list[str]:
-    sets = (
-        ["--lossless"], ["--recover", "merge"], ["--sparsify", "50%"], ["--sparsify", "2:4"],
-        ["--rank", "50%"], ["--quantize", "int8"], ["--quantize", "bits=4"], ["--quantize", "fp16"],
-        ["--mode", "zero"], ["--shrink-states"], ["--criterion", "l1"], ["--allocate", "global"],
-        ["--budget", "params=60%"], ["--schedule", "soft"], ["--masks", "masks.npz"],
-        ["--sparsify", "70%", "--sparse-initializers"], ["--keep", "1"], ["--min-units", "2"],
-    )  # fmt: skip
-    return rng.choice(sets)
+# What options are given beside one of a choice, a number or nothing; others are left out.
+GIVEN = {
+    "keep": ("1", "30%", "100%", "*=60%", "1%", "y*=2"),
+    "budget": ("params=60%", "flops=50%", "bytes=90%", "params=1", "bytes=1kB"),
+    "size": ("batch=2", "x=4x2x3", "x=1", "time=5"),
+    "criterion": ("l1", "l2+0.5*activation", "density", "taylor", "reconstruction", "ablation"),
+    "only": ("*", "LSTM*", "absent", "[!a]*"),
+    "skip": ("*", "GRU*", "absent", "y?"),
+    "loss": ("cross-entropy",),
+    "masks": ("masks.npz",),
+    "eval_data": ("data", "data/0.npz"),
+    "state_metadata": ("width", "width:a.b"),
+    "sparsify": ("50%", "2:4", "block=2x1:50%", "threshold=1e-3", "99%"),
+    "rank": ("50%", "2", "energy=90%"),
+    "quantize": ("int8", "bits=4", "fp16"),
+    "metric": ("nrmse", "agreement", "accuracy", "perplexity", "kl", "snr"),
+    "max_drop": ("1%", "0.5"),
+    "speedup": ("1.1x", "100x"),
+    "latency": ("5ms", "1us"),
+    "params": ("50%", "10", "99%"),
+    "bytes": ("1kB", "90%"),
+    "json_path": ("report.json",),
+    "save_plan": ("kept.json",),
+    "html": ("page.html",),
+    "summary": ("page.md",),
+    "study": ("study.db",),
+}
+
+
+def draw_options(name: str, inputs: list[str], rng: random.Random) -> list[str]:
+    """Some options of a command, each with a value that it may have."""
+    drawn = []
+    options = [each for each in cli.cli.commands[name].params if isinstance(each, click.Option)]
+    for option in rng.sample(options, min(len(options), rng.choice((1, 1, 2, 3, 5)))):
+        values = GIVEN.get(option.name, ())
+        if option.name == "freeze":
+            values = [f"{each}={value}" for each in inputs for value in (0, 1, "true", "1,2", "x")]
+        elif isinstance(option.type, click.Choice):
+            values = [each for each in option.type.choices if each != "distill"]
+        elif isinstance(option.type, click.IntRange) and option.name != "jobs":
+            values = (1, 2, 3, 8)
+        elif isinstance(option.type, click.FloatRange):
+            values = (0.01, 0.1)
+        flags = [*option.opts, *option.secondary_opts]
+        if option.is_flag:
+            drawn.append(rng.choice(flags))
+        elif values:
+            drawn += [flags[-1], str(rng.choice(values))]
+    return drawn
+
+
+FUNCTIONS = ("inspect", "prune", "plan", "apply", "compare", "bench", "search", "sensitivity")
+
+
+def draw_call(rng: random.Random) -> list[str]:
+    """A call from Python as words: the function, and the seed of what it is given."""
+    return ["python", rng.choice(FUNCTIONS), str(rng.randrange(10**6))]
+
+
+def call(case: Case) -> int:
+    """Calls a function with arguments that may mean nothing; all it may raise is a PruneError."""
+    rng, function = random.Random(case.command[2]), getattr(onnx_rnn_prune, case.command[1])
+    arrays = [{name: np.asarray(value) for name, value in feed.items()} for feed in case.feeds]
+    source = rng.choice(("model.onnx", Path("model.onnx"), onnx.load("other.onnx")))
+    given: dict[str, Any] = {"data": rng.choice((arrays, "data", arrays[0], lambda: iter(arrays)))}
+    positional = {"apply": (source, "plan.json"), "compare": (source, "other.onnx")}
+    values = [None, True, "", "x", b"x", [], {}, (), object(), print, 2**70, *NUMBERS, *REALS]
+    values += [np.float64("nan"), np.array([1, 2]), Path("data"), "50%", {"x": 1}, [arrays, None]]
+    values += [*TEXTS, {1: 2}, ["a", 3], iter([]), {"*": 0.5}, np.zeros((1, 4), bool), {"x": "y"}]
+    names = [name for name in inspect.signature(function).parameters if name not in NEVER]
+    for name in rng.sample(names, rng.choice((0, 1, 1, 2, 3))):
+        given[name] = rng.choice(values)
+    if case.command[1] == "search":
+        given = {"params": 0.8, "trials": 2, **given}
+    arguments = (
+        [[source]] if case.command[1] == "bench" else [*positional.get(case.command[1], [source])]
+    )
+    if rng.random() < 0.1:
+        arguments[0] = rng.choice(values)
+    if case.command[1] == "inspect" and rng.random() < 0.5:
+        del given["data"]
+    try:
+        result = function(*arguments, **given)
+        if hasattr(result, "save"):
+            result.save("out.json" if case.command[1] == "plan" else "out.onnx")
+    except onnx_rnn_prune.PruneError as error:
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# Processes and hosts take long, and what is left out of a call's names is positional.
+NEVER = {"model", "models", "a", "b", "plan", "progress", "jobs", "cluster", "distill_minutes"}
 
 
 def write_model(case: Case, broken: bool) -> None:
@@ -337,8 +429,7 @@ def write_model(case: Case, broken: bool) -> None:
     (case.folder / "other.onnx").write_bytes(model.SerializeToString())
     way = rng.random() if broken else 0.0
     if broken and way < 0.8:
-        for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-            change_message(model, rng)
+        model = case.model = changed(model, rng)
     if rng.random() < 0.15:
         put_apart(case, model, broken)
     content = model.SerializeToString()
@@ -352,6 +443,18 @@ def write_model(case: Case, broken: bool) -> None:
         (case.folder / "model.onnx").unlink()
         target = rng.choice((".", "model.onnx", "absent", "/dev/null", "/etc/passwd"))
         (case.folder / "model.onnx").symlink_to(target)
+
+
+def changed(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
+    """Some fields are others; most of the time, onnxruntime still takes the model if it can be."""
+    for _ in range(rng.choice((1, 8))):
+        result = copied(model)
+        for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+            change_message(result, rng)
+        with contextlib.suppress(onnx_rnn_prune.PruneError):
+            Runner(result)
+            break
+    return result
 
 
 def put_apart(case: Case, model: onnx.ModelProto, broken: bool) -> None:
@@ -395,8 +498,44 @@ def write_data(case: Case, broken: bool) -> None:
         np.savez(path, **chosen)
         if broken and rng.random() < 0.2:
             path.write_bytes(change_bytes(path.read_bytes(), rng))
+    if broken and rng.random() < 0.3:
+        write_odd(folder, rng)
+    if rng.random() < 0.15:  # parts, each of which may be a stream
+        for number, path in enumerate(sorted(folder.iterdir())):
+            part = folder / f"part{number % 2}"
+            part.mkdir(exist_ok=True)
+            path.rename(part / path.name)
     masks = {"layer": np.ones(4, bool), rng.choice(TEXTS[1:3]): np.ones((1, 3), bool)}
     np.savez(case.folder / "masks.npz", **masks)
+
+
+def write_odd(folder: Path, rng: random.Random) -> None:
+    """Something that no one expects among feeds."""
+    name = rng.choice(
+        ("odd.npz", "0.npz", "input_0.pb", ".odd.npz", "\x1b.npz", "odd.NPZ", "9" * 40)
+    )
+    path = folder / rng.choice(
+        (name, name, f"test_data_set_{rng.choice(('7', '9' * 30))}/input_0.pb")
+    )
+    path.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    rng.choice(
+        (
+            path.touch,
+            path.mkdir,
+            lambda: os.mkfifo(path),
+            lambda: path.symlink_to("/dev/zero"),
+            lambda: path.symlink_to("absent"),
+            lambda: path.symlink_to("../data"),
+            lambda: path.write_bytes(rng.randbytes(100)),
+            lambda: np.save(path.open("wb"), np.ones(3)),
+            lambda: np.savez_compressed(path.open("wb"), x=np.zeros(1 << 24)),
+            lambda: np.savez(path.open("wb"), **{"": np.ones(1), "../x": np.ones(2)}),
+            lambda: np.savez(path.open("wb"), x=np.array([{}], dtype=object)),
+        )
+    )()
 
 
 def write_set(folder: Path, feed: dict[str, Any], broken: bool, rng: random.Random) -> None:
@@ -413,15 +552,19 @@ def write_set(folder: Path, feed: dict[str, Any], broken: bool, rng: random.Rand
 
 def write_plan(case: Case, broken: bool) -> None:
     layers = {}
-    for node in Document.read(case.model).graph.nodes:
+    nodes, sha = [], ""
+    with contextlib.suppress(Exception):  # of a broken model
+        sha = fingerprint(case.model)
+        nodes = Document.read(case.model).graph.nodes
+    for node in nodes:
         hidden = node.attrs.get("hidden_size")
-        if hidden and node.op in ("LSTM", "GRU", "RNN"):
+        if isinstance(hidden, int) and 0 < hidden < 100 and node.op in ("LSTM", "GRU", "RNN"):
             directions = 2 if node.attrs.get("direction") == "bidirectional" else 1
             keep = [list(range(max(1, hidden // 2)))] * directions
             layers[node.name] = {"scope": "", "hidden_size": hidden, "keep": keep}
     plan: Any = {
         "format": "onnx_rnn_prune.plan/1",
-        "model": {"sha256": fingerprint(case.model)},
+        "model": {"sha256": sha},
         "layers": layers,
     }
     text = json.dumps(plan)
@@ -477,8 +620,10 @@ def write_config(case: Case) -> None:
     rng = case.rng
     lines = ["[tool.onnx-rnn-prune]", "seed = 1", 'data = "data"']
     for _ in range(rng.choice((1, 2, 4))):
-        word = rng.choice(WORDS).strip("-")
-        lines.append(f"{word} = {json.dumps(change_value(None, rng))}")
+        word = rng.choice((*WORDS, *GIVEN)).strip("-").replace("_", "-")
+        meant = rng.choice(GIVEN.get(word.replace("-", "_"), ("x",)))
+        value = meant if rng.random() < 0.5 else change_value(meant, rng)
+        lines.append(f"{word} = {json.dumps(value)}")
     content = "\n".join(lines).encode(errors="replace")
     if rng.random() < 0.3:
         content = change_bytes(content, rng)
@@ -561,7 +706,7 @@ def in_child(seed: int, folder: Path) -> int:
 
     cli._fail = fail
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    code = cli.run(case.command)
+    code = call(case) if case.command[0] == "python" else cli.run(case.command)
     signal.setitimer(signal.ITIMER_REAL, 0)
     sys.stdout.flush()
     sys.stderr.flush()
