@@ -8,8 +8,11 @@ Whatever is printed, logged or written for people goes through here; JSON holds 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
+
+from onnx_rnn_prune.record import mapped
+
+T = TypeVar("T")
 
 # What means something to Markdown, to its tables, or to HTML within a line.
 _MEANING = re.compile(r"([\\`*_\[\]<>|~$&@#])")
@@ -33,15 +36,10 @@ def visible(text: str) -> str:
     )
 
 
-def presentable(value: Any) -> Any:
-    """The same value with all texts in it made visible: keys of mappings, entries of lists."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, Mapping):
-        return {presentable(key): presentable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [presentable(item) for item in value]
-    return value
+def presentable(value: T) -> T:
+    """The same value with all texts in it made visible, see `mapped`."""
+    shown: T = mapped(value, visible)
+    return shown
 
 
 def markdown(text: object) -> str:

@@ -10,9 +10,8 @@ from selenium import webdriver
 
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.report import to_html
-from reports import whole, without
+from reports import pruned, whole, without
 from test_html import check_shown
-from test_report import pruned
 
 pytestmark = pytest.mark.browser
 

@@ -73,7 +73,8 @@ def test_half_is_what_such_a_file_saves():
     layers = by_name(inspect(original, data=FEED))
     for name, layer in layers.items():
         kept = {n: other["hidden"] for n, other in layers.items()}
-        kept[name] = layer["half"]["units"] = layer["hidden"] // 2
+        kept[name] = layer["half"]["units"]
+        assert kept[name] == layer["hidden"] // 2
         plans = {n: LayerPlan(layers[n]["hidden"], (tuple(range(k)),)) for n, k in kept.items()}
         result = apply(original, Plan(plan(original).model, plans), data=FEED, recover="none")
         totals, half = result.report["totals"], layer["half"]

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -22,7 +23,10 @@ from onnx_rnn_prune.report import (
 )
 from onnx_rnn_prune.report.names import Cell, short_names
 from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
+from onnx_rnn_prune.report.schema import BenchReport, BenchRow, DataRow, OutletRow
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
+from onnx_rnn_prune.validate import Oracle
+from reports import compared, inspected, pruned, put
 
 
 def shown(renderable, width=120):
@@ -30,73 +34,6 @@ def shown(renderable, width=120):
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(renderable)
     return " ".join(console.file.getvalue().split())
-
-
-def pruned():
-    return {
-        "mode": "shrink",
-        "layers": [
-            {
-                "name": "/enc/LSTM[0]",
-                "op": "LSTM",
-                "direction": "bidirectional",
-                "scope": "If_3.then_branch",
-                "hidden_before": 400,
-                "hidden_after": 160,
-                "params_before": 1_284_800,
-                "params_after": 308_480,
-                "outlets": [
-                    {"output": "Y", "end": "absorbed", "at": "/fc/MatMul", "reason": None},
-                    {"output": "Y", "end": "absorbed", "at": "/fc/MatMul_1", "reason": None},
-                    {"output": "Y_h", "end": "restored", "at": "hn", "reason": "graph output"},
-                    {"output": "Y_c", "end": "unused", "at": None, "reason": None},
-                ],
-            },
-            {
-                "name": "tiny",
-                "op": "GRU",
-                "direction": "forward",
-                "scope": "",
-                "hidden_before": 8,
-                "hidden_after": 8,
-                "params_before": 480,
-                "params_after": 480,
-                "pinned": "restoring costs more than shrinking saves",
-                "outlets": [],
-            },
-        ],
-        "totals": {
-            "params_before": 1_300_000,
-            "params_after": 320_000,
-            "rnn_params_before": 1_285_280,
-            "rnn_params_after": 308_960,
-            "bytes_before": 5_200_000,
-            "bytes_after": 1_300_000,
-        },
-        "oracle": {"max_abs_diff": 3.1e-7, "passed": True},
-        "drift": {
-            "logits": {
-                "max_abs": 0.3,
-                "rmse": 0.02,
-                "nrmse": 0.0213,
-                "cosine": 0.999,
-                "top1_agreement": 0.987,
-            },
-            "hn": {"max_abs": 0, "rmse": 0, "nrmse": 0, "cosine": 1, "top1_agreement": None},
-        },
-        "latency": {"before_ms": 4.12, "after_ms": 1.33, "speedup": 3.1, "threads": 1},
-        "recovery": {"asked": "auto", "used": "lstsq", "lambda": 0.01, "reason": "least deviation"},
-        "data": {
-            "source": "clips",
-            "feeds": 12,
-            "random": False,
-            "calibration_feeds": 9,
-            "heldout_feeds": 3,
-            "shared": False,
-        },
-        "warnings": ["the model has [odd] names"],
-        "seconds": 3.2,
-    }
 
 
 @pytest.mark.parametrize(
@@ -128,14 +65,13 @@ def test_prune(expected):
 
 
 def test_a_narrow_table_loses_no_letter():
-    report = pruned()
-    report["layers"][0]["name"] = "x" * 300
+    report = put(pruned(), "x" * 300, "layers", 0, "name")
     assert shown(prune_table(report), width=80).count("x") >= 300
 
 
 def test_prune_without_data():
-    report = pruned()
-    report["data"] = {"source": "random, seed 0", "feeds": 2, "random": True, "shared": False}
+    data = DataRow("random, seed 0", 2, True, 0, 0, False, None)
+    report = replace(pruned(), data=data)
     text = shown(prune_table(report))
     assert (
         "Data: none given; random numbers were used (random, seed 0) and nothing was calib" in text
@@ -143,14 +79,12 @@ def test_prune_without_data():
 
 
 def test_prune_with_one_feed():
-    report = pruned()
-    report["data"].update(shared=True, feeds=1)
+    report = put(put(pruned(), True, "data", "shared"), 1, "data", "feeds")
     assert "clips, 1 feed, used to calibrate and to judge by" in shown(prune_table(report))
 
 
 def test_prune_zero_says_so():
-    report = {**pruned(), "mode": "zero"}
-    report["oracle"] = {"max_abs_diff": math.inf, "passed": False}
+    report = replace(pruned(), mode="zero", oracle=Oracle(math.inf, False, 1))
     text = shown(prune_table(report))
     assert "Self-check: the file with the removed units zeroed equals the smaller file" in text
     assert "(largest difference inf): FAILED" in text
@@ -158,56 +92,14 @@ def test_prune_zero_says_so():
 
 @pytest.mark.parametrize("nrmse", [math.inf, None])
 def test_a_deviation_without_measure(nrmse):
-    report = pruned()
-    report["drift"]["logits"]["nrmse"] = nrmse
+    report = put(pruned(), nrmse, "drift", "logits", "nrmse")
     assert "logits: deviates without measure" in shown(prune_table(report))
 
 
-def test_what_is_missing_is_left_out():
-    report = {key: pruned()[key] for key in ("layers", "totals")}
-    text = shown(prune_table(report))
-    assert "400 -> 160" in text
-    assert "Self-check" not in text and "Time" not in text
-
-
 def test_many_places_are_summed_up():
-    report = pruned()
-    outlet = {"output": "Y", "end": "absorbed", "reason": None}
-    report["layers"][0]["outlets"] = [{**outlet, "at": f"n{i}"} for i in range(9)]
+    outlets = [OutletRow("Y", "absorbed", f"n{i}", "") for i in range(9)]
+    report = put(pruned(), outlets, "layers", 0, "outlets")
     assert "n0, n1, n2 and 6 more" in shown(prune_table(report))
-
-
-def inspected():
-    half = {"units": 64, "together": ["twin"], "params": 40_000, "bytes": 160_000}
-    layer = {
-        "name": "rnn",
-        "op": "GRU",
-        "direction": "forward",
-        "hidden": 128,
-        "input": 40,
-        "params": 65_000,
-        "share_of_params": 0.66,
-        "flops_per_step": 130_000,
-        "time_ms": 0.5,
-        "share_of_time": 0.25,
-        "outlets": [{"output": "Y", "end": "absorbed", "at": "head", "reason": ""}],
-        "pinned": None,
-        "half": {**half, "flops": 90_000, "ms": 0.2, "speedup": 1.25},
-    }
-    model = {"path": "a.onnx", "bytes": 400_000, "params": 98_500, "inputs": ["x: float32[?]"]}
-    model["outputs"] = ["y"]
-    pinned = {**layer, "name": "other", "pinned": "its weights are inputs", "half": None}
-    idle = {**layer, "name": "idle", "time_ms": None, "share_of_time": None, "outlets": []}
-    idle["half"] = None
-    return {
-        "model": model,
-        "layers": [layer, pinned, idle],
-        "share_of_time": 0.75,
-        "timed_on": {"shapes": {"x": [2, 7]}, "random": True, "threads": 1},
-        "written_out": [{"text": "an RNN is written out"}],
-        "refused": [{"text": "node n cannot"}],
-        "remedies": ["export again"],
-    }
 
 
 def test_inspect():
@@ -230,7 +122,7 @@ def test_inspect():
         "helps: export again",
     ):
         assert line in text
-    assert "there is nothing to prune" in shown(inspect_table({**report, "layers": []}))
+    assert "there is nothing to prune" in shown(inspect_table(replace(report, layers=[])))
 
 
 def test_plan():
@@ -241,17 +133,16 @@ def test_plan():
 
 
 def test_compare_and_bench():
-    report = pruned()
-    both = {"drift": report["drift"], "bytes": {"a": 100, "b": 50}, "latency": report["latency"]}
+    both = compared()
     text = shown(compare_table(both))
     assert "same top answer in 98.7 %" in text
     assert "File size: 100 B -> 50 B (50 % less)" in text
     assert "Time per run: 4.12 ms -> 1.33 ms, 3.1x faster" in text
-    both["latency"] = {**report["latency"], "speedup_quartiles": [2.5, 4.0]}
+    both = put(both, (2.5, 4.0), "latency", "speedup_quartiles")
     assert "3.1x faster (2.5x to 4.0x)" in shown(compare_table(both))
     rows = [("a", 2.0, 1.0), ("b", 1.0, 2.0), ("c", 2.0, 1.0)]
-    table = {"rows": [dict(zip(("model", "ms", "ratio"), row, strict=True)) for row in rows]}
-    text = shown(bench_table({**table, "threads": 2}))
+    table = BenchReport([BenchRow(*row, (row[-1],) * 2) for row in rows], 2, [])
+    text = shown(bench_table(table))
     assert "a 2.00 ms b 1.00 ms 2.0x faster than the first c 2.00 ms equally fast as the" in text
     assert "2 threads" in text
     for quartiles, words in (
@@ -259,8 +150,7 @@ def test_compare_and_bench():
         ((1.2, 2.9), "2.0x faster than the first (1.2x to 2.9x)"),
         ((0.9, 2.9), "not measurably faster than the first"),
     ):
-        table["rows"][1]["ratio_quartiles"] = list(quartiles)
-        assert words in shown(bench_table({**table, "threads": 1}))
+        assert words in shown(bench_table(put(table, quartiles, "rows", 1, "ratio_quartiles")))
 
 
 def test_json_is_plain(tmp_path):
@@ -398,11 +288,9 @@ def silero():
         scope, name = full[: full.index("/If_0_", 60)], full[full.index("/If_0_", 60) + 1 :]
         at = f"{name.removesuffix('LSTM')}Squeeze_1_output_0"
         reason = f"is read in a branch ({name.removesuffix('LSTM')}Shape_2)"
-        outlet = {"output": "Y_h", "end": "restored", "at": at, "reason": reason}
-        layer = {**report["layers"][0], "name": name, "scope": scope, "outlets": [outlet]}
-        layers.append(layer)
-    report["warnings"] = [f"{layers[0]['name']} is left alone"]
-    return {**report, "layers": layers}
+        outlets = [OutletRow("Y_h", "restored", at, reason)]
+        layers.append(replace(report.layers[0], name=name, scope=scope, outlets=outlets))
+    return replace(report, layers=layers, warnings=[f"{layers[0].name} is left alone"])
 
 
 def lines(renderable, width=80):
@@ -430,27 +318,27 @@ def test_tables_of_long_names_stay_readable_at_80_columns():
 def test_short_words_stay_whole_at_80_columns():
     """Columns move together before a word breaks."""
     report = inspected()
-    for number, layer in enumerate(report["layers"]):
-        layer |= {"name": f"lstm_{number}", "op": "LSTM", "params": 198_000, "time_ms": 0.0123}
-        layer["share_of_time"] = None if layer["time_ms"] is None else 0.077
-    found = lines(inspect_table(report))
+    same = {"op": "LSTM", "params": 198_000, "time_ms": 0.0123, "share_of_time": 0.077}
+    layers = [replace(row, name=f"lstm_{n}", **same) for n, row in enumerate(report.layers)]
+    found = lines(inspect_table(replace(report, layers=layers)))
     assert sum(f"lstm_{n}" in line and "LSTM" in line for n in range(3) for line in found) == 3
     assert max(map(len, found)) <= 80
 
 
 def test_states_that_come_back_are_not_what_counts():
-    report = pruned()
-    drift = {**report["drift"], "hn": {**report["drift"]["logits"], "nrmse": 0.8, "kind": "state"}}
-    text = prune_summary({**report, "drift": drift})
+    state = replace(pruned().drift["logits"], nrmse=0.8, kind="state")
+    report = put(pruned(), state, "drift", "hn")
+    text = prune_summary(report)
     assert "deviate from the original's by 2.1 %" in text and "| hn | 80 % |" in text
-    assert "Output hn, a state: deviates 80 %" in shown(prune_table({**report, "drift": drift}))
-    assert "by 80 %" in prune_summary({**report, "drift": {"hn": drift["hn"]}})
+    assert "Output hn, a state: deviates 80 %" in shown(prune_table(report))
+    assert "by 80 %" in prune_summary(replace(report, drift={"hn": state}))
 
 
 def test_all_renderers_shorten_names_and_json_does_not():
     report = pruned()
-    report["layers"][0].update(name=SILERO[0], scope="")
-    report["layers"][1].update(name=SILERO[1], scope="")
+    for number, name in enumerate(SILERO[:2]):
+        layer = replace(report.layers[number], name=name, scope="")
+        report = put(report, layer, "layers", number)
     short = "…/decoder/rnn_1/LSTM"
     assert short in shown(prune_table(report), width=200)
     assert short.replace("_", "\\_") in prune_summary(report)

@@ -18,6 +18,8 @@ from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.report import to_json
+from onnx_rnn_prune.report.schema import LayerRow, Limit, OutletRow, StateRow
 from onnx_rnn_prune.search import rows, setting
 from onnx_rnn_prune.search.driver import Bounds, finishing, run
 from onnx_rnn_prune.search.goal import Aim, read_goal
@@ -34,6 +36,7 @@ from onnx_rnn_prune.study.feeding import open_three
 from onnx_rnn_prune.study.opening import open_model
 from onnx_rnn_prune.study.studying import study
 from onnx_rnn_prune.trace.units import Group
+from reports import pruned
 from test_allocation import WIDTH, stacked, widths
 
 SIZES = (40, 40, 20)
@@ -327,9 +330,9 @@ def test_where_the_real_file_is_too_slow_less_is_kept(feeds, monkeypatch):
     asked = []
 
     def slower(goal, opened, report, loss, before):
-        kept = sum(layer["hidden_after"] for layer in report["layers"])
+        kept = sum(layer.hidden_after for layer in report.layers)
         asked.append(kept)
-        yield rows.Limit("speed", 1.0, 1.3 * kept / asked[0], kept < asked[0])
+        yield Limit("speed", 1.0, 1.3 * kept / asked[0], kept < asked[0])
 
     monkeypatch.setattr(rows, "_limits", slower)
     monkeypatch.setattr(setting, "time_layers", lambda *_: {})
@@ -456,7 +459,7 @@ def test_times(text, ms):
 
 def test_reports_are_json(feeds):
     report = search(feeds, max_nrmse=0.5, trials=3).report
-    assert json.loads(json.dumps(report["search"]))
+    assert json.loads(to_json(report))["search"].keys() == report["search"].keys()
 
 
 POLICY = """
@@ -526,20 +529,17 @@ def test_what_is_priced_is_what_is_written():
 
 
 def test_what_is_worse_than_the_original_is_known():
-    restored = {"output": "Y_h", "end": "restored"}
-    layer = {"name": "a", "hidden_before": 8, "hidden_after": 4, "outlets": [restored]}
-    report = {
-        "totals": {"bytes_before": 100, "bytes_after": 90},
-        "latency": {"speedup": 0.8, "speedup_quartiles": [0.7, 0.9]},
-        "layers": [layer],
-        "states": [],
-    }
+    restored = OutletRow("Y_h", "restored", "", "")
+    layer = LayerRow("a", "GRU", "forward", "", 8, 4, 80, 40, [restored], None)
+    report = replace(pruned(), layers=[layer])
+    slower = replace(report.latency, speedup=0.8, speedup_quartiles=(0.7, 0.9))
+    report = replace(report, latency=slower)
     assert worse(report) == "the result would be 1.2x slower (1.1x to 1.4x) than the original"
     assert worse(report, ("bytes",)) is None
-    unsure = {"speedup": 0.9, "speedup_quartiles": [0.7, 1.1]}
-    assert worse({**report, "latency": unsure}) is None
-    larger = {"bytes_before": 100, "bytes_after": 122}
-    assert worse({**report, "totals": larger}).startswith("the file would be larger")
-    absorbed = {**layer, "outlets": [{**restored, "end": "absorbed"}]}
-    assert worse({**report, "layers": [absorbed]}) is None
-    assert worse({**report, "states": [{"layers": ["a"]}]}) is None
+    unsure = replace(slower, speedup=0.9, speedup_quartiles=(0.7, 1.1))
+    assert worse(replace(report, latency=unsure)) is None
+    larger = replace(report.totals, bytes_after=report.totals.bytes_before + 1)
+    assert worse(replace(report, totals=larger)).startswith("the file would be larger")
+    absorbed = replace(layer, outlets=[replace(restored, end="absorbed")])
+    assert worse(replace(report, layers=[absorbed])) is None
+    assert worse(replace(report, states=[StateRow(["a"], "h", "hn", 8, 4)])) is None

@@ -11,6 +11,7 @@ import onnx_rnn_prune
 from onnx_rnn_prune import PruneError
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.report import sensitivity_png, sensitivity_table
+from onnx_rnn_prune.report.schema import Curve, Point, SensitivityReport, Splits
 from onnx_rnn_prune.search.laboratory import Laboratory
 
 HIDDEN, NEEDED = 16, 4
@@ -219,11 +220,9 @@ def test_without_matplotlib_nothing_is_begun(folder, capsys, monkeypatch):
 
 
 def report_of(count, metric=None, value=0.1):
-    points = [{"kept": kept, "nrmse": value, "metric": 2.0, "ms": 1.0} for kept in (1, 4, 8)]
-    points[-1]["nrmse"] = 0.0
-    layers = [{"layers": [f"_{n}$x_1$"], "units": 8, "points": points} for n in range(count)]
-    splits = {"calibration": 3, "validation": 1, "test": 1, "shared": ""}
-    return {"metric": metric, "layers": layers, "splits": splits, "warnings": [], "seconds": 1.0}
+    points = [Point(1, value, 2.0, 1.0), Point(4, value, 2.0, 1.0), Point(8, 0.0, 2.0, 1.0)]
+    curves = [Curve([f"_{n}$x_1$"], 8, points) for n in range(count)]
+    return SensitivityReport(metric, curves, Splits(3, 1, 1, ""), None, [], 1.0)
 
 
 @pytest.mark.parametrize(

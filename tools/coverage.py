@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +179,12 @@ def _speed(
         runners = [Runner(as_run(model), name=path.name) for model in (original, result.model)]
         found = timings(runners, feed)[1]
         text = times(found.ratio, found.ratio_quartiles)
-        spent = {"speedup": found.ratio, "speedup_quartiles": found.ratio_quartiles}
-        if worse({**result.report, "latency": spent}, ("ms",)) is not None:
+        spent = replace(
+            result.report.latency,
+            speedup=found.ratio,
+            speedup_quartiles=found.ratio_quartiles,
+        )
+        if worse(replace(result.report, latency=spent), ("ms",)) is not None:
             return f"{text}, {_REFUSED}"
         below = found.ratio_quartiles[1] < 1.0 and found.ratio < _NOTED
         return f"{text}, {_SLOWER}" if below else text

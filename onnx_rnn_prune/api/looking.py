@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from onnx_rnn_prune.arguments import check_progress, frozen, streaming
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.inspection.inspecting import inspect_model
 from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.alone import Sensitivity
 from onnx_rnn_prune.search.executor import read_crew
 from onnx_rnn_prune.selection.request import read_request
@@ -29,7 +29,7 @@ def inspect(
     stream: bool | None = None,
     freeze: Mapping[str, object] = _NOTHING,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> InspectReport:
     """The recurrent layers of a model, what they cost, and where their units end.
 
     Also recurrences that an exporter wrote out, which cannot be pruned, and what to do about them.
@@ -48,15 +48,14 @@ def inspect(
     check_progress(progress)
     asked = asked_sizes(data, size)
     progress("reading", 0, None)
-    found = inspect_model(
+    return inspect_model(
         read_model(model, frozen(freeze)),
+        str(model) if isinstance(model, str | Path) else None,
         data,
         asked,
         streaming(stream, data is not None),
         progress,
     )
-    found["model"]["path"] = str(model) if isinstance(model, str | Path) else None
-    return found
 
 
 def sensitivity(
@@ -77,7 +76,7 @@ def sensitivity(
     freeze: Mapping[str, object] = _NOTHING,
     seed: int = 0,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> SensitivityReport:
     """What each layer can spare: it alone is cut to several widths, recovered and run.
 
     Feeds are split as in `search`, which measures the same first. Other arguments are as there.

@@ -10,12 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from onnx_rnn_prune.arguments import check_progress, frozen, streaming
-from onnx_rnn_prune.compression.sparsity import notes_on
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.interface import read_interface
 from onnx_rnn_prune.pipeline.finish import finish
-from onnx_rnn_prune.pipeline.planning import check_choice, make_plan
+from onnx_rnn_prune.pipeline.planning import Asked, check_choice, make_plan
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.treatment import read_stages, read_treatment
 from onnx_rnn_prune.progress import Progress, silent
@@ -146,11 +145,8 @@ def prune(
     given = open_data(opened, data, eval_data, seed, asked, stream)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     given = labelled(given, loss, opened, treatment.learns, request.learns)
-    made = make_plan(opened, given, request, treatment, lossless, masks, progress)
-    result = finish(opened, given, made.plan, made.studied, made.treatment, progress)
-    result.report["warnings"] += [*made.plan.notes, *notes_on(stages)]
-    result.report.update(made.report)
-    result.report.update(budget=budget, seconds=time.perf_counter() - start)
+    made = make_plan(opened, given, request, treatment, lossless, masks, budget, start, progress)
+    result = finish(opened, given, made.plan, made.studied, made.treatment, made.asked, progress)
     return replace(result, inputs=inputs)
 
 
@@ -232,7 +228,5 @@ def apply(
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed, asked, stream)
     given = labelled(given, loss, opened, treatment.learns)
-    result = finish(opened, given, chosen, None, treatment, progress)
-    result.report["warnings"] += notes_on(stages)
-    result.report["seconds"] = time.perf_counter() - start
+    result = finish(opened, given, chosen, None, treatment, Asked(start), progress)
     return replace(result, inputs=inputs)

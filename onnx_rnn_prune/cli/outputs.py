@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,11 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
     Raises:
         Unmet: it saves nothing.
     """
-    if result.report["mode"] != "shrink" or not result.plan.cut():
+    if result.report.mode != "shrink" or not result.plan.cut():
         return
     reason = worse(result.report, pays)
     if reason is not None:
-        narrow = result.report.get("states") or not (result.report["data"].get("streams") or {})
+        narrow = result.report.states or result.report.data.streams is None
         shrink = "" if narrow else "add --shrink-states, "
         raise Unmet(
             f"{reason}; no file was written",
@@ -82,7 +83,8 @@ def write(
         PruneError: a place cannot be written; where it is not that of the result itself, all else
             is written and shown before.
     """
-    result.report["command"] = click.get_current_context().obj
+    command = click.get_current_context().obj
+    result = replace(result, report=replace(result.report, command=command))
     written: list[str | Path] = [*result.save(out)]
     failed: list[PruneError] = []
     for path, put in (

@@ -155,7 +155,7 @@ def search(
             progress=progress,
         )
     write(result, out, save_plan, json_path, html, summary, report.search_table)
-    if result.report["search"]["met"]:
+    if result.report.search is not None and result.report.search.met:
         return 0
     click.echo("Error: a limit is missed on the feeds that chose nothing, see above", err=True)
     return 3

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import compressed_bytes
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, total_rows
+from onnx_rnn_prune.report.schema import StageRow
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.validate import drift, latency
@@ -29,7 +30,7 @@ class Stage(Protocol):
 
 def run_stages(
     opened: Opened, document: Document, stages: Sequence[Stage], data: Data, progress: Progress
-) -> tuple[Document, list[dict[str, Any]]]:
+) -> tuple[Document, list[StageRow]]:
     """Treats a document in turn.
 
     Returns:
@@ -46,7 +47,7 @@ def run_stages(
     return document, rows
 
 
-def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str, Any]:
+def _row(name: str, opened: Opened, document: Document, data: Data) -> StageRow:
     model = document.write()
     judged, timed = opened.pairs(model, "the pruned model")
     totals = total_rows(opened.model, model)
@@ -59,12 +60,12 @@ def _row(name: str, opened: Opened, document: Document, data: Data) -> dict[str,
                 where=name,
                 remedy="leave this step out, or give --data on which all outputs are finite",
             )
-    return {
-        "name": name,
-        "params": totals["params_after"],
-        "bytes": totals["bytes_after"],
-        "compressed_bytes": compressed_bytes(model),
-        "drift": drift_rows(found, opened.judged, data.streams),
-        "speedup": spent.speedup,
-        "speedup_quartiles": list(spent.speedup_quartiles),
-    }
+    return StageRow(
+        name=name,
+        params=totals.params_after,
+        bytes=totals.bytes_after,
+        compressed_bytes=compressed_bytes(model),
+        drift=drift_rows(found, opened.judged, data.streams),
+        speedup=spent.speedup,
+        speedup_quartiles=spent.speedup_quartiles,
+    )

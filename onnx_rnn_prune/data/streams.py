@@ -13,6 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed
 from onnx_rnn_prune.model.signature import Port
+from onnx_rnn_prune.record import Record
 
 # A state input, and the output in which a call leaves what it is in the next.
 Pair = tuple[str, str]
@@ -21,6 +22,23 @@ Run = Callable[[Feed], Mapping[str, Array]]
 # By how much a state may differ from the output that it was, as a share of its largest entry:
 # other machines and runtimes round otherwise.
 _ROUNDING, _HALF_ROUNDING = 1e-3, 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Streams(Record):
+    """What reports say of states that callers carry from call to call.
+
+    Attributes:
+        states: the inputs, each with its output.
+        count: of streams, in all sets; 0 where each call is judged by itself.
+        calls: in all sets.
+        asked: what the user said of streams.
+    """
+
+    states: Mapping[str, str]
+    count: int
+    calls: int
+    asked: bool | None
 
 
 def as_streams(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,8 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.report.build import drift_rows, plain
+from onnx_rnn_prune.report.build import drift_rows
+from onnx_rnn_prune.report.schema import BenchReport, BenchRow, CompareReport, FileSizes
 from onnx_rnn_prune.report.verdict import worst
 from onnx_rnn_prune.study.feeding import asked_sizes, feeds_for, made_up, stream_row
 from onnx_rnn_prune.study.opening import ModelSource, as_run
@@ -36,7 +36,7 @@ def compare(
     stream: bool | None = None,
     max_nrmse: float | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> CompareReport:
     """How far the outputs of b are from those of a, and how size and latency compare.
 
     Args:
@@ -72,19 +72,19 @@ def compare(
     rows = drift_rows(found, judged, states)
     off = worst(rows)
     sizes = [stored_bytes(model, like=model) for model in models]
-    return {
-        "drift": rows,
-        "bytes": {"a": sizes[0], "b": sizes[1]},
-        "latency": plain(latency(first, NarrowRunner(second, narrow), feeds.opening())),
-        "max_nrmse": most,
-        "passed": most is None or off is None or (off[1] is not None and off[1] <= most),
-        "streams": None if feeds.random else states,
-        "warnings": [
+    return CompareReport(
+        drift=rows,
+        bytes=FileSizes(*sizes),
+        latency=latency(first, NarrowRunner(second, narrow), feeds.opening()),
+        max_nrmse=most,
+        passed=most is None or off is None or (off[1] is not None and off[1] <= most),
+        streams=None if feeds.random else states,
+        warnings=[
             *(["the inputs are made up: give --data"] if feeds.random else []),
             *judged.notes,
             *_notes(narrow, feeds),
         ],
-    }
+    )
 
 
 def bench(
@@ -95,7 +95,7 @@ def bench(
     stream: bool | None = None,
     threads: int = 1,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> BenchReport:
     """Times models against each other on one feed; the first is what the others compare with."""
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
@@ -114,19 +114,14 @@ def bench(
         for model, runner in zip(read[1:], runners[1:], strict=True)
     ]
     found = timings([runners[0], *others], feeds.opening())
-    return {
-        "rows": [
-            {
-                "model": name,
-                "ms": timing.ms,
-                "ratio": timing.ratio,
-                "ratio_quartiles": list(timing.ratio_quartiles),
-            }
+    return BenchReport(
+        rows=[
+            BenchRow(name, timing.ms, timing.ratio, timing.ratio_quartiles)
             for name, timing in zip(names, found, strict=True)
         ],
-        "threads": threads,
-        "warnings": ["the inputs are made up: give --data"] if feeds.random else [],
-    }
+        threads=threads,
+        warnings=["the inputs are made up: give --data"] if feeds.random else [],
+    )
 
 
 def _drift(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -15,6 +14,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.report.schema import Half
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.study.opening import Opened
@@ -27,31 +27,6 @@ from onnx_rnn_prune.validate.profile import NodeTime
 # For timing one cut; and for all of it, after which no other layer is begun with.
 _SECONDS = 0.6
 _MOST_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Half:
-    """What a model saves where one layer, and what must be cut with it, keeps half of its units.
-
-    Attributes:
-        units: what the layer keeps.
-        together: names of the layers that keep as many units with it.
-        params: weights fewer in the whole model, its readers' included.
-        bytes: bytes fewer in files; negative where restoring full width takes more.
-        flops: operations fewer of recurrent layers, per step and sequence.
-        ms: milliseconds of a run fewer, measured on the cut file, one thread, the median.
-        speedup: of the whole model.
-        speedup_quartiles: of the rounds that it is the median of.
-    """
-
-    units: int
-    together: tuple[str, ...]
-    params: int
-    bytes: int
-    flops: int
-    ms: float
-    speedup: float
-    speedup_quartiles: tuple[float, float]
 
 
 def halves(

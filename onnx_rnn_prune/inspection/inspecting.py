@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.data import Asked
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.inspection.halving import Half, halves
+from onnx_rnn_prune.inspection.halving import halves
 from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import outlet_rows
+from onnx_rnn_prune.report.schema import (
+    Half,
+    InspectedLayer,
+    InspectReport,
+    ModelRow,
+    OutletRow,
+    RefusedRow,
+    TimedOn,
+    WrittenRow,
+)
 from onnx_rnn_prune.selection.profitability import never_worth
 from onnx_rnn_prune.study.feeding import Data, open_data, opened_feeds
 from onnx_rnn_prune.study.opening import Opened, written_out
@@ -38,7 +47,7 @@ class Seen:
         warnings: what could not be found out.
     """
 
-    outlets: Mapping[str, Any] = field(default_factory=dict)
+    outlets: Mapping[str, Sequence[OutletRow]] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, NodeTime] = field(default_factory=dict)
     share: float | None = None
@@ -49,8 +58,13 @@ class Seen:
 
 
 def inspect_model(
-    opened: Opened, data: object, asked: Asked, stream: bool | None, progress: Progress
-) -> dict[str, Any]:
+    opened: Opened,
+    path: str | None,
+    data: object,
+    asked: Asked,
+    stream: bool | None,
+    progress: Progress,
+) -> InspectReport:
     """The recurrent layers of a model, what they cost, and where their units end.
 
     Raises:
@@ -68,45 +82,45 @@ def inspect_model(
     total = count_params(opened.document)
     left = opened.misfits or not opened.layers
     seen = Seen() if left else _look(opened, data, asked, stream, progress)
-    return {
-        "model": {
-            "path": None,
-            "bytes": stored_bytes(opened.model, like=opened.model),
-            "params": total,
-            "inputs": [str(port) for port in signature.inputs(opened.model)],
-            "outputs": [str(port) for port in signature.outputs(opened.model)],
-        },
-        "layers": _rows(opened, seen, total),
-        "written_out": [{**asdict(item), "text": str(item)} for item in written],
-        "refused": [{**asdict(item), "text": str(item)} for item in opened.misfits],
-        "remedies": [
+    return InspectReport(
+        model=ModelRow(
+            path=path,
+            bytes=stored_bytes(opened.model, like=opened.model),
+            params=total,
+            inputs=[str(port) for port in signature.inputs(opened.model)],
+            outputs=[str(port) for port in signature.outputs(opened.model)],
+        ),
+        layers=_rows(opened, seen, total),
+        written_out=[WrittenRow(**item, text=str(item)) for item in written],
+        refused=[RefusedRow(**item, text=str(item)) for item in opened.misfits],
+        remedies=[
             *dict.fromkeys(item.remedy for item in opened.misfits),
             *filter(None, [advice(written, opened.model.producer_name)]),
         ],
-        "share_of_time": seen.share,
-        "timed_on": {"shapes": seen.feed, "random": seen.random, "threads": 1},
-        "warnings": [*opened.notes, *seen.warnings],
-    }
+        share_of_time=seen.share,
+        timed_on=TimedOn(seen.feed, seen.random, threads=1),
+        warnings=[*opened.notes, *seen.warnings],
+    )
 
 
-def _rows(opened: Opened, seen: Seen, total: int) -> list[dict[str, Any]]:
+def _rows(opened: Opened, seen: Seen, total: int) -> list[InspectedLayer]:
     return [
-        {
-            "name": layer.name,
-            "op": layer.cell.op,
-            "direction": layer.direction,
-            "scope": layer.scope,
-            "hidden": layer.hidden,
-            "input": layer.input_size,
-            "params": layer.params(),
-            "share_of_params": layer.params() / max(total, 1),
-            "flops_per_step": layer.flops(),
-            "time_ms": seen.times[layer.name].ms if layer.name in seen.times else None,
-            "share_of_time": seen.times[layer.name].share if layer.name in seen.times else None,
-            "outlets": seen.outlets.get(layer.name, []),
-            "pinned": seen.pinned.get(layer.name),
-            "half": asdict(seen.half[layer.name]) if layer.name in seen.half else None,
-        }
+        InspectedLayer(
+            name=layer.name,
+            op=layer.cell.op,
+            direction=layer.direction,
+            scope=layer.scope,
+            hidden=layer.hidden,
+            input=layer.input_size,
+            params=layer.params(),
+            share_of_params=layer.params() / max(total, 1),
+            flops_per_step=layer.flops(),
+            time_ms=seen.times[layer.name].ms if layer.name in seen.times else None,
+            share_of_time=seen.times[layer.name].share if layer.name in seen.times else None,
+            outlets=seen.outlets.get(layer.name, []),
+            pinned=seen.pinned.get(layer.name),
+            half=seen.half.get(layer.name),
+        )
         for layer in opened.layers
     ]
 

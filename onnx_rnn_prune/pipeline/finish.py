@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import onnx
 
+from onnx_rnn_prune.compression.sparsity import notes_on
 from onnx_rnn_prune.compression.stage import run_stages
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation.bench import Bench, Recovered
@@ -24,12 +25,26 @@ from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.prepared import only_leaving
+from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.state_shrinking import Narrowed, State, narrow, say_states
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.report.build import drift_rows, layer_rows, outlet_rows, plain, total_rows
-from onnx_rnn_prune.report.environment import environment
+from onnx_rnn_prune.report.build import (
+    drift_rows,
+    environment,
+    layer_rows,
+    outlet_rows,
+    total_rows,
+)
+from onnx_rnn_prune.report.schema import (
+    DataRow,
+    LayerRow,
+    PruneReport,
+    Recovery,
+    StageRow,
+    StateRow,
+)
 from onnx_rnn_prune.selection.lossless import check_lossless
 from onnx_rnn_prune.study.feeding import Data, proof_feeds
 from onnx_rnn_prune.study.opening import Opened
@@ -45,11 +60,12 @@ def finish(
     plan: Plan,
     studied: Studied | None,
     treatment: Treatment,
+    asked: Asked,
     progress: Progress,
 ) -> PruneResult:
     """Recovers, cuts, proves, treats further as asked, and measures."""
     if not plan.cut():
-        return _untouched(opened, data, plan, treatment, progress)
+        return _untouched(opened, data, plan, treatment, asked, progress)
     interface = treatment.interface
     studied = settle(opened, studied, plan, data, interface, progress)
     opened = opened.traced(studied.prepared.trace)
@@ -63,27 +79,27 @@ def finish(
     # Nothing more is done to a file with narrow states.
     model = (narrowed.document if narrowed.states else shrunk).write()
     prepared = studied.prepared
-    said = say_states(model, interface, narrowed.states)
-    report = _report(opened, data, model, treatment.mode, progress, narrowed.states)
-    report["warnings"] += said
-    report["stages"] = steps
-    report["states"] = state_rows(narrowed.states)
-    report["warnings"] += narrowed.notes if interface.shrink_states else ()
+    notes = [
+        *say_states(model, interface, narrowed.states),
+        *(narrowed.notes if interface.shrink_states else ()),
+    ]
     leaving = only_leaving(
         opened.document, prepared.restored, prepared.outside.states if narrowed.states else ()
     )
     rows = outlet_rows(opened.layers, prepared.ends, prepared.restored, leaving)
     left = find_layers(Document.read(model).graph)
-    report["layers"] = layer_rows(opened.layers, left, rows, plan.pinned)
-    report["oracle"] = plain(proof)
-    report["recovery"] = {
-        "asked": treatment.recover,
-        "used": recovered.used,
-        "lambda": recovered.ridge,
-        "rounds": recovered.rounds,
-        "learning": None if recovered.learning is None else plain(recovered.learning),
-        "reason": reason,
-    }
+    cutting = Cutting(
+        layers=layer_rows(opened.layers, left, rows, plan.pinned),
+        oracle=proof,
+        recovery=Recovery(
+            treatment.recover, recovered.used, recovered.ridge, recovered.rounds,
+            recovered.learning, reason,
+        ),
+        stages=steps,
+        states=narrowed.states,
+        notes=notes,
+    )  # fmt: skip
+    report = _report(opened, data, model, treatment, cutting, asked, progress)
     return PruneResult(model, plan, report, is_apart(opened.model))
 
 
@@ -101,20 +117,6 @@ def _prove(
     proof = prove(opened, studied, plan, document, feeds)
     shrunk = cut(document, studied, plan, mode)
     return proof, shrunk, narrow(opened, studied, plan, document, shrunk, feeds)
-
-
-def state_rows(states: Sequence[State]) -> list[dict[str, Any]]:
-    """The states of the interface that became narrower."""
-    return [
-        {
-            "layers": list(state.layers),
-            "input": state.source,
-            "output": state.result,
-            "before": state.width,
-            "after": state.kept,
-        }
-        for state in states
-    ]
 
 
 def _recover(
@@ -159,63 +161,109 @@ def _untouched(
     data: Data,
     plan: Plan,
     treatment: Treatment,
+    asked: Asked,
     progress: Progress,
 ) -> PruneResult:
     """A plan that keeps everything leaves the units as they are."""
     document, steps = run_stages(opened, opened.document.copy(), treatment.stages, data, progress)
     model = document.write()
-    report = _report(opened, data, model, treatment.mode, progress)
-    report["stages"] = steps
-    report["layers"] = layer_rows(opened.layers, opened.layers, {}, plan.pinned)
-    report["oracle"] = plain(Oracle(0.0, True, 0))
-    report["states"] = state_rows(())
-    nothing = {"asked": "none", "used": "none", "lambda": None, "rounds": 0, "learning": None}
-    report["recovery"] = {**nothing, "reason": "nothing was cut"}
+    cutting = Cutting(
+        layers=layer_rows(opened.layers, opened.layers, {}, plan.pinned),
+        oracle=Oracle(0.0, True, 0),
+        recovery=Recovery("none", "none", None, 0, None, "nothing was cut"),
+        stages=steps,
+    )
+    report = _report(opened, data, model, treatment, cutting, asked, progress)
     return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+@dataclass(frozen=True, eq=False)
+class Cutting:
+    """What a report says of the cut, beside what is measured of its result.
+
+    Attributes:
+        layers: what became of each.
+        oracle: the proof.
+        recovery: what makes up for removed units.
+        stages: what each step did.
+        states: those that the result holds in another width.
+        notes: what the user should know.
+    """
+
+    layers: Sequence[LayerRow]
+    oracle: Oracle
+    recovery: Recovery
+    stages: Sequence[StageRow]
+    states: Sequence[State] = ()
+    notes: Sequence[str] = ()
 
 
 def _report(
     opened: Opened,
     data: Data,
     model: onnx.ModelProto,
-    mode: str,
+    treatment: Treatment,
+    cutting: Cutting,
+    asked: Asked,
     progress: Progress,
-    states: Sequence[State] = (),
-) -> dict[str, Any]:
-    """What is measured of a result; `states` are those that it holds in another width."""
-    narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in states]
+) -> PruneReport:
+    """Measures a result."""
+    narrow = [Narrow(s.source, s.result, s.axis, s.kept, s.mask) for s in cutting.states]
     judged, timed = (
         (before, NarrowRunner(after, narrow) if narrow else after)
         for before, after in opened.pairs(model, "the pruned model")
     )
     progress("measuring", 0, None)
     drifts, details = drift_in_detail(
-        *judged, data.judging, time_axes(opened.document), [state.result for state in states]
+        *judged, data.judging, time_axes(opened.document), [state.result for state in narrow]
     )
-    return {
-        "model": opened.name,
-        "mode": mode,
-        "totals": total_rows(opened.model, model),
-        "drift": drift_rows(drifts, opened.judged, data.streams),
-        "drift_details": {name: plain(values) for name, values in details.items()},
-        "latency": plain(latency(*timed, data.judging.opening())),
-        "data": {
-            "source": data.fitting.source,
-            "feeds": len(data.fitting) + (0 if data.fitting.shared else len(data.held_out)),
-            "random": data.fitting.random,
-            "calibration_feeds": len(data.fitting) if data.given else 0,
-            "heldout_feeds": len(data.held_out) if data.given else 0,
-            "shared": data.fitting.shared,
-            "streams": data.streams,
-        },
-        "environment": environment(),
-        "warnings": [
+    return PruneReport(
+        model=opened.name,
+        mode=treatment.mode,
+        totals=total_rows(opened.model, model),
+        drift=drift_rows(drifts, opened.judged, data.streams),
+        drift_details=details,
+        latency=latency(*timed, data.judging.opening()),
+        data=_data_row(data),
+        environment=environment(),
+        warnings=[
             *opened.notes,
             *opened.judged.notes,
             *data.warnings,
             *_defaults(opened.model, model),
+            *cutting.notes,
+            *asked.notes,
+            *notes_on(treatment.stages),
         ],
-    }
+        stages=cutting.stages,
+        states=[_state_row(state) for state in cutting.states],
+        layers=cutting.layers,
+        oracle=cutting.oracle,
+        recovery=cutting.recovery,
+        seconds=time.perf_counter() - asked.begun,
+        keep=asked.keep,
+        criterion=asked.criterion,
+        allocate=asked.allocate,
+        budget=asked.budget,
+        lossless=asked.lossless,
+    )
+
+
+def _state_row(state: State) -> StateRow:
+    return StateRow(list(state.layers), state.source, state.result, state.width, state.kept)
+
+
+def _data_row(data: Data) -> DataRow:
+    fitting, held_out = len(data.fitting), len(data.held_out)
+    return DataRow(
+        source=data.fitting.source,
+        feeds=fitting + (0 if data.fitting.shared else held_out),
+        random=data.fitting.random,
+        calibration_feeds=fitting if data.given else 0,
+        heldout_feeds=held_out if data.given else 0,
+        shared=data.fitting.shared,
+        streams=data.streams,
+    )
 
 
 def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:

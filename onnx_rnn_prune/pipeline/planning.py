@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.passes.prepared import choose_layers
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.schema import LosslessRow
 from onnx_rnn_prune.selection.choice import choose_plan
 from onnx_rnn_prune.selection.lossless import lossless_plan
 from onnx_rnn_prune.selection.masks import plan_of_masks
@@ -20,6 +20,29 @@ from onnx_rnn_prune.study.studying import Studied
 from onnx_rnn_prune.trace.plan import Plan, check_plan, fingerprint
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a report says of how a plan came about.
+
+    Attributes:
+        begun: when the work began, on the clock of `time.perf_counter`.
+        notes: what the user should know of the plan.
+        keep: how many units layers were to keep.
+        criterion: by which units were ranked.
+        allocate: how the cut was shared.
+        budget: what the result may have at most.
+        lossless: where only superfluous units go, what there are of them.
+    """
+
+    begun: float
+    notes: Sequence[str] = ()
+    keep: str | None = None
+    criterion: str | None = None
+    allocate: str | None = None
+    budget: str | None = None
+    lossless: Sequence[LosslessRow] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Planned:
     """What is to be cut, and how it came about.
@@ -28,13 +51,13 @@ class Planned:
         plan: what stays.
         studied: the model with its units, or None where they were not looked at.
         treatment: what is done next.
-        report: what the report says of the choice.
+        asked: what the report says of the choice.
     """
 
     plan: Plan
     studied: Studied | None
     treatment: Treatment
-    report: Mapping[str, Any]
+    asked: Asked
 
 
 def make_plan(
@@ -44,30 +67,32 @@ def make_plan(
     treatment: Treatment,
     lossless: bool,
     masks: object,
+    budget: str | None,
+    begun: float,
     progress: Progress,
 ) -> Planned:
-    """Plans as the user asks.
+    """Plans as the user asks; `budget` is in the user's words, and the work began when `begun`.
 
     Raises:
         PruneError: the request does not fit the model.
         Unmet: a budget cannot be met.
     """
-    report: dict[str, Any] = dict.fromkeys(("keep", "criterion", "allocate"))
     if lossless:
         names = choose_layers(opened.layers, request.only, request.skip)
         found = lossless_plan(opened, names, data, treatment.interface, progress)
-        report["lossless"] = found.rows
-        return Planned(found.plan, found.studied, replace(treatment, recover="lossless"), report)
+        asked = Asked(begun, found.plan.notes, lossless=found.rows)
+        return Planned(found.plan, found.studied, replace(treatment, recover="lossless"), asked)
     if masks is not None:
         plan = plan_of_masks(masks, fingerprint(opened.model), opened.layers)
         names = choose_layers(opened.layers, request.only, request.skip)
         plan = replace(plan, layers={n: kept for n, kept in plan.layers.items() if n in names})
         check_plan(plan, opened.model, opened.layers)
-        return Planned(plan, None, treatment, report)
+        return Planned(plan, None, treatment, Asked(begun, plan.notes))
     plan, studied = choose_plan(opened, data, request, treatment.interface, progress)
-    report["keep"] = None if request.keep is None else str(request.keep)
-    report["criterion"], report["allocate"] = request.criterion_for(data).name, request.allocate
-    return Planned(plan, studied, treatment, report)
+    keep = None if request.keep is None else str(request.keep)
+    ranked = request.criterion_for(data).name
+    asked = Asked(begun, plan.notes, keep, ranked, request.allocate, budget)
+    return Planned(plan, studied, treatment, asked)
 
 
 def check_choice(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from onnx_rnn_prune.model.external import whole_model
 from onnx_rnn_prune.model.files import check_output, save_apart, save_model
 from onnx_rnn_prune.report.html import write_html
+from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.trace.plan import Plan
 
 
@@ -21,14 +21,14 @@ class PruneResult:
     Attributes:
         written: the pruned model; weights that were not touched may lie in the original's files.
         plan: which units were kept.
-        report: plain values, as in the JSON report.
+        report: its attributes, or as a mapping its keys, are those of the JSON report.
         apart: whether weights are saved in a file of their own, as the original's are.
         inputs: files and folders that were read.
     """
 
     written: onnx.ModelProto
     plan: Plan
-    report: dict[str, Any]
+    report: PruneReport
     apart: bool = False
     inputs: tuple[Path, ...] = ()
 

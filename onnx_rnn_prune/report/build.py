@@ -1,19 +1,22 @@
-"""The report as plain values, with the keys that programs may rely on."""
+"""The parts of reports that several commands have in common."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict
-from typing import Any
+import datetime
+import os
+import platform
+from collections.abc import Container, Iterable, Mapping, Sequence
+from importlib import metadata
 
 import onnx
 
 from onnx_rnn_prune.cost.cost import count_params
+from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.report.schema import DriftRow, Environment, LayerRow, OutletRow, Totals
 from onnx_rnn_prune.trace.judged import STATE, Judged
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.validate import Drift
@@ -24,24 +27,24 @@ Ends = Mapping[Outlet, tuple[str, ...]]
 def layer_rows(
     before: Iterable[Layer],
     after: Iterable[Layer],
-    outlets: Mapping[str, Any],
+    outlets: Mapping[str, Sequence[OutletRow]],
     pinned: Mapping[str, str],
-) -> list[dict[str, Any]]:
+) -> list[LayerRow]:
     """What became of each layer of a model."""
     later = {layer.name: layer for layer in after}
     return [
-        {
-            "name": layer.name,
-            "op": layer.cell.op,
-            "direction": layer.direction,
-            "scope": layer.scope,
-            "hidden_before": layer.hidden,
-            "hidden_after": later[layer.name].hidden if layer.name in later else 0,
-            "params_before": layer.params(),
-            "params_after": later[layer.name].params() if layer.name in later else 0,
-            "outlets": outlets.get(layer.name, []),
-            "pinned": pinned.get(layer.name),
-        }
+        LayerRow(
+            name=layer.name,
+            op=layer.cell.op,
+            direction=layer.direction,
+            scope=layer.scope,
+            hidden_before=layer.hidden,
+            hidden_after=later[layer.name].hidden if layer.name in later else 0,
+            params_before=layer.params(),
+            params_after=later[layer.name].params() if layer.name in later else 0,
+            outlets=outlets.get(layer.name, []),
+            pinned=pinned.get(layer.name),
+        )
         for layer in before
     ]
 
@@ -51,9 +54,9 @@ def outlet_rows(
     ends: Ends,
     restored: Mapping[Outlet, str],
     narrow: Container[Outlet] = (),
-) -> dict[str, list[dict[str, str]]]:
+) -> dict[str, list[OutletRow]]:
     """Where the units of each layer end, by layer name; `narrow` leave with kept units only."""
-    rows: dict[str, list[dict[str, str]]] = {}
+    rows: dict[str, list[OutletRow]] = {}
     for layer in layers:
         found = []
         for outlet in sorted(set(ends) | set(restored)):
@@ -61,21 +64,21 @@ def outlet_rows(
                 continue
             reason = restored.get(outlet)
             if reason is None:
-                found += [_row(outlet.output, "absorbed", at, "") for at in ends[outlet]]
+                found += [OutletRow(outlet.output, "absorbed", at, "") for at in ends[outlet]]
             elif outlet in narrow:
-                found.append(_row(outlet.output, "narrow", "graph output", ""))
+                found.append(OutletRow(outlet.output, "narrow", "graph output", ""))
             else:
                 at = "graph output" if outlet.consumer == GRAPH_OUTPUT else outlet.consumer
-                found.append(_row(outlet.output, "restored", at, reason))
-        used = {row["output"] for row in found}
-        found += [_row(n, "unused", "", "") for n in layer.cell.outputs if n not in used]
+                found.append(OutletRow(outlet.output, "restored", at, reason))
+        used = {row.output for row in found}
+        found += [OutletRow(n, "unused", "", "") for n in layer.cell.outputs if n not in used]
         rows[layer.name] = found
     return rows
 
 
 def drift_rows(
-    found: Mapping[str, Drift], judged: Judged, streams: Mapping[str, Any] | None
-) -> dict[str, dict[str, Any]]:
+    found: Mapping[str, Drift], judged: Judged, streams: Streams | None
+) -> dict[str, DriftRow]:
     """How far outputs are off, and the signals that some are judged by.
 
     Outputs have a `kind` where their own numbers say little, which is so of states that callers
@@ -84,26 +87,25 @@ def drift_rows(
     Args:
         found: by output or signal.
         judged: what outputs are judged by.
-        streams: what the report says of states, see `study.feeding.stream_row`.
+        streams: what the report says of states.
     """
-    rows: dict[str, dict[str, Any]] = {name: plain(values) for name, values in found.items()}
-    for output in (streams or {}).get("states", {}).values():
-        if output in rows:
-            rows[output]["kind"] = STATE
-    for output, kind in judged.kinds.items():
-        if output in rows:
-            rows[output]["kind"] = kind
+    states = set(streams.states.values()) if streams is not None else set()
+    signal_of: dict[str, list[str]] = {}
+    for output in judged.kinds:
         for signal in judged.signals[output]:
-            if signal in rows and signal not in judged.outputs:
-                rows[signal].setdefault("signal_of", []).append(output)
-    return rows
+            if signal not in judged.outputs:
+                signal_of.setdefault(signal, []).append(output)
+    return {
+        name: DriftRow(
+            **values,
+            kind=judged.kinds.get(name, STATE if name in states else None),
+            signal_of=signal_of.get(name),
+        )
+        for name, values in found.items()
+    }
 
 
-def _row(output: str, end: str, at: str, reason: str) -> dict[str, str]:
-    return {"output": output, "end": end, "at": at, "reason": reason}
-
-
-def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int]:
+def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> Totals:
     """Parameters and bytes of two models."""
     totals: dict[str, int] = {}
     for name, model in (("before", before), ("after", after)):
@@ -111,15 +113,27 @@ def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int
         totals[f"params_{name}"] = count_params(document)
         totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(document.graph))
         totals[f"bytes_{name}"] = stored_bytes(model, like=before)
-    return totals
+    return Totals(**totals)
 
 
-def plain(value: Any) -> Any:
-    """A dataclass or number as JSON knows it; what is not finite becomes None."""
-    if hasattr(value, "__dataclass_fields__"):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
+def environment() -> Environment:
+    """Where something is measured."""
+    # Versions are of what changes how, or how fast, a model computes.
+    return Environment(
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        python=platform.python_version(),
+        onnx_rnn_prune=_version("onnx_rnn_prune"),
+        onnx=_version("onnx"),
+        onnxruntime=_version("onnxruntime"),
+        onnx_graphsurgeon=_version("onnx_graphsurgeon"),
+        numpy=_version("numpy"),
+        platform=platform.platform(),
+        cpu_count=os.cpu_count(),
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
-    return value

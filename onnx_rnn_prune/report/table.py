@@ -212,7 +212,7 @@ def sentences(report: Report) -> list[tuple[str, str]]:
     """What there is to say about a prune beyond its tables: subjects, and a sentence on each."""
     lines: list[tuple[str, str]] = []
     oracle = report.get("oracle")
-    if oracle:
+    if oracle is not None:
         lines.append(("Self-check", _self_check(oracle, str(report.get("mode") or "shrink"))))
     lines += [
         ("State", f"{row['input']} and {row['output']}: {row['before']} -> {row['after']} entries")

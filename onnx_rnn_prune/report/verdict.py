@@ -33,7 +33,7 @@ def verdict(report: Report) -> str:
     if found is not None:
         sentences.append(_deviation(report, found[1]))
     oracle = report.get("oracle")
-    if oracle:
+    if oracle is not None:
         sentences.append(
             "The self-check passed: it computes what the original does without the removed units."
             if oracle["passed"]

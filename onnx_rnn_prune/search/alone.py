@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.schema import SensitivityReport
 from onnx_rnn_prune.search.driver import Bounds, run
 from onnx_rnn_prune.search.executor import Crew
 from onnx_rnn_prune.search.greedy import curve_asks
@@ -44,7 +44,7 @@ class Sensitivity:
     crew: Crew
     memory: Path | None
 
-    def __call__(self, progress: Progress) -> dict[str, Any]:
+    def __call__(self, progress: Progress) -> SensitivityReport:
         """Cuts, recovers and runs."""
         start = time.perf_counter()
         memory = Memory(self.memory, key_of(self.opened, self.data, self.quality, self.request))
@@ -54,11 +54,10 @@ class Sensitivity:
                 workers, memory, (), progress,
             )  # fmt: skip
             trials = self._tried(setting, memory, progress)
-        found = sensitivity_rows(setting, self.data, trials)
         left = setting.studied.prepared.left
-        found["warnings"] += [f"{name} is left alone: {why}" for name, why in left.items()]
-        found["warnings"] += self.request.bounds.notes(setting.lab.trace.groups)
-        return {**found, "seconds": time.perf_counter() - start}
+        notes = [f"{name} is left alone: {why}" for name, why in left.items()]
+        notes += self.request.bounds.notes(setting.lab.trace.groups)
+        return sensitivity_rows(setting, self.data, trials, notes, start)
 
     def _tried(self, setting: Setting, memory: Memory, progress: Progress) -> list[Trial]:
         lab = setting.lab

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from onnx_rnn_prune.cost.cost import limit_of
 from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.report.schema import (
+    Candidate,
+    Curve,
+    Limit,
+    Point,
+    PruneReport,
+    SearchRows,
+    SensitivityReport,
+    Splits,
+    Tested,
+)
 from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.setting import Setting
@@ -18,74 +29,77 @@ from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
 
 
-@dataclass(frozen=True)
-class Limit:
-    """One thing that was asked for, and what the result has of it.
-
-    Attributes:
-        name: quality, speed, params or bytes.
-        asked: the most that is allowed: of the loss, in milliseconds, in parameters or bytes.
-        reached: what the written file has, the loss being that on the test feeds.
-        met: whether that is within what was asked for.
-    """
-
-    name: str
-    asked: float
-    reached: float
-    met: bool
-
-
 def search_rows(
-    lab: Laboratory, data: Data, goal: Goal, aim: Aim, trials: Sequence[Trial], picked: Trial
-) -> dict[str, Any]:
+    lab: Laboratory,
+    data: Data,
+    goal: Goal,
+    aim: Aim,
+    trials: Sequence[Trial],
+    picked: Trial,
+    tested: TestOutcome,
+    seconds: float,
+) -> SearchRows:
     """The report's part on how a cut was found."""
-    return {
-        "goal": str(goal),
-        "quality": goal.quality.name,
-        "higher_is_better": goal.quality.higher,
-        "quality_limit": _limit_value(lab, goal, aim),
-        "candidates": candidate_rows(lab, aim, trials, picked),
-        "picked": trials.index(picked) + 1,
-        "splits": split_rows(data),
-    }
+    return SearchRows(
+        goal=str(goal),
+        quality=goal.quality.name,
+        higher_is_better=goal.quality.higher,
+        quality_limit=_limit_value(lab, goal, aim),
+        candidates=candidate_rows(lab, aim, trials, picked),
+        picked=trials.index(picked) + 1,
+        splits=split_rows(data),
+        test=tested.test,
+        limits=tested.limits,
+        met=all(limit.met for limit in tested.limits),
+        seconds=seconds,
+    )
 
 
-def split_rows(data: Data) -> dict[str, Any]:
+def split_rows(data: Data) -> Splits:
     """How many feeds chose, selected and were reported on."""
-    return {
-        "calibration": len(data.fitting),
-        "validation": len(data.held_out),
-        "test": len(data.judging),
-        "shared": " ".join(data.warnings),
-    }
+    counts = len(data.fitting), len(data.held_out), len(data.judging)
+    return Splits(*counts, " ".join(data.warnings))
 
 
-def sensitivity_rows(setting: Setting, data: Data, trials: Sequence[Trial]) -> dict[str, Any]:
+def sensitivity_rows(
+    setting: Setting,
+    data: Data,
+    trials: Sequence[Trial],
+    notes: Sequence[str] = (),
+    begun: float | None = None,
+) -> SensitivityReport:
     """What cuts of one group of layers alone do, of all cuts that were tried.
 
     Groups that were never cut alone are left out.
+
+    Args:
+        setting: of the cuts.
+        data: the feeds.
+        trials: the cuts.
+        notes: what the user should know.
+        begun: when the work began, if it was done for this; else seconds are those of the cuts.
     """
     lab = setting.lab
     full = [group.size for group in lab.trace.groups]
     named = lab.quality != NRMSE
     before = lab.before(lab.bench.held_out) if named else None
-    whole = {"nrmse": 0.0, "metric": before, "ms": setting.ms(full)}
+    whole = setting.ms(full)
     rows, seconds = [], 0.0
     for number, group in enumerate(lab.trace.groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
         seconds += sum(trial.seconds for trial in alone.values())
         points = [_point(kept, alone[kept], named) for kept in sorted(alone)]
-        points.append({"kept": group.size, **whole})
+        points.append(Point(group.size, 0.0, before, whole))
         if alone:
-            rows.append({"layers": list(group.layers), "units": group.size, "points": points})
-    return {
-        "metric": lab.quality.name if named else None,
-        "layers": rows,
-        "splits": split_rows(data),
-        "streams": data.streams,
-        "warnings": list(data.warnings),
-        "seconds": seconds,
-    }
+            rows.append(Curve(list(group.layers), group.size, points))
+    return SensitivityReport(
+        metric=lab.quality.name if named else None,
+        layers=rows,
+        splits=split_rows(data),
+        streams=data.streams,
+        warnings=[*data.warnings, *notes],
+        seconds=seconds if begun is None else time.perf_counter() - begun,
+    )
 
 
 def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
@@ -94,14 +108,21 @@ def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
     return [n for n, (count, size) in pairs if count < size and trial.recovery == QUICK]
 
 
-def _point(kept: int, trial: Trial, named: bool) -> dict[str, Any]:
-    value = trial.value if named else None
-    return {"kept": kept, "nrmse": trial.nrmse, "metric": value, "ms": trial.ms}
+def _point(kept: int, trial: Trial, named: bool) -> Point:
+    return Point(kept, trial.nrmse, trial.value if named else None, trial.ms)
 
 
-def test_rows(
+@dataclass(frozen=True)
+class TestOutcome:
+    """What came of a search, on test feeds."""
+
+    test: Tested
+    limits: Sequence[Limit]
+
+
+def tested_rows(
     lab: Laboratory, data: Data, goal: Goal, opened: Opened, result: PruneResult
-) -> dict[str, Any]:
+) -> TestOutcome:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
     opened = opened.traced(lab.trace)
     lab = lab.of_others(opened)
@@ -110,36 +131,32 @@ def test_rows(
     after = lab.quality.measure(lab.outputs(Recorded(runner), data.judging))
     loss = lab.quality.loss(before, after)
     limits = list(_limits(goal, opened, result.report, loss, before))
-    return {
-        "test": {"quality": after, "original": before, "loss": loss},
-        "limits": [asdict(limit) for limit in limits],
-        "met": all(limit.met for limit in limits),
-    }
+    return TestOutcome(Tested(after, before, loss), limits)
 
 
 def candidate_rows(
     lab: Laboratory, aim: Aim, trials: Sequence[Trial], picked: Trial
-) -> list[dict[str, Any]]:
+) -> list[Candidate]:
     """A row for each trial; those that no other one beats in both time and quality are marked."""
     best = frontier(trials)
     return [
-        {
-            "number": number,
-            "recovery": trial.recovery,
-            "kept": {
+        Candidate(
+            number=number,
+            recovery=trial.recovery,
+            kept={
                 name: count
                 for group, count in zip(lab.trace.groups, trial.counts, strict=True)
                 for name in group.layers
             },
-            "params": trial.params,
-            "bytes": trial.bytes,
-            "ms": trial.ms,
-            "quality": trial.value,
-            "spread": trial.spread,
-            "meets": aim.meets(trial),
-            "frontier": trial in best,
-            "picked": trial is picked,
-        }
+            params=trial.params,
+            bytes=trial.bytes,
+            ms=trial.ms,
+            quality=trial.value,
+            spread=trial.spread,
+            meets=aim.meets(trial),
+            frontier=trial in best,
+            picked=trial is picked,
+        )
         for number, trial in enumerate(trials, start=1)
     ]
 
@@ -154,19 +171,19 @@ def frontier(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _limits(
-    goal: Goal, opened: Opened, report: Mapping[str, Any], loss: float, before: float
+    goal: Goal, opened: Opened, report: PruneReport, loss: float, before: float
 ) -> Iterator[Limit]:
     if goal.drop is not None:
         asked = goal.drop.of(before)
         yield Limit("quality", asked, loss, loss <= asked)
     if goal.speed is not None:
-        latency = report["latency"]
-        asked, reached = goal.speed.of(latency["before_ms"]), latency["after_ms"]
+        latency = report.latency
+        asked, reached = goal.speed.of(latency.before_ms), latency.after_ms
         if goal.speed.share is not None:  # the ratio is that of interleaved runs
-            reached = latency["before_ms"] / latency["speedup"]
+            reached = latency.before_ms / latency.speedup
         yield Limit("speed", asked, reached, reached <= asked)
     for budget in goal.budgets:
-        most, has = limit_of(budget, opened.document), report["totals"][f"{budget.kind}_after"]
+        most, has = limit_of(budget, opened.document), report.totals[f"{budget.kind}_after"]
         yield Limit(budget.kind, most, has, has <= most)
 
 

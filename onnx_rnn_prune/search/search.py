@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.pipeline.finish import finish
+from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
@@ -18,7 +18,7 @@ from onnx_rnn_prune.search.executor import Crew
 from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.identity import key_of
 from onnx_rnn_prune.search.memory import Memory
-from onnx_rnn_prune.search.rows import search_rows, sensitivity_rows, test_rows
+from onnx_rnn_prune.search.rows import search_rows, sensitivity_rows, tested_rows
 from onnx_rnn_prune.search.setting import Setting, open_setting, space_of
 from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.search.trial import Trial
@@ -71,10 +71,7 @@ class Search:
             Unmet: no cut is within the limits.
         """
         with self.crew.open() as workers:
-            result = self._found(workers, progress)
-        seconds = self.bounds.now() - self.bounds.start
-        result.report["search"]["seconds"] = result.report["seconds"] = seconds
-        return result
+            return self._found(workers, progress)
 
     def _found(self, workers: Workers, progress: Progress) -> PruneResult:
         goal, request = self.goal, self.request
@@ -90,12 +87,12 @@ class Search:
             begun = self.bounds.now()
             picked = self._picked(setting, aim, trials)
             result = self._finished(setting, trials, picked, progress)
-            tested = test_rows(lab, self.data, goal, self.opened, result)
-            slow = [row for row in tested["limits"] if row["name"] == "speed" and not row["met"]]
+            tested = tested_rows(lab, self.data, goal, self.opened, result)
+            slow = [row for row in tested.limits if row.name == "speed" and not row.met]
             late = 2.0 * self.bounds.now() - begun > self.bounds.end
             if not slow or late or self.pick is not None:
                 break
-            slack *= _PART * slow[0]["asked"] / slow[0]["reached"]
+            slack *= _PART * slow[0].asked / slow[0].reached
         reason = worse(result.report, goal.pays)
         if reason is not None and self.pick is None:
             raise Unmet(
@@ -103,10 +100,11 @@ class Search:
                 where="search",
                 remedy="; ".join(setting.unpaid) or "allow more loss",
             )
-        rows = search_rows(lab, self.data, goal, aim, trials, picked)
-        result.report["search"] = {**rows, **tested}
-        result.report["sensitivity"] = sensitivity_rows(setting, self.data, trials)
-        return result
+        seconds = self.bounds.now() - self.bounds.start
+        rows = search_rows(lab, self.data, goal, aim, trials, picked, tested, seconds)
+        curves = sensitivity_rows(setting, self.data, trials)
+        report = replace(result.report, search=rows, sensitivity=curves, seconds=seconds)
+        return replace(result, report=report)
 
     def _tried(
         self, setting: Setting, memory: Memory, slack: float, progress: Progress
@@ -170,8 +168,6 @@ class Search:
         plan = Plan.from_mask(fingerprint(self.opened.model), lab.trace, lab.keep(picked.counts))
         plan = replace(plan, pinned=dict(prepared.left))
         treatment = self.bounds.hasten(self.treatment, trials)
-        result = finish(self.opened, self.data, plan, studied, treatment, progress)
-        report: dict[str, Any] = {"keep": None, "allocate": "search", "budget": None}
-        report["criterion"] = self.request.criterion_for(self.data).name
-        result.report.update(report)
-        return result
+        ranked = self.request.criterion_for(self.data).name
+        asked = Asked(self.bounds.start, criterion=ranked, allocate="search")
+        return finish(self.opened, self.data, plan, studied, treatment, asked, progress)

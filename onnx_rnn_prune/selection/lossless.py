@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.interface import Interface
@@ -14,6 +13,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.schema import LosslessRow
 from onnx_rnn_prune.selection.profitability import pin_losses
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.study.opening import Opened
@@ -38,7 +38,7 @@ class Lossless:
 
     plan: Plan
     studied: Studied
-    rows: list[dict[str, Any]]
+    rows: list[LosslessRow]
 
 
 def lossless_plan(
@@ -91,13 +91,14 @@ def check_lossless(opened: Opened, document: Document, feeds: Sequence[Feed]) ->
         )
 
 
-def _rows(found: Mapping[str, Mapping[str, int]], plan: Plan) -> list[dict[str, Any]]:
+def _rows(found: Mapping[str, Mapping[str, int]], plan: Plan) -> list[LosslessRow]:
     removed = {
         name: sum(layer.hidden_size - len(lane) for lane in layer.keep)
         for name, layer in plan.layers.items()
     }
     return [
-        {"layer": name, **counts, "removed": removed.get(name, 0)} for name, counts in found.items()
+        LosslessRow(layer=name, **counts, removed=removed.get(name, 0))
+        for name, counts in found.items()
     ]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.report.numbers import faster
+from onnx_rnn_prune.report.schema import LayerRow, PruneReport
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.study.opening import Opened
@@ -184,31 +184,31 @@ def _pinned(plan: Plan, names: Iterable[str]) -> Plan:
     return replace(plan, layers=layers, pinned=reasons)
 
 
-def _restores(layer: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
+def _restores(layer: LayerRow, report: PruneReport) -> bool:
     """Whether a cut layer has outputs that are brought to full width; narrow states are not."""
-    if layer["hidden_after"] == layer["hidden_before"]:
+    if layer.hidden_after == layer.hidden_before:
         return False
-    narrow = any(layer["name"] in state["layers"] for state in report["states"])
+    narrow = any(layer.name in state.layers for state in report.states)
     finals = ENDS.values() if narrow else ()
-    return any(o["end"] == "restored" and o["output"] not in finals for o in layer["outlets"])
+    return any(o.end == "restored" and o.output not in finals for o in layer.outlets)
 
 
-def worse(report: Mapping[str, Any], pays: Container[str] = ("bytes", "ms")) -> str | None:
+def worse(report: PruneReport, pays: Container[str] = ("bytes", "ms")) -> str | None:
     """In what a cut model is worse than its original, if it is, before anything else is done to it.
 
     Args:
         report: of the cut.
         pays: what a cut must save: bytes, and ms of a run.
     """
-    totals, latency = report["totals"], report["latency"]
-    first = (report.get("stages") or [{}])[0]
-    before, after = totals["bytes_before"], first.get("bytes", totals["bytes_after"])
+    cut = report.stages[0] if report.stages else None
+    spent = report.latency if cut is None else cut
+    before = report.totals.bytes_before
+    after = report.totals.bytes_after if cut is None else cut.bytes
     if "bytes" in pays and after > before:
         return f"the file would be larger than the original ({after} bytes instead of {before})"
-    ratio = first.get("speedup", latency["speedup"])
-    quartiles = first.get("speedup_quartiles", latency["speedup_quartiles"])
+    ratio, quartiles = spent.speedup, spent.speedup_quartiles
     # Nothing else that is put into a model takes time.
-    restores = any(_restores(layer, report) for layer in report["layers"])
+    restores = any(_restores(layer, report) for layer in report.layers)
     if restores and "ms" in pays and quartiles[1] < 1.0 and ratio < _SLOWER:
         return f"the result would be {faster(ratio, quartiles)} than the original"
     return None

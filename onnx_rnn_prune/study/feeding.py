@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds, read_asked
-from onnx_rnn_prune.data.streams import as_streams, possible_pairs
+from onnx_rnn_prune.data.streams import Streams, as_streams, possible_pairs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -56,7 +55,7 @@ class Data:
     given: bool
     warnings: tuple[str, ...] = ()
     loss: Loss | None = None
-    streams: Mapping[str, Any] | None = None
+    streams: Streams | None = None
 
     @property
     def tested(self) -> bool:
@@ -157,7 +156,7 @@ def open_three(opened: Opened, data: object, eval_data: object, stream: bool | N
 
 def stream_row(
     document: Document, asked: bool | None, judging: Feeds, *others: Feeds
-) -> dict[str, Any] | None:
+) -> Streams | None:
     """What reports say of states that callers carry from call to call; None where there are none.
 
     Args:
@@ -165,17 +164,13 @@ def stream_row(
         asked: what the user says of streams.
         judging: the feeds on which deviations are reported.
         others: that serve something else.
-
-    Returns:
-        `states`, the inputs, each with its output; `count` of streams and of `calls` in them, in
-        all sets, the count being 0 where each call is judged by itself; and what was `asked`.
     """
     states = {**known_states(document), **judging.states}
     if not states:
         return None
     sets = list({id(feeds): feeds for feeds in (judging, *others)}.values())
     count = sum(feeds.streams for feeds in sets) if judging.states else 0
-    return {"states": states, "count": count, "calls": sum(map(len, sets)), "asked": asked}
+    return Streams(states, count, sum(map(len, sets)), asked)
 
 
 def opened_feeds(opened: Opened, source: object, stream: bool | None) -> Feeds:

@@ -23,6 +23,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.walk import node_key, places
 from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.trace.dataflow import Dataflow, Product, Vertex, dataflow, reach
 
 # Those that the specification gives LSTM, GRU and RNN.
@@ -48,8 +49,8 @@ _MOST = 64
 Makers = dict[Vertex, gs.Node]
 
 
-@dataclass(frozen=True)
-class Written:
+@dataclass(frozen=True, eq=False)
+class Written(Record):
     """A recurrence without a recurrent node.
 
     Attributes:

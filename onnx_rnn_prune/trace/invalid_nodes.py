@@ -14,6 +14,7 @@ from onnx_rnn_prune.operators.recurrent import (
     recurrent_nodes,
     weight_shapes,
 )
+from onnx_rnn_prune.record import Record
 
 _PROJECTED = "as where states are projected (proj_size), for which such a node has no input"
 _REMEDIES = {
@@ -22,8 +23,8 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Misfit:
+@dataclass(frozen=True, eq=False)
+class Misfit(Record):
     """A recurrent node that cannot run.
 
     Attributes:

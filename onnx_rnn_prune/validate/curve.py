@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.outputs import Numbers
 
 _BUCKETS = 60
 
 
-@dataclass(frozen=True)
-class OverTime:
+@dataclass(frozen=True, eq=False)
+class OverTime(Record):
     """The root of the mean squared difference in the course of a sequence.
 
     Attributes:

@@ -10,6 +10,7 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.curve import Course, OverTime
 from onnx_rnn_prune.validate.drift import Drift, Sums
 from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, up_to_shorter
@@ -17,8 +18,8 @@ from onnx_rnn_prune.validate.results import Called, results
 from onnx_rnn_prune.validate.spread import Histogram, Spread
 
 
-@dataclass(frozen=True)
-class Detail:
+@dataclass(frozen=True, eq=False)
+class Detail(Record):
     """More about the drift of an output.
 
     Attributes:

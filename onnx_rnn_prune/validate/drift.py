@@ -10,12 +10,13 @@ import numpy as np
 
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places, up_to_shorter
 from onnx_rnn_prune.validate.results import Called, Result, results
 
 
-@dataclass(frozen=True)
-class Drift:
+@dataclass(frozen=True, eq=False)
+class Drift(Record):
     """How far an output is from the original's, over all entries of all feeds.
 
     Attributes:

@@ -11,6 +11,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from onnx_rnn_prune.model.runner import Feed, Streaming
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.results import Called
 
 
@@ -34,8 +35,8 @@ class Timing:
     quartiles_ms: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Latency:
+@dataclass(frozen=True, eq=False)
+class Latency(Record):
     """How long a run takes before and after, in milliseconds; `speedup` above 1 is faster.
 
     All are medians over so many rounds, with the quartiles that lie around them. The speedup is the

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.outputs import numbers, pairs, same_places
 
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
@@ -30,8 +31,8 @@ integers may go to the other one; what comes of it is bounded by a few steps of 
 _INFINITE, _NO_NUMBER = "is infinite", "is not a number"
 
 
-@dataclass(frozen=True)
-class Oracle:
+@dataclass(frozen=True, eq=False)
+class Oracle(Record):
     """Whether two models compute the same, to float rounding; true if they do.
 
     Attributes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.outputs import Numbers
 
 # Bins are a power of 3, so that three of them make one of a range three times as wide, and one has
@@ -19,8 +20,8 @@ _WITHIN = 0.995
 _LEAST = -640
 
 
-@dataclass(frozen=True)
-class Histogram:
+@dataclass(frozen=True, eq=False)
+class Histogram(Record):
     """How many entries differ by how much: the other's less the original's.
 
     Attributes:

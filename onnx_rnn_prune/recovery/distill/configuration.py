@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.recovery.distill.loss import Loss
 
 
@@ -36,8 +37,8 @@ class Course:
     until: float = math.inf
 
 
-@dataclass(frozen=True)
-class Learning:
+@dataclass(frozen=True, eq=False)
+class Learning(Record):
     """How training went.
 
     Attributes:

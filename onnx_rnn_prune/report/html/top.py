@@ -42,7 +42,7 @@ def _tiles(facts: Facts) -> list[Markup]:
         tiles.append(_tile("Deviation", shown, which))
     if facts.get("search", "test", "quality") is not None:
         tiles.append(_tested(facts))
-    if facts.get("oracle"):
+    if facts.known("oracle"):
         passed = facts.show("check", "oracle", "passed")
         style = "good" if facts.get("oracle", "passed") else "bad"
         largest = facts.show("number", "oracle", "max_abs_diff")
