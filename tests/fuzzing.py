@@ -582,10 +582,11 @@ def write_study(case: Case, broken: bool) -> None:
         return
     rng, path = case.rng, case.folder / "study.db"
     if rng.random() < 0.5 and case.command[0] in ("search", "sensitivity"):
+        before = {*case.folder.iterdir(), path, case.folder / "cache"}
         with quiet(case):
             cli.run(case.command)  # what it remembers is then changed
-        for name in ("out.onnx",):
-            (case.folder / name).unlink(missing_ok=True)
+        for written in set(case.folder.iterdir()) - before:
+            written.unlink()
     if path.is_file() and rng.random() < 0.7:
         with contextlib.closing(sqlite3.connect(path)) as base, base:
             rows = list(base.execute("SELECT key, value FROM record"))

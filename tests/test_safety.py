@@ -403,6 +403,10 @@ def too_few(proto):
     proto.graph.initializer[-1].float_data.pop()
 
 
+def in_pieces(proto):
+    proto.graph.initializer[0].segment.begin = 1
+
+
 def port_of_unknown_type(proto):
     proto.graph.input[0].type.tensor_type.elem_type = 99
 
@@ -440,6 +444,7 @@ BROKEN = {
     of_unknown_type: "weight 'W': its type is none of ONNX's (99)",
     of_no_type: "weight 'W': its type is none of ONNX's (0)",
     too_few: "weight 'few': its shape takes 2 values, and it has 1",
+    in_pieces: "weight 'W': it is a piece of another one",
     port_of_unknown_type: "tensor 'x': its type is none of ONNX's",
     in_a_circle: "its nodes form a cycle",
     with_bytes_as_text: "cannot be read as a graph",

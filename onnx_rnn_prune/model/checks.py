@@ -71,6 +71,7 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
     known = tensor.data_type in _TYPES and tensor.data_type != onnx.TensorProto.UNDEFINED
     _require(known, where, f"its type is none of ONNX's ({tensor.data_type})")
     _require(min(tensor.dims, default=0) >= 0, where, f"its shape is {list(tensor.dims)}")
+    _require(not tensor.HasField("segment"), where, "it is a piece of another one")
     if is_reference(tensor):
         return
     count = prod(tensor.dims)

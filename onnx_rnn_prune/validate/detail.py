@@ -13,7 +13,7 @@ from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.curve import Course, OverTime
 from onnx_rnn_prune.validate.drift import Drift, Sums
-from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, up_to_shorter
+from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, parts, up_to_shorter
 from onnx_rnn_prune.validate.results import Called, results
 from onnx_rnn_prune.validate.spread import Histogram, Spread
 
@@ -89,18 +89,25 @@ class _Part:
     def add(self, one: Array, other: Array) -> None:
         """Adds the arrays of a call."""
         self.sums.add(one, other)
-        difference = _difference(*up_to_shorter(one, other))
-        if difference is None:
+        if not (is_float(one.dtype) or one.dtype.kind in "iu"):
             return
-        self.spread.add(difference)
-        if self.axis is not None and difference.ndim > self.axis:
-            difference = np.moveaxis(difference, self.axis, 0)
-        elif self.axis is None and self.calls:
-            difference = difference[None]
+        one, other = up_to_shorter(one, other)
+        axis = self.axis
+        timed = axis is not None and one.ndim > axis
+        if axis is not None and timed:
+            one, other = (np.moveaxis(value, axis, 0) for value in (one, other))
         else:
-            return
-        self.course.add(difference, self.step)
-        self.step += len(difference)
+            one, other = one.reshape(-1), other.reshape(-1)
+        called = axis is None and self.calls
+        for left, right in parts(one, other):
+            difference = _difference(numbers(left), numbers(right))
+            self.spread.add(difference)
+            if timed:
+                self.course.add(difference, self.step)
+                self.step += len(difference)
+            elif called:
+                self.course.add(difference[None], self.step)
+        self.step += called
 
     def detail(self) -> Detail:
         """What became of it."""
@@ -108,10 +115,7 @@ class _Part:
         return Detail(self.spread.histogram(), self.course.over_time(unit))
 
 
-def _difference(one: Array, other: Array) -> Numbers | None:
-    """Entry by entry, not a number where one of the two is not finite; None without numbers."""
-    if not (is_float(one.dtype) or one.dtype.kind in "iu"):
-        return None
-    left, right = numbers(one), numbers(other)
-    finite = np.isfinite(left) & np.isfinite(right)
-    return np.where(finite, right, np.nan) - np.where(finite, left, np.nan)
+def _difference(one: Numbers, other: Numbers) -> Numbers:
+    """Entry by entry, not a number where one of the two is not finite."""
+    finite = np.isfinite(one) & np.isfinite(other)
+    return np.where(finite, other, np.nan) - np.where(finite, one, np.nan)

@@ -11,7 +11,14 @@ import numpy as np
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.validate.outputs import Numbers, numbers, pairs, same_places, up_to_shorter
+from onnx_rnn_prune.validate.outputs import (
+    Numbers,
+    numbers,
+    pairs,
+    parts,
+    same_places,
+    up_to_shorter,
+)
 from onnx_rnn_prune.validate.results import Called, Result, results
 
 
@@ -88,15 +95,15 @@ class Sums:
         one, other = up_to_shorter(one, other)
         if is_float(one.dtype):
             self._add_rows(one, other)
-            self._add_numbers(numbers(one), numbers(other))
+            self._add_parts(one, other)
             return
         same = np.asarray(one == other)
         self.rows += one.size
         self.agreeing += int(np.count_nonzero(same))
         if one.dtype.kind in "iu":
-            self._add_numbers(numbers(one), numbers(other))
+            self._add_parts(one, other)
         else:
-            self._add_numbers(np.ones(one.shape), same.astype(np.float64))
+            self._add_parts(np.ones(one.shape), same)
 
     def _add_rows(self, one: Array, other: Array) -> None:
         if one.ndim == 0 or one.size == 0:
@@ -104,6 +111,10 @@ class Sums:
         self.widths.add(one.shape[-1])
         self.rows += one.size // one.shape[-1]
         self.agreeing += int(np.count_nonzero(one.argmax(-1) == other.argmax(-1)))
+
+    def _add_parts(self, one: Array, other: Array) -> None:
+        for left, right in parts(one.reshape(-1), other.reshape(-1)):
+            self._add_numbers(numbers(left), numbers(right))
 
     def _add_numbers(self, one: Numbers, other: Numbers) -> None:
         finite = np.isfinite(one) & np.isfinite(other)

@@ -12,7 +12,7 @@ import numpy as np
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.validate.outputs import numbers, pairs, same_places
+from onnx_rnn_prune.validate.outputs import numbers, pairs, parts, same_places
 
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
 # tolerance is finer than such a type can tell apart.
@@ -162,16 +162,17 @@ def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:
         if one.dtype.kind in "iu":
             return float(np.max(np.abs(numbers(one) - numbers(other)))), excess
         return float(not equal), excess
-    left, right = numbers(one), numbers(other)
-    if not same_places(left, right):
-        return math.inf, math.inf
-    finite = np.isfinite(left)
-    left, right = left[finite], right[finite]
-    if left.size == 0:
-        return 0.0, 0.0
     if one.dtype.itemsize < 4:
         # The distance from 1 to the next number: float16 has 10 bits for it, bfloat16 has 7.
         step = 2.0**-10 if one.dtype == np.float16 else 2.0**-7
         tolerance = max(tolerance, _HALF_ROUNDINGS * step)
-    difference = float(np.max(np.abs(left - right)))
-    return difference, difference / (tolerance * max(1.0, float(np.max(np.abs(left)))))
+    difference = size = 0.0
+    for part, same in parts(one.reshape(-1), other.reshape(-1)):
+        left, right = numbers(part), numbers(same)
+        if not same_places(left, right):
+            return math.inf, math.inf
+        finite = np.isfinite(left)
+        left, right = left[finite], right[finite]
+        difference = max(difference, float(np.max(np.abs(left - right), initial=0.0)))
+        size = max(size, float(np.max(np.abs(left), initial=0.0)))
+    return difference, difference / (tolerance * max(1.0, size))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,9 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Array
 
 Numbers = npt.NDArray[np.float64]
+
+# Entries of which several copies in double precision take little memory.
+_PART = 1 << 16
 
 
 def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array, Array]]:
@@ -41,6 +46,13 @@ def up_to_shorter(one: Array, other: Array) -> tuple[Array, Array]:
         return one, other
     common = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
     return one[common], other[common]
+
+
+def parts(one: Array, other: Array) -> Iterator[tuple[Array, Array]]:
+    """Cuts two arrays of one shape, [n, ...], along n: what is made of a part stays small."""
+    rows = max(1, _PART * len(one) // max(one.size, 1))
+    for start in range(0, len(one), rows):
+        yield one[start : start + rows], other[start : start + rows]
 
 
 def same_places(one: Numbers, other: Numbers) -> bool:
