@@ -24,7 +24,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.study.feeding import open_data, open_three
 from onnx_rnn_prune.study.opening import open_model
 from onnx_rnn_prune.study.studying import cut, look, study
@@ -208,7 +208,9 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
 ):
     if asked == "distill":  # which finds nothing better here
         pytest.importorskip("torch")
-        monkeypatch.setattr(recovery, "Course", lambda *asked: Course(*asked, steps=1, rate=10.0))
+        monkeypatch.setattr(
+            recovery, "TrainingConfig", lambda *asked: TrainingConfig(*asked, steps=1, rate=10.0)
+        )
     monkeypatch.setattr(recovery, "_ROUNDS", 0)
     model, others = stacked(None), feeds[9:] if apart else None
     result = prune(model, data=feeds[:9], eval_data=others, recover=asked, criterion="l2")

@@ -17,7 +17,7 @@ from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery.distill import extra
+from onnx_rnn_prune.recovery.distill import configuration
 from onnx_rnn_prune.study.feeding import open_data
 from onnx_rnn_prune.study.opening import open_model
 from onnx_rnn_prune.study.studying import study
@@ -77,7 +77,7 @@ def feeds(count=8, steps=20):
     ],
 )
 def test_without_torch_one_line_says_what_to_install(monkeypatch, asked, option):
-    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+    monkeypatch.setattr(configuration, "find_spec", lambda name: None)
     with pytest.raises(PruneError) as caught:
         prune(two_layers(), keep=0.5, data=feeds(), **asked)
     assert str(caught.value) == (
@@ -95,8 +95,8 @@ def test_nothing_imports_torch_where_it_is_not_asked_for():
 class TestWithTorch:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        course = partial(recovery.Course, steps=150, trials=3)
-        monkeypatch.setattr(recovery, "Course", course)
+        course = partial(recovery.TrainingConfig, steps=150, trials=3)
+        monkeypatch.setattr(recovery, "TrainingConfig", course)
 
     def learn(self, model, **more):
         how = {"keep": 0.5, "data": feeds(24), "recover": "distill", **more}
@@ -167,7 +167,7 @@ class TestWithTorch:
     def test_weights_that_were_shaken_are_learnt_back(self):
         """The pupil has all units, so that there is an answer without error."""
         from onnx_rnn_prune.passes.base import Pipeline
-        from onnx_rnn_prune.recovery.distill.distill import Pupil, distill
+        from onnx_rnn_prune.recovery.distill.distill import Student, distill
         from onnx_rnn_prune.validate import drift
 
         opened = open_model(two_layers())
@@ -181,14 +181,14 @@ class TestWithTorch:
                 if tensor.name in ("W1", "R1", "W2", "R2", "fc"):
                     noise = rng.normal(0, 0.1, tensor.values.shape)
                     tensor.values = (tensor.values + noise).astype(np.float32)
-        pupil = Pupil(prepared.document, prepared.trace, keep, shaken)
+        pupil = Student(prepared.document, prepared.trace, keep, shaken)
 
         def judge(write):
             found = shaken.copy()
             Pipeline((write,))(found)
             return drift(opened.run(), Runner(found), fed.held_out)["logits"].nrmse
 
-        _, learning = distill(pupil, fed.fitting, judge, recovery.Course(), silent)
+        _, learning = distill(pupil, fed.fitting, judge, recovery.TrainingConfig(), silent)
         assert learning.after < 0.25 * learning.before
 
 
@@ -201,8 +201,7 @@ class TestGradients:
 
     def test_slopes_are_differences_of_onnxruntime(self):
         from onnx_rnn_prune.recovery.distill.batches import Teacher
-        from onnx_rnn_prune.recovery.distill.network import build
-        from onnx_rnn_prune.recovery.distill.region import find_region
+        from onnx_rnn_prune.recovery.distill.network import build, find_region
         from onnx_rnn_prune.selection.gradients import Slope, probes, reading
 
         prepared, feed = self.prepared()

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.recovery.distill.ahead import ahead
-from onnx_rnn_prune.recovery.distill.augmentation import Axes, Variety, find_axes
+from onnx_rnn_prune.recovery.distill.batches import Augmentation, Axes, ahead, find_axes
 
 
 def threads():
@@ -80,7 +79,7 @@ def test_what_counts_steps_is_told_from_other_numbers():
 
 def test_sequences_of_other_lengths_are_learnt_side_by_side():
     feeds = texts([7, 400, 31, 300])
-    for made, _ in islice(Variety(feeds, [TOKENS, COUNT], 0), 8):
+    for made, _ in islice(Augmentation(feeds, [TOKENS, COUNT], 0), 8):
         tokens, count = made["tokens"], made["count"]
         rows, steps = tokens.shape
         assert rows * steps <= 2048 and steps in (7, 31, 256)

@@ -13,13 +13,16 @@ from onnx_rnn_prune.evaluation import recovery
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
 
 from onnx_rnn_prune.recovery.distill.calls import Calls, Piece, windows  # noqa: E402
-from onnx_rnn_prune.recovery.distill.network import build, to_torch  # noqa: E402
-from onnx_rnn_prune.recovery.distill.region import find_region  # noqa: E402
+from onnx_rnn_prune.recovery.distill.network import (  # noqa: E402
+    build,
+    find_region,
+    to_torch,
+)
 from onnx_rnn_prune.recovery.distill.training import Task  # noqa: E402
 
 HIDDEN = 16
@@ -252,7 +255,9 @@ def closed_loop(original, pruned, data):
 
 
 def test_training_on_streams_brings_the_closed_loop_nearer(monkeypatch):
-    monkeypatch.setattr(recovery, "Course", partial(Course, steps=200, trials=4, rate=0.1))
+    monkeypatch.setattr(
+        recovery, "TrainingConfig", partial(TrainingConfig, steps=200, trials=4, rate=0.1)
+    )
     model = faint(made(*PACKED), 8)
     data, others = streams(model, 32, 24, 0), streams(model, 8, 24, 1)
     fitted, trained = (

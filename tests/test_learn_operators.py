@@ -12,9 +12,14 @@ torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyT
 from onnx_rnn_prune.model.document import Document  # noqa: E402
 from onnx_rnn_prune.model.runner import Runner  # noqa: E402
 from onnx_rnn_prune.model.walk import node_key  # noqa: E402
-from onnx_rnn_prune.recovery.distill.network import build, to_torch  # noqa: E402
-from onnx_rnn_prune.recovery.distill.operators import OPERATORS  # noqa: E402
-from onnx_rnn_prune.recovery.distill.region import Region, find_region, refuses  # noqa: E402
+from onnx_rnn_prune.recovery.distill.network import (  # noqa: E402
+    OPERATORS,
+    Region,
+    build,
+    find_region,
+    refuses,
+    to_torch,
+)
 
 pytestmark = pytest.mark.torch
 

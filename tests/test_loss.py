@@ -14,8 +14,7 @@ from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery.distill.configuration import Course
-from onnx_rnn_prune.recovery.distill.loss import Answers, Loss, read_loss
+from onnx_rnn_prune.recovery.distill.configuration import Answers, Loss, TrainingConfig, read_loss
 from onnx_rnn_prune.study.feeding import open_data
 from onnx_rnn_prune.study.opening import open_model
 from onnx_rnn_prune.study.studying import study
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(recovery, "Course", partial(Course, steps=10, trials=3))
+    monkeypatch.setattr(recovery, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
 
 
 def best(model, feed):
@@ -102,8 +101,7 @@ class TestCrossEntropy:
 class TestSlopes:
     def test_they_are_differences_of_onnxruntime(self):
         from onnx_rnn_prune.recovery.distill.batches import Teacher
-        from onnx_rnn_prune.recovery.distill.network import build
-        from onnx_rnn_prune.recovery.distill.region import find_region
+        from onnx_rnn_prune.recovery.distill.network import build, find_region
         from onnx_rnn_prune.selection.gradients import Slope, comparison, reading
 
         opened = open_model(two_layers())
@@ -165,8 +163,8 @@ def heavy(outputs, labels):
 
 class TestDistill:
     def learn(self, monkeypatch, steps, **more):
-        course = partial(Course, steps=steps, trials=3, rate=0.1)
-        monkeypatch.setattr(recovery, "Course", course)
+        course = partial(TrainingConfig, steps=steps, trials=3, rate=0.1)
+        monkeypatch.setattr(recovery, "TrainingConfig", course)
         return prune(two_layers(), keep=0.75, recover="distill", **more)
 
     def agreement(self, result, data):
@@ -192,7 +190,7 @@ class TestDistill:
         assert result.report["recovery"]["learning"]["after"] == pytest.approx(wanted, rel=1e-4)
 
     def test_a_lesson_with_labels_counts_both_losses_the_same(self):
-        from onnx_rnn_prune.recovery.distill.batches import Lesson
+        from onnx_rnn_prune.recovery.distill.batches import Batch
         from onnx_rnn_prune.recovery.distill.training import Task
 
         def network(given, weights, wanted):
@@ -200,7 +198,7 @@ class TestDistill:
 
         given, weight = torch.tensor([[1.0, 2.0]]), torch.tensor(3.0)
         answers = Answers(torch.tensor([0]), "a.npz")
-        lesson = Lesson({"x": given}, {"logits": given}, [((), answers)])
+        lesson = Batch({"x": given}, {"logits": given}, [((), answers)])
         variances = {"logits": 2.0}
         task = Task(network, ("w",), variances, (), ("logits",), read_loss("cross-entropy"))
         imitation, labels = (
@@ -209,7 +207,7 @@ class TestDistill:
         )
         found = float(task.loss(lesson, {"w": weight}, {})[0])
         assert found == pytest.approx((imitation + labels) / 2)
-        without = Lesson({"x": given}, {"logits": given})
+        without = Batch({"x": given}, {"logits": given})
         assert float(task.loss(without, {"w": weight}, {})[0]) == pytest.approx(imitation)
 
     def test_some_feeds_may_have_no_labels(self, monkeypatch):
@@ -218,7 +216,9 @@ class TestDistill:
         assert report["oracle"]["passed"] and report["recovery"]["learning"]["steps"] == 10
 
     def test_without_a_loss_labels_change_nothing(self, monkeypatch):
-        monkeypatch.setattr(recovery, "Course", partial(Course, steps=60, trials=3, rate=0.01))
+        monkeypatch.setattr(
+            recovery, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
+        )
         found = [
             prune(two_layers(), keep=0.5, recover="distill", data=data)
             for data in (labelled(wrong), feeds())

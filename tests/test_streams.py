@@ -20,7 +20,7 @@ from onnx_rnn_prune.evidence.moment_store import Shelf
 from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.report.numbers import streams
 from onnx_rnn_prune.report.table import sentences
 from onnx_rnn_prune.selection.masked import MaskedModel
@@ -355,7 +355,7 @@ def test_what_runs_best_in_the_closed_loop_is_chosen():
     ]
     print(errors)
     assert np.argmin(errors[0]) != np.argmin(errors[1])
-    found, _ = recover_units(closed, "auto", Schedule(), Course(), silent)
+    found, _ = recover_units(closed, "auto", Schedule(), TrainingConfig(), silent)
     observed = np.array([feed["x"] for feed in closed.held_out]).reshape(-1, STEPS, 1, 4)
     by_hand = closed_loop(model, closed.shrunk(found.write).write(), observed)
     assert found.error == pytest.approx(by_hand, rel=1e-4)
@@ -470,7 +470,7 @@ def test_the_original_runs_each_feed_once(form, monkeypatch):
         trace = studied.prepared.trace
         keep = np.arange(trace.units.count) % 2 == 0
         bench = Bench.of(opened, data, studied, keep)
-        chosen, _ = recover_units(bench, "lstsq", Schedule(), Course(), silent)
+        chosen, _ = recover_units(bench, "lstsq", Schedule(), TrainingConfig(), silent)
         return bench.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
 
     def times(room):

@@ -19,8 +19,7 @@ from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.passes.prepared import Prepared
-from onnx_rnn_prune.recovery.distill.configuration import Learning
-from onnx_rnn_prune.recovery.distill.loss import Loss
+from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingSummary
 from onnx_rnn_prune.recovery.least_squares import (
     Fit,
     Recover,
@@ -58,7 +57,7 @@ class Recovered:
     ridge: float | None
     error: float
     rounds: int = 0
-    learning: Learning | None = None
+    learning: TrainingSummary | None = None
     refit: Callable[[Feeds], Pass] | None = None
 
 

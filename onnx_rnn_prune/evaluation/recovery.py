@@ -19,8 +19,7 @@ from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.configuration import Course
-from onnx_rnn_prune.recovery.distill.extra import require_torch
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 
 RECOVERIES = ("none", "bias", "lstsq", "distill", "merge")
@@ -42,7 +41,7 @@ def recovery(value: object) -> str:
     return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
 
 
-def course(recover: object, minutes: object, seed: object) -> Course:
+def course(recover: object, minutes: object, seed: object) -> TrainingConfig:
     """How long a recovery may learn, if it does.
 
     Raises:
@@ -50,7 +49,7 @@ def course(recover: object, minutes: object, seed: object) -> Course:
     """
     if recovery(recover) == "distill":
         require_torch("--recover=distill")
-    return Course(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
+    return TrainingConfig(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
 
 
 def recover_from_weights(
@@ -69,7 +68,7 @@ def leave_units(prepared: Prepared, keep: Mask, readers: list[Reader]) -> Recove
 
 
 def recover_units(
-    bench: Bench, asked: str, schedule: Schedule, course: Course, progress: Progress
+    bench: Bench, asked: str, schedule: Schedule, course: TrainingConfig, progress: Progress
 ) -> tuple[Recovered, str]:
     """The recovery that was asked for, or for auto the best that is quick; and why it is that one.
 
@@ -111,7 +110,7 @@ def refitted(bench: Bench, found: Recovered, until: float) -> Recovered:
     Args:
         bench: on which it was chosen.
         found: what was chosen.
-        until: when there is no time left, see `Course`.
+        until: when there is no time left, see `TrainingConfig`.
     """
     enough = bench.evidence.streams < bench.fitting.streams
     if found.refit is None or enough or time.monotonic() > until:
@@ -121,12 +120,14 @@ def refitted(bench: Bench, found: Recovered, until: float) -> Recovered:
     return replace(found, write=write, refit=None) if better else found
 
 
-def _distilled(bench: Bench, start: Recovered, course: Course, progress: Progress) -> Recovered:
+def _distilled(
+    bench: Bench, start: Recovered, course: TrainingConfig, progress: Progress
+) -> Recovered:
     """What comes of training from the best so far; PyTorch is imported only here."""
-    from onnx_rnn_prune.recovery.distill.distill import Pupil, distill
+    from onnx_rnn_prune.recovery.distill.distill import Student, distill
 
     prepared = bench.prepared
-    pupil = Pupil(prepared.document, prepared.trace, bench.keep, bench.shrunk(start.write))
+    pupil = Student(prepared.document, prepared.trace, bench.keep, bench.shrunk(start.write))
 
     def judge(write: Pass) -> float:
         return bench.judge(Pipeline((start.write, write)))

@@ -14,7 +14,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation.recovery import course, recovery
 from onnx_rnn_prune.evaluation.schedules import SCHEDULES, Schedule
 from onnx_rnn_prune.interface import Interface, read_interface
-from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Treatment:
 
     recover: str
     schedule: Schedule
-    course: Course
+    course: TrainingConfig
     mode: str
     interface: Interface
     stages: Sequence[Stage] = ()

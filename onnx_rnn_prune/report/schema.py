@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.recovery.distill.configuration import Learning
+from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
 from onnx_rnn_prune.trace.decomposed import Written
 from onnx_rnn_prune.trace.invalid_nodes import Misfit
 from onnx_rnn_prune.validate import Detail, Drift, Latency, Oracle
@@ -124,7 +124,7 @@ class Recovery(Record):
     used: str
     ridge: float | None = field(metadata={"key": "lambda"})
     rounds: int
-    learning: Learning | None
+    learning: TrainingSummary | None
     reason: str
 
 

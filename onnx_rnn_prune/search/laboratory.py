@@ -22,7 +22,7 @@ from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery.distill.configuration import Course
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE
 from onnx_rnn_prune.search.trial import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.selection.allocation import choose
@@ -154,6 +154,6 @@ class Laboratory:
 
 def _write(bench: Bench, recovery: str) -> Pass:
     if recovery == FULL:
-        found, _ = recover_units(bench, "auto", Schedule(), Course(), silent)
+        found, _ = recover_units(bench, "auto", Schedule(), TrainingConfig(), silent)
         return found.write
     return bench.fitted(bench.pairs, RIDGE)

@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.loss import Loss
+from onnx_rnn_prune.recovery.distill.configuration import Loss
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.trace import Trace
 

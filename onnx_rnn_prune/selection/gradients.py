@@ -22,10 +22,15 @@ import torch
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.recovery.distill.batches import Lesson, Teacher
-from onnx_rnn_prune.recovery.distill.loss import Answers, Loss
-from onnx_rnn_prune.recovery.distill.network import Network, build
-from onnx_rnn_prune.recovery.distill.region import find_region, labelled_outputs, why_not
+from onnx_rnn_prune.recovery.distill.batches import Batch, Teacher
+from onnx_rnn_prune.recovery.distill.configuration import Answers, Loss
+from onnx_rnn_prune.recovery.distill.network import (
+    Network,
+    build,
+    find_region,
+    labelled_outputs,
+    why_not,
+)
 from onnx_rnn_prune.selection.context import Subject
 from onnx_rnn_prune.trace.bindings import own_bindings, traced_layers
 from onnx_rnn_prune.trace.trace import Binding, Trace
@@ -133,12 +138,12 @@ class Slope:
     readers: Sequence[Binding]
     count: int
 
-    def __call__(self, lesson: Lesson, losses: Losses) -> Iterator[Matrix]:
-        """dL/dm by unit for each loss of one lesson."""
+    def __call__(self, batch: Batch, losses: Losses) -> Iterator[Matrix]:
+        """dL/dm by unit for each loss of one batch."""
         names = {place: name for name, held in self.network.weights.items() for place in held}
         read = [names[binding.node, binding.bound.slot] for binding in self.readers]
         weights = {name: self.network.constants[name].clone().requires_grad_() for name in read}
-        outputs = self.network(lesson.given, weights, self.outputs)
+        outputs = self.network(batch.given, weights, self.outputs)
         for loss in losses(outputs):
             gradients = torch.autograd.grad(
                 loss, list(weights.values()), retain_graph=True, materialize_grads=True

@@ -7,7 +7,7 @@ from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.extra import require_torch
+from onnx_rnn_prune.recovery.distill.configuration import require_torch
 from onnx_rnn_prune.selection.context import Criterion, Subject
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.request import Request

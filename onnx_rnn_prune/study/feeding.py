@@ -16,7 +16,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.recovery.distill.loss import Loss
+from onnx_rnn_prune.recovery.distill.configuration import Loss
 from onnx_rnn_prune.study.opening import Opened, runs
 from onnx_rnn_prune.trace.states import known_states, state_inputs
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.recovery.distill.extra import require_torch
-from onnx_rnn_prune.recovery.distill.loss import read_loss
+from onnx_rnn_prune.recovery.distill.configuration import read_loss, require_torch
 from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.trace.states import plain_outputs

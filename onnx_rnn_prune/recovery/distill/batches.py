@@ -1,24 +1,32 @@
-"""Lessons: what a region of the cut model reads, and what the original computes from it."""
+"""Batches: what a region of the cut model reads, and what the original computes from it.
+
+The original says what is right for any input, so that a few real sequences can be made into more
+(augmentation): pieces start anywhere, and of integers, which stand for kinds of things, some are
+replaced by others that occur. Numbers stay as they are: louder, mixed or suddenly changing signals
+are what the cut model has no units to spare for (on a speech denoiser, all three cost more than
+they gave)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
+from onnx_rnn_prune.model.signature import Dim, Port
 from onnx_rnn_prune.operators.labels import Mask, compress, kept, uniform
-from onnx_rnn_prune.recovery.distill.loss import Answers
-from onnx_rnn_prune.recovery.distill.network import Tensors, to_torch
-from onnx_rnn_prune.recovery.distill.region import Region
+from onnx_rnn_prune.recovery.distill.configuration import Answers
+from onnx_rnn_prune.recovery.distill.network import Region, Tensors, to_torch
 from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 from onnx_rnn_prune.trace.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class Batch:
     """One feed, or several side by side, as the original computes it.
 
     Attributes:
@@ -64,14 +72,14 @@ class Teacher:
         )
         self._streaming = Streaming(self._run)
 
-    def __call__(self, feed: Feed) -> Lesson:
-        """One lesson."""
+    def __call__(self, feed: Feed) -> Batch:
+        """One batch."""
         values = self._streaming(feed)
         given, wanted = (
             {name: to_torch(self._narrowed(name, values[name])) for name in names}
             for names in (self._region.given, self._region.targets)
         )
-        return Lesson(given, wanted)
+        return Batch(given, wanted)
 
     def _run(self, feed: Feed) -> Feed:
         return {**feed, **self._runner(feed)}
@@ -85,3 +93,192 @@ class Teacher:
             if uniform(labels, place):
                 labels = labels[(slice(None),) * place + (slice(0, 1),)]
         return compress(value, np.broadcast_to(kept(labels, self._keep), value.shape), axis)
+
+
+# Steps of a batch in all, of one of its sequences, and sequences. Pieces start from zero states,
+# which sequences in use leave behind soon: 600 batches of NSNet2 at 80 of 400 units led to a gain
+# RMSE of 0.070 on other recordings with pieces of 128 steps, and of 0.067 with 256.
+WHOLE = 2048
+STEPS = 256
+_ROWS = 32
+# The largest share of integers that are replaced in a sequence.
+_REPLACED = 0.2
+# What feeds may take in memory; those that follow are left out.
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where an input holds sequences, and their steps.
+
+    Attributes:
+        batch: the axis along which sequences lie; None where all share one value.
+        time: the axis of their steps; None where there is none, or none that may be cut.
+    """
+
+    batch: int | None
+    time: int | None
+
+
+Layout = Mapping[str, Axes]
+
+
+class Augmentation:
+    """As many feeds as are asked for, made of some.
+
+    Args:
+        feeds: real ones.
+        ports: the model's inputs.
+        seed: of all that is drawn.
+    """
+
+    def __init__(self, feeds: Iterable[Feed], ports: Sequence[Port], seed: int) -> None:
+        self._feeds = _affordable(feeds)
+        self._layout = find_axes(ports, self._feeds)
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[tuple[Feed, Feed]]:
+        """Each made feed, and a real one for where the model does not run on that."""
+        rng = np.random.default_rng(self._seed)
+        while True:
+            for number in rng.permutation(len(self._feeds)):
+                feed = self._feeds[number]
+                layout = self._layout
+                yield feed if layout is None else self._mixed(feed, layout, rng), feed
+
+    def _mixed(self, first: Feed, layout: Layout, rng: np.random.Generator) -> Feed:
+        """Pieces of sequences that go with those of a feed."""
+        length = _length(first, layout)
+        steps = None if length is None else min(length, STEPS)
+        rows = min(_ROWS, WHOLE // max(1, steps or 1))
+        rest = _rest(first, layout)
+        fitting = [
+            feed
+            for feed in self._feeds
+            if _rest(feed, layout) == rest and (_length(feed, layout) or 0) >= (steps or 0)
+        ]
+        pieces = [
+            _piece(fitting[rng.integers(len(fitting))], layout, steps, rng) for _ in range(rows)
+        ]
+        return {
+            name: _joined([piece[name] for piece in pieces], axes, rng)
+            for name, axes in layout.items()
+            if name in first
+        }
+
+
+def find_axes(ports: Sequence[Port], feeds: Sequence[Feed]) -> Layout | None:
+    """Where inputs hold sequences; None where sequences of several feeds cannot be told to fit.
+
+    Args:
+        ports: the model's inputs.
+        feeds: real ones, in which it is seen what counts steps.
+    """
+    opens = [port.dims[0] for port in ports if port.dims and not isinstance(port.dims[0], int)]
+    named = [dim for port in ports for dim in port.dims or () if "batch" in str(dim).lower()]
+    if not opens and not named:
+        return None
+    label = [*named, *opens][0]
+    found: dict[str, Axes] = {}
+    for port in ports:
+        batch = _batch_axis(port, label)
+        if port.dims is None or (port.dims and batch is None):
+            return None
+        others = [n for n, dim in enumerate(port.dims) if not isinstance(dim, int) and n != batch]
+        found[port.name] = Axes(batch, others[0] if others else None)
+    times = {port.name: found[port.name].time for port in ports}
+    labels = {port.dims[t] for port in ports if port.dims and (t := times[port.name]) is not None}
+    single = [port.name for port in ports if len(port.dims or ()) == 1]
+    if len(labels) > 1 or not all(_counts_steps(name, found, feeds) for name in single):
+        return {name: Axes(axes.batch, None) for name, axes in found.items()}
+    return found
+
+
+def _counts_steps(name: str, layout: Layout, feeds: Sequence[Feed]) -> bool:
+    """Whether an input with a number for each sequence says how long it is."""
+    return all(
+        name in feed and feed[name].size and feed[name].max() == _length(feed, layout)
+        for feed in feeds
+    )
+
+
+def _batch_axis(port: Port, label: Dim) -> int | None:
+    if not port.dims:
+        return None
+    if label is not None and label in port.dims:
+        return port.dims.index(label)
+    return None if isinstance(port.dims[0], int) else 0
+
+
+def _affordable(feeds: Iterable[Feed]) -> list[Feed]:
+    found: list[Feed] = []
+    for feed in feeds:
+        found.append(feed)
+        if sum(value.nbytes for item in found for value in item.values()) > _MOST_BYTES:
+            break
+    return found
+
+
+def _length(feed: Feed, layout: Layout) -> int | None:
+    """Steps of a feed's sequences, where they may be cut."""
+    for name, axes in layout.items():
+        if axes.time is not None and name in feed:
+            return int(feed[name].shape[axes.time])
+    return None
+
+
+def _rest(feed: Feed, layout: Layout) -> list[tuple[int, ...]]:
+    """The sizes that must be equal for sequences to lie side by side."""
+    return [
+        tuple(n for axis, n in enumerate(feed[name].shape) if axis not in (axes.batch, axes.time))
+        for name, axes in layout.items()
+        if name in feed
+    ]
+
+
+def _piece(feed: Feed, layout: Layout, steps: int | None, rng: np.random.Generator) -> Feed:
+    """Some steps of one sequence of a feed."""
+    name = next(name for name, axes in layout.items() if axes.batch is not None and name in feed)
+    row = int(rng.integers(feed[name].shape[layout[name].batch or 0]))
+    first = 0 if steps is None else int(rng.integers((_length(feed, layout) or 0) - steps + 1))
+    found = {}
+    for name, axes in layout.items():
+        value = feed[name]
+        if axes.batch is not None:
+            value = value.take([row], axes.batch)
+        if axes.time is not None and steps is not None:
+            value = value.take(range(first, first + steps), axes.time)
+        elif steps is not None and value.ndim == 1:  # it counts steps
+            value = np.clip(value - first, 1, steps)
+        found[name] = value
+    return found
+
+
+def _joined(pieces: Sequence[Array], axes: Axes, rng: np.random.Generator) -> Array:
+    """Side by side; of integers that go along with the steps, some are replaced by others."""
+    if axes.batch is None:
+        return pieces[0]
+    value: Array = np.concatenate(pieces, axes.batch)
+    if axes.time is None or value.dtype.kind not in "iu":
+        return value
+    shape = [size if axis == axes.batch else 1 for axis, size in enumerate(value.shape)]
+    others = rng.permutation(value.reshape(-1)).reshape(value.shape)
+    return np.where(rng.random(value.shape) < rng.uniform(0.0, _REPLACED, shape), others, value)
+
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """The items of an iterable, each made in another thread while the one before it is used.
+
+    They are made one after the other, so they are the same in the same order. What goes wrong in
+    making one is raised where it would be given. Closing waits for the item that is being made, and
+    leaves no thread behind.
+    """
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming = thread.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, source, end)
+            yield item  # type: ignore[misc]

@@ -4,8 +4,7 @@ Gradients flow through the states that calls of one window pass on; those that a
 are numbers (truncated back-propagation through time, Werbos 1990). Where calls pass on nothing but
 states of recurrent layers, all calls of a layer are one run over more steps, and everything else is
 computed for all of them at once: of a window of 256 calls of a denoiser, that takes a tenth of the
-time. Otherwise a window is computed call by call.
-"""
+time. Otherwise a window is computed call by call."""
 
 from __future__ import annotations
 
@@ -17,11 +16,10 @@ import numpy as np
 import torch
 
 from onnx_rnn_prune.data import Feeds
-from onnx_rnn_prune.recovery.distill.augmentation import STEPS, WHOLE
-from onnx_rnn_prune.recovery.distill.batches import Lesson, Teacher
-from onnx_rnn_prune.recovery.distill.joined import Joined, join
-from onnx_rnn_prune.recovery.distill.loss import Answers
-from onnx_rnn_prune.recovery.distill.network import Network, Tensors
+from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.recovery.distill.batches import STEPS, WHOLE, Batch, Teacher
+from onnx_rnn_prune.recovery.distill.configuration import Answers
+from onnx_rnn_prune.recovery.distill.network import Network, Step, Tensors
 
 # So many calls of a window are computed one after the other.
 _IN_TURN = 64
@@ -141,27 +139,27 @@ class Piece:
 def watch(teacher: Teacher, feeds: Feeds) -> list[Piece]:
     """What a teacher does on streams, cut where the sizes of calls change."""
     pieces: list[Piece] = []
-    calls: list[tuple[Lesson, Answers | None]] = []
+    calls: list[tuple[Batch, Answers | None]] = []
     stored, sizes = 0, None
     for feed in feeds:
         if not feed.follows and stored > _MOST_BYTES:
             break
-        lesson = teacher(feed)
-        values = [*lesson.given.values(), *lesson.wanted.values()]
+        batch = teacher(feed)
+        values = [*batch.given.values(), *batch.wanted.values()]
         now = [value.shape for value in values]
         if calls and (not feed.follows or now != sizes):
             pieces.append(_piece(calls))
             calls = []
         sizes = now
-        calls.append((lesson, Answers.of(feed)))
+        calls.append((batch, Answers.of(feed)))
         stored += sum(value.nbytes for value in values)
     return [*pieces, _piece(calls)]
 
 
 def windows(
     pieces: Sequence[Piece], states: Iterable[str], calls: int, rows: int, seed: int
-) -> Iterator[Lesson]:
-    """Lessons without end.
+) -> Iterator[Batch]:
+    """Batches without end.
 
     Args:
         pieces: to learn from.
@@ -188,7 +186,7 @@ def windows(
                 yield _window(spans, states, begin == 0)
 
 
-def _window(spans: Sequence[tuple[Piece, int, int]], states: frozenset[str], anew: bool) -> Lesson:
+def _window(spans: Sequence[tuple[Piece, int, int]], states: frozenset[str], anew: bool) -> Batch:
     """Parts of pieces abreast, [calls, rows, ...]; the answers are those of the first row."""
     piece, begin, end = spans[0]
     given = {
@@ -200,13 +198,230 @@ def _window(spans: Sequence[tuple[Piece, int, int]], states: frozenset[str], ane
         given |= {name: torch.stack([p.given[name][b] for p, b, _ in spans]) for name in states}
     wanted = {n: torch.stack([p.wanted[n][b:e] for p, b, e in spans], 1) for n in piece.wanted}
     answers = [((n - begin, 0), piece.answers[n]) for n in range(begin, end) if n in piece.answers]
-    return Lesson(given, wanted, answers)
+    return Batch(given, wanted, answers)
 
 
-def _piece(calls: Sequence[tuple[Lesson, Answers | None]]) -> Piece:
-    lessons = [lesson for lesson, _ in calls]
+def _piece(calls: Sequence[tuple[Batch, Answers | None]]) -> Piece:
+    batches = [batch for batch, _ in calls]
     given, wanted = (
         {name: torch.stack([side[name] for side in sides]) for name in sides[0]}
-        for sides in ([each.given for each in lessons], [each.wanted for each in lessons])
+        for sides in ([each.given for each in batches], [each.wanted for each in batches])
     )
     return Piece(given, wanted, {n: a for n, (_, a) in enumerate(calls) if a is not None})
+
+
+_SLOTS = {cell.op: cell.inputs for cell in CELLS}
+_STARTS = {"initial_h": 1, "initial_c": 2}  # with the output that goes on in it
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """All calls of a network at once.
+
+    Attributes:
+        first: steps that compute what layers start from out of the states, in the first call.
+        steps: those that lead to what is asked for.
+        layers: places of those of the steps that go on from call to call.
+        last: steps that compute the states that the last call leaves.
+        alike: names of what is the same in all calls: constants and what is made of them.
+        states: the inputs in which calls go on, each with the output that they left.
+        network: of one call.
+    """
+
+    first: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    layers: frozenset[int]
+    last: tuple[Step, ...]
+    alike: frozenset[str]
+    states: Mapping[str, str]
+    network: Network
+
+    def __call__(
+        self, given: Tensors, weights: Tensors, wanted: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """See `Calls`."""
+        constants = {**self.network.constants, **weights}
+        start = {**constants, **{name: given[name] for name in self.states}}
+        for step in self.first:
+            self._each(step, start)
+        series = {name: value for name, value in given.items() if name not in self.states}
+        calls, rows = next(iter(series.values())).shape[:2]
+        values = {**constants, **{name: value.flatten(0, 1) for name, value in series.items()}}
+        finals: dict[str, torch.Tensor] = {}
+        for place, step in enumerate(self.steps):
+            if place in self.layers:
+                finals.update(_run_on(step, values, start, calls))
+            elif step.op in _SLOTS:
+                _run_anew(step, values)
+            else:
+                self._each(step, values)
+        made = {name for step in self.steps for name in step.outputs} | series.keys()
+        parted = {
+            n: v.unflatten(0, (calls, rows)) for n, v in values.items() if n in made - self.alike
+        }
+        end = {**start, **values, **{name: value[-1] for name, value in parted.items()}, **finals}
+        for step in self.last:
+            self._each(step, end)
+        left = {name: end[output] for name, output in self.states.items()}
+        return {**{name: parted[name] for name in wanted}, **left}
+
+    def passes_on(self, call: Tensors) -> bool:
+        """Whether layers start from just what they left, seen on one call."""
+        start = {**self.network.constants, **{name: call[name][None] for name in self.states}}
+        names = [name for place in self.layers for name in self.steps[place].outputs if name]
+        left = self.network(call, {}, [*names, *self.states.values()])
+        start.update({name: left[output][None] for name, output in self.states.items()})
+        for step in self.first:
+            self._each(step, start)
+        return all(
+            torch.allclose(start[source][0], left[result], rtol=_ROUNDING, atol=_ROUNDING)
+            for place in self.layers
+            for source, result in _ends(self.steps[place])
+        )
+
+    def length(self, call: Tensors) -> int:
+        """The most steps that a layer makes in one call."""
+        read = [self.steps[place].inputs[0] for place in self.layers]
+        names = [name for name in read if name not in call]
+        values = {**call, **self.network(call, {}, names)}
+        return max(1, *(len(values[name]) for name in read))
+
+    def _each(self, step: Step, values: dict[str, torch.Tensor]) -> None:
+        """One step for all lines of what it reads."""
+        own = [name for name in step.inputs if name and name not in self.alike]
+
+        def function(*lines: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            inner = dict(zip(own, lines, strict=True))
+            inputs = [inner.get(name, values.get(name)) if name else None for name in step.inputs]
+            return _as_tuple(step.function(step.call, inputs))
+
+        every = torch.func.vmap(function) if own else function
+        values.update(zip(step.outputs, every(*(values[name] for name in own)), strict=False))
+
+
+def join(network: Network, states: Mapping[str, str], wanted: Sequence[str]) -> Joined | None:
+    """How all calls are computed at once; None where they pass on more than layers' states."""
+    steps = network.steps
+    alike = _made_of(steps, frozenset(network.constants))
+    early = _made_of(steps, alike | states.keys()) - alike
+    first = {n for n, step in enumerate(steps) if early.intersection(step.outputs)}
+    layers = {n for n, step in enumerate(steps) if _goes_on(step, early)}
+    sequences = [steps[n].outputs[0] for n in layers]
+    asked = _needed(steps, [*wanted, *sequences], first)
+    last = _needed(steps, states.values(), first | asked)
+    memories = {result for n in layers for _, result in _ends(steps[n])[1:]}
+    for n in asked | last:
+        read = set(steps[n].inputs)
+        if n in layers:
+            read -= {source for source, _ in _ends(steps[n])}
+        elif n in asked and not _stands_alone(steps[n], alike):
+            return None
+        if read & early or (n in asked and read & memories):
+            return None
+    if not layers or memories.intersection(wanted) or early.intersection(states.values()):
+        return None
+    order = sorted(asked)
+    return Joined(
+        tuple(steps[n] for n in sorted(first)),
+        tuple(steps[n] for n in order),
+        frozenset(order.index(n) for n in layers),
+        tuple(steps[n] for n in sorted(last)),
+        alike,
+        states,
+        network,
+    )
+
+
+def _made_of(steps: Sequence[Step], names: frozenset[str] | set[str]) -> frozenset[str]:
+    """Some tensors, and all that is made of nothing else."""
+    found = {*names, ""}
+    for step in steps:
+        if found.issuperset(step.inputs):
+            found.update(step.outputs)
+    return frozenset(found)
+
+
+def _needed(steps: Sequence[Step], wanted: Iterable[str], without: set[int]) -> set[int]:
+    """Places of the steps that lead to some tensors, but for some steps."""
+    names, found = set(wanted), set()
+    for n in reversed(range(len(steps))):
+        if n not in without and any(name and name in names for name in steps[n].outputs):
+            found.add(n)
+            names.update(steps[n].inputs)
+    return found
+
+
+def _ends(step: Step) -> list[tuple[str, str]]:
+    """What a recurrent layer starts from, each with the output that it leaves there."""
+    named = dict(zip(_SLOTS[step.op], step.inputs, strict=False))
+    outputs = [*step.outputs, "", ""]
+    return [(named[start], outputs[n]) for start, n in _STARTS.items() if named.get(start)]
+
+
+def _goes_on(step: Step, early: frozenset[str]) -> bool:
+    """Whether a step is a forward layer that starts from states only, and gives all that it has."""
+    if step.op not in _SLOTS or step.call.get("direction", "forward") != "forward":
+        return False
+    ends = _ends(step)
+    complete = len(ends) == (2 if step.op == "LSTM" else 1) and all(step.outputs[:1])
+    return complete and _is_whole(step) and all(s in early and r for s, r in ends)
+
+
+def _stands_alone(step: Step, alike: frozenset[str]) -> bool:
+    """Whether a step does in each call the same, whatever the others are given."""
+    return step.op not in _SLOTS or (
+        _is_whole(step) and alike.issuperset(s for s, _ in _ends(step))
+    )
+
+
+def _is_whole(step: Step) -> bool:
+    """Whether all sequences of a layer last to the end."""
+    return not dict(zip(_SLOTS[step.op], step.inputs, strict=False)).get("sequence_lens")
+
+
+def _run_layer(
+    step: Step, values: Tensors, starts: Tensors, calls: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A recurrent layer over all calls, rows side by side.
+
+    Args:
+        step: the layer.
+        values: X [calls * rows, T, B, I], and what is the same in all calls.
+        starts: what it starts from in the first call, [rows, D, B, H].
+        calls: how many calls follow one another.
+
+    Returns:
+        Y [calls * rows, T, D, B, H], and what it leaves in the last call, [rows, D, B, H].
+    """
+    read = values[step.inputs[0]].unflatten(0, (calls, -1)).transpose(1, 2)
+    rows, batch = read.shape[2:4]
+    inputs = [values.get(name) if name else None for name in step.inputs]
+    inputs[0] = read.flatten(2, 3).flatten(0, 1)
+    for name, _ in _ends(step):
+        inputs[step.inputs.index(name)] = starts[name].transpose(0, 1).flatten(1, 2)
+    sequence, *ends = _as_tuple(step.function(step.call, inputs))
+    parted = sequence.unflatten(0, (calls, -1)).unflatten(3, (rows, batch))
+    finals = [end.unflatten(1, (rows, batch)).transpose(0, 1) for end in ends]
+    return parted.permute(0, 3, 1, 2, 4, 5).flatten(0, 1), finals
+
+
+def _run_on(
+    step: Step, values: dict[str, torch.Tensor], starts: Tensors, calls: int
+) -> dict[str, torch.Tensor]:
+    """Runs a layer that goes on from call to call; returns what it leaves in the last."""
+    sequence, finals = _run_layer(step, values, starts, calls)
+    values.update(zip(step.outputs, (sequence, sequence[:, -1]), strict=False))
+    return dict(zip(step.outputs[1:], finals, strict=False))
+
+
+def _run_anew(step: Step, values: dict[str, torch.Tensor]) -> None:
+    """Runs a layer that starts in each call from the same."""
+    count = len(values[step.inputs[0]])
+    starts = {name: values[name].expand(count, *values[name].shape) for name, _ in _ends(step)}
+    sequence, finals = _run_layer(step, values, starts, 1)
+    values.update(zip(step.outputs, (sequence, *finals), strict=False))
+
+
+def _as_tuple(found: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)

@@ -1,22 +1,230 @@
-"""What a cut model learns by, how long and how fast, and how it went."""
+"""How a cut model is trained, and what it did: limits, and the loss of labels that lie in feeds.
+
+PyTorch is imported where a loss is computed, so that options can be read without it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from onnx_rnn_prune.data.sources import FAILURES, is_function_name, named_function
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import is_float
+from onnx_rnn_prune.model.runner import Feed, NamedFeed, Runner, Streaming
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.recovery.distill.loss import Loss
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_torch(where: str) -> None:
+    """Refuses where PyTorch is missing.
+
+    Args:
+        where: the option that needs it.
+
+    Raises:
+        PruneError: it is not installed.
+    """
+    if find_spec("torch") is None:
+        raise PruneError(
+            "needs PyTorch, which is not installed",
+            where=where,
+            remedy="run pip install 'onnx_rnn_prune[distill]'",
+        )
+
+
+_FORMS = "choose cross-entropy, or module:function that takes outputs and labels"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What should come of a feed.
+
+    Attributes:
+        labels: as they lie in the feed; floats in single precision, integers in 64 bits.
+        feed: how errors call it.
+    """
+
+    labels: torch.Tensor
+    feed: str
+
+    @staticmethod
+    def of(feed: Feed) -> Answers | None:
+        """Those of a feed; None where it has none.
+
+        Raises:
+            PruneError: they are no numbers.
+        """
+        import torch
+
+        if not isinstance(feed, NamedFeed) or feed.labels is None:
+            return None
+        labels = feed.labels
+        if not (is_float(labels.dtype) or labels.dtype.kind in "biu"):
+            raise PruneError(
+                f"its labels are {labels.dtype.name}",
+                where=feed.name,
+                remedy="give numbers, such as those of classes",
+            )
+        kind = {"b": np.bool_, "i": np.int64, "u": np.int64}.get(labels.dtype.kind, np.float32)
+        return Answers(torch.from_numpy(np.array(labels, dtype=kind, order="C")), feed.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """How wrong outputs are.
+
+    Attributes:
+        name: as users write it.
+        function: takes the model's outputs by name, and labels; returns a single number.
+    """
+
+    name: str
+    function: Callable[[dict[str, torch.Tensor], torch.Tensor], Any]
+
+    def __call__(self, outputs: dict[str, torch.Tensor], answers: Answers) -> torch.Tensor:
+        """The loss of one feed.
+
+        Raises:
+            PruneError: the outputs or labels do not suit the function, or it returns something
+                else than a number that follows from the outputs.
+        """
+        import torch
+
+        try:
+            value = self.function(dict(outputs), answers.labels)
+        except _Unfit as error:
+            raise PruneError(
+                str(error), where=answers.feed, remedy="give others, or a --loss of your own"
+            ) from error
+        except FAILURES as error:  # it is the user's code
+            raise PruneError(
+                f"the loss {self.name} failed with {type(error).__name__}: {error}",
+                where=answers.feed,
+                remedy=f"mend it, or the labels; the outputs are {', '.join(outputs)}",
+            ) from error
+        if not isinstance(value, torch.Tensor) or value.ndim or not value.is_floating_point():
+            raise self._refused(f"returned {_shown(value)}", answers)
+        learns = any(output.requires_grad for output in outputs.values())
+        if learns and not value.requires_grad:
+            raise self._refused("does not follow from the outputs", answers)
+        return value
+
+    def _refused(self, why: str, answers: Answers) -> PruneError:
+        return PruneError(
+            f"the loss {self.name} {why}",
+            where=answers.feed,
+            remedy="return a number as a tensor, computed from the outputs by PyTorch",
+        )
+
+    def of_runs(self, run: Runner, feeds: Iterable[Feed], outputs: Sequence[str]) -> float:
+        """The mean over those feeds that have labels; infinite where it is no number.
+
+        Args:
+            run: a model in onnxruntime.
+            feeds: of which at least one has labels.
+            outputs: those to look at; what are no real numbers is left out.
+        """
+        import torch
+
+        found, streaming = [], Streaming(run)
+        for feed in feeds:
+            answers, computed = Answers.of(feed), streaming(feed)
+            if answers is not None:
+                values = {
+                    name: torch.from_numpy(computed[name].astype(np.float32))
+                    for name in outputs
+                    if is_float(computed[name].dtype)
+                }
+                found.append(float(self(values, answers)))
+        mean = float(np.mean(found))
+        return mean if math.isfinite(mean) else math.inf
+
+
+def read_loss(value: object) -> Loss | None:
+    """What `--loss` says; None where it says nothing.
+
+    Args:
+        value: cross-entropy, `module:function`, a function, or None.
+
+    Raises:
+        PruneError: there is no such loss.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value in _LOSSES:
+        return Loss(value, _LOSSES[value])
+    if isinstance(value, str) and is_function_name(value):
+        return Loss(value, named_function(value, _FORMS))
+    if callable(value):
+        return Loss(getattr(value, "__name__", type(value).__name__), value)
+    shown = f"'{value}'" if isinstance(value, str) else repr(value)
+    raise PruneError(f"there is no {shown}", where="--loss", remedy=_FORMS)
+
+
+class _Unfit(Exception):
+    """Outputs or labels that a loss of this package does not suit."""
+
+
+def cross_entropy(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The mean of -log p of the right classes.
+
+    Args:
+        outputs: one, with scores along the last axis, or with what sums up to 1 there and is taken
+            for probabilities, [..., classes].
+        labels: numbers of classes, [...]; those below 0 do not count.
+    """
+    import torch
+
+    if len(outputs) != 1:
+        shown = ", ".join(outputs) or "none"
+        raise _Unfit(f"cross-entropy takes one output, and those of the model are {shown}")
+    ((name, scores),) = outputs.items()
+    if labels.dtype != torch.int64 or labels.shape != scores.shape[:-1]:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise _Unfit(
+            f"cross-entropy takes integers {list(scores.shape[:-1])} as labels of '{name}', and"
+            f" those are {kind} {list(labels.shape)}"
+        )
+    if labels.numel() and int(labels.max()) >= scores.shape[-1]:
+        raise _Unfit(
+            f"there is a label {int(labels.max())}, and '{name}' has {scores.shape[-1]} classes,"
+            " counted from 0"
+        )
+    chances = scores.clamp(min=1e-12).log() if _is_chance(scores) else scores.log_softmax(-1)
+    right = chances.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    counts = labels >= 0
+    return -(right * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _is_chance(scores: torch.Tensor) -> bool:
+    """Whether all lines are probabilities."""
+    values = scores.detach()
+    return bool((values >= 0).all() and ((values.sum(-1) - 1).abs() < 1e-3).all())
+
+
+def _shown(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} {list(shape)}"
+
+
+_LOSSES = {"cross-entropy": cross_entropy}
+LOSSES = tuple(_LOSSES)
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingConfig:
     """What training aims at besides the original, and what it is limited to.
 
     Attributes:
         minutes: the longest that it may take.
-        seed: of the order of lessons.
+        seed: of the order of batches.
         loss: of labels, for feeds that have them.
         steps: of gradient descent at most; what learns fast has learnt all by then.
         rate: the highest learning rate, relative to the size of a weight's entries.
@@ -38,7 +246,7 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
-class Learning(Record):
+class TrainingSummary(Record):
     """How training went.
 
     Attributes:
@@ -58,6 +266,6 @@ class Learning(Record):
     weights: int
     before: float
     after: float
-    steps: int
-    taken: int
-    seconds: float
+    steps: int = 0
+    taken: int = 0
+    seconds: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,28 +12,82 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.model.edit import replace_constants
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.labels import Mask, compress, kept
+from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.ahead import ahead
-from onnx_rnn_prune.recovery.distill.augmentation import Variety
-from onnx_rnn_prune.recovery.distill.batches import Lesson, Teacher
+from onnx_rnn_prune.recovery.distill.batches import Augmentation, Batch, Teacher, ahead
 from onnx_rnn_prune.recovery.distill.calls import Calls, Piece, watch, windows
-from onnx_rnn_prune.recovery.distill.configuration import Course, Learning
-from onnx_rnn_prune.recovery.distill.loss import Answers, Loss
-from onnx_rnn_prune.recovery.distill.network import build, unshared
-from onnx_rnn_prune.recovery.distill.region import find_region, labelled_outputs
+from onnx_rnn_prune.recovery.distill.configuration import (
+    Answers,
+    Loss,
+    TrainingConfig,
+    TrainingSummary,
+)
+from onnx_rnn_prune.recovery.distill.network import build, find_region, labelled_outputs, unshared
 from onnx_rnn_prune.recovery.distill.training import Task, Values, train
-from onnx_rnn_prune.recovery.distill.write_back import Learnt
+from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.states import state_outputs
 from onnx_rnn_prune.trace.trace import Trace
+
+Places = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WriteBack:
+    """Writes constants of the cut model into the places that stay; the others keep their values.
+
+    Attributes:
+        trace: of the document at full width.
+        keep: per unit, True where it stays.
+        values: by where they are read (node key, slot), the constants of the cut model.
+    """
+
+    trace: Trace
+    keep: Mask
+    values: Mapping[Places, Array]
+
+    def __call__(self, document: Document) -> bool:
+        nodes = nodes_by_key(document.graph)
+        bounds = all_bounds(document, self.trace)
+        for places, value in self.values.items():
+            alike = defaultdict(list)
+            for key, slot in places:  # what is read by several may be cut in several ways
+                labels = b"".join(bound.labels.tobytes() for bound in bounds.get((key, slot), []))
+                alike[nodes[key].inputs[slot].name, labels].append((key, slot))
+            for group in alike.values():
+                key, slot = group[0]
+                before = require_constant(nodes[key].inputs[slot], document.graph.opset)
+                after = scattered(before, bounds.get((key, slot), []), self.keep, value)
+                readers = [(nodes[key], slot) for key, slot in group]
+                replace_constants(document.graph, readers, after)
+        return bool(self.values)
+
+
+def scattered(before: Array, bounds: Sequence[Bound], keep: Mask, value: Array) -> Array:
+    """A constant at full width with other numbers where its units stay.
+
+    Cutting the positions of its entries as the entries are cut says where each one comes from.
+    """
+    shapes = [bound.labels.shape for bound in bounds]
+    full = np.array(np.broadcast_to(before, np.broadcast_shapes(before.shape, *shapes)))
+    places: Array = np.arange(full.size).reshape(full.shape)
+    for bound in bounds:
+        places = compress(places, kept(bound.labels, keep), bound.axis % places.ndim)
+    full.reshape(-1)[places.reshape(-1)] = value.astype(full.dtype).reshape(-1)
+    return full
+
 
 # The variance of an output that never changes.
 _FLOOR = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Pupil:
+class Student:
     """What is trained.
 
     Attributes:
@@ -49,80 +104,73 @@ class Pupil:
 
 
 def distill(
-    pupil: Pupil,
+    student: Student,
     feeds: Feeds,
-    judge: Callable[[Learnt], float],
-    course: Course,
+    judge: Callable[[WriteBack], float],
+    config: TrainingConfig,
     progress: Progress,
-) -> tuple[Learnt, Learning]:
+) -> tuple[WriteBack, TrainingSummary]:
     """Trains a cut model.
 
     Args:
-        pupil: the model.
+        student: the model.
         feeds: what it learns on.
         judge: the error of what was learnt on other feeds.
-        course: limits.
+        config: limits.
         progress: is told how far it is.
 
     Returns:
         What was learnt, and how it went; nothing where nothing better was found.
     """
-    region = find_region(pupil.cut, pupil.trace.units.lanes, feeds.states)
-    states = state_outputs(pupil.original) | set(feeds.states.values())
+    region = find_region(student.cut, student.trace.units.lanes, feeds.states)
+    states = state_outputs(student.original) | set(feeds.states.values())
     targets = tuple(name for name in region.targets if name not in states) or region.targets
-    network = build(pupil.cut, region)
-    places = unshared(pupil.cut, network)
-    teacher = Teacher(pupil.original, pupil.trace, pupil.keep, region, feeds.states)
-    loss = course.loss
-    labelled = () if loss is None else labelled_outputs(pupil.original, region)
+    network = build(student.cut, region)
+    places = unshared(student.cut, network)
+    teacher = Teacher(student.original, student.trace, student.keep, region, feeds.states)
+    loss = config.loss
+    labelled = () if loss is None else labelled_outputs(student.original, region)
     pieces = watch(teacher, feeds) if feeds.states else []
     scales = _scales(pieces or map(teacher, feeds), targets)
 
-    def learnt(values: Values) -> Learnt:
+    def write_back(values: Values) -> WriteBack:
         found = {places[name]: value for name, value in values.items()}
-        return Learnt(pupil.trace, pupil.keep, found)
+        return WriteBack(student.trace, student.keep, found)
 
     if pieces:
         calls = Calls.of(network, feeds.states, targets, pieces[0].call(0))
-        made = windows(pieces, calls.states, calls.count, calls.rows, course.seed)
+        made = windows(pieces, calls.states, calls.count, calls.rows, config.seed)
         task = Task(calls, tuple(places), scales, region.scores, labelled, loss)
     else:
-        variety = Variety(feeds, signature.inputs(pupil.original.source), course.seed)
-        made = _lessons(teacher, variety, loss)
+        augmentation = Augmentation(feeds, signature.inputs(student.original.source), config.seed)
+        made = _batches(teacher, augmentation, loss)
         task = Task(network, tuple(places), scales, region.scores, labelled, loss)
-    # onnxruntime computes the next lesson on another core while PyTorch learns the last one: of a
+    # onnxruntime computes the next batch on another core while PyTorch learns the last one: of a
     # step of NSNet2 at 80 of 400 units, teaching takes 0.20 s and learning 0.19 s.
-    with closing(ahead(made)) as lessons:
-        found = train(task, lessons, lambda values: judge(learnt(values)), course, progress)
-    return learnt(found.values), Learning(
-        whole=region.whole,
-        missing=region.missing,
-        weights=len(places),
-        before=found.before,
-        after=found.error,
-        steps=found.steps,
-        taken=found.taken,
-        seconds=found.seconds,
-    )
+    with closing(ahead(made)) as batches:
+        values, summary = train(
+            task, batches, lambda values: judge(write_back(values)), config, progress
+        )
+    return write_back(values), replace(summary, whole=region.whole, missing=region.missing)
 
 
-def _lessons(teacher: Teacher, variety: Variety, loss: Loss | None) -> Iterator[Lesson]:
+def _batches(teacher: Teacher, augmentation: Augmentation, loss: Loss | None) -> Iterator[Batch]:
     """As many as are asked for.
 
-    With a loss of labels, a feed that has some is a lesson of its own besides, as it is: they say
+    With a loss of labels, a feed that has some is a batch of its own besides, as it is: they say
     nothing of what was made up, and their shape does not tell which of them go with a piece.
     """
-    for made, real in variety:
+    for made, real in augmentation:
         try:
-            lesson = teacher(made)
+            batch = teacher(made)
         except PruneError:  # what was made up need not suit the model
-            lesson = teacher(real)
-        yield lesson
+            batch = teacher(real)
+        yield batch
         if loss is not None and (answers := Answers.of(real)) is not None:
             yield replace(teacher(real), answers=[((), answers)])
 
 
-def _scales(shown: Iterable[Lesson | Piece], targets: Sequence[str]) -> Mapping[str, float]:
+def _scales(shown: Iterable[Batch | Piece], targets: Sequence[str]) -> Mapping[str, float]:
     """The variance of each target over all that was shown."""
     sums = {name: np.zeros(3) for name in targets}
     for each in shown:

@@ -1,24 +1,34 @@
-"""A region of a graph in PyTorch."""
+"""The part of a graph that learns, in PyTorch: all behind the first pruned layer, if it can.
+
+Where an operator cannot be computed with gradients, the tensors that it reads are targets, and
+what it gives is given as the original has it. So a graph of known operators learns as a whole, and
+any other one piece by piece, down to single layers with their readers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.recovery.distill.operators import OPERATORS, Call
-from onnx_rnn_prune.recovery.distill.operators.base import Function
-from onnx_rnn_prune.recovery.distill.region import Region, call_of, is_weight
+from onnx_rnn_prune.model.walk import bodies_of, node_key, nodes_by_key
+from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.recovery.distill.elementwise import ELEMENTWISE, REDUCES
+from onnx_rnn_prune.recovery.distill.kernels import MOVES, Call, Function, Operator
+from onnx_rnn_prune.recovery.distill.layers import LAYERS, PRODUCTS
+from onnx_rnn_prune.trace.states import plain_outputs
 
 Tensors = Mapping[str, torch.Tensor]
+# The operators that can be computed with gradients.
+OPERATORS: Mapping[str, Operator] = {**ELEMENTWISE, **MOVES, **REDUCES, **PRODUCTS, **LAYERS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,3 +134,197 @@ def _alone(tensor: gs.Tensor, readers: int) -> bool:
     if len(tensor.outputs) != readers or (node is not None and node.op == "DequantizeLinear"):
         return False
     return all(_alone(source, 1) for source in ([] if node is None else node.inputs) if source.name)
+
+
+_SOFT = ("Softmax", "LogSoftmax")
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Nodes that are computed with gradients.
+
+    Attributes:
+        nodes: keys of the nodes, each behind all that it reads.
+        given: tensors that they read and do not compute.
+        targets: tensors that they compute and others read: what they learn to compute.
+        scores: those of the targets that are scores of classes along the last axis.
+        missing: nodes behind a pruned layer that cannot be computed, each with the reason.
+        whole: whether nothing that comes of a pruned layer is given.
+    """
+
+    nodes: tuple[str, ...]
+    given: tuple[str, ...]
+    targets: tuple[str, ...]
+    scores: tuple[str, ...]
+    missing: Mapping[str, str]
+    whole: bool
+
+
+def find_region(
+    document: Document, layers: Iterable[str], states: Mapping[str, str] = MappingProxyType({})
+) -> Region:
+    """The region behind some layers.
+
+    Args:
+        document: the model; constants may be cut already.
+        layers: names of the pruned layers.
+        states: inputs in which calls go on, each with the output that the call before left; what
+            comes of the layers comes back in them.
+    """
+    graph = document.graph
+    nodes = [node for node in graph.nodes if not _is_constant(node)]
+    behind = _behind(document, nodes, frozenset(layers), states)
+    missing = {node_key(node): reason for node in behind if (reason := refuses(node, graph.opset))}
+    known = [node for node in behind if node_key(node) not in missing]
+    made = {tensor.name for node in known for tensor in node.outputs}
+    inside = {id(node) for node in known}
+    asked = {tensor.name for tensor in graph.outputs}
+    asked |= {t.name for node in nodes if id(node) not in inside for t in _reads(node)}
+    learning = _learning(known, graph.opset)
+    scores = learning & _scores(nodes, asked, graph.opset)
+    targets = asked & learning | scores
+    useful = _needed(known, targets)
+    read = [t.name for node in useful for t in node.inputs if t.name and not _is_held(t)]
+    given = tuple(dict.fromkeys(name for name in read if name not in made))
+    lost = {tensor.name for node in behind for tensor in node.outputs} - made
+    return Region(
+        tuple(map(node_key, useful)),
+        given,
+        tuple(sorted(targets)),
+        tuple(sorted(scores)),
+        missing,
+        whole=lost.isdisjoint(given),
+    )
+
+
+def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
+    """The model's outputs that a loss of labels is computed from; states are none of them.
+
+    Raises:
+        PruneError: the region computes none.
+    """
+    found = tuple(name for name in plain_outputs(document) if name in region.targets)
+    if not found:
+        raise PruneError(
+            f"no gradients can be had of the model's outputs ({why_not(region)})",
+            where="--loss",
+            remedy="leave it out",
+        )
+    return found
+
+
+def why_not(region: Region) -> str:
+    """What keeps nodes out of a region."""
+    return ", ".join(sorted(set(region.missing.values()))) or "it leads to no output"
+
+
+def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
+    """Whether an input is a constant that may be trained; single numbers stay what they are."""
+    if slot not in OPERATORS[node.op].weights or not node.inputs[slot].name:
+        return False
+    value = constant_value(node.inputs[slot], opset)
+    return value is not None and is_float(value.dtype) and value.ndim > 0
+
+
+def refuses(node: gs.Node, opset: int) -> str:
+    """Why a node cannot be computed with gradients; empty where it can."""
+    row = None if node.domain not in (None, "", "ai.onnx") else OPERATORS.get(node.op)
+    if row is None:
+        return f"{node.op} is not known"
+    reason = row.refuses(call_of(node, opset))
+    return f"{node.op} {reason}" if reason else ""
+
+
+def call_of(node: gs.Node, opset: int) -> Call:
+    """A node's attributes as the table's functions take them."""
+    attrs = {
+        name: constant_value(value) if isinstance(value, gs.Tensor) else value
+        for name, value in node.attrs.items()
+    }
+    outputs = [place for place, tensor in enumerate(node.outputs, start=1) if tensor.name]
+    return Call(attrs, opset, max(outputs, default=0))
+
+
+def _behind(
+    document: Document, nodes: Sequence[gs.Node], layers: frozenset[str], states: Mapping[str, str]
+) -> list[gs.Node]:
+    """The nodes of the main graph that read what comes of the layers, these included."""
+    first = {layer.key for layer in find_layers(document.graph) if layer.name in layers}
+    coming: set[str] = set()
+    while True:
+        found, reached = _reached(nodes, first, coming)
+        more = {source for source, result in states.items() if result in reached}
+        if more <= coming:
+            return found
+        coming |= more
+
+
+def _reached(
+    nodes: Sequence[gs.Node], first: set[str], coming: set[str]
+) -> tuple[list[gs.Node], set[str]]:
+    """The nodes that are some or read what comes of them or in some inputs, and their outputs."""
+    reached = set(coming)
+    found = []
+    for node in nodes:
+        own = node_key(node) in first or any(
+            node_key(inner) in first for body in bodies_of(node).values() for inner in body.nodes
+        )
+        if own or any(tensor.name in reached for tensor in _reads(node)):
+            reached.update(tensor.name for tensor in node.outputs if tensor.name)
+            found.append(node)
+    return found, reached
+
+
+def _learning(nodes: Sequence[gs.Node], opset: int) -> set[str]:
+    """The tensors that depend on a weight."""
+    found: set[str] = set()
+    for node in nodes:
+        slots = range(len(node.inputs))
+        if any(node.inputs[slot].name in found or is_weight(node, slot, opset) for slot in slots):
+            found.update(tensor.name for tensor in node.outputs if tensor.name)
+    return found
+
+
+def _scores(nodes: Sequence[gs.Node], asked: set[str], opset: int) -> set[str]:
+    """What is called logits, or becomes probabilities or a choice at the end of a graph."""
+    found = {name for name in asked if "logit" in name.lower()}
+    for node in nodes:
+        chosen = node.op == "ArgMax" or (node.op in _SOFT and node.outputs[0].name in asked)
+        if chosen and _is_over_last(node, opset):
+            found.add(node.inputs[0].name)
+    return found
+
+
+def _is_over_last(node: gs.Node, opset: int) -> bool:
+    default = 0 if node.op == "ArgMax" else -1 if opset >= 13 else 1
+    axis, shape = node.attrs.get("axis", default), node.inputs[0].shape
+    return bool(axis == -1 or (shape is not None and axis == len(shape) - 1))
+
+
+def _reads(node: gs.Node) -> list[gs.Tensor]:
+    """What a node reads, what its bodies capture included."""
+    captured = [
+        tensor
+        for body in bodies_of(node).values()
+        for inner in body.nodes
+        for tensor in (*_reads(inner), *body.outputs)
+    ]
+    return [tensor for tensor in (*node.inputs, *captured) if tensor.name]
+
+
+def _needed(nodes: Sequence[gs.Node], targets: set[str]) -> list[gs.Node]:
+    """Those that lead to a target."""
+    wanted, found = set(targets), []
+    for node in reversed(nodes):
+        if any(tensor.name in wanted for tensor in node.outputs):
+            wanted.update(tensor.name for tensor in node.inputs)
+            found.append(node)
+    return found[::-1]
+
+
+def _is_held(tensor: gs.Tensor) -> bool:
+    return constant_value(tensor) is not None
+
+
+def _is_constant(node: gs.Node) -> bool:
+    return all(constant_value(tensor) is not None for tensor in node.outputs if tensor.name)

@@ -4,7 +4,7 @@ The loss of an output is the squared difference from the original's, over the va
 Scores of classes add the divergence of their softmax from the original's: on a language model whose
 perplexity was 6.4 before, that led to 5.2 where squares alone led to 5.4. The learning rate of a
 weight is relative to the size of its entries (Shazeer and Stern 2018), which differs tenfold from
-model to model. Where a lesson has labels, and there is a loss of them, the mean of the two losses
+model to model. Where a batch has labels, and there is a loss of them, the mean of the two losses
 counts: (imitation + labels) / 2, as Hinton et al. average the losses of soft and of hard targets.
 """
 
@@ -20,10 +20,9 @@ import torch
 
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.batches import Lesson
+from onnx_rnn_prune.recovery.distill.batches import Batch
 from onnx_rnn_prune.recovery.distill.calls import Calls
-from onnx_rnn_prune.recovery.distill.configuration import Course
-from onnx_rnn_prune.recovery.distill.loss import Loss
+from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingConfig, TrainingSummary
 from onnx_rnn_prune.recovery.distill.network import Network, Tensors
 
 _WARM_UP = 0.05
@@ -39,33 +38,12 @@ Values = Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """What was learnt.
-
-    Attributes:
-        values: the weights, by name; empty where none were better than those at the start.
-        before: the error at the start, as judged.
-        error: of the values.
-        steps: of gradient descent.
-        taken: the step at which the values were taken.
-        seconds: that it took.
-    """
-
-    values: Values
-    before: float
-    error: float
-    steps: int
-    taken: int
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
 class Task:
     """What is trained, and to what end.
 
     Attributes:
         network: starts from its own constants; what it is given may leave out states in which it
-            goes on from the lesson before.
+            goes on from the batch before.
         weights: names of those that are trained.
         variances: by target, that of what it should be.
         scores: the targets that are scores of classes along their last axis.
@@ -80,36 +58,34 @@ class Task:
     labelled: Sequence[str]
     by_labels: Loss | None
 
-    def loss(
-        self, lesson: Lesson, weights: Tensors, states: Tensors
-    ) -> tuple[torch.Tensor, Tensors]:
+    def loss(self, batch: Batch, weights: Tensors, states: Tensors) -> tuple[torch.Tensor, Tensors]:
         """The mean over all targets, and the mean of that and the loss of labels.
 
         Args:
-            lesson: what is learnt.
+            batch: what is learnt.
             weights: of the network.
-            states: that the lesson before left.
+            states: that the batch before left.
 
         Returns:
-            The loss, and the states that this lesson leaves.
+            The loss, and the states that this batch leaves.
         """
-        found = self.network({**states, **lesson.given}, weights, list(self.variances))
+        found = self.network({**states, **batch.given}, weights, list(self.variances))
         left = {name: value.detach() for name, value in found.items() if name not in self.variances}
         parts = [
-            (found[name] - lesson.wanted[name]).square().mean() / variance
+            (found[name] - batch.wanted[name]).square().mean() / variance
             for name, variance in self.variances.items()
         ]
         parts += [
-            _divergence(found[name], lesson.wanted[name])
+            _divergence(found[name], batch.wanted[name])
             for name in self.scores
             if name in self.variances
         ]
         imitation = torch.stack(parts).mean()
-        if self.by_labels is None or not lesson.answers:
+        if self.by_labels is None or not batch.answers:
             return imitation, left
         right = [
             self.by_labels({name: found[name][place] for name in self.labelled}, answers)
-            for place, answers in lesson.answers
+            for place, answers in batch.answers
         ]
         return (imitation + torch.stack(right).mean()) / 2, left
 
@@ -122,54 +98,55 @@ def _divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 def train(
     task: Task,
-    lessons: Iterable[Lesson],
+    batches: Iterable[Batch],
     judge: Callable[[Values], float],
-    course: Course,
+    config: TrainingConfig,
     progress: Progress,
-) -> Trained:
-    """Trains the weights of a network, and gives those that were judged best.
+) -> tuple[Values, TrainingSummary]:
+    """Trains the weights of a network, and gives those that were judged best, and how it went.
 
     Args:
         task: what is trained.
-        lessons: without end.
+        batches: without end.
         judge: the error of weights on other data; of those at the start where none are given.
-        course: limits.
+        config: limits.
         progress: is told how far it is.
     """
     begin = time.perf_counter()
     error = judge({})
     judging = time.perf_counter() - begin
-    learner = _Learner(task, course)
-    best = Trained({}, error, error, 0, 0, 0.0)
+    learner = _Learner(task, config)
+    best: Values = {}
+    summary = TrainingSummary(True, {}, len(task.weights), error, error)
     step, trial, waited, done, nearest = 0, 1, 0, 0.0, math.inf
     with _one_thread():
-        for lesson in lessons:
-            progress("learning", round(done * course.steps), course.steps)
-            learner(lesson, done)
+        for batch in batches:
+            progress("learning", round(done * config.steps), config.steps)
+            learner(batch, done)
             step += 1
             seconds = time.perf_counter() - begin
-            done = max(step / course.steps, seconds / (60.0 * course.minutes))
-            late = done * course.trials >= trial and trial * judging < _JUDGING * seconds
+            done = max(step / config.steps, seconds / (60.0 * config.minutes))
+            late = done * config.trials >= trial and trial * judging < _JUDGING * seconds
             if late or done >= 1.0:
-                trial = int(done * course.trials) + 1
+                trial = int(done * config.trials) + 1
                 found = judge(values := learner.values())
                 # What it starts from may be fitted so well that learning first leads away from it.
                 waited = 0 if found < nearest else waited + 1
                 nearest = min(nearest, found)
-                if found < best.error:
-                    best = replace(best, values=values, error=found, taken=step)
-            if done >= 1.0 or waited >= course.patience:
+                if found < summary.after:
+                    best, summary = values, replace(summary, after=found, taken=step)
+            if done >= 1.0 or waited >= config.patience:
                 break
-    progress("learning", course.steps, course.steps)
-    return replace(best, steps=step, seconds=time.perf_counter() - begin)
+    progress("learning", config.steps, config.steps)
+    return best, replace(summary, steps=step, seconds=time.perf_counter() - begin)
 
 
 class _Learner:
     """Adam on the weights of a network."""
 
-    def __init__(self, task: Task, course: Course) -> None:
+    def __init__(self, task: Task, config: TrainingConfig) -> None:
         constants = task.network.constants
-        self._task, self._course = task, course
+        self._task, self._course = task, config
         self._weights = {name: constants[name].clone().requires_grad_() for name in task.weights}
         groups = [
             {"params": [part], "size": max(float(part.detach().square().mean().sqrt()), _LEAST)}
@@ -178,11 +155,11 @@ class _Learner:
         self._optimizer = torch.optim.Adam(groups, betas=_DECAY)
         self._states: Tensors = {}
 
-    def __call__(self, lesson: Lesson, done: float) -> None:
+    def __call__(self, batch: Batch, done: float) -> None:
         """One step; `done` is the share of all steps that lies behind."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._course.rate * group["size"] * _pace(done)
-        loss, self._states = self._task.loss(lesson, self._weights, self._states)
+        loss, self._states = self._task.loss(batch, self._weights, self._states)
         if torch.isfinite(loss):
             self._optimizer.zero_grad()
             loss.backward()
