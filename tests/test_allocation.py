@@ -5,20 +5,18 @@ import onnx
 import pytest
 
 import onnx_rnn_prune
+from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cost.stopwatch import Stopwatch
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation.bench import Bench
 from onnx_rnn_prune.evaluation.schedules import Fading, Schedule
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
-from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.selection.sensitivity import Curve
-from onnx_rnn_prune.study.feeding import open_data
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import look, study
+from onnx_rnn_prune.traced_model import trace_model
 
 HIDDEN, WIDTH = 8, 4
 
@@ -181,10 +179,10 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
     model = stacked(None)
     opened = open_model(model)
     data = open_data(opened, feeds, None, 0)
-    studied = look(study(opened, ["first", "second"], data, AS_BEFORE, silent), data, silent)
-    keep = np.ones(studied.prepared.trace.units.count, dtype=bool)
+    traced = trace_model(opened, ["first", "second"], data.calibration)
+    keep = np.ones(traced.trace.units.count, dtype=bool)
     keep[[1, 3, 5, 9, 11]] = False
-    bench = Bench.of(opened, data, studied, keep)
+    bench = Bench.of(traced, data, keep)
     nothing = Pipeline(())
     original = opened.run()(feeds[0])["logits"]
     errors = []

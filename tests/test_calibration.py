@@ -10,24 +10,19 @@ import onnx.parser
 import pytest
 
 from onnx_rnn_prune import prune
+from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.evaluation import bench as bench_module
 from onnx_rnn_prune.evaluation import recovery
 from onnx_rnn_prune.evaluation.bench import Bench
 from onnx_rnn_prune.evidence import evidence
 from onnx_rnn_prune.evidence.evidence import Tapped
-from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.evidence.samples import ACTIVATIONS
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model import signature
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.passes.prepared import prepare
-from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
-from onnx_rnn_prune.study.feeding import open_data, open_three
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import cut, look, study
+from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
 from test_allocation import WIDTH, stacked
 
@@ -91,9 +86,9 @@ def test_emphasis_is_the_mean_square_of_how_the_next_state_answers(op, attribute
     model = one_step(op, **attributes)
     feed = {"x": np.random.default_rng(4).normal(size=(1, BATCH, INPUTS)).astype(np.float32)}
     (layer,) = open_model(model).layers
-    prepared = prepare(Document.read(model), [layer.name], [feed])
-    readers = find_readers(prepared.document, prepared.trace)
-    tapped = Tapped(prepared.document, readers, {})
+    traced = trace_model(open_model(model), [layer.name], [feed])
+    readers = traced.readers
+    tapped = Tapped(traced.document, readers, {})
     seen = tapped(feed)
     block = len(GATES[op]) * HIDDEN  # of Wb, before Rb
     for reader in readers:
@@ -123,11 +118,9 @@ def test_emphasis_counts_what_becomes_of_an_error_in_later_steps():
     run = Runner(model)
     feed = {"x": np.random.default_rng(4).normal(size=(6, BATCH, INPUTS)).astype(np.float32)}
     (layer,) = open_model(model).layers
-    prepared = prepare(Document.read(model), [layer.name], [feed])
-    reader = next(
-        r for r in find_readers(prepared.document, prepared.trace) if getattr(r, "gates", "") == "h"
-    )
-    tapped = Tapped(prepared.document, [reader], {})
+    traced = trace_model(open_model(model), [layer.name], [feed])
+    reader = next(r for r in traced.readers if getattr(r, "gates", "") == "h")
+    tapped = Tapped(traced.document, [reader], {})
     found = tapped.emphasis(reader, tapped(feed))
     for unit, row in enumerate(candidate):
         effects = []
@@ -152,28 +145,29 @@ def test_emphasis_is_known_after_some_samples(feeds, monkeypatch):
         weighed.clear()
         opened = open_model(stacked(None))
         data = open_data(opened, feeds, None, 0)
-        studied = look(study(opened, ["first", "second"], data, AS_BEFORE, silent), data, silent)
-        return studied, len(weighed) / len(studied.readers), len(data.fitting)
+        traced = trace_model(opened, ["first", "second"], data.calibration)
+        shown = data.evidence(traced)
+        return shown, len(weighed) / len(traced.readers), len(data.calibration)
 
     whole, each, count = calibrated()
     assert each == count
     monkeypatch.setattr(evidence, "_ENOUGH", 31)  # samples, of which a feed has 30
     part, each, _ = calibrated()
     assert each == 2
-    for name, value in whole.evidence.emphasis.items():
-        assert part.evidence.emphasis[name].mean() == pytest.approx(value.mean(), rel=0.5)
-        assert part.evidence.moments[name].count == whole.evidence.moments[name].count
+    for name, value in whole.emphasis.items():
+        assert part.emphasis[name].mean() == pytest.approx(value.mean(), rel=0.5)
+        assert part.moments[name].count == whole.moments[name].count
 
 
 def test_rounds_of_refits_take_turns_with_feeds_where_there_are_many(feeds, monkeypatch):
     opened = open_model(stacked(None))
     data = open_data(opened, feeds, None, 0)
-    studied = look(study(opened, ["first", "second"], data, AS_BEFORE, silent), data, silent)
-    keep = np.ones(studied.prepared.trace.units.count, dtype=bool)
-    bench = Bench.of(opened, data, studied, keep)
-    everything = [feed.name for feed in data.fitting]
+    traced = trace_model(opened, ["first", "second"], data.calibration)
+    keep = np.ones(traced.trace.units.count, dtype=bool)
+    bench = Bench.of(traced, data, keep)
+    everything = [feed.name for feed in data.calibration]
     assert [feed.name for feed in bench.sample(1)] == everything
-    widest = max(len(reader.labels) for reader in studied.readers)
+    widest = max(len(reader.labels) for reader in traced.readers)
     monkeypatch.setattr(bench_module, "SAMPLES", 4 * 30 / widest)
     turns = [[feed.name for feed in bench.sample(turn)] for turn in range(3)]
     assert [len(turn) for turn in turns] == [4, 4, 4]
@@ -187,16 +181,16 @@ def test_no_more_is_run_than_the_units_take(streams, run, monkeypatch):
     feeds = [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(streams)]
     opened = open_model(stacked(None))
     every = open_feeds(feeds, signature.inputs(opened.model), frozenset())
-    data = replace(open_data(opened, feeds, None, 0), fitting=every)
-    studied = study(opened, ["first", "second"], data, AS_BEFORE, silent)
-    widest = max(len(reader.labels) for reader in studied.readers)
+    data = replace(open_data(opened, feeds, None, 0), calibration=every)
+    traced, other = (trace_model(opened, ["first", "second"], every) for _ in range(2))
+    widest = max(len(reader.labels) for reader in traced.readers)
     monkeypatch.setattr(evidence, "_ENOUGH", 31)
     monkeypatch.setattr(evidence, "SAMPLES", 44 * 30 / widest)
-    found = look(studied, data, silent).evidence
+    found = data.evidence(traced)
     assert found.streams == run
-    assert {found.moments[reader.pool].count for reader in studied.readers} == {30 * run}
-    again = look(studied, data, silent).evidence
-    for reader in studied.readers:
+    assert {found.moments[reader.pool].count for reader in traced.readers} == {30 * run}
+    again = data.evidence(other)
+    for reader in traced.readers:
         same = found.moments[reader.pool].comoment == again.moments[reader.pool].comoment
         assert same.all()
 
@@ -217,12 +211,12 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
     assert asked != "distill" or result.report["recovery"]["learning"]["taken"] == 0
     opened = open_model(model)
     data = open_data(opened, feeds[:9], others, 0)
-    studied = study(opened, ["first", "second"], data, AS_BEFORE, silent)
-    keep, found = result.plan.mask(studied.prepared.trace), result.report["recovery"]
+    traced = trace_model(opened, ["first", "second"], data.calibration)
+    keep, found = result.plan.mask(traced.trace), result.report["recovery"]
     ridge = math.inf if found["lambda"] is None else found["lambda"]
-    seen = [*data.fitting, *(data.held_out if apart else [])]
-    document = recovered(studied.prepared, keep, seen, ridge)
-    wanted = Runner(cut(document, studied, result.plan, "shrink"))(feeds[0])
+    seen = [*data.calibration, *(data.validation if apart else [])]
+    document = recovered(traced, keep, seen, ridge)
+    wanted = Runner(traced.cut(result.plan, "shrink", document))(feeds[0])
     for name, value in Runner(result.model)(feeds[0]).items():
         np.testing.assert_allclose(value, wanted[name], atol=1e-5)
     assert found["reason"].endswith("then fitted on those as well") == apart

@@ -8,8 +8,8 @@ from onnx_rnn_prune import apply, plan, prune
 from onnx_rnn_prune.cost.budget import KINDS
 from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.selection.profitability import place
 from onnx_rnn_prune.selection.sharing import cost_of_cuts
-from onnx_rnn_prune.study.studying import Studied, cut
 from onnx_rnn_prune.trace.plan import Plan
 from oracle.check import draw_case
 from oracle.draw import draw_model
@@ -90,14 +90,16 @@ def test_what_is_counted_is_what_is_written():
     exact = []
     for seed in range(120):
         case = draw_case(draw_model(seed), seed)
-        trace, studied = case.prepared.trace, Studied(case.prepared)
+        traced, trace = case.traced, case.traced.trace
         keep = case.plan.mask(trace)
         counts = [int(keep[group.atoms[0][:, 0]].sum()) for group in trace.groups]
         if any(count == group.size for count, group in zip(counts, trace.groups, strict=True)):
             continue  # a layer that keeps all is not prepared for a cut
         scores = np.random.default_rng(seed).random(len(keep))
-        cost = cost_of_cuts(studied, scores, refits=False)
-        written = cut(case.prepared.document, studied, case.plan, "shrink").write()
+        cost = cost_of_cuts(traced, scores, refits=False)
+        document = traced.document.copy()
+        place(document, traced, case.plan)
+        written = traced.cut(case.plan, "shrink", document).write()
         slack = [cost(kind, counts) - measured(written, kind) for kind in ("params", "flops")]
         assert min(slack) >= 0, seed
         exact.append(slack == [0, 0])

@@ -8,22 +8,21 @@ import onnx
 import pytest
 
 import onnx_rnn_prune
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.evidence import collect
-from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.model import signature
-from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.cut import Zero
-from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.selection.context import Subject
+from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.criterion import parse_criterion
 from onnx_rnn_prune.selection.masked import MaskedModel
 from onnx_rnn_prune.selection.reconstruction import Demand, greedy_gains
 from onnx_rnn_prune.selection.redundancy import order_of_leaving
+from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import draw_case, runner
 from oracle.draw import draw_model
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model
@@ -36,12 +35,10 @@ def feeds():
     return [{"x": rng.normal(0, 1, (20, BATCH, 3)).astype(np.float32)} for _ in range(3)]
 
 
-def subject_of(model, given):
-    prepared = prepare(Document.read(model), ["layer"], given)
-    readers = find_readers(prepared.document, prepared.trace)
+def context_of(model, given):
     source = open_feeds(given, signature.inputs(model), frozenset())
-    evidence = collect(prepared.document, prepared.trace, readers, source, silent)
-    return Subject(prepared.document, prepared.trace, readers, source, evidence, 0, silent)
+    traced = trace_model(open_model(model), ["layer"], source)
+    return ScoringContext(traced, Calibration(source, source, source, given=True), 0, silent)
 
 
 def planted(op, directions, *kinds):
@@ -50,11 +47,11 @@ def planted(op, directions, *kinds):
     rng = np.random.default_rng(4)
     for kind in kinds:
         weights = add_unit(weights, kind, rng)
-    return subject_of(widened_model(weights), feeds())
+    return context_of(widened_model(weights), feeds())
 
 
-def lanes_of(subject, scores):
-    return scores[subject.trace.units.lanes["layer"]]
+def lanes_of(context, scores):
+    return scores[context.traced.trace.units.lanes["layer"]]
 
 
 NEEDING_TORCH = ("fisher", "taylor")
@@ -67,24 +64,24 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("op", "directions"), LAYERS)
 def test_every_criterion_gives_each_unit_a_finite_score(name, op, directions):
-    subject = planted(op, directions, "dead", "duplicate")
-    scores = CRITERIA[name].score(subject)
-    assert scores.shape == (subject.trace.units.count,) and np.isfinite(scores).all()
-    assert np.array_equal(scores, CRITERIA[name].score(subject)), "the same again"
+    context = planted(op, directions, "dead", "duplicate")
+    scores = CRITERIA[name].score(context)
+    assert scores.shape == (context.traced.trace.units.count,) and np.isfinite(scores).all()
+    assert np.array_equal(scores, CRITERIA[name].score(context)), "the same again"
 
 
 @pytest.mark.parametrize(("op", "directions"), LAYERS)
 def test_a_dead_unit_costs_nothing(op, directions):
-    subject = planted(op, directions, "dead")
-    for lane in lanes_of(subject, CRITERIA["ablation"].score(subject)):
+    context = planted(op, directions, "dead")
+    for lane in lanes_of(context, CRITERIA["ablation"].score(context)):
         assert lane[5] < 1e-9 * lane[:5].min()
 
 
 @pytest.mark.parametrize("name", ["correlation", "reconstruction"])
 @pytest.mark.parametrize(("op", "directions"), LAYERS)
 def test_of_two_units_that_do_the_same_one_goes_first(name, op, directions):
-    subject = planted(op, directions, "duplicate")
-    for lane in lanes_of(subject, CRITERIA[name].score(subject)):
+    context = planted(op, directions, "duplicate")
+    for lane in lanes_of(context, CRITERIA[name].score(context)):
         assert lane.argmin() in (0, 5)
 
 
@@ -94,14 +91,14 @@ def test_of_two_units_with_equal_rows_one_goes_first(op, directions):
     for array, axis in ((weights.w, 2), (weights.r, 2), (weights.b, 3)):
         lines = np.moveaxis(array, axis, 0)
         lines[4] = lines[1]
-    subject = subject_of(widened_model(weights), feeds())
-    for lane in lanes_of(subject, CRITERIA["cosine"].score(subject)):
+    context = context_of(widened_model(weights), feeds())
+    for lane in lanes_of(context, CRITERIA["cosine"].score(context)):
         assert lane.argmin() in (1, 4)
         assert lane[1] < 1e-6 or lane[4] < 1e-6
 
 
 def test_pooled_weights_are_those_of_the_formula():
-    subject = planted("LSTM", 1)
+    context = planted("LSTM", 1)
     weights = draw_weights("LSTM", 1, 5, seed=3)
     for unit in range(5):
         own = [weights.w[0, :, unit], weights.r[0, :, unit], weights.r[0, :, :, unit]]
@@ -113,14 +110,14 @@ def test_pooled_weights_are_those_of_the_formula():
             "weight-max": all_of.max(),
             "weight-min": all_of.min(),
         }.items():
-            assert CRITERIA[name].score(subject)[unit] == pytest.approx(value, rel=1e-5), name
+            assert CRITERIA[name].score(context)[unit] == pytest.approx(value, rel=1e-5), name
 
 
 def test_density_counts_zeros():
     weights = draw_weights("GRU", 1, 5, seed=3)
     weights.w[0, :, 2], weights.r[0, :, 2] = 0.0, 0.0
-    subject = subject_of(widened_model(weights), feeds())
-    scores = CRITERIA["density"].score(subject)
+    context = context_of(widened_model(weights), feeds())
+    scores = CRITERIA["density"].score(context)
     assert scores.argmin() == 2 and (np.delete(scores, 2) > 0.7).all()
 
 
@@ -144,20 +141,20 @@ def scaled(op, shape):
 def test_how_a_constant_that_units_meet_is_written_does_not_matter(op, name):
     """Repeated along the directions or not: it is no weight, and what is computed is the same."""
     score = CRITERIA[name].score
-    wanted = score(subject_of(scaled(op, (2, 1, 5)), feeds()))
+    wanted = score(context_of(scaled(op, (2, 1, 5)), feeds()))
     for shape in ((5,), (1, 1, 5), (1, 1, 1, 5)):
-        assert score(subject_of(scaled(op, shape), feeds())) == pytest.approx(wanted), shape
+        assert score(context_of(scaled(op, shape), feeds())) == pytest.approx(wanted), shape
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_masks_as_an_input_do_what_zero_does(seed):
     case = draw_case(draw_model(seed), seed)
-    if any(layer.cell.scales for layer in find_layers(case.prepared.document.graph)):
+    if any(layer.cell.scales for layer in find_layers(case.traced.document.graph)):
         pytest.skip("layers in 8 bits cannot be masked")
-    trace, keep = case.prepared.trace, case.plan.mask(case.prepared.trace)
-    zeroed = case.prepared.document.copy()
+    trace, keep = case.traced.trace, case.plan.mask(case.traced.trace)
+    zeroed = case.traced.document.copy()
     Zero(trace, keep)(zeroed)
-    masked, zeros = MaskedModel(case.prepared.document, trace), runner(zeroed.write(), False)
+    masked, zeros = MaskedModel(case.traced.document, trace), runner(zeroed.write(), False)
     for feed in case.feeds:
         for name, value in masked(feed, keep).items():
             assert np.allclose(value, zeros(feed)[name], atol=1e-5), name
@@ -170,12 +167,13 @@ def test_the_most_alike_pair_is_parted_first():
 
 
 def test_a_sum_of_criteria_is_one_of_ranks():
-    subject = planted("GRU", 2)
+    context = planted("GRU", 2)
     ranks = [
-        CRITERIA[name].score(subject)[subject.trace.units.lanes["layer"]].argsort().argsort() / 4
+        CRITERIA[name].score(context)[context.traced.trace.units.lanes["layer"]].argsort().argsort()
+        / 4
         for name in ("l2", "activation")
     ]
-    found = lanes_of(subject, parse_criterion("2*l2 + 0.5*activation").score(subject))
+    found = lanes_of(context, parse_criterion("2*l2 + 0.5*activation").score(context))
     assert found == pytest.approx(2 * ranks[0] + 0.5 * ranks[1])
     assert parse_criterion("2*l2+activation").needs == "evidence"
     assert parse_criterion("l2+l1").needs == "weights"

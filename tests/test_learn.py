@@ -11,16 +11,15 @@ import onnx
 import pytest
 
 from onnx_rnn_prune import prune
+from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation import recovery
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill import configuration
-from onnx_rnn_prune.study.feeding import open_data
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import study
+from onnx_rnn_prune.traced_model import trace_model
 
 
 def weights(seed, **shapes):
@@ -172,7 +171,7 @@ class TestWithTorch:
 
         opened = open_model(two_layers())
         fed = open_data(opened, feeds(24), None, 0)
-        prepared = study(opened, ["first", "second"], fed, AS_BEFORE, silent).prepared
+        prepared = trace_model(opened, ["first", "second"], fed.calibration)
         keep = np.ones(prepared.trace.units.count, dtype=bool)
         rng = np.random.default_rng(5)
         shaken = prepared.document.copy()
@@ -186,9 +185,9 @@ class TestWithTorch:
         def judge(write):
             found = shaken.copy()
             Pipeline((write,))(found)
-            return drift(opened.run(), Runner(found), fed.held_out)["logits"].nrmse
+            return drift(opened.run(), Runner(found), fed.validation)["logits"].nrmse
 
-        _, learning = distill(pupil, fed.fitting, judge, recovery.TrainingConfig(), silent)
+        _, learning = distill(pupil, fed.calibration, judge, recovery.TrainingConfig(), silent)
         assert learning.after < 0.25 * learning.before
 
 
@@ -197,7 +196,7 @@ class TestGradients:
     def prepared(self):
         opened = open_model(two_layers())
         data = open_data(opened, feeds(2, 6), None, 0)
-        return study(opened, ["first", "second"], data, AS_BEFORE, silent).prepared, feeds(2, 6)[0]
+        return trace_model(opened, ["first", "second"], data.calibration), feeds(2, 6)[0]
 
     def test_slopes_are_differences_of_onnxruntime(self):
         from onnx_rnn_prune.recovery.distill.batches import Teacher

@@ -7,17 +7,20 @@ import onnx
 import pytest
 
 from onnx_rnn_prune import apply, plan, prune
+from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation import recovery
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery.distill.configuration import Answers, Loss, TrainingConfig, read_loss
-from onnx_rnn_prune.study.feeding import open_data
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import study
+from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.recovery.distill.configuration import (
+    Answers,
+    Loss,
+    TrainingConfig,
+    read_loss,
+)
+from onnx_rnn_prune.traced_model import trace_model
 from test_learn import feeds, two_layers
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
@@ -106,8 +109,8 @@ class TestSlopes:
 
         opened = open_model(two_layers())
         data = open_data(opened, labelled(wrong), None, 0)
-        prepared = study(opened, ["first", "second"], data, AS_BEFORE, silent).prepared
-        document, trace, feed = prepared.document, prepared.trace, next(iter(data.fitting))
+        prepared = trace_model(opened, ["first", "second"], data.calibration)
+        document, trace, feed = prepared.document, prepared.trace, next(iter(data.calibration))
         region, readers = find_region(document, trace.units.lanes), reading(document, trace)
         lesson = Teacher(document, trace, np.ones(trace.units.count, dtype=bool), region, {})(feed)
         slope = Slope(build(document, region), ("logits",), readers, trace.units.count)
@@ -184,7 +187,7 @@ class TestDistill:
     def test_its_error_is_the_mean_of_deviation_and_loss_on_held_out_feeds(self, monkeypatch):
         data = labelled()
         result = self.learn(monkeypatch, 30, data=data, loss="cross-entropy")
-        held_out = open_data(open_model(two_layers()), data, None, 0).held_out
+        held_out = open_data(open_model(two_layers()), data, None, 0).validation
         losses = [cross_entropy(Runner(result.model)(f)["logits"], f.labels) for f in held_out]
         wanted = (result.report["drift"]["logits"]["nrmse"] + np.mean(losses)) / 2
         assert result.report["recovery"]["learning"]["after"] == pytest.approx(wanted, rel=1e-4)

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from onnx_rnn_prune.evidence.moments import Moments
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.passes.prepared import prepare
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.recovery.least_squares import estimate_entries, teacher_pairs
-from onnx_rnn_prune.study.studying import Studied, cut
 from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
 from oracle.widen import BATCH, add_unit, draw_weights, widened_model
 
@@ -26,14 +25,14 @@ def widen(op, directions, kinds, seed=0):
 
 def cut_planted(model, feeds, ridge):
     """The model without the units after the fifth."""
-    prepared = prepare(Document.read(model), ["layer"], feeds)
-    trace = prepared.trace
+    traced = trace_model(open_model(model), ["layer"], feeds)
+    trace = traced.trace
     keep = np.ones(trace.units.count, dtype=bool)
     keep[trace.units.lanes["layer"][:, 5:]] = False
-    document = prepared.document
+    document = traced.document
     if ridge is not None:
-        document = recovered(prepared, keep, feeds, ridge)
-    return cut(document, Studied(prepared), Plan.from_mask("", trace, keep), "shrink").write()
+        document = recovered(traced, keep, feeds, ridge)
+    return traced.cut(Plan.from_mask("", trace, keep), "shrink", document).write()
 
 
 @pytest.fixture

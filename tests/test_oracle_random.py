@@ -8,7 +8,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.study.studying import Studied, as_proven, cut, tolerance_of
+from onnx_rnn_prune.traced_model import as_proven, tolerance_of
 from onnx_rnn_prune.validate import oracle
 from oracle.check import (
     TRACED,
@@ -45,15 +45,15 @@ def test_zero_is_shrink_after_recovery(seed):
     b = draw_model(seed)
     case = draw_case(b, seed)
     feeds = [b.feeds(*TRACED, seed=number) for number in range(4)]
-    keep = case.plan.mask(case.prepared.trace)
-    check_case(case, recovered(case.prepared, keep, feeds, ridge=1e-2))
+    keep = case.plan.mask(case.traced.trace)
+    check_case(case, recovered(case.traced, keep, feeds, ridge=1e-2))
 
 
 @pytest.mark.parametrize("seed", seeds(2000, 100, 15))
 def test_the_order_of_units_does_not_matter(seed):
     case = draw_case(draw_model(seed), seed)
-    trace = case.prepared.trace
-    document = permuted(case.prepared.document, trace, draw_order(trace, random.Random(seed)))
+    trace = case.traced.trace
+    document = permuted(case.traced.document, trace, draw_order(trace, random.Random(seed)))
     if document is None:
         pytest.skip("a constant reads just some of the units")
     original = Document.read(case.model)
@@ -69,8 +69,8 @@ def test_the_draw_reaches_what_it_is_meant_to_reach():
         b = draw_model(seed)
         case = draw_case(b, seed)
         used.update(set(b.used))
-        absorbed[bool(case.prepared.ends)] += 1
-        restored[bool(case.prepared.restored)] += 1
+        absorbed[bool(case.traced.ends)] += 1
+        restored[bool(case.traced.restored)] += 1
     assert absorbed[True] > 50 and restored[True] > 30, (absorbed, restored)
     assert restored[False] > 30
     assert len(used) > 65, sorted(used)
@@ -85,7 +85,7 @@ def test_onnxruntime_agrees_with_the_reference(seed):
     case = draw_case(draw_model(seed), seed)
     if not reference_is_right(case.model):
         pytest.skip("the reference evaluator ignores an option of this model")
-    shrunk = cut(case.prepared.document, Studied(case.prepared), case.plan, "shrink").write()
+    shrunk = case.traced.cut(case.plan, "shrink").write()
     feed = case.feeds[1]
     for model in (case.model, shrunk):
         found = runner(model, False)(feed)

@@ -7,10 +7,10 @@ import pytest
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.prepared import prepare
-from onnx_rnn_prune.study.studying import Studied, cut
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
+from onnx_rnn_prune.traced_model import trace_model
 from onnx_rnn_prune.validate import oracle
 
 HIDDEN = 6
@@ -40,18 +40,15 @@ def layer(directions, body, opset=17, result="float[t, b, 2] y"):
 
 def shrink(model, keep, feed=(5, 3)):
     """The shrunk model, proved against the zeroed one in other sizes."""
-    document = Document.read(model)
-    prepared = prepare(document, ["rnn"], [{"x": np.ones((*feed, 3), np.float32)}])
+    traced = trace_model(follow(model, "it"), ["rnn"], [{"x": np.ones((*feed, 3), np.float32)}])
     plan = Plan("", {"rnn": LayerPlan(HIDDEN, keep)})
-    zeroed, shrunk = (
-        cut(prepared.document, Studied(prepared), plan, m).write() for m in ("zero", "shrink")
-    )
+    zeroed, shrunk = (traced.cut(plan, m).write() for m in ("zero", "shrink"))
     onnx.checker.check_model(shrunk, full_check=True)
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.normal(0, 1, (t, b, 3)).astype(np.float32)} for t, b in ((5, 3), (7, 2))]
     found = oracle(Runner(zeroed, optimize=False), Runner(shrunk, optimize=False), feeds)
     assert found, found.reason
-    return prepared, Document.read(shrunk)
+    return traced, Document.read(shrunk)
 
 
 def values_of(document, key, slot):
@@ -106,9 +103,9 @@ def test_units_pass(case):
     model = layer(
         1, ABSORBED[case] + "  [read] y = MatMul (h, V)", opset=13 if "Split" in case else 17
     )
-    prepared, shrunk = shrink(model, KEEP[:1])
-    assert not prepared.restored
-    assert prepared.ends and all(ends == ("read",) for ends in prepared.ends.values())
+    traced, shrunk = shrink(model, KEEP[:1])
+    assert not traced.restored
+    assert traced.ends and all(ends == ("read",) for ends in traced.ends.values())
     (found,) = find_layers(shrunk.graph)
     assert found.hidden == 4
     weights = [t for t in shrunk.graph.tensors().values() if t.name.startswith("V")]
@@ -122,16 +119,16 @@ def test_uneven_split_of_an_axis_with_other_features():
         "  n = Constant <value_ints = [5, 4]> ()  a, c = Split <axis = 2> (d, n)"
         "  e = Concat <axis = 2> (c, a, x)  [read] y = MatMul (e, V2)",
     )
-    prepared, shrunk = shrink(model, KEEP[:1])
-    assert prepared.restored, "c holds a piece of the units, all of which may be cut"
+    traced, shrunk = shrink(model, KEEP[:1])
+    assert traced.restored, "c holds a piece of the units, all of which may be cut"
     model = layer(
         1,
         "s = Squeeze (Y, one)  d = Concat <axis = 2> (x, s, x)"
         "  n = Constant <value_ints = [5, 7]> ()  a, c = Split <axis = 2> (d, n)"
         "  e = Concat <axis = 2> (c, a)  [read] y = MatMul (e, V2)",
     )
-    prepared, shrunk = shrink(model, KEEP[:1])
-    assert not prepared.restored
+    traced, shrunk = shrink(model, KEEP[:1])
+    assert not traced.restored
     assert values_of(shrunk, "a", 1) == [4, 6], "x x x u0 | u2 u3 u5 x x x"
 
 
@@ -150,8 +147,8 @@ def test_slice_backwards_of_an_axis_with_other_features(start, rest, bounds):
         f"  i = Constant <value_ints = [{start}]> ()  p = Slice (d, i, zero, two, back)"
         f"  k = Concat <axis = 2> (p, {rest})  [read] y = MatMul (k, V2)",
     )
-    prepared, shrunk = shrink(model, KEEP[:1])
-    assert not prepared.restored
+    traced, shrunk = shrink(model, KEEP[:1])
+    assert not traced.restored
     assert [*values_of(shrunk, "p", 1), *values_of(shrunk, "p", 2)] == bounds
 
 
@@ -175,8 +172,8 @@ DIRECTIONS = {
 @pytest.mark.parametrize("case", DIRECTIONS)
 def test_directions_keep_their_own_units(case):
     model = layer(2, DIRECTIONS[case] + "  [read] y = MatMul (h, V2)", opset=13)
-    prepared, shrunk = shrink(model, KEEP)
-    assert not prepared.restored
+    traced, shrunk = shrink(model, KEEP)
+    assert not traced.restored
     weights = [t for t in shrunk.graph.tensors().values() if t.name.startswith("V2")]
     assert [list(t.shape) for t in weights] == [[8, 2]]
 
@@ -187,8 +184,8 @@ def test_directions_laced_into_one_another_are_restored():
         "p = Transpose <perm = [0, 2, 3, 1]> (Y)  t = Constant <value_ints = [0, 0, 12]> ()"
         "  [lace] h = Reshape (p, t)  y = MatMul (h, V2)"
     )
-    prepared, _ = shrink(layer(2, body), KEEP)
-    assert list(prepared.restored.values()) == ["Reshape mixes the order of its units (lace)"]
+    traced, _ = shrink(layer(2, body), KEEP)
+    assert list(traced.restored.values()) == ["Reshape mixes the order of its units (lace)"]
 
 
 def test_units_that_meet_entries_of_nobody_are_restored():
@@ -197,5 +194,5 @@ def test_units_that_meet_entries_of_nobody_are_restored():
         "  d = Concat <axis = 2> (s, f)  e = Concat <axis = 2> (f, s)"
         "  [add] h = Add (d, e)  y = MatMul (h, V2)"
     )
-    prepared, _ = shrink(layer(1, body), KEEP[:1])
-    assert set(prepared.restored.values()) == {"meets another activation in Add (add)"}
+    traced, _ = shrink(layer(1, body), KEEP[:1])
+    assert set(traced.restored.values()) == {"meets another activation in Add (add)"}

@@ -20,21 +20,19 @@ import onnx
 import pytest
 
 import onnx_rnn_prune
+from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.evidence.evidence import Tally
 from onnx_rnn_prune.evidence.moment_store import Shelf
 from onnx_rnn_prune.evidence.moments import Moments
-from onnx_rnn_prune.interface import AS_BEFORE
-from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.search import cluster
 from onnx_rnn_prune.search import executor as crew
 from onnx_rnn_prune.search.executor import Crew
 from onnx_rnn_prune.search.memory import Memory
 from onnx_rnn_prune.search.worker_context import calibrated
 from onnx_rnn_prune.search.workers import Work
-from onnx_rnn_prune.study.feeding import open_three
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import study
+from onnx_rnn_prune.traced_model import trace_model
 from test_allocation import WIDTH, stacked
 
 LIMIT = 0.6
@@ -369,10 +367,10 @@ def test_shelves_travel_and_merge(width):
 def test_parts_of_the_data_tell_what_all_of_it_does(feeds):
     opened = open_model(stacked(None))
     data = open_three(opened, feeds, None)
-    studied = study(opened, ["first", "second"], data, AS_BEFORE, silent)
-    parts = [calibrated(studied, data.fitting, shard) for shard in ((0, 1, 2, 3), (4,), (5, 6))]
+    traced = trace_model(opened, ["first", "second"], data.calibration)
+    parts = [calibrated(traced, data.calibration, shard) for shard in ((0, 1, 2, 3), (4,), (5, 6))]
     merged = reduce(Tally.merge, parts).evidence()
-    whole = calibrated(studied, data.fitting, tuple(range(7))).evidence()
+    whole = calibrated(traced, data.calibration, tuple(range(7))).evidence()
     np.testing.assert_allclose(merged.activity, whole.activity, rtol=1e-12)
     assert merged.emphasis.keys() == whole.emphasis.keys()
     for name, emphasis in whole.emphasis.items():

@@ -13,9 +13,10 @@ import pytest
 from onnx import numpy_helper
 
 import onnx_rnn_prune
+from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
-from onnx_rnn_prune.interface import AS_BEFORE
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
@@ -32,10 +33,8 @@ from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.search.trial import FULL, QUICK, Ask, Trial
 from onnx_rnn_prune.selection.allocation import Allocation
 from onnx_rnn_prune.selection.profitability import Paying, worse
-from onnx_rnn_prune.study.feeding import open_three
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import study
 from onnx_rnn_prune.trace.units import Group
+from onnx_rnn_prune.traced_model import trace_model
 from reports import pruned
 from test_allocation import WIDTH, stacked, widths
 
@@ -519,8 +518,8 @@ def test_what_is_priced_is_what_is_written():
     model, given = policy()
     opened = open_model(model)
     data = open_three(opened, given, None)
-    studied = study(opened, ["Y"], data, AS_BEFORE, silent)
-    size = Sizes(opened, data, studied, np.zeros(16), AS_BEFORE, (0,))
+    traced = trace_model(opened, ["Y"], data.calibration)
+    size = Sizes(traced, np.zeros(16), (0,))
     assert size("bytes", [16]) == model.ByteSize()
     for count in (1, 8, 12):
         result = onnx_rnn_prune.prune(model, keep=count, data=given)

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune import cli, compare, prune, search, sensitivity
+from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation.bench import Bench
 from onnx_rnn_prune.evaluation.recovery import recover_units
@@ -17,16 +18,14 @@ from onnx_rnn_prune.evaluation.schedules import Schedule
 from onnx_rnn_prune.evidence import moment_store as shelf
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.report.numbers import streams
 from onnx_rnn_prune.report.table import sentences
 from onnx_rnn_prune.selection.masked import MaskedModel
-from onnx_rnn_prune.study.feeding import open_data, open_three
-from onnx_rnn_prune.study.opening import open_model
-from onnx_rnn_prune.study.studying import look, study
+from onnx_rnn_prune.traced_model import trace_model
 from onnx_rnn_prune.validate import drift_in_detail
 
 HIDDEN, STEPS, EPISODES = 16, 12, 12
@@ -135,8 +134,8 @@ def test_a_stream_of_single_steps_is_pruned_as_the_sequence_is(model):
 
 def bench_of(model, data, stream, keep):
     data, original = opened(model, data, stream), open_model(model)
-    studied = look(study(original, ["Y"], data, AS_BEFORE, silent), data, silent)
-    return Bench.of(original, data, studied, keep)
+    traced = trace_model(original, ["Y"], data.calibration)
+    return Bench.of(traced, data, keep)
 
 
 def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
@@ -178,10 +177,10 @@ def opened(model, data, stream=None):
 
 def test_streams_are_found_from_the_states_in_feeds(model):
     data = opened(model, calls(model, episodes(8)))
-    assert data.fitting.states == data.held_out.states == STATES
-    assert (data.fitting.streams, data.held_out.streams) == (6, 2)
-    assert (len(data.fitting), len(data.held_out)) == (6 * STEPS, 2 * STEPS)
-    for feeds in (data.fitting, data.held_out):
+    assert data.calibration.states == data.validation.states == STATES
+    assert (data.calibration.streams, data.validation.streams) == (6, 2)
+    assert (len(data.calibration), len(data.validation)) == (6 * STEPS, 2 * STEPS)
+    for feeds in (data.calibration, data.validation):
         follows = [bool(feed.follows) for feed in feeds]
         assert follows == ([False] + [True] * (STEPS - 1)) * feeds.streams
 
@@ -192,14 +191,14 @@ def test_streams_are_not_invented(model):
     constant = [{**feed, **zeros()} for feed in feeds]
     repeated = [{**feed, **{n: feeds[5][n] for n in STATES}} for feed in feeds]
     for data in (mixed[::2], constant, repeated, whole(episodes()), feeds[::3]):
-        assert opened(model, data).fitting.states == {}
-    assert opened(model, feeds, stream=False).fitting.states == {}
+        assert opened(model, data).calibration.states == {}
+    assert opened(model, feeds, stream=False).calibration.states == {}
 
 
 def test_a_single_stream_is_cut_in_two(model):
     data = opened(model, calls(model, episodes(1)))
-    assert (len(data.fitting), len(data.held_out)) == (STEPS - 3, 3)
-    assert [bool(feed.follows) for feed in data.held_out] == [False, True, True]
+    assert (len(data.calibration), len(data.validation)) == (STEPS - 3, 3)
+    assert [bool(feed.follows) for feed in data.validation] == [False, True, True]
 
 
 def test_folders_are_streams(model, tmp_path):
@@ -208,8 +207,8 @@ def test_folders_are_streams(model, tmp_path):
         for step, feed in enumerate(episode):
             np.savez(tmp_path / f"episode{number}" / f"{step}.npz", **feed)
     data = opened(model, tmp_path, stream=True)
-    assert (data.fitting.streams, data.held_out.streams) == (3, 1)
-    names = [feed.name for feed in opened(model, tmp_path / "episode2", stream=True).fitting]
+    assert (data.calibration.streams, data.validation.streams) == (3, 1)
+    names = [feed.name for feed in opened(model, tmp_path / "episode2", stream=True).calibration]
     assert names == [str(tmp_path / "episode2" / f"{step}.npz") for step in range(9)]
 
 
@@ -242,7 +241,7 @@ def test_errors_are_shown_over_the_calls_of_a_stream(model):
     pruned = prune(model, data=data[1]).model
     original, result = Runner(model), Runner(pruned)
     (by_step, by_call) = (
-        drift_in_detail(original, result, opened(model, feeds).held_out, {"y": 0})[1]
+        drift_in_detail(original, result, opened(model, feeds).validation, {"y": 0})[1]
         for feeds in data
     )
     assert by_call["y"].over_time.steps == list(range(STEPS))
@@ -312,7 +311,7 @@ def test_a_metric_may_run_the_candidate_itself(found_alone):
     result = search(
         model, data=words(model), stream=True, metric=spelled, params="80%", trials=3, minutes=1
     )
-    tested = open_three(open_model(model), words(model), None, True).judging
+    tested = open_three(open_model(model), words(model), None, True).test
     pairs = [
         ({**feed, **({} if feed.labels is None else {"labels": feed.labels})}, {})
         for feed in tested
@@ -331,12 +330,12 @@ def test_other_processes_judge_streams_as_this_one_does(found_alone):
 
 
 def test_masked_models_carry_their_states_along(model):
-    studied = bench_of(model, whole(episodes()), None, np.ones(HIDDEN, bool)).prepared
-    masked, keep = MaskedModel(studied.document, studied.trace), np.arange(HIDDEN) % 3 > 0
+    traced = bench_of(model, whole(episodes()), None, np.ones(HIDDEN, bool)).traced
+    masked, keep = MaskedModel(traced.document, traced.trace), np.arange(HIDDEN) % 3 > 0
     feeds = opened(model, bare(episodes(2)), stream=True)
     by_call = [
         outputs["y"]
-        for part in (feeds.fitting, feeds.held_out)
+        for part in (feeds.calibration, feeds.validation)
         for outputs in masked.outputs(part, keep)
     ]
     by_episode = [masked(feed, keep)["y"] for feed in whole(episodes(2))]
@@ -356,7 +355,7 @@ def test_what_runs_best_in_the_closed_loop_is_chosen():
     print(errors)
     assert np.argmin(errors[0]) != np.argmin(errors[1])
     found, _ = recover_units(closed, "auto", Schedule(), TrainingConfig(), silent)
-    observed = np.array([feed["x"] for feed in closed.held_out]).reshape(-1, STEPS, 1, 4)
+    observed = np.array([feed["x"] for feed in closed.validation]).reshape(-1, STEPS, 1, 4)
     by_hand = closed_loop(model, closed.shrunk(found.write).write(), observed)
     assert found.error == pytest.approx(by_hand, rel=1e-4)
     assert found.error <= min(errors[0])
@@ -466,16 +465,16 @@ def test_the_original_runs_each_feed_once(form, monkeypatch):
 
     def found():
         ran.clear()
-        studied = look(study(opened, ["Y"], data, AS_BEFORE, silent), data, silent)
-        trace = studied.prepared.trace
+        traced = trace_model(opened, ["Y"], data.calibration)
+        trace = traced.trace
         keep = np.arange(trace.units.count) % 2 == 0
-        bench = Bench.of(opened, data, studied, keep)
+        bench = Bench.of(traced, data, keep)
         chosen, _ = recover_units(bench, "lstsq", Schedule(), TrainingConfig(), silent)
         return bench.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
 
     def times(room):
         monkeypatch.setattr(shelf, "_MOST_BYTES", room)
-        return found(), {ran[feed.name] for feed in data.fitting}
+        return found(), {ran[feed.name] for feed in data.calibration}
 
     monkeypatch.setattr(Tapped, "_ask", counted)
     result, ran_so_often = times(room=1 << 28)

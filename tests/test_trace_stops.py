@@ -5,9 +5,10 @@ import onnx
 import pytest
 
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.prepared import prepare
 from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
+from onnx_rnn_prune.traced_model import trace_model
 
 HEAD = """
 <ir_version: 8, opset_import: ["" : 17, "elsewhere.example" : 1]>
@@ -37,7 +38,7 @@ def prepared(body, result="float[t, b, c] y", names=None):
     document = read(body, result)
     feed = {"x": np.ones((5, 2, 3), np.float32), "which": np.array([1, 2]), "yes": np.array(True)}
     names = names or [layer.name for layer in find_layers(document.graph)]
-    return prepare(document, names, [feed])
+    return trace_model(follow(document.write(), "it"), names, [feed])
 
 
 STOPS = {

@@ -10,13 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune.interface import AS_BEFORE
+from onnx_rnn_prune.calibration import open_data
+from onnx_rnn_prune.opened_model import follow, written_out
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.selection.context import Subject
+from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
-from onnx_rnn_prune.study.feeding import open_data
-from onnx_rnn_prune.study.opening import follow, written_out
-from onnx_rnn_prune.study.studying import study
+from onnx_rnn_prune.traced_model import trace_model
 
 UNITS, WIDTH = 8, 5
 # A process prints the peak of its own resident memory in MB, and may not map more than 4 GB. (The
@@ -140,7 +139,7 @@ def calls_in_package(task):
 def study_all(opened):
     """Prepares all layers for the cut."""
     names = [layer.name for layer in opened.layers]
-    return study(opened, names, open_data(opened, None, None, 0), AS_BEFORE, silent)
+    return trace_model(opened, names, open_data(opened, None, None, 0).calibration)
 
 
 @pytest.mark.parametrize("look", [written_out, study_all])
@@ -168,11 +167,10 @@ def test_weights_are_looked_at_without_copies_of_them(name):
         model.graph.initializer.append(numpy_helper.from_array(value, letter))
     opened = follow(model, "model")
     data = open_data(opened, None, None, 0)
-    studied = study(opened, [opened.layers[0].name], data, AS_BEFORE, silent)
-    document, trace = studied.prepared.document, studied.prepared.trace
-    subject = Subject(document, trace, studied.readers, data.fitting, None, 0, silent)
+    traced = trace_model(opened, [opened.layers[0].name], data.calibration)
+    context = ScoringContext(traced, data, 0, silent)
     tracemalloc.start()
-    CRITERIA[name].score(subject)
+    CRITERIA[name].score(context)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * units * units * 8  # of copies in float64, there were several

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune import PruneError, inspect, prune
-from onnx_rnn_prune.study.opening import read_model, written_out
+from onnx_rnn_prune.opened_model import read_model, written_out
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -17,7 +17,7 @@ import onnx
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.study.opening import as_run
+from onnx_rnn_prune.opened_model import as_run
 from onnx_rnn_prune.trace.states import state_inputs
 
 Feed = dict[str, npt.NDArray[Any]]

@@ -17,11 +17,11 @@ import onnx
 
 from model_feeds import Feed
 from onnx_rnn_prune import prune
+from onnx_rnn_prune.calibration import opened_feeds
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner, Streaming
-from onnx_rnn_prune.study.feeding import opened_feeds
-from onnx_rnn_prune.study.opening import open_model
+from onnx_rnn_prune.opened_model import open_model
 from pages import markdown
 from speech import RATE, Audio, read_wave, split
 

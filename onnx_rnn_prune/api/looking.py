@@ -7,15 +7,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from onnx_rnn_prune.arguments import check_progress, frozen, streaming
+from onnx_rnn_prune.calibration import asked_sizes, open_three
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.inspection.inspecting import inspect_model
+from onnx_rnn_prune.opened_model import ModelSource, open_model, read_model
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.alone import Sensitivity
 from onnx_rnn_prune.search.executor import read_crew
 from onnx_rnn_prune.selection.request import read_request
-from onnx_rnn_prune.study.feeding import asked_sizes, open_three
-from onnx_rnn_prune.study.opening import ModelSource, open_model, read_model
 from onnx_rnn_prune.validate.quality import read_quality
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})

@@ -10,9 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from onnx_rnn_prune.arguments import check_progress, frozen, streaming
+from onnx_rnn_prune.calibration import asked_sizes, labelled, open_data
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.interface import read_interface
+from onnx_rnn_prune.opened_model import ModelSource, open_model
 from onnx_rnn_prune.pipeline.finish import finish
 from onnx_rnn_prune.pipeline.planning import Asked, check_choice, make_plan
 from onnx_rnn_prune.pipeline.result import PruneResult
@@ -20,9 +22,6 @@ from onnx_rnn_prune.pipeline.treatment import read_stages, read_treatment
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.selection.choice import choose_plan
 from onnx_rnn_prune.selection.request import read_request
-from onnx_rnn_prune.study.feeding import asked_sizes, open_data
-from onnx_rnn_prune.study.labelled import labelled
-from onnx_rnn_prune.study.opening import ModelSource, open_model
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
@@ -146,7 +145,7 @@ def prune(
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     given = labelled(given, loss, opened, treatment.learns, request.learns)
     made = make_plan(opened, given, request, treatment, lossless, masks, budget, start, progress)
-    result = finish(opened, given, made.plan, made.studied, made.treatment, made.asked, progress)
+    result = finish(opened, given, made.plan, made.traced, made.treatment, made.asked, progress)
     return replace(result, inputs=inputs)
 
 

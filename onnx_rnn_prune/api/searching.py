@@ -15,7 +15,9 @@ from onnx_rnn_prune.arguments import (
     streaming,
     whole,
 )
+from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.data import input_paths
+from onnx_rnn_prune.opened_model import ModelSource, open_model
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import Progress, silent
@@ -25,8 +27,6 @@ from onnx_rnn_prune.search.goal import read_goal
 from onnx_rnn_prune.search.search import Search
 from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.selection.request import read_request
-from onnx_rnn_prune.study.feeding import open_three
-from onnx_rnn_prune.study.opening import ModelSource, open_model
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import (
     constant_shape,
@@ -45,7 +46,6 @@ from onnx_rnn_prune.operators.recurrent import LSTM, QUANTIZED_LSTM, find_layers
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.study.feeding import Data
 
 LEAST = 1 << 10
 """Smaller weights stay as they are: the operators that unpack one take some hundred bytes."""
@@ -399,7 +399,7 @@ class Quantize:
 
     name: str
 
-    def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
+    def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
         """Quantizes in place.
 
         Raises:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import read_share
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
@@ -42,7 +43,6 @@ from onnx_rnn_prune.operators.labels import NOBODY
 from onnx_rnn_prune.operators.layers import Layer, find_twins
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.validate import drift
 
 # What the data shows nothing of may matter later: directions in which inputs do not vary, and gates
@@ -209,7 +209,7 @@ class Factor:
         """What the report calls it."""
         return f"rank {self.rank}"
 
-    def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
+    def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
         """Factors with what data shows, or without where that comes closer on held-out feeds.
 
         Raises:
@@ -217,7 +217,7 @@ class Factor:
         """
         ways = [FactorInputs(self.rank, {})]
         if data.given:
-            readings = read_inputs(document, data.fitting, progress)
+            readings = read_inputs(document, data.calibration, progress)
             ways.append(FactorInputs(self.rank, readings))
         results = [result for way in ways if way(result := document.copy())]
         if not results:
@@ -226,7 +226,7 @@ class Factor:
                 where=f"--rank={self.rank}",
                 remedy="give a smaller one, or leave it out",
             )
-        return min(results, key=lambda result: _distance(document, result, data.held_out))
+        return min(results, key=lambda result: _distance(document, result, data.validation))
 
 
 def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[str, Reading]:

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.arguments import one_of
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.compression.stage import Stage
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import collect
@@ -47,7 +48,6 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import ShareTwins
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.study.feeding import Data
 from onnx_rnn_prune.trace.observe import observe
 from onnx_rnn_prune.trace.trace import trace
 from onnx_rnn_prune.validate import oracle
@@ -365,13 +365,13 @@ class Zeros:
     def name(self) -> str:
         return f"zeros {self.text} by {self.by}"
 
-    def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
+    def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
         layers = find_layers(document.graph)
-        followed = trace(document, layers, observe(document, layers, data.fitting))
+        followed = trace(document, layers, observe(document, layers, data.calibration))
         readers = find_products(document, followed)
         moments = None
         if self.by == "obs":
-            moments = collect(document, followed, readers, data.fitting, progress).moments
+            moments = collect(document, followed, readers, data.calibration, progress).moments
         Pipeline((Sparsify(readers, self.pattern, moments), ShareTwins()))(document)
         return document
 
@@ -382,7 +382,7 @@ class SparseStorage:
 
     name: str = "sparse initializers"
 
-    def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
+    def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
         """Leaves all as it was where onnxruntime does not load the result, or computes another."""
         dense = document.write()
         stored = with_sparse(dense)
@@ -391,7 +391,7 @@ class SparseStorage:
         before = Runner(dense, name="the model", remedy=OURS)
         try:
             after = Runner(stored, name="the model with sparse initializers", remedy=OURS)
-            feeds = [next(iter(data.judging))]
+            feeds = [next(iter(data.test))]
             same = oracle(before, after, feeds, original=before)
         except PruneError:
             return document

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import compressed_bytes
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, total_rows
 from onnx_rnn_prune.report.schema import StageRow
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.validate import drift, latency
 
 
@@ -24,12 +24,16 @@ class Stage(Protocol):
     def name(self) -> str:
         """What the report calls it."""
 
-    def __call__(self, document: Document, data: Data, progress: Progress) -> Document:
+    def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
         """What becomes of a document; the one that is given may be used up."""
 
 
 def run_stages(
-    opened: Opened, document: Document, stages: Sequence[Stage], data: Data, progress: Progress
+    opened: OpenedModel,
+    document: Document,
+    stages: Sequence[Stage],
+    data: Calibration,
+    progress: Progress,
 ) -> tuple[Document, list[StageRow]]:
     """Treats a document in turn.
 
@@ -47,12 +51,12 @@ def run_stages(
     return document, rows
 
 
-def _row(name: str, opened: Opened, document: Document, data: Data) -> StageRow:
+def _row(name: str, opened: OpenedModel, document: Document, data: Calibration) -> StageRow:
     model = document.write()
     judged, timed = opened.pairs(model, "the pruned model")
     totals = total_rows(opened.model, model)
-    spent = latency(*timed, data.judging.opening())
-    found = drift(*judged, data.judging)
+    spent = latency(*timed, data.test.opening())
+    found = drift(*judged, data.test)
     for output, values in found.items():
         if math.isinf(values.max_abs):
             raise Unmet(

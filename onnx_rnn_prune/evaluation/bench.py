@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped
 from onnx_rnn_prune.evidence.moment_store import Shelf
@@ -18,7 +19,6 @@ from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Shrink
-from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingSummary
 from onnx_rnn_prune.recovery.least_squares import (
     Fit,
@@ -27,11 +27,9 @@ from onnx_rnn_prune.recovery.least_squares import (
     place_states,
     teacher_pairs,
 )
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied
 from onnx_rnn_prune.trace.judged import INDEX, Judged
 from onnx_rnn_prune.trace.states import plain_outputs
+from onnx_rnn_prune.traced_model import TracedModel
 from onnx_rnn_prune.validate import Drift, drift
 from onnx_rnn_prune.validate.results import Recorded
 
@@ -66,39 +64,39 @@ class Bench:
     """What candidates are fitted and judged with.
 
     Attributes:
-        prepared: the model, at full width and not recovered.
+        traced: the model, at full width and not recovered.
         keep: per unit, True where it stays.
         readers: all that read units.
         evidence: moments of the original's signals.
-        fitting: feeds to fit on.
-        held_out: feeds to judge by.
+        calibration: feeds to fit on.
+        validation: feeds to judge by.
         original: what outputs are compared with.
         judged: what outputs are judged by.
         loss: of labels; candidates are judged by the mean of that and of the difference, if any.
     """
 
-    prepared: Prepared
+    traced: TracedModel
     keep: Mask
     readers: list[Reader]
     evidence: Evidence
-    fitting: Feeds
-    held_out: Feeds
+    calibration: Feeds
+    validation: Feeds
     original: Recorded
     judged: Judged
     loss: Loss | None = None
 
     @staticmethod
-    def of(opened: Opened, data: Data, studied: Studied, keep: Mask) -> Bench:
-        """A bench for a model of which data was seen."""
-        assert studied.evidence is not None
-        opened = opened.traced(studied.prepared.trace)
+    def of(traced: TracedModel, data: Calibration, keep: Mask) -> Bench:
+        """A bench for a model, where there is data."""
+        evidence, opened = data.evidence(traced), traced.original
+        assert evidence is not None
         return Bench(
-            prepared=studied.prepared,
+            traced=traced,
             keep=keep,
-            readers=studied.readers,
-            evidence=studied.evidence,
-            fitting=data.fitting,
-            held_out=data.held_out,
+            readers=traced.readers,
+            evidence=evidence,
+            calibration=data.calibration,
+            validation=data.validation,
             original=Recorded(opened.watched()),
             judged=opened.judged,
         )
@@ -109,7 +107,7 @@ class Bench:
 
     def judged_by(self, loss: Loss | None) -> Bench:
         """The same with a loss of labels, where held-out feeds have some."""
-        known = loss is not None and any(feed.labels is not None for feed in self.held_out)
+        known = loss is not None and any(feed.labels is not None for feed in self.validation)
         return replace(self, loss=loss if known else None)
 
     @property
@@ -123,12 +121,12 @@ class Bench:
 
     def plain(self) -> Pass:
         """What leaves all weights as they are."""
-        return self.recover(place_states(self.prepared.document, self.readers, self.keep))
+        return self.recover(place_states(self.traced.document, self.readers, self.keep))
 
     @property
     def hands_back(self) -> bool:
         """Whether it is measured what becomes of states that are brought to full width."""
-        return bool(self.held_out.states) and any(reader.places for reader in self.readers)
+        return bool(self.validation.states) and any(reader.places for reader in self.readers)
 
     def with_states_fitted(self) -> Bench:
         """The same with states that are only handed back computed like any other signal."""
@@ -139,22 +137,22 @@ class Bench:
 
     def shrunk(self, write: Pass) -> Document:
         """What is left once something was written and the units are cut."""
-        result = self.prepared.document.copy()
-        Pipeline((write, Shrink(self.prepared.trace, self.keep)))(result)
+        result = self.traced.document.copy()
+        Pipeline((write, Shrink(self.traced.trace, self.keep)))(result)
         return result
 
     def judge(self, write: Pass) -> float:
         """Mean NRMSE of the outputs, running freely on held-out feeds; with a loss, (both) / 2."""
         candidate = self.runner(self.shrunk(write))
-        outputs = plain_outputs(self.prepared.document)  # states matter for what comes of them
-        found = drift(self.original, candidate, self.held_out)
+        outputs = plain_outputs(self.traced.document)  # states matter for what comes of them
+        found = drift(self.original, candidate, self.validation)
         names = [name for name in self.judged.numbers(outputs) if name in found]
         errors = [_error(found[name], self.judged.kinds.get(name)) for name in names]
         # Without an output that can be computed, all are as good.
         error = float(np.mean(errors or [0.0])) if all(map(math.isfinite, errors)) else math.inf
         if self.loss is None:
             return error
-        return (error + self.loss.of_runs(candidate, self.held_out, outputs)) / 2
+        return (error + self.loss.of_runs(candidate, self.validation, outputs)) / 2
 
     def runner(self, document: Document) -> Runner:
         """Loads a candidate, with what its outputs are judged by."""
@@ -169,7 +167,7 @@ class Bench:
         def refit(feeds: Feeds) -> Pass:
             """With all that `pairs` knows by then, signals of later rounds included."""
             further = Shelf()
-            self.free_pairs(self.prepared.document, feeds, further)
+            self.free_pairs(self.traced.document, feeds, further)
             if rounds:
                 self.free_pairs(self.shrunk(write), feeds, further)
             return self.fitted(lambda reader: pairs(reader).merge(further[reader.pool]), ridge)
@@ -179,7 +177,7 @@ class Bench:
     def fitted(self, pairs: Pairs, ridge: float) -> Pass:
         """What writes least squares; biases only where the ridge is infinite."""
         return self.recover(
-            fit_readers(self.prepared.document, self.readers, self.keep, pairs, ridge)
+            fit_readers(self.traced.document, self.readers, self.keep, pairs, ridge)
         )
 
     def pairs(self, reader: Reader) -> Moments:
@@ -188,13 +186,13 @@ class Bench:
 
     def sample(self, turn: int) -> Feeds:
         """As many streams as a refit needs, each turn others; all where there are not so many."""
-        size, moments = self.fitting.streams, self.evidence.moments
+        size, moments = self.calibration.streams, self.evidence.moments
         shares = [
             SAMPLES * len(reader.labels) / max(moments[reader.pool].count, 1)
             for reader in self.readers
         ]
         count = math.ceil(self.evidence.streams * min(1.0, max(shares, default=1.0)))
-        return self.fitting.take([(turn * count + number) % size for number in range(count)])
+        return self.calibration.take([(turn * count + number) % size for number in range(count)])
 
     def free_pairs(self, document: Document, feeds: Feeds, seen: Shelf) -> None:
         """Adds moments of what the original's readers read, and of what stays of it in a document.
@@ -206,7 +204,7 @@ class Bench:
         """
         student = Tapped(document, self.readers, feeds.states)
         runs = self.evidence.runs
-        teacher = Tapped(self.prepared.document, self.readers, feeds.states, runs)
+        teacher = Tapped(self.traced.document, self.readers, feeds.states, runs)
         for feed in feeds:
             wanted, real = teacher(feed), student(feed)
             for reader in self.readers:

@@ -17,10 +17,10 @@ from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.passes.base import Pass, Pipeline
-from onnx_rnn_prune.passes.prepared import Prepared
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
+from onnx_rnn_prune.traced_model import TracedModel
 
 RECOVERIES = ("none", "bias", "lstsq", "distill", "merge")
 # Those that need no data; `lossless` goes with a plan that removes just what it can make up for.
@@ -52,19 +52,17 @@ def course(recover: object, minutes: object, seed: object) -> TrainingConfig:
     return TrainingConfig(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
 
 
-def recover_from_weights(
-    prepared: Prepared, keep: Mask, readers: list[Reader], asked: str
-) -> Recovered:
+def recover_from_weights(traced: TracedModel, keep: Mask, asked: str) -> Recovered:
     """What the weights alone say of the removed units, written into their readers."""
-    stand_ins = FROM_WEIGHTS[asked](prepared.document, prepared.trace, keep)
-    fits = fit_stand_ins(prepared.document, readers, keep, stand_ins)
-    return Recovered(asked, Recover(readers, keep, fits), None, 0.0)
+    stand_ins = FROM_WEIGHTS[asked](traced.document, traced.trace, keep)
+    fits = fit_stand_ins(traced.document, traced.readers, keep, stand_ins)
+    return Recovered(asked, Recover(traced.readers, keep, fits), None, 0.0)
 
 
-def leave_units(prepared: Prepared, keep: Mask, readers: list[Reader]) -> Recovered:
+def leave_units(traced: TracedModel, keep: Mask) -> Recovered:
     """Nothing stands in for the removed units."""
-    fits = place_states(prepared.document, readers, keep)
-    return Recovered("none", Recover(readers, keep, fits), None, 0.0)
+    fits = place_states(traced.document, traced.readers, keep)
+    return Recovered("none", Recover(traced.readers, keep, fits), None, 0.0)
 
 
 def recover_units(
@@ -112,10 +110,10 @@ def refitted(bench: Bench, found: Recovered, until: float) -> Recovered:
         found: what was chosen.
         until: when there is no time left, see `TrainingConfig`.
     """
-    enough = bench.evidence.streams < bench.fitting.streams
+    enough = bench.evidence.streams < bench.calibration.streams
     if found.refit is None or enough or time.monotonic() > until:
         return found
-    write = found.refit(bench.held_out)
+    write = found.refit(bench.validation)
     better = bench.judge(write) <= found.error
     return replace(found, write=write, refit=None) if better else found
 
@@ -126,13 +124,13 @@ def _distilled(
     """What comes of training from the best so far; PyTorch is imported only here."""
     from onnx_rnn_prune.recovery.distill.distill import Student, distill
 
-    prepared = bench.prepared
-    pupil = Student(prepared.document, prepared.trace, bench.keep, bench.shrunk(start.write))
+    traced = bench.traced
+    pupil = Student(traced.document, traced.trace, bench.keep, bench.shrunk(start.write))
 
     def judge(write: Pass) -> float:
         return bench.judge(Pipeline((start.write, write)))
 
-    learnt, learning = distill(pupil, bench.fitting, judge, course, progress)
+    learnt, learning = distill(pupil, bench.calibration, judge, course, progress)
     write = Pipeline((start.write, learnt))
     refit = None if learning.taken else start.refit
     return Recovered("distill", write, start.ridge, learning.after, start.rounds, learning, refit)

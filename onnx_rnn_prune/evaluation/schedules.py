@@ -77,11 +77,11 @@ class Fading:
     @staticmethod
     def of(bench: Bench, schedule: Schedule) -> Fading:
         """The way that a schedule goes."""
-        document = bench.prepared.document
+        document = bench.traced.document
         if schedule.kind == "mixed" and schedule.steps > 1:
             stays = ~_clear_losers(bench)
             document = document.copy()
-            Pipeline((_without(bench, stays), Zero(bench.prepared.trace, stays)))(document)
+            Pipeline((_without(bench, stays), Zero(bench.traced.trace, stays)))(document)
         return Fading(bench, document)
 
     def __call__(self, write: Pass, share: float) -> Document:
@@ -93,8 +93,8 @@ class Fading:
         """
         if share == 1.0:
             return self.bench.shrunk(write)
-        cut, result = self.bench.prepared.document.copy(), self.start.copy()
-        Pipeline((write, Zero(self.bench.prepared.trace, self.bench.keep)))(cut)
+        cut, result = self.bench.traced.document.copy(), self.start.copy()
+        Pipeline((write, Zero(self.bench.traced.trace, self.bench.keep)))(cut)
         Blend(cut, share)(result)
         return result
 
@@ -102,7 +102,7 @@ class Fading:
 def _without(bench: Bench, stays: Mask) -> Pass:
     """The recovery of a model that loses other units than the bench's."""
     moments = bench.evidence.moments
-    fits = teacher_fits(bench.prepared.document, bench.readers, stays, moments)
+    fits = teacher_fits(bench.traced.document, bench.readers, stays, moments)
     return Recover(bench.readers, stays, fits)
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import onnx
 
 from onnx_rnn_prune.arguments import deviation, for_machine, streaming, whole
+from onnx_rnn_prune.calibration import asked_sizes, feeds_for, made_up, stream_row
 from onnx_rnn_prune.data import Asked, Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.opened_model import ModelSource, as_run
 from onnx_rnn_prune.report.build import drift_rows
 from onnx_rnn_prune.report.schema import BenchReport, BenchRow, CompareReport, FileSizes
 from onnx_rnn_prune.report.verdict import worst
-from onnx_rnn_prune.study.feeding import asked_sizes, feeds_for, made_up, stream_row
-from onnx_rnn_prune.study.opening import ModelSource, as_run
 from onnx_rnn_prune.validate import Drift, latency, timings
 from onnx_rnn_prune.validate.drift import deviations
 from onnx_rnn_prune.validate.narrow_states import Narrow, NarrowRunner, judged_beside, narrow_states

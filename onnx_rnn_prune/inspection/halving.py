@@ -8,19 +8,17 @@ from itertools import islice
 
 import numpy as np
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.runner import OURS, Runner
-from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import Half
 from onnx_rnn_prune.selection.allocation import choose
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, cut, settle
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
+from onnx_rnn_prune.traced_model import TracedModel
 from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.profile import NodeTime
 
@@ -30,9 +28,8 @@ _MOST_SECONDS = 5.0
 
 
 def halves(
-    opened: Opened,
-    data: Data,
-    studied: Studied,
+    traced: TracedModel,
+    data: Calibration,
     times: Mapping[str, NodeTime],
     progress: Progress,
 ) -> dict[str, Half]:
@@ -41,16 +38,15 @@ def halves(
     Those that take most time come first; what a few seconds do not do is left out.
 
     Args:
-        opened: the model; it is not changed.
-        data: what to follow units with.
-        studied: what is known of all layers.
+        traced: the model, with all of its layers.
+        data: feeds, on one of which each cut is timed.
         times: by layer, for those that are to be cut.
         progress: is told how far the work is.
 
     Returns:
         By layer.
     """
-    trace = studied.prepared.trace
+    opened, trace = traced.opened, traced.trace
     shares = {number: _share(group, times) for number, group in enumerate(trace.groups)}
     order = sorted((number for number in shares if shares[number]), key=lambda n: -shares[n])
     groups = [trace.groups[number] for number in order]
@@ -67,11 +63,10 @@ def halves(
         counts = [(each.size + 1) // 2 if each is group else each.size for each in trace.groups]
         keep = choose(trace, np.zeros(trace.units.count), counts)
         plan = Plan.from_mask(model_hash, trace, keep)
-        known = settle(opened, None, plan, data, AS_BEFORE, silent)
-        model = cut(known.prepared.document, known, plan, "shrink").write()
+        model = traced.for_plan(plan).cut(plan, "shrink").write()
         smaller = Document.read(model)
         spent = next(times[name] for name in group.layers if name in times)
-        feed = next(islice(data.fitting, spent.feed, None))
+        feed = next(islice(data.calibration, spent.feed, None))
         pair = [runner, Runner(model, name="the half-cut model", remedy=OURS)]
         before, after = timings(pair, feed, seconds=_SECONDS)
         for name in group.layers:

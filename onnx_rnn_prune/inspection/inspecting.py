@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from onnx_rnn_prune.calibration import Calibration, open_data, opened_feeds
 from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.data import Asked
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.inspection.halving import halves
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.opened_model import OpenedModel, written_out
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import outlet_rows
 from onnx_rnn_prune.report.schema import (
@@ -25,10 +26,8 @@ from onnx_rnn_prune.report.schema import (
     WrittenRow,
 )
 from onnx_rnn_prune.selection.profitability import never_worth
-from onnx_rnn_prune.study.feeding import Data, open_data, opened_feeds
-from onnx_rnn_prune.study.opening import Opened, written_out
-from onnx_rnn_prune.study.studying import study
 from onnx_rnn_prune.trace.decomposed import advice
+from onnx_rnn_prune.traced_model import trace_model
 from onnx_rnn_prune.validate.profile import NodeTime, node_times
 
 
@@ -58,7 +57,7 @@ class Seen:
 
 
 def inspect_model(
-    opened: Opened,
+    opened: OpenedModel,
     path: str | None,
     data: object,
     asked: Asked,
@@ -103,7 +102,7 @@ def inspect_model(
     )
 
 
-def _rows(opened: Opened, seen: Seen, total: int) -> list[InspectedLayer]:
+def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[InspectedLayer]:
     return [
         InspectedLayer(
             name=layer.name,
@@ -126,20 +125,20 @@ def _rows(opened: Opened, seen: Seen, total: int) -> list[InspectedLayer]:
 
 
 def _look(
-    opened: Opened, source: object, asked: Asked, stream: bool | None, progress: Progress
+    opened: OpenedModel, source: object, asked: Asked, stream: bool | None, progress: Progress
 ) -> Seen:
     """Runs a model; where no data are given, and none can be made up, that is a warning."""
     keys = {layer.key: layer.name for layer in opened.layers}
     progress("measuring", 0, None)
     try:
         data = _open(opened, source, asked, stream)
-        timed = node_times(opened.document, list(keys), data.fitting, opened.name)
+        timed = node_times(opened.document, list(keys), data.calibration, opened.name)
     except PruneError as error:
         if source is not None or asked:
             raise
         return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
     times = {keys[key]: spent for key, spent in timed.nodes.items()}
-    first = next(iter(data.fitting))
+    first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
     seen = Seen(times=times, share=timed.share, feed=shapes, random=not data.given)
     try:
@@ -148,22 +147,21 @@ def _look(
         return replace(seen, warnings=(f"where the units end is not known: {error}",))
 
 
-def _open(opened: Opened, source: object, asked: Asked, stream: bool | None) -> Data:
+def _open(opened: OpenedModel, source: object, asked: Asked, stream: bool | None) -> Calibration:
     """All feeds for everything, since nothing is fitted."""
     if source is None:
         return open_data(opened, None, None, 0, asked)
     feeds = opened_feeds(opened, source, stream)
-    return Data(feeds, feeds, feeds, given=True)
+    return Calibration(feeds, feeds, feeds, given=True)
 
 
-def _follow(opened: Opened, data: Data, seen: Seen, progress: Progress) -> Seen:
+def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progress) -> Seen:
     names = [layer.name for layer in opened.layers]
-    studied = study(opened, names, data, AS_BEFORE, progress)
-    prepared = studied.prepared
-    pinned = {**prepared.left, **never_worth(opened, data, studied)}
+    traced = trace_model(opened, names, data.calibration, progress=progress)
+    pinned = {**traced.left, **never_worth(traced)}
     free = {name: spent for name, spent in seen.times.items() if name not in pinned}
-    half = halves(opened, data, studied, free, progress)
-    outlets = outlet_rows(opened.layers, prepared.ends, prepared.restored)
+    half = halves(traced, data, free, progress)
+    outlets = outlet_rows(opened.layers, traced.ends, traced.restored)
     late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
     notes = (
         [

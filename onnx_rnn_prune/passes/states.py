@@ -8,8 +8,8 @@ carry the labels of the units, and the cut makes it narrower like any other tens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -29,11 +29,25 @@ from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.prepared import Outside, Prepared
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe
 from onnx_rnn_prune.trace.states import ENDS, Carried, Start, carried_states, way_back
 from onnx_rnn_prune.trace.trace import Trace, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """How a cut model looks to its callers.
+
+    Attributes:
+        trace: of the prepared document once the states are open; else its own.
+        states: those that hold kept units only.
+        reasons: by layer and state, why others stay at full width.
+    """
+
+    trace: Trace
+    states: tuple[Carried, ...] = ()
+    reasons: Mapping[Start, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +130,19 @@ def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
     )
 
 
-def open_states(prepared: Prepared, source: Document, feeds: Iterable[Feed]) -> Prepared:
+def open_states(
+    document: Document, known: Trace, source: Document, feeds: Iterable[Feed]
+) -> Outside:
     """Lets states hold kept units only, where that can be; layers that share one are tied.
 
     Args:
-        prepared: the model, with all states at full width.
+        document: the prepared model, with all states at full width.
+        known: its trace.
         source: the model before it was prepared.
         feeds: what the model runs on, to see shapes with.
     """
     states, reasons = carried_states(source)
-    cut = {name for name, lanes in prepared.trace.units.lanes.items() if lanes.shape[1] > 1}
+    cut = {name for name, lanes in known.units.lanes.items() if lanes.shape[1] > 1}
     reasons = {start: text for start, text in reasons.items() if start[0] in cut}
     for state in states:
         others = sorted({name for name, _ in state.starts} - cut)
@@ -134,23 +151,23 @@ def open_states(prepared: Prepared, source: Document, feeds: Iterable[Feed]) -> 
             reasons |= {start: text for start in state.starts if start[0] in cut}
     states = tuple(state for state in states if cut.issuperset(name for name, _ in state.starts))
     while True:
-        found = _opened(prepared, states, feeds)
+        found = _opened(document, known, states, feeds)
         closed = _closed(states, found)
         if not closed:
-            break
+            return Outside(found, states, reasons)
         reasons |= {start: text for state, text in closed.items() for start in state.starts}
         states = tuple(state for state in states if state not in closed)
-    tied = replace(prepared.trace, groups=found.groups)
-    return replace(prepared, trace=tied, outside=Outside(found, states, reasons))
 
 
-def _opened(prepared: Prepared, states: Sequence[Carried], feeds: Iterable[Feed]) -> Trace:
+def _opened(
+    document: Document, known: Trace, states: Sequence[Carried], feeds: Iterable[Feed]
+) -> Trace:
     """The trace of a model in which some states hold the entries of kept units only."""
-    document = prepared.document.copy()
-    OpenStates(prepared.trace, states)(document)
-    layers = traced_layers(document, prepared.trace)
-    seen = observe(document, layers, feeds, [state.source for state in states])
-    return trace(document, layers, seen, states)
+    result = document.copy()
+    OpenStates(known, states)(result)
+    layers = traced_layers(result, known)
+    seen = observe(result, layers, feeds, [state.source for state in states])
+    return trace(result, layers, seen, states)
 
 
 def _closed(states: Sequence[Carried], found: Trace) -> dict[Carried, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from onnx_rnn_prune.calibration import Calibration, proof_feeds
 from onnx_rnn_prune.compression.sparsity import notes_on
 from onnx_rnn_prune.compression.stage import run_stages
 from onnx_rnn_prune.errors import PruneError
@@ -23,8 +24,8 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.prepared import only_leaving
 from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.state_shrinking import Narrowed, State, narrow, say_states
@@ -46,19 +47,17 @@ from onnx_rnn_prune.report.schema import (
     StateRow,
 )
 from onnx_rnn_prune.selection.lossless import check_lossless
-from onnx_rnn_prune.study.feeding import Data, proof_feeds
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, cut, look, prove, settle
 from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.traced_model import TracedModel, only_leaving, trace_plan
 from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
 from onnx_rnn_prune.validate.narrow_states import Narrow, NarrowRunner
 
 
 def finish(
-    opened: Opened,
-    data: Data,
+    opened: OpenedModel,
+    data: Calibration,
     plan: Plan,
-    studied: Studied | None,
+    traced: TracedModel | None,
     treatment: Treatment,
     asked: Asked,
     progress: Progress,
@@ -67,26 +66,28 @@ def finish(
     if not plan.cut():
         return _untouched(opened, data, plan, treatment, asked, progress)
     interface = treatment.interface
-    studied = settle(opened, studied, plan, data, interface, progress)
-    opened = opened.traced(studied.prepared.trace)
-    recovered, reason = _recover(opened, data, plan, studied, treatment, progress)
+    if traced is None:
+        traced = trace_plan(opened, plan, data.calibration, interface, progress)
+    else:
+        traced = traced.for_plan(plan, progress)
+    opened = traced.original
+    recovered, reason = _recover(traced, data, plan, treatment, progress)
     progress("checking", 0, None)
-    feeds = proof_feeds(opened, data.held_out)
-    proof, shrunk, narrowed = _prove(opened, studied, plan, recovered, treatment.mode, feeds)
+    feeds = proof_feeds(opened, data.validation)
+    proof, shrunk, narrowed = _prove(traced, plan, recovered, treatment.mode, feeds)
     if recovered.used == "lossless":
         check_lossless(opened, shrunk, feeds)
     shrunk, steps = run_stages(opened, shrunk, treatment.stages, data, progress)
     # Nothing more is done to a file with narrow states.
     model = (narrowed.document if narrowed.states else shrunk).write()
-    prepared = studied.prepared
     notes = [
         *say_states(model, interface, narrowed.states),
         *(narrowed.notes if interface.shrink_states else ()),
     ]
     leaving = only_leaving(
-        opened.document, prepared.restored, prepared.outside.states if narrowed.states else ()
+        opened.document, traced.restored, traced.outside.states if narrowed.states else ()
     )
-    rows = outlet_rows(opened.layers, prepared.ends, prepared.restored, leaving)
+    rows = outlet_rows(opened.layers, traced.ends, traced.restored, leaving)
     left = find_layers(Document.read(model).graph)
     cutting = Cutting(
         layers=layer_rows(opened.layers, left, rows, plan.pinned),
@@ -104,32 +105,26 @@ def finish(
 
 
 def _prove(
-    opened: Opened,
-    studied: Studied,
+    traced: TracedModel,
     plan: Plan,
     recovered: Recovered,
     mode: str,
     feeds: Sequence[Feed],
 ) -> tuple[Oracle, Document, Narrowed]:
     """The proof, the cut, and what callers get; the document of full width is gone by then."""
-    document = studied.prepared.document.copy()
+    document = traced.document.copy()
     recovered.write(document)
-    proof = prove(opened, studied, plan, document, feeds)
-    shrunk = cut(document, studied, plan, mode)
-    return proof, shrunk, narrow(opened, studied, plan, document, shrunk, feeds)
+    proof = traced.prove(plan, document, feeds)
+    shrunk = traced.cut(plan, mode, document)
+    return proof, shrunk, narrow(traced, plan, document, shrunk, feeds)
 
 
 def _recover(
-    opened: Opened,
-    data: Data,
-    plan: Plan,
-    studied: Studied,
-    treatment: Treatment,
-    progress: Progress,
+    traced: TracedModel, data: Calibration, plan: Plan, treatment: Treatment, progress: Progress
 ) -> tuple[Recovered, str]:
-    wanted, keep = treatment.recover, plan.mask(studied.prepared.trace)
+    wanted, keep = treatment.recover, plan.mask(traced.trace)
     if wanted in FROM_WEIGHTS:
-        recovered = recover_from_weights(studied.prepared, keep, studied.readers, wanted)
+        recovered = recover_from_weights(traced, keep, wanted)
         return recovered, "it needs no data"
     if not data.given:
         if wanted in ("bias", "lstsq", "distill"):
@@ -144,12 +139,12 @@ def _recover(
                 where="--schedule",
                 remedy="pass --data, or choose hard",
             )
-        nothing = leave_units(studied.prepared, keep, studied.readers)
+        nothing = leave_units(traced, keep)
         return nothing, "there is no data to recover with"
     if wanted == "none":
-        return leave_units(studied.prepared, keep, studied.readers), "asked for"
-    studied = look(studied, data, progress)
-    bench = Bench.of(opened, data, studied, keep).judged_by(data.loss)
+        return leave_units(traced, keep), "asked for"
+    data.evidence(traced, progress)
+    bench = Bench.of(traced, data, keep).judged_by(data.loss)
     course = replace(treatment.course, loss=data.loss)
     found, reason = recover_units(bench, wanted, treatment.schedule, course, progress)
     final = refitted(bench, found, course.until) if data.tested else found
@@ -157,8 +152,8 @@ def _recover(
 
 
 def _untouched(
-    opened: Opened,
-    data: Data,
+    opened: OpenedModel,
+    data: Calibration,
     plan: Plan,
     treatment: Treatment,
     asked: Asked,
@@ -199,8 +194,8 @@ class Cutting:
 
 
 def _report(
-    opened: Opened,
-    data: Data,
+    opened: OpenedModel,
+    data: Calibration,
     model: onnx.ModelProto,
     treatment: Treatment,
     cutting: Cutting,
@@ -215,7 +210,7 @@ def _report(
     )
     progress("measuring", 0, None)
     drifts, details = drift_in_detail(
-        *judged, data.judging, time_axes(opened.document), [state.result for state in narrow]
+        *judged, data.test, time_axes(opened.document), [state.result for state in narrow]
     )
     return PruneReport(
         model=opened.name,
@@ -223,7 +218,7 @@ def _report(
         totals=total_rows(opened.model, model),
         drift=drift_rows(drifts, opened.judged, data.streams),
         drift_details=details,
-        latency=latency(*timed, data.judging.opening()),
+        latency=latency(*timed, data.test.opening()),
         data=_data_row(data),
         environment=environment(),
         warnings=[
@@ -253,15 +248,15 @@ def _state_row(state: State) -> StateRow:
     return StateRow(list(state.layers), state.source, state.result, state.width, state.kept)
 
 
-def _data_row(data: Data) -> DataRow:
-    fitting, held_out = len(data.fitting), len(data.held_out)
+def _data_row(data: Calibration) -> DataRow:
+    feeds = data.calibration
     return DataRow(
-        source=data.fitting.source,
-        feeds=fitting + (0 if data.fitting.shared else held_out),
-        random=data.fitting.random,
-        calibration_feeds=fitting if data.given else 0,
-        heldout_feeds=held_out if data.given else 0,
-        shared=data.fitting.shared,
+        source=feeds.source,
+        feeds=data.count,
+        random=feeds.random,
+        calibration_feeds=len(feeds) if data.given else 0,
+        heldout_feeds=len(data.validation) if data.given else 0,
+        shared=feeds.shared,
         streams=data.streams,
     )
 

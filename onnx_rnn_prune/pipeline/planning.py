@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.passes.prepared import choose_layers
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import LosslessRow
@@ -14,10 +15,8 @@ from onnx_rnn_prune.selection.choice import choose_plan
 from onnx_rnn_prune.selection.lossless import lossless_plan
 from onnx_rnn_prune.selection.masks import plan_of_masks
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied
 from onnx_rnn_prune.trace.plan import Plan, check_plan, fingerprint
+from onnx_rnn_prune.traced_model import TracedModel
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,20 @@ class Planned:
 
     Attributes:
         plan: what stays.
-        studied: the model with its units, or None where they were not looked at.
+        traced: the model with its units, or None where they were not looked at.
         treatment: what is done next.
         asked: what the report says of the choice.
     """
 
     plan: Plan
-    studied: Studied | None
+    traced: TracedModel | None
     treatment: Treatment
     asked: Asked
 
 
 def make_plan(
-    opened: Opened,
-    data: Data,
+    opened: OpenedModel,
+    data: Calibration,
     request: Request,
     treatment: Treatment,
     lossless: bool,
@@ -78,21 +77,21 @@ def make_plan(
         Unmet: a budget cannot be met.
     """
     if lossless:
-        names = choose_layers(opened.layers, request.only, request.skip)
+        names = request.layers_of(opened)
         found = lossless_plan(opened, names, data, treatment.interface, progress)
         asked = Asked(begun, found.plan.notes, lossless=found.rows)
-        return Planned(found.plan, found.studied, replace(treatment, recover="lossless"), asked)
+        return Planned(found.plan, found.traced, replace(treatment, recover="lossless"), asked)
     if masks is not None:
         plan = plan_of_masks(masks, fingerprint(opened.model), opened.layers)
-        names = choose_layers(opened.layers, request.only, request.skip)
+        names = request.layers_of(opened)
         plan = replace(plan, layers={n: kept for n, kept in plan.layers.items() if n in names})
         check_plan(plan, opened.model, opened.layers)
         return Planned(plan, None, treatment, Asked(begun, plan.notes))
-    plan, studied = choose_plan(opened, data, request, treatment.interface, progress)
+    plan, traced = choose_plan(opened, data, request, treatment.interface, progress)
     keep = None if request.keep is None else str(request.keep)
     ranked = request.criterion_for(data).name
     asked = Asked(begun, plan.notes, keep, ranked, request.allocate, budget)
-    return Planned(plan, studied, treatment, asked)
+    return Planned(plan, traced, treatment, asked)
 
 
 def check_choice(

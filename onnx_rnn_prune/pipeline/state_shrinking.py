@@ -14,10 +14,9 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.operators.labels import Mask, compress, kept, squeeze_to, varying_axes
 from onnx_rnn_prune.passes.state_metadata import update_widths
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, as_proven, cut_outside, tolerance_of
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import Carried
+from onnx_rnn_prune.traced_model import TracedModel, as_proven, tolerance_of
 from onnx_rnn_prune.validate import either_order
 from onnx_rnn_prune.validate.narrow_states import write_kept
 
@@ -77,8 +76,7 @@ class Narrowed:
 
 
 def narrow(
-    opened: Opened,
-    studied: Studied,
+    traced: TracedModel,
     plan: Plan,
     document: Document,
     shrunk: Document,
@@ -87,8 +85,7 @@ def narrow(
     """The cut of a recovered document that callers get.
 
     Args:
-        opened: the model.
-        studied: what is known of it.
+        traced: the model.
         plan: which units are kept.
         document: at full width.
         shrunk: its cut with states at full width, which is proven.
@@ -97,7 +94,7 @@ def narrow(
     Raises:
         Unmet: it does not compute the same.
     """
-    outside = studied.prepared.outside
+    outside = traced.outside
     notes = [
         f"{layer} {start} stays at full width: {reason}"
         for (layer, start), reason in sorted(outside.reasons.items())
@@ -105,10 +102,10 @@ def narrow(
     if not outside.states:
         nothing = "no input and output of the model are the two ends of a state of a cut layer"
         return Narrowed(shrunk, (), tuple(notes or [nothing]))
-    states = tuple(_narrowed(studied, plan, state) for state in outside.states)
-    zeroed, result = (cut_outside(document, studied, plan, mode) for mode in ("zero", "shrink"))
-    outputs = opened.judged.proven
-    _prove(opened.name, states, (shrunk, zeroed, result), outputs, feeds)
+    states = tuple(_narrowed(traced, plan, state) for state in outside.states)
+    zeroed, result = (traced.cut_outside(plan, mode, document) for mode in ("zero", "shrink"))
+    outputs = traced.original.judged.proven
+    _prove(traced.opened.name, states, (shrunk, zeroed, result), outputs, feeds)
     return Narrowed(result, states, tuple(notes))
 
 
@@ -178,8 +175,8 @@ def _as_is(_: State, value: Array) -> Array:
     return value
 
 
-def _narrowed(studied: Studied, plan: Plan, state: Carried) -> State:
-    trace = studied.prepared.outside.trace
+def _narrowed(traced: TracedModel, plan: Plan, state: Carried) -> State:
+    trace = traced.outside.trace
     labels, axis = trace.labels[state.source], trace.axes[state.source]
     reduced = squeeze_to(labels, (*varying_axes(labels), axis))
     assert reduced is not None

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.interface import AS_BEFORE
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import SensitivityReport
 from onnx_rnn_prune.search.driver import Bounds, run
@@ -19,8 +21,6 @@ from onnx_rnn_prune.search.setting import Setting, open_setting
 from onnx_rnn_prune.search.space import Space
 from onnx_rnn_prune.search.trial import Strategy, Trial
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.validate.quality import Quality
 
 
@@ -37,8 +37,8 @@ class Sensitivity:
         memory: a file that remembers trials, or None; that of a search serves.
     """
 
-    opened: Opened
-    data: Data
+    opened: OpenedModel
+    data: Calibration
     quality: Quality
     request: Request
     crew: Crew
@@ -54,7 +54,7 @@ class Sensitivity:
                 workers, memory, (), progress,
             )  # fmt: skip
             trials = self._tried(setting, memory, progress)
-        left = setting.studied.prepared.left
+        left = setting.traced.left
         notes = [f"{name} is left alone: {why}" for name, why in left.items()]
         notes += self.request.bounds.notes(setting.lab.trace.groups)
         return sensitivity_rows(setting, self.data, trials, notes, start)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Protocol
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.trace.plan import fingerprint
 from onnx_rnn_prune.validate.quality import Quality
 
@@ -26,7 +26,7 @@ class Digest(Protocol):
 _FORMAT = "1"
 
 
-def key_of(opened: Opened, data: Data, quality: Quality, request: Request) -> str:
+def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Request) -> str:
     """Of what is measured of this model, with these feeds and in this way."""
     found = hashlib.sha256()
     for part in (_FORMAT, version("onnx_rnn_prune"), fingerprint(opened.model)):
@@ -34,7 +34,7 @@ def key_of(opened: Opened, data: Data, quality: Quality, request: Request) -> st
     found.update(repr((quality.name, quality.higher, quality.source)).encode())
     chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
     found.update(repr((*chosen, request.seed)).encode())
-    for feeds in (data.fitting, data.held_out):
+    for feeds in (data.calibration, data.validation):
         found.update(repr(sorted(feeds.states.items())).encode())
         _digest(found, feeds)
     return found.hexdigest()[:16]

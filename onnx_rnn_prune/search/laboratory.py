@@ -10,12 +10,12 @@ from functools import partial
 
 import numpy as np
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.evaluation.bench import Bench
 from onnx_rnn_prune.evaluation.recovery import recover_units
 from onnx_rnn_prune.evaluation.schedules import Schedule
-from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Array, Feed
@@ -26,11 +26,9 @@ from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE
 from onnx_rnn_prune.search.trial import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.selection.allocation import choose
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied
 from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.traced_model import TracedModel
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, nrmse
 from onnx_rnn_prune.validate.results import Outcome, Recorded, Result, results
 
@@ -59,25 +57,17 @@ class Laboratory:
     known: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     @staticmethod
-    def of(
-        opened: Opened,
-        data: Data,
-        studied: Studied,
-        evidence: Evidence,
-        scores: Matrix,
-        quality: Quality,
-    ) -> Laboratory:
-        """A laboratory for a model of which data was seen."""
-        known = replace(studied, evidence=evidence)
-        everything = np.ones(studied.prepared.trace.units.count, dtype=bool)
-        bench = Bench.of(opened, data, known, everything)
+    def of(traced: TracedModel, data: Calibration, scores: Matrix, quality: Quality) -> Laboratory:
+        """A laboratory for a model."""
+        opened = traced.opened
+        bench = Bench.of(traced, data, np.ones(traced.trace.units.count, dtype=bool))
         ports, states = signature.inputs(opened.model), state_inputs(opened.document)
         check = partial(check_feed, ports=ports, states=states, where=f"metric {quality.name}")
         return Laboratory(bench, scores, quality, bench.original, check)
 
-    def of_others(self, opened: Opened) -> Laboratory:
+    def of_others(self) -> Laboratory:
         """The same for other feeds, which may have the names of those that were looked at."""
-        return replace(self, original=Recorded(opened.watched()), known={})
+        return replace(self, original=Recorded(self.bench.traced.original.watched()), known={})
 
     def judge(self, ask: Ask) -> Verdict:
         """Makes a cut and judges it."""
@@ -88,7 +78,7 @@ class Laboratory:
     @property
     def trace(self) -> Trace:
         """Of the model."""
-        return self.bench.prepared.trace
+        return self.bench.traced.trace
 
     def keep(self, counts: Counts) -> Mask:
         """Per unit, whether it stays."""
@@ -106,7 +96,7 @@ class Laboratory:
 
     def _judged(self, ask: Ask) -> tuple[float, float, float, float]:
         """The quality, the loss of it and its standard error, and the NRMSE."""
-        feeds = self.bench.held_out
+        feeds = self.bench.validation
         if not self.cuts(ask.counts):
             return self.before(feeds), 0.0, 0.0, 0.0
         model = self._cut(ask)
@@ -131,14 +121,14 @@ class Laboratory:
 
         Without states, unless there is nothing else: they matter for what comes of them.
         """
-        plain, judged = plain_outputs(self.bench.prepared.document), self.bench.judged
+        plain, judged = plain_outputs(self.bench.traced.document), self.bench.judged
         names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
         return Outcome(
             lambda: self._results(model, feeds, names), lambda feed: self._run(model, feed)
         )
 
     def _numbers(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
-        plain = plain_outputs(self.bench.prepared.document)
+        plain = plain_outputs(self.bench.traced.document)
         return self._results(model, feeds, self.bench.judged.numbers(plain))
 
     def _run(self, model: Recorded, feed: object) -> dict[str, Array]:

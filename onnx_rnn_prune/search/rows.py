@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import limit_of
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.report.schema import (
     Candidate,
@@ -23,15 +25,13 @@ from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.setting import Setting
 from onnx_rnn_prune.search.trial import QUICK, Trial
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
 
 
 def search_rows(
     lab: Laboratory,
-    data: Data,
+    data: Calibration,
     goal: Goal,
     aim: Aim,
     trials: Sequence[Trial],
@@ -55,15 +55,15 @@ def search_rows(
     )
 
 
-def split_rows(data: Data) -> Splits:
+def split_rows(data: Calibration) -> Splits:
     """How many feeds chose, selected and were reported on."""
-    counts = len(data.fitting), len(data.held_out), len(data.judging)
+    counts = len(data.calibration), len(data.validation), len(data.test)
     return Splits(*counts, " ".join(data.warnings))
 
 
 def sensitivity_rows(
     setting: Setting,
-    data: Data,
+    data: Calibration,
     trials: Sequence[Trial],
     notes: Sequence[str] = (),
     begun: float | None = None,
@@ -82,7 +82,7 @@ def sensitivity_rows(
     lab = setting.lab
     full = [group.size for group in lab.trace.groups]
     named = lab.quality != NRMSE
-    before = lab.before(lab.bench.held_out) if named else None
+    before = lab.before(lab.bench.validation) if named else None
     whole = setting.ms(full)
     rows, seconds = [], 0.0
     for number, group in enumerate(lab.trace.groups):
@@ -121,14 +121,14 @@ class TestOutcome:
 
 
 def tested_rows(
-    lab: Laboratory, data: Data, goal: Goal, opened: Opened, result: PruneResult
+    lab: Laboratory, data: Calibration, goal: Goal, opened: OpenedModel, result: PruneResult
 ) -> TestOutcome:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
-    opened = opened.traced(lab.trace)
-    lab = lab.of_others(opened)
-    before = lab.before(data.judging)
+    opened = lab.bench.traced.original
+    lab = lab.of_others()
+    before = lab.before(data.test)
     runner = opened.beside(result.written, "the pruned model")
-    after = lab.quality.measure(lab.outputs(Recorded(runner), data.judging))
+    after = lab.quality.measure(lab.outputs(Recorded(runner), data.test))
     loss = lab.quality.loss(before, after)
     limits = list(_limits(goal, opened, result.report, loss, before))
     return TestOutcome(Tested(after, before, loss), limits)
@@ -171,7 +171,7 @@ def frontier(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _limits(
-    goal: Goal, opened: Opened, report: PruneReport, loss: float, before: float
+    goal: Goal, opened: OpenedModel, report: PruneReport, loss: float, before: float
 ) -> Iterator[Limit]:
     if goal.drop is not None:
         asked = goal.drop.of(before)
@@ -191,5 +191,5 @@ def _limit_value(lab: Laboratory, goal: Goal, aim: Aim) -> float | None:
     """The worst value of the quality that is still accepted on the validation feeds."""
     if aim.most is None:
         return None
-    before = lab.before(lab.bench.held_out)
+    before = lab.before(lab.bench.validation)
     return before - aim.most if goal.quality.higher else before + aim.most

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.pipeline.finish import finish
 from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
@@ -25,8 +27,6 @@ from onnx_rnn_prune.search.trial import Trial
 from onnx_rnn_prune.search.workers import Workers
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 
 # How often the limit on predicted time is tightened where the real file takes longer, and by how
@@ -52,8 +52,8 @@ class Search:
         pick: the number of the trial to finish; None for the best.
     """
 
-    opened: Opened
-    data: Data
+    opened: OpenedModel
+    data: Calibration
     goal: Goal
     request: Request
     treatment: Treatment
@@ -109,7 +109,7 @@ class Search:
     def _tried(
         self, setting: Setting, memory: Memory, slack: float, progress: Progress
     ) -> tuple[Aim, list[Trial]]:
-        space = space_of(self.opened, setting, self.request, self.goal, slack)
+        space = space_of(setting, self.request, self.goal, slack)
         if not space.fits(list(space.floor)):
             raise Unmet(
                 f"not even the fewest units that may stay are within {self.goal}",
@@ -117,7 +117,7 @@ class Search:
                 remedy="ask for less, or lower --align and --min-units",
             )
         drop, lab = self.goal.drop, setting.lab
-        before = lab.before(lab.bench.held_out)
+        before = lab.before(lab.bench.validation)
         if not math.isfinite(before):
             raise PruneError(
                 f"of the original it is {before}, so nothing can be compared with it",
@@ -163,11 +163,10 @@ class Search:
     def _finished(
         self, setting: Setting, trials: Sequence[Trial], picked: Trial, progress: Progress
     ) -> PruneResult:
-        studied, lab = setting.studied, setting.lab
-        prepared = studied.prepared
+        traced, lab = setting.traced, setting.lab
         plan = Plan.from_mask(fingerprint(self.opened.model), lab.trace, lab.keep(picked.counts))
-        plan = replace(plan, pinned=dict(prepared.left))
+        plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
         ranked = self.request.criterion_for(self.data).name
         asked = Asked(self.bounds.start, criterion=ranked, allocate="search")
-        return finish(self.opened, self.data, plan, studied, treatment, asked, progress)
+        return finish(self.opened, self.data, plan, traced, treatment, asked, progress)

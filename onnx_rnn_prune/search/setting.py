@@ -8,6 +8,7 @@ from functools import partial, reduce
 
 import numpy as np
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget, Kind
 from onnx_rnn_prune.cost.cost import Cost, limit_of
 from onnx_rnn_prune.cost.price import Price
@@ -15,8 +16,8 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.interface import Interface
-from onnx_rnn_prune.passes.prepared import Prepared, choose_layers
-from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.memory import Memory
@@ -29,9 +30,7 @@ from onnx_rnn_prune.selection.profitability import Paying, brings_back, never_wo
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.scoring import score_units
 from onnx_rnn_prune.selection.sharing import cost_of_cuts
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, study
+from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
 
 # Into so many parts feeds are split to calibrate on, however many work at them: sums depend, by
@@ -44,7 +43,7 @@ class Setting:
     """What a search starts from.
 
     Attributes:
-        studied: what is known of the model.
+        traced: what is known of the model.
         lab: where cuts are made in this process.
         verdicts: makes and judges them, wherever that is.
         ms: what a run is predicted to take.
@@ -52,7 +51,7 @@ class Setting:
         paying: leaves groups whole whose cut does not pay.
     """
 
-    studied: Studied
+    traced: TracedModel
     lab: Laboratory
     verdicts: Mapper[Ask, Verdict]
     ms: Price
@@ -90,32 +89,21 @@ class Sizes:
     A group that keeps all is not prepared for a cut, and has nothing to bring to full width.
 
     Args:
-        opened: the model.
-        data: a feed of it serves to follow units with.
-        studied: what is known of the layers that may be cut.
+        traced: the model, with the layers that may be cut.
         scores: of their units.
-        interface: whether states stay at full width.
         doubtful: the numbers of groups of which states or outputs are brought to full width.
     """
 
-    def __init__(
-        self,
-        opened: Opened,
-        data: Data,
-        studied: Studied,
-        scores: Matrix,
-        interface: Interface,
-        doubtful: Sequence[int],
-    ) -> None:
-        self._opened, self._data, self._interface = opened, data, interface
-        self._groups, self._doubtful = studied.prepared.trace.groups, doubtful
+    def __init__(self, traced: TracedModel, scores: Matrix, doubtful: Sequence[int]) -> None:
+        self._traced = traced
+        self._groups, self._doubtful = traced.trace.groups, doubtful
         every = tuple(range(len(self._groups)))
-        self._known = {every: (cost_of_cuts(studied, scores, refits=True), every)}
+        self._known = {every: (cost_of_cuts(traced, scores, refits=True), every)}
 
     def __call__(self, kind: Kind, counts: Sequence[int]) -> int:
         left = [n for n, group in enumerate(self._groups) if counts[n] < group.size]
         if not left:
-            return limit_of(Budget(kind, share=1.0), self._opened.document)
+            return limit_of(Budget(kind, share=1.0), self._traced.opened.document)
         whole = {n for n in self._doubtful if n not in left}
         cut = tuple(n for n in range(len(self._groups)) if n not in whole)
         cost, order = self._cost(cut)
@@ -126,16 +114,17 @@ class Sizes:
         if cut not in self._known:
             numbers = {self._groups[n].layers: n for n in cut}
             names = [name for n in cut for name in self._groups[n].layers]
-            studied = study(self._opened, names, self._data, self._interface, silent)
-            trace = studied.prepared.trace
-            cost = cost_of_cuts(studied, np.zeros(trace.units.count), refits=True)
+            whole = self._traced
+            traced = trace_model(whole.opened, names, whole.feeds, whole.interface)
+            trace = traced.trace
+            cost = cost_of_cuts(traced, np.zeros(trace.units.count), refits=True)
             self._known[cut] = cost, tuple(numbers[group.layers] for group in trace.groups)
         return self._known[cut]
 
 
 def open_setting(
-    opened: Opened,
-    data: Data,
+    opened: OpenedModel,
+    data: Calibration,
     quality: Quality,
     request: Request,
     interface: Interface,
@@ -152,30 +141,29 @@ def open_setting(
     Raises:
         PruneError: a glob matches nothing.
     """
-    names = choose_layers(opened.layers, request.only, request.skip)
-    studied = study(opened, names, data, interface, progress)
-    never = never_worth(opened, data, studied)
+    names = request.layers_of(opened)
+    traced = trace_model(opened, names, data.calibration, interface, progress)
+    never = never_worth(traced)
     if never:
         names = tuple(name for name in names if name not in never)
-        studied = study(opened, names, data, interface, progress)
-    left = {**studied.prepared.left, **never}
-    studied = replace(studied, prepared=replace(studied.prepared, left=left))
-    _check_cuttable(opened, studied.prepared, request)
+        traced = trace_model(opened, names, data.calibration, interface, progress)
+    traced = replace(traced, left={**traced.left, **never})
+    _check_cuttable(traced, request)
     site = Site(
         memory.key, opened.name, opened.model, data, quality, request, tuple(names), interface
     )
-    evidence = _calibrated(site, studied, workers, progress)
-    studied = replace(studied, evidence=evidence)
-    scores, studied = score_units(studied, data, request, progress)
-    times = memory.recall("times", lambda: time_layers(opened, studied, data))
-    lab = Laboratory.of(opened, data, studied, evidence, scores, quality)
-    groups = studied.prepared.trace.groups
-    doubtful = tuple(n for n, group in enumerate(groups) if brings_back(studied, group))
-    ms, size = predicted(studied, times), Sizes(opened, data, studied, scores, interface, doubtful)
+    evidence = _calibrated(site, traced, workers, progress)
+    traced.evidence[data.calibration] = evidence
+    scores = score_units(traced, data, request, progress)
+    times = memory.recall("times", lambda: time_layers(traced, data))
+    lab = Laboratory.of(traced, data, scores, quality)
+    groups = traced.trace.groups
+    doubtful = tuple(n for n, group in enumerate(groups) if brings_back(traced, group))
+    ms, size = predicted(traced, times), Sizes(traced, scores, doubtful)
     prices: dict[str, Price] = {"ms": ms, "bytes": partial(size, "bytes")}
     paying = Paying(tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays])
     return Setting(
-        studied=studied,
+        traced=traced,
         lab=lab,
         verdicts=workers.send(Work(lab.judge, Judge(site, evidence, scores))),
         ms=ms,
@@ -184,33 +172,32 @@ def open_setting(
     )
 
 
-def _check_cuttable(opened: Opened, prepared: Prepared, request: Request) -> None:
-    groups = prepared.trace.groups
+def _check_cuttable(traced: TracedModel, request: Request) -> None:
+    groups = traced.trace.groups
     whole = request.bounds.whole(groups)
     if len(whole) < len(groups):
         return
     names = ", ".join(name for group in whole for name in group.layers)
     bound = [f"{names}: {request.bounds} allow no fewer units"] if whole else []
-    left = [f"{name}: {reason}" for name, reason in prepared.left.items()]
+    left = [f"{name}: {reason}" for name, reason in traced.left.items()]
     raise PruneError(
         "; ".join(["no layer can be cut", *bound, *left]),
-        where=opened.name,
+        where=traced.opened.name,
         remedy="lower --align and --min-units" if whole else "look at it with inspect",
     )
 
 
-def space_of(opened: Opened, setting: Setting, request: Request, goal: Goal, slack: float) -> Space:
+def space_of(setting: Setting, request: Request, goal: Goal, slack: float) -> Space:
     """The cuts that are within all that limits their cost.
 
     Args:
-        opened: the model.
         setting: where they are made.
         request: with the bounds of all cuts.
         goal: with the limits.
         slack: times the longest time that is predicted.
     """
-    trace = setting.lab.trace
-    limits = {budget.kind: limit_of(budget, opened.document) for budget in goal.budgets}
+    trace, document = setting.lab.trace, setting.traced.opened.document
+    limits = {budget.kind: limit_of(budget, document) for budget in goal.budgets}
     full = [group.size for group in trace.groups]
     most = None if goal.speed is None else goal.speed.of(setting.ms(full)) * slack
 
@@ -222,11 +209,10 @@ def space_of(opened: Opened, setting: Setting, request: Request, goal: Goal, sla
     return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.paying)
 
 
-def _calibrated(site: Site, studied: Studied, workers: Workers, progress: Progress) -> Evidence:
-    feeds = site.data.fitting
-    prepared = studied.prepared
-    shards = _shards(needed(prepared.document, studied.readers, feeds))
-    sums = workers.send(Work(partial(calibrated, studied, feeds), Calibrate(site)))(shards)
+def _calibrated(site: Site, traced: TracedModel, workers: Workers, progress: Progress) -> Evidence:
+    feeds = site.data.calibration
+    shards = _shards(needed(traced.document, traced.readers, feeds))
+    sums = workers.send(Work(partial(calibrated, traced, feeds), Calibrate(site)))(shards)
 
     def counted() -> Iterator[Tally]:
         for number in range(len(shards)):

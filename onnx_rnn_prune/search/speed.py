@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import Counts
 from onnx_rnn_prune.cost.price import Price, layer_times
 from onnx_rnn_prune.cost.timetable import Timetable
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import brings_back, sample_cut
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.traced_model import TracedModel
 from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.profile import node_times
 
@@ -25,17 +24,17 @@ from onnx_rnn_prune.validate.profile import node_times
 _SECONDS = 0.6
 
 
-def time_layers(opened: Opened, studied: Studied, data: Data) -> dict[str, Any]:
+def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
     """What a run of the original takes, which share of it each layer that may be cut, and more.
 
     Measured once on this machine for inputs of the shapes of the first feed, one thread. Layers of
     which states or outputs are brought to full width are cut to half, too: how much longer such a
     file takes than the layers alone tell is what that costs.
     """
-    feed = next(iter(data.held_out))
-    trace = studied.prepared.trace
+    feed = next(iter(data.validation))
+    trace, opened = traced.trace, traced.opened
     keys = {layer.name: layer.key for layer in opened.layers if layer.name in trace.units.lanes}
-    doubtful = [n for n, group in enumerate(trace.groups) if brings_back(studied, group)]
+    doubtful = [n for n, group in enumerate(trace.groups) if brings_back(traced, group)]
     shapes = " ".join(f"{name} {list(value.shape)}" for name, value in sorted(feed.items()))
     name = f"model {fingerprint(opened.model)} {shapes} {sorted(keys)} {doubtful}"
 
@@ -44,10 +43,10 @@ def time_layers(opened: Opened, studied: Studied, data: Data) -> dict[str, Any]:
         nodes = node_times(opened.document, list(keys.values()), [feed], opened.name).nodes
         shares = {name: nodes[key].share for name, key in keys.items() if key in nodes}
         found: dict[str, Any] = {"ms": whole, "shares": shares, "more": {}}
-        price = predicted(studied, found)
+        price = predicted(traced, found)
         for number in doubtful:
             half = halved(trace, number)
-            took = whole / _speedup(opened, studied, data, half, feed)
+            took = whole / _speedup(traced, half, feed)
             found["more"][str(number)] = max(took - price(half), 0.0)
         return [found]
 
@@ -62,25 +61,25 @@ def halved(trace: Trace, number: int) -> list[int]:
     ]
 
 
-def _speedup(opened: Opened, studied: Studied, data: Data, counts: Counts, feed: Feed) -> float:
+def _speedup(traced: TracedModel, counts: Counts, feed: Feed) -> float:
     """Of a file with so many units, as prune would write it."""
-    trace = studied.prepared.trace
+    trace, opened = traced.trace, traced.opened
     keep = choose(trace, np.zeros(trace.units.count), list(counts))
     plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
-    model = sample_cut(opened, plan, data).write()
+    model = sample_cut(traced, plan).write()
     pair = [opened.run(), Runner(model, name="a cut model", remedy=OURS)]
     return timings(pair, feed, seconds=_SECONDS)[1].ratio
 
 
-def predicted(studied: Studied, times: Mapping[str, Any]) -> Price:
+def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     """Milliseconds of a run when the groups keep so many units.
 
     A layer's share of the time shrinks as its operator does alone; all else stays as it is, also
     what reads the units, so that the real file mostly is a little faster. To bring states and
     outputs to full width takes what it took in a file.
     """
-    trace = studied.prepared.trace
-    alone = layer_times(studied.prepared.document, trace)
+    trace = traced.trace
+    alone = layer_times(traced.document, trace)
     full = [group.size for group in trace.groups]
     whole = {name: max(price(full), 1e-9) for name, price in alone.items()}
     more = {int(number): ms for number, ms in times.get("more", {}).items()}

@@ -8,19 +8,19 @@ from functools import lru_cache, partial
 
 import onnx
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, tally
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.interface import Interface
+from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.search.identity import key_of
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.trial import Ask, Verdict
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened, follow
-from onnx_rnn_prune.study.studying import Studied, study
+from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
 
 # The feeds of a shard, by their numbers.
@@ -45,7 +45,7 @@ class Site:
     key: str
     name: str = field(compare=False)
     model: onnx.ModelProto = field(compare=False, repr=False)
-    data: Data = field(compare=False)
+    data: Calibration = field(compare=False)
     quality: Quality = field(compare=False)
     request: Request = field(compare=False)
     names: tuple[str, ...] = field(compare=False)
@@ -59,7 +59,7 @@ class Calibrate:
     site: Site
 
     def __call__(self) -> Callable[[Shard], Tally]:
-        return partial(calibrated, _studied(self.site)[1], self.site.data.fitting)
+        return partial(calibrated, _traced(self.site), self.site.data.calibration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,21 +77,20 @@ class Judge:
     scores: Matrix
 
     def __call__(self) -> Callable[[Ask], Verdict]:
-        opened, studied = _studied(self.site)
-        data, quality = self.site.data, self.site.quality
-        return Laboratory.of(opened, data, studied, self.evidence, self.scores, quality).judge
+        traced, data = _traced(self.site), self.site.data
+        traced.evidence[data.calibration] = self.evidence
+        return Laboratory.of(traced, data, self.scores, self.site.quality).judge
 
 
-def calibrated(studied: Studied, feeds: Feeds, shard: Shard) -> Tally:
+def calibrated(traced: TracedModel, feeds: Feeds, shard: Shard) -> Tally:
     """Sums over some of the feeds."""
-    prepared = studied.prepared
-    return tally(prepared.document, prepared.trace, studied.readers, feeds.take(shard), silent)
+    return tally(traced.document, traced.trace, traced.readers, feeds.take(shard), silent)
 
 
 # A worker is told first to calibrate and then to judge, and opens the model once for both. What is
 # kept follows from the argument alone, and it is one model at most.
 @lru_cache(maxsize=1)
-def _studied(site: Site) -> tuple[Opened, Studied]:
+def _traced(site: Site) -> TracedModel:
     """As the process knows it that sent the site.
 
     Raises:
@@ -101,7 +100,7 @@ def _studied(site: Site) -> tuple[Opened, Studied]:
     if key_of(opened, site.data, site.quality, site.request) != site.key:
         raise PruneError(
             "a worker reads other data than this process, or has another version of onnx_rnn_prune",
-            where=site.data.fitting.source,
+            where=site.data.calibration.source,
             remedy="give all workers the same version, and the same files at the same paths",
         )
-    return opened, study(opened, site.names, site.data, site.interface, silent)
+    return trace_model(opened, site.names, site.data.calibration, site.interface)

@@ -2,60 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.model.constants import is_float
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.configuration import Loss
 from onnx_rnn_prune.trace.bindings import all_bounds
-from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.traced_model import TracedModel
 
 _MATRICES = (1, 2)  # W and R, in every cell
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ScoringContext:
     """What there is to judge units by.
 
     Attributes:
-        document: the prepared model.
-        trace: of it.
-        readers: all that read units.
-        feeds: calibration data; made up where the user gave none.
-        evidence: what was seen on it, or None for criteria that need none.
+        traced: the model.
+        data: feeds; made up where the user gave none.
         seed: for criteria that draw.
         progress: is told how far the work is.
-        loss: of labels, for criteria that learn.
     """
 
-    document: Document
-    trace: Trace
-    readers: Sequence[Reader]
-    feeds: Feeds
-    evidence: Evidence | None
+    traced: TracedModel
+    data: Calibration
     seed: int
     progress: Progress
-    loss: Loss | None = None
+
+    @property
+    def readers(self) -> list[Reader]:
+        """All that read units, but for states that are handed back: no one looks at what removed
+        units leave in them.
+        """
+        return [reader for reader in self.traced.readers if not reader.places]
 
     @property
     def seen(self) -> Evidence:
-        """The evidence, for criteria that need it."""
-        assert self.evidence is not None
-        return self.evidence
+        """What the feeds showed, for criteria that need it."""
+        evidence = self.data.evidence(self.traced)
+        assert evidence is not None
+        return evidence
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,25 @@ class Criterion:
         name: as users write it.
     """
 
-    score: Callable[[Subject], Matrix]
+    score: Callable[[ScoringContext], Matrix]
     needs: Literal["weights", "either", "feeds", "evidence"]
     learns: bool = False
     name: str = ""
 
 
-def owned_weights(subject: Subject) -> Iterator[tuple[Array, Labels]]:
+def owned_weights(context: ScoringContext) -> Iterator[tuple[Array, Labels]]:
     """Every weight matrix that units have a part in, with the units' labels.
 
     A unit's own rows are among them, and the columns of all that read it; a matrix whose rows and
     columns are units' comes once for each. Left out are biases, peepholes, states, and constants
     that units only meet, as in a scale.
     """
-    nodes = nodes_by_key(subject.document.graph)
-    for (node, slot), bounds in all_bounds(subject.document, subject.trace).items():
+    document = context.traced.document
+    nodes = nodes_by_key(document.graph)
+    for (node, slot), bounds in all_bounds(document, context.traced.trace).items():
         own = nodes[node].op in RECURRENT and slot in _MATRICES
         bounds = [bound for bound in bounds if own or bound.reads is not None]
-        value = weight_value(nodes[node], slot, subject.document.graph.opset) if bounds else None
+        value = weight_value(nodes[node], slot, document.graph.opset) if bounds else None
         if value is None or not is_float(value.dtype):
             continue
         for bound in bounds:
@@ -103,15 +102,15 @@ def owned_amounts(value: Array, labels: Labels) -> Iterator[tuple[Matrix, Labels
         yield np.abs(lines[rows][owned].astype(np.float64)), owners[rows][owned]
 
 
-def summed(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
+def summed(context: ScoringContext, measure: Callable[[Matrix], Matrix]) -> Matrix:
     """Sums a measure of the absolute value of every weight over the units that have a part in it.
 
     Args:
-        subject: whose weights.
+        context: whose weights.
         measure: of absolute values, entry by entry.
     """
-    scores = np.zeros(subject.trace.units.count)
-    for value, labels in owned_weights(subject):
+    scores = np.zeros(context.traced.trace.units.count)
+    for value, labels in owned_weights(context):
         for amounts, units in owned_amounts(value, labels):
             scores += np.bincount(units, measure(amounts), minlength=len(scores))
     return scores

@@ -22,7 +22,7 @@ from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.units import Ids
@@ -74,10 +74,10 @@ def parse_criterion(text: str) -> Criterion:
         return replace(terms[0][1], name=text)
     needs = max((criterion.needs for _, criterion in terms), key=_STRENGTH.index)
 
-    def score(subject: Subject) -> Matrix:
+    def score(context: ScoringContext) -> Matrix:
         return sum(
-            (weight * _ranks(subject, criterion.score(subject)) for weight, criterion in terms),
-            start=np.zeros(subject.trace.units.count),
+            (weight * _ranks(context, criterion.score(context)) for weight, criterion in terms),
+            start=np.zeros(context.traced.trace.units.count),
         )
 
     return Criterion(score, needs, any(criterion.learns for _, criterion in terms), text)
@@ -100,10 +100,10 @@ def _term(text: str) -> tuple[float, Criterion]:
     return weight, CRITERIA[name]
 
 
-def _ranks(subject: Subject, scores: Matrix) -> Matrix:
+def _ranks(context: ScoringContext, scores: Matrix) -> Matrix:
     """The place of each unit in its lane, from 0 for the lowest score to 1."""
     ranks = np.zeros_like(scores)
-    for lanes in subject.trace.units.lanes.values():
+    for lanes in context.traced.trace.units.lanes.values():
         for lane in lanes:
             order = np.argsort(np.argsort(scores[lane], kind="stable"), kind="stable")
             ranks[lane] = order / max(len(lane) - 1, 1)
@@ -113,11 +113,11 @@ def _ranks(subject: Subject, scores: Matrix) -> Matrix:
 def _own(text: str) -> Criterion:
     function = named_function(text, "name a function that takes a Lane and returns scores")
 
-    def score(subject: Subject) -> Matrix:
-        scores = np.zeros(subject.trace.units.count)
-        for layer in traced_layers(subject.document, subject.trace):
-            for direction, units in enumerate(subject.trace.units.lanes[layer.name]):
-                lane = _lane(layer, direction, units, subject.evidence)
+    def score(context: ScoringContext) -> Matrix:
+        scores = np.zeros(context.traced.trace.units.count)
+        for layer in traced_layers(context.traced.document, context.traced.trace):
+            for direction, units in enumerate(context.traced.trace.units.lanes[layer.name]):
+                lane = _lane(layer, direction, units, context.data.evidence(context.traced))
                 scores[units] = _checked(text, function, lane)
         return scores
 

@@ -31,7 +31,7 @@ from onnx_rnn_prune.recovery.distill.network import (
     labelled_outputs,
     why_not,
 )
-from onnx_rnn_prune.selection.context import Subject
+from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.trace.bindings import own_bindings, traced_layers
 from onnx_rnn_prune.trace.trace import Binding, Trace
 
@@ -40,46 +40,46 @@ _PROBES = 4
 Losses = Callable[[dict[str, torch.Tensor]], Iterable[torch.Tensor]]
 
 
-def mean_slope(subject: Subject, measure: Callable[[Matrix], Matrix]) -> Matrix:
+def mean_slope(context: ScoringContext, measure: Callable[[Matrix], Matrix]) -> Matrix:
     """The mean of a measure of dL/dm over losses and feeds, [units]."""
-    total, count = np.zeros(subject.trace.units.count), 0
-    for slope in slopes(subject):
+    total, count = np.zeros(context.traced.trace.units.count), 0
+    for slope in slopes(context):
         total += measure(slope)
         count += 1
     return total / max(count, 1)
 
 
-def slopes(subject: Subject) -> Iterator[Matrix]:
+def slopes(context: ScoringContext) -> Iterator[Matrix]:
     """dL/dm by unit, for every loss of each feed.
 
     Raises:
         PruneError: something that reads units cannot be computed with gradients, or the loss of
             labels is no number.
     """
-    document, trace = subject.document, subject.trace
+    document, trace = context.traced.document, context.traced.trace
     region = find_region(document, trace.units.lanes)
     readers = reading(document, trace)
     for binding in readers:
-        if binding.node not in region.nodes or (subject.loss and not region.whole):
+        if binding.node not in region.nodes or (context.data.loss and not region.whole):
             raise PruneError(
                 f"no gradients can be had there ({why_not(region)})",
                 where=binding.node,
                 remedy="choose the criterion reconstruction",
             )
     keep = np.ones(trace.units.count, dtype=bool)
-    teacher = Teacher(document, trace, keep, region, subject.feeds.states)
+    teacher = Teacher(document, trace, keep, region, context.data.calibration.states)
     network, count = build(document, region), trace.units.count
-    if subject.loss is None:
-        signs = probes(np.random.default_rng(subject.seed))
+    if context.data.loss is None:
+        signs = probes(np.random.default_rng(context.seed))
         slope = Slope(network, region.targets, readers, count)
-        for feed in subject.feeds:
+        for feed in context.data.calibration:
             yield from slope(teacher(feed), signs)
         return
     slope = Slope(network, labelled_outputs(document, region), readers, count)
-    for feed in subject.feeds:
+    for feed in context.data.calibration:
         answers = Answers.of(feed)
         if answers is not None:
-            yield from slope(teacher(feed), comparison(subject.loss, answers))
+            yield from slope(teacher(feed), comparison(context.data.loss, answers))
 
 
 def reading(document: Document, trace: Trace) -> list[Binding]:

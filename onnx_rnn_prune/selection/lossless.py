@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import Unmet
 from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.lossless.dropping import keep_needed
@@ -12,14 +13,13 @@ from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfl
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import LosslessRow
 from onnx_rnn_prune.selection.profitability import pin_losses
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, remedy_of, study
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.traced_model import TracedModel, remedy_of, trace_model
 from onnx_rnn_prune.validate import QUANTIZED, oracle
 
 # Sums in another order differ by rounding, and what a layer makes of that goes through all steps.
@@ -32,19 +32,19 @@ class Lossless:
 
     Attributes:
         plan: what stays.
-        studied: the model, and of its layers just those that are cut, unless none is.
+        traced: the model, and of its layers just those that are cut, unless none is.
         rows: for each layer, how many units of which kind are superfluous, and how many go.
     """
 
     plan: Plan
-    studied: Studied
+    traced: TracedModel
     rows: list[LosslessRow]
 
 
 def lossless_plan(
-    opened: Opened,
+    opened: OpenedModel,
     names: Sequence[str],
-    data: Data,
+    data: Calibration,
     interface: Interface,
     progress: Progress,
 ) -> Lossless:
@@ -60,21 +60,21 @@ def lossless_plan(
     found: dict[str, dict[str, int]] = {}
     pinned: dict[str, str] = {}
     while True:
-        studied = study(opened, names, data, interface, progress)
-        trace = studied.prepared.trace
-        superfluous = find_superfluous(studied.prepared.document, trace)
+        traced = trace_model(opened, names, data.calibration, interface, progress)
+        trace = traced.trace
+        superfluous = find_superfluous(traced.document, trace)
         found = found or _counts(trace, superfluous)
         plan = Plan.from_mask(fingerprint(opened.model), trace, keep_needed(trace, superfluous))
-        plan = pin_losses(opened, data, studied, plan, interface, refits=True)
-        pinned.update({**studied.prepared.left, **plan.pinned})
+        plan = pin_losses(traced, plan, refits=True)
+        pinned.update({**traced.left, **plan.pinned})
         if plan.cut() in ((), tuple(trace.units.lanes)):
             notes = tuple(f"{name} is left alone: {reason}" for name, reason in pinned.items())
             plan = replace(plan, pinned=pinned, notes=notes)
-            return Lossless(plan, studied, _rows(found, plan))
+            return Lossless(plan, traced, _rows(found, plan))
         names = plan.cut()  # what is equal may hang on layers that stay whole
 
 
-def check_lossless(opened: Opened, document: Document, feeds: Sequence[Feed]) -> None:
+def check_lossless(opened: OpenedModel, document: Document, feeds: Sequence[Feed]) -> None:
     """Runs a result against the original.
 
     Raises:

@@ -13,24 +13,20 @@ import numpy as np
 
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.evidence.lookup import Lookup
-from onnx_rnn_prune.interface import AS_BEFORE, Interface
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.report.numbers import faster
 from onnx_rnn_prune.report.schema import LayerRow, PruneReport
 from onnx_rnn_prune.selection.allocation import choose
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, cut, cut_outside, settle
 from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.states import ENDS
 from onnx_rnn_prune.trace.units import Group
+from onnx_rnn_prune.traced_model import TracedModel
 
 REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
 
@@ -40,74 +36,70 @@ _NAMES = 4096
 _SLOWER = 0.97
 
 
-def pin_losses(
-    opened: Opened, data: Data, studied: Studied, plan: Plan, interface: Interface, refits: bool
-) -> Plan:
+def pin_losses(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
     """A plan that leaves layers whole where cutting them makes the file no smaller.
 
     Args:
-        opened: the model.
-        data: a feed of it serves to follow units with.
-        studied: what is known of the layers that may be cut.
+        traced: the model, with the layers that may be cut.
         plan: what is to be cut.
-        interface: whether states stay at full width.
         refits: whether recovery may write to all weights that read units. Where it then does not,
             the result is smaller than is counted here.
     """
 
-    def size(candidate: Plan, known: Studied | None) -> int:
+    opened = traced.opened
+
+    def size(candidate: Plan) -> int:
         if not candidate.cut():
             return whole
-        found = settle(opened, known, candidate, data, interface, silent)
-        document = filled(found) if refits else found.prepared.document.copy()
+        found = traced.for_plan(candidate)
+        document = filled(found) if refits else found.document.copy()
         place(document, found, candidate)
-        return stored_bytes(cut_outside(document, found, candidate, "shrink").write(), opened.model)
+        return stored_bytes(found.cut_outside(candidate, "shrink", document).write(), opened.model)
 
-    trace = studied.prepared.trace
-    doubtful = _doubtful(studied, plan)
+    trace = traced.trace
+    doubtful = _doubtful(traced, plan)
     groups = [group.layers for group in trace.groups if not doubtful.isdisjoint(group.layers)]
     if not groups:
         return plan
     whole = stored_bytes(opened.document.write(), opened.model)
-    least = size(plan, studied)
+    least = size(plan)
     for names in groups:
         other = _pinned(plan, names)
-        after = size(other, None)
+        after = size(other)
         if after <= least:
             plan, least = other, after
     return _pinned(plan, plan.cut()) if plan.cut() and least >= whole else plan
 
 
-def never_worth(opened: Opened, data: Data, studied: Studied) -> Mapping[str, str]:
+def never_worth(traced: TracedModel) -> Mapping[str, str]:
     """Layers that no cut makes smaller, and why: not even one that leaves a single unit."""
-    trace = studied.prepared.trace
+    trace = traced.trace
     keep = choose(trace, np.zeros(trace.units.count), [1] * len(trace.groups))
-    plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
-    return pin_losses(opened, data, studied, plan, AS_BEFORE, refits=False).pinned
+    plan = Plan.from_mask(fingerprint(traced.opened.model), trace, keep)
+    return pin_losses(traced, plan, refits=False).pinned
 
 
-def brings_back(studied: Studied, group: Group) -> bool:
+def brings_back(traced: TracedModel, group: Group) -> bool:
     """Whether cutting a group takes nodes that bring its states or outputs to full width."""
-    prepared = studied.prepared
-    if any(outlet.layer in group.layers for outlet in prepared.restored):
+    if any(outlet.layer in group.layers for outlet in traced.restored):
         return True
-    layers = traced_layers(prepared.document, prepared.trace)
+    layers = traced_layers(traced.document, traced.trace)
     return any(_selects(layer) for layer in layers if layer.name in group.layers)
 
 
-def sample_cut(opened: Opened, plan: Plan, data: Data) -> Document:
+def sample_cut(traced: TracedModel, plan: Plan) -> Document:
     """What prune writes for a plan, but for the numbers in it."""
-    found = settle(opened, None, plan, data, AS_BEFORE, silent)
+    found = traced.for_plan(plan)
     document = filled(found)
     place(document, found, plan)
-    return cut(document, found, plan, "shrink")
+    return found.cut(plan, "shrink", document)
 
 
-def place(document: Document, studied: Studied, plan: Plan) -> None:
+def place(document: Document, traced: TracedModel, plan: Plan) -> None:
     """Writes into a document of full width how states are placed that are only handed back."""
-    keep = plan.mask(studied.prepared.trace)
-    fits = place_states(document, studied.readers, keep)
-    Recover(studied.readers, keep, fits)(document)
+    keep = plan.mask(traced.trace)
+    fits = place_states(document, traced.readers, keep)
+    Recover(traced.readers, keep, fits)(document)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,14 +126,14 @@ class Paying:
         return tuple(found)
 
 
-def filled(studied: Studied) -> Document:
+def filled(traced: TracedModel) -> Document:
     """A copy of a prepared document in which all that recovery may write to holds numbers.
 
     Then nothing that makes room for them can be dropped. Where entries are just placed, nothing is.
     """
-    document = studied.prepared.document.copy()
+    document = traced.document.copy()
     lookup = Lookup.of(document)
-    for reader in studied.readers:
+    for reader in traced.readers:
         if reader.places:
             continue
         values = np.full_like(reader.weight(lookup), 0.5)
@@ -150,12 +142,11 @@ def filled(studied: Studied) -> Document:
     return document
 
 
-def _doubtful(studied: Studied, plan: Plan) -> set[str]:
+def _doubtful(traced: TracedModel, plan: Plan) -> set[str]:
     """Layers with matrices before or behind them that may take more than fewer units save."""
-    prepared = studied.prepared
-    restored = {(outlet.layer, outlet.output) for outlet in prepared.restored}
+    restored = {(outlet.layer, outlet.output) for outlet in traced.restored}
     found = set()
-    for layer in traced_layers(prepared.document, prepared.trace):
+    for layer in traced_layers(traced.document, traced.trace):
         count = sum(1 for name, _ in restored if name == layer.name) + _selects(layer)
         kept = len(plan.layers[layer.name].keep[0])
         itemsize = require_constant(layer.node.inputs[2]).itemsize

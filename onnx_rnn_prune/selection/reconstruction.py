@@ -33,10 +33,9 @@ from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.moments import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Reader
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Mask
-from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.trace.units import Ids
 
 Real = npt.NDArray[Any]
@@ -124,16 +123,15 @@ class _Residual:
         self._picks = 0
 
 
-def reconstruction_gains(
-    document: Document, trace: Trace, readers: Sequence[Reader], evidence: Evidence
-) -> Matrix:
+def reconstruction_gains(context: ScoringContext) -> Matrix:
     """The share of the readers' variance that each unit explains when it is picked.
 
     Returns:
         One score per unit; within a lane they follow the order of picking.
     """
+    trace, evidence, readers = context.traced.trace, context.seen, context.readers
     scores = np.zeros(trace.units.count)
-    lookup = Lookup.of(document)
+    lookup = Lookup.of(context.traced.document)
     for lanes in trace.units.lanes.values():
         for lane in lanes:
             scores[lane] = greedy_gains(list(_demands(lookup, readers, evidence, lane)))

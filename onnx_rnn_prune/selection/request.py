@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from onnx_rnn_prune.arguments import globs, one_of, step_count, whole
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.cost.price import PRICES
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluation.recovery import FROM_WEIGHTS, recovery
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.selection.context import Criterion
 from onnx_rnn_prune.selection.criterion import parse_criterion
 from onnx_rnn_prune.selection.keeps import Keeps, parse_keeps
-from onnx_rnn_prune.study.feeding import Data
 
 STRATEGIES = (*ALLOCATORS, "joint")
 _DEFAULT_KEEP = Keeps(Keep(share=0.5))
@@ -50,7 +52,7 @@ class Request:
     bounds: Allocation
     seed: int
 
-    def criterion_for(self, data: Data) -> Criterion:
+    def criterion_for(self, data: Calibration) -> Criterion:
         """The criterion that is used on this data."""
         return self.criterion or parse_criterion("reconstruction" if data.given else "l2")
 
@@ -59,9 +61,30 @@ class Request:
         """Whether units are ranked by gradients."""
         return self.criterion is not None and self.criterion.learns
 
-    def refits(self, data: Data) -> bool:
+    def refits(self, data: Calibration) -> bool:
         """Whether weights may be refitted, and then all of them are needed."""
         return self.recover in FROM_WEIGHTS or (data.given and self.recover != "none")
+
+    def layers_of(self, opened: OpenedModel) -> tuple[str, ...]:
+        """The names of the layers that may be cut.
+
+        Raises:
+            PruneError: a glob matches no layer, or no layer is left.
+        """
+        names = [layer.name for layer in opened.layers]
+        remedy = f"the layers are {', '.join(names)}"
+        for glob in (*self.only, *self.skip):
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise PruneError(
+                    f"no recurrent layer matches '{glob}'", where="--only and --skip", remedy=remedy
+                )
+        chosen = [n for n in names if not self.only or any(fnmatchcase(n, g) for g in self.only)]
+        chosen = [n for n in chosen if not any(fnmatchcase(n, glob) for glob in self.skip)]
+        if not chosen:
+            raise PruneError(
+                "no recurrent layer is left to prune", where="--only and --skip", remedy=remedy
+            )
+        return tuple(chosen)
 
 
 def read_request(

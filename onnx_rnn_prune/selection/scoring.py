@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovery.distill.configuration import require_torch
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.studying import Studied, look
+from onnx_rnn_prune.traced_model import TracedModel
 
 
-def criterion_of(request: Request, data: Data) -> Criterion:
+def criterion_of(request: Request, data: Calibration) -> Criterion:
     """The criterion to use on this data.
 
     Raises:
@@ -35,35 +33,11 @@ def criterion_of(request: Request, data: Data) -> Criterion:
 
 
 def score_units(
-    studied: Studied, data: Data, request: Request, progress: Progress
-) -> tuple[Matrix, Studied]:
-    """One score per unit, and what was learnt of the model on the way."""
+    traced: TracedModel, data: Calibration, request: Request, progress: Progress
+) -> Matrix:
+    """One score per unit."""
     criterion = criterion_of(request, data)
     if criterion.needs in ("either", "evidence"):
-        studied = look(studied, data, progress)
+        data.evidence(traced, progress)
     progress("scoring units", 0, None)
-    document, evidence = studied.prepared.document, studied.evidence
-    return score_again(document, evidence, studied, data, request, progress), studied
-
-
-def score_again(
-    document: Document,
-    evidence: Evidence | None,
-    studied: Studied,
-    data: Data,
-    request: Request,
-    progress: Progress,
-) -> Matrix:
-    """Scores of the same units in another document, with evidence of that one."""
-    subject = Subject(
-        document=document,
-        trace=studied.prepared.trace,
-        # No one looks at what removed units leave in a state that is only handed back.
-        readers=[reader for reader in studied.readers if not reader.places],
-        feeds=data.fitting,
-        evidence=evidence,
-        seed=request.seed,
-        progress=progress,
-        loss=data.loss,
-    )
-    return criterion_of(request, data).score(subject)
+    return criterion.score(ScoringContext(traced, data, request.seed, progress))

@@ -58,7 +58,7 @@ def sensitivity(
         bounds: widths below its floor are left out.
         progress: is told how far the work is.
     """
-    trace = bench.prepared.trace
+    trace = bench.traced.trace
     curves = []
     for number, group in enumerate(trace.groups):
         progress("cutting layers one by one", number, len(trace.groups))

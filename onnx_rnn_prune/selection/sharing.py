@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget
 from onnx_rnn_prune.cost.cost import Cost, limit_of
 from onnx_rnn_prune.cost.price import Price, price_of
@@ -28,10 +29,8 @@ from onnx_rnn_prune.selection.allocation import (
 from onnx_rnn_prune.selection.profitability import filled, place
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.sensitivity import by_slopes, sensitivity
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.opening import Opened
-from onnx_rnn_prune.study.studying import Studied, cut_outside, look
 from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.traced_model import TracedModel
 
 Shares = Callable[[Urgency], list[int]]
 
@@ -40,39 +39,34 @@ _MOVES, _PART = 8, 16
 
 
 def share_out(
-    opened: Opened,
-    data: Data,
-    studied: Studied,
-    scores: Matrix,
-    request: Request,
-    progress: Progress,
-) -> tuple[list[int], Studied]:
-    """The number of units that each group keeps, and what was learnt of the model on the way.
+    traced: TracedModel, data: Calibration, scores: Matrix, request: Request, progress: Progress
+) -> list[int]:
+    """The number of units that each group keeps.
 
     Raises:
         PruneError: the cut is to be measured, and there is no data.
         Unmet: a budget cannot be met.
     """
-    trace = studied.prepared.trace
-    cost = cache(lambda: cost_of_cuts(studied, scores, request.refits(data)))
-    price = price_of(request.per, studied.prepared.document, trace, cost)
-    fits = _limits(opened, studied, request, price, cost)
+    trace = traced.trace
+    cost = cache(lambda: cost_of_cuts(traced, scores, request.refits(data)))
+    price = price_of(request.per, traced.document, trace, cost)
+    fits = _limits(traced, request, price, cost)
 
     def shares(urgency: Urgency) -> list[int]:
         dear = None if request.per == "units" else price
         return request.bounds.share(trace.groups, fits, urgency, dear)
 
     if request.allocate != "joint":
-        return shares(ALLOCATORS[request.allocate](trace, scores)), studied
+        return shares(ALLOCATORS[request.allocate](trace, scores))
     if not data.given:
         raise PruneError(
             "joint cuts layers and measures what that does, and there is no data",
             where="--allocate",
             remedy="pass --data, or choose uniform or global",
         )
-    studied = look(studied, data, progress)
-    bench = Bench.of(opened, data, studied, np.ones(trace.units.count, dtype=bool))
-    return _joint(bench, scores, request, shares, fits, progress), studied
+    data.evidence(traced, progress)
+    bench = Bench.of(traced, data, np.ones(trace.units.count, dtype=bool))
+    return _joint(bench, scores, request, shares, fits, progress)
 
 
 def _joint(
@@ -88,7 +82,7 @@ def _joint(
     Each layer's sensitivity is measured alone; since errors of several layers add up otherwise than
     alone, what comes of it is cut and measured, too, beside the shares of the other allocators.
     """
-    trace = bench.prepared.trace
+    trace = bench.traced.trace
     errors: dict[tuple[int, ...], float] = {}
 
     def error(counts: list[int]) -> float:
@@ -111,7 +105,7 @@ def _joint(
 
 def _moved(bench: Bench, request: Request, counts: list[int], fits: Fits) -> Iterator[list[int]]:
     """The same cut with some units of one group given up for as many as fit of another."""
-    groups = bench.prepared.trace.groups
+    groups = bench.traced.trace.groups
     for giver, group in enumerate(groups):
         less = max(counts[giver] - max(group.size // _PART, 1), request.bounds.floor(group))
         for taker, other in enumerate(groups):
@@ -126,10 +120,8 @@ def _moved(bench: Bench, request: Request, counts: list[int], fits: Fits) -> Ite
                 yield after
 
 
-def _limits(
-    opened: Opened, studied: Studied, request: Request, price: Price, cost: Callable[[], Cost]
-) -> Fits:
-    trace = studied.prepared.trace
+def _limits(traced: TracedModel, request: Request, price: Price, cost: Callable[[], Cost]) -> Fits:
+    trace, opened = traced.trace, traced.opened
     limits: list[Fits] = []
     if request.keep is not None:
         shared = None if request.allocate == "uniform" else price
@@ -144,22 +136,21 @@ def _limits(
     return lambda counts: all(fits(counts) for fits in limits)
 
 
-def cost_of_cuts(studied: Studied, scores: Matrix, refits: bool) -> Cost:
+def cost_of_cuts(traced: TracedModel, scores: Matrix, refits: bool) -> Cost:
     """What cuts cost, as seen in one that removes as little as a cut can.
 
     Args:
-        studied: the model.
+        traced: the model.
         scores: of the units.
         refits: whether recovery may write to all weights that read units. Where it then does not,
             the result is smaller than is counted here.
     """
-    prepared = studied.prepared
-    trace = prepared.outside.trace
-    document = filled(studied) if refits else prepared.document.copy()
-    Unshare(prepared.trace)(document)
+    trace = traced.outside.trace
+    document = filled(traced) if refits else traced.document.copy()
+    Unshare(traced.trace)(document)
     counts = [max(group.size - 1, 1) for group in trace.groups]
     plan = Plan.from_mask("", trace, choose(trace, scores, counts))
-    place(document, studied, plan)
-    smaller = cut_outside(document, studied, plan, "shrink")
-    OpenStates(prepared.trace, prepared.outside.states)(document)
+    place(document, traced, plan)
+    smaller = traced.cut_outside(plan, "shrink", document)
+    OpenStates(traced.trace, traced.outside.states)(document)
     return Cost.of(document, trace, smaller, counts)

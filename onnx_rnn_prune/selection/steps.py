@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from onnx_rnn_prune.evidence.evidence import collect
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.passes.cut import Zero
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovery.least_squares import Recover, teacher_fits
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.selection.scoring import score_again
-from onnx_rnn_prune.study.feeding import Data
-from onnx_rnn_prune.study.studying import Studied, look
+from onnx_rnn_prune.selection.scoring import score_units
+from onnx_rnn_prune.traced_model import TracedModel
 
 
 def choose_in_steps(
-    studied: Studied,
-    data: Data,
+    traced: TracedModel,
+    data: Calibration,
     request: Request,
     scores: Matrix,
     counts: list[int],
@@ -32,7 +32,7 @@ def choose_in_steps(
     ranks the units by what they do once those before are gone (Han et al. 2015, iterative pruning;
     Molchanov et al. 2017 rank anew after each removal).
     """
-    trace = studied.prepared.trace
+    trace = traced.trace
     keep = np.ones(trace.units.count, dtype=bool)
     goes = [group.size - count for group, count in zip(trace.groups, counts, strict=True)]
     steps = max(1, min(request.steps, max(goes, default=1)))  # in each, some unit goes
@@ -42,30 +42,17 @@ def choose_in_steps(
         now = [count + round(most * (1 - share)) for count, most in zip(counts, goes, strict=True)]
         keep = choose(trace, np.where(keep, scores, -np.inf), now)
         if step < steps:
-            scores = _scores_of_rest(studied, data, request, keep, progress)
+            rest = _without(traced, data, keep, recovers=request.refits(data))
+            scores = score_units(rest, data, request, progress)
     return keep
 
 
-def _scores_of_rest(
-    studied: Studied, data: Data, request: Request, keep: Mask, progress: Progress
-) -> Matrix:
-    document = _without(studied, data, keep, progress, recovers=request.refits(data))
-    evidence = None
-    if studied.evidence is not None:
-        trace, readers = studied.prepared.trace, studied.readers
-        evidence = collect(document, trace, readers, data.fitting, progress)
-    return score_again(document, evidence, studied, data, request, progress)
-
-
-def _without(
-    studied: Studied, data: Data, keep: Mask, progress: Progress, recovers: bool
-) -> Document:
+def _without(traced: TracedModel, data: Calibration, keep: Mask, recovers: bool) -> TracedModel:
     """The model at full width with some units zeroed, and made up for where that is wanted."""
-    prepared, readers = studied.prepared, studied.readers
-    document = prepared.document.copy()
-    evidence = look(studied, data, progress).evidence if recovers else None
+    document, readers = traced.document.copy(), traced.readers
+    evidence = data.evidence(traced) if recovers else None
     if evidence is not None:  # merging, which takes no data, follows the last step
         fits = teacher_fits(document, readers, keep, evidence.moments)
         Recover(readers, keep, fits)(document)
-    Zero(prepared.trace, keep)(document)
-    return document
+    Zero(traced.trace, keep)(document)
+    return replace(traced, document=document)

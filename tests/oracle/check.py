@@ -9,17 +9,16 @@ import numpy as np
 import onnx
 
 from models import FOREIGN, Builder
+from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.prepared import Prepared, prepare
-from onnx_rnn_prune.passes.states import open_states
 from onnx_rnn_prune.pipeline.state_shrinking import narrow
-from onnx_rnn_prune.study.opening import follow
-from onnx_rnn_prune.study.studying import Studied, as_proven, cut, tolerance_of
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.traced_model import TracedModel, as_proven, tolerance_of, trace_model
 from onnx_rnn_prune.validate import oracle
 
 # Time steps and sequences: to trace with, and to prove on.
@@ -32,7 +31,7 @@ class Case:
     """A drawn model with a plan for it."""
 
     model: onnx.ModelProto
-    prepared: Prepared
+    traced: TracedModel
     plan: Plan
     feeds: list[Feed]
 
@@ -41,13 +40,13 @@ def draw_case(b: Builder, seed: int) -> Case:
     """Prepares some of the layers of a model, and draws which units are kept."""
     rng = random.Random(seed)
     model = b.model()
-    document = Document.read(model)
-    names = [layer.name for layer in find_layers(document.graph)]
+    opened = follow(model, "the drawn model")
+    names = [layer.name for layer in opened.layers]
     chosen = names if rng.random() < 0.7 else rng.sample(names, rng.randint(1, len(names)))
-    prepared = prepare(document, chosen, traced_feeds(b, seed))
-    plan = Plan.from_mask("", prepared.trace, draw_mask(prepared.trace, rng))
+    traced = trace_model(opened, chosen, traced_feeds(b, seed))
+    plan = Plan.from_mask("", traced.trace, draw_mask(traced.trace, rng))
     feeds = [b.feeds(*sizes, seed=seed + 1) for sizes in PROVED]
-    return Case(model, prepared, Plan.from_json(plan.to_json()), feeds)
+    return Case(model, traced, Plan.from_json(plan.to_json()), feeds)
 
 
 def traced_feeds(b: Builder, seed: int) -> list[Feed]:
@@ -57,14 +56,13 @@ def traced_feeds(b: Builder, seed: int) -> list[Feed]:
 
 def check_outside(case: Case, source: Document, feeds: list[Feed], seed: int) -> bool:
     """Where states can hold kept units only, the model with such states is proven, too."""
-    opened = open_states(case.prepared, source, feeds)
-    if not opened.outside.states:
+    names = tuple(case.traced.trace.units.lanes)
+    traced = trace_model(case.traced.opened, names, feeds, Interface(shrink_states=True))
+    if not traced.outside.states:
         return False
-    plan = Plan.from_mask("", opened.trace, draw_mask(opened.trace, random.Random(seed)))
-    studied = Studied(opened)
-    shrunk = cut(opened.document, studied, plan, "shrink")
-    whole = follow(case.model, "the drawn model")
-    found = narrow(whole, studied, plan, opened.document, shrunk, case.feeds)
+    plan = Plan.from_mask("", traced.trace, draw_mask(traced.trace, random.Random(seed)))
+    shrunk = traced.cut(plan, "shrink")
+    found = narrow(traced, plan, traced.document, shrunk, case.feeds)
     onnx.checker.check_model(found.document.write(), full_check=True)
     return True
 
@@ -81,12 +79,11 @@ def draw_mask(trace: Trace, rng: random.Random) -> Mask:
 
 def check_case(case: Case, document: Document | None = None) -> None:
     """Zeroed and shrunk compute the same; the shrunk model is valid and fits in the same place."""
-    prepared = case.prepared
-    assert not prepared.trace.restored, "a prepared model has nothing left to restore"
-    document = prepared.document if document is None else document
-    studied = Studied(prepared)
-    zeroed = cut(document, studied, case.plan, "zero")
-    shrunk = cut(document, studied, case.plan, "shrink")
+    traced = case.traced
+    assert not traced.trace.restored, "a prepared model has nothing left to restore"
+    document = traced.document if document is None else document
+    zeroed = traced.cut(case.plan, "zero", document)
+    shrunk = traced.cut(case.plan, "shrink", document)
     written = shrunk.write()
     check_valid(case.model, written)
     check_sizes(written, case.plan)
@@ -98,7 +95,7 @@ def check_case(case: Case, document: Document | None = None) -> None:
 
 def check_prepared(case: Case) -> None:
     """Preparing changes nothing that can be seen."""
-    before, after = runner(case.model, False), runner(case.prepared.document.write(), False)
+    before, after = runner(case.model, False), runner(case.traced.document.write(), False)
     found = oracle(before, after, case.feeds, tolerance=1e-6)
     assert found, f"prepare changed the model: {found.reason}"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import Array, Feed
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.masked import MaskedModel
 from onnx_rnn_prune.trace.units import Ids
 
@@ -27,17 +27,19 @@ _SECONDS = 60.0
 _DRAWS = 3
 
 
-def _score(subject: Subject) -> Matrix:
-    model = MaskedModel(subject.document, subject.trace)
-    feeds = list(islice(subject.feeds, _CALLS if subject.feeds.states else _FEEDS))
-    everything = np.ones(subject.trace.units.count, dtype=bool)
+def _score(context: ScoringContext) -> Matrix:
+    model = MaskedModel(context.traced.document, context.traced.trace)
+    feeds = list(
+        islice(context.data.calibration, _CALLS if context.data.calibration.states else _FEEDS)
+    )
+    everything = np.ones(context.traced.trace.units.count, dtype=bool)
     start = time.perf_counter()
     wanted = list(model.outputs(feeds, everything))
     runs = int(_SECONDS / max(time.perf_counter() - start, 1e-6))
     scores, counts = np.zeros(len(everything)), np.zeros(len(everything))
-    blocks = list(_blocks(subject, runs))
+    blocks = list(_blocks(context, runs))
     for number, block in enumerate(blocks):
-        subject.progress("cutting units one by one", number, len(blocks))
+        context.progress("cutting units one by one", number, len(blocks))
         keep = everything.copy()
         keep[block] = False
         scores[block] += _loss(model, feeds, wanted, keep) / block.size
@@ -45,10 +47,10 @@ def _score(subject: Subject) -> Matrix:
     return scores / counts
 
 
-def _blocks(subject: Subject, runs: int) -> Iterator[Ids]:
+def _blocks(context: ScoringContext, runs: int) -> Iterator[Ids]:
     """Units to cut together, within a number of runs: single atoms where that is enough."""
-    rng = np.random.default_rng(subject.seed)
-    sets = [atoms for group in subject.trace.groups for atoms in group.atoms]
+    rng = np.random.default_rng(context.seed)
+    sets = [atoms for group in context.traced.trace.groups for atoms in group.atoms]
     total = sum(map(len, sets))
     draws = 1 if total <= runs else _DRAWS
     size = -(-total * draws // max(runs, 1))

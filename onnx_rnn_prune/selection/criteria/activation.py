@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 
 
-def _score(subject: Subject) -> Matrix:
-    return subject.seen.activity
+def _score(context: ScoringContext) -> Matrix:
+    return context.seen.activity
 
 
 CRITERION = Criterion(_score, needs="evidence")

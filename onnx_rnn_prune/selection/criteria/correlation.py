@@ -10,17 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.reconstruction import columns_of
 from onnx_rnn_prune.selection.redundancy import order_of_leaving
 from onnx_rnn_prune.trace.units import Ids
 
 
-def _score(subject: Subject) -> Matrix:
-    scores = np.zeros(subject.trace.units.count)
-    for lanes in subject.trace.units.lanes.values():
+def _score(context: ScoringContext) -> Matrix:
+    scores = np.zeros(context.traced.trace.units.count)
+    for lanes in context.traced.trace.units.lanes.values():
         for lane in lanes:
-            covariance = _covariance(subject, lane)
+            covariance = _covariance(context, lane)
             spread = np.sqrt(np.diag(covariance))
             scale = np.where(spread > 0, spread, 1.0)
             likeness = np.abs(covariance / np.outer(scale, scale))
@@ -30,11 +30,11 @@ def _score(subject: Subject) -> Matrix:
     return scores
 
 
-def _covariance(subject: Subject, lane: Ids) -> Matrix:
-    for reader in subject.readers:
+def _covariance(context: ScoringContext, lane: Ids) -> Matrix:
+    for reader in context.readers:
         places = columns_of(reader.labels, lane)
         if places is not None:
-            return subject.seen.moments[reader.pool].covariance(places[0])
+            return context.seen.moments[reader.pool].covariance(places[0])
     return np.zeros((len(lane), len(lane)))
 
 

@@ -11,16 +11,16 @@ import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.lossless.own import own_rows
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.redundancy import order_of_leaving
 
 
-def _score(subject: Subject) -> Matrix:
-    scores = np.zeros(subject.trace.units.count)
-    rows = own_rows(subject.document, subject.trace)
+def _score(context: ScoringContext) -> Matrix:
+    scores = np.zeros(context.traced.trace.units.count)
+    rows = own_rows(context.traced.document, context.traced.trace)
     length = np.linalg.norm(rows, axis=1)
     unit = rows / np.where(length > 0, length, 1.0)[:, None]
-    for lanes in subject.trace.units.lanes.values():
+    for lanes in context.traced.trace.units.lanes.values():
         for lane in lanes:
             scores[lane] = order_of_leaving(np.abs(unit[lane] @ unit[lane].T), length[lane])
     return scores

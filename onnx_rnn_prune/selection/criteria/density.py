@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject, owned_amounts, owned_weights
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, owned_amounts, owned_weights
 
 _NEAR_ZERO = 0.01
 
 
-def _score(subject: Subject) -> Matrix:
-    count = subject.trace.units.count
+def _score(context: ScoringContext) -> Matrix:
+    count = context.traced.trace.units.count
     present, total = np.zeros(count), np.zeros(count)
-    for value, labels in owned_weights(subject):
+    for value, labels in owned_weights(context):
         most = max(float(value.max(initial=0)), -float(value.min(initial=0)))
         for amounts, units in owned_amounts(value, labels):
             total += np.bincount(units, minlength=count)

@@ -6,11 +6,11 @@ Li et al. 2017, "Pruning filters for efficient ConvNets", for structures of a re
 from __future__ import annotations
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject, summed
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, summed
 
 
-def _score(subject: Subject) -> Matrix:
-    return summed(subject, lambda amount: amount)
+def _score(context: ScoringContext) -> Matrix:
+    return summed(context, lambda amount: amount)
 
 
 CRITERION = Criterion(_score, needs="weights")

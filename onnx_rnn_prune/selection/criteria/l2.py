@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject, summed
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, summed
 
 
-def _score(subject: Subject) -> Matrix:
-    return np.sqrt(summed(subject, np.square))
+def _score(context: ScoringContext) -> Matrix:
+    return np.sqrt(summed(context, np.square))
 
 
 CRITERION = Criterion(_score, needs="weights")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 
 
-def _score(subject: Subject) -> Matrix:
-    return np.random.default_rng(subject.seed).random(subject.trace.units.count)
+def _score(context: ScoringContext) -> Matrix:
+    return np.random.default_rng(context.seed).random(context.traced.trace.units.count)
 
 
 CRITERION = Criterion(_score, needs="weights")

@@ -7,12 +7,12 @@ account what recovery can make up for.
 from __future__ import annotations
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.reconstruction import reconstruction_gains
 
 
-def _score(subject: Subject) -> Matrix:
-    return reconstruction_gains(subject.document, subject.trace, subject.readers, subject.seen)
+def _score(context: ScoringContext) -> Matrix:
+    return reconstruction_gains(context)
 
 
 CRITERION = Criterion(_score, needs="evidence")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 
 
-def _score(subject: Subject) -> Matrix:
+def _score(context: ScoringContext) -> Matrix:
     from onnx_rnn_prune.selection.gradients import mean_slope  # imports PyTorch
 
-    return mean_slope(subject, np.abs)
+    return mean_slope(context, np.abs)
 
 
 CRITERION = Criterion(_score, needs="feeds", learns=True)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 
 
-def _score(subject: Subject) -> Matrix:
-    scores = np.zeros(subject.trace.units.count)
-    for reader in subject.readers:
+def _score(context: ScoringContext) -> Matrix:
+    scores = np.zeros(context.traced.trace.units.count)
+    for reader in context.readers:
         units = reader.labels >= 0
-        spread = subject.seen.moments[reader.pool].variance
+        spread = context.seen.moments[reader.pool].variance
         np.maximum.at(scores, reader.labels[units], spread[units])
     return scores
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject, summed
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, summed
 
 
-def _score(subject: Subject) -> Matrix:
-    return summed(subject, lambda amount: amount) / np.maximum(summed(subject, np.ones_like), 1)
+def _score(context: ScoringContext) -> Matrix:
+    return summed(context, lambda amount: amount) / np.maximum(summed(context, np.ones_like), 1)
 
 
 CRITERION = Criterion(_score, needs="weights")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, Subject, owned_amounts, owned_weights
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, owned_amounts, owned_weights
 
 
-def _score(subject: Subject) -> Matrix:
-    scores = np.full(subject.trace.units.count, np.inf)
-    for value, labels in owned_weights(subject):
+def _score(context: ScoringContext) -> Matrix:
+    scores = np.full(context.traced.trace.units.count, np.inf)
+    for value, labels in owned_weights(context):
         for amounts, units in owned_amounts(value, labels):
             np.minimum.at(scores, units, amounts)
     return np.where(np.isfinite(scores), scores, 0.0)

@@ -36,7 +36,7 @@ ModelSource = str | Path | onnx.ModelProto
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class OpenedModel:
     """A model that was read and runs.
 
     Attributes:
@@ -87,7 +87,7 @@ class Opened:
             return judged, judged
         return judged, (self.run(), Runner(model, name=name, remedy=OURS))
 
-    def traced(self, trace: Trace) -> Opened:
+    def beside_cuts(self, trace: Trace) -> OpenedModel:
         """The same for cuts of some units: what holds these is another tensor then.
 
         Raises:
@@ -103,7 +103,7 @@ class Opened:
         return replace(self, judged=judged)
 
 
-def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
+def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> OpenedModel:
     """Reads a model that is to be pruned, and loads it in onnxruntime.
 
     Args:
@@ -128,7 +128,7 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
     return opened
 
 
-def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> Opened:
+def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> OpenedModel:
     """Reads a model, which may have no recurrent layer and may not run.
 
     Args:
@@ -147,7 +147,7 @@ def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
     return follow(model, name)
 
 
-def follow(model: onnx.ModelProto, name: str) -> Opened:
+def follow(model: onnx.ModelProto, name: str) -> OpenedModel:
     """Opens a model that was read.
 
     Args:
@@ -177,10 +177,10 @@ def follow(model: onnx.ModelProto, name: str) -> Opened:
         )
     runnable = document if stated or turned else inlined
     judged = find_judged(document)
-    return Opened(name, model, document, layers, runnable, judged, misfits, tuple(notes))
+    return OpenedModel(name, model, document, layers, runnable, judged, misfits, tuple(notes))
 
 
-def written_out(opened: Opened) -> tuple[Written, ...]:
+def written_out(opened: OpenedModel) -> tuple[Written, ...]:
     """The recurrences of a model that are no recurrent nodes, those in functions included."""
     document = opened.document
     if document.source.functions:

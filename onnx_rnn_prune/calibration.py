@@ -1,9 +1,9 @@
-"""Feeds by what they are for: to fit on, to judge by, to report on, to prove with."""
+"""Calibration, validation and test feeds of a model, and what the first of them show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 
@@ -13,14 +13,17 @@ import onnx
 from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds, read_asked
 from onnx_rnn_prune.data.streams import Streams, as_streams, possible_pairs
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.evidence import Evidence, collect
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.recovery.distill.configuration import Loss
-from onnx_rnn_prune.study.opening import Opened, runs
-from onnx_rnn_prune.trace.states import known_states, state_inputs
+from onnx_rnn_prune.opened_model import OpenedModel, runs
+from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.recovery.distill.configuration import Loss, read_loss, require_torch
+from onnx_rnn_prune.trace.states import known_states, plain_outputs, state_inputs
+from onnx_rnn_prune.traced_model import TracedModel
 
-# Feeds made up where there is no data; a part of the feeds that is kept from fitting.
+# Feeds made up where there is no data; a part of the feeds that is kept from calibration.
 _RANDOM_FEEDS = 3
 _HELD_OUT = 0.25
 _TWO_HELD_OUT = 0.4
@@ -36,22 +39,22 @@ _RESIZINGS: tuple[Callable[[int], int], ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """Feeds by what they are for; the three sets share nothing unless `fitting.shared` says so.
+class Calibration:
+    """Feeds by what they are for; they share nothing unless `calibration.shared` says so.
 
     Attributes:
-        fitting: what is calibrated on.
-        held_out: what candidates are judged by.
-        judging: what drift is reported on.
+        calibration: what is fitted on.
+        validation: what candidates are judged by.
+        test: what drift is reported on.
         given: whether the user gave data; made-up feeds calibrate nothing.
         warnings: what the user should know about them.
         loss: of the labels that lie in them, if that is to be looked at.
         streams: what the report says of states that are carried, see `stream_row`.
     """
 
-    fitting: Feeds
-    held_out: Feeds
-    judging: Feeds
+    calibration: Feeds
+    validation: Feeds
+    test: Feeds
     given: bool
     warnings: tuple[str, ...] = ()
     loss: Loss | None = None
@@ -60,7 +63,22 @@ class Data:
     @property
     def tested(self) -> bool:
         """Whether drift is reported on feeds by which no candidate was judged."""
-        return self.judging is not self.held_out and not self.held_out.shared
+        return self.test is not self.validation and not self.validation.shared
+
+    @property
+    def count(self) -> int:
+        """Feeds that choose and select."""
+        return len(self.calibration) + (0 if self.calibration.shared else len(self.validation))
+
+    def evidence(self, traced: TracedModel, progress: Progress = silent) -> Evidence | None:
+        """What the calibration feeds show of a model's units, collected once.
+
+        None where feeds are made up, which show nothing.
+        """
+        feeds, known = self.calibration, traced.evidence
+        if self.given and feeds not in known:
+            known[feeds] = collect(traced.document, traced.trace, traced.readers, feeds, progress)
+        return known.get(feeds)
 
 
 def asked_sizes(data: object, size: object) -> Asked:
@@ -90,13 +108,13 @@ def made_up(document: Document, run: Callable[[Feed], object], asked: Asked, see
 
 
 def open_data(
-    opened: Opened,
+    opened: OpenedModel,
     data: object,
     eval_data: object,
     seed: int,
     asked: Asked = _NOTHING,
     stream: bool | None = None,
-) -> Data:
+) -> Calibration:
     """Opens the user's data, or makes up feeds of the sizes that are asked for.
 
     Args:
@@ -112,24 +130,26 @@ def open_data(
     """
     if data is None:
         made = made_up(opened.document, opened.run(), asked, seed)
-        judging = made if eval_data is None else opened_feeds(opened, eval_data, stream)
+        test = made if eval_data is None else opened_feeds(opened, eval_data, stream)
         note = (
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
             " they do and the kept ones make up for the removed ones, which loses far less"
         )
-        streams = stream_row(opened.document, stream, judging)
-        return Data(made, made, judging, given=False, warnings=(note,), streams=streams)
+        streams = stream_row(opened.document, stream, test)
+        return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
     feeds = opened_feeds(opened, data, stream)
-    fitting, held_out = feeds.split(_HELD_OUT)
-    judging = held_out if eval_data is None else opened_feeds(opened, eval_data, stream)
+    calibration, validation = feeds.split(_HELD_OUT)
+    test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
     notes = []
-    if fitting.shared:
+    if calibration.shared:
         notes.append("there is one feed only: it was fitted on and judged by; give several")
-    streams = stream_row(opened.document, stream, judging, fitting, held_out)
-    return Data(fitting, held_out, judging, True, tuple(notes), streams=streams)
+    streams = stream_row(opened.document, stream, test, calibration, validation)
+    return Calibration(calibration, validation, test, True, tuple(notes), streams=streams)
 
 
-def open_three(opened: Opened, data: object, eval_data: object, stream: bool | None = None) -> Data:
+def open_three(
+    opened: OpenedModel, data: object, eval_data: object, stream: bool | None = None
+) -> Calibration:
     """Opens data for a search: what chooses, what selects among candidates, and what is reported.
 
     Three disjoint sets, unless there are too few feeds: then a warning says what was shared.
@@ -140,40 +160,40 @@ def open_three(opened: Opened, data: object, eval_data: object, stream: bool | N
     feeds = opened_feeds(opened, data, stream)
     if eval_data is None:
         # Of three streams and more, each set gets one.
-        fitting, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(feeds.streams, 3)))
-        held_out, judging = rest.split(0.5)
+        calibration, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(feeds.streams, 3)))
+        validation, test = rest.split(0.5)
     else:
-        fitting, held_out = feeds.split(_HELD_OUT)
-        judging = opened_feeds(opened, eval_data, stream)
+        calibration, validation = feeds.split(_HELD_OUT)
+        test = opened_feeds(opened, eval_data, stream)
     notes = []
-    if fitting.shared:
+    if calibration.shared:
         notes = ["there is one feed only: it was fitted on, selected by and reported on"]
-    elif held_out.shared and eval_data is None:
+    elif validation.shared and eval_data is None:
         notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
-    streams = stream_row(opened.document, stream, judging, fitting, held_out)
-    return Data(fitting, held_out, judging, True, tuple(notes), streams=streams)
+    streams = stream_row(opened.document, stream, test, calibration, validation)
+    return Calibration(calibration, validation, test, True, tuple(notes), streams=streams)
 
 
 def stream_row(
-    document: Document, asked: bool | None, judging: Feeds, *others: Feeds
+    document: Document, asked: bool | None, test: Feeds, *others: Feeds
 ) -> Streams | None:
     """What reports say of states that callers carry from call to call; None where there are none.
 
     Args:
         document: the model.
         asked: what the user says of streams.
-        judging: the feeds on which deviations are reported.
+        test: the feeds on which deviations are reported.
         others: that serve something else.
     """
-    states = {**known_states(document), **judging.states}
+    states = {**known_states(document), **test.states}
     if not states:
         return None
-    sets = list({id(feeds): feeds for feeds in (judging, *others)}.values())
-    count = sum(feeds.streams for feeds in sets) if judging.states else 0
+    sets = list({id(feeds): feeds for feeds in (test, *others)}.values())
+    count = sum(feeds.streams for feeds in sets) if test.states else 0
     return Streams(states, count, sum(map(len, sets)), asked)
 
 
-def opened_feeds(opened: Opened, source: object, stream: bool | None) -> Feeds:
+def opened_feeds(opened: OpenedModel, source: object, stream: bool | None) -> Feeds:
     """The user's data as feeds for a model, see `feeds_for`."""
     return feeds_for(opened.model, opened.document, opened.run, source, stream)
 
@@ -205,7 +225,7 @@ def feeds_for(
     return as_streams(feeds, pairs, known_states(document), lambda feed: runner()(feed), stream)
 
 
-def proof_feeds(opened: Opened, feeds: Feeds) -> list[Feed]:
+def proof_feeds(opened: OpenedModel, feeds: Feeds) -> list[Feed]:
     """Feeds to prove on: a real one, and the same in other sizes where the model takes them.
 
     Raises:
@@ -242,3 +262,39 @@ def _resized(
         result[port.name] = value
     same = all(np.shape(result[name]) == np.shape(feed[name]) for name in feed)
     return None if same else result
+
+
+def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bool) -> Calibration:
+    """The data with a loss of the labels in them.
+
+    Args:
+        data: feeds.
+        loss: as the user gives it; None for none.
+        opened: the original, on which the loss is tried.
+        learning: whether what could learn from the loss is asked for.
+
+    Raises:
+        PruneError: there is no such loss, or nothing learns from it; PyTorch, data or labels are
+            missing, or those of the first feed that has some and the loss do not suit each other.
+    """
+    found = read_loss(loss)
+    if found is None:
+        return data
+    if not any(learning):
+        raise PruneError(
+            "nothing learns from it",
+            where="--loss",
+            remedy="add --criterion=taylor or fisher, or --recover=distill, or leave it out",
+        )
+    require_torch("--loss")
+    if not data.given:
+        raise PruneError("there is no data", where="--loss", remedy="pass --data with labels")
+    first = next((feed for feed in data.calibration if feed.labels is not None), None)
+    if first is None:
+        raise PruneError(
+            "no feed to learn from has labels",
+            where=data.calibration.source,
+            remedy="put an array 'labels' beside the inputs of each feed, or leave --loss out",
+        )
+    found.of_runs(opened.run(), [first], plain_outputs(opened.document))
+    return replace(data, loss=found)

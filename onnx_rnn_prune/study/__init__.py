@@ -1,1 +1,0 @@
-"""A model that was opened, and what its data shows."""

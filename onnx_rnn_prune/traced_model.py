@@ -1,0 +1,314 @@
+"""A model whose units were followed: every one can be cut, and all that reads them is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.evidence.evidence import Evidence
+from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.products import find_readers
+from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.interface import AS_BEFORE, Interface
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
+from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
+from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.operators.layers import find_twins
+from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes.bias_slots import DropRoom, MakeRoom
+from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
+from onnx_rnn_prune.passes.cut import Shrink, Zero
+from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
+from onnx_rnn_prune.passes.states import OpenStates, Outside, come_back_in_place, open_states
+from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.trace.observe import observe, was_seen
+from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.trace.states import ENDS, Carried, Start, handed_back, leaves_only
+from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
+from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
+
+
+@dataclass(frozen=True, eq=False)
+class TracedModel:
+    """A model in which every unit of some layers can be cut.
+
+    Attributes:
+        opened: the model itself.
+        interface: what callers of a cut model see.
+        feeds: what it was traced on.
+        document: at full width; computes what the original computes, and is never changed.
+        trace: of the document; nothing is left to restore.
+        readers: all that read units.
+        ends: by outlet of the original, the nodes that absorb its units.
+        restored: by outlet of the original, why it had to be restored.
+        left: layers that are left alone, each with the reason.
+        outside: what callers see of it.
+        evidence: what feeds showed of the units, see `Calibration.evidence`.
+    """
+
+    opened: OpenedModel
+    interface: Interface
+    feeds: Iterable[Feed]
+    document: Document
+    trace: Trace
+    readers: list[Reader]
+    ends: Mapping[Outlet, tuple[str, ...]]
+    restored: Mapping[Outlet, str]
+    left: Mapping[str, str]
+    outside: Outside
+    evidence: dict[Feeds, Evidence] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def original(self) -> OpenedModel:
+        """The model to compare cuts with: what holds the units is another tensor in them.
+
+        Raises:
+            PruneError: all that units have a part in is drawn at random.
+        """
+        return self.opened.beside_cuts(self.trace)
+
+    def for_plan(self, plan: Plan, progress: Progress = silent) -> TracedModel:
+        """The same with just the layers that a plan cuts; layers that keep all stay untouched.
+
+        Raises:
+            PruneError: layers that share a state keep different numbers of units.
+        """
+        if plan.cut() == tuple(self.trace.units.lanes):
+            check_states(self, plan)
+            return self
+        return trace_plan(self.opened, plan, self.feeds, self.interface, progress)
+
+    def cut(self, plan: Plan, mode: str, document: Document | None = None) -> Document:
+        """What a plan makes of the model, with states at full width.
+
+        Args:
+            plan: which units are kept.
+            mode: shrink, or zero to keep all shapes.
+            document: the model with other weights; it is not changed.
+        """
+        return _cut((document or self.document).copy(), self.trace, plan, mode)
+
+    def cut_outside(self, plan: Plan, mode: str, document: Document | None = None) -> Document:
+        """The same with states that hold kept units only, where that was asked for and can be."""
+        result = (document or self.document).copy()
+        OpenStates(self.trace, self.outside.states)(result)
+        return _cut(result, self.outside.trace, plan, mode)
+
+    def prove(self, plan: Plan, document: Document, feeds: Sequence[Feed]) -> Oracle:
+        """Runs the zeroed and the shrunk model against each other.
+
+        Args:
+            plan: which units are kept.
+            document: the model with the weights that are to be written.
+            feeds: to run on.
+
+        Raises:
+            Unmet: they differ.
+        """
+        opened, outputs = self.original, self.original.judged.proven
+
+        def load(rewritten: bool) -> tuple[Runner, Runner]:
+            zeroed, shrunk = (
+                as_proven(self.cut(plan, mode, document), f"the {name} model", rewritten, outputs)
+                for mode, name in (("zero", "zeroed"), ("shrink", "shrunk"))
+            )
+            return zeroed, shrunk
+
+        def original(feed: Feed) -> Mapping[str, Array]:
+            """Only what is infinite asks for it."""
+            if outputs is None:
+                return opened.run()(feed)
+            return Runner(opened.document, outputs=outputs, name=opened.name)(feed)
+
+        found = either_order(load, feeds, tolerance_of(document), original)
+        if not found:
+            raise Unmet(
+                f"it is not proven that the shrunk model computes what the zeroed one does"
+                f" ({found.reason})",
+                where=opened.name,
+                remedy=remedy_of(found),
+            )
+        return found
+
+
+def trace_model(
+    opened: OpenedModel,
+    names: Iterable[str],
+    feeds: Iterable[Feed],
+    interface: Interface = AS_BEFORE,
+    progress: Progress = silent,
+) -> TracedModel:
+    """Prepares a copy of a model for cutting some layers, and follows their units.
+
+    Args:
+        opened: the model; it is not changed.
+        names: the layers to follow.
+        feeds: what the model runs on, to see shapes with.
+        interface: what callers of a cut model see.
+        progress: is told how far the work is.
+
+    Raises:
+        PruneError: a weight that reads units is no number.
+    """
+    progress("following units", 0, None)
+    source = opened.document
+    states = come_back_in_place(source, handed_back(source), feeds)
+    document = source.copy()
+    wanted, left = _reached(document, tuple(names), feeds)
+    Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
+    first = _trace(document, wanted, feeds)
+    absorbing = MakeRoom(wanted, first.bindings)
+    leaving = only_leaving(source, first.restored, states)
+    restore = Restore(wanted, first.restored, leaving)
+    changed = Pipeline((absorbing, restore))(document)
+    final = _trace(document, wanted, feeds) if changed else first
+    outside = Outside(final)
+    if interface.shrink_states:
+        outside = open_states(document, final, source, feeds)
+        final = replace(final, groups=outside.trace.groups)  # layers that share a state are tied
+    readers = find_readers(document, final)
+    _check_weights(document, readers)
+    return TracedModel(
+        opened=opened,
+        interface=interface,
+        feeds=feeds,
+        document=document,
+        trace=final,
+        readers=readers,
+        ends=first.ends,
+        restored=first.restored,
+        left=left,
+        outside=outside,
+    )
+
+
+def trace_plan(
+    opened: OpenedModel,
+    plan: Plan,
+    feeds: Iterable[Feed],
+    interface: Interface = AS_BEFORE,
+    progress: Progress = silent,
+) -> TracedModel:
+    """The same for just the layers that a plan cuts.
+
+    Raises:
+        PruneError: layers that share a state keep different numbers of units.
+    """
+    traced = trace_model(opened, plan.cut(), feeds, interface, progress)
+    check_states(traced, plan)
+    return traced
+
+
+def check_states(traced: TracedModel, plan: Plan) -> None:
+    """Refuses plans by which layers that share a state keep different numbers of units.
+
+    Raises:
+        PruneError: this is one.
+    """
+    for state in traced.outside.states:
+        kept = {name: len(plan.layers[name].keep[0]) for name, _ in sorted(state.starts)}
+        if len(set(kept.values())) > 1:
+            raise PruneError(
+                f"the input '{state.source}' is shared, but "
+                + ", ".join(f"{name} keeps {count} units" for name, count in kept.items()),
+                where="--shrink-states",
+                remedy="make the plan with --shrink-states, or leave that out",
+            )
+
+
+def only_leaving(
+    source: Document, restored: Iterable[Outlet], states: Iterable[Carried]
+) -> frozenset[Outlet]:
+    """The outlets by which some states leave, and that nothing else reads."""
+    results: dict[Start, str] = {}
+    for state in states:
+        results |= dict.fromkeys(state.starts, state.result)
+    starts = {output: start for start, output in ENDS.items()}
+    found = set()
+    for outlet in restored:
+        result = results.get((outlet.layer, starts.get(outlet.output, "")))
+        if result is not None and leaves_only(source, outlet.consumer, {result}):
+            found.add(outlet)
+    return frozenset(found)
+
+
+def _reached(
+    document: Document, names: Sequence[str], feeds: Iterable[Feed]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The layers that can lose units, and why the others cannot.
+
+    Some feed must run a layer, or one with which it shares its parameters.
+    """
+    layers = [layer for layer in find_layers(document.graph) if layer.name in names]
+    left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
+    if any(layer.scope for layer in layers):
+        runs = observe(document, layers, feeds).runs
+        twins = find_twins(layers)
+        alive = {twins[layer.name] for layer in layers if was_seen(layer, runs)}
+        left |= {
+            layer.name: f"no input runs {layer.scope}, in which it is"
+            for layer in layers
+            if twins[layer.name] not in alive
+        }
+    return tuple(name for name in names if name not in left), left
+
+
+def _trace(document: Document, names: tuple[str, ...], feeds: Iterable[Feed]) -> Trace:
+    layers = [layer for layer in find_layers(document.graph) if layer.name in names]
+    return trace(document, layers, observe(document, layers, feeds))
+
+
+def _cut(document: Document, trace: Trace, plan: Plan, mode: str) -> Document:
+    keep = plan.mask(trace)
+    if mode == "zero":
+        Pipeline((Zero(trace, keep), DropUnread()))(document)
+    else:
+        shrink = Shrink(trace, keep)
+        Pipeline((shrink, DropRoom(), PickEntries(), ShareTwins(), DropUnread()))(document)
+    return document
+
+
+def remedy_of(failed: Oracle) -> str:
+    """What to do about a proof that fails: where there are numbers, that is a defect of ours."""
+    if failed.no_number:
+        return "give --data on which all outputs are finite; no file was written"
+    return OURS
+
+
+def as_proven(
+    document: Document, name: str, rewritten: bool, outputs: Sequence[str] | None = None
+) -> Runner:
+    """Loads a cut model in the way in which another cut of it can be compared with it.
+
+    Args:
+        document: the cut model.
+        name: how errors call it.
+        rewritten: whether onnxruntime may rewrite it.
+        outputs: what is compared; all outputs where nothing is named.
+    """
+    exact = document.copy()
+    hold_unsigned(exact.graph)
+    return Runner(exact, outputs=outputs, optimize=rewritten, name=name, remedy=OURS)
+
+
+def tolerance_of(document: Document) -> float:
+    """By how much two cuts of a model may differ."""
+    return QUANTIZED if sums_integers(document.graph) else EXACT
+
+
+def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
+    lookup = Lookup.of(document)
+    for reader in readers:
+        if not np.isfinite(reader.weight(lookup)).all():
+            raise PruneError(
+                "a weight that reads units holds entries that are infinite or not a number",
+                where=reader.name.partition("#")[0],
+                remedy="export the model again from weights that are numbers",
+            )
