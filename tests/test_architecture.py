@@ -17,6 +17,7 @@ ROOMS = (
     "model",
     "operators",
     "data",
+    "roll",
     "trace",
     "validate",
     "evidence",

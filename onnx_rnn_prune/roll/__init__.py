@@ -1,0 +1,1 @@
+"""Written-out recurrences become the operators that they are."""

@@ -1,0 +1,190 @@
+"""What is proven before a rewritten model counts.
+
+A form equals a template by construction. Here is the rest: one step computes in double precision
+what its nodes compute, on random, saturated and zero inputs; and the whole model gives in
+onnxruntime what the original gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value, evaluate
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.roll.form import Activation, Form, Leaf
+from onnx_rnn_prune.roll.reading import Seen
+from onnx_rnn_prune.roll.rules import CLIPPED
+from onnx_rnn_prune.roll.steps import Found, NotRollableError
+from onnx_rnn_prune.roll.values import Known
+
+_STEP, _WHOLE = 1e-10, 1e-5
+_FLOAT_TYPES = frozenset((1, 10, 11, 16))
+_SCALES = (1.0, 30.0, 0.0)
+
+
+def prove_step(
+    nodes: Sequence[gs.Node], found: Found, seen: Seen, known: Mapping[str, Known], opset: int
+) -> None:
+    """Runs the nodes of one step in double precision beside the operator's equations.
+
+    Args:
+        nodes: of the graph that holds the step, in order.
+        found: the step.
+        seen: shapes and numbers of the tensors.
+        known: constants, where tensors of the graph stand for some.
+        opset: of the model.
+
+    Raises:
+        NotRollableError: they differ.
+    """
+    step = found.step
+    leaves = [*step.sources.values(), *([step.cell] if step.cell else [])]
+    ends = [found.output] + ([found.cell_output] if found.cell_output else [])
+    rng = np.random.default_rng(0)
+    for scale in _SCALES:
+        values: dict[str, Array] = {}
+        for leaf in leaves:
+            if leaf.tensor not in values:
+                shape = seen.shapes.get(leaf.tensor) or np.shape(known[leaf.tensor])
+                drawn = scale * rng.standard_normal(shape)
+                values[leaf.tensor] = drawn > 0 if leaf.boolean else drawn
+        try:
+            computed = _run(nodes, [end.tensor for end in ends], values, seen, known, opset)
+        except KeyError as lacking:
+            what = f"its step reads {lacking}, of which nothing is known"
+            raise NotRollableError(what) from lacking
+        for end, wanted in zip(ends, equations(found, values), strict=False):
+            got = computed[end.tensor].reshape(-1)[end.index]
+            error = float(np.abs(got - wanted).max())
+            if not error <= _STEP:
+                raise NotRollableError(f"one step deviates by {error:.1e}")
+
+
+def equations(found: Found, values: Mapping[str, Array]) -> list[Array]:
+    """h and c after a step as the specification has them, in double precision."""
+    step = found.step
+
+    def of(form: Form) -> Array:
+        total = np.broadcast_to(form.bias, (found.output.rows, form.size)).copy()
+        for atom, matrix in form.terms.values():
+            assert isinstance(atom, Leaf)
+            total += _entries(atom, values) @ matrix.full
+        return total
+
+    acts = [_function(act) for act in step.activations]
+    if step.op == "RNN":
+        return [acts[0](of(step.gates[0]))]
+    if step.op == "GRU":
+        assert step.state is not None
+        state = _entries(step.state, values)
+        z, r = acts[0](of(step.gates[0])), acts[0](of(step.gates[1]))
+        if step.hidden is not None:
+            new = acts[1](of(step.gates[2]) + r * of(step.hidden))
+        else:
+            matrix = step.gates[2].terms[step.state.key][1].full
+            rest = {k: v for k, v in step.gates[2].terms.items() if k != step.state.key}
+            new = acts[1](of(Form(rest, step.gates[2].bias)) + (r * state) @ matrix)
+        return [(1 - z) * new + z * state]
+    assert step.cell is not None
+    cell = _entries(step.cell, values)
+    seen = np.zeros(3 * step.units) if step.peepholes is None else step.peepholes
+    p_i, p_o, p_f = np.split(seen, 3)
+    i, o, f, g = (of(gate) for gate in step.gates)
+    new_cell = acts[0](f + p_f * cell) * cell + acts[0](i + p_i * cell) * acts[1](g)
+    return [acts[0](o + p_o * new_cell) * acts[2](new_cell), new_cell]
+
+
+def _entries(leaf: Leaf, values: Mapping[str, Array]) -> Array:
+    return values[leaf.tensor].reshape(-1)[leaf.index].astype(np.float64)
+
+
+def _function(act: Activation) -> Callable[[Array], Array]:
+    if act.op == CLIPPED:
+        return lambda x: np.clip(x, 0.0, 1.0)
+    node = gs.Node(act.op, attrs=dict(act.attributes), outputs=[gs.Variable("y")])
+    return lambda x: evaluate(node, [x], 17)[0]
+
+
+def _run(
+    nodes: Sequence[gs.Node],
+    wanted: Sequence[str],
+    values: Mapping[str, Array],
+    seen: Seen,
+    known: Mapping[str, Known],
+    opset: int,
+) -> dict[str, Array]:
+    """What nodes compute in double precision; only those that are needed run."""
+    makers = {tensor.name: node for node in nodes for tensor in node.outputs}
+    found = dict(values)
+    waiting = [makers[name] for name in wanted]
+    while waiting:
+        node = waiting[-1]
+        lacking = []
+        for tensor in node.inputs:
+            if tensor.name and tensor.name not in found:
+                value = _given(tensor, seen, known, opset)
+                if value is not None:
+                    found[tensor.name] = value
+                else:
+                    lacking.append(makers[tensor.name])
+        if lacking:
+            waiting += lacking
+            continue
+        waiting.pop()
+        inputs = [found[tensor.name] if tensor.name else None for tensor in node.inputs]
+        outputs = _computed(node, inputs, opset)
+        found.update((t.name, value) for t, value in zip(node.outputs, outputs, strict=False))
+    return found
+
+
+def _given(tensor: gs.Tensor, seen: Seen, known: Mapping[str, Known], opset: int) -> Array | None:
+    if tensor.name in seen.numbers:
+        return seen.numbers[tensor.name]
+    value = known.get(tensor.name)
+    if not isinstance(value, np.ndarray):
+        value = constant_value(tensor, opset)
+    if value is None:
+        return None
+    return value.astype(np.float64) if value.dtype.kind == "f" else value
+
+
+def _computed(node: gs.Node, inputs: list[Array | None], opset: int) -> list[Array]:
+    if node.op == "Cast" and node.attrs["to"] in _FLOAT_TYPES and inputs[0] is not None:
+        return [inputs[0].astype(np.float64)]
+    return evaluate(node, inputs, opset)
+
+
+def prove_whole(original: Document, rolled: Document, feeds: Iterable[Feed]) -> float:
+    """Runs the original and the rolled model beside each other.
+
+    Returns:
+        The largest difference of an output, relative to its largest value where that is above 1.
+
+    Raises:
+        NotRollableError: they differ.
+    """
+    worst = 0.0
+    before, after = Runner(original), Runner(rolled, name="the rolled model")
+    for feed in feeds:
+        wanted, got = before(feed), after(feed)
+        for name, value in wanted.items():
+            other = got[name]
+            if value.shape != other.shape:
+                raise NotRollableError(
+                    f"output '{name}' is of shape {other.shape}, not {value.shape}"
+                )
+            if value.dtype.kind != "f" or not value.size:
+                if not np.array_equal(value, other):
+                    raise NotRollableError(f"output '{name}' differs")
+                continue
+            top = max(1.0, float(np.abs(value[np.isfinite(value)]).max(initial=0)))
+            error = float(np.nanmax(np.abs(value.astype(np.float64) - other), initial=0)) / top
+            same = np.array_equal(np.isnan(value), np.isnan(other))
+            if not same or not error <= (_WHOLE if value.dtype.itemsize > 2 else 1e-2):
+                raise NotRollableError(f"output '{name}' deviates by {error:.1e}")
+            worst = max(worst, error)
+    return worst

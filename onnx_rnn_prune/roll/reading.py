@@ -1,0 +1,155 @@
+"""Reading nodes: what each tensor of a graph is.
+
+Shapes and whole numbers come from a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value, evaluate
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.roll.form import Form, Leaf, Matrix, OpaqueError
+from onnx_rnn_prune.roll.rules import RULES
+from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
+
+# Of larger tensors nothing is read but that they are there.
+_MOST_ENTRIES = 1 << 21
+# What is worked out where all inputs are constants.
+_CONSTANT = MOVES | {"Cast", "Concat", "Add", "Sub", "Mul", "Div", "Neg"}
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a run showed of tensors, by name.
+
+    Attributes:
+        shapes: of tensors of real numbers and truth values.
+        numbers: whole numbers that are the same for all inputs of the same shapes.
+        booleans: which hold truth values.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    numbers: Mapping[str, Array]
+    booleans: frozenset[str]
+
+
+class Reader:
+    """Reads nodes one after the other.
+
+    Args:
+        seen: what a run showed.
+        opset: of the model.
+        known: what tensors are that were read before, by name.
+    """
+
+    def __init__(self, seen: Seen, opset: int, known: Mapping[str, Known]) -> None:
+        self.seen, self.opset = seen, opset
+        self.known: dict[str, Known] = dict(known)
+        self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
+        self._computed: dict[tuple[object, ...], tuple[list[Array], list[Known]]] = {}
+
+    def read(self, node: gs.Node) -> None:
+        """Notes what the outputs of a node are."""
+        outputs = [tensor.name for tensor in node.outputs]
+        if all(name in self.seen.numbers for name in outputs):
+            self.known |= {name: self.seen.numbers[name] for name in outputs}
+            return
+        if node.op == "Constant":
+            self.get(node.outputs[0])
+            return
+        given = [self.get(tensor) for tensor in node.inputs]
+        found: Sequence[Known | None]
+        try:
+            found = self._constants(node, given) or self._values(node, given)
+        except OpaqueError:
+            found = [None] * len(outputs)
+        for name, value in zip(outputs, found, strict=False):
+            if name in self.seen.numbers:
+                self.known[name] = self.seen.numbers[name]
+            elif value is not None:
+                self.known[name] = value
+            elif name in self.seen.shapes:
+                self.known[name] = self.leaf(name)
+
+    def leaf(self, name: str) -> Value:
+        """A tensor as a leaf."""
+        return fresh(name, self.seen.shapes[name], name in self.seen.booleans)
+
+    def get(self, tensor: gs.Tensor) -> Known | None:
+        """What a tensor is; None where it is omitted or nothing is known of it."""
+        if not tensor.name:
+            return None
+        if tensor.name not in self.known:
+            value = constant_value(tensor, self.opset)
+            if value is not None:
+                self.known[tensor.name] = value
+            elif tensor.name in self.seen.numbers:
+                self.known[tensor.name] = self.seen.numbers[tensor.name]
+            elif tensor.name in self.seen.shapes:
+                self.known[tensor.name] = self.leaf(tensor.name)
+        return self.known.get(tensor.name)
+
+    def shape(self, node: gs.Node) -> tuple[int, ...]:
+        """The shape of a node's first output."""
+        return self.seen.shapes[node.outputs[0].name]
+
+    def matrix(self, values: Array, transposed: bool) -> Matrix:
+        """A constant as a matrix, or its transpose; the same one each time."""
+        key = id(values), transposed
+        if key not in self._matrices:
+            entries = np.array(values.T if transposed else values, np.float64, order="C")
+            self._matrices[key] = (values, Matrix(entries))
+        return self._matrices[key][1]
+
+    def _constants(self, node: gs.Node, given: Sequence[Known | None]) -> list[Known] | None:
+        """The outputs of a node that reads constants only."""
+        arrays = [value for value in given if isinstance(value, np.ndarray)]
+        if node.op not in _CONSTANT or len(arrays) < len(given) or not arrays or node.domain:
+            return None
+        if arrays[0].size > _MOST_ENTRIES << 4:
+            return None
+        key = (node.op, repr(node.attrs), *map(id, arrays))
+        if key not in self._computed:  # the arrays are kept, so that no other has their id
+            self._computed[key] = (arrays, list(evaluate(node, arrays, self.opset)))
+        return self._computed[key][1]
+
+    def _values(self, node: gs.Node, given: Sequence[Known | None]) -> list[Value]:
+        shape = self.seen.shapes.get(node.outputs[0].name) if node.outputs else None
+        if node.domain or not shape or not 0 < prod(shape) <= _MOST_ENTRIES or not node.inputs:
+            raise OpaqueError
+        if node.op in MOVES or node.op == "Cast":
+            return self._moved(node, given)
+        rule = RULES.get(node.op)
+        if rule is None or any(item is None for item in given[:2]):
+            raise OpaqueError
+        found = rule(self, node, given)
+        if found.shape != tuple(shape):
+            raise OpaqueError
+        return [self._named(found, node.outputs[0].name)]
+
+    def _named(self, value: Value, name: str) -> Value:
+        """Remembers where the values of an atom stand."""
+        atom = value.form.atom() if value.form is not None else None
+        if atom is None or isinstance(atom, Leaf) or value.form is None:
+            return value
+        axis = value.axes()[0]
+        index = fresh(name, value.shape).along(axis).atom()
+        assert isinstance(index, Leaf)
+        return formed(Form.of(replace(atom, origin=index)), value.shape, axis)
+
+    def _moved(self, node: gs.Node, given: Sequence[Known | None]) -> list[Value]:
+        value = given[0]
+        if not isinstance(value, Value):
+            raise OpaqueError
+        name = node.outputs[0].name
+        if node.op == "Cast" and name in self.seen.booleans and not value.boolean:
+            raise OpaqueError
+        shapes = [self.seen.shapes.get(tensor.name) for tensor in node.outputs]
+        parts = moved(node, value.labels, given[1:], shapes)
+        return [replace(value, labels=part) for part in parts]

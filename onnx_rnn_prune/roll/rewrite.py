@@ -1,0 +1,256 @@
+"""Putting an operator where its steps stood.
+
+The operator reads `X` [T, B, I], made of what the steps read, and whatever held the state of a step
+is made anew from `Y`, `Y_h` and `Y_c`. The nodes of the steps then have no readers left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.edit import add_constant, fresh_name
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.roll.form import Index, Leaf
+from onnx_rnn_prune.roll.steps import Chain, NotRollableError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where rows and features of a matrix lie in a tensor.
+
+    Attributes:
+        rows: the axis of the rows; None where there is one row, or each is the same.
+        features: the axis of the features; None where there is one feature.
+        columns: which entries of that axis the features are.
+        fixed: the other axes, each with the one place on it.
+    """
+
+    rows: int | None
+    features: int | None
+    columns: tuple[int, ...]
+    fixed: Mapping[int, int]
+
+
+def layout_of(index: Index, shape: Sequence[int]) -> Layout:
+    """Where the entries [rows, n] of a flattened tensor lie.
+
+    Raises:
+        NotRollableError: they do not lie along axes.
+    """
+    rows = features = None
+    columns: tuple[int, ...] = (0,)
+    fixed = {}
+    for axis, places in enumerate(np.unravel_index(index, tuple(shape))):
+        if (places == places.flat[0]).all():
+            fixed[axis] = int(places.flat[0])
+        elif (places == places[:1]).all() and features is None:
+            features, columns = axis, tuple(int(place) for place in places[0])
+        elif np.array_equal(places, np.repeat(np.arange(shape[axis])[:, None], places.shape[1], 1)):
+            rows = axis
+        else:
+            raise NotRollableError("what it reads or writes does not lie along axes of a tensor")
+    wide, high = index.shape[1] > 1, index.shape[0] > 1
+    if (wide and features is None) or (
+        high and rows is None and index.size == np.unique(index).size
+    ):
+        raise NotRollableError("what it reads or writes does not lie along axes of a tensor")
+    return Layout(rows, features, columns, fixed)
+
+
+class Builder:
+    """Makes nodes of a graph, which is put in order when all are made.
+
+    Args:
+        graph: the main graph, for names.
+        home: the graph that gets the nodes.
+        name: how names begin.
+    """
+
+    def __init__(self, graph: gs.Graph, home: gs.Graph, name: str) -> None:
+        self.graph, self.home, self.name = graph, home, name
+        self._used = {tensor.name for tensor in tensors_of(graph)}
+        self._count = 0
+
+    def constant(self, value: Array) -> gs.Constant:
+        """A constant."""
+        return gs.Constant(self._fresh("constant"), np.asarray(value, order="C"))
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        attributes: Mapping[str, object] | None = None,
+        output: gs.Tensor | None = None,
+    ) -> gs.Tensor:
+        """A node with one output, which is a new tensor or this one."""
+        result = gs.Variable(self._fresh(op.lower())) if output is None else output
+        name = self._fresh(f"{op}_node")
+        self.home.nodes.append(gs.Node(op, name, dict(attributes or {}), list(inputs), [result]))
+        return result
+
+    def axes(self, op: str, data: gs.Tensor, axes: Sequence[int]) -> gs.Tensor:
+        """Squeeze or Unsqueeze."""
+        if not axes:
+            return data
+        if self.graph.opset < 13:
+            return self.node(op, [data], {"axes": list(axes)})
+        return self.node(op, [data, self.constant(np.array(axes, np.int64))])
+
+    def take(self, data: gs.Tensor, axis: int, places: Array) -> gs.Tensor:
+        """Some places on an axis; of a scalar, the axis goes."""
+        return self.node("Gather", [data, self.constant(places)], {"axis": axis})
+
+    def slice(self, data: gs.Tensor, axis: int, start: int, end: int) -> gs.Tensor:
+        """A part of an axis."""
+        if self.graph.opset < 10:
+            return self.node("Slice", [data], {"starts": [start], "ends": [end], "axes": [axis]})
+        bounds = [self.constant(np.array([number], np.int64)) for number in (start, end, axis)]
+        return self.node("Slice", [data, *bounds])
+
+    def transpose(self, data: gs.Tensor, order: Sequence[int]) -> gs.Tensor:
+        """Axes in another order."""
+        if list(order) == sorted(order):
+            return data
+        return self.node("Transpose", [data], {"perm": list(order)})
+
+    def reshape(self, data: gs.Tensor, shape: Sequence[int]) -> gs.Tensor:
+        """Another shape, in which 0 stands for a size that stays, and -1 for what is left."""
+        return self.node("Reshape", [data, self.constant(np.array(shape, np.int64))])
+
+    def copy(self, data: gs.Tensor, output: gs.Tensor) -> None:
+        """The same under the name of a tensor that was made elsewhere before."""
+        output.inputs.clear()
+        self.node("Identity", [data], output=output)
+
+    def as_matrix(
+        self, data: gs.Tensor, layout: Layout, size: int, time: int | None = None
+    ) -> gs.Tensor:
+        """Entries of a tensor as [B, n], or [T, B, n] with the axis of time.
+
+        Args:
+            data: the tensor.
+            layout: where the entries lie in it.
+            size: of its axis of features.
+            time: its axis of time.
+        """
+        kept = [axis for axis in (time, layout.rows, layout.features) if axis is not None]
+        rank = max([*kept, *layout.fixed], default=-1) + 1
+        order = [axis for axis in range(rank) if axis in kept]
+        for axis in reversed(range(rank)):
+            if axis not in kept:
+                data = self.take(data, axis, np.array(layout.fixed[axis], np.int64))
+        data = self.transpose(data, [order.index(axis) for axis in kept])
+        if layout.features is not None and layout.columns != tuple(range(size)):
+            data = self.take(data, len(kept) - 1, np.array(layout.columns, np.int64))
+        first = 0 if time is None else 1
+        missing = [first] if layout.rows is None else []
+        missing += [first + 1] if layout.features is None else []
+        return self.axes("Unsqueeze", data, missing)
+
+    def from_matrix(self, data: gs.Tensor, layout: Layout, time: int | None = None) -> gs.Tensor:
+        """[B, n], or [T, B, n], laid out as a tensor whose other axes have size 1."""
+        first = 0 if time is None else 1
+        if layout.features is None:
+            raise NotRollableError("its state has one unit")
+        fixed = dict(layout.fixed)
+        rows = layout.rows
+        if rows is None:
+            rows = next((axis for axis in fixed if axis != time), None)
+        if rows is None:
+            data = self.axes("Squeeze", data, [first])
+        kept = [axis for axis in (time, rows, layout.features) if axis is not None]
+        order = sorted(kept)
+        data = self.transpose(data, [kept.index(axis) for axis in order])
+        rank = max([*kept, *fixed]) + 1
+        return self.axes("Unsqueeze", data, [axis for axis in range(rank) if axis not in kept])
+
+    def _fresh(self, kind: str) -> str:
+        name = f"{self.name}/{kind}"
+        while name in self._used:
+            self._count += 1
+            name = f"{self.name}/{kind}_{self._count}"
+        self._used.add(name)
+        return name
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """The operator that was put in.
+
+    Attributes:
+        node: the operator.
+        y: what its Y is: [T, B, H].
+        y_h: the last h: [B, H].
+        y_c: of an LSTM, the last c: [B, H].
+    """
+
+    node: gs.Node
+    y: gs.Tensor
+    y_h: gs.Tensor
+    y_c: gs.Tensor | None
+
+
+def put_operator(
+    builder: Builder,
+    chain: Chain,
+    sequence: gs.Tensor,
+    initial: Sequence[gs.Tensor | None],
+    dtype: np.dtype[np.generic],
+    direction: str = "forward",
+) -> Operator:
+    """Adds the operator that a chain is.
+
+    Args:
+        builder: makes its nodes.
+        chain: the steps.
+        sequence: X: [T, B, I], what `chain.inputs` lists beside one another.
+        initial: h and c before the first step: [1, B, H] each.
+        dtype: of its weights.
+        direction: forward or reverse.
+    """
+    step = chain.step
+    weights: dict[str, Array] = {}
+    state = chain.states[-1]
+    assert state is not None
+    blocks = {its: key for key, its in step.block_keys.items() if key != state.key}
+    ordered = [blocks[block] for block in sorted(blocks)]
+    weights["W"] = np.concatenate([step.weight(key) for key in ordered], axis=1)[None]
+    weights["R"] = step.weight(state.key)[None]
+    weights["B"] = step.bias[None]
+    inputs: list[gs.Tensor] = [sequence]
+    for name, value in weights.items():
+        inputs.append(add_constant(builder.graph, f"{builder.name}/{name}", value.astype(dtype)))
+    inputs += [gs.Variable.empty(), *(item or gs.Variable.empty() for item in initial)]
+    if step.peepholes is not None:
+        inputs.append(builder.constant(step.peepholes[None].astype(dtype)))
+    while not inputs[-1].name:
+        inputs.pop()
+    names = ("Y", "Y_h", "Y_c") if step.op == "LSTM" else ("Y", "Y_h")
+    outputs = [gs.Variable(f"{builder.name}/{name}") for name in names]
+    attributes = dict(step.attributes())
+    if direction != "forward":
+        attributes["direction"] = direction
+    name = fresh_name(builder.graph, builder.name)
+    node = gs.Node(step.op, name, attributes, inputs, outputs)
+    builder.home.nodes.append(node)
+    y = builder.axes("Squeeze", outputs[0], [1])
+    ends = [builder.axes("Squeeze", output, [0]) for output in outputs[1:]]
+    return Operator(node, y, ends[0], ends[1] if len(ends) > 1 else None)
+
+
+def leaf_matrix(
+    builder: Builder,
+    leaf: Leaf,
+    tensors: Mapping[str, gs.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> gs.Tensor:
+    """A leaf as [B, n]."""
+    shape = shapes[leaf.tensor]
+    layout = layout_of(leaf.index, shape)
+    size = shape[layout.features] if layout.features is not None else 1
+    return builder.as_matrix(tensors[leaf.tensor], layout, size)

@@ -1,0 +1,253 @@
+"""What operators compute, as forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.roll.form import Activation, Form, Matrix, OpaqueError
+from onnx_rnn_prune.roll.values import Known, Value, along, formed, fresh
+
+# Functions of each entry, with what their attributes are where they are left out.
+FUNCTIONS: Mapping[str, tuple[tuple[str, float], ...]] = {
+    "Sigmoid": (),
+    "Tanh": (),
+    "Relu": (),
+    "Softsign": (),
+    "Softplus": (),
+    "Exp": (),
+    "Elu": (("alpha", 1.0),),
+    "LeakyRelu": (("alpha", 0.01),),
+    "ThresholdedRelu": (("alpha", 1.0),),
+}
+# The part of a line between 0 and 1, of which each HardSigmoid is one.
+CLIPPED = "Clipped"
+
+
+class Source(Protocol):
+    """What rules ask of a reader."""
+
+    def shape(self, node: gs.Node) -> tuple[int, ...]:
+        """The shape of a node's output."""
+
+    def matrix(self, values: Array, transposed: bool) -> Matrix:
+        """A constant as a matrix, or its transpose."""
+
+
+Given = Sequence[Known | None]
+Rule = Callable[[Source, gs.Node, Given], Value]
+
+
+def _activation(reader: Source, node: gs.Node, given: Given) -> Value:
+    attributes = {**dict(FUNCTIONS[node.op]), **node.attrs}
+    return _function(given, node.op, tuple(sorted((k, float(v)) for k, v in attributes.items())))
+
+
+def _function(given: Given, op: str, attributes: tuple[tuple[str, float], ...] = ()) -> Value:
+    value = given[0]
+    if not isinstance(value, Value):
+        raise OpaqueError
+    axis = value.axes()[0] if value.axes() else -1
+    form = value.along(axis)
+    return formed(Form.of(Activation(op, attributes, form)), value.shape, axis)
+
+
+def _hard_sigmoid(reader: Source, node: gs.Node, given: Given) -> Value:
+    """A part of a line, moved to where it lies between 0 and 1."""
+    value = given[0]
+    if not isinstance(value, Value) or not value.axes():
+        raise OpaqueError
+    axis = value.axes()[0]
+    form = value.along(axis).scaled(float(np.float32(node.attrs.get("alpha", 0.2))))
+    beta = np.float64(np.float32(node.attrs.get("beta", 0.5)))
+    form = form.plus(Form.constant(np.full(form.size, beta)))
+    return _function([formed(form, value.shape, axis)], CLIPPED)
+
+
+def _clip(reader: Source, node: gs.Node, given: Given) -> Value:
+    low = given[1] if len(given) > 1 else node.attrs.get("min")
+    high = given[2] if len(given) > 2 else node.attrs.get("max")
+    bounds = [None if bound is None else np.asarray(bound).reshape(-1) for bound in (low, high)]
+    if any(bound is None or len(bound) != 1 for bound in bounds):
+        raise OpaqueError
+    if [float(bound[0]) for bound in bounds if bound is not None] != [0.0, 1.0]:
+        raise OpaqueError
+    return _function(given, CLIPPED)
+
+
+def _sum(reader: Source, node: gs.Node, given: Given) -> Value:
+    forms, axis = _together(reader.shape(node), given)
+    total = forms[0]
+    for form in forms[1:]:
+        total = total.plus(form, -1.0 if node.op == "Sub" else 1.0)
+    return _result(reader, node, _as_sigmoid(total), axis)
+
+
+def _as_sigmoid(form: Form) -> Form:
+    """Half of a hyperbolic tangent and a half are a sigmoid of twice its argument."""
+    if len(form.terms) == 1 and np.all(form.bias == 0.5):
+        ((atom, matrix),) = form.terms.values()
+        if isinstance(atom, Activation) and atom.op == "Tanh" and matrix.is_scaled_identity(0.5):
+            return Form.of(Activation("Sigmoid", (), atom.argument.scaled(2.0)))
+    return form
+
+
+def _times(reader: Source, node: gs.Node, given: Given) -> Value:
+    forms, axis = _together(reader.shape(node), given)
+    return _result(reader, node, forms[0].times(forms[1]), axis)
+
+
+def _divided(reader: Source, node: gs.Node, given: Given) -> Value:
+    forms, axis = _together(reader.shape(node), given)
+    above, below = forms
+    if not below.terms and below.bias.all():
+        return _result(reader, node, above.scaled(1 / below.bias), axis)
+    if not above.terms:  # 1 / (1 + exp(-x))
+        form = _one_over(below)
+        return _result(reader, node, form.scaled(above.bias), axis)
+    raise OpaqueError
+
+
+def _one_over(form: Form) -> Form:
+    if len(form.terms) == 1 and np.all(form.bias == 1):
+        ((atom, matrix),) = form.terms.values()
+        if isinstance(atom, Activation) and atom.op == "Exp" and matrix.is_scaled_identity(1.0):
+            return Form.of(Activation("Sigmoid", (), atom.argument.scaled(-1.0)))
+    raise OpaqueError
+
+
+def _reciprocal(reader: Source, node: gs.Node, given: Given) -> Value:
+    forms, axis = _together(reader.shape(node), given)
+    return _result(reader, node, _one_over(forms[0]), axis)
+
+
+def _negated(reader: Source, node: gs.Node, given: Given) -> Value:
+    forms, axis = _together(reader.shape(node), given)
+    return _result(reader, node, forms[0].scaled(-1.0), axis)
+
+
+def _not(reader: Source, node: gs.Node, given: Given) -> Value:
+    forms, axis = _together(reader.shape(node), given)
+    one = Form.constant(np.ones(forms[0].size))
+    return _result(reader, node, one.plus(forms[0], -1.0), axis)
+
+
+def _where(reader: Source, node: gs.Node, given: Given) -> Value:
+    (chosen, one, other), axis = _together(reader.shape(node), given)
+    rest = Form.constant(np.ones(chosen.size)).plus(chosen, -1.0)
+    return _result(reader, node, chosen.times(one).plus(rest.times(other)), axis)
+
+
+def _matmul(reader: Source, node: gs.Node, given: Given) -> Value:
+    left, right = given[:2]
+    shape = reader.shape(node)
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):  # of a constant state
+        left = fresh(node.inputs[0].name, left.shape)
+    if isinstance(left, Value) and isinstance(right, np.ndarray) and right.ndim >= 2:
+        if right.ndim > 2 and prod(right.shape[:-2]) != 1:
+            raise OpaqueError
+        weight = right if right.ndim == 2 else right.reshape(right.shape[-2:])
+        form = left.along(left.labels.ndim - 1).then(reader.matrix(weight, False))
+        return formed(form, shape, -1)
+    if isinstance(right, Value) and isinstance(left, np.ndarray) and left.ndim == 2:
+        form = right.along(right.labels.ndim - 2).then(reader.matrix(left, True))
+        return formed(form, shape, -2)
+    raise OpaqueError
+
+
+def _gemm(reader: Source, node: gs.Node, given: Given) -> Value:
+    left, right = given[:2]
+    first, second = (bool(node.attrs.get(name, 0)) for name in ("transA", "transB"))
+    alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
+    shape = reader.shape(node)
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        left = fresh(node.inputs[0].name, left.shape)
+    if isinstance(left, Value) and isinstance(right, np.ndarray):
+        axis, weight = 1, reader.matrix(right, second)
+        form = left.along(0 if first else 1)
+    elif isinstance(right, Value) and isinstance(left, np.ndarray):
+        axis, weight = 0, reader.matrix(left, not first)
+        form = right.along(1 if second else 0)
+    else:
+        raise OpaqueError
+    form = form.then(weight).scaled(alpha)
+    added = given[2] if len(given) > 2 else None
+    if added is not None and beta:
+        if isinstance(added, Value):
+            bias = replace(added, labels=np.broadcast_to(added.labels, shape)).along(axis)
+        else:
+            bias = along(np.broadcast_to(added, shape), axis)
+        form = form.plus(bias.scaled(beta))
+    return formed(form, shape, axis)
+
+
+def _concat(reader: Source, node: gs.Node, given: Given) -> Value:
+    """Columns beside one another; or entries of one tensor."""
+    shape = reader.shape(node)
+    axis = int(node.attrs["axis"]) % len(shape)
+    values = [item for item in given if isinstance(item, Value)]
+    first = values[0]
+    if len(values) == len(given) and all(
+        item.form is None and item.tensor == first.tensor for item in values
+    ):
+        labels = np.concatenate([item.labels for item in values], axis)
+        return replace(first, labels=labels)
+    total = Form.constant(np.zeros(shape[axis]))
+    at = 0
+    for item in given:
+        if item is None:
+            raise OpaqueError
+        form = along(item, axis)
+        place = np.zeros((form.size, shape[axis]))
+        place[np.arange(form.size), at + np.arange(form.size)] = 1
+        total = total.plus(form.then(Matrix(place)))
+        at += form.size
+    return formed(total, shape, axis)
+
+
+def _together(shape: tuple[int, ...], given: Given) -> tuple[list[Form], int]:
+    """Operands as forms of the shape of the result, and the axis of the columns."""
+    values: list[Value | Array] = []
+    for item in given:
+        if isinstance(item, Value):
+            values.append(replace(item, labels=np.broadcast_to(item.labels, shape)))
+        elif item is not None:
+            values.append(np.broadcast_to(item, shape))
+    axes = [value.axes() for value in values if isinstance(value, Value)]
+    common = [axis for axis in axes[0] if all(axis in other for other in axes)] if axes else []
+    formal = [v.axes() for v in values if isinstance(v, Value) and v.form is not None]
+    for axis in formal[0] if formal else common:
+        if axis in common:
+            return [along(value, axis) for value in values], axis
+    raise OpaqueError
+
+
+def _result(reader: Source, node: gs.Node, form: Form, axis: int) -> Value:
+    """The value of a node's output."""
+    return formed(form, reader.shape(node), axis)
+
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(FUNCTIONS, _activation),
+    "HardSigmoid": _hard_sigmoid,
+    "Clip": _clip,
+    "Add": _sum,
+    "Sub": _sum,
+    "Sum": _sum,
+    "Mul": _times,
+    "And": _times,
+    "Div": _divided,
+    "Reciprocal": _reciprocal,
+    "Neg": _negated,
+    "Not": _not,
+    "Where": _where,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Concat": _concat,
+}

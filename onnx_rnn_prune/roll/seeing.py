@@ -1,0 +1,163 @@
+"""What one run shows of every tensor: its shape, and its values where they are whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.external import without_values
+from onnx_rnn_prune.model.intermediate import surface
+from onnx_rnn_prune.model.runnable import computable
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.walk import bodies_of, places
+from onnx_rnn_prune.roll.reading import Seen
+
+_SHAPE = f"{OWN}shape_of_"
+_FLOATS = frozenset((1, 10, 11, 16))
+_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))
+_BOOLEAN = 9
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a run showed, by name, for each time that the graph ran which holds the tensor.
+
+    Attributes:
+        shapes: of tensors of real numbers and truth values.
+        numbers: whole numbers that follow from shapes, constants and the number of a turn.
+        booleans: which tensors hold truth values.
+        data: tensors that depend on more than that.
+    """
+
+    shapes: Mapping[str, list[tuple[int, ...]]]
+    numbers: Mapping[str, list[Array]]
+    booleans: frozenset[str]
+    data: frozenset[str]
+
+    def turn(self, number: int) -> Seen:
+        """What was seen of bodies in this turn, and of all that ran just once."""
+        shapes = {
+            name: calls[min(number, len(calls) - 1)]
+            for name, calls in self.shapes.items()
+            if len(calls) in (1, *range(number + 1, len(calls) + 1))
+        }
+        numbers = {
+            name: calls[min(number, len(calls) - 1)]
+            for name, calls in self.numbers.items()
+            if len(calls) in (1, *range(number + 1, len(calls) + 1))
+        }
+        return Seen(shapes, numbers, self.booleans)
+
+
+def see(document: Document, feed: Feed) -> Sight:
+    """Runs a model once.
+
+    Args:
+        document: the model; not changed.
+        feed: what it is run on.
+
+    Raises:
+        PruneError: it does not run.
+    """
+    kinds = element_types(document)
+    known = computable(document.write(without_values))
+    known |= {tensor.name for place in places(document.graph) for tensor in place.graph.inputs}
+    data = _data(document.graph)
+    watched = document.copy()
+    asked: dict[str, str] = {}
+    numbers = []
+    for place in list(places(watched.graph)):
+        for tensor in list(_local(place.graph)):
+            kind = kinds.get(tensor.name)
+            if kind in _INTEGERS and tensor.name in known and tensor.name not in data:
+                numbers.append(tensor.name)
+            elif kind in _FLOATS | {_BOOLEAN} and tensor.name in known:
+                shape = gs.Variable(f"{_SHAPE}{len(asked)}")
+                place.graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
+                asked[tensor.name] = shape.name
+    shown = surface(watched, [*asked.values(), *numbers], np.int64)
+    calls = shown.calls(Runner(watched, outputs=shown.outputs, optimize=False)(feed))
+    shapes = {
+        name: [tuple(int(size) for size in shape) for shape in calls[at]]
+        for name, at in asked.items()
+    }
+    return Sight(
+        {name: found for name, found in shapes.items() if found},
+        {name: calls[name] for name in numbers if calls[name]},
+        frozenset(name for name, kind in kinds.items() if kind == _BOOLEAN),
+        data,
+    )
+
+
+def _data(graph: gs.Graph) -> frozenset[str]:
+    """Tensors that depend on what the model is fed with, and not only on the shapes of that."""
+    found = {tensor.name for tensor in graph.inputs}
+    while True:
+        before = len(found)
+        _spread(graph, found)
+        if len(found) == before:
+            return frozenset(found)
+
+
+def _spread(graph: gs.Graph, found: set[str]) -> None:
+    for node in graph.nodes:
+        for body in bodies_of(node).values():
+            skipped = {"Loop": 2, "If": len(node.inputs)}.get(node.op, 0)
+            for outer, inner in zip(node.inputs[skipped:], body.inputs[skipped:], strict=False):
+                if outer.name in found:
+                    found.add(inner.name)
+            _spread(body, found)
+            behind = 1 if node.op == "Loop" else 0
+            for inner, outer in zip(body.outputs[behind:], node.outputs, strict=False):
+                if inner.name in found:
+                    found.add(outer.name)
+            if node.op in ("Loop", "Scan"):  # what a turn puts out goes into the next
+                carried = zip(body.outputs[behind:], body.inputs[skipped:], strict=False)
+                states = len(node.inputs) - skipped - int(node.attrs.get("num_scan_inputs", 0))
+                for number, (inner, taken) in enumerate(carried):
+                    if number < states and inner.name in found:
+                        found.add(taken.name)
+        read = [] if node.op in ("Shape", "Size") else node.inputs
+        random = node.op.startswith("Random") or node.op in ("Bernoulli", "Multinomial")
+        if random or any(tensor.name in found for tensor in read):
+            found.update(tensor.name for tensor in node.outputs if tensor.name)
+
+
+def _local(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    """What comes to be in a graph."""
+    made = (tensor for node in graph.nodes for tensor in node.outputs)
+    for tensor in (*graph.inputs, *made):
+        if tensor.name and isinstance(tensor, gs.Variable):
+            yield tensor
+
+
+def element_types(document: Document) -> dict[str, int]:
+    """The types of the entries of tensors, by name; those of sequences are missing."""
+    model = document.write(_light)
+    with suppress(onnx.shape_inference.InferenceError):
+        model = onnx.shape_inference.infer_shapes(model)
+    found: dict[str, int] = {}
+    _types_in(model.graph, found)
+    return {name: kind for name, kind in found.items() if kind in _FLOATS | _INTEGERS | {_BOOLEAN}}
+
+
+def _light(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """Types follow from small constants, such as axes; weights are not needed for them."""
+    return without_values(tensor, 64)
+
+
+def _types_in(graph: onnx.GraphProto, found: dict[str, int]) -> None:
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        if port.type.HasField("tensor_type") and port.type.tensor_type.elem_type:
+            found[port.name] = port.type.tensor_type.elem_type
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _types_in(attribute.g, found)

@@ -1,0 +1,259 @@
+"""Steps of cells, and how they follow one another.
+
+Nodes are read in order. Where the form of a tensor is the new state of a cell, the tensor is from
+there on a leaf, and so is the new c of an LSTM: the next step is read as a function of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.roll.cells import Step, solve, solve_rnn
+from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, OpaqueError, Product
+from onnx_rnn_prune.roll.reading import Reader
+from onnx_rnn_prune.roll.values import MOVES, Value, fresh
+
+_PRODUCTS = ("MatMul", "Gemm")
+Key = tuple[object, ...]
+
+
+class NotRollableError(Exception):
+    """Why steps stay as they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A step that was found in a graph.
+
+    Attributes:
+        step: what it computes.
+        output: the new h, as the entries of the tensor that holds it.
+        cell_output: of an LSTM, the new c.
+    """
+
+    step: Step
+    output: Leaf
+    cell_output: Leaf | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Steps of one cell, each of which goes on from the one before.
+
+    Attributes:
+        steps: in order; of a body that runs again and again, those of the turns that were read.
+        states: for each step, the leaf that is its h; None of the first where it starts at 0.
+        initial_h: what h is before the first step.
+        initial_c: what c is before it.
+    """
+
+    steps: tuple[Found, ...]
+    states: tuple[Leaf | None, ...]
+    initial_h: Leaf | None
+    initial_c: Leaf | None
+
+    @property
+    def step(self) -> Step:
+        """A step that has all terms: the last one."""
+        return self.steps[-1].step
+
+    @property
+    def state_block(self) -> bytes:
+        """The number of the weights that h is multiplied with."""
+        state = self.states[-1]
+        assert state is not None
+        return self.step.block_keys[state.key]
+
+    def inputs(self) -> list[tuple[Leaf, ...]]:
+        """The leaves that are multiplied with the same weights, one for each step."""
+        blocks: dict[bytes, list[Leaf]] = {}
+        for found, state in zip(self.steps, self.states, strict=True):
+            for key, leaf in found.step.sources.items():
+                if state is None or key != state.key:
+                    blocks.setdefault(found.step.block_keys[key], []).append(leaf)
+        return [tuple(blocks[block]) for block in sorted(blocks)]
+
+
+def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str]) -> list[Found]:
+    """Reads nodes, and finds the steps of cells among them.
+
+    Args:
+        reader: knows what the nodes read.
+        nodes: in order.
+        states: tensors that a product multiplies with the weights of another one. Only these may be
+            states of cells without gates.
+    """
+    found: list[Found] = []
+    named: dict[bytes, list[str]] = {}
+    for node in nodes:
+        reader.read(node)
+        for tensor in node.outputs:
+            value = reader.known.get(tensor.name)
+            if not isinstance(value, Value) or value.form is None or node.op in MOVES:
+                continue
+            named.setdefault(value.form.key, []).append(tensor.name)
+            step = _solved(value.form, tensor.name in states, found)
+            if step is not None:
+                output = _cut(reader, [tensor.name])
+                cell = step.next_cell
+                known = named.get(cell.key, []) if cell is not None else []
+                found.append(Found(step, output, _cut(reader, known) if known else None))
+            elif tensor.name in states and _may_be_first(value.form):
+                for form in _within(value.form):
+                    if form.key in named:
+                        _cut(reader, named[form.key])
+                _cut(reader, [tensor.name])
+    return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
+
+
+def _solved(form: Form, is_state: bool, before: Sequence[Found]) -> Step | None:
+    try:
+        step = solve(form)
+        if step is None and (is_state or before):
+            step = solve_rnn(form)
+            if step is not None and not is_state and not _goes_on(step, before):
+                return None
+    except OpaqueError:
+        return None
+    return step
+
+
+def _goes_on(step: Step, before: Sequence[Found]) -> bool:
+    """Whether a dense layer is the step of a cell of which others were found; the last one is."""
+    keys = {item.output.key: item for item in before if item.step.op == "RNN"}
+    return any(
+        key in keys and _joins(keys[key].step, step, leaf) for key, leaf in step.sources.items()
+    )
+
+
+def _may_be_first(form: Form) -> bool:
+    """Whether a form may be h of a first step, in which states of 0 were folded away."""
+    parts = [
+        factor
+        for atom, _ in form.terms.values()
+        for factor in (atom.factors if isinstance(atom, Product) else (atom,))
+    ]
+    return bool(parts) and all(isinstance(part, Activation) for part in parts)
+
+
+def _within(form: Form) -> list[Form]:
+    """The form of what may be c, where a form may be h of a first step that has no c yet."""
+    atom = form.atom()
+    factors: tuple[Atom, ...] = atom.factors if isinstance(atom, Product) else ()
+    acts = [factor for factor in factors if isinstance(factor, Activation)]
+    return [act.argument for act in acts if len(act.argument.terms) == 1]
+
+
+def _cut(reader: Reader, names: Sequence[str]) -> Leaf:
+    """Makes leaves of tensors that have the same form, all entries of the first one."""
+    values = [reader.known[name] for name in names]
+    first = values[0]
+    assert isinstance(first, Value) and first.form is not None
+    leaf = fresh(names[0], first.shape).along(first.axes()[0]).atom()
+    assert isinstance(leaf, Leaf)
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, Value):
+            reader.known[name] = replace(value, form=Form.of(leaf))
+    return leaf
+
+
+def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
+    """Tensors that a product multiplies with weights that another one multiplies with, too."""
+    products: dict[int, list[gs.Tensor]] = {}
+    for node in nodes:
+        if node.op in _PRODUCTS and not node.domain:
+            for slot in (0, 1):
+                weight = node.inputs[slot]
+                if constant_value(weight) is not None:
+                    products.setdefault(id(weight), []).append(node.inputs[1 - slot])
+    found: set[str] = set()
+    waiting = [tensor for group in products.values() if len(group) > 1 for tensor in group]
+    for tensor in waiting:
+        if tensor.name in found or not tensor.inputs:
+            continue
+        found.add(tensor.name)
+        node = tensor.inputs[0]
+        if node.op in MOVES or node.op in ("Cast", "Concat"):
+            waiting += [item for item in node.inputs if isinstance(item, gs.Variable)]
+    return frozenset(found)
+
+
+def chains(found: Sequence[Found]) -> list[Chain]:
+    """Steps that go on from one another, in the order of their first steps."""
+    holders = {item.output.key: item for item in found}
+    runs: list[list[tuple[Found, Leaf | None]]] = []
+    ends: dict[int, list[tuple[Found, Leaf | None]]] = {}
+    for item in found:
+        state = _state_before(item, holders)
+        before = holders.get(state.key) if state is not None else None
+        run = ends.pop(id(before), None) if before is not None else None
+        if run is not None and before is not None and not _joins(before.step, item.step, state):
+            ends[id(before)] = run
+            run = None
+        if run is None:
+            run = []
+            runs.append(run)
+        run.append((item, state))
+        ends[id(item)] = run
+    return [chain for run in runs for chain in [_chain(run)] if chain is not None]
+
+
+def _state_before(item: Found, holders: dict[Key, Found]) -> Leaf | None:
+    """The leaf that is h of a step, as far as that can be told by itself."""
+    if item.step.state is not None:
+        return item.step.state
+    cell = item.step.cell
+    for key, leaf in item.step.sources.items():
+        before = holders.get(key)
+        if before is None or before.step.op != item.step.op or before.step.units != leaf.size:
+            continue
+        if cell is None or (before.cell_output and before.cell_output.key == cell.key):
+            return leaf
+    return None
+
+
+def _joins(before: Step, step: Step, state: Leaf | None) -> bool:
+    """Whether a step is one of the same cell as the one before, which may start at 0."""
+    return before.signature == step.signature or _starts_at_zero(before, step, state)
+
+
+def _starts_at_zero(first: Step, second: Step, state: Leaf | None) -> bool:
+    if state is None or first.op != "RNN" or first.activations[0].op != second.activations[0].op:
+        return False
+    blocks = sorted(block for key, block in second.block_keys.items() if key != state.key)
+    same = np.array_equal(first.bias, second.bias)
+    return same and sorted(first.block_keys.values()) == blocks
+
+
+def _chain(run: Sequence[tuple[Found, Leaf | None]]) -> Chain | None:
+    """The chain of a run of steps; None where it is not told what its state is."""
+    steps, states = [item for item, _ in run], [state for _, state in run]
+    last = states[-1]
+    if len(run) == 1:
+        first = steps[0]
+        last = last or _likely_state(first.step)
+        states = [last]
+    if last is None:
+        return None
+    if states[0] is None:
+        block = steps[-1].step.block_keys[last.key]
+        own = [key for key, its in steps[0].step.block_keys.items() if its == block]
+        if len(own) == 1:
+            states[0] = steps[0].step.sources[own[0]]
+        elif own or not _starts_at_zero(steps[0].step, steps[1].step, states[1]):
+            return None
+    return Chain(tuple(steps), tuple(states), states[0], steps[0].step.cell)
+
+
+def _likely_state(step: Step) -> Leaf | None:
+    """The leaf that is h in a single step: of those as wide as it, the one beside c."""
+    fitting = [leaf for leaf in step.sources.values() if leaf.size == step.units]
+    for leaf in fitting:
+        if step.cell is not None and leaf.tensor == step.cell.tensor:
+            return leaf
+    return fitting[0] if len(fitting) == 1 and step.op != "RNN" else None

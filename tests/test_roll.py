@@ -1,0 +1,156 @@
+"""Recurrences that were written out become the operators that they are, and nothing else does."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.roll.rolling import roll
+from rolling import UNITS, attributes, feeds, gru, lstm, operators, rnn, unrolled
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+sys.path.append(str(ROOT / "tools"))
+
+from model_feeds import feeds_for  # noqa: E402
+
+# Of fixtures with written-out steps: operator, steps that are one operator, and how many of those.
+WRITTEN = {
+    "dynamo_lstm_cell": ("LSTM", 6, 1),  # the first step was folded into constants
+    "dynamo_rnn_relu_bi": ("RNN", 7, 2),
+    "dynamo_rnn_tanh": ("RNN", 7, 1),
+    "keras_torch_gru": ("GRU", 1, 1),
+    "keras_torch_lstm": ("LSTM", 1, 1),
+    "torchscript_gru_cell": ("GRU", 7, 1),
+    "torchscript_lstm_cell": ("LSTM", 7, 1),
+}
+CELLS = {
+    "lstm": lstm,
+    "lstm of one product": lambda rng: lstm(rng, form="joint"),
+    "peepholes": lambda rng: lstm(rng, form="peepholes"),
+    "input gate is 1 - forget gate": lambda rng: lstm(rng, form="coupled"),
+    "forget gate is 1 - input gate": lambda rng: lstm(rng, form="coupled_input"),
+    "sigmoid by tanh": lambda rng: lstm(rng, form="tanh_gates"),
+    "sigmoid by exp": lambda rng: lstm(rng, form="exp_gates"),
+    "hard sigmoid by clip": lambda rng: lstm(rng, form="clip_gates"),
+    "hard sigmoid": lambda rng: lstm(rng, "HardSigmoid"),
+    "gru": gru,
+    "gru, reset before": lambda rng: gru(rng, after=False),
+    "gru, z turned": lambda rng: gru(rng, turned=True),
+    "gru, difference": lambda rng: gru(rng, form="difference"),
+    "gru, difference turned": lambda rng: gru(rng, turned=True, form="difference"),
+    "minimal gated unit": lambda rng: gru(rng, after=False, minimal=True),
+    "rnn": rnn,
+    "rnn, relu": lambda rng: rnn(rng, "Relu"),
+    "rnn, elu": lambda rng: rnn(rng, "Elu"),
+}
+
+
+def run(model, feed):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feed)
+
+
+def rolled(model, given=None, fewest=2):
+    """The rolled model and what is said of it; the same outputs were seen."""
+    given = given or feeds(model)
+    found = roll(Document.read(model), given, fewest)
+    written = found.document.write()
+    onnx.checker.check_model(written)
+    for feed in given:
+        for one, other in zip(run(model, feed), run(written, feed), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    return written, found
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_fixtures_roll(name):
+    op, steps, count = WRITTEN[name]
+    path = FIXTURES / f"{name}.onnx"
+    model, found = rolled(onnx.load(path), feeds_for(path), fewest=1)
+    assert [node.op_type for node in operators(model)] == [op] * count
+    assert [(item.op, item.steps, item.units) for item in found.rolled] == [(op, steps, 8)] * count
+
+
+@pytest.mark.parametrize(("backwards", "ends"), [(False, False), (True, True)])
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_roll(name, backwards, ends):
+    step = CELLS[name](np.random.default_rng(3))
+    model, found = rolled(unrolled(step, backwards=backwards, ends=ends))
+    (node,) = operators(model)
+    assert attributes(node)["hidden_size"] == UNITS
+    assert attributes(node).get("direction", b"forward") == (
+        b"reverse" if backwards else b"forward"
+    )
+    assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh", "Exp"}
+    assert not found.left
+
+
+def test_nothing_recognised_is_nothing_changed():
+    document = Document.read(onnx.load(FIXTURES / "written_17_rnn.onnx"))
+    path = FIXTURES / "written_17_rnn.onnx"
+    assert roll(document, feeds_for(path)).document is document
+
+
+def test_a_step_with_other_weights_ends_the_chain():
+    """One number differs in step 5 of 8: there are two operators around it."""
+    cell = lstm(np.random.default_rng(3))
+    count = iter(range(8))
+
+    def step(g, x, h, c):
+        before = len(g.nodes)
+        result = cell(g, x, h, c)
+        if next(count) == 5:
+            odd = g.constant(g.weights["R"] + np.eye(UNITS, 4 * UNITS, dtype=np.float32), "odd")
+            for node in g.nodes[before:]:
+                node.input[:] = [odd if name == "R" else name for name in node.input]
+        return result
+
+    model = unrolled(step, steps=8)
+    _, found = rolled(model, feeds(model, 8))
+    assert [item.steps for item in found.rolled] == [5, 2]
+
+
+def test_outputs_that_are_inputs_of_the_next_step_are_refused():
+    weight = np.eye(UNITS, 5, dtype=np.float32)
+
+    def change(g, number, x, h, outputs):
+        return (g("Add", x, g("MatMul", h, weight)) if outputs else x), h
+
+    def through_softmax(g, number, x, h, outputs):
+        return (g("Softmax", g("MatMul", outputs[-1], weight)) if outputs else x), h
+
+    model = unrolled(lstm(np.random.default_rng(3)), change=through_softmax)
+    _, found = rolled(model)
+    assert not found.rolled
+    assert list(found.left.values()) == ["what a step reads depends on the states of earlier ones"]
+    _, found = rolled(unrolled(lstm(np.random.default_rng(3)), change=change))
+    assert [item.steps for item in found.rolled] in ([], [4])  # x enters R by way of h
+
+
+def test_a_norm_on_one_gate_is_refused():
+    cell = lstm(np.random.default_rng(3))
+
+    def step(g, x, h, c):
+        before = len(g.nodes)
+        result = cell(g, x, h, c)
+        at = next(n for n, node in enumerate(g.nodes) if n >= before and node.op_type == "Sigmoid")
+        gate = g.nodes[at]
+        rest, g.nodes = g.nodes[at:], g.nodes[:at]
+        normed = g("LayerNormalization", gate.input[0], np.ones(UNITS), np.zeros(UNITS))
+        gate.input[0] = normed
+        g.nodes += rest
+        return result
+
+    _, found = rolled(unrolled(step))
+    assert not found.rolled
+    assert "depends on the states" in next(iter(found.left.values()))
