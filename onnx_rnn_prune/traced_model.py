@@ -19,8 +19,8 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import find_twins
-from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.bias_slots import DropRoom, MakeRoom
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
@@ -164,6 +164,8 @@ def trace_model(
     wanted, left = _reached(document, tuple(names), feeds)
     Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
     first = _trace(document, wanted, feeds)
+    left |= first.left
+    wanted = tuple(name for name in wanted if name not in left)
     absorbing = MakeRoom(wanted, first.bindings)
     leaving = only_leaving(source, first.restored, states)
     restore = Restore(wanted, first.restored, leaving)
@@ -184,7 +186,7 @@ def trace_model(
         readers=readers,
         ends=first.ends,
         restored=first.restored,
-        left=left,
+        left={**left, **final.left},
         outside=outside,
     )
 
@@ -246,7 +248,7 @@ def _reached(
 
     Some feed must run a layer, or one with which it shares its parameters.
     """
-    layers = [layer for layer in find_layers(document.graph) if layer.name in names]
+    layers = [layer for layer in all_layers(document.graph) if layer.name in names]
     left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
     if any(layer.scope for layer in layers):
         runs = observe(document, layers, feeds).runs
@@ -261,7 +263,7 @@ def _reached(
 
 
 def _trace(document: Document, names: tuple[str, ...], feeds: Iterable[Feed]) -> Trace:
-    layers = [layer for layer in find_layers(document.graph) if layer.name in names]
+    layers = [layer for layer in all_layers(document.graph) if layer.name in names]
     return trace(document, layers, observe(document, layers, feeds))
 
 

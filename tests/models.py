@@ -42,10 +42,11 @@ class Builder:
     Args:
         rng: where numbers come from.
         opset: the version of the ONNX operators.
+        integers: whether some weights are held in 8 bits.
     """
 
-    def __init__(self, rng: random.Random, opset: int) -> None:
-        self.rng, self.opset = rng, opset
+    def __init__(self, rng: random.Random, opset: int, integers: bool = True) -> None:
+        self.rng, self.opset, self.integers = rng, opset, integers
         self.normal = np.random.default_rng(rng.getrandbits(32)).normal
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
@@ -87,7 +88,7 @@ class Builder:
     def weight(self, array: Array) -> Value:
         """A constant, held as such or computed from others by moving entries."""
         how = self.rng.choice(["held"] * 6 + ["slice", "concat", "transpose", "unsqueeze"])
-        if how == "held" and self.opset >= 10 and self.rng.random() < 0.1:
+        if how == "held" and self.opset >= 10 and self.integers and self.rng.random() < 0.1:
             how = "dequantize"
         self.used.append(f"weight by {how}")
         if how == "slice":

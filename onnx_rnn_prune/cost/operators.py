@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -24,7 +25,7 @@ class Operator:
     """A recurrent operator by what its time depends on.
 
     Attributes:
-        op: LSTM, GRU or RNN.
+        op: LSTM, GRU, RNN or MatMul.
         direction: forward, reverse or bidirectional.
         inputs: width of X.
         units: of each direction.
@@ -67,23 +68,19 @@ def _timed(operators: Sequence[Operator]) -> list[float]:
 
 def _alone(operator: Operator) -> Runner:
     """An operator with random weights."""
-    gates, rng = _GATES[operator.op], np.random.default_rng(operator.units)
-    directions = 2 if operator.direction == "bidirectional" else 1
-    shapes = {
-        "W": (gates * operator.units, operator.inputs),
-        "R": (gates * operator.units, operator.units),
-    }
+    rng = np.random.default_rng(operator.units)
+    shapes: dict[str, tuple[int, ...]] = {"W": (operator.inputs, operator.units)}
+    attributes: dict[str, Any] = {}
+    if operator.op in _GATES:
+        rows = _GATES[operator.op] * operator.units
+        directions = 2 if operator.direction == "bidirectional" else 1
+        shapes = {"W": (directions, rows, operator.inputs), "R": (directions, rows, operator.units)}
+        attributes = {"hidden_size": operator.units, "direction": operator.direction}
     weights = [
-        numpy_helper.from_array(rng.normal(0, 0.1, (directions, *shape)).astype(np.float32), name)
+        numpy_helper.from_array(rng.normal(0, 0.1, shape).astype(np.float32), name)
         for name, shape in shapes.items()
     ]
-    node = helper.make_node(
-        operator.op,
-        ["X", "W", "R"],
-        ["Y"],
-        hidden_size=operator.units,
-        direction=operator.direction,
-    )
+    node = helper.make_node(operator.op, ["X", *shapes], ["Y"], **attributes)
     x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["T", "B", operator.inputs])
     y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "alone", [x], [y], weights)

@@ -29,7 +29,7 @@ class Stopwatch:
         }
         operators = {
             layer.name: [
-                Operator(_op(layer), layer.direction, layer.input_size, units, batch)
+                Operator(_op(layer), layer.direction, _width(layer), units, batch)
                 for units in widths[layer.name]
             ]
             for layer in layers
@@ -42,17 +42,32 @@ class Stopwatch:
             for name, own in operators.items()
         }
         self._inputs = {layer.name: layer.input_size for layer in layers}
+        self._loops = {layer.name: "R" in layer.cell.inputs for layer in layers}
 
     def __call__(self, name: str, units: int, input_size: int) -> float:
         """Milliseconds of a layer with so many units and inputs.
 
-        Products with the input make up I / (I + H) of the time, as they do of the operations.
+        Products with the input make up I / (I + H) of the time, as they do of the operations; all
+        of it where nothing comes back.
         """
         widths, times = self._curves[name]
-        share = (input_size + units) / (self._inputs[name] + units)
+        back = units if self._loops[name] else 0
+        share = (input_size + back) / (self._inputs[name] + back)
         return float(np.interp(units, widths, times)) * share
 
 
 def _op(layer: Layer) -> str:
-    """The operator in whose place a layer stands; DynamicQuantizeLSTM is timed as an LSTM."""
+    """The operator in whose place a layer stands.
+
+    DynamicQuantizeLSTM is timed as an LSTM, and layers without a state as products of matrices.
+    """
+    if not layer.sums:
+        return "MatMul"
     return "LSTM" if layer.cell.features != 2 else layer.cell.op
+
+
+def _width(layer: Layer) -> int:
+    """What is summed for each unit; in a convolution, the taps of all channels."""
+    weight = layer.constant("W")
+    assert weight is not None
+    return int(weight.shape[2])

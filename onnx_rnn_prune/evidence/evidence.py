@@ -231,6 +231,10 @@ def tally(
     seen: Counter[str] = Counter()
     absolute = np.zeros(trace.units.count)
     samples = np.zeros(trace.units.count)
+    stateful = np.zeros(max(trace.units.count, 1), dtype=bool)
+    for reader in readers:  # who reads their own states shows units best
+        if isinstance(reader, GateReader):
+            stateful[reader.lane[reader.lane >= 0]] = True
     total = len(feeds)
     for number, feed in enumerate(feeds):
         progress("calibrating", number, total)
@@ -244,8 +248,9 @@ def tally(
             if reader.pool in few:
                 found = tapped.emphasis(reader, taps)
                 emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + found
-            if isinstance(reader, GateReader) and reader.sources[-1] == "H":
-                units = reader.labels >= 0
+            shown = isinstance(reader, GateReader) and reader.sources[-1] == "H"
+            units = (reader.labels >= 0) & (shown | ~stateful[reader.labels])
+            if units.any():
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
     progress("calibrating", total, total)

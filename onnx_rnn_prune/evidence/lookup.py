@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import find_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Lookup:
         """Looks through a document."""
         graph = document.graph
         return Lookup(
-            graph, nodes_by_key(graph), {layer.name: layer for layer in find_layers(graph)}
+            graph, nodes_by_key(graph), {layer.name: layer for layer in all_layers(graph)}
         )
 
     def own(self, value: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,15 +13,16 @@ from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.propagation import kept_zeros, moved_states
 from onnx_rnn_prune.evidence.readers import STACKED, ProductReader, Reader
+from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
 from onnx_rnn_prune.model.integers import dequantized, integers_of
 from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import NOBODY, Labels, Mask
 from onnx_rnn_prune.operators.layers import Layer, find_twins
-from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.operators.table import Bound
-from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.trace.trace import Binding, Trace
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
@@ -30,18 +31,18 @@ def find_readers(document: Document, trace: Trace) -> list[Reader]:
 
 
 def find_products(document: Document, trace: Trace) -> list[Reader]:
-    """The gates of all recurrent layers, and everything else that reads units, front to back."""
+    """The gates of all layers that have some, and all that reads or makes units, front to back."""
     nodes = nodes_by_key(document.graph)
-    layers = {layer.key: layer for layer in find_layers(document.graph)}
+    layers = {layer.key: layer for layer in all_layers(document.graph)}
     twins = find_twins(layers.values())
     inputs: dict[str, Labels] = {}
     products: dict[str, list[Reader]] = {}
     first: dict[Hashable, str] = {}
     atoms = _atoms(trace)
-    for binding in trace.bindings:
-        if binding.bound.reads is None:
+    for binding in (*trace.bindings, *_blind(trace, layers.values())):
+        if binding.bound.reads is None or binding.node in products:
             continue
-        if binding.node in layers:
+        if binding.node in layers and layers[binding.node].sums:
             inputs[binding.node] = binding.bound.labels.reshape(-1)
             continue
         node = nodes[binding.node]
@@ -49,12 +50,14 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
         stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
         carried = node.name.startswith(CARRIED)
         twin = first.setdefault(_reading(node, binding.bound), binding.node)
+        made = trace.units.lanes.get(layers[binding.node].name) if binding.node in layers else None
+        lane = None if made is None else made[0]
         products[binding.node] = [
-            ProductReader(binding, part, node.op, twin, carried) for part in range(stack)
+            ProductReader(binding, part, node.op, twin, carried, lane) for part in range(stack)
         ]
     found: list[Reader] = []
     for key in nodes:
-        if key in layers:
+        if key in layers and layers[key].sums:
             layer = layers[key]
             absent = np.full(layer.input_size, NOBODY, dtype=np.int64)
             for reader in _gate_readers(layer, trace, inputs.get(key, absent)):
@@ -72,6 +75,19 @@ def _atoms(trace: Trace) -> Labels:
         for atoms in group.atoms:
             result[atoms] = atoms[:, :1]
     return result
+
+
+def _blind(trace: Trace, layers: Iterable[Layer]) -> Iterator[Binding]:
+    """The products of traced layers, as readers of nobody: those that read units come first."""
+    for layer in layers:
+        if layer.name in trace.units.lanes and not layer.sums:
+            weight, axis = layer.input("W"), layer.cell.features
+            shape = () if weight is None else constant_shape(weight) or ()
+            sizes = [1] * len(shape)
+            sizes[axis] = shape[axis]
+            labels = np.full(sizes, NOBODY, dtype=np.int64)
+            bound = Bound(layer.slot("W"), axis - len(shape), labels, reads=layer.slot("X"))
+            yield Binding(layer.key, bound)
 
 
 def _reading(node: gs.Node, bound: Bound) -> Hashable:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import MOVING, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import all_nodes
-from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.table import operator_of
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -41,7 +41,7 @@ def kept_zeros(document: Document, trace: Trace) -> frozenset[str]:
 
 def _leaving(document: Document, trace: Trace, names: Sequence[str]) -> set[str]:
     """The outputs of the layers of a trace."""
-    layers = [layer for layer in find_layers(document.graph) if layer.name in trace.units.lanes]
+    layers = [layer for layer in all_layers(document.graph) if layer.name in trace.units.lanes]
     outputs = [layer.output(n) for layer in layers for n in names if n in layer.cell.outputs]
     return {tensor.name for tensor in outputs if tensor is not None}
 

@@ -77,7 +77,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ProductReader:
-    """A MatMul, Gemm or Conv whose constant weight is contracted with units.
+    """A MatMul, Gemm or convolution whose constant weight is contracted with units.
 
     Attributes:
         binding: the weight's binding.
@@ -85,6 +85,7 @@ class ProductReader:
         op: the operator.
         twin: the first node that reads the same weight in the same way.
         places: whether it brings a state to full width for callers who only hand it back.
+        lane: the units that it makes, where it is a layer, [H].
     """
 
     binding: Binding
@@ -92,6 +93,7 @@ class ProductReader:
     op: str
     twin: str
     places: bool = False
+    lane: Labels | None = None
 
     @property
     def name(self) -> str:
@@ -139,7 +141,10 @@ class ProductReader:
         return np.ones(len(self.weight(lookup)))
 
     def outputs(self, lookup: Lookup) -> Labels:
-        return np.full(len(self.weight(lookup)), NOBODY, dtype=np.int64)
+        rows = len(self.weight(lookup))
+        if self.lane is None:
+            return np.full(rows, NOBODY, dtype=np.int64)
+        return np.repeat(self.lane, rows // len(self.lane))
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
         return (len(self.labels),)
@@ -179,8 +184,8 @@ class ProductReader:
     def _out(self, lookup: Lookup) -> int:
         """The axis of the weight that becomes the output's."""
         rank = self._weight(lookup).ndim
-        if self.op == "Conv":
-            return 0
+        if self.op in ("Conv", "ConvTranspose"):
+            return 1 - self._axis(lookup)
         return 2 * rank - 3 - self._axis(lookup)
 
 
@@ -193,7 +198,7 @@ def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
 
 
 def _data_axis(node: gs.Node, slot: int | None) -> int:
-    if node.op == "Conv":
+    if node.op in ("Conv", "ConvTranspose"):
         return 1
     if node.op == "Gemm":
         return 0 if node.attrs.get("transA", 0) else 1
@@ -202,22 +207,17 @@ def _data_axis(node: gs.Node, slot: int | None) -> int:
 
 def _as_matrix(weight: Array, axis: int, out: int) -> Array:
     """[stack, outputs, n]; the taps of a convolution count as outputs."""
-    moved = np.moveaxis(weight, (out, axis), (0, -1)) if weight.ndim == 2 else weight
-    if weight.ndim == 2:
-        return moved[None]
-    if out == 0:  # Conv: [M, C, taps...] -> [M, taps..., C]
-        moved = np.moveaxis(weight, axis, -1)
-        return moved.reshape(1, -1, weight.shape[axis])
+    if weight.ndim == 2 or 0 in (axis, out):  # a matrix, or kernels
+        return np.moveaxis(weight, (out, axis), (0, -1)).reshape(1, -1, weight.shape[axis])
     moved = np.moveaxis(weight, (out, axis), (-2, -1))
     return moved.reshape(-1, weight.shape[out], weight.shape[axis])
 
 
 def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
-    if like.ndim == 2:
-        return _like(np.moveaxis(stack[0], (0, -1), (out, axis)), like)
-    if out == 0:
-        shape = (*(size for place, size in enumerate(like.shape) if place != axis),)
-        return _like(np.moveaxis(stack[0].reshape(*shape, like.shape[axis]), -1, axis), like)
+    if like.ndim == 2 or 0 in (axis, out):
+        taps = [size for place, size in enumerate(like.shape) if place not in (axis, out)]
+        full = stack[0].reshape(like.shape[out], *taps, like.shape[axis])
+        return _like(np.moveaxis(full, (0, -1), (out, axis)), like)
     batch = like.shape[:-2]
     shaped = stack.reshape(*batch, like.shape[out], like.shape[axis])
     return _like(np.moveaxis(shaped, (-2, -1), (out, axis)), like)
@@ -265,11 +265,15 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
         _add_behind(graph, reader, node, _like(bias * alpha, bias))
 
 
-def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
-    """Sums the taps: a constant adds the same at every place, but at padded borders."""
-    weight = require_constant(node.inputs[1], graph.opset)
-    value = bias.reshape(len(weight), -1).sum(axis=1)
+def _add_to_conv(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:
+    """Sums the taps: a constant adds the same at every place, but at padded borders.
+
+    Of a transposed convolution with strides, a place has its part of the taps only: their mean.
+    """
     present = require_constant(node.inputs[2], graph.opset)
+    value = bias.reshape(present.size, -1).sum(axis=1)
+    if node.op == "ConvTranspose":
+        value = value / np.prod(node.attrs.get("strides", 1))
     replace_constant(graph, node, 2, _like(present + value, bias))
 
 
@@ -293,6 +297,7 @@ _BIAS: dict[str, Callable[[gs.Graph, ProductReader, gs.Node, Array], None]] = {
     "MatMul": _add_behind,
     "Gemm": _add_to_gemm,
     "Conv": _add_to_conv,
+    "ConvTranspose": _add_to_conv,
     "MatMulInteger": _add_behind,
     "DynamicQuantizeMatMul": _add_to_last,
 }

@@ -72,7 +72,7 @@ def _held(layer: Layer, direction: int) -> Held | None:
     altered = layer.node.attrs.get("clip") or layer.node.attrs.get("input_forget")
     if shown or altered or layer.input("P") is not None or len(known) < len(names):
         return None
-    if any(start is None for start in starts):
+    if any(start is None for start in starts) or layer.cell.gates not in _CELLS:
         return None
     bias, gates = layer.constant("B"), len(layer.cell.gates)
     sums = np.zeros((2, gates, layer.hidden))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.products import Product
 from onnx_rnn_prune.model.constants import require_constant
@@ -116,17 +115,18 @@ def _summed(trace: Trace, products: Sequence[Product], zero: Mask, first: Ids) -
     """The weights of each unit on other units, columns of equal ones summed, [units, all]."""
     lines: dict[int, list[Matrix]] = {}
     for product in products:
-        reader = product.reader
-        if not isinstance(reader, GateReader) or not (product.outputs >= 0).any():
+        units = product.outputs[product.outputs >= 0]
+        if not len(units):
             continue
         columns = np.flatnonzero((product.labels >= 0) & ~product.reads_zero(zero))
         keys = np.stack([first[product.labels[columns]], occurrences(product.labels)[columns]])
         _, groups = np.unique(keys, axis=1, return_inverse=True)
         sums = np.zeros((len(product.weight), int(groups.max(initial=-1)) + 1))
         np.add.at(sums.T, groups.reshape(-1), product.weight[:, columns].T)
-        rows = sums.reshape(len(reader.gates), len(reader.lane), -1)
-        for unit, line in zip(reader.lane.tolist(), np.moveaxis(rows, 1, 0), strict=True):
-            lines.setdefault(unit, []).append(line.reshape(-1))
+        order = np.argsort(product.outputs, kind="stable")[-len(units) :]
+        lane = np.unique(units)  # each has equally many rows
+        for unit, line in zip(lane.tolist(), sums[order].reshape(len(lane), -1), strict=True):
+            lines.setdefault(unit, []).append(line)
     joined = [np.concatenate(lines.get(unit, [np.zeros(0)])) for unit in range(trace.units.count)]
     result = np.zeros((len(joined), max(map(len, joined), default=0)))
     for unit, line in enumerate(joined):

@@ -19,7 +19,7 @@ its entries are merely moved, and a zero where what stands in the way keeps zero
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,18 +105,22 @@ def _resting_units(trace: Trace, layers: Sequence[Layer], products: list[Product
     while True:
         before = zero.copy()
         for product in products:
-            reader = product.reader
-            if not isinstance(reader, GateReader):
-                continue
-            letter = candidates.get(reader.layer)
-            if letter is None or letter not in reader.gates:
-                continue
-            rows = np.repeat(np.array(list(reader.gates)) == letter, len(reader.lane))
+            rows = _making(product, candidates)
             read = (product.weight != 0) & ~product.reads_zero(zero)
-            zero[product.outputs[rows & read.any(axis=1)]] = False
+            rows &= read.any(axis=1) & (product.outputs >= 0)
+            zero[product.outputs[rows]] = False
         zero = _all_of_atom(trace, zero)
         if np.array_equal(zero, before):
             return zero
+
+
+def _making(product: Product, candidates: Mapping[str, str]) -> Mask:
+    """The outputs that make new values: of gates the last one's, of other products all."""
+    reader, rows = product.reader, np.ones(len(product.outputs), dtype=bool)
+    if not isinstance(reader, GateReader):
+        return rows
+    letters = np.array(list(reader.gates)) == candidates.get(reader.layer, "")
+    return np.repeat(letters, len(reader.lane))
 
 
 def _seen_otherwise(trace: Trace, products: list[Product]) -> Mask:
@@ -134,7 +138,7 @@ def _starts_at_zero(layer: Layer) -> Mask:
     result = np.ones(shape, dtype=bool)
     bias = layer.constant("B")
     if bias is not None:
-        both = bias.reshape(layer.directions, 2, len(layer.cell.gates), layer.hidden)[:, :, -1]
+        both = bias.reshape(layer.directions, -1, len(layer.cell.gates), layer.hidden)[:, :, -1]
         linear = layer.node.attrs.get("linear_before_reset", 0)
         result &= ~both.any(axis=1) if linear else both.astype(np.float64).sum(axis=1) == 0
     for name in STATES:
@@ -165,7 +169,7 @@ def _foldable(products: list[Product], held: Held) -> Mask:
             own = np.isin(product.labels, reader.lane)
             good &= ~own | held.from_start[product.labels]
         elif isinstance(reader, ProductReader):
-            good &= reader.op != "Conv"  # at padded borders it reads zeros
+            good &= not reader.op.startswith("Conv")  # at padded borders it reads zeros
         result[product.labels[read & ~good]] = False
     return result
 

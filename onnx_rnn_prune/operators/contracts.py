@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.model.integers import scaled
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.base import Bound, Flow, Step, Stop
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
 from onnx_rnn_prune.operators.quantizes import range_changes
@@ -75,16 +76,36 @@ def gemm(step: Step) -> Flow | Stop:
 
 
 def conv(step: Step) -> Flow | Stop:
-    """A convolution whose input channels are units."""
-    labels, weight = step.labels[0], step.constants[1]
+    """A convolution whose input channels are units; one that is depthwise passes them on."""
+    labels, weight, op = step.labels[0], step.constants[1], step.node.op
     if labels is None or weight is None:
         return Stop(_TWO_ACTIVATIONS)
     if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
-        return Stop("is read by a Conv whose bias is computed")
-    reduced = squeeze_to(labels, (1,))
-    if reduced is None or int(step.node.attrs.get("group", 1)) != 1:
-        return Stop("its units do not lie on the input channels of one group of Conv")
-    return Flow({}, (Bound(1, 1 - weight.ndim, reduced, reads=0),))
+        return Stop(f"is read by a {op} whose bias is computed")
+    reduced, groups = squeeze_to(labels, (1,)), int(step.node.attrs.get("group", 1))
+    if reduced is None or (groups > 1 and groups != labels.shape[1]):
+        return Stop(f"its units do not lie on the input channels of one group of {op}")
+    if groups > 1:
+        return _depthwise(step, reduced.reshape(-1), weight)
+    axis = 0 if op == "ConvTranspose" else 1
+    sizes = [-1 if place == axis else 1 for place in range(weight.ndim)]
+    return Flow({}, (Bound(1, axis - weight.ndim, reduced.reshape(sizes), reads=0),))
+
+
+def _depthwise(step: Step, line: Labels, weight: Array) -> Flow | Stop:
+    """Each channel by itself: what comes of a unit, one channel or several, is the unit's."""
+    result, transposed = step.results[0], step.node.op == "ConvTranspose"
+    if result is None:
+        return Stop(f"goes through a {step.node.op} whose result is not known")
+    made = np.repeat(line, result[1] // len(line))
+    places = (1,) * (weight.ndim - 2)
+    labels = np.array(np.broadcast_to(made.reshape(1, -1, *places), result))
+    # Kernels are [M, 1, ...], those of a transposed convolution [C, M / C, ...].
+    kernels = (line if transposed else made).reshape(-1, 1, *places)
+    bound = [Bound(1, -weight.ndim, kernels)]
+    if len(step.constants) > 2 and step.constants[2] is not None:
+        bound.append(Bound(2, -1, made))
+    return Flow({0: labels}, tuple(bound))
 
 
 def recurrent(step: Step) -> Flow | Stop:

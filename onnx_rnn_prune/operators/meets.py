@@ -43,17 +43,20 @@ def meet(step: Step) -> Flow | Stop:
     return Flow(outputs, tuple(bound), tuple((first, other) for other in labels[1:]), alters)
 
 
-def batch_norm(step: Step) -> Flow | Stop:
-    """BatchNormalization in inference: a scale, a shift, a mean and a variance per channel."""
-    labels = step.labels[0]
+def normalize(step: Step) -> Flow | Stop:
+    """Normalization by channel: with given means and variances, or with those of each channel.
+
+    A scale and a shift per channel come first, of BatchNormalization a mean and a variance follow.
+    """
+    op, labels = step.node.op, step.labels[0]
     reduced = None if labels is None else squeeze_to(labels, (1,))
     if labels is None or reduced is None or step.labelled != [0]:
-        return Stop("its units do not lie on the channels of BatchNormalization")
-    if any(step.constants[slot] is None for slot in range(1, 5)):
-        return Stop("meets another activation in BatchNormalization")
+        return Stop(f"its units do not lie on the channels of {op}")
+    if any(value is None for value in step.constants[1:]):
+        return Stop(f"meets another activation in {op}")
     lane = reduced.reshape(-1)
-    bound = tuple(Bound(slot, -1, lane, 1.0 if slot == 4 else 0.0) for slot in range(1, 5))
-    return Flow({0: labels}, bound)
+    slots = range(1, len(step.constants))
+    return Flow({0: labels}, tuple(Bound(n, -1, lane, 1.0 if n == 4 else 0.0) for n in slots))
 
 
 def _hazard(step: Step) -> str:

@@ -40,10 +40,11 @@ def reduce(step: Step) -> Flow | Stop:
 
 
 def pool(step: Step) -> Flow | Stop:
-    """Pooling over the axes behind the channels."""
+    """Pooling over the axes behind the channels, and resizing those."""
     labels, result = step.labels[0], step.results[0]
     reduced = None if labels is None else squeeze_to(labels, (1,))
-    if reduced is None or result is None or len(step.node.outputs) > 1:
+    named = [tensor for tensor in step.node.outputs if tensor.name]
+    if reduced is None or result is None or len(named) > 1 or step.labelled != [0]:
         return Stop(f"its units do not lie on the channels of {step.node.op}")
     return Flow({0: np.array(np.broadcast_to(reduced, result))})
 

@@ -192,3 +192,23 @@ def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.in
         fields["axes"] = np.arange(fields.get("starts", np.zeros(0)).size)
     fields.setdefault("steps", np.ones(fields["axes"].size, dtype=np.int64))
     return fields
+
+
+def resize_groups(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
+    """A depthwise convolution: as many groups as channels."""
+    new, old = cuts[node.inputs[0].name].ratio
+    if int(node.attrs.get("group", 1)) == old > 1:
+        node.attrs["group"] = new
+
+
+def resize_scaled(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
+    """Resize: the entry of the channels, where sizes are given."""
+    cut = cuts.get(node.outputs[0].name)
+    if cut is None or len(node.inputs) < 4 or not node.inputs[3].name or "axes" in node.attrs:
+        return
+    sizes = constant_value(node.inputs[3], graph.opset)
+    new, old = cut.ratio
+    if sizes is None:
+        set_input(node, 3, _rescaled(graph, node.inputs[3], cut, new, old, before=node))
+    else:
+        replace_constant(graph, node, 3, _scaled(sizes, cut.axis, new, old))

@@ -10,6 +10,8 @@ from onnx_rnn_prune.operators import contracts, meets, moves, quantizes, reduces
 from onnx_rnn_prune.operators.base import Bound, Flow, Operator, Rule, Shape, Step, Stop
 from onnx_rnn_prune.operators.resize import (
     resize_gather,
+    resize_groups,
+    resize_scaled,
     resize_shape,
     resize_slice,
     resize_split,
@@ -42,10 +44,10 @@ _FAMILIES: list[tuple[Operator, str]] = [
         "And Clip Cos Equal Exp Greater GreaterOrEqual HardSigmoid Less LessOrEqual Not Or Sigmoid"
         " Softplus Where Xor",
     ),
-    (Operator(meets.batch_norm), "BatchNormalization"),
+    (Operator(meets.normalize), "BatchNormalization InstanceNormalization"),
     (Operator(contracts.matmul), "MatMul"),
     (Operator(contracts.gemm), "Gemm"),
-    (Operator(contracts.conv), "Conv"),
+    (Operator(contracts.conv, resize=resize_groups), "Conv ConvTranspose"),
     (Operator(contracts.recurrent), "LSTM GRU RNN"),
     (Operator(contracts.quantized_recurrent, domain=MICROSOFT), "DynamicQuantizeLSTM"),
     (Operator(quantizes.quantize, "each"), "DynamicQuantizeLinear"),
@@ -57,7 +59,11 @@ _FAMILIES: list[tuple[Operator, str]] = [
         "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare",
     ),
     (Operator(reduces.reduce), "ReduceLogSumExp"),
-    (Operator(reduces.pool, "each"), "AveragePool GlobalAveragePool GlobalMaxPool MaxPool"),
+    (
+        Operator(reduces.pool, "each"),
+        "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool Upsample",
+    ),
+    (Operator(reduces.pool, "each", resize_scaled), "Resize"),
     (Operator(reduces.along_axis, "each"), "CumSum"),
     (Operator(reduces.along_axis), "LogSoftmax Softmax"),
 ]

@@ -23,6 +23,7 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.trace import Binding
@@ -43,6 +44,9 @@ class MakeRoom:
     def __call__(self, document: Document) -> bool:
         nodes = nodes_by_key(document.graph)
         reading = {binding.node for binding in self.bindings}
+        for layer in all_layers(document.graph):
+            if layer.key in reading:  # its output's name may be its own, and is about to change
+                layer.node.name = layer.name
         changed = False
         for layer in find_layers(document.graph):
             if layer.input("B") is None and (layer.name in self.layers or layer.key in reading):
@@ -63,8 +67,8 @@ class MakeRoom:
             elif node.op == "Gemm" and not has_bias_input(node, 2):
                 _give_gemm_room(document.graph, node, weight)
                 changed = True
-            elif node.op == "Conv" and not has_bias_input(node, 2):
-                zeros = np.zeros(len(weight), weight.dtype)
+            elif node.op in ("Conv", "ConvTranspose") and not has_bias_input(node, 2):
+                zeros = np.zeros(weight.shape[node.op == "ConvTranspose"], weight.dtype)
                 set_input(node, 2, add_constant(document.graph, f"{binding.node}_b", zeros))
                 changed = True
         return changed

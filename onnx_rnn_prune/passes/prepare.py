@@ -21,8 +21,8 @@ from onnx_rnn_prune.model.edit import (
     insert_node,
 )
 from onnx_rnn_prune.model.walk import all_nodes, node_key
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.bias_slots import add_zero
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Outlet
@@ -120,7 +120,7 @@ def _is_default(document: Document, tensor: gs.Tensor) -> bool:
 
 
 def _chosen(document: Document, names: tuple[str, ...]) -> list[Layer]:
-    return [layer for layer in find_layers(document.graph) if layer.name in names]
+    return [layer for layer in all_layers(document.graph) if layer.name in names]
 
 
 def _identity(graph: gs.Graph, layer: Layer, name: str) -> gs.Constant:

@@ -17,12 +17,10 @@ from onnx_rnn_prune.model.integers import weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels
-from onnx_rnn_prune.operators.recurrent import RECURRENT
+from onnx_rnn_prune.operators.layers import MATRICES
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.traced_model import TracedModel
-
-_MATRICES = (1, 2)  # W and R, in every cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +81,14 @@ def owned_weights(context: ScoringContext) -> Iterator[tuple[Array, Labels]]:
     """
     document = context.traced.document
     nodes = nodes_by_key(document.graph)
+    own = {
+        (layer.key, layer.slot(name))
+        for layer in traced_layers(document, context.traced.trace)
+        for name in MATRICES
+        if name in layer.cell.inputs
+    }
     for (node, slot), bounds in all_bounds(document, context.traced.trace).items():
-        own = nodes[node].op in RECURRENT and slot in _MATRICES
-        bounds = [bound for bound in bounds if own or bound.reads is not None]
+        bounds = [bound for bound in bounds if (node, slot) in own or bound.reads is not None]
         value = weight_value(nodes[node], slot, document.graph.opset) if bounds else None
         if value is None or not is_float(value.dtype):
             continue

@@ -42,10 +42,10 @@ class Lane:
 
     Attributes:
         layer: the layer's name.
-        op: LSTM, GRU or RNN.
+        op: the operator.
         direction: 0 or 1.
         W: input weights, gates stacked as in the ONNX specification, [gates * H, I].
-        R: recurrent weights, [gates * H, H].
+        R: recurrent weights, [gates * H, H], or None where the layer has no state.
         B: biases, [2 * gates * H], or None.
         activity: mean |h| of each unit on calibration data, [H], or None where there is none.
     """
@@ -54,7 +54,7 @@ class Lane:
     op: str
     direction: int
     W: Array
-    R: Array
+    R: Array | None
     B: Array | None
     activity: Matrix | None
 
@@ -118,7 +118,7 @@ def _own(text: str) -> Criterion:
         for layer in traced_layers(context.traced.document, context.traced.trace):
             for direction, units in enumerate(context.traced.trace.units.lanes[layer.name]):
                 lane = _lane(layer, direction, units, context.data.evidence(context.traced))
-                scores[units] = _checked(text, function, lane)
+                scores[units] = _checked(text, function, lane, len(units))
         return scores
 
     return Criterion(score, needs="either", name=text)
@@ -126,25 +126,24 @@ def _own(text: str) -> Criterion:
 
 def _lane(layer: Layer, direction: int, units: Ids, evidence: Evidence | None) -> Lane:
     weight, recurrence, bias = (layer.constant(name) for name in ("W", "R", "B"))
-    assert weight is not None and recurrence is not None
+    assert weight is not None
     return Lane(
         layer=layer.name,
         op=layer.cell.op,
         direction=direction,
         W=weight[direction],
-        R=recurrence[direction],
+        R=None if recurrence is None else recurrence[direction],
         B=None if bias is None else bias[direction],
         activity=None if evidence is None else evidence.activity[units],
     )
 
 
-def _checked(text: str, function: Callable[[Lane], Any], lane: Lane) -> Matrix:
+def _checked(text: str, function: Callable[[Lane], Any], lane: Lane, hidden: int) -> Matrix:
     """What a user's function says of a lane.
 
     Raises:
         PruneError: it fails, or returns something else.
     """
-    hidden = lane.R.shape[1]
     try:
         scores = np.asarray(function(lane), dtype=np.float64)
     except Exception as error:  # it is the user's code

@@ -85,7 +85,8 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
 def reading(document: Document, trace: Trace) -> list[Binding]:
     """Where weights read units: of products, of the next layers' inputs, and of states."""
     found = [binding for binding in trace.bindings if binding.bound.reads is not None]
-    for layer in traced_layers(document, trace):
+    layers = [layer for layer in traced_layers(document, trace) if "R" in layer.cell.inputs]
+    for layer in layers:
         recurrence = layer.slot("R")
         for binding in own_bindings(layer, trace.units.lanes[layer.name], trace.labels):
             if binding.bound.slot == recurrence and binding.bound.axis == -1:

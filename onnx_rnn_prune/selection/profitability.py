@@ -149,7 +149,7 @@ def _doubtful(traced: TracedModel, plan: Plan) -> set[str]:
     for layer in traced_layers(traced.document, traced.trace):
         count = sum(1 for name, _ in restored if name == layer.name) + _selects(layer)
         kept = len(plan.layers[layer.name].keep[0])
-        itemsize = require_constant(layer.node.inputs[2]).itemsize
+        itemsize = require_constant(layer.node.inputs[layer.slot("W")]).itemsize
         saved = itemsize * (layer.params() - layer.params(kept))
         cost = itemsize * layer.directions * layer.hidden * (kept + 1) + _NAMES
         if kept < layer.hidden and saved <= count * cost:

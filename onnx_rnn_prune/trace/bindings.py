@@ -12,8 +12,8 @@ from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import integers_of
 from onnx_rnn_prune.model.walk import node_key, nodes_by_key
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.trace import Binding, Trace
 from onnx_rnn_prune.trace.units import Ids
@@ -25,7 +25,7 @@ Bounds = Mapping[tuple[str, int], list[Bound]]
 
 def traced_layers(document: Document, trace: Trace) -> list[Layer]:
     """The layers of a trace, in this copy of its graph."""
-    return [layer for layer in find_layers(document.graph) if layer.name in trace.units.lanes]
+    return [layer for layer in all_layers(document.graph) if layer.name in trace.units.lanes]
 
 
 def all_bounds(document: Document, trace: Trace) -> Bounds:

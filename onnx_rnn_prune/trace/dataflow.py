@@ -37,7 +37,7 @@ _PRODUCTS: tuple[Rule, ...] = (
 )
 # Of what others read, only the first input goes on.
 _MOVES: tuple[Rule, ...] = (moves.move, moves.pad, moves.pass_on, quantizes.in_steps)
-_MEETS: tuple[Rule, ...] = (meets.meet, meets.batch_norm, moves.concat, quantizes.quantize)
+_MEETS: tuple[Rule, ...] = (meets.meet, meets.normalize, moves.concat, quantizes.quantize)
 
 
 @dataclass(frozen=True)

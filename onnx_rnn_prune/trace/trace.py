@@ -61,6 +61,7 @@ class Trace:
         ends: where each outlet's units end: the names of the nodes that absorb them.
         restored: outlets that cannot be absorbed, each with the reason.
         axes: by tensor name, the axis along which it gets shorter.
+        left: layers that are not followed after all, each with the reason.
     """
 
     layers: tuple[Layer, ...]
@@ -71,6 +72,7 @@ class Trace:
     bindings: tuple[Binding, ...]
     ends: Mapping[Outlet, tuple[str, ...]]
     restored: Mapping[Outlet, str]
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +92,7 @@ class _Walk:
     meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
     ties: list[Ids] = field(default_factory=list)
     stops: dict[Outlet, str] = field(default_factory=dict)
+    crossed: dict[str, str] = field(default_factory=dict)
 
     def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
         """The outlets whose units arrive at an input, or None where none do."""
@@ -136,24 +139,32 @@ def trace(
             comes back by the other, with the same labels; so lanes that share one are tied.
     """
     followed = tuple(layers)
-    units = Units.number({layer.name: (layer.directions, layer.hidden) for layer in followed})
+    whole = {layer.name for layer in followed if not layer.cell.restores}
     closed: dict[Outlet, str] = {}
+    left: dict[str, str] = {}
     carried: Mapping[str, Labels] = {}
     while True:
+        units = Units.number({layer.name: (layer.directions, layer.hidden) for layer in followed})
         walk = _walk(document, followed, observation, units, closed, states, carried)
         found = walk.carried(states)
         if found.keys() != carried.keys():
             carried = found
             continue
         atoms = Partition(units.count)
-        for left, right, _, _ in walk.meetings:
-            atoms.join(left, right)
+        for one, other, _, _ in walk.meetings:
+            atoms.join(one, other)
         classes = atoms.classes()
-        if not walk.stops:
+        if not walk.stops and not walk.crossed:
             _stop_uneven(walk, classes)
-        if not walk.stops:
+        if not walk.stops and not walk.crossed:
             break
         closed.update(walk.stops)
+        gone = {o.layer: reason for o, reason in walk.stops.items() if o.layer in whole}
+        gone |= walk.crossed
+        if gone:  # all units have other numbers then
+            left |= gone
+            followed = tuple(layer for layer in followed if layer.name not in gone)
+            carried = {}
     return Trace(
         layers=followed,
         units=units,
@@ -162,7 +173,8 @@ def trace(
         axes=walk.axes,
         bindings=tuple(walk.bindings),
         ends={outlet: tuple(dict.fromkeys(ends)) for outlet, ends in walk.ends.items()},
-        restored=closed,
+        restored={o: reason for o, reason in closed.items() if o.layer not in left},
+        left=left,
     )
 
 
@@ -219,6 +231,9 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     result = answer(step, walk.units.lane_of)
     if isinstance(result, Stop):
         walk.stop(came, f"{result.reason} ({title})")
+        return
+    if step.own is not None and any((labels >= 0).any() for labels in result.outputs.values()):
+        walk.crossed[walk.layers[key]] = f"other units lie along another axis there ({title})"
         return
     for slot, labels in result.outputs.items():
         name = node.outputs[slot].name

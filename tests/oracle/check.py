@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
 from models import FOREIGN, Builder
 from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.opened_model import follow
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.pipeline.state_shrinking import narrow
 from onnx_rnn_prune.trace.plan import Plan
@@ -21,6 +25,7 @@ from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.traced_model import TracedModel, as_proven, tolerance_of, trace_model
 from onnx_rnn_prune.validate import oracle
 
+Finder = Callable[[gs.Graph], Sequence[Layer]]
 # Time steps and sequences: to trace with, and to prove on.
 TRACED = (5, 3)
 PROVED = [(5, 3), (7, 2), (2, 4)]
@@ -36,12 +41,12 @@ class Case:
     feeds: list[Feed]
 
 
-def draw_case(b: Builder, seed: int) -> Case:
+def draw_case(b: Builder, seed: int, find: Finder = find_layers) -> Case:
     """Prepares some of the layers of a model, and draws which units are kept."""
     rng = random.Random(seed)
     model = b.model()
     opened = follow(model, "the drawn model")
-    names = [layer.name for layer in opened.layers]
+    names = [layer.name for layer in find(opened.document.graph)]
     chosen = names if rng.random() < 0.7 else rng.sample(names, rng.randint(1, len(names)))
     traced = trace_model(opened, chosen, traced_feeds(b, seed))
     plan = Plan.from_mask("", traced.trace, draw_mask(traced.trace, rng))
@@ -111,7 +116,7 @@ def check_valid(original: onnx.ModelProto, shrunk: onnx.ModelProto) -> None:
 
 
 def check_sizes(shrunk: onnx.ModelProto, plan: Plan) -> None:
-    found = {layer.name: layer for layer in find_layers(Document.read(shrunk).graph)}
+    found = {layer.name: layer for layer in all_layers(Document.read(shrunk).graph)}
     for name, layer in plan.layers.items():
         if name in found:
             assert found[name].hidden == len(layer.keep[0]), name

@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import bodies_of, node_key, nodes_by_key
-from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.recovery.distill.elementwise import ELEMENTWISE, REDUCES
 from onnx_rnn_prune.recovery.distill.kernels import MOVES, Call, Function, Operator
 from onnx_rnn_prune.recovery.distill.layers import LAYERS, PRODUCTS
@@ -249,7 +249,7 @@ def _behind(
     document: Document, nodes: Sequence[gs.Node], layers: frozenset[str], states: Mapping[str, str]
 ) -> list[gs.Node]:
     """The nodes of the main graph that read what comes of the layers, these included."""
-    first = {layer.key for layer in find_layers(document.graph) if layer.name in layers}
+    first = {layer.key for layer in all_layers(document.graph) if layer.name in layers}
     coming: set[str] = set()
     while True:
         found, reached = _reached(nodes, first, coming)

@@ -1,0 +1,105 @@
+"""Feed-forward operators as rows: layers without a loop, whose units are entries or channels.
+
+| operator | units | weight |
+| --- | --- | --- |
+| MatMul | columns of x W, rows of W x | one matrix |
+| Gemm | columns | one matrix, transposed or not; a bias that is constant |
+| Conv, ConvTranspose | channels | of one group; a bias that is constant |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_shape, is_float
+from onnx_rnn_prune.model.edit import CARRIED, OWN
+from onnx_rnn_prune.operators.layers import Cell, Layer, named_nodes
+from onnx_rnn_prune.operators.recurrent import find_layers
+
+
+def _cell(op: str, units: int, features: int, place: int, first: bool = False) -> Cell:
+    """A row.
+
+    Args:
+        op: the operator.
+        units: the axis of the weight along which units lie.
+        features: the one that is summed away.
+        place: the axis of the output along which units lie.
+        first: whether the weight comes before the data.
+    """
+    biases: Mapping[str, tuple[tuple[int, int], ...]]
+    biases = {} if op == "MatMul" else {"B": ((-1, 1),)}
+    return Cell(
+        op=op,
+        gates="y",
+        inputs=("W", "X") if first else ("X", "W", *biases),
+        outputs=("Y",),
+        places={"Y": (None, place)},
+        activations=(),
+        sums=(),
+        unit_axes={"W": ((units, 1),), **biases},
+        features=features,
+        stacked=False,
+        attribute="",
+        restores=False,
+    )
+
+
+_COLUMNS = _cell("MatMul", units=1, features=0, place=-1)
+_ROWS = _cell("MatMul", units=0, features=1, place=-2, first=True)
+_GEMM = _cell("Gemm", units=1, features=0, place=1)
+_GEMM_TURNED = _cell("Gemm", units=0, features=1, place=1)
+_CONV = _cell("Conv", units=0, features=1, place=1)
+_CONV_TRANSPOSE = _cell("ConvTranspose", units=1, features=0, place=1)
+
+
+def all_layers(graph: gs.Graph) -> list[Layer]:
+    """The layers of a graph and its bodies, in its order: recurrent and feed-forward ones."""
+    recurrent = {layer.key: layer for layer in find_layers(graph)}
+    found = []
+    for node, name, scope in named_nodes(graph, lambda node: bool(node.outputs)):
+        cell = _cell_of(node)
+        if cell is None:
+            known = recurrent.get(next((t.name for t in node.outputs if t.name), ""))
+            found += [known] if known is not None and known.node is node else []
+            continue
+        shape = constant_shape(node.inputs[cell.inputs.index("W")]) or ()
+        units = shape[cell.unit_axes["W"][0][0]]
+        found.append(Layer(node, cell, name, 1, units, shape[cell.features], scope))
+    return found
+
+
+def _cell_of(node: gs.Node) -> Cell | None:
+    """The row of a node; None where it is none, or its parameters are no constants."""
+    if node.domain or node.op not in _OF or len(node.inputs) < 2:
+        return None
+    if node.name.startswith((OWN, CARRIED)):
+        return None
+    weight = constant_shape(node.inputs[1])
+    if node.op == "MatMul" and weight is None:
+        first = constant_shape(node.inputs[0])
+        return _ROWS if first is not None and _is_weight(node.inputs[0], first, 2) else None
+    least = 3 if node.op.startswith("Conv") else 2
+    if weight is None or not _is_weight(node.inputs[1], weight, least):
+        return None
+    if constant_shape(node.inputs[0]) is not None or int(node.attrs.get("group", 1)) != 1:
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    cell = _GEMM_TURNED if node.op == "Gemm" and node.attrs.get("transB", 0) else _OF[node.op]
+    sizes = (1, weight[cell.unit_axes["W"][0][0]])
+    if bias is not None and prod(constant_shape(bias) or (0,)) not in sizes:
+        return None  # it is computed, or another one for each row
+    return cell
+
+
+_OF = {"MatMul": _COLUMNS, "Gemm": _GEMM, "Conv": _CONV, "ConvTranspose": _CONV_TRANSPOSE}
+
+
+def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:
+    """Whether a constant is a matrix, or kernels, of numbers that can be refitted."""
+    rank = len(shape) >= least if least > 2 else len(shape) == 2
+    dtype = getattr(tensor, "dtype", None)
+    return rank and 0 not in shape and (dtype is None or is_float(dtype))
