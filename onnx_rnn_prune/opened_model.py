@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 
 import onnx
@@ -15,6 +17,7 @@ from onnx_rnn_prune.model.document import Document, inline_layers
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runnable import unknown_type
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
 from onnx_rnn_prune.passes.base import Pipeline
@@ -34,6 +37,8 @@ from onnx_rnn_prune.trace.trace import Trace
 
 ModelSource = str | Path | onnx.ModelProto
 
+RECURRENT_ONLY, ALL = "recurrent", "all"
+
 
 @dataclass(frozen=True, eq=False)
 class OpenedModel:
@@ -43,7 +48,7 @@ class OpenedModel:
         name: how errors and tables call it.
         model: the message as read; never changed.
         document: its graph, as onnxruntime can run it; never changed.
-        layers: its recurrent layers.
+        layers: those of its layers that may be cut.
         runnable: what onnxruntime loads of the two.
         judged: what its outputs are judged by.
         misfits: its recurrent nodes that nothing can run.
@@ -103,20 +108,31 @@ class OpenedModel:
         return replace(self, judged=judged)
 
 
-def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> OpenedModel:
+def open_model(
+    source: ModelSource,
+    freeze: Mapping[str, str] | None = None,
+    layers: Sequence[str] = (RECURRENT_ONLY,),
+    planned: Iterable[str] = (),
+) -> OpenedModel:
     """Reads a model that is to be pruned, and loads it in onnxruntime.
 
     Args:
         source: a path or a model.
         freeze: inputs to fix, by name, with their values as text.
+        layers: which layers may be cut: recurrent, all, or globs of names.
+        planned: names of layers that may be cut, too, if there are such.
 
     Raises:
-        PruneError: it is no model, has no recurrent layer, or does not load.
+        PruneError: it is no model, has no such layer, or does not load.
     """
-    opened = read_model(source, freeze)
+    opened = read_model(source, freeze, layers)
+    missing = set(planned).difference(layer.name for layer in opened.layers)
+    if missing:  # they may be feed-forward, and some in functions
+        opened = read_model(source, freeze, (*layers, *map(escape, missing)))
     for misfit in opened.misfits:
         raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
     opened.run()
+    _check_globs(opened, layers)
     if not opened.layers:
         written = written_out(opened)
         raise PruneError(
@@ -128,12 +144,17 @@ def open_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
     return opened
 
 
-def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> OpenedModel:
+def read_model(
+    source: ModelSource,
+    freeze: Mapping[str, str] | None = None,
+    layers: Sequence[str] = (RECURRENT_ONLY,),
+) -> OpenedModel:
     """Reads a model, which may have no recurrent layer and may not run.
 
     Args:
         source: a path or a model.
         freeze: inputs to fix, by name, with their values as text.
+        layers: which layers may be cut, as in `open_model`.
 
     Raises:
         PruneError: it is no model.
@@ -144,17 +165,21 @@ def read_model(source: ModelSource, freeze: Mapping[str, str] | None = None) -> 
         document = Document.read(model)
         Pipeline((Freeze(freeze), TakeBranches(), DropUnread()))(document)
         model = document.write()
-    return follow(model, name)
+    return follow(model, name, layers)
 
 
-def follow(model: onnx.ModelProto, name: str) -> OpenedModel:
+def follow(
+    model: onnx.ModelProto, name: str, layers: Sequence[str] = (RECURRENT_ONLY,)
+) -> OpenedModel:
     """Opens a model that was read.
 
     Args:
         model: with weights in it, or absolute paths to them.
         name: how errors call it.
+        layers: which layers may be cut, as in `open_model`.
     """
-    inlined = inline_layers(model, [cell.op for cell in CELLS])
+    feed_forward = () if set(layers) == {RECURRENT_ONLY} else FEED_FORWARD
+    inlined = inline_layers(model, [*(cell.op for cell in CELLS), *feed_forward])
     document = Document.read(inlined)
     check_sizes(document.graph)
     notes = []
@@ -165,7 +190,7 @@ def follow(model: onnx.ModelProto, name: str) -> OpenedModel:
     ListBounds()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
-    layers = find_layers(document.graph)
+    found = _wanted(document, layers)
     misfits = find_misfits(document.graph)
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
@@ -177,7 +202,35 @@ def follow(model: onnx.ModelProto, name: str) -> OpenedModel:
         )
     runnable = document if stated or turned else inlined
     judged = find_judged(document)
-    return OpenedModel(name, model, document, layers, runnable, judged, misfits, tuple(notes))
+    return OpenedModel(name, model, document, found, runnable, judged, misfits, tuple(notes))
+
+
+def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:
+    """The layers that may be cut."""
+    recurrent = {layer.key for layer in find_layers(document.graph)}
+    return [
+        layer
+        for layer in all_layers(document.graph)
+        if ALL in layers
+        or (RECURRENT_ONLY in layers and layer.key in recurrent)
+        or any(fnmatchcase(layer.name, glob) for glob in layers)
+    ]
+
+
+def _check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
+    """Whether all globs that say which layers may be cut match some.
+
+    Raises:
+        PruneError: one matches none.
+    """
+    names = [layer.name for layer in all_layers(opened.document.graph)]
+    for glob in layers:
+        if glob not in (RECURRENT_ONLY, ALL) and not any(fnmatchcase(n, glob) for n in names):
+            raise PruneError(
+                f"no layer matches '{glob}'",
+                where="--layers",
+                remedy=f"give recurrent, all, or globs of {', '.join(names)}",
+            )
 
 
 def written_out(opened: OpenedModel) -> tuple[Written, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from onnx_rnn_prune.arguments import check_progress, frozen, streaming
+from onnx_rnn_prune.arguments import check_progress, frozen, globs, streaming
 from onnx_rnn_prune.calibration import asked_sizes, labelled, open_data
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
@@ -53,6 +53,7 @@ def prune(
     sparsify: str | None = None,
     sparsify_by: str | None = None,
     sparse_initializers: bool = False,
+    layers: str | Sequence[str] = "recurrent",
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -63,7 +64,7 @@ def prune(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
-    """Removes units of recurrent layers, and proves what is left.
+    """Removes units of layers, and proves what is left.
 
     Args:
         model: a path or a model; it is not changed.
@@ -103,6 +104,8 @@ def prune(
             "threshold=1e-3".
         sparsify_by: magnitude or obs; obs with data, magnitude without.
         sparse_initializers: stores weights as their entries that are not zero, where that is less.
+        layers: which layers may lose units: "recurrent", "all" with dense layers and convolutions,
+            or globs of names.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
@@ -140,7 +143,7 @@ def prune(
             "zeros take as much room as weights", where="--budget", remedy="use --mode=shrink"
         )
     inputs = input_paths(model, data, eval_data, masks)
-    opened = open_model(model, frozen(freeze))
+    opened = open_model(model, frozen(freeze), globs(layers, "--layers"))
     given = open_data(opened, data, eval_data, seed, asked, stream)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     given = labelled(given, loss, opened, treatment.learns, request.learns)
@@ -163,6 +166,7 @@ def plan(
     per: str = "units",
     steps: int = 1,
     shrink_states: bool = False,
+    layers: str | Sequence[str] = "recurrent",
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -179,7 +183,7 @@ def plan(
     stream = streaming(stream, data is not None)
     check_progress(progress)
     asked = asked_sizes(data, size)
-    opened = open_model(model, frozen(freeze))
+    opened = open_model(model, frozen(freeze), globs(layers, "--layers"))
     given = open_data(opened, data, None, seed, asked, stream)
     given = labelled(given, loss, opened, request.learns)
     chosen, _ = choose_plan(opened, given, request, interface, progress)
@@ -223,7 +227,7 @@ def apply(
     asked = asked_sizes(data, size)
     inputs = input_paths(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
-    opened = open_model(model, frozen(freeze))
+    opened = open_model(model, frozen(freeze), planned=chosen.layers)
     check_plan(chosen, opened.model, opened.layers)
     given = open_data(opened, data, eval_data, seed, asked, stream)
     given = labelled(given, loss, opened, treatment.learns)

@@ -96,6 +96,7 @@ def _cell_of(node: gs.Node) -> Cell | None:
 
 
 _OF = {"MatMul": _COLUMNS, "Gemm": _GEMM, "Conv": _CONV, "ConvTranspose": _CONV_TRANSPOSE}
+FEED_FORWARD = tuple(_OF)
 
 
 def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:

@@ -25,7 +25,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.opened_model import OpenedModel
-from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.state_shrinking import Narrowed, State, narrow, say_states
@@ -88,7 +88,7 @@ def finish(
         opened.document, traced.restored, traced.outside.states if narrowed.states else ()
     )
     rows = outlet_rows(opened.layers, traced.ends, traced.restored, leaving)
-    left = find_layers(Document.read(model).graph)
+    left = all_layers(Document.read(model).graph)
     cutting = Cutting(
         layers=layer_rows(opened.layers, left, rows, plan.pinned),
         oracle=proof,

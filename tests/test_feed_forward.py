@@ -1,0 +1,136 @@
+"""Dense layers and convolutions are cut as recurrent layers are."""
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from onnx_rnn_prune import PruneError, apply, plan, prune
+from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.operators.feed_forward import all_layers
+from oracle.around import draw_around
+from oracle.check import TRACED, check_case, check_prepared, draw_case
+from oracle.recovered import recovered
+
+MANY = [*range(12), *(pytest.param(seed, marks=pytest.mark.draws) for seed in range(12, 200))]
+
+
+@pytest.mark.parametrize("seed", MANY)
+def test_zero_is_shrink_for_all_layers(seed):
+    b = draw_around(seed)
+    case = draw_case(b, seed, all_layers)
+    check_prepared(case)
+    check_case(case)
+    if seed % 3 == 0:
+        feeds = [b.feeds(*TRACED, seed=number) for number in range(4)]
+        keep = case.plan.mask(case.traced.trace)
+        check_case(case, recovered(case.traced, keep, feeds, ridge=1e-2))
+
+
+def dense_model(weights):
+    """Four products, by Gemm and MatMul; the second has no name, and its bias stands behind it."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        dense (float[N, 5] x) => (float[N, 3] y) {
+            a = Gemm <transB = 1> (x, W1, b1)
+            b = Relu (a)
+            c = MatMul (b, W2)
+            d = Add (c, b2)
+            e = Relu (d)
+            f = Gemm <alpha = 0.5> (e, W3, b3)
+            g = Tanh (f)
+            y = MatMul (g, W4)
+        }
+        """
+    )
+    for node, name in zip(model.graph.node, ["first", "", "second", "", "", "third"], strict=False):
+        node.name = name
+    for name, value in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    return model
+
+
+def dense_weights(sizes):
+    rng = np.random.default_rng(0)
+    first, second, third = sizes
+    shapes = {"W1": (first, 5), "b1": (first,), "W2": (first, second), "b2": (second,)}
+    shapes |= {"W3": (second, third), "b3": (1, third), "W4": (third, 3)}
+    return {name: rng.normal(0, 0.7, shape) for name, shape in shapes.items()}
+
+
+def widened(weights):
+    """Each layer with three units more: one that nobody reads, one of no weights, and a copy."""
+    result = dict(weights)
+    rows = {"W1": 0, "W2": 1, "W3": 1}
+    for (name, axis), bias, reader, read in zip(
+        rows.items(), ("b1", "b2", "b3"), ("W2", "W3", "W4"), (0, 0, 0), strict=True
+    ):
+        made = np.moveaxis(result[name], axis, 0)
+        extra = np.stack([made[0, ::-1], np.zeros_like(made[0]), made[1]])
+        result[name] = np.moveaxis(np.concatenate([made, extra]), 0, axis)
+        flat = result[bias].reshape(-1)
+        longer = np.concatenate([flat, [0.3, 0.0, flat[1]]])
+        result[bias] = longer.reshape(*result[bias].shape[:-1], -1)
+        wide = np.moveaxis(result[reader], read, 0)
+        column = np.stack([np.zeros_like(wide[0]), wide[0], wide[1] * 0.25])
+        wide = np.concatenate([wide, column])
+        wide[1] *= 0.75
+        result[reader] = np.moveaxis(wide, 0, read)
+    return result
+
+
+FEEDS = [{"x": np.random.default_rng(n).normal(size=(40, 5)).astype(np.float32)} for n in range(4)]
+SIZES = (6, 7, 4)
+
+
+def test_units_that_change_nothing_are_found_in_dense_layers():
+    small = dense_model(dense_weights(SIZES))
+    result = prune(dense_model(widened(dense_weights(SIZES))), layers="all", lossless=True)
+    found = {row["name"]: row["hidden_after"] for row in result.report["layers"]}
+    # Behind an Add it is not seen that a unit is 0.
+    assert found == {"first": 6, "second": 8, "third": 4, "y": 3}
+    for feed in FEEDS:
+        left, right = Runner(small)(feed)["y"], Runner(result.model)(feed)["y"]
+        assert np.allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_least_squares_finds_the_units_that_are_enough():
+    """Pruned to the size that it was widened from, the model gives what it gave."""
+    model = dense_model(widened(dense_weights(SIZES)))
+    keep = {"first": 6, "second": 7, "third": 4}
+    result = prune(model, layers="all", keep=keep, data=FEEDS, recover="lstsq")
+    assert result.report["drift"]["y"]["nrmse"] < 0.02
+    assert {row["hidden_after"] for row in result.report["layers"]} == {6, 7, 4, 3}
+    assert result.report["oracle"]["passed"]
+
+
+def test_a_plan_names_dense_layers(tmp_path):
+    model = dense_model(dense_weights(SIZES))
+    chosen = plan(model, layers=["first", "third"], keep=0.5, data=FEEDS)
+    assert {name: len(kept.keep[0]) for name, kept in chosen.layers.items()} == {
+        "first": 3,
+        "third": 2,
+    }
+    (tmp_path / "plan.json").write_text(chosen.to_json())
+    result = apply(model, tmp_path / "plan.json", data=FEEDS)
+    assert [row["hidden_after"] for row in result.report["layers"]] == [3, 2]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in result.model.graph.initializer}
+    assert (3, 5) in shapes.values() and (3, 7) in shapes.values()
+
+
+def test_recurrent_layers_are_the_ones_that_are_cut_unless_others_are_asked_for():
+    with pytest.raises(PruneError, match="no LSTM, GRU or RNN node"):
+        prune(dense_model(dense_weights(SIZES)))
+
+
+def test_a_layer_whose_units_leave_the_model_is_left_alone():
+    result = prune(dense_model(dense_weights(SIZES)), layers="all", keep=0.5)
+    last = result.report["layers"][-1]
+    assert last["hidden_after"] == last["hidden_before"] == 3
+    assert last["pinned"] == "leaves the model as its output y"
+
+
+def test_a_glob_that_matches_no_layer_is_refused():
+    with pytest.raises(PruneError, match=r"no layer matches 'head\*'"):
+        prune(dense_model(dense_weights(SIZES)), layers="head*")
