@@ -8,13 +8,12 @@ import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cost.stopwatch import Stopwatch
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.bench import Bench
-from onnx_rnn_prune.evaluation.schedules import Fading, Schedule
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.recovery.schedules import Fading, Schedule
 from onnx_rnn_prune.selection.sensitivity import Curve
 from onnx_rnn_prune.traced_model import trace_model
 
@@ -182,15 +181,15 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
     traced = trace_model(opened, ["first", "second"], data.calibration)
     keep = np.ones(traced.trace.units.count, dtype=bool)
     keep[[1, 3, 5, 9, 11]] = False
-    bench = Bench.of(traced, data, keep)
+    moments = data.evidence(traced).moments
     nothing = Pipeline(())
     original = opened.run()(feeds[0])["logits"]
     errors = []
     for share in (1e-6, 0.25, 0.5, 0.75):
-        document = Fading.of(bench, Schedule("soft", 4))(nothing, share)
+        document = Fading.of(traced, keep, moments, Schedule("soft", 4))(nothing, share)
         errors.append(np.abs(Runner(document)(feeds[0])["logits"] - original).max())
     assert errors[0] < 1e-3 and errors == sorted(errors)
-    mixed = Fading.of(bench, Schedule("mixed", 4))(nothing, 1e-6)
+    mixed = Fading.of(traced, keep, moments, Schedule("mixed", 4))(nothing, 1e-6)
     weights = mixed.graph.nodes[0].inputs[2].values[0]
     gone = [not weights[:, unit].any() for unit in range(HIDDEN)]
     assert 0 < sum(gone) < 5 and not any(gone[unit] for unit in (0, 2, 4, 6, 7))

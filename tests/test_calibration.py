@@ -9,18 +9,18 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from onnx_rnn_prune import evaluator as evaluator_module
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.data import open_feeds
-from onnx_rnn_prune.evaluation import bench as bench_module
-from onnx_rnn_prune.evaluation import recovery
-from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence import evidence
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.samples import ACTIVATIONS
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.recovery import schedules
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
@@ -164,12 +164,12 @@ def test_rounds_of_refits_take_turns_with_feeds_where_there_are_many(feeds, monk
     data = open_data(opened, feeds, None, 0)
     traced = trace_model(opened, ["first", "second"], data.calibration)
     keep = np.ones(traced.trace.units.count, dtype=bool)
-    bench = Bench.of(traced, data, keep)
+    cut = Evaluator.of(traced, data).candidate(keep)
     everything = [feed.name for feed in data.calibration]
-    assert [feed.name for feed in bench.sample(1)] == everything
+    assert [feed.name for feed in cut.sample(1)] == everything
     widest = max(len(reader.labels) for reader in traced.readers)
-    monkeypatch.setattr(bench_module, "SAMPLES", 4 * 30 / widest)
-    turns = [[feed.name for feed in bench.sample(turn)] for turn in range(3)]
+    monkeypatch.setattr(evaluator_module, "SAMPLES", 4 * 30 / widest)
+    turns = [[feed.name for feed in cut.sample(turn)] for turn in range(3)]
     assert [len(turn) for turn in turns] == [4, 4, 4]
     assert set().union(*turns) == set(everything)
 
@@ -203,9 +203,9 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
     if asked == "distill":  # which finds nothing better here
         pytest.importorskip("torch")
         monkeypatch.setattr(
-            recovery, "TrainingConfig", lambda *asked: TrainingConfig(*asked, steps=1, rate=10.0)
+            schedules, "TrainingConfig", lambda *asked: TrainingConfig(*asked, steps=1, rate=10.0)
         )
-    monkeypatch.setattr(recovery, "_ROUNDS", 0)
+    monkeypatch.setattr(evaluator_module, "_ROUNDS", 0)
     model, others = stacked(None), feeds[9:] if apart else None
     result = prune(model, data=feeds[:9], eval_data=others, recover=asked, criterion="l2")
     assert asked != "distill" or result.report["recovery"]["learning"]["taken"] == 0

@@ -10,10 +10,10 @@ from onnx_rnn_prune import apply, plan, prune
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation import recovery
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.recovery import schedules
 from onnx_rnn_prune.recovery.distill.configuration import (
     Answers,
     Loss,
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(recovery, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
+    monkeypatch.setattr(schedules, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
 
 
 def best(model, feed):
@@ -167,7 +167,7 @@ def heavy(outputs, labels):
 class TestDistill:
     def learn(self, monkeypatch, steps, **more):
         course = partial(TrainingConfig, steps=steps, trials=3, rate=0.1)
-        monkeypatch.setattr(recovery, "TrainingConfig", course)
+        monkeypatch.setattr(schedules, "TrainingConfig", course)
         return prune(two_layers(), keep=0.75, recover="distill", **more)
 
     def agreement(self, result, data):
@@ -220,7 +220,7 @@ class TestDistill:
 
     def test_without_a_loss_labels_change_nothing(self, monkeypatch):
         monkeypatch.setattr(
-            recovery, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
+            schedules, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
         )
         found = [
             prune(two_layers(), keep=0.5, recover="distill", data=data)

@@ -12,9 +12,7 @@ from onnx import numpy_helper
 from onnx_rnn_prune import cli, compare, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.bench import Bench
-from onnx_rnn_prune.evaluation.recovery import recover_units
-from onnx_rnn_prune.evaluation.schedules import Schedule
+from onnx_rnn_prune.evaluator import Evaluator, recover_units
 from onnx_rnn_prune.evidence import moment_store as shelf
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.moment_store import Shelf
@@ -22,6 +20,7 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
+from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.report.numbers import streams
 from onnx_rnn_prune.report.table import sentences
 from onnx_rnn_prune.selection.masked import MaskedModel
@@ -132,16 +131,16 @@ def test_a_stream_of_single_steps_is_pruned_as_the_sequence_is(model):
     assert errors == pytest.approx([errors[0]] * 3, rel=1e-3)
 
 
-def bench_of(model, data, stream, keep):
+def candidate_of(model, data, stream, keep):
     data, original = opened(model, data, stream), open_model(model)
     traced = trace_model(original, ["Y"], data.calibration)
-    return Bench.of(traced, data, keep)
+    return Evaluator.of(traced, data).candidate(keep)
 
 
 def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
     keep = np.arange(HIDDEN) % 2 == 0
     by_sequence, *by_streams = (
-        bench_of(model, data, stream, keep)
+        candidate_of(model, data, stream, keep)
         for data, stream in (
             (whole(episodes()), None),
             (calls(model, episodes()), None),
@@ -149,12 +148,12 @@ def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
         )
     )
     for ridge in (np.inf, 1e-1, 1e-3):
-        wanted = by_sequence.candidate("", by_sequence.pairs, ridge)
-        for bench in by_streams:
-            assert bench.candidate("", bench.pairs, ridge).error == pytest.approx(wanted.error)
+        wanted = by_sequence.fitted(by_sequence.pairs, ridge)
+        for cut in by_streams:
+            assert cut.fitted(cut.pairs, ridge).error == pytest.approx(wanted.error)
             seen = [Shelf(), Shelf()]
-            by_sequence.free_pairs(by_sequence.shrunk(wanted.write), bench.sample(1), seen[0])
-            bench.free_pairs(bench.shrunk(wanted.write), bench.sample(1), seen[1])
+            by_sequence.free_pairs(by_sequence.shrunk(wanted.write), cut.sample(1), seen[0])
+            cut.free_pairs(cut.shrunk(wanted.write), cut.sample(1), seen[1])
             for pool in ("Y#0iofcX+H", "y_product#0"):
                 one, other = (shelf[pool] for shelf in seen)
                 np.testing.assert_allclose(one.variance, other.variance, rtol=1e-5)
@@ -330,7 +329,7 @@ def test_other_processes_judge_streams_as_this_one_does(found_alone):
 
 
 def test_masked_models_carry_their_states_along(model):
-    traced = bench_of(model, whole(episodes()), None, np.ones(HIDDEN, bool)).traced
+    traced = candidate_of(model, whole(episodes()), None, np.ones(HIDDEN, bool)).traced
     masked, keep = MaskedModel(traced.document, traced.trace), np.arange(HIDDEN) % 3 > 0
     feeds = opened(model, bare(episodes(2)), stream=True)
     by_call = [
@@ -347,15 +346,15 @@ def test_masked_models_carry_their_states_along(model):
 def test_what_runs_best_in_the_closed_loop_is_chosen():
     model, keep = policy(spread=2.6), np.arange(HIDDEN) % 2 == 0
     feeds = calls(model, episodes())
-    closed, apart = (bench_of(model, feeds, stream, keep) for stream in (None, False))
+    closed, apart = (candidate_of(model, feeds, stream, keep) for stream in (None, False))
     ridges = (np.inf, 1e-1, 1e-2, 1e-3, 1e-4)
-    errors = [
-        [bench.candidate("", bench.pairs, r).error for r in ridges] for bench in (closed, apart)
-    ]
+    errors = [[cut.fitted(cut.pairs, r).error for r in ridges] for cut in (closed, apart)]
     print(errors)
     assert np.argmin(errors[0]) != np.argmin(errors[1])
     found, _ = recover_units(closed, "auto", Schedule(), TrainingConfig(), silent)
-    observed = np.array([feed["x"] for feed in closed.validation]).reshape(-1, STEPS, 1, 4)
+    observed = np.array([feed["x"] for feed in closed.evaluator.data.validation]).reshape(
+        -1, STEPS, 1, 4
+    )
     by_hand = closed_loop(model, closed.shrunk(found.write).write(), observed)
     assert found.error == pytest.approx(by_hand, rel=1e-4)
     assert found.error <= min(errors[0])
@@ -468,9 +467,9 @@ def test_the_original_runs_each_feed_once(form, monkeypatch):
         traced = trace_model(opened, ["Y"], data.calibration)
         trace = traced.trace
         keep = np.arange(trace.units.count) % 2 == 0
-        bench = Bench.of(traced, data, keep)
-        chosen, _ = recover_units(bench, "lstsq", Schedule(), TrainingConfig(), silent)
-        return bench.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
+        cut = Evaluator.of(traced, data).candidate(keep)
+        chosen, _ = recover_units(cut, "lstsq", Schedule(), TrainingConfig(), silent)
+        return cut.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
 
     def times(room):
         monkeypatch.setattr(shelf, "_MOST_BYTES", room)

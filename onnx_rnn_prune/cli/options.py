@@ -15,9 +15,8 @@ from onnx_rnn_prune.compression.sparsity import SPARSIFIERS
 from onnx_rnn_prune.cost.price import PRICES
 from onnx_rnn_prune.data.sources import is_function_name
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.recovery import RECOVERIES
-from onnx_rnn_prune.evaluation.schedules import SCHEDULES
 from onnx_rnn_prune.recovery.distill.configuration import read_loss
+from onnx_rnn_prune.recovery.schedules import RECOVERIES, SCHEDULES
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.criterion import parse_criterion
 from onnx_rnn_prune.selection.request import STRATEGIES

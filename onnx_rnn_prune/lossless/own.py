@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.trace.bindings import traced_layers
-from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.traced_model import TracedModel
 
 
-def own_rows(document: Document, trace: Trace) -> Matrix:
+def own_rows(traced: TracedModel) -> Matrix:
     """[W R B] of each unit, gate after gate, [units, widest]; zeros where a layer has fewer."""
     found: list[tuple[np.ndarray, Matrix]] = []
-    for layer in traced_layers(document, trace):
+    trace = traced.trace
+    for layer in traced_layers(traced.document, trace):
         parts = []
         for name in ("W", "R", "B"):
             value = layer.constant(name)

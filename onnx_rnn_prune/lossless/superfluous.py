@@ -31,13 +31,13 @@ from onnx_rnn_prune.evidence.readers import ProductReader
 from onnx_rnn_prune.lossless.constant_states import Held, held_states
 from onnx_rnn_prune.lossless.refine import refine
 from onnx_rnn_prune.model.constants import constant_value
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
+from onnx_rnn_prune.traced_model import TracedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,9 @@ class Superfluous:
 KINDS = ("dead", "zero", "constant", "duplicate")
 
 
-def find_superfluous(document: Document, trace: Trace) -> Superfluous:
-    """Looks at all units of a trace; the document is prepared for it."""
+def find_superfluous(traced: TracedModel) -> Superfluous:
+    """Looks at all units of a model."""
+    document, trace = traced.document, traced.trace
     lookup = Lookup.of(document)
     products = find_matrices(document, trace, lookup)
     layers = [lookup.layers[name] for name in trace.units.lanes]

@@ -6,7 +6,6 @@ times the share, to that of the kept unit, and what the number makes to its bias
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +16,10 @@ from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.lossless.own import own_rows
 from onnx_rnn_prune.lossless.superfluous import find_superfluous
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
 from onnx_rnn_prune.recovery.least_squares import Fit, stays
-from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
+from onnx_rnn_prune.traced_model import TracedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,27 +39,27 @@ class StandIns:
     reset: Matrix
 
 
-def equal_units(document: Document, trace: Trace, keep: Mask) -> StandIns:
+def equal_units(traced: TracedModel, keep: Mask) -> StandIns:
     """For duplicates the first of their kind, and for constants what they hold: this loses nothing.
 
     Args:
-        document: the model, prepared.
-        trace: of it.
+        traced: the model.
         keep: per unit, True where it stays; `find_superfluous` says which need not.
     """
-    found = find_superfluous(document, trace)
+    found = find_superfluous(traced)
     held = np.where(found.constant, found.held.state, 0.0)
     reset = np.where(found.constant, found.held.reset, 0.0)
     return StandIns(found.first, found.duplicate.astype(np.float64), held, reset)
 
 
-def nearest_units(document: Document, trace: Trace, keep: Mask) -> StandIns:
+def nearest_units(traced: TracedModel, keep: Mask) -> StandIns:
     """For each unit the kept one whose weights W, R and B point most nearly where its own do.
 
     The share is the cosine between them, so that a duplicate is merged exactly, and what is like no
     other contributes nothing (after Srinivas and Babu 2015, "Data-free parameter pruning").
     """
-    rows = own_rows(document, trace)
+    trace = traced.trace
+    rows = own_rows(traced)
     unit, share = np.arange(trace.units.count), np.zeros(trace.units.count)
     for group in trace.groups:
         for atoms in group.atoms:
@@ -76,20 +74,17 @@ def nearest_units(document: Document, trace: Trace, keep: Mask) -> StandIns:
     return StandIns(unit, share, nothing, nothing)
 
 
-def fit_stand_ins(
-    document: Document, readers: Sequence[Reader], keep: Mask, stand_ins: StandIns
-) -> dict[str, Fit]:
+def fit_stand_ins(traced: TracedModel, keep: Mask, stand_ins: StandIns) -> dict[str, Fit]:
     """New weights and biases for all readers that have use for them.
 
     Args:
-        document: at full width.
-        readers: all that read units.
+        traced: the model, at full width.
         keep: per unit, True where it stays.
         stand_ins: what stands for the others.
     """
     found: dict[str, Fit] = {}
-    lookup = Lookup.of(document)
-    for reader in readers:
+    lookup = Lookup.of(traced.document)
+    for reader in traced.readers:
         rows, columns = stays(reader, lookup, keep)
         held = reader.weight(lookup)
         weight = held.astype(np.float64)

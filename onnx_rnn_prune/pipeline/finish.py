@@ -12,25 +12,21 @@ from onnx_rnn_prune.calibration import Calibration, proof_feeds
 from onnx_rnn_prune.compression.sparsity import notes_on
 from onnx_rnn_prune.compression.stage import run_stages
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.bench import Bench, Recovered
-from onnx_rnn_prune.evaluation.recovery import (
-    FROM_WEIGHTS,
-    leave_units,
-    recover_from_weights,
-    recover_units,
-    refitted,
-)
+from onnx_rnn_prune.evaluator import Evaluator, Recovered, recover_units, refitted
+from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.state_shrinking import Narrowed, State, narrow, say_states
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.report.build import (
     drift_rows,
     environment,
@@ -51,6 +47,8 @@ from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.traced_model import TracedModel, only_leaving, trace_plan
 from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
 from onnx_rnn_prune.validate.narrow_states import Narrow, NarrowRunner
+
+_STAND_INS = {"merge": nearest_units, "lossless": equal_units}
 
 
 def finish(
@@ -123,9 +121,9 @@ def _recover(
     traced: TracedModel, data: Calibration, plan: Plan, treatment: Treatment, progress: Progress
 ) -> tuple[Recovered, str]:
     wanted, keep = treatment.recover, plan.mask(traced.trace)
-    if wanted in FROM_WEIGHTS:
-        recovered = recover_from_weights(traced, keep, wanted)
-        return recovered, "it needs no data"
+    if wanted in _STAND_INS:
+        fits = fit_stand_ins(traced, keep, _STAND_INS[wanted](traced, keep))
+        return Recovered(wanted, Recover(traced.readers, keep, fits), None, 0.0), "it needs no data"
     if not data.given:
         if wanted in ("bias", "lstsq", "distill"):
             raise PruneError(
@@ -139,16 +137,21 @@ def _recover(
                 where="--schedule",
                 remedy="pass --data, or choose hard",
             )
-        nothing = leave_units(traced, keep)
-        return nothing, "there is no data to recover with"
+        return _left(traced, keep), "there is no data to recover with"
     if wanted == "none":
-        return leave_units(traced, keep), "asked for"
+        return _left(traced, keep), "asked for"
     data.evidence(traced, progress)
-    bench = Bench.of(traced, data, keep).judged_by(data.loss)
+    candidate = Evaluator.of(traced, data, data.loss).candidate(keep)
     course = replace(treatment.course, loss=data.loss)
-    found, reason = recover_units(bench, wanted, treatment.schedule, course, progress)
-    final = refitted(bench, found, course.until) if data.tested else found
+    found, reason = recover_units(candidate, wanted, treatment.schedule, course, progress)
+    final = refitted(candidate, found, course.until) if data.tested else found
     return final, reason if final is found else f"{reason}, then fitted on those as well"
+
+
+def _left(traced: TracedModel, keep: Mask) -> Recovered:
+    """Nothing stands in for the removed units."""
+    fits = place_states(traced, keep)
+    return Recovered("none", Recover(traced.readers, keep, fits), None, 0.0)
 
 
 def _untouched(

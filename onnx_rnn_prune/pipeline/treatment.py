@@ -11,10 +11,9 @@ from onnx_rnn_prune.compression.rank import read_rank
 from onnx_rnn_prune.compression.sparsity import read_storage, read_zeros
 from onnx_rnn_prune.compression.stage import Stage
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.recovery import course, recovery
-from onnx_rnn_prune.evaluation.schedules import SCHEDULES, Schedule
 from onnx_rnn_prune.interface import Interface, read_interface
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
+from onnx_rnn_prune.recovery.schedules import SCHEDULES, Schedule, read_recovery, read_training
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def read_treatment(
     Raises:
         PruneError: one of them means nothing.
     """
-    wanted = recovery(recover)
+    wanted = read_recovery(recover)
     leaving = Schedule(one_of(schedule, SCHEDULES, "--schedule"), step_count(steps, "--steps"))
     if leaving.kind != "hard" and wanted in ("none", "bias", "merge"):
         raise PruneError(
@@ -67,7 +66,7 @@ def read_treatment(
             where="--schedule",
             remedy="choose hard, or another recovery",
         )
-    learning = course(recover, distill_minutes, seed)
+    learning = read_training(recover, distill_minutes, seed)
     one_of(mode, MODES, "--mode")
     interface = read_interface(shrink_states, state_metadata, mode)
     if stages and (shrink_states or mode == "zero"):

@@ -32,6 +32,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.operators.labels import Mask, kept
+from onnx_rnn_prune.traced_model import TracedModel
 
 RIDGE = 1e-2
 """A lambda that suits most models, where none is looked for."""
@@ -108,24 +109,19 @@ def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
 
 
 def fit_readers(
-    document: Document,
-    readers: Sequence[Reader],
-    keep: Mask,
-    pairs: Callable[[Reader], Moments],
-    ridge: float,
+    traced: TracedModel, keep: Mask, pairs: Callable[[Reader], Moments], ridge: float
 ) -> dict[str, Fit]:
     """Fits all readers whose signals are cut.
 
     Args:
-        document: at full width.
-        readers: all that read units.
+        traced: the model, at full width.
         keep: per unit, True where it stays.
         pairs: the moments of a reader's z and z' side by side, [n + k], with products with z' only.
         ridge: lambda; infinity corrects biases only.
     """
     found: dict[str, Fit] = {}
-    lookup = Lookup.of(document)
-    for reader in readers:
+    lookup = Lookup.of(traced.document)
+    for reader in traced.readers:
         rows, columns = stays(reader, lookup, keep)
         if not columns.all():
             if reader.places:
@@ -138,14 +134,14 @@ def fit_readers(
     return found
 
 
-def place_states(document: Document, readers: Sequence[Reader], keep: Mask) -> dict[str, Fit]:
+def place_states(traced: TracedModel, keep: Mask) -> dict[str, Fit]:
     """Fits of states that callers only hand back, where nothing else is fitted.
 
     The layers take the entries of their units from such a state, and no one looks at the others:
     with some kept unit's value in each, to bring the state to full width takes one Gather.
     """
-    lookup, found = Lookup.of(document), {}
-    for reader in readers:
+    lookup, found = Lookup.of(traced.document), {}
+    for reader in traced.readers:
         rows, columns = stays(reader, lookup, keep)
         if reader.places and columns.any() and not columns.all():
             own = np.where(columns, np.cumsum(columns) - 1, 0)
@@ -226,18 +222,14 @@ def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
 
 
 def teacher_fits(
-    document: Document,
-    readers: Sequence[Reader],
-    keep: Mask,
-    moments: Shelf,
-    ridge: float = RIDGE,
+    traced: TracedModel, keep: Mask, moments: Shelf, ridge: float = RIDGE
 ) -> dict[str, Fit]:
     """Fits all readers whose signals are cut, to the original's signals on both sides."""
 
     def pairs(reader: Reader) -> Moments:
         return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
 
-    return fit_readers(document, readers, keep, pairs, ridge)
+    return fit_readers(traced, keep, pairs, ridge)
 
 
 def teacher_pairs(moments: Moments, stays: Mask) -> Moments:

@@ -13,9 +13,7 @@ import numpy as np
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
-from onnx_rnn_prune.evaluation.bench import Bench
-from onnx_rnn_prune.evaluation.recovery import recover_units
-from onnx_rnn_prune.evaluation.schedules import Schedule
+from onnx_rnn_prune.evaluator import Candidate, Evaluator, recover_units
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Array, Feed
@@ -24,6 +22,7 @@ from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE
+from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.search.trial import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
@@ -41,7 +40,7 @@ class Laboratory:
     """Where cuts of one model are made, run and judged.
 
     Attributes:
-        bench: fits what is left of the model; its mask is not looked at.
+        evaluator: recovers cuts of the model.
         scores: of the units; of a group, those with the highest stay.
         quality: how good a cut is.
         original: makes what is right of feeds.
@@ -49,7 +48,7 @@ class Laboratory:
         known: how good the original is on feeds that were looked at before.
     """
 
-    bench: Bench
+    evaluator: Evaluator
     scores: Matrix
     quality: Quality
     original: Recorded
@@ -60,14 +59,14 @@ class Laboratory:
     def of(traced: TracedModel, data: Calibration, scores: Matrix, quality: Quality) -> Laboratory:
         """A laboratory for a model."""
         opened = traced.opened
-        bench = Bench.of(traced, data, np.ones(traced.trace.units.count, dtype=bool))
+        evaluator = Evaluator.of(traced, data)
         ports, states = signature.inputs(opened.model), state_inputs(opened.document)
         check = partial(check_feed, ports=ports, states=states, where=f"metric {quality.name}")
-        return Laboratory(bench, scores, quality, bench.original, check)
+        return Laboratory(evaluator, scores, quality, evaluator.original, check)
 
     def of_others(self) -> Laboratory:
         """The same for other feeds, which may have the names of those that were looked at."""
-        return replace(self, original=Recorded(self.bench.traced.original.watched()), known={})
+        return replace(self, original=Recorded(self.evaluator.traced.original.watched()), known={})
 
     def judge(self, ask: Ask) -> Verdict:
         """Makes a cut and judges it."""
@@ -78,7 +77,7 @@ class Laboratory:
     @property
     def trace(self) -> Trace:
         """Of the model."""
-        return self.bench.traced.trace
+        return self.evaluator.traced.trace
 
     def keep(self, counts: Counts) -> Mask:
         """Per unit, whether it stays."""
@@ -96,7 +95,7 @@ class Laboratory:
 
     def _judged(self, ask: Ask) -> tuple[float, float, float, float]:
         """The quality, the loss of it and its standard error, and the NRMSE."""
-        feeds = self.bench.validation
+        feeds = self.evaluator.data.validation
         if not self.cuts(ask.counts):
             return self.before(feeds), 0.0, 0.0, 0.0
         model = self._cut(ask)
@@ -112,28 +111,30 @@ class Laboratory:
         return value, loss, spread if math.isfinite(spread) else math.inf, error
 
     def _cut(self, ask: Ask) -> Recorded:
-        bench = self.bench.with_units(self.keep(ask.counts))
-        document = bench.shrunk(_write(bench, ask.recovery))
-        return Recorded(bench.runner(document))
+        cut = self.evaluator.candidate(self.keep(ask.counts))
+        return Recorded(self.evaluator.runner(cut.shrunk(_write(cut, ask.recovery))))
 
     def outputs(self, model: Recorded, feeds: Feeds) -> Outcome:
         """What a model makes of feeds.
 
         Without states, unless there is nothing else: they matter for what comes of them.
         """
-        plain, judged = plain_outputs(self.bench.traced.document), self.bench.judged
+        plain, judged = (
+            plain_outputs(self.evaluator.traced.document),
+            self.evaluator.traced.original.judged,
+        )
         names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
         return Outcome(
             lambda: self._results(model, feeds, names), lambda feed: self._run(model, feed)
         )
 
     def _numbers(self, model: Recorded, feeds: Feeds) -> Iterator[Result]:
-        plain = plain_outputs(self.bench.traced.document)
-        return self._results(model, feeds, self.bench.judged.numbers(plain))
+        plain = plain_outputs(self.evaluator.traced.document)
+        return self._results(model, feeds, self.evaluator.traced.original.judged.numbers(plain))
 
     def _run(self, model: Recorded, feed: object) -> dict[str, Array]:
         """All outputs of a feed that a metric makes, drawn ones included."""
-        return model.runner(self.check(feed), self.bench.judged.outputs)
+        return model.runner(self.check(feed), self.evaluator.traced.original.judged.outputs)
 
     def _results(self, model: Recorded, feeds: Feeds, outputs: Sequence[str]) -> Iterator[Result]:
         names = [name for name in outputs if name in model.outputs]
@@ -142,8 +143,8 @@ class Laboratory:
             yield replace(found, wanted=wanted, found=own)
 
 
-def _write(bench: Bench, recovery: str) -> Pass:
+def _write(cut: Candidate, recovery: str) -> Pass:
     if recovery == FULL:
-        found, _ = recover_units(bench, "auto", Schedule(), TrainingConfig(), silent)
+        found, _ = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)
         return found.write
-    return bench.fitted(bench.pairs, RIDGE)
+    return cut.least_squares(cut.pairs, RIDGE)

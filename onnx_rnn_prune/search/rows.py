@@ -82,7 +82,7 @@ def sensitivity_rows(
     lab = setting.lab
     full = [group.size for group in lab.trace.groups]
     named = lab.quality != NRMSE
-    before = lab.before(lab.bench.validation) if named else None
+    before = lab.before(lab.evaluator.data.validation) if named else None
     whole = setting.ms(full)
     rows, seconds = [], 0.0
     for number, group in enumerate(lab.trace.groups):
@@ -124,7 +124,7 @@ def tested_rows(
     lab: Laboratory, data: Calibration, goal: Goal, opened: OpenedModel, result: PruneResult
 ) -> TestOutcome:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
-    opened = lab.bench.traced.original
+    opened = lab.evaluator.traced.original
     lab = lab.of_others()
     before = lab.before(data.test)
     runner = opened.beside(result.written, "the pruned model")
@@ -191,5 +191,5 @@ def _limit_value(lab: Laboratory, goal: Goal, aim: Aim) -> float | None:
     """The worst value of the quality that is still accepted on the validation feeds."""
     if aim.most is None:
         return None
-    before = lab.before(lab.bench.validation)
+    before = lab.before(lab.evaluator.data.validation)
     return before - aim.most if goal.quality.higher else before + aim.most

@@ -117,7 +117,7 @@ class Search:
                 remedy="ask for less, or lower --align and --min-units",
             )
         drop, lab = self.goal.drop, setting.lab
-        before = lab.before(lab.bench.validation)
+        before = lab.before(lab.evaluator.data.validation)
         if not math.isfinite(before):
             raise PruneError(
                 f"of the original it is {before}, so nothing can be compared with it",

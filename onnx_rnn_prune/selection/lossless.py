@@ -62,7 +62,7 @@ def lossless_plan(
     while True:
         traced = trace_model(opened, names, data.calibration, interface, progress)
         trace = traced.trace
-        superfluous = find_superfluous(traced.document, trace)
+        superfluous = find_superfluous(traced)
         found = found or _counts(trace, superfluous)
         plan = Plan.from_mask(fingerprint(opened.model), trace, keep_needed(trace, superfluous))
         plan = pin_losses(traced, plan, refits=True)

@@ -98,7 +98,7 @@ def sample_cut(traced: TracedModel, plan: Plan) -> Document:
 def place(document: Document, traced: TracedModel, plan: Plan) -> None:
     """Writes into a document of full width how states are placed that are only handed back."""
     keep = plan.mask(traced.trace)
-    fits = place_states(document, traced.readers, keep)
+    fits = place_states(traced, keep)
     Recover(traced.readers, keep, fits)(document)
 
 

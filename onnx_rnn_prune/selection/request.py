@@ -11,8 +11,8 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_budget
 from onnx_rnn_prune.cost.price import PRICES
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.recovery import FROM_WEIGHTS, recovery
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.recovery.schedules import FROM_WEIGHTS, read_recovery
 from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.selection.context import Criterion
 from onnx_rnn_prune.selection.criterion import parse_criterion
@@ -120,7 +120,7 @@ def read_request(
         allocate=one_of(allocate, STRATEGIES, "--allocate"),
         per=per,
         steps=step_count(steps, "--steps"),
-        recover=recovery(recover),
+        recover=read_recovery(recover),
         only=globs(only, "--only"),
         skip=globs(skip, "--skip"),
         bounds=Allocation(whole(align, "--align", 1), whole(min_units, "--min-units", 1)),

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.least_squares import RIDGE
 from onnx_rnn_prune.selection.allocation import Allocation, Urgency, choose
 
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
@@ -48,17 +47,17 @@ class Curve:
 
 
 def sensitivity(
-    bench: Bench, scores: Matrix, bounds: Allocation, progress: Progress
+    evaluator: Evaluator, scores: Matrix, bounds: Allocation, progress: Progress
 ) -> tuple[Curve, ...]:
     """Cuts each group alone to several widths, and runs what is left.
 
     Args:
-        bench: of the model; its mask is not looked at.
+        evaluator: judges cuts of the model.
         scores: of the units, higher is kept.
         bounds: widths below its floor are left out.
         progress: is told how far the work is.
     """
-    trace = bench.traced.trace
+    trace = evaluator.traced.trace
     curves = []
     for number, group in enumerate(trace.groups):
         progress("cutting layers one by one", number, len(trace.groups))
@@ -67,8 +66,7 @@ def sensitivity(
         for width in widths:
             counts = [other.size for other in trace.groups]
             counts[number] = width
-            cut = bench.with_units(choose(trace, scores, counts))
-            errors.append(cut.candidate("lstsq", cut.pairs, RIDGE).error)
+            errors.append(evaluator.quick_error(choose(trace, scores, counts)))
         rising = np.array([*errors, 0.0])
         curves.append(Curve(group.layers, np.array([*widths, group.size], float), rising))
     return tuple(curves)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-
-import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget
 from onnx_rnn_prune.cost.cost import Cost, limit_of
 from onnx_rnn_prune.cost.price import Price, price_of
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluation.bench import Bench
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.passes.cut import Unshare
 from onnx_rnn_prune.passes.states import OpenStates
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.least_squares import RIDGE
 from onnx_rnn_prune.selection.allocation import (
     ALLOCATORS,
     Fits,
@@ -30,6 +27,7 @@ from onnx_rnn_prune.selection.profitability import filled, place
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.sensitivity import by_slopes, sensitivity
 from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel
 
 Shares = Callable[[Urgency], list[int]]
@@ -65,12 +63,11 @@ def share_out(
             remedy="pass --data, or choose uniform or global",
         )
     data.evidence(traced, progress)
-    bench = Bench.of(traced, data, np.ones(trace.units.count, dtype=bool))
-    return _joint(bench, scores, request, shares, fits, progress)
+    return _joint(Evaluator.of(traced, data), scores, request, shares, fits, progress)
 
 
 def _joint(
-    bench: Bench,
+    evaluator: Evaluator,
     scores: Matrix,
     request: Request,
     shares: Shares,
@@ -82,30 +79,27 @@ def _joint(
     Each layer's sensitivity is measured alone; since errors of several layers add up otherwise than
     alone, what comes of it is cut and measured, too, beside the shares of the other allocators.
     """
-    trace = bench.traced.trace
-    errors: dict[tuple[int, ...], float] = {}
+    trace = evaluator.traced.trace
 
     def error(counts: list[int]) -> float:
-        if tuple(counts) not in errors:
-            cut = bench.with_units(choose(trace, scores, counts))
-            errors[tuple(counts)] = cut.candidate("lstsq", cut.pairs, RIDGE).error
-        return errors[tuple(counts)]
+        return evaluator.quick_error(choose(trace, scores, counts))
 
-    curves = sensitivity(bench, scores, request.bounds, progress)
+    curves = sensitivity(evaluator, scores, request.bounds, progress)
     ways = [allocator(trace, scores) for allocator in ALLOCATORS.values()]
     best = min((shares(urgency) for urgency in [*ways, by_slopes(curves)]), key=error)
     for move in range(_MOVES):
         progress("moving units between layers", move, _MOVES)
-        found = min([best, *_moved(bench, request, best, fits)], key=error)
+        found = min([best, *_moved(trace.groups, request, best, fits)], key=error)
         if found == best:
             break
         best = found
     return best
 
 
-def _moved(bench: Bench, request: Request, counts: list[int], fits: Fits) -> Iterator[list[int]]:
+def _moved(
+    groups: Sequence[Group], request: Request, counts: list[int], fits: Fits
+) -> Iterator[list[int]]:
     """The same cut with some units of one group given up for as many as fit of another."""
-    groups = bench.traced.trace.groups
     for giver, group in enumerate(groups):
         less = max(counts[giver] - max(group.size // _PART, 1), request.bounds.floor(group))
         for taker, other in enumerate(groups):

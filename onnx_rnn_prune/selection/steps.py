@@ -52,7 +52,7 @@ def _without(traced: TracedModel, data: Calibration, keep: Mask, recovers: bool)
     document, readers = traced.document.copy(), traced.readers
     evidence = data.evidence(traced) if recovers else None
     if evidence is not None:  # merging, which takes no data, follows the last step
-        fits = teacher_fits(document, readers, keep, evidence.moments)
+        fits = teacher_fits(traced, keep, evidence.moments)
         Recover(readers, keep, fits)(document)
     Zero(traced.trace, keep)(document)
     return replace(traced, document=document)

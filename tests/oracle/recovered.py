@@ -20,7 +20,7 @@ def recovered(traced: TracedModel, keep: Mask, feeds: Sequence[Feed], ridge: flo
     source = open_feeds(list(feeds), signature.inputs(traced.document.source), frozenset())
     readers = traced.readers
     moments = collect(traced.document, traced.trace, readers, source, silent).moments
-    fits = teacher_fits(traced.document, readers, keep, moments, ridge)
+    fits = teacher_fits(traced, keep, moments, ridge)
     document = traced.document.copy()
     Recover(readers, keep, fits)(document)
     return document

@@ -17,7 +17,7 @@ from onnx_rnn_prune.selection.redundancy import order_of_leaving
 
 def _score(context: ScoringContext) -> Matrix:
     scores = np.zeros(context.traced.trace.units.count)
-    rows = own_rows(context.traced.document, context.traced.trace)
+    rows = own_rows(context.traced)
     length = np.linalg.norm(rows, axis=1)
     unit = rows / np.where(length > 0, length, 1.0)[:, None]
     for lanes in context.traced.trace.units.lanes.values():

@@ -1,1 +1,0 @@
-"""Candidates are recovered, and scored on validation feeds."""

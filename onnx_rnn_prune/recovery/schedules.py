@@ -1,0 +1,178 @@
+"""How kept units make up for others, and how those leave: at once, or fading out meanwhile.
+
+| schedule | units go |
+| --- | --- |
+| hard | at once; with several steps, they are chosen in so many (see `selection.steps`) |
+| soft | all by degrees: in step n of N, weights have gone n / N of the way to the cut model's |
+| mixed | those that the kept ones explain best at once, the others by degrees |
+
+The kept weights are refitted after each step on signals of the model as it is then (He et al. 2018,
+"Soft filter pruning", keeps pruned filters in play while training goes on; here they lose weight,
+and what learns is least squares). One step of any schedule is the hard one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_rnn_prune.arguments import above_zero, one_of, whole
+from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.model.constants import constant_value, is_float
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import replace_constant
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.labels import Mask, kept
+from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes.cut import Zero
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
+from onnx_rnn_prune.recovery.least_squares import (
+    RIDGE,
+    Recover,
+    estimate_entries,
+    teacher_fits,
+    teacher_pairs,
+)
+from onnx_rnn_prune.traced_model import TracedModel
+
+SCHEDULES = ("hard", "soft", "mixed")
+RECOVERIES = ("none", "bias", "lstsq", "distill", "merge")
+FROM_WEIGHTS = ("merge", "lossless")
+"""Those that need no data; `lossless` goes with a plan that removes what it can make up for."""
+
+
+def read_recovery(value: object) -> str:
+    """A recovery, or auto for the best that the data allows.
+
+    Raises:
+        PruneError: there is no such recovery.
+    """
+    return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
+
+
+def read_training(recover: object, minutes: object, seed: object) -> TrainingConfig:
+    """How long a recovery may learn, if it does.
+
+    Raises:
+        PruneError: a value means nothing, or PyTorch is missing, which the recovery needs.
+    """
+    if read_recovery(recover) == "distill":
+        require_torch("--recover=distill")
+    return TrainingConfig(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How units leave, and in how many steps.
+
+    Attributes:
+        kind: one of SCHEDULES.
+        steps: from 1 on.
+    """
+
+    kind: str = "hard"
+    steps: int = 1
+
+    @property
+    def choices(self) -> int:
+        """In how many steps units are chosen."""
+        return self.steps if self.kind == "hard" else 1
+
+    def shares(self, rounds: int) -> list[float]:
+        """How far the model has gone towards the cut one in each round of refits.
+
+        Args:
+            rounds: of refits on the cut model.
+        """
+        faded = [] if self.kind == "hard" else [n / self.steps for n in range(1, self.steps)]
+        return [*faded, *[1.0] * rounds]
+
+
+@dataclass(frozen=True, eq=False)
+class Fading:
+    """The model on its way to the cut one.
+
+    Attributes:
+        traced: the model.
+        keep: the units that stay.
+        start: from where the way starts.
+    """
+
+    traced: TracedModel
+    keep: Mask
+    start: Document
+
+    @staticmethod
+    def of(traced: TracedModel, keep: Mask, moments: Shelf, schedule: Schedule) -> Fading:
+        """The way that a schedule goes."""
+        document = traced.document
+        if schedule.kind == "mixed" and schedule.steps > 1:
+            stays = ~_clear_losers(traced, keep, moments)
+            fits = teacher_fits(traced, stays, moments)
+            document = document.copy()
+            Pipeline((Recover(traced.readers, stays, fits), Zero(traced.trace, stays)))(document)
+        return Fading(traced, keep, document)
+
+    def __call__(self, write: Pass, share: float) -> Document:
+        """The model, at full width, after a share of the way.
+
+        Args:
+            write: the recovery of the cut model.
+            share: above 0, below 1.
+        """
+        cut, result = self.traced.document.copy(), self.start.copy()
+        Pipeline((write, Zero(self.traced.trace, self.keep)))(cut)
+        _blend(result, cut, share)
+        return result
+
+
+def _blend(document: Document, other: Document, share: float) -> None:
+    """Moves every weight towards that of a document with the same nodes.
+
+    Args:
+        document: is changed.
+        other: what it becomes like.
+        share: of the other's weights; the document's own make up the rest.
+    """
+    graph, opset = document.graph, document.graph.opset
+    others = nodes_by_key(other.graph)
+    found = []
+    for key, node in nodes_by_key(graph).items():
+        for slot, tensor in enumerate(node.inputs):
+            here = constant_value(tensor, opset) if tensor.name else None
+            there = None if here is None else constant_value(others[key].inputs[slot], opset)
+            if here is None or there is None or not is_float(here.dtype):
+                continue
+            if here.shape == there.shape and not np.array_equal(here, there):
+                mixed = (1 - share) * here + share * there
+                found.append((node, slot, mixed.astype(here.dtype)))
+    for node, slot, value in found:
+        replace_constant(graph, node, slot, value)
+
+
+def _clear_losers(traced: TracedModel, keep: Mask, moments: Shelf) -> Mask:
+    """Of the units that go, the half that least squares on those that stay explains best."""
+    unknown = _unexplained(traced, keep, moments)
+    losers = np.flatnonzero(~keep)
+    order = losers[np.argsort(unknown[losers], kind="stable")]
+    clear = np.zeros(len(keep), dtype=bool)
+    clear[order[: len(order) // 2]] = True
+    return clear
+
+
+def _unexplained(traced: TracedModel, keep: Mask, store: Shelf) -> Matrix:
+    """The share of each unit's variance that the kept entries of a signal with it leave open."""
+    unknown = np.ones(len(keep))
+    for reader in traced.readers:
+        moments = store[reader.pool]
+        stays = kept(reader.labels, keep)
+        variance = moments.variance
+        covariance = moments.covariance(np.arange(len(stays)))
+        spread, _ = estimate_entries(teacher_pairs(moments, stays), stays, RIDGE)
+        known = np.einsum("ij,ij->i", spread, covariance[:, stays])
+        left = 1.0 - known / np.where(variance > 0, variance, 1.0)
+        units = reader.labels >= 0
+        np.minimum.at(unknown, reader.labels[units], left[units])
+    return unknown
