@@ -24,7 +24,7 @@ from onnx_rnn_prune.model import checks, runner
 from onnx_rnn_prune.model.checks import find_weights
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.search.memory import Memory
+from onnx_rnn_prune.search.study import Study
 
 SECRET = "secret.bin"
 
@@ -472,10 +472,10 @@ def test_what_is_no_model_is_said(broken, command, model, tmp_path, capsys):
 @pytest.mark.parametrize("value", ["", "{}", '0 {"ms": 1}', 7, None, b"\xff", "swapped"])
 def test_a_study_that_was_damaged(value, tmp_path):
     path = tmp_path / "study.db"
-    memory = Memory(path, "search")
+    memory = Study(path, "search")
     memory.keep("times", {"ms": 1.5})
     memory.keep("other", {"ms": 9.5})
-    assert Memory(path, "search")["times"] == {"ms": 1.5}
+    assert Study(path, "search")["times"] == {"ms": 1.5}
     with contextlib.closing(sqlite3.connect(path)) as base, base:
         if value == "swapped":
             ((value,),) = base.execute("SELECT value FROM record WHERE key = 'search other'")
@@ -484,8 +484,8 @@ def test_a_study_that_was_damaged(value, tmp_path):
             base.execute("CREATE TABLE record (key TEXT, value)")
             base.execute("INSERT INTO record VALUES ('search times', ?)", (value,))
     with pytest.raises(PruneError, match="changed or damaged; name another file with study="):
-        Memory(path, "search")
-    Memory(path, "another search")
+        Study(path, "search")
+    Study(path, "another search")
 
 
 @pytest.mark.parametrize("change", ["1.5", '"a"', "{", "[]", '"times"', '"sha256"', "null"])
@@ -537,7 +537,7 @@ def test_a_weight_that_is_an_output(model, tmp_path):
 def test_a_study_whose_tables_have_no_names(tmp_path):
     """What SQLite says of it is no text."""
     path = tmp_path / "study.db"
-    Memory(path, "search").keep("times", 1)
+    Study(path, "search").keep("times", 1)
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE record", b"CR\x8fATE TABLE record"))
     with pytest.raises(PruneError, match="name another file with study="):
-        Memory(path, "search")
+        Study(path, "search")

@@ -26,12 +26,10 @@ from onnx_rnn_prune.evidence.evidence import Tally
 from onnx_rnn_prune.evidence.moment_store import Shelf
 from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.search import cluster
-from onnx_rnn_prune.search import executor as crew
-from onnx_rnn_prune.search.executor import Crew
-from onnx_rnn_prune.search.memory import Memory
+from onnx_rnn_prune.search import executor
+from onnx_rnn_prune.search.executor import Executor, Work
+from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.search.worker_context import calibrated
-from onnx_rnn_prune.search.workers import Work
 from onnx_rnn_prune.traced_model import trace_model
 from test_allocation import WIDTH, stacked
 
@@ -176,12 +174,12 @@ def until(condition, seconds=60.0):
 
 BUSY = """
 import time
-from onnx_rnn_prune.search.executor import Crew
-from onnx_rnn_prune.search.workers import Work
+from onnx_rnn_prune.search.executor import Executor
+from onnx_rnn_prune.search.executor import Work
 def work(item):
     print("begun", flush=True)
     time.sleep(1000)
-with Crew(2).open() as workers:
+with Executor(2).open() as workers:
     list(workers.send(Work(work, lambda: work))(range(2)))
 """
 
@@ -233,7 +231,7 @@ def test_nothing_outlives_a_search_that_is_ended(end, folder, tmp_path):
     if end == signal.SIGTERM:
         assert (process.returncode, said.split()[-1]) == (143, "Terminated"), said
         assert list(scratch.iterdir()) == []
-    Memory(study, "any")  # it can be read
+    Study(study, "any")  # it can be read
 
 
 def test_errors_in_workers_are_those_of_this_process(feeds):
@@ -256,7 +254,7 @@ def test_a_killed_process_is_one_clear_error():
         return item
 
     message = r"^jobs=: a process .* ended from outside.*study="
-    with pytest.raises(PruneError, match=message), Crew(2).open() as workers:
+    with pytest.raises(PruneError, match=message), Executor(2).open() as workers:
         list(workers.send(Work(fragile, lambda: fragile))(range(20)))
 
 
@@ -269,7 +267,7 @@ def test_a_failure_ends_the_processes_at_once():
         time.sleep(0.1 if item == 0 else 30.0)
 
     start = time.perf_counter()
-    with pytest.raises(PruneError, match=r"^here: odd$"), Crew(2).open() as workers:
+    with pytest.raises(PruneError, match=r"^here: odd$"), Executor(2).open() as workers:
         list(workers.send(Work(slow, lambda: slow))(range(20)))
     assert time.perf_counter() - start < 25.0
 
@@ -298,7 +296,7 @@ def test_workers_multiply_with_one_thread_and_give_results_in_order():
         return seconds, {lib["num_threads"] for lib in blas()}
 
     waits = [0.3, 0.0, 0.2, 0.0]
-    for own in (Crew(), Crew(2)):
+    for own in (Executor(), Executor(2)):
         with own.open() as workers:
             found = list(workers.send(Work(threads, lambda: threads))(waits))
         assert found == [(wait, {1}) for wait in waits]
@@ -323,14 +321,14 @@ def blas():
 )
 def test_places_for_trials_that_mean_nothing(choices, message, feeds, monkeypatch):
     pytest.importorskip("distributed", reason="Dask is not installed")
-    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    monkeypatch.setattr(executor, "_PATIENCE", 1)
     with pytest.raises(PruneError, match=message):
         searched(feeds, **choices)
 
 
 def test_a_cluster_without_workers_is_said(feeds, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    monkeypatch.setattr(executor, "_PATIENCE", 1)
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:
         address = empty.scheduler_address
         with pytest.raises(PruneError, match=r"has no workers; start some with `dask worker tcp"):
@@ -338,7 +336,7 @@ def test_a_cluster_without_workers_is_said(feeds, monkeypatch):
 
 
 def test_dask_is_needed_for_clusters_only(feeds, monkeypatch):
-    monkeypatch.setattr(crew, "find_spec", lambda name: None)
+    monkeypatch.setattr(executor, "find_spec", lambda name: None)
     with pytest.raises(PruneError, match=r"^cluster=: needs Dask.*onnx_rnn_prune\[cluster\]"):
         searched(feeds, cluster="tcp://127.0.0.1:1")
 

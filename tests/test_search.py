@@ -22,15 +22,14 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import LayerRow, Limit, OutletRow, StateRow
 from onnx_rnn_prune.search import rows, setting
-from onnx_rnn_prune.search.driver import Bounds, finishing, run
+from onnx_rnn_prune.search.costs import Sizes
 from onnx_rnn_prune.search.goal import Aim, read_goal
 from onnx_rnn_prune.search.laboratory import Laboratory
-from onnx_rnn_prune.search.memory import Memory
 from onnx_rnn_prune.search.rows import frontier
-from onnx_rnn_prune.search.setting import Sizes
-from onnx_rnn_prune.search.space import Space
+from onnx_rnn_prune.search.search import Bounds, finishing, run
+from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Trial
 from onnx_rnn_prune.search.strategies import STRATEGIES
-from onnx_rnn_prune.search.trial import FULL, QUICK, Ask, Trial
+from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.selection.allocation import Allocation
 from onnx_rnn_prune.selection.profitability import Paying, worse
 from onnx_rnn_prune.trace.units import Group
@@ -73,7 +72,7 @@ def space(most=np.inf, align=1):
 
 
 def searched(strategy, aim, most=np.inf, trials=400, memory=None, align=1):
-    memory = Memory(None, "") if memory is None else memory
+    memory = Study(None, "") if memory is None else memory
     work = STRATEGIES[strategy](space(most, align), aim, 0)
     attempts = lambda asks: map(attempt, asks)  # noqa: E731
     return run(work, attempts, memory, Bounds(trials, 1e9), silent)
@@ -145,7 +144,7 @@ def test_time_is_left_to_finish_and_no_more(minutes):
     clock = Clock()
     bounds = Bounds(400, minutes, now=clock, start=0.0)
     work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
-    trials = run(work, clock.attempts, Memory(None, ""), bounds, silent)
+    trials = run(work, clock.attempts, Study(None, ""), bounds, silent)
     assert clock.seconds == sum(trial.seconds for trial in trials)
     left, alone = 60.0 * minutes - clock.seconds, searched("greedy", Aim(0.2, anything))
     assert finishing(trials) <= left or len(trials) == 1  # how long they take is not known before
@@ -155,7 +154,7 @@ def test_time_is_left_to_finish_and_no_more(minutes):
 def test_a_search_that_time_ended_makes_no_more_trials_when_it_is_looked_at_again(tmp_path):
     found = []
     for _ in range(2):
-        clock, memory = Clock(), Memory(tmp_path / "study", "")
+        clock, memory = Clock(), Study(tmp_path / "study", "")
         bounds = Bounds(400, 5.0, now=clock, start=0.0)
         work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
         found.append(run(work, clock.attempts, memory, bounds, silent))
@@ -188,22 +187,22 @@ def test_what_was_tried_is_not_tried_again_and_the_end_is_the_same(tmp_path):
 
         work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
         with contextlib.suppress(KeyboardInterrupt):
-            run(work, until, Memory(path, ""), Bounds(400, 1e9), silent)
-    assert searched("greedy", Aim(0.2, anything), memory=Memory(path, "")) == alone
+            run(work, until, Study(path, ""), Bounds(400, 1e9), silent)
+    assert searched("greedy", Aim(0.2, anything), memory=Study(path, "")) == alone
 
 
 def test_memory_tells_apart_what_was_measured_in_other_ways(tmp_path):
-    Memory(tmp_path / "study", "one ").keep("key", [1, 2.5])
-    assert "key" not in Memory(tmp_path / "study", "two ")
-    assert Memory(tmp_path / "study", "one ")["key"] == [1, 2.5]
+    Study(tmp_path / "study", "one ").keep("key", [1, 2.5])
+    assert "key" not in Study(tmp_path / "study", "two ")
+    assert Study(tmp_path / "study", "one ")["key"] == [1, 2.5]
 
 
 def test_memory_refuses_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("something else, and long enough to be no database" * 9)
     with pytest.raises(PruneError, match=r"notes.txt: cannot be used to remember"):
-        Memory(tmp_path / "notes.txt", "")
+        Study(tmp_path / "notes.txt", "")
     with pytest.raises(PruneError, match=r"name another file with study="):
-        Memory(tmp_path / "nowhere" / "study", "")
+        Study(tmp_path / "nowhere" / "study", "")
 
 
 def test_another_database_is_no_study_and_stays_as_it_is(tmp_path):
@@ -212,7 +211,7 @@ def test_another_database_is_no_study_and_stays_as_it_is(tmp_path):
         base.execute("CREATE TABLE photos (name TEXT)")
     before = path.read_bytes()
     with pytest.raises(PruneError, match="it is not a study: it has a table 'photos'.*study="):
-        Memory(path, "a")
+        Study(path, "a")
     assert path.read_bytes() == before
 
 

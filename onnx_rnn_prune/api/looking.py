@@ -13,8 +13,8 @@ from onnx_rnn_prune.inspection.inspecting import inspect_model
 from onnx_rnn_prune.opened_model import ModelSource, open_model, read_model
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
-from onnx_rnn_prune.search.alone import Sensitivity
-from onnx_rnn_prune.search.executor import read_crew
+from onnx_rnn_prune.search.executor import read_executor
+from onnx_rnn_prune.search.search import Sensitivity
 from onnx_rnn_prune.selection.request import read_request
 from onnx_rnn_prune.validate.quality import read_quality
 
@@ -104,7 +104,7 @@ def sensitivity(
     request = read_request(
         None, None, criterion, "uniform", "units", 1, None, only, skip, align, min_units, seed
     )
-    crew = read_crew(jobs, cluster)
+    executor = read_executor(jobs, cluster)
     check_progress(progress)
     if data is None:
         raise PruneError(
@@ -112,5 +112,5 @@ def sensitivity(
         )
     opened = open_model(model, frozen(freeze))
     memory = None if study is None else Path(study)
-    given = open_three(opened, crew.reachable(data), None, streaming(stream, True))
-    return Sensitivity(opened, given, quality, request, crew, memory)(progress)
+    given = open_three(opened, executor.reachable(data), None, streaming(stream, True))
+    return Sensitivity(opened, given, quality, request, executor, memory)(progress)

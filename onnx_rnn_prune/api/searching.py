@@ -21,10 +21,9 @@ from onnx_rnn_prune.opened_model import ModelSource, open_model
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.treatment import read_treatment
 from onnx_rnn_prune.progress import Progress, silent
-from onnx_rnn_prune.search.driver import Bounds
-from onnx_rnn_prune.search.executor import read_crew
+from onnx_rnn_prune.search.executor import read_executor
 from onnx_rnn_prune.search.goal import read_goal
-from onnx_rnn_prune.search.search import Search
+from onnx_rnn_prune.search.search import Bounds, Search
 from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.selection.request import read_request
 
@@ -104,10 +103,10 @@ def search(
     request = read_request(
         None, None, criterion, "uniform", "units", 1, recover, only, skip, align, min_units, seed
     )
-    crew = read_crew(jobs, cluster)
+    executor = read_executor(jobs, cluster)
     most = above_zero(minutes, "--minutes")
     learning = min(60.0 * treatment.course.minutes, 30.0 * most) if treatment.learns else 0.0
-    bounds = Bounds(whole(trials, "--trials", 1), most, crew.jobs, kept=learning)
+    bounds = Bounds(whole(trials, "--trials", 1), most, executor.jobs, kept=learning)
     chosen = one_of(strategy, STRATEGIES, "--strategy")
     number = None if pick is None else whole(pick, "--pick", 1)
     check_progress(progress)
@@ -115,6 +114,8 @@ def search(
     inputs = input_paths(model, data, eval_data)
     memory = None if study is None else Path(study)
     opened = open_model(model, frozen(freeze))
-    given = open_three(opened, crew.reachable(data), crew.reachable(eval_data), stream)
-    found = Search(opened, given, goal, request, treatment, bounds, crew, memory, chosen, number)
+    given = open_three(opened, executor.reachable(data), executor.reachable(eval_data), stream)
+    found = Search(
+        opened, given, goal, request, treatment, bounds, executor, memory, chosen, number
+    )
     return replace(found(progress), inputs=inputs)

@@ -11,7 +11,7 @@ from numbers import Real
 from onnx_rnn_prune.arguments import above_zero, deviation
 from onnx_rnn_prune.cost.budget import Budget, parse_budget
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.search.trial import Trial
+from onnx_rnn_prune.search.space import Trial
 from onnx_rnn_prune.selection.allocation import Fits
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, read_quality
 

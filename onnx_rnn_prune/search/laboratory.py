@@ -23,7 +23,7 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE
 from onnx_rnn_prune.recovery.schedules import Schedule
-from onnx_rnn_prune.search.trial import FULL, Ask, Counts, Verdict
+from onnx_rnn_prune.search.space import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
 from onnx_rnn_prune.trace.trace import Trace

@@ -24,7 +24,7 @@ from onnx_rnn_prune.report.schema import (
 from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.setting import Setting
-from onnx_rnn_prune.search.trial import QUICK, Trial
+from onnx_rnn_prune.search.space import QUICK, Trial
 from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
 

@@ -1,33 +1,138 @@
-"""From a goal to a proven model: cuts are tried, the best is picked and finished."""
+"""A strategy is run: it asks for trials, which are made within bounds and remembered.
+
+A search goes from a goal to a proven model: the best of its trials is picked and finished.
+Sensitivities come of each group of layers cut alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.pipeline.finish import finish
 from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.search.driver import Bounds, run
-from onnx_rnn_prune.search.executor import Crew
+from onnx_rnn_prune.report.schema import SensitivityReport
+from onnx_rnn_prune.search.executor import Executor, Workers
 from onnx_rnn_prune.search.goal import Aim, Goal
-from onnx_rnn_prune.search.identity import key_of
-from onnx_rnn_prune.search.memory import Memory
 from onnx_rnn_prune.search.rows import search_rows, sensitivity_rows, tested_rows
 from onnx_rnn_prune.search.setting import Setting, open_setting, space_of
-from onnx_rnn_prune.search.strategies import STRATEGIES
-from onnx_rnn_prune.search.trial import Trial
-from onnx_rnn_prune.search.workers import Workers
+from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Strategy, Trial
+from onnx_rnn_prune.search.strategies import STRATEGIES, curve_asks
+from onnx_rnn_prune.search.study import Study, key_of
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
+from onnx_rnn_prune.validate.quality import Quality
+
+# Makes several trials, in the order of the asks; each is remembered as it comes.
+Attempts = Callable[[Sequence[Ask]], Iterable[Trial]]
+
+# Of those made last, the longest trial tells what the next one takes. A recovery in full makes
+# about so many candidates; so does finishing, which measures, too, and writes.
+_LAST, _CANDIDATES, _WRITING = 8, 8, 4.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a search may cost.
+
+    Attributes:
+        trials: at most so many.
+        minutes: from the start of the search to its result.
+        jobs: how many trials are made at a time.
+        now: a clock, in seconds.
+        start: when the search was begun.
+        kept: seconds that finishing may take beyond what trials tell.
+    """
+
+    trials: int
+    minutes: float
+    jobs: int = 1
+    now: Callable[[], float] = time.monotonic
+    start: float = field(default_factory=time.monotonic)
+    kept: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """When the result is to be there."""
+        return self.start + 60.0 * self.minutes
+
+    def allow(self, ask: Ask, tried: Sequence[Trial], replayed: float) -> bool:
+        """Whether time is left for one more trial, and to finish the best.
+
+        Args:
+            ask: what is to be tried.
+            tried: what was.
+            replayed: seconds of trials that were remembered; they count as if made now.
+        """
+        left = self.end - self.now() - replayed / self.jobs
+        return left >= expected(tried, ask.recovery) + finishing(tried) + self.kept
+
+    def hasten(self, treatment: Treatment, tried: Sequence[Trial]) -> Treatment:
+        """A treatment of the best that is done in time, if need be with fewer candidates."""
+        until = self.end - expected(tried, QUICK) - _WRITING
+        course = treatment.course
+        most = max((until - self.now()) / 60.0, 1.0 / 60.0)
+        course = replace(course, until=until, minutes=min(course.minutes, most))
+        return replace(treatment, course=course)
+
+
+def expected(tried: Sequence[Trial], recovery: str) -> float:
+    """Seconds that a trial takes, as those before tell."""
+    own = [trial.seconds for trial in tried if trial.recovery == recovery][-_LAST:]
+    others = [trial.seconds for trial in tried if trial.recovery == QUICK][-_LAST:]
+    return max(own) if own else _CANDIDATES * max(others, default=0.0)
+
+
+def finishing(tried: Sequence[Trial]) -> float:
+    """Seconds that it takes to recover the best in full, to prove and to measure it."""
+    return expected(tried, FULL) + expected(tried, QUICK) + _WRITING
+
+
+def run(
+    strategy: Strategy, attempts: Attempts, study: Study, bounds: Bounds, progress: Progress
+) -> list[Trial]:
+    """All trials in the order in which they were asked for first.
+
+    What was measured before an interruption is not measured again, and counts as if it were.
+    """
+    tried: dict[Ask, Trial] = {}
+    replayed = 0.0
+    asked: Sequence[Ask] = next(strategy, [])
+    while asked:
+        fresh = [ask for ask in dict.fromkeys(asked) if ask not in tried]
+        wanted = fresh[: max(bounds.trials - len(tried), 0)]
+        results = iter(attempts([ask for ask in wanted if _key(ask) not in study]))
+        for ask in wanted:
+            if _key(ask) in study.found:
+                replayed += study[_key(ask)]["seconds"]
+            elif _key(ask) not in study:
+                if not bounds.allow(ask, list(tried.values()), replayed):
+                    break
+                study.keep(_key(ask), next(results).record())
+            tried[ask] = Trial.of(study[_key(ask)])
+            progress("searching", len(tried), bounds.trials)
+        if any(ask not in tried for ask in fresh):
+            break
+        try:
+            asked = strategy.send([tried[ask] for ask in asked])
+        except StopIteration:
+            break
+    return list(tried.values())
+
+
+def _key(ask: Ask) -> str:
+    return f"trial {ask.recovery} {' '.join(map(str, ask.counts))}"
+
 
 # How often the limit on predicted time is tightened where the real file takes longer, and by how
 # much more than it takes longer.
@@ -46,8 +151,8 @@ class Search:
         request: how units are ranked, and which layers may be cut.
         treatment: what is done to the cut that is picked.
         bounds: what the search may cost.
-        crew: how many make trials, and where.
-        memory: a file that remembers trials, or None.
+        executor: how many make trials, and where.
+        study: a file that remembers trials, or None.
         strategy: who says what is tried next, one of STRATEGIES.
         pick: the number of the trial to finish; None for the best.
     """
@@ -58,8 +163,8 @@ class Search:
     request: Request
     treatment: Treatment
     bounds: Bounds
-    crew: Crew
-    memory: Path | None
+    executor: Executor
+    study: Path | None
     strategy: str
     pick: int | None
 
@@ -70,20 +175,20 @@ class Search:
             PruneError: there is no such trial.
             Unmet: no cut is within the limits.
         """
-        with self.crew.open() as workers:
+        with self.executor.open() as workers:
             return self._found(workers, progress)
 
     def _found(self, workers: Workers, progress: Progress) -> PruneResult:
         goal, request = self.goal, self.request
         key = key_of(self.opened, self.data, goal.quality, request)
-        memory = Memory(self.memory, key)
+        study = Study(self.study, key)
         setting = open_setting(
             self.opened, self.data, goal.quality, request, self.treatment.interface,
-            workers, memory, goal.pays, progress,
+            workers, study, goal.pays, progress,
         )  # fmt: skip
         lab, slack = setting.lab, 1.0
         for _ in range(_ROUNDS):
-            aim, trials = self._tried(setting, memory, slack, progress)
+            aim, trials = self._tried(setting, study, slack, progress)
             begun = self.bounds.now()
             picked = self._picked(setting, aim, trials)
             result = self._finished(setting, trials, picked, progress)
@@ -107,7 +212,7 @@ class Search:
         return replace(result, report=report)
 
     def _tried(
-        self, setting: Setting, memory: Memory, slack: float, progress: Progress
+        self, setting: Setting, study: Study, slack: float, progress: Progress
     ) -> tuple[Aim, list[Trial]]:
         space = space_of(setting, self.request, self.goal, slack)
         if not space.fits(list(space.floor)):
@@ -127,7 +232,7 @@ class Search:
         most = None if drop is None else drop.of(before)
         aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
-        return aim, run(strategy, setting.attempts, memory, self.bounds, progress)
+        return aim, run(strategy, setting.attempts, study, self.bounds, progress)
 
     def _picked(self, setting: Setting, aim: Aim, trials: Sequence[Trial]) -> Trial:
         if self.pick is not None:
@@ -170,3 +275,62 @@ class Search:
         ranked = self.request.criterion_for(self.data).name
         asked = Asked(self.bounds.start, criterion=ranked, allocate="search")
         return finish(self.opened, self.data, plan, traced, treatment, asked, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What cuts of one group of layers alone do to the outputs, and to a quality.
+
+    Attributes:
+        opened: the model.
+        data: feeds to calibrate with and to measure on.
+        quality: what is measured beside the deviation of the outputs.
+        request: how units are ranked, and which layers may be cut.
+        executor: how many make trials, and where.
+        study: a file that remembers trials, or None; that of a search serves.
+    """
+
+    opened: OpenedModel
+    data: Calibration
+    quality: Quality
+    request: Request
+    executor: Executor
+    study: Path | None
+
+    def __call__(self, progress: Progress) -> SensitivityReport:
+        """Cuts, recovers and runs."""
+        start = time.perf_counter()
+        study = Study(self.study, key_of(self.opened, self.data, self.quality, self.request))
+        with self.executor.open() as workers:
+            setting = open_setting(
+                self.opened, self.data, self.quality, self.request, AS_BEFORE,
+                workers, study, (), progress,
+            )  # fmt: skip
+            trials = self._tried(setting, study, progress)
+        left = setting.traced.left
+        notes = [f"{name} is left alone: {why}" for name, why in left.items()]
+        notes += self.request.bounds.notes(setting.lab.trace.groups)
+        return sensitivity_rows(setting, self.data, trials, notes, start)
+
+    def _tried(self, setting: Setting, study: Study, progress: Progress) -> list[Trial]:
+        lab = setting.lab
+        space = Space(
+            lab.trace,
+            lab.scores,
+            self.request.bounds,
+            setting.ms,
+            lambda counts: True,
+        )
+        asks = sum(map(len, curve_asks(space).values()))
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            progress("cutting layers one by one", done, total)
+
+        bounds = Bounds(trials=asks, minutes=float("inf"))
+        return run(_one_by_one(space), setting.attempts, study, bounds, tell)
+
+
+def _one_by_one(space: Space) -> Strategy:
+    for asks in curve_asks(space).values():
+        if asks:
+            yield asks

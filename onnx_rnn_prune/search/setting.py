@@ -9,27 +9,23 @@ from functools import partial, reduce
 import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.cost.budget import Budget, Kind
-from onnx_rnn_prune.cost.cost import Cost, limit_of
+from onnx_rnn_prune.cost.cost import limit_of
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
-from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.search.costs import Sizes, predicted, time_layers
+from onnx_rnn_prune.search.executor import Mapper, Work, Workers
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
-from onnx_rnn_prune.search.memory import Memory
-from onnx_rnn_prune.search.space import Space
-from onnx_rnn_prune.search.speed import predicted, time_layers
-from onnx_rnn_prune.search.trial import Ask, Counts, Trial, Verdict
-from onnx_rnn_prune.search.worker_context import Calibrate, Judge, Shard, Site, calibrated
-from onnx_rnn_prune.search.workers import Mapper, Work, Workers
+from onnx_rnn_prune.search.space import Ask, Counts, Space, Trial, Verdict
+from onnx_rnn_prune.search.study import Study
+from onnx_rnn_prune.search.worker_context import Calibrate, Judge, Shard, WorkerContext, calibrated
 from onnx_rnn_prune.selection.profitability import Paying, brings_back, never_worth
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.scoring import score_units
-from onnx_rnn_prune.selection.sharing import cost_of_cuts
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
 
@@ -83,45 +79,6 @@ class Setting:
             yield Trial.made(ask, verdict, self.ms(counts), *cost)
 
 
-class Sizes:
-    """Parameters and bytes of what is written when the groups keep so many units.
-
-    A group that keeps all is not prepared for a cut, and has nothing to bring to full width.
-
-    Args:
-        traced: the model, with the layers that may be cut.
-        scores: of their units.
-        doubtful: the numbers of groups of which states or outputs are brought to full width.
-    """
-
-    def __init__(self, traced: TracedModel, scores: Matrix, doubtful: Sequence[int]) -> None:
-        self._traced = traced
-        self._groups, self._doubtful = traced.trace.groups, doubtful
-        every = tuple(range(len(self._groups)))
-        self._known = {every: (cost_of_cuts(traced, scores, refits=True), every)}
-
-    def __call__(self, kind: Kind, counts: Sequence[int]) -> int:
-        left = [n for n, group in enumerate(self._groups) if counts[n] < group.size]
-        if not left:
-            return limit_of(Budget(kind, share=1.0), self._traced.opened.document)
-        whole = {n for n in self._doubtful if n not in left}
-        cut = tuple(n for n in range(len(self._groups)) if n not in whole)
-        cost, order = self._cost(cut)
-        return cost(kind, [counts[n] for n in order])
-
-    def _cost(self, cut: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
-        """What cuts of some groups cost, and the order in which it takes counts."""
-        if cut not in self._known:
-            numbers = {self._groups[n].layers: n for n in cut}
-            names = [name for n in cut for name in self._groups[n].layers]
-            whole = self._traced
-            traced = trace_model(whole.opened, names, whole.feeds, whole.interface)
-            trace = traced.trace
-            cost = cost_of_cuts(traced, np.zeros(trace.units.count), refits=True)
-            self._known[cut] = cost, tuple(numbers[group.layers] for group in trace.groups)
-        return self._known[cut]
-
-
 def open_setting(
     opened: OpenedModel,
     data: Calibration,
@@ -129,7 +86,7 @@ def open_setting(
     request: Request,
     interface: Interface,
     workers: Workers,
-    memory: Memory,
+    study: Study,
     pays: Sequence[str],
     progress: Progress,
 ) -> Setting:
@@ -149,13 +106,13 @@ def open_setting(
         traced = trace_model(opened, names, data.calibration, interface, progress)
     traced = replace(traced, left={**traced.left, **never})
     _check_cuttable(traced, request)
-    site = Site(
-        memory.key, opened.name, opened.model, data, quality, request, tuple(names), interface
+    context = WorkerContext(
+        study.key, opened.name, opened.model, data, quality, request, tuple(names), interface
     )
-    evidence = _calibrated(site, traced, workers, progress)
+    evidence = _calibrated(context, traced, workers, progress)
     traced.evidence[data.calibration] = evidence
     scores = score_units(traced, data, request, progress)
-    times = memory.recall("times", lambda: time_layers(traced, data))
+    times = study.recall("times", lambda: time_layers(traced, data))
     lab = Laboratory.of(traced, data, scores, quality)
     groups = traced.trace.groups
     doubtful = tuple(n for n, group in enumerate(groups) if brings_back(traced, group))
@@ -165,7 +122,7 @@ def open_setting(
     return Setting(
         traced=traced,
         lab=lab,
-        verdicts=workers.send(Work(lab.judge, Judge(site, evidence, scores))),
+        verdicts=workers.send(Work(lab.judge, Judge(context, evidence, scores))),
         ms=ms,
         size=size,
         paying=paying,
@@ -209,10 +166,12 @@ def space_of(setting: Setting, request: Request, goal: Goal, slack: float) -> Sp
     return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.paying)
 
 
-def _calibrated(site: Site, traced: TracedModel, workers: Workers, progress: Progress) -> Evidence:
-    feeds = site.data.calibration
+def _calibrated(
+    context: WorkerContext, traced: TracedModel, workers: Workers, progress: Progress
+) -> Evidence:
+    feeds = context.data.calibration
     shards = _shards(needed(traced.document, traced.readers, feeds))
-    sums = workers.send(Work(partial(calibrated, traced, feeds), Calibrate(site)))(shards)
+    sums = workers.send(Work(partial(calibrated, traced, feeds), Calibrate(context)))(shards)
 
     def counted() -> Iterator[Tally]:
         for number in range(len(shards)):

@@ -1,14 +1,248 @@
-"""Who says what a search tries next."""
+"""Who says what a search tries next.
+
+The built-in strategy, greedy, takes sensitivities, bisects ways to share, then moves units:
+
+1. Each group alone is cut to several widths.
+2. Ways to share a cut (equal shares, one ranking over all groups, slopes of these curves by what
+   they save) make a row of cuts each, from slow to fast. Where the goal is a quality, the fastest
+   cut of each row that keeps it is found by bisection; else each row's first that fits is tried.
+3. From the best, units are taken from one group, or moved from one to another, while that helps.
+4. The best are recovered in full, which keeps more of the quality; what that leaves to spare is
+   used to cut further.
+
+Optuna's tree of Parzen estimators draws cuts where earlier ones did well (Bergstra et al. 2011,
+"Algorithms for hyper-parameter optimization"). What Optuna would keep in a storage of its own is in
+the study: it is told of the same trials in the same order again, and with the same seed it draws
+the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
+import numpy as np
+
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.search.goal import Aim
-from onnx_rnn_prune.search.greedy import equal, greedy
-from onnx_rnn_prune.search.sampler import optuna
-from onnx_rnn_prune.search.space import Space
-from onnx_rnn_prune.search.trial import Strategy
+from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Counts, Space, Strategy, Trial
+from onnx_rnn_prune.selection.allocation import ALLOCATORS
+from onnx_rnn_prune.selection.sensitivity import SHARES, Curve, by_slopes
+
+Row = Callable[[float], Counts]
+Steps = Generator[Sequence[Ask], Sequence[Trial], Trial]
+
+# Rounds of bisection, to within 1 % of the range of times.
+_HALVINGS = 7
+# Moves are of these parts of a group, one after the other, and as many are tried at a time.
+_PARTS = (8, 16, 32)
+_BATCH = 8
+_MOVES = 8
+_LAST_HALVINGS = 4
+
+
+def greedy(space: Space, aim: Aim) -> Strategy:
+    """Asks for trials; the best of them is what is looked for."""
+    curves = yield from _curves(space)
+    rows = [
+        _row(space, allocator(space.trace, space.scores), by_time=False)
+        for allocator in ALLOCATORS.values()
+    ]
+    rows.append(_row(space, by_slopes(curves), by_time=True))
+    if aim.most is None:
+        asks = list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
+        best = min((yield asks), key=aim.rank)
+    else:
+        best = yield from _bisected(space, aim, rows)
+    best = yield from _moved(space, aim, curves, best)
+    yield from finals(space, aim, best)
+
+
+def equal(space: Space, aim: Aim) -> Strategy:
+    """The same share of each group: bisection, each cut recovered in full."""
+    row = _row(space, ALLOCATORS["uniform"](space.trace, space.scores), by_time=False)
+    if aim.most is None:
+        yield [Ask(row(math.inf), FULL)]
+    else:
+        yield from _bisected(space, aim, [row], FULL)
+
+
+def _row(space: Space, urgency: Callable[[int, int], float], by_time: bool) -> Row:
+    price = space.ms if by_time else None
+    return lambda ms: space.within(ms, urgency, price)
+
+
+def curve_asks(space: Space) -> dict[int, list[Ask]]:
+    """Cuts of each group alone, by its number."""
+    found = {}
+    for number, group in enumerate(space.groups):
+        cuts = [
+            space.aligned([share * g.size if g is group else g.size for g in space.groups])
+            for share in SHARES
+        ]
+        found[number] = [Ask(cut) for cut in sorted(set(cuts)) if cut != space.full]
+    return found
+
+
+def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curve]]:
+    asks = curve_asks(space)
+    asked = [ask for own in asks.values() for ask in own]
+    trials = iter((yield asked) if asked else ())
+    curves = []
+    for number, own in asks.items():
+        found = [next(trials) for _ in own]
+        kept = [*(trial.counts[number] for trial in found), space.groups[number].size]
+        error = [*(min(trial.nrmse, 1e3) for trial in found), 0.0]
+        curves.append(Curve(space.groups[number].layers, np.array(kept, float), np.array(error)))
+    return curves
+
+
+def _bisected(space: Space, aim: Aim, rows: Sequence[Row], recovery: str = QUICK) -> Steps:
+    """The best of the fastest cuts of each row that are good enough; all rows go side by side."""
+    least, most = space.ms(space.floor), space.ms(space.full)
+    ranges = [[least, most] for _ in rows]
+    best = (yield [Ask(row(most)) for row in rows[:1]])[0]
+    for _ in range(_HALVINGS):
+        middles = [(low + high) / 2 for low, high in ranges]
+        asks = [Ask(row(ms), recovery) for row, ms in zip(rows, middles, strict=True)]
+        for trial, ms, ends in zip((yield asks), middles, ranges, strict=True):
+            ends[1 if aim.meets(trial) else 0] = ms
+            best = min(best, trial, key=aim.rank)
+    return best
+
+
+def _moved(space: Space, aim: Aim, curves: Sequence[Curve], best: Trial) -> Steps:
+    """Units leave one group, or go from one to another, while that helps."""
+    for part in _PARTS:
+        for _ in range(_MOVES):
+            asks = _promising(space, aim, curves, best, part)
+            found = min([best, *((yield asks) if asks else [])], key=aim.rank)
+            if found is best:
+                break
+            best = found
+    return best
+
+
+def _promising(
+    space: Space, aim: Aim, curves: Sequence[Curve], best: Trial, part: int
+) -> list[Ask]:
+    """The moves for which the curves foretell least error, or least for the time that they gain."""
+    before = _foretold(curves, best.counts)
+
+    def promise(counts: Counts) -> float:
+        worse = _foretold(curves, counts) - before
+        if aim.most is None:
+            return worse
+        return worse / max(best.ms - space.ms(counts), 1e-12)
+
+    moves = [m for m in _moves(space, best.counts, part) if space.fits(list(m))]
+    if aim.most is not None:
+        moves = [move for move in moves if space.ms(move) < best.ms]
+    return [Ask(move) for move in sorted(dict.fromkeys(moves), key=promise)[:_BATCH]]
+
+
+def _moves(space: Space, counts: Counts, part: int) -> Iterator[Counts]:
+    """Fewer units in one group, and a few more of another in exchange."""
+    for giver, group in enumerate(space.groups):
+        fewer = space.aligned(_changed(counts, giver, -max(group.size / part, 1)))
+        if fewer == counts:
+            continue
+        yield fewer
+        for taker, other in enumerate(space.groups):
+            for share in (2 * part, part):
+                more = space.aligned(_changed(fewer, taker, max(other.size / share, 1)))
+                if taker != giver and more != fewer:
+                    yield more
+
+
+def _changed(counts: Counts, number: int, by: float) -> list[float]:
+    return [count + by if n == number else count for n, count in enumerate(counts)]
+
+
+def _foretold(curves: Sequence[Curve], counts: Counts) -> float:
+    """The sum of the squared errors of each group's cut alone."""
+    pairs = zip(curves, counts, strict=True)
+    return sum(float(np.interp(count, curve.kept, curve.error**2)) for curve, count in pairs)
+
+
+def finals(space: Space, aim: Aim, best: Trial) -> Strategy:
+    """Recovers the best in full, and cuts further, or less, with the same proportions."""
+    if best.counts == space.full:
+        return
+    trials = yield [Ask(best.counts, FULL)]
+    if aim.most is None:
+        return
+    low, high = 0.5, 1.0
+    if not aim.meets(trials[0]):
+        low, high = 1.0, 1.5
+    for _ in range(_LAST_HALVINGS):
+        middle = (low + high) / 2
+        counts = space.aligned([count * middle for count in best.counts])
+        if aim.meets((yield [Ask(counts, FULL)])[0]):
+            high = middle
+        else:
+            low = middle
+
+
+# Cuts that are drawn at a time, whatever number of workers tries them.
+_DRAWN = 4
+# Cuts in all, and how many that do not fit are drawn for one that does.
+_DRAWS = 100
+_MISFITS = 20
+
+
+def optuna(space: Space, aim: Aim, seed: int) -> Strategy:
+    """Draws, and recovers the best in full as `greedy` does.
+
+    Raises:
+        PruneError: Optuna is not installed.
+    """
+    try:
+        import optuna as library
+    except ImportError as error:
+        raise PruneError(
+            "Optuna is not installed",
+            where="--strategy=optuna",
+            remedy="pip install 'onnx_rnn_prune[optuna]', or choose greedy",
+        ) from error
+    library.logging.set_verbosity(library.logging.WARNING)
+    study = library.create_study(sampler=library.samplers.TPESampler(seed=seed))
+    full = space.ms(space.full)
+
+    def counts_of(drawn: object) -> Counts:
+        suggest = drawn.suggest_int  # type: ignore[attr-defined]
+        found = [
+            suggest(f"group {number}", low, group.size)
+            for number, (low, group) in enumerate(zip(space.floor, space.groups, strict=True))
+        ]
+        return space.aligned(found)
+
+    best = (yield [Ask(space.full if space.fits(list(space.full)) else space.floor)])[0]
+    for _ in range(_DRAWS // _DRAWN):
+        batch = []
+        for _ in range(_MISFITS * _DRAWN):
+            drawn = study.ask()
+            counts = counts_of(drawn)
+            if space.fits(list(counts)):
+                batch.append((drawn, Ask(counts)))
+            else:
+                study.tell(drawn, state=library.trial.TrialState.FAIL)
+            if len(batch) == _DRAWN:
+                break
+        trials = yield [ask for _, ask in batch]
+        for (drawn, _), trial in zip(batch, trials, strict=True):
+            study.tell(drawn, _value(aim, trial, full))
+            best = min(best, trial, key=aim.rank)
+    yield from finals(space, aim, best)
+
+
+def _value(aim: Aim, trial: Trial, full: float) -> float:
+    """What is to be made small: time where a cut is good enough, beyond that the loss."""
+    if aim.most is None:
+        return min(trial.loss, 1e6)
+    if aim.meets(trial):
+        return trial.ms
+    return full * (1.0 + min(trial.loss + trial.spread - aim.most, 1e6))
+
 
 # By name; the seed is for those that draw.
 STRATEGIES: Mapping[str, Callable[[Space, Aim, int], Strategy]] = {

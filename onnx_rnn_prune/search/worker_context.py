@@ -16,9 +16,9 @@ from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.search.identity import key_of
 from onnx_rnn_prune.search.laboratory import Laboratory
-from onnx_rnn_prune.search.trial import Ask, Verdict
+from onnx_rnn_prune.search.space import Ask, Verdict
+from onnx_rnn_prune.search.study import key_of
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
@@ -28,11 +28,11 @@ Shard = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Site:
+class WorkerContext:
     """What another process needs to come to know a model as this one does.
 
     Attributes:
-        key: of the search; the same key means the same site.
+        key: of the search; the same key means the same context.
         name: how errors call the model.
         model: as read.
         data: feeds.
@@ -56,10 +56,10 @@ class Site:
 class Calibrate:
     """Recipe for summing up a shard of the feeds."""
 
-    site: Site
+    context: WorkerContext
 
     def __call__(self) -> Callable[[Shard], Tally]:
-        return partial(calibrated, _traced(self.site), self.site.data.calibration)
+        return partial(calibrated, _traced(self.context), self.context.data.calibration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +67,19 @@ class Judge:
     """Recipe for making a cut and judging it.
 
     Attributes:
-        site: the model and its data.
+        context: the model and its data.
         evidence: what the data showed.
         scores: of the units.
     """
 
-    site: Site
+    context: WorkerContext
     evidence: Evidence
     scores: Matrix
 
     def __call__(self) -> Callable[[Ask], Verdict]:
-        traced, data = _traced(self.site), self.site.data
+        traced, data = _traced(self.context), self.context.data
         traced.evidence[data.calibration] = self.evidence
-        return Laboratory.of(traced, data, self.scores, self.site.quality).judge
+        return Laboratory.of(traced, data, self.scores, self.context.quality).judge
 
 
 def calibrated(traced: TracedModel, feeds: Feeds, shard: Shard) -> Tally:
@@ -90,17 +90,17 @@ def calibrated(traced: TracedModel, feeds: Feeds, shard: Shard) -> Tally:
 # A worker is told first to calibrate and then to judge, and opens the model once for both. What is
 # kept follows from the argument alone, and it is one model at most.
 @lru_cache(maxsize=1)
-def _traced(site: Site) -> TracedModel:
-    """As the process knows it that sent the site.
+def _traced(context: WorkerContext) -> TracedModel:
+    """As the process knows it that sent the context.
 
     Raises:
         PruneError: this one finds other data, or is of another version.
     """
-    opened = follow(site.model, site.name)
-    if key_of(opened, site.data, site.quality, site.request) != site.key:
+    opened = follow(context.model, context.name)
+    if key_of(opened, context.data, context.quality, context.request) != context.key:
         raise PruneError(
             "a worker reads other data than this process, or has another version of onnx_rnn_prune",
-            where=site.data.calibration.source,
+            where=context.data.calibration.source,
             remedy="give all workers the same version, and the same files at the same paths",
         )
-    return trace_model(opened, site.names, site.data.calibration, site.interface)
+    return trace_model(opened, context.names, context.data.calibration, context.interface)

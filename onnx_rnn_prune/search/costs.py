@@ -1,4 +1,4 @@
-"""How long a run of a cut model will take, from timings of its layers' operators and of files."""
+"""What a cut model will cost: time, from timings of operators and of files, and size."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.cost.cost import Counts
+from onnx_rnn_prune.cost.budget import Budget, Kind
+from onnx_rnn_prune.cost.cost import Cost, Counts, limit_of
 from onnx_rnn_prune.cost.price import Price, layer_times
 from onnx_rnn_prune.cost.timetable import Timetable
+from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import brings_back, sample_cut
+from onnx_rnn_prune.selection.sharing import cost_of_cuts
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
-from onnx_rnn_prune.traced_model import TracedModel
+from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.profile import node_times
 
@@ -93,3 +96,42 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
         return float(times["ms"] * (1.0 - saved) + spent)
 
     return price
+
+
+class Sizes:
+    """Parameters and bytes of what is written when the groups keep so many units.
+
+    A group that keeps all is not prepared for a cut, and has nothing to bring to full width.
+
+    Args:
+        traced: the model, with the layers that may be cut.
+        scores: of their units.
+        doubtful: the numbers of groups of which states or outputs are brought to full width.
+    """
+
+    def __init__(self, traced: TracedModel, scores: Matrix, doubtful: Sequence[int]) -> None:
+        self._traced = traced
+        self._groups, self._doubtful = traced.trace.groups, doubtful
+        every = tuple(range(len(self._groups)))
+        self._known = {every: (cost_of_cuts(traced, scores, refits=True), every)}
+
+    def __call__(self, kind: Kind, counts: Sequence[int]) -> int:
+        left = [n for n, group in enumerate(self._groups) if counts[n] < group.size]
+        if not left:
+            return limit_of(Budget(kind, share=1.0), self._traced.opened.document)
+        whole = {n for n in self._doubtful if n not in left}
+        cut = tuple(n for n in range(len(self._groups)) if n not in whole)
+        cost, order = self._cost(cut)
+        return cost(kind, [counts[n] for n in order])
+
+    def _cost(self, cut: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
+        """What cuts of some groups cost, and the order in which it takes counts."""
+        if cut not in self._known:
+            numbers = {self._groups[n].layers: n for n in cut}
+            names = [name for n in cut for name in self._groups[n].layers]
+            whole = self._traced
+            traced = trace_model(whole.opened, names, whole.feeds, whole.interface)
+            trace = traced.trace
+            cost = cost_of_cuts(traced, np.zeros(trace.units.count), refits=True)
+            self._known[cut] = cost, tuple(numbers[group.layers] for group in trace.groups)
+        return self._known[cut]

@@ -1,17 +1,26 @@
-"""What a search has measured, in a file that survives whatever ends the process."""
+"""What a search has measured, in a file that survives whatever ends the process.
+
+The key of a search tells it from others: two with the same key make the same trials."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.files import require_plain
+from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.trace.plan import fingerprint
+from onnx_rnn_prune.validate.quality import Quality
 
 _TABLE = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
@@ -19,7 +28,7 @@ _TABLE = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value TEXT NO
 _OTHERS = "SELECT name FROM sqlite_master WHERE name != 'record' AND name NOT LIKE 'sqlite%'"
 
 
-class Memory:
+class Study:
     """Values by key, each written whole or not at all.
 
     Args:
@@ -95,3 +104,32 @@ class Memory:
 def _sealed(key: str, text: str) -> str:
     """A text with what tells whether it is still the one that was kept under a key."""
     return f"{hashlib.sha256(f'{key} {text}'.encode(errors='replace')).hexdigest()} {text}"
+
+
+# What trials mean; to be changed when that does.
+_FORMAT = "1"
+
+
+def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Request) -> str:
+    """Of what is measured of this model, with these feeds and in this way."""
+    found = hashlib.sha256()
+    for part in (_FORMAT, version("onnx_rnn_prune"), fingerprint(opened.model)):
+        found.update(part.encode())
+    found.update(repr((quality.name, quality.higher, quality.source)).encode())
+    chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
+    found.update(repr((*chosen, request.seed)).encode())
+    for feeds in (data.calibration, data.validation):
+        found.update(repr(sorted(feeds.states.items())).encode())
+        _digest(found.update, feeds)
+    return found.hexdigest()[:16]
+
+
+def _digest(add: Callable[[bytes], object], feeds: Iterable[Feed]) -> None:
+    for feed in feeds:
+        labels = getattr(feed, "labels", None)
+        if getattr(feed, "follows", None):
+            add(b"follows ")
+        for name, value in [*sorted(feed.items()), ("labels", labels)]:
+            if value is not None:
+                add(f"{name} {value.dtype} {value.shape} ".encode())
+                add(repr(value.tolist()).encode() if value.dtype.hasobject else value.tobytes())
