@@ -1,6 +1,7 @@
 """Reports with made-up numbers, made by the schema."""
 
-from dataclasses import fields, replace
+import math
+from dataclasses import replace
 
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
@@ -24,18 +25,6 @@ def put(value, new, *way):
     if isinstance(value, dict):
         return {**value, step: put(value[step], new, *rest)}
     return [put(item, new, *rest) if n == step else item for n, item in enumerate(value)]
-
-
-def without(value, unwanted):
-    """A report with None in place of values of a type."""
-    if isinstance(value, Record):
-        every = {field.name: getattr(value, field.name) for field in fields(value)}
-        return replace(value, **without(every, unwanted))
-    if isinstance(value, dict):
-        return {key: without(item, unwanted) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without(item, unwanted) for item in value]
-    return None if isinstance(value, unwanted) else value
 
 
 def pruned():
@@ -105,6 +94,21 @@ def whole():
     )
 
 
+def unknown():
+    """The same where nothing that may be without measure has one."""
+    report, apart = whole(), made.DriftRow(math.inf, math.inf, math.inf, None, None)
+    drift = dict.fromkeys(report.drift, apart)
+    candidates = [replace(row, quality=math.nan) for row in report.search.candidates]
+    points = [made.Point(kept, math.inf, None, 1.0) for kept in (8, 64)]
+    report = replace(
+        report,
+        drift=drift,
+        stages=[replace(row, drift=drift) for row in report.stages],
+        search=replace(report.search, candidates=candidates, quality_limit=None),
+    )
+    return put(report, points, "sensitivity", "layers", 0, "points")
+
+
 def histogram():
     counts = [int(1e4 / (1 + (n - 20) ** 2)) for n in range(41)]
     return Histogram([(n - 20.5) * 2e-5 for n in range(42)], counts, 12)
@@ -151,7 +155,7 @@ def search():
         candidates=candidates,
         picked=2,
         splits=splits(),
-        test=made.Tested(0.11, None, 0.11),
+        test=made.Tested(0.11, 0.0, 0.11),
         limits=[made.Limit("quality", 0.2, 0.11, True)],
         met=True,
         seconds=12.3,

@@ -21,8 +21,7 @@ from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.schedules import Schedule
-from onnx_rnn_prune.report.numbers import streams
-from onnx_rnn_prune.report.table import sentences
+from onnx_rnn_prune.report.words import sentences, streams
 from onnx_rnn_prune.selection.masked import MaskedModel
 from onnx_rnn_prune.traced_model import trace_model
 from onnx_rnn_prune.validate import drift_in_detail

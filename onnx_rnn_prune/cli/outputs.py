@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 from rich.console import Console, RenderableType
@@ -20,12 +20,13 @@ from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
 from onnx_rnn_prune.pipeline.result import PruneResult
-from onnx_rnn_prune.report.table import sentence
+from onnx_rnn_prune.record import Record
+from onnx_rnn_prune.report.schema import PruneReport
+from onnx_rnn_prune.report.terminal import sentence
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.text import visible
 
-# Makes a report readable.
-Table = Callable[[Mapping[str, Any]], RenderableType]
+R = TypeVar("R", bound=Record)
 
 # Wide enough for layer names; a pipe has no width of its own.
 _PIPE_WIDTH = 120
@@ -75,7 +76,7 @@ def write(
     json_path: str | None = None,
     html: str | None = None,
     summary: str | None = None,
-    table: Table = report.prune_table,
+    table: Callable[[PruneReport], RenderableType] = report.prune_table,
 ) -> None:
     """Writes a result and what comes with it, and shows its report.
 
@@ -105,7 +106,7 @@ def write(
         raise failed[0]
 
 
-def show(content: Mapping[str, Any], table: Table, as_json: bool = False) -> None:
+def show(content: R, table: Callable[[R], RenderableType], as_json: bool = False) -> None:
     """Prints a report as a table, or as JSON."""
     if as_json:
         click.echo(report.to_json(content, getattr(sys.stdout, "encoding", None) or "utf-8"))

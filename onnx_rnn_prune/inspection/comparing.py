@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import ModelSource, as_run
 from onnx_rnn_prune.report.build import drift_rows
 from onnx_rnn_prune.report.schema import BenchReport, BenchRow, CompareReport, FileSizes
-from onnx_rnn_prune.report.verdict import worst
+from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.validate import Drift, latency, timings
 from onnx_rnn_prune.validate.drift import deviations
 from onnx_rnn_prune.validate.narrow_states import Narrow, NarrowRunner, judged_beside, narrow_states

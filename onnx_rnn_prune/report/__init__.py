@@ -2,17 +2,18 @@
 
 from onnx_rnn_prune.report.document import to_json, write_json, write_text
 from onnx_rnn_prune.report.html import to_html, write_html
-from onnx_rnn_prune.report.inspection import inspect_table
-from onnx_rnn_prune.report.overview import bench_table, compare_table, plan_table
+from onnx_rnn_prune.report.looking import inspect_table, sensitivity_table
+from onnx_rnn_prune.report.markdown import compare_summary, prune_summary
+from onnx_rnn_prune.report.pictures import sensitivity_png
+from onnx_rnn_prune.report.plots import need_matplotlib
 from onnx_rnn_prune.report.progress import ProgressBars
-from onnx_rnn_prune.report.searching import search_table
-from onnx_rnn_prune.report.sensitivity import (
-    need_matplotlib,
-    sensitivity_png,
-    sensitivity_table,
+from onnx_rnn_prune.report.terminal import (
+    bench_table,
+    compare_table,
+    plan_table,
+    prune_table,
+    search_table,
 )
-from onnx_rnn_prune.report.summary import compare_summary, prune_summary
-from onnx_rnn_prune.report.table import prune_table
 
 __all__ = [
     "ProgressBars",

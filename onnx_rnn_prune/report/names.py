@@ -6,17 +6,18 @@ JSON has the full names, and options take them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
 from rich.text import Text
 
-Report = Mapping[str, Any]
+from onnx_rnn_prune.record import mapped
+from onnx_rnn_prune.report.schema import InspectReport, PruneReport, SensitivityReport
 
 # A name of so many letters stands whole, and shortened ones are filled up to that.
 _WHOLE = 30
@@ -30,15 +31,16 @@ _GAP = "\N{HORIZONTAL ELLIPSIS}"
 _BREAK = r"(?:[/:]|\.(?!\d))"
 _PIECE = re.compile(rf"{_BREAK}*(?:(?!{_BREAK}).)+(?:{_BREAK}+$)?|{_BREAK}+")
 _WORD = re.compile(r"_*[^_]+_*$|_*[^_]+|_+")
-SHORTENED = "shortened"
-# What of a report speaks of layers.
-_SPEAKING = ("layers", "lossless", "states", "search", "sensitivity", "warnings")
+# What of reports speaks of layers, beside the rows of these.
+_OF_CURVES = ("layers", "warnings")
+_OF_LAYERS = ("warnings",)
+_OF_PRUNES = ("lossless", "states", "search", "sensitivity", "warnings")
+R = TypeVar("R", PruneReport, InspectReport, SensitivityReport)
 
 
-def place(layer: Report) -> str:
+def place(name: str, scope: str) -> str:
     """A layer's name, with the way to it where it is inside a branch or loop body."""
-    scope = layer.get("scope") or ""
-    return f"{scope}/{layer['name']}" if scope else str(layer["name"])
+    return f"{scope}/{name}" if scope else name
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -104,30 +106,35 @@ def _short(piece: str, width: int) -> list[str]:
     return [piece] if cell_len(piece) <= width else _WORD.findall(piece)
 
 
-def brief(report: Report) -> Report:
-    """A report that calls layers by short names.
-
-    Args:
-        report: of any command; its layers need not be there.
-
-    Returns:
-        It also says, as `SHORTENED`, whether any name is shorter.
-    """
-    layers = report.get("layers") or ()
-    names = {place(row): str(row["name"]) for row in layers if "name" in row}
-    for row in (*layers, *((report.get("sensitivity") or {}).get("layers") or ())):
-        names |= {str(name): str(name) for name in row.get("layers", ())}
+def brief(report: R) -> tuple[R, bool]:
+    """A report that calls layers by short names, and whether any of them is shorter."""
+    if isinstance(report, SensitivityReport):
+        names, spoken = {name: name for each in report.layers for name in each.layers}, _OF_CURVES
+    else:
+        names = {place(row.name, row.scope): row.name for row in report.layers}
+        spoken = _OF_PRUNES if isinstance(report, PruneReport) else _OF_LAYERS
     short = short_names(names)
-    known = {full: short[way] for way, full in names.items()}
-    known = {full: short for full, short in known.items() if full != short}
-    result = {**report, **{key: _said(report[key], known) for key in _SPEAKING if key in report}}
-    result[SHORTENED] = bool(known) or report.get(SHORTENED, False)
-    if layers and "name" in layers[0]:
-        result["layers"] = [
-            {**_outlets(_said(row, known)), "name": short[place(row)], "scope": ""}
-            for row in layers
-        ]
-    return result
+    known = {full: short[way] for way, full in names.items() if full != short[way]}
+    longest = sorted(known, key=len, reverse=True)
+
+    def said(text: str) -> str:
+        for full in longest:
+            text = text.replace(full, known[full])
+        return text
+
+    found: R = replace(report, **{key: mapped(getattr(report, key), said) for key in spoken})
+    if isinstance(report, SensitivityReport):
+        return found, bool(known)
+    rows = [
+        replace(
+            mapped(row, said),
+            name=short[place(row.name, row.scope)],
+            scope="",
+            outlets=[mapped(mapped(outlet, said), _ends) for outlet in row.outlets],
+        )
+        for row in report.layers
+    ]
+    return replace(found, layers=rows), bool(known)
 
 
 def _parts(name: str) -> list[str]:
@@ -189,29 +196,9 @@ def _common(texts: Iterable[str]) -> int:
     return len(list(takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))))
 
 
-def _said(value: Any, known: Mapping[str, str]) -> Any:
-    """A part of a report in which layers are called by what is known of them."""
-    if isinstance(value, str):
-        for full in sorted(known, key=len, reverse=True):
-            value = value.replace(full, known[full])
-        return value
-    if isinstance(value, Mapping):
-        return {known.get(key, key): _said(item, known) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_said(item, known) for item in value]
-    return value
-
-
-def _outlets(row: Report) -> Report:
-    """A row whose outlets call operators by the ends of their names, too."""
-    outlets = [
-        {
-            key: " ".join(map(_end, text.split(" "))) if isinstance(text, str) else text
-            for key, text in outlet.items()
-        }
-        for outlet in row.get("outlets") or ()
-    ]
-    return {**row, "outlets": outlets} if outlets else row
+def _ends(text: str) -> str:
+    """A text that calls operators by the ends of their names."""
+    return " ".join(map(_end, text.split(" ")))
 
 
 def _end(word: str) -> str:

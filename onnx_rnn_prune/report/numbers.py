@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 
 def amount(value: float) -> str:
@@ -67,27 +66,6 @@ def times(ratio: float, quartiles: Sequence[float] | None = None) -> str:
     low, high = quartiles or (ratio, ratio)
     plain = high - low <= _WIDE * ratio and not low <= 1 <= high
     return f"{ratio:.2f}x" if plain or low == high else f"{ratio:.2f}x ({low:.2f}x to {high:.2f}x)"
-
-
-def streams(row: Mapping[str, Any]) -> str:
-    """How states that callers carry from call to call were treated.
-
-    Args:
-        row: `data.streams` of a report.
-    """
-    pairs = ", ".join(f"{source} from {result}" for source, result in row["states"].items())
-    if row["count"]:
-        return (
-            f"each model carries its own from call to call, as in use ({pairs}):"
-            f" {row['count']} streams of {row['calls']} calls in all"
-        )
-    text = f"each call was judged by itself, from the states in the inputs ({pairs})"
-    if row["asked"] is False:
-        return text
-    return (
-        f"{text}; in use, errors accumulate: to see how much, give consecutive calls with the"
-        " states that the original returned, or without states and with --stream"
-    )
 
 
 def fewer(before: float, after: float) -> str:

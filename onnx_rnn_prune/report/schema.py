@@ -1,7 +1,7 @@
 """What reports hold. Each is built once, and never edited; renderers read attributes.
 
-FileSizes are in bytes, times in milliseconds unless a name says seconds, shares between 0 and 1.
-Numbers that are not known, or not finite, are None.
+Sizes are in bytes, times in milliseconds unless a name says seconds, shares between 0 and 1. What
+is not known is None; what has no measure is infinite or not a number, and null in JSON.
 """
 
 from __future__ import annotations

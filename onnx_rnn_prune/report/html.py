@@ -1,0 +1,165 @@
+"""The report as a page: one HTML file with everything in it, which fetches nothing.
+
+An element that shows a value of the report, or stands for one, says so: its `data-key` is the way
+through the report, parts set apart by dots (a dot within a part has a backslash before it),
+`data-value` is the value as JSON, and `data-format` says which of FORMATS made the text of it. Of
+two values that are compared, `data-from` names the first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from onnx_rnn_prune.report import pictures, words
+from onnx_rnn_prune.report.document import write_text
+from onnx_rnn_prune.report.names import brief, place
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
+from onnx_rnn_prune.report.plots import Way
+from onnx_rnn_prune.report.schema import PruneReport, SearchRows
+from onnx_rnn_prune.text import presentable
+
+UNKNOWN = "\N{EN DASH}"
+
+
+def _share(before: float, after: float) -> str:
+    return percent(after / before) if before else UNKNOWN
+
+
+FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "text": str,
+    "count": lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+    "amount": amount,
+    "size": size,
+    "duration": duration,
+    "percent": percent,
+    "number": lambda value: f"{value:.3g}",
+    "cosine": lambda value: f"{value:.4f}",
+    "check": lambda value: "passed" if value else "FAILED",
+    "yes": lambda value: "yes" if value else "no",
+}
+CHANGES: Mapping[str, Callable[[Any, Any], str]] = {
+    "fewer": fewer,
+    "share": _share,
+    "faster_than": lambda quartiles, ratio: faster(ratio, quartiles),
+    "times_within": lambda quartiles, ratio: times(ratio, quartiles),
+}
+
+
+def to_html(report: PruneReport) -> str:
+    """A report as one HTML document that needs nothing else, for people to read."""
+    report = presentable(report)
+    short, _ = brief(report)
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(show=show, change=change, at=at, percent=percent)
+    templates.tests["known"] = lambda fact: fact.value is not None
+    templates.globals.update(
+        words=words, pictures=pictures, place=place, frontier=frontier, trend=trend
+    )
+    page = templates.get_template("page.html").render(
+        report=Fact(report), short=short, title=PurePath(report.model).name
+    )
+    return page.strip() + "\n"
+
+
+def write_html(report: PruneReport, path: str | Path) -> None:
+    """Writes a report as HTML, whole or not at all.
+
+    Raises:
+        PruneError: the place cannot be written.
+    """
+    write_text(to_html(report), path)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value of a report, and the way to it: its attributes and items are facts, too.
+
+    Attributes:
+        value: None where it is not known, or not finite.
+        way: names, keys and numbers.
+    """
+
+    value: Any
+    way: Way = ()
+
+    def __getattr__(self, name: str) -> Fact:
+        return self._of(getattr(self.value, name), name)
+
+    def __getitem__(self, key: str | int) -> Fact:
+        return self._of(self.value[key], key)
+
+    def __iter__(self) -> Iterator[Fact]:
+        """The items of a list, or of a mapping or record."""
+        keys = self.value if isinstance(self.value, Mapping) else range(len(self.value))
+        return (self[key] for key in keys)
+
+    def _of(self, value: Any, step: str | int) -> Fact:
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return Fact(value if finite else None, (*self.way, step))
+
+    @property
+    def key(self) -> str:
+        """The way as one text."""
+        parts = (str(part).replace("\\", "\\\\").replace(".", "\\.") for part in self.way)
+        return ".".join(parts)
+
+    @property
+    def marks(self) -> Markup:
+        """The attributes of an element that stands for it."""
+        value = json.dumps(self.value, ensure_ascii=False)
+        return Markup('data-key="{}" data-value="{}"').format(self.key, value)
+
+
+def show(fact: Fact, form: str) -> Markup:
+    """A value as text, or a dash where it is not known."""
+    text = UNKNOWN if fact.value is None else FORMATS[form](fact.value)
+    return Markup('<span {} data-format="{}">{}</span>').format(fact.marks, form, text)
+
+
+def change(before: Fact, form: str, after: Fact) -> Markup:
+    """What two values mean for each other, or a dash where one is not known."""
+    values = before.value, after.value
+    text = UNKNOWN if None in values else CHANGES[form](*values)
+    marks = Markup('{} data-from="{}" data-format="{}"').format(after.marks, before.key, form)
+    return Markup("<span {}>{}</span>").format(marks, text)
+
+
+def at(report: Fact, way: Way) -> Fact:
+    """What stands at the end of a way through the report."""
+    for step in way:
+        report = report[step]
+    return report
+
+
+def frontier(search: SearchRows) -> list[int]:
+    """The numbers of the pick and of cuts that no other beats, the fastest first."""
+    shown = [n for n, row in enumerate(search.candidates) if row.frontier or row.picked]
+    return sorted(shown, key=lambda n: search.candidates[n].ms)
+
+
+def trend(errors: Sequence[float]) -> str:
+    """Whether a recurrence adds error to error: the end against what comes before it."""
+    quarter = len(errors) // 4
+    if quarter == 0:
+        return ""
+    before, end = (
+        math.sqrt(sum(error**2 for error in part) / quarter)
+        for part in (errors[quarter : 2 * quarter], errors[-quarter:])
+    )
+    if before == 0:
+        return ""
+    return f"In the last quarter it is {end / before:.2f} times that of the second quarter."

@@ -1,0 +1,152 @@
+"""What inspect and sensitivity print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnx_rnn_prune.report.names import Cell, brief
+from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
+from onnx_rnn_prune.report.schema import (
+    Curve,
+    InspectedLayer,
+    InspectReport,
+    Point,
+    SensitivityReport,
+)
+from onnx_rnn_prune.report.terminal import new_table, note_on_names, quality, sentence, warning
+from onnx_rnn_prune.report.words import ends, kind, streams
+from onnx_rnn_prune.text import presentable
+
+# Letters of a name that leaves room for all columns in a line.
+_SHORT = 12
+# The shares of units at which tables show a curve.
+_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+
+
+def inspect_table(report: InspectReport) -> Group:
+    """The recurrent layers of a model, what they cost and would save, and what is written out."""
+    report, shortened = brief(presentable(report))
+    model = report.model
+    parts: list[RenderableType] = [
+        sentence(
+            "Model",
+            f"{model.path or 'in memory'}, {amount(model.params)} parameters, {size(model.bytes)}",
+        ),
+        sentence("Inputs", "; ".join(model.inputs)),
+        sentence("Outputs", "; ".join(model.outputs)),
+    ]
+    if report.layers:
+        parts += [_costs(report.layers), _gains(report.layers)]
+        parts += [sentence("Time", text) for text in _timed(report)]
+    else:
+        parts.append(Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
+    parts += [sentence("Cannot run", row.text) for row in report.refused]
+    parts += [sentence("Cannot be pruned", row.text) for row in report.written_out]
+    parts += [sentence("What helps", text) for text in report.remedies]
+    return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
+
+
+def _costs(layers: Sequence[InspectedLayer]) -> Table:
+    """What each layer is and takes, with its share of the model."""
+    wide = any(len(layer.name) > _SHORT for layer in layers)
+    # A line of its own leaves room for names.
+    share, flops = ("\n({})", "FLOPs\nper step") if wide else (" ({})", "FLOPs/step")
+    numbers = ("Units", "Inputs", "Parameters", flops, "Time")
+    table = new_table("Layer", "Type", *numbers, numbers=numbers)
+    for layer in layers:
+        table.add_row(
+            Cell(layer.name),
+            kind(layer),
+            str(layer.hidden),
+            str(layer.input),
+            amount(layer.params) + share.format(percent(layer.share_of_params)),
+            amount(layer.flops_per_step),
+            "not run"
+            if layer.time_ms is None
+            else duration(layer.time_ms) + share.format(percent(layer.share_of_time)),
+        )
+    return table
+
+
+def _gains(layers: Sequence[InspectedLayer]) -> Table:
+    """What becomes of each layer's outputs when it is cut, and what that saves."""
+    table = new_table("Layer", "Its output, once it is cut", "Half of its units would save")
+    for layer in layers:
+        left = f"left alone: {layer.pinned}" if layer.pinned else ""
+        table.add_row(
+            Cell(layer.name), Cell(left or ends(layer.outlets) or "not known"), Cell(_half(layer))
+        )
+    return table
+
+
+def _half(layer: InspectedLayer) -> str:
+    if layer.pinned:
+        return "nothing"
+    half = layer.half
+    if half is None:
+        return "not measured"
+    stored = size(half.bytes) if half.bytes >= 0 else f"-{size(-half.bytes)}"
+    lines = [
+        f"{amount(half.params)} parameters, {stored}, {amount(half.flops)} FLOPs",
+        f"model {faster(half.speedup, half.speedup_quartiles)}",
+    ]
+    if half.together:
+        lines.append(f"together with {', '.join(half.together)}")
+    return "\n".join(lines)
+
+
+def _timed(report: InspectReport) -> list[str]:
+    """What was run to measure, if anything was, and what can be gained at most (Amdahl's law)."""
+    timed, share = report.timed_on, report.share_of_time
+    if not timed.shapes:
+        return []
+    lines = []
+    if share is not None:
+        most = f"at most about {1 / (1 - share):.2g}x" if share < 0.99 else "over 100x"
+        lines.append(
+            f"all recurrent layers together take {percent(share)} of a run, so pruning them can"
+            f" make it {most} faster"
+        )
+    fed = ", ".join(f"{name} {list(sizes)}" for name, sizes in timed.shapes.items())
+    made = "made-up inputs (give typical ones with --data)" if timed.random else "inputs given"
+    return [
+        *lines,
+        f"one thread, on {made}: {fed}; speed is that of files that were cut, and timed in turns",
+    ]
+
+
+def sensitivity_table(report: SensitivityReport) -> Group:
+    """The deviation of the outputs, and the metric where there is one, by units kept."""
+    report, shortened = brief(presentable(report))
+    parts: list[RenderableType] = [
+        Text("\nDeviation of the outputs when that layer alone keeps so many of its units:"),
+        _curves(report.layers, lambda point: percent(point.nrmse)),
+    ]
+    if report.metric:
+        parts.append(Text(f"The metric, {report.metric}:"))
+        parts.append(_curves(report.layers, lambda point: quality(point.metric)))
+    splits = report.splits
+    feeds = (
+        f"{splits.calibration} to calibrate, {splits.validation} to measure on,"
+        f" {splits.test} left for a search to report on"
+    )
+    parts.append(sentence("Feeds", splits.shared or feeds))
+    if report.streams is not None:
+        parts.append(sentence("States", streams(report.streams)))
+    parts += [warning(text) for text in report.warnings if text != splits.shared]
+    return Group(*parts, *note_on_names(shortened))
+
+
+def _curves(curves: Sequence[Curve], show: Callable[[Point], str]) -> Table:
+    shares = [f"{share:.3g} %" for share in (100 * share for share in _SHARES)]
+    table = new_table("Layer", "Units", *shares, numbers=("Units", *shares))
+    for curve in curves:
+        points = {point.kept: point for point in curve.points}
+        kept = [round(share * curve.units) for share in _SHARES]
+        cells = [show(points[count]) if count in points else "" for count in kept]
+        table.add_row(Cell("\n".join(curve.layers)), str(curve.units), *cells)
+    return table

@@ -1,0 +1,116 @@
+"""Reports as Markdown that GitHub renders: for the summary of a CI job, or a pull request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from onnx_rnn_prune.report.names import brief
+from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.schema import CompareReport, DriftRow, LayerRow, PruneReport
+from onnx_rnn_prune.report.words import change, compared, kind, outcome, sentences, verdict
+from onnx_rnn_prune.text import markdown, presentable
+from onnx_rnn_prune.validate import Latency
+
+_GAINS = ("", "Before", "After", "Change")
+
+
+def prune_summary(report: PruneReport) -> str:
+    """What a prune did, in Markdown."""
+    report, _ = brief(presentable(report))
+    before, after = report.totals.params_before, report.totals.params_after
+    params = ("Parameters", amount(before), amount(after), fewer(before, after))
+    sizes = _file(report.totals.bytes_before, report.totals.bytes_after)
+    parts = [
+        f"### Pruned: {markdown(PurePath(report.model).name)}",
+        markdown(verdict(report)),
+        _table(_GAINS, _GAINS[1:], [params, sizes, _time(report.latency)]),
+        _layers(report.layers),
+        _drift(report.drift),
+        _said(report),
+        _warnings(report.warnings),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def compare_summary(report: CompareReport) -> str:
+    """How far two models are apart, in Markdown, and whether that is within the limit."""
+    report = presentable(report)
+    title = "### Compared"
+    if report.max_nrmse is not None:
+        title += ": passed" if report.passed else ": limit missed"
+    parts = [
+        title,
+        markdown(compared(report)),
+        _table(_GAINS, _GAINS[1:], [_file(report.bytes.a, report.bytes.b), _time(report.latency)]),
+        _drift(report.drift),
+        _warnings(report.warnings),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under headings; the columns of numbers end flush right."""
+    if not rows:
+        return ""
+    rules = ["---:" if column in numbers else "---" for column in columns]
+    lines = [columns, rules, *([markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _file(before: int, after: int) -> tuple[str, ...]:
+    return "File size", size(before), size(after), fewer(before, after)
+
+
+def _time(latency: Latency) -> tuple[str, ...]:
+    gain = faster(latency.speedup, latency.speedup_quartiles)
+    return "Time per run", duration(latency.before_ms), duration(latency.after_ms), gain
+
+
+def _layers(layers: Sequence[LayerRow]) -> str:
+    columns = ("Layer", "Type", "Units", "Parameters", "Its outputs")
+    rows = [
+        (
+            layer.name,
+            kind(layer),
+            change(str(layer.hidden_before), str(layer.hidden_after)),
+            change(amount(layer.params_before), amount(layer.params_after)),
+            outcome(layer),
+        )
+        for layer in layers
+    ]
+    return _table(columns, ("Units", "Parameters"), rows)
+
+
+def _drift(drift: Mapping[str, DriftRow]) -> str:
+    columns = ("Output", "Deviation", "RMSE", "Largest difference", "Same top answer")
+    rows = [
+        (
+            name,
+            percent(values.nrmse),
+            _three(values.rmse),
+            _three(values.max_abs),
+            "" if values.top1_agreement is None else percent(values.top1_agreement),
+        )
+        for name, values in drift.items()
+    ]
+    return _table(columns, columns[1:], rows)
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "unknown"
+
+
+def _said(report: PruneReport) -> str:
+    """What is in no table."""
+    lines = [
+        f"- **{markdown(label)}**: {markdown(text)}"
+        for label, text in sentences(report)
+        if label in ("Recovery", "Data", "States", "Self-check")
+    ]
+    return "\n".join(lines)
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    return "\n".join(f"- **Warning**: {markdown(text)}" for text in warnings)

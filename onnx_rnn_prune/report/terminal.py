@@ -1,0 +1,291 @@
+"""What commands that change or compare models print: tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from onnx_rnn_prune.report.names import Cell, brief, place, short_names
+from onnx_rnn_prune.report.numbers import (
+    amount,
+    duration,
+    faster,
+    fewer,
+    percent,
+    size,
+    times,
+)
+from onnx_rnn_prune.report.schema import (
+    BenchReport,
+    BenchRow,
+    Candidate,
+    CompareReport,
+    LayerRow,
+    Limit,
+    PruneReport,
+    SearchRows,
+    StageRow,
+)
+from onnx_rnn_prune.report.words import (
+    change,
+    drift_sentences,
+    kind,
+    outcome,
+    sentences,
+    streams,
+    worst,
+)
+from onnx_rnn_prune.text import presentable, visible
+from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.validate import Latency
+
+# Rows of a table of cuts.
+_MOST_ROWS = 12
+# Letters of a name that leaves room for others beside it.
+_LONG = 16
+
+
+class _Table(Table):
+    """A table whose columns stand closer where there is no room, before words have to break."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wanted = Measurement.get(console, options.update_width(10_000), self).maximum
+        if wanted > options.max_width:
+            self.padding = (0, 1, 0, 0)
+        return super().__rich_console__(console, options)
+
+
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table; the named columns hold numbers and end flush right."""
+    table = _Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for column in columns:
+        right = column in numbers
+        # Folding keeps long names whole where rich would cut them.
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
+    return table
+
+
+def sentence(label: str, text: str) -> Text:
+    """A line with its subject set off; names in it are never taken for markup."""
+    return Text.assemble((f"{label}: ", "bold"), text)
+
+
+def warning(text: str) -> Text:
+    """A line that asks for attention."""
+    return Text.assemble(("Warning: ", "bold yellow"), text)
+
+
+def note_on_names(shortened: bool) -> list[Text]:
+    """Where names are shorter than options take them, a line that says so."""
+    if not shortened:
+        return []
+    text = "are shortened; --json has the full ones, which --only, --skip and --keep take"
+    return [sentence("Names of layers", text)]
+
+
+def prune_table(report: PruneReport) -> Group:
+    """What a prune did: layers, sizes, speed, checks, warnings."""
+    report, shortened = brief(presentable(report))
+    parts: list[RenderableType] = [_layers(report.layers), _gains(report)]
+    if report.stages:
+        parts.append(_stages(report.stages))
+    parts += [sentence(label, text) for label, text in sentences(report)]
+    parts += map(warning, report.warnings)
+    return Group(*parts, *note_on_names(shortened))
+
+
+def _layers(layers: Sequence[LayerRow]) -> Table:
+    table = new_table(
+        "Layer", "Type", "Units", "Parameters", "Its output", numbers=("Units", "Parameters")
+    )
+    for layer in layers:
+        table.add_row(
+            Cell(layer.name),
+            kind(layer),
+            change(str(layer.hidden_before), str(layer.hidden_after)),
+            change(amount(layer.params_before), amount(layer.params_after)),
+            Cell(outcome(layer)),
+        )
+    return table
+
+
+def _gains(report: PruneReport) -> Table:
+    table = new_table("", "Before", "After", "", numbers=("Before", "After"))
+    totals, latency = report.totals, report.latency
+    for label, show, before, after in (
+        ("Parameters", amount, totals.params_before, totals.params_after),
+        ("  of recurrent layers", amount, totals.rnn_params_before, totals.rnn_params_after),
+        ("File size", size, totals.bytes_before, totals.bytes_after),
+    ):
+        table.add_row(label, show(before), show(after), fewer(before, after))
+    table.add_row(f"Time per run ({_threads(latency.threads)})", *_times(latency))
+    return table
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
+def _times(latency: Latency) -> tuple[str, str, str]:
+    gain = faster(latency.speedup, latency.speedup_quartiles)
+    return duration(latency.before_ms), duration(latency.after_ms), gain
+
+
+def _stages(stages: Sequence[StageRow]) -> Table:
+    """What each step did, each against the original."""
+    numbers = ("File size", "Compressed", "Speed", "Deviation")
+    table = new_table("Step", *numbers, numbers=numbers)
+    for stage in stages:
+        found = worst(stage.drift)
+        table.add_row(
+            Text(stage.name),
+            size(stage.bytes),
+            size(stage.compressed_bytes),
+            times(stage.speedup, stage.speedup_quartiles),
+            percent(found[1]) if found else "unknown",
+        )
+    return table
+
+
+def plan_table(plan: Plan) -> Group:
+    """The number of units that each layer keeps."""
+    table = new_table("Layer", "Units", "Kept", numbers=("Units", "Kept"))
+    places = {name: place(name, layer.scope) for name, layer in plan.layers.items()}
+    short = short_names(places.values())
+    for name, layer in plan.layers.items():
+        before = layer.hidden_size
+        # The directions of one layer keep equally many.
+        after = len(layer.keep[0])
+        table.add_row(
+            Cell(visible(short[places[name]])),
+            change(str(before), str(after)),
+            percent(after / before),
+        )
+    return Group(table, *map(warning, presentable(plan.notes)))
+
+
+def compare_table(report: CompareReport) -> Group:
+    """How far the outputs of two models are apart, and what the second one gains."""
+    report = presentable(report)
+    parts = [sentence(label, text) for label, text in drift_sentences(report.drift)]
+    a, b = report.bytes.a, report.bytes.b
+    parts.append(sentence("File size", f"{size(a)} -> {size(b)} ({fewer(a, b)})"))
+    before, after, gain = _times(report.latency)
+    parts.append(sentence("Time per run", f"{before} -> {after}, {gain}"))
+    if report.streams is not None:
+        parts.append(sentence("States", streams(report.streams)))
+    return Group(*parts, *map(warning, report.warnings))
+
+
+def bench_table(report: BenchReport) -> Group:
+    """How long the models take for one run."""
+    report = presentable(report)
+    table = new_table("Model", "Time per run", "", numbers=("Time per run",))
+    for number, row in enumerate(report.rows):
+        relation = "" if number == 0 else _against_first(row)
+        table.add_row(Text(row.model), duration(row.ms), relation)
+    caption = f"Median of interleaved runs, {_threads(report.threads)}."
+    return Group(table, Text(caption), *map(warning, report.warnings))
+
+
+def _against_first(row: BenchRow) -> str:
+    change = faster(row.ratio, row.ratio_quartiles)
+    if change == "equally fast":
+        return f"{change} as the first"
+    speed, space, spread = change.partition(" (")
+    return f"{speed} than the first{space}{spread}"
+
+
+def search_table(report: PruneReport) -> Group:
+    """The cuts that no other one beats, what was picked, and whether it is what was asked for."""
+    shown, _ = brief(presentable(report))
+    if shown.search is None:
+        return prune_table(report)
+    cuts = _frontier(shown.search, [row.name for row in shown.layers])
+    lines = [sentence(label, text) for label, text in _search_sentences(shown.search)]
+    return Group(prune_table(report), cuts, *lines)
+
+
+def quality(value: float | None) -> str:
+    """A quality in its own units."""
+    return "unknown" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def _frontier(search: SearchRows, layers: Sequence[str]) -> Table:
+    wide = max(map(len, layers), default=0) > _LONG
+    kept = "Units kept by the layers above" if wide else "Units kept"
+    numbers = ("No.", "Parameters", "File size", "Predicted\ntime", search.quality)
+    table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
+    rows = [row for row in search.candidates if row.frontier or row.picked]
+    for row in _thinned(sorted(rows, key=lambda row: row.ms)):
+        state = "picked" if row.picked else "met" if row.meets else "missed"
+        table.add_row(
+            str(row.number),
+            Text(_counts(row.kept, layers) if wide else _kept(row.kept)),
+            amount(row.params),
+            size(row.bytes),
+            duration(row.ms),
+            _estimate(row.quality, row.spread),
+            state,
+        )
+    return table
+
+
+def _estimate(value: float, spread: float) -> str:
+    """A quality and its standard error, which a limit must leave room for."""
+    known = math.isfinite(spread) and spread > 0.0
+    return f"{quality(value)} ± {spread:.2g}" if known else quality(value)
+
+
+def _kept(kept: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in kept.items())
+
+
+def _counts(kept: Mapping[str, int], layers: Sequence[str]) -> str:
+    """The same without names, which would take most of the table."""
+    return ", ".join(str(kept.get(name, "all")) for name in layers)
+
+
+def _thinned(rows: Sequence[Candidate]) -> list[Candidate]:
+    """Evenly fewer rows where there are many; the picked one stays."""
+    every = -(-len(rows) // _MOST_ROWS)
+    return [row for n, row in enumerate(rows) if n % every == 0 or row.picked]
+
+
+def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
+    splits, test = search.splits, search.test
+    shared = f" ({splits.shared})" if splits.shared else ""
+    lines = [
+        ("Goal", search.goal),
+        (
+            "Tried",
+            f"{len(search.candidates)} cuts; number {search.picked} was picked; any other"
+            " one can be had with --pick NUMBER and the same --study",
+        ),
+        ("After ±", "the standard error, for which a limit must leave room"),
+        (
+            "Feeds",
+            f"{splits.calibration} to calibrate, {splits.validation} to select by,"
+            f" {splits.test} to report on{shared}",
+        ),
+        (
+            "On the last",
+            f"{search.quality} {quality(test.quality)}, of the original {quality(test.original)}",
+        ),
+    ]
+    return lines + [(f"Limit of {limit.name}", _judgement(limit)) for limit in search.limits]
+
+
+def _judgement(limit: Limit) -> str:
+    show = {"speed": duration, "params": amount, "bytes": size}.get(limit.name, quality)
+    what = "lost " if limit.name == "quality" else ""
+    verdict = "met" if limit.met else "MISSED"
+    return f"{what}{show(limit.reached)} of {show(limit.asked)} allowed: {verdict}"

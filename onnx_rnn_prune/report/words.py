@@ -1,0 +1,247 @@
+"""What all renderers say of a report: sentences, and words in tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from onnx_rnn_prune.data.streams import Streams
+from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
+from onnx_rnn_prune.report.numbers import faster, fewer, percent
+from onnx_rnn_prune.report.schema import (
+    CompareReport,
+    DataRow,
+    DriftRow,
+    InspectedLayer,
+    LayerRow,
+    LosslessRow,
+    OutletRow,
+    PruneReport,
+    Recovery,
+)
+from onnx_rnn_prune.validate import Oracle
+
+_RECOVERIES = {
+    "none": "none, the kept weights are the original's",
+    "lossless": "what the removed units did is in the biases and weights of others",
+    "merge": "what read a removed unit reads the kept one whose weights are most alike",
+    "bias": "what the removed units contribute on average is added to the biases",
+    "lstsq": "the kept weights are refitted so as to stand in for the removed units",
+    "distill": "the smaller model is trained to compute what the original computes",
+}
+_ENDS_SHOWN = 3
+
+
+def verdict(report: PruneReport) -> str:
+    """A few sentences on what a prune gained, what it cost, and whether that is proven."""
+    latency, totals = report.latency, report.totals
+    change = fewer(totals.bytes_before, totals.bytes_after)
+    share, _, word = change.rpartition(" ")
+    word = {"less": "smaller", "more": "larger"}.get(word, "")
+    sizes = f"its file {share} {word}" if word else "its file as large as before"
+    gain = faster(latency.speedup, latency.speedup_quartiles)
+    sentences = [f"The pruned model is {gain} and {sizes}."]
+    found = worst(report.drift)
+    if found is not None:
+        sentences.append(_deviation(report, found[1]))
+    sentences.append(
+        "The self-check passed: it computes what the original does without the removed units."
+        if report.oracle.passed
+        else "The self-check FAILED: it does not compute what it should."
+    )
+    return " ".join(sentences)
+
+
+def compared(report: CompareReport) -> str:
+    """Whether the second of two models is close enough to the first, in a sentence."""
+    found, limit = worst(report.drift), report.max_nrmse
+    apart = "cannot be measured" if found is None or found[1] is None else percent(found[1])
+    text = f"The outputs' largest deviation is {apart} (RMS, relative to the spread of the first)"
+    if limit is None:
+        return f"{text}; no limit was given."
+    state = "Passed" if report.passed else "Missed"
+    return f"{state}: {text[0].lower()}{text[1:]}; the limit is {percent(limit)}."
+
+
+def worst(drift: Mapping[str, DriftRow]) -> tuple[str, float | None] | None:
+    """The output that deviates most and by how much, None where that is without measure.
+
+    States that callers hand back count where there is nothing else. None where there are no
+    outputs.
+    """
+    # An index is not off by a distance; what decides about it is, and that is there, too. States
+    # that come back matter for what comes of them.
+    numbers = {name: values for name, values in drift.items() if values.kind is None} or drift
+    if not numbers:
+        return None
+    for name, values in numbers.items():
+        if not math.isfinite(values.nrmse):
+            return name, None
+    name = max(numbers, key=lambda name: numbers[name].nrmse)
+    return name, numbers[name].nrmse
+
+
+def _deviation(report: PruneReport, error: float | None) -> str:
+    where = " on made-up inputs, which says little about real ones" if report.data.random else ""
+    if error is None:
+        return f"How far its outputs deviate from the original's cannot be measured{where}."
+    if error == 0:
+        return f"Its outputs are the original's{where}."
+    return (
+        f"Its outputs deviate from the original's by {percent(error)} of their spread (RMS){where}."
+    )
+
+
+def kind(layer: LayerRow | InspectedLayer) -> str:
+    """The operator, with its direction where that is not the usual one."""
+    return layer.op if layer.direction == "forward" else f"{layer.op}, {layer.direction}"
+
+
+def change(before: str, after: str) -> str:
+    """`a -> b`, or just a where nothing changes."""
+    return before if before == after else f"{before} -> {after}"
+
+
+def outcome(layer: LayerRow) -> str:
+    """What became of a layer's outputs, or why it is as it was."""
+    if layer.hidden_before == layer.hidden_after:
+        return f"unchanged: {layer.pinned}" if layer.pinned else "unchanged"
+    return ends(layer.outlets)
+
+
+def ends(outlets: Sequence[OutletRow]) -> str:
+    """Where a layer's outputs end, each way in a line."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for outlet in outlets:
+        groups.setdefault((outlet.output, outlet.end, outlet.reason), []).append(outlet.at)
+    lines = []
+    for (output, end, reason), places in groups.items():
+        where = _enumerate([name for name in places if name])
+        if end == "absorbed":
+            lines.append(f"{output}: read by smaller weights" + (f" in {where}" if where else ""))
+        elif end == "restored":
+            at = f" for {where}" if where else ""
+            lines.append(f"{output}: brought back to full size{at}" + (reason and f" ({reason})"))
+        elif end == "narrow":
+            lines.append(f"{output}: leaves with kept units only")
+        else:
+            lines.append(f"{output}: not used")
+    return "\n".join(lines)
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = len(names) - _ENDS_SHOWN
+    shown = ", ".join(names[:_ENDS_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def sentences(report: PruneReport) -> list[tuple[str, str]]:
+    """What there is to say about a prune beyond its tables: subjects, and a sentence on each."""
+    lines = [("Self-check", _self_check(report.oracle, report.mode))]
+    lines += [
+        ("State", f"{row.input} and {row.output}: {row.before} -> {row.after} entries")
+        for row in report.states
+    ]
+    lines += drift_sentences(report.drift)
+    lines += [("Superfluous", _superfluous(row)) for row in report.lossless or ()]
+    lines += [("Recovery", _recovery(report.recovery)), ("Data", _data(report.data))]
+    if report.data.streams is not None:
+        lines.append(("States", streams(report.data.streams)))
+    return lines
+
+
+def drift_sentences(drift: Mapping[str, DriftRow]) -> list[tuple[str, str]]:
+    """For each output, how far it is from the original's, in words."""
+    return [(_title(name, values), _apart(values)) for name, values in drift.items()]
+
+
+def _title(name: str, values: DriftRow) -> str:
+    if values.signal_of:
+        return f"Signal {name}, behind {_enumerate(values.signal_of)}"
+    return f"Output {name}, a state" if values.kind == "state" else f"Output {name}"
+
+
+def _apart(values: DriftRow) -> str:
+    agreement = values.top1_agreement
+    top = "" if agreement is None else f"; same top answer in {percent(agreement)}"
+    if values.unequal:
+        often = "once" if values.unequal == 1 else f"{values.unequal} times"
+        top += f"; lengths differ {often}, compared up to the shorter"
+    if values.rmse == 0:
+        return "the same as the original's" + ("" if agreement == 1.0 else top)
+    if values.kind == "index" and agreement is not None:
+        return f"the same as the original's in {percent(agreement)}"
+    if not math.isfinite(values.nrmse):
+        return f"deviates without measure: one of the two is zero throughout or not a number{top}"
+    return (
+        f"deviates {percent(values.nrmse)} from the original (RMS, relative to the original's"
+        f" spread){top}"
+    )
+
+
+def _self_check(oracle: Oracle, mode: str) -> str:
+    pair = (
+        "the smaller file equals the full-size file with the removed units zeroed"
+        if mode == "shrink"
+        else "the file with the removed units zeroed equals the smaller file without them"
+    )
+    state = "passed" if oracle.passed else "FAILED"
+    return f"{pair} (largest difference {oracle.max_abs_diff:.1g}): {state}"
+
+
+def _superfluous(row: LosslessRow) -> str:
+    """What of a layer provably changes nothing, and how much of that goes."""
+    kinds = {"dead": row.dead, "zero": row.zero, "constant": row.constant}
+    kinds["duplicate"] = row.duplicate
+    found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    return f"{row.layer}: {found or 'no unit'}" + (f"; {row.removed} go" if found else "")
+
+
+def _recovery(recovery: Recovery) -> str:
+    text = _RECOVERIES[recovery.used]
+    if recovery.ridge is not None and recovery.used == "lstsq":
+        text += f" (least squares, lambda {recovery.ridge:.2g})"
+    if recovery.learning is not None:
+        text += f" ({_learning(recovery.learning)})"
+    return text + (f"; {recovery.reason}" if recovery.reason else "")
+
+
+def _learning(learning: TrainingSummary) -> str:
+    reasons = ", ".join(sorted(set(learning.missing.values())))
+    scope = "as a whole" if learning.whole else f"piece by piece, since {reasons}"
+    return f"{learning.steps} steps in {learning.seconds:.0f} s, trained {scope}"
+
+
+def _data(data: DataRow) -> str:
+    if data.random:
+        return (
+            f"none given; random numbers were used ({data.source}) and nothing was calibrated, "
+            "so the deviations say little about real inputs (give some with --data)"
+        )
+    text = f"{data.source}, {data.feeds} feed{'s' if data.feeds != 1 else ''}"
+    if data.shared:
+        return (
+            f"{text}, used to calibrate and to judge by, so the deviations may look better than "
+            "they are (give others with --eval-data)"
+        )
+    return (
+        f"{text}: {data.calibration_feeds} to calibrate, {data.heldout_feeds} held out to judge by"
+    )
+
+
+def streams(row: Streams) -> str:
+    """How states that callers carry from call to call were treated."""
+    pairs = ", ".join(f"{source} from {result}" for source, result in row.states.items())
+    if row.count:
+        return (
+            f"each model carries its own from call to call, as in use ({pairs}):"
+            f" {row.count} streams of {row.calls} calls in all"
+        )
+    text = f"each call was judged by itself, from the states in the inputs ({pairs})"
+    if row.asked is False:
+        return text
+    return (
+        f"{text}; in use, errors accumulate: to see how much, give consecutive calls with the"
+        " states that the original returned, or without states and with --stream"
+    )
