@@ -16,12 +16,14 @@ class Graph:
     weights: dict = field(default_factory=dict)
     nodes: list = field(default_factory=list)
     count: int = 0
+    prefix: str = ""
 
     def __call__(self, op, *inputs, outputs=1, **attributes):
         self.count += 1
-        names = [f"{op.lower()}_{self.count}_{number}" for number in range(outputs)]
+        stem = f"{self.prefix}{op.lower()}_{self.count}"
+        names = [f"{stem}_{number}" for number in range(outputs)]
         given = [self.constant(item) if not isinstance(item, str) else item for item in inputs]
-        self.nodes.append(helper.make_node(op, given, names, f"n{self.count}", **attributes))
+        self.nodes.append(helper.make_node(op, given, names, f"node_{stem}", **attributes))
         return names[0] if outputs == 1 else names
 
     def constant(self, value, name=None):
@@ -29,14 +31,16 @@ class Graph:
         if value.dtype == np.float64:
             value = value.astype(np.float32)
         self.count += 1
-        name = name or f"c{self.count}"
+        name = name or f"{self.prefix}c{self.count}"
         self.weights[name] = value
         return name
 
-    def model(self, inputs, outputs, rank, opset=17):
+    def model(self, inputs, outputs, opset=17):
         ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
-        open_shape = [f"size_{axis}" for axis in range(rank)]
-        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, open_shape) for n in outputs]
+        ends = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}_{a}" for a in range(rank)])
+            for n, rank in outputs.items()
+        ]
         initializers = [numpy_helper.from_array(v, n) for n, v in self.weights.items()]
         graph = helper.make_graph(self.nodes, "g", ports, ends, initializers)
         opsets = [helper.make_opsetid("", opset)]
@@ -74,6 +78,8 @@ def lstm(rng, activation="Sigmoid", form="plain"):
         if form == "peepholes":
             o = g("Add", o, g("Mul", eyes[2], new))
         return g("Mul", gate(g, o), g("Tanh", new)), new
+
+    step.cells = 2
 
     def gate(g, value):
         if form == "tanh_gates":
@@ -116,14 +122,14 @@ def gru(rng, after=True, turned=False, form="sum", minimal=False):
     return step
 
 
-def rnn(rng, activation="Tanh"):
+def rnn(rng, activation="Tanh", width=WIDTH):
     """A step without gates."""
-    w, r, b = drawn(rng, WIDTH, UNITS), drawn(rng, UNITS, UNITS), drawn(rng, UNITS)
+    w, r, b = drawn(rng, width, UNITS), drawn(rng, UNITS, UNITS), drawn(rng, UNITS)
 
     def step(g, x, h, c):
-        first = g("MatMul", x, g.constant(w, "W"))
-        total = g("Add", first, g("MatMul", h, g.constant(r, "R")))
-        return g(activation, g("Add", total, g.constant(b, "b"))), c
+        first = g("MatMul", x, g.constant(w, f"W_{width}"))
+        total = g("Add", first, g("MatMul", h, g.constant(r, f"R_{width}")))
+        return g(activation, g("Add", total, g.constant(b, f"b_{width}"))), c
 
     return step
 
@@ -144,10 +150,101 @@ def unrolled(step, steps=STEPS, backwards=False, ends=False, change=None):
     wanted = [h, *([c] if c != "c0" else [])] if ends else [g("Concat", *rows, axis=0)]
     inputs = {"x": ["time", "batch", WIDTH], "h0": ["batch", UNITS]}
     inputs |= {"c0": ["batch", UNITS]} if c != "c0" else {}
-    return g.model(inputs, wanted, 2 if ends else 3)
+    return g.model(inputs, dict.fromkeys(wanted, 2 if ends else 3))
 
 
-def feeds(model, steps=STEPS, batches=(3, 1)):
+def body_of(inputs, outputs, g):
+    """A body; ports are (name, type, shape), where None stands for a sequence."""
+    ports = [
+        [helper.make_tensor_value_info(n, kind, shape) for n, kind, shape in side]
+        for side in (inputs, outputs)
+    ]
+    return helper.make_graph(g.nodes, "body", *ports)
+
+
+STATE = (TensorProto.FLOAT, ["batch", UNITS])
+
+
+def repeated(step, op="Loop", backwards=False, mask=None, zero=False, ends=False, two=None):
+    """The steps in the body of a Loop, which counts on its own, or of a Scan.
+
+    Args:
+        step: of a cell.
+        op: Loop or Scan.
+        backwards: whether the last step comes first.
+        mask: held where a further input, mask [T, B, 1], is 0: "where" or "blend" says how.
+        zero: outputs are 0 where that is 0, not held.
+        ends: whether the states after the last step are asked for, too.
+        two: the step of a second cell that reads the first one's h.
+    """
+    g, b = Graph(), Graph(prefix="b_")
+    b.weights = g.weights
+    lstm = getattr(step, "cells", 1) == 2
+    names = ["h", "c"] if lstm else ["h"]
+    names += ["h2"] if two is not None else []
+    if op == "Loop":
+        at = b("Sub", b("Sub", "steps", np.int64(1)), "j") if backwards else "j"
+        x = b("Gather", "x", at, axis=0)
+        m = b("Gather", "flags", at, axis=0) if mask else None
+    else:
+        x, m = "x_now", "flag_now" if mask else None
+    old = {"h": "b_h", "c": "b_c"}
+    h, c = step(b, x, "b_h", "b_c")
+    new = {"h": h, "c": c}
+    if two is not None:
+        new["h2"], old["h2"] = two(b, h, "b_h2", "")[0], "b_h2"
+    kept = dict(new)
+    for name in names if mask else []:
+        kept[name] = held(b, m, new[name], old[name], mask)
+    last = names[-1] if two is not None else "h"
+    put = kept[last]
+    if zero:
+        put = b("Where", m, new[last], np.zeros((), np.float32))
+    carried = [b("Identity", kept[name]) for name in names]
+    put = b("Identity", put)
+    finals = [f"{name}_last" for name in names]
+    starts = [f"{name}0" for name in names]
+    states = [(old[name], *STATE) for name in names]
+    after = [(name, *STATE) for name in carried]
+    sides = [("x_now", TensorProto.FLOAT, ["batch", WIDTH])]
+    sides += [("flag_now", TensorProto.BOOL, ["batch", 1])] if mask else []
+    if mask:
+        g.nodes.append(helper.make_node("Greater", ["mask", g.constant(0.0)], ["flags"], "flags"))
+    if op == "Loop":
+        shape = g("Shape", "x")
+        steps = g("Gather", shape, np.int64(0), axis=0)
+        g.nodes.append(helper.make_node("Identity", [steps], ["steps"], "steps"))
+        going = b("Identity", "going")
+        ports = [("j", TensorProto.INT64, []), ("going", TensorProto.BOOL, []), *states]
+        ends_ = [(going, TensorProto.BOOL, []), *after, (put, *STATE)]
+        body = body_of(ports, ends_, b)
+        inputs = ["steps", g.constant(np.array(True)), *starts]
+        g.nodes.append(helper.make_node("Loop", inputs, [*finals, "ys"], "loop", body=body))
+    else:
+        body = body_of([*states, *sides], [*after, (put, *STATE)], b)
+        inputs = [*starts, "x", *(["flags"] if mask else [])]
+        turned = [int(backwards)] * len(sides)
+        scan = helper.make_node("Scan", inputs, [*finals, "ys"], "scan", body=body)
+        settings = {"num_scan_inputs": len(sides), "scan_input_directions": turned}
+        settings["scan_output_directions"] = [int(backwards)]
+        scan.attribute.extend(helper.make_attribute(k, v) for k, v in settings.items())
+        g.nodes.append(scan)
+    inputs = {"x": ["time", "batch", WIDTH]}
+    inputs |= {name: ["batch", UNITS] for name in starts}
+    inputs |= {"mask": ["time", "batch", 1]} if mask else {}
+    outputs = {"ys": 3} | ({name: 2 for name in finals} if ends else {})
+    return g.model(inputs, outputs)
+
+
+def held(g, mask, new, old, how):
+    """What a state is where a truth value says whether a step counts."""
+    if how == "where":
+        return g("Where", mask, new, old)
+    kept, lost = (g("Cast", m, to=1) for m in (mask, g("Not", mask)))
+    return g("Add", g("Mul", kept, new), g("Mul", old, lost))
+
+
+def feeds(model, steps=STEPS, batches=(4, 1)):
     """Feeds of several batches."""
     rng = np.random.default_rng(7)
     found = []
@@ -157,6 +254,9 @@ def feeds(model, steps=STEPS, batches=(3, 1)):
             dims = [d.dim_value or d.dim_param for d in port.type.tensor_type.shape.dim]
             sizes = [{"time": steps, "batch": batch}.get(size, size) for size in dims]
             feed[port.name] = rng.standard_normal(sizes).astype(np.float32)
+        if "mask" in feed:  # the first sequence has no step that counts, the second no other one
+            feed["mask"][:, :1] = -1
+            feed["mask"][:, 1:2] = 1
         found.append(feed)
     return found
 

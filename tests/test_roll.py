@@ -10,7 +10,7 @@ import pytest
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.roll.rolling import roll
-from rolling import UNITS, attributes, feeds, gru, lstm, operators, rnn, unrolled
+from rolling import UNITS, attributes, feeds, gru, lstm, operators, repeated, rnn, unrolled
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -25,6 +25,11 @@ WRITTEN = {
     "dynamo_rnn_tanh": ("RNN", 7, 1),
     "keras_torch_gru": ("GRU", 1, 1),
     "keras_torch_lstm": ("LSTM", 1, 1),
+    "jax_lstm": ("LSTM", 1, 1),
+    "keras_gru": ("GRU", 1, 1),
+    "tf2onnx_gru_reset_before": ("GRU", 1, 1),
+    "tf2onnx_lstm_masked": ("LSTM", 1, 1),
+    "tf2onnx_rnn": ("RNN", 1, 1),
     "torchscript_gru_cell": ("GRU", 7, 1),
     "torchscript_lstm_cell": ("LSTM", 7, 1),
 }
@@ -93,6 +98,49 @@ def test_cells_roll(name, backwards, ends):
     )
     assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh", "Exp"}
     assert not found.left
+
+
+LENGTHS = (5, 1, 2, 24)
+KINDS = {"lstm": lstm, "gru": gru, "rnn": rnn}
+
+
+def long_and_short(model):
+    return [feed for steps in LENGTHS for feed in feeds(model, steps)]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("op", ["Loop", "Scan"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bodies_roll(kind, op, backwards):
+    step = KINDS[kind](np.random.default_rng(3))
+    proto = repeated(step, op, backwards, ends=True)
+    model, found = rolled(proto, long_and_short(proto))
+    (node,) = operators(model)
+    assert attributes(node).get("direction", b"forward") == (
+        b"reverse" if backwards else b"forward"
+    )
+    assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
+    assert [(item.kind, item.at) for item in found.rolled] == [(op.lower(), op.lower())]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("op", "how"), [("Loop", "blend"), ("Scan", "where")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_bodies_roll(kind, op, how, zero):
+    """Masks are drawn: all steps count, none do, and any others in between."""
+    step = KINDS[kind](np.random.default_rng(3))
+    for backwards in (False, True):
+        proto = repeated(step, op, backwards, how, zero, ends=True)
+        model, _ = rolled(proto, long_and_short(proto))
+        assert len(operators(model)) == 1
+        assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
+
+
+def test_two_cells_in_one_body_become_two_operators():
+    rng = np.random.default_rng(3)
+    proto = repeated(lstm(rng), two=rnn(rng, width=UNITS), ends=True)
+    model, _ = rolled(proto, long_and_short(proto))
+    assert [node.op_type for node in operators(model)] == ["LSTM", "RNN"]
 
 
 def test_nothing_recognised_is_nothing_changed():

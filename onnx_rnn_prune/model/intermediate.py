@@ -143,6 +143,9 @@ class _Lift:
                 for number, (body, layout) in enumerate(zip(bodies, layouts, strict=True)):
                     body.outputs.append(self._parcel(body, number, layout))
                 node.outputs.append(gs.Variable(self._name()))
+                for name in ("scan_output_axes", "scan_output_directions"):
+                    if name in node.attrs:  # they name all outputs that a Scan stacks
+                        node.attrs[name] = [*node.attrs[name], 0]
                 found.append(_Carrier(node.outputs[-1].name, stacks, layouts))
         return found
 

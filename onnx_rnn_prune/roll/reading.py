@@ -54,6 +54,12 @@ class Reader:
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
         self._computed: dict[tuple[object, ...], tuple[list[Array], list[Known]]] = {}
 
+    def inside(self, seen: Seen) -> Reader:
+        """A reader of one turn of a body, which knows what this one knows."""
+        reader = Reader(seen, self.opset, self.known)
+        reader._matrices, reader._computed = self._matrices, self._computed
+        return reader
+
     def read(self, node: gs.Node) -> None:
         """Notes what the outputs of a node are."""
         outputs = [tensor.name for tensor in node.outputs]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.edit import add_constant, fresh_name
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.model.walk import all_nodes, tensors_of
 from onnx_rnn_prune.roll.form import Index, Leaf
 from onnx_rnn_prune.roll.steps import Chain, NotRollableError
+from onnx_rnn_prune.roll.values import Value
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,21 @@ def layout_of(index: Index, shape: Sequence[int]) -> Layout:
     return Layout(rows, features, columns, fixed)
 
 
+def layout_of_value(value: Value) -> Layout:
+    """Where the rows and columns lie that a tensor is all of.
+
+    Raises:
+        NotRollableError: it is not, or they do not lie along axes.
+    """
+    form = value.form
+    rows, units = (form.rows, form.size) if form is not None else (0, 0)
+    if value.labels.size != rows * units or len(np.unique(value.labels)) != rows * units:
+        raise NotRollableError("only a part of a state is read")
+    entries = np.empty(rows * units, np.int64)
+    entries[value.labels.reshape(-1)] = np.arange(rows * units)
+    return layout_of(entries.reshape(rows, units), value.shape)
+
+
 class Builder:
     """Makes nodes of a graph, which is put in order when all are made.
 
@@ -74,11 +89,12 @@ class Builder:
     def __init__(self, graph: gs.Graph, home: gs.Graph, name: str) -> None:
         self.graph, self.home, self.name = graph, home, name
         self._used = {tensor.name for tensor in tensors_of(graph)}
+        self._used |= {node.name for node in all_nodes(graph)}
         self._count = 0
 
     def constant(self, value: Array) -> gs.Constant:
         """A constant."""
-        return gs.Constant(self._fresh("constant"), np.asarray(value, order="C"))
+        return gs.Constant(self.fresh("constant"), np.asarray(value, order="C"))
 
     def node(
         self,
@@ -88,8 +104,8 @@ class Builder:
         output: gs.Tensor | None = None,
     ) -> gs.Tensor:
         """A node with one output, which is a new tensor or this one."""
-        result = gs.Variable(self._fresh(op.lower())) if output is None else output
-        name = self._fresh(f"{op}_node")
+        result = gs.Variable(self.fresh(op.lower())) if output is None else output
+        name = self.fresh(f"{op}_node")
         self.home.nodes.append(gs.Node(op, name, dict(attributes or {}), list(inputs), [result]))
         return result
 
@@ -111,6 +127,24 @@ class Builder:
             return self.node("Slice", [data], {"starts": [start], "ends": [end], "axes": [axis]})
         bounds = [self.constant(np.array([number], np.int64)) for number in (start, end, axis)]
         return self.node("Slice", [data, *bounds])
+
+    def flip(self, data: gs.Tensor, axis: int) -> gs.Tensor:
+        """An axis from the back to the front."""
+        if self.graph.opset < 10:
+            raise NotRollableError("its opset cannot turn an axis around")
+        bounds = (-1, -(1 << 62), axis, -1)
+        return self.node("Slice", [data, *(self.constant(np.array([n], np.int64)) for n in bounds)])
+
+    def total(self, data: gs.Tensor, axis: int) -> gs.Tensor:
+        """The sum over an axis, which stays."""
+        if self.graph.opset < 13:
+            return self.node("ReduceSum", [data], {"axes": [axis], "keepdims": 1})
+        return self.node("ReduceSum", [data, self.constant(np.array([axis], np.int64))])
+
+    def ones_like(self, data: gs.Tensor) -> gs.Tensor:
+        """A tensor of that shape full of 1, whole numbers."""
+        one = gs.Constant(self.fresh("one"), np.ones(1, np.int64))
+        return self.node("ConstantOfShape", [self.node("Shape", [data])], {"value": one})
 
     def transpose(self, data: gs.Tensor, order: Sequence[int]) -> gs.Tensor:
         """Axes in another order."""
@@ -169,7 +203,8 @@ class Builder:
         rank = max([*kept, *fixed]) + 1
         return self.axes("Unsqueeze", data, [axis for axis in range(rank) if axis not in kept])
 
-    def _fresh(self, kind: str) -> str:
+    def fresh(self, kind: str) -> str:
+        """A name that nothing has yet."""
         name = f"{self.name}/{kind}"
         while name in self._used:
             self._count += 1
@@ -202,6 +237,7 @@ def put_operator(
     initial: Sequence[gs.Tensor | None],
     dtype: np.dtype[np.generic],
     direction: str = "forward",
+    lengths: gs.Tensor | None = None,
 ) -> Operator:
     """Adds the operator that a chain is.
 
@@ -212,8 +248,10 @@ def put_operator(
         initial: h and c before the first step: [1, B, H] each.
         dtype: of its weights.
         direction: forward or reverse.
+        lengths: how many steps of each sequence count: [B]; all where it is left out.
     """
     step = chain.step
+    name = builder.fresh(step.op)
     weights: dict[str, Array] = {}
     state = chain.states[-1]
     assert state is not None
@@ -223,19 +261,18 @@ def put_operator(
     weights["R"] = step.weight(state.key)[None]
     weights["B"] = step.bias[None]
     inputs: list[gs.Tensor] = [sequence]
-    for name, value in weights.items():
-        inputs.append(add_constant(builder.graph, f"{builder.name}/{name}", value.astype(dtype)))
-    inputs += [gs.Variable.empty(), *(item or gs.Variable.empty() for item in initial)]
+    for letter, value in weights.items():
+        inputs.append(gs.Constant(builder.fresh(f"{step.op}/{letter}"), value.astype(dtype)))
+    inputs += [lengths or gs.Variable.empty(), *(item or gs.Variable.empty() for item in initial)]
     if step.peepholes is not None:
         inputs.append(builder.constant(step.peepholes[None].astype(dtype)))
     while not inputs[-1].name:
         inputs.pop()
-    names = ("Y", "Y_h", "Y_c") if step.op == "LSTM" else ("Y", "Y_h")
-    outputs = [gs.Variable(f"{builder.name}/{name}") for name in names]
+    letters = ("Y", "Y_h", "Y_c") if step.op == "LSTM" else ("Y", "Y_h")
+    outputs = [gs.Variable(builder.fresh(f"{step.op}/{letter}")) for letter in letters]
     attributes = dict(step.attributes())
     if direction != "forward":
         attributes["direction"] = direction
-    name = fresh_name(builder.graph, builder.name)
     node = gs.Node(step.op, name, attributes, inputs, outputs)
     builder.home.nodes.append(node)
     y = builder.axes("Squeeze", outputs[0], [1])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -11,12 +12,14 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.model.walk import bodies_of, tensors_of
+from onnx_rnn_prune.model.walk import bodies_of, node_key, tensors_of
 from onnx_rnn_prune.roll.form import Leaf
+from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
+from onnx_rnn_prune.roll.repeated import Repeated
 from onnx_rnn_prune.roll.rewrite import Builder
-from onnx_rnn_prune.roll.seeing import Sight, element_types, see
+from onnx_rnn_prune.roll.seeing import element_types, see
 from onnx_rnn_prune.roll.steps import (
     Chain,
     NotRollableError,
@@ -83,71 +86,104 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
     done: list[Rolled] = []
     current, error = document, 0.0
     while True:
-        step = _Round(current, sample, fewest, left)
-        rolled = step.candidates()
-        if not rolled:
-            return Rolling(current, tuple(done), left, error)
-        for item in rolled:
+        now = _Model(current, sample)
+        for place, attempt in now.candidates(fewest):
+            if place in left:
+                continue
             try:
-                made, what = step.attempt(item)
+                made, what = attempt()
                 error = max(error, prove_whole(document, made, feeds))
             except NotRollableError as reason:
-                left[_place(item)] = str(reason)
+                left[place] = str(reason)
             except PruneError as reason:
-                left[_place(item)] = reason.what
+                left[place] = reason.what
             else:
                 current = made
-                done.append(what)
+                done += what
                 break
+        else:
+            return Rolling(current, tuple(done), left, error)
 
 
-def _place(chain: Chain) -> str:
-    return chain.steps[0].output.tensor
+Attempt = Callable[[], tuple[Document, list[Rolled]]]
 
 
-class _Round:
-    """The chains of a model as it is."""
+class _Model:
+    """A model as it is, and the ways to roll something in it."""
 
-    def __init__(self, document: Document, sample: Feed, fewest: int, left: dict[str, str]) -> None:
-        self.document, self.left, self.fewest = document, left, fewest
+    def __init__(self, document: Document, sample: Feed) -> None:
+        self.document = document
         self.sight = see(document, sample)
+        self.kinds = element_types(document)
 
-    def candidates(self) -> list[Chain]:
-        """The chains that were not tried yet."""
-        reader = Reader(self.sight.turn(0), self.document.graph.opset, {})
-        nodes = self.document.graph.nodes
-        found = chains(read_cells(reader, nodes, shared_operands(nodes)))
-        return [
-            chain
-            for chain in found
-            if _place(chain) not in self.left and len(chain.steps) >= self.fewest
-        ]
+    def candidates(self, fewest: int) -> Iterator[tuple[str, Attempt]]:
+        """Where something may be rolled, and how: a copy of the model in which it is."""
+        graph = self.document.graph
+        reader = Reader(self.sight.turn(0), graph.opset, {})
+        found = chains(read_cells(reader, graph.nodes, shared_operands(graph.nodes)))
+        for chain in found:
+            if len(chain.steps) >= fewest:
+                yield _place(chain), partial(self._unroll, chain)
+        for node in graph.nodes:
+            if node.op in REPEATING and not node.domain:
+                yield node.name or node_key(node), partial(self._repeated, node_key(node))
 
-    def attempt(self, chain: Chain) -> tuple[Document, Rolled]:
-        """A copy of the model with an operator instead of a chain."""
+    def _unroll(self, chain: Chain) -> tuple[Document, list[Rolled]]:
         document = self.document.copy()
         graph = document.graph
         reader = Reader(self.sight.turn(0), graph.opset, {})
         read_cells(reader, graph.nodes, shared_operands(graph.nodes))
         check_independence(graph, chain)
         prove_step(graph.nodes, chain.steps[-1], reader.seen, reader.known, graph.opset)
-        dtype = _TYPES.get(element_types(document).get(_place(chain), 0))
-        if dtype is None:
-            raise NotRollableError("onnxruntime has no kernel for its type of numbers")
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
         maker = tensors[_place(chain)].inputs[0]
-        builder = Builder(graph, graph, f"{maker.name or _place(chain)}/{chain.step.op}")
+        builder = Builder(graph, graph, maker.name or _place(chain))
         old = [tensors[item.output.tensor].inputs[0] for item in chain.steps]
-        node = roll_chain(builder, chain, reader, tensors, np.dtype(dtype))
+        node = roll_chain(builder, chain, reader, tensors, self._dtype(chain))
         tidy(graph)
         if any(item is node for node in old for item in graph.nodes):
             raise NotRollableError("a state inside it is read that the operator does not put out")
         steps = len(chain.steps)
-        form = "unrolled" if steps > 1 else "single step"
-        what = Rolled(
-            node.name, node.op, chain.step.units, form, maker.name or _place(chain), steps
-        )
-        return document, what
+        kind, at = "unrolled" if steps > 1 else "single step", maker.name or _place(chain)
+        return document, [Rolled(node.name, node.op, chain.step.units, kind, at, steps)]
+
+    def _repeated(self, key: str) -> tuple[Document, list[Rolled]]:
+        document = self.document.copy()
+        graph = document.graph
+        reader = Reader(self.sight.turn(0), graph.opset, {})
+        node = next(node for node in graph.nodes if node_key(node) == key)
+        before = graph.nodes[: next(n for n, item in enumerate(graph.nodes) if item is node)]
+        read_cells(reader, before, shared_operands(before))
+        turns = Turns(node, reader, self.sight)
+        items = recurrences(turns)
+        if not items:
+            raise NotRollableError("no cell was recognised in its body")
+        for item in items:
+            nodes = [*before, *turns.bindings(0), *turns.body.nodes]
+            first = turns.readers[0]
+            prove_step(nodes, item.chain.steps[0], first.seen, first.known, graph.opset)
+        tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
+        at = node.name or key
+        builder = Builder(graph, graph, at)
+        made = Repeated(builder, turns, tensors, self._dtype(items[0].chain))(items)
+        tidy(graph)
+        if any(item is node for item in graph.nodes):
+            raise NotRollableError("it is read in a way that the operator does not serve")
+        rolled = [
+            Rolled(new.name, new.op, item.chain.step.units, node.op.lower(), at, 1)
+            for new, item in zip(made, items, strict=True)
+        ]
+        return document, rolled
+
+    def _dtype(self, chain: Chain) -> np.dtype[np.generic]:
+        dtype = _TYPES.get(self.kinds.get(_place(chain), 0))
+        if dtype is None:
+            raise NotRollableError("onnxruntime has no kernel for its type of numbers")
+        return np.dtype(dtype)
+
+
+def _place(chain: Chain) -> str:
+    return chain.steps[0].output.tensor
 
 
 def check_independence(graph: gs.Graph, chain: Chain) -> None:
@@ -211,6 +247,3 @@ def tidy(graph: gs.Graph) -> None:
         if id(node) not in alive:
             node.inputs.clear()
     graph.nodes[:] = ordered
-
-
-__all__ = ["Rolled", "Rolling", "Sight", "roll"]

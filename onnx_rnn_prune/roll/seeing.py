@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -54,6 +54,10 @@ class Sight:
             if len(calls) in (1, *range(number + 1, len(calls) + 1))
         }
         return Seen(shapes, numbers, self.booleans)
+
+    def turns(self, names: Iterable[str]) -> int:
+        """How often a body ran, told by tensors of it."""
+        return max((len(self.shapes.get(name, ())) for name in names), default=0)
 
 
 def see(document: Document, feed: Feed) -> Sight:

@@ -15,6 +15,7 @@ from onnx_rnn_prune.roll.rewrite import (
     Layout,
     Operator,
     layout_of,
+    layout_of_value,
     leaf_matrix,
     put_operator,
 )
@@ -203,12 +204,9 @@ def _serve_concat(
         if not isinstance(value, Value) or atom is None or atom.key not in where:
             return
         axis %= len(value.shape)
-        rows, units = atom.rows, atom.size
-        if value.labels.size != rows * units or value.shape[axis] != 1:
+        if value.shape[axis] != 1:
             return
-        entries = np.empty(rows * units, np.int64)
-        entries[value.labels.reshape(-1)] = np.arange(rows * units)
-        layouts.append(layout_of(entries.reshape(rows, units), value.shape))
+        layouts.append(layout_of_value(value))
         places.append(where[atom.key])
     if any(layout != layouts[0] for layout in layouts[1:]):
         return

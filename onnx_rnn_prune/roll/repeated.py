@@ -1,0 +1,317 @@
+"""A Loop or Scan whose body is made of cells becomes one operator for each of these.
+
+**Masks.** Where a truth value says that a step does not count, its state is held. For any mask the
+same follows from moving the steps that count to the front, in their order, and telling the operator
+how many these are (`sequence_lens`); what it puts out is brought back to where it was by counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.roll.form import Leaf
+from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update, source
+from onnx_rnn_prune.roll.reading import Reader
+from onnx_rnn_prune.roll.rewrite import Builder, Layout, layout_of_value, put_operator
+from onnx_rnn_prune.roll.steps import NotRollableError
+from onnx_rnn_prune.roll.unrolled import Track, find_track, initial_state, is_repeated
+
+Shapes = Mapping[str, tuple[int, ...]]
+Tensors = Mapping[str, gs.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An operator that was put in, and what it gives.
+
+    Attributes:
+        node: the operator.
+        item: what it was.
+        steps: h after each step: [T, B, H], masked steps included.
+        backwards: whether the first of them is that of the last step.
+        last: h after all steps, and of an LSTM c: [B, H] each.
+        mask: which steps count: [T, B, 1], a truth value each; None where all do.
+        unseen: which steps come before the first that counts: [T, B, 1].
+    """
+
+    node: gs.Node
+    item: Recurrence
+    steps: gs.Tensor
+    backwards: bool
+    last: tuple[gs.Tensor, ...]
+    mask: gs.Tensor | None = None
+    unseen: gs.Tensor | None = None
+
+
+class Repeated:
+    """Rewrites one Loop or Scan.
+
+    Args:
+        builder: makes nodes.
+        turns: the node, as it was seen.
+        tensors: those of the graph, by name.
+        dtype: of the weights.
+    """
+
+    def __init__(
+        self, builder: Builder, turns: Turns, tensors: Tensors, dtype: np.dtype[np.generic]
+    ) -> None:
+        self.builder, self.turns, self.tensors, self.dtype = builder, turns, tensors, dtype
+        self.shapes = _shapes(turns)
+        self.made: list[Made] = []
+
+    def __call__(self, items: Sequence[Recurrence]) -> list[gs.Node]:
+        """Puts operators in, and serves all that reads the node.
+
+        Raises:
+            NotRollableError: that is not possible.
+        """
+        for item in items:
+            self.made.append(self._operator(item))
+        serve = [*self._states(), *self._stacked()]
+        for data, output in serve:
+            self.builder.copy(data, output)
+        return [made.node for made in self.made]
+
+    def _operator(self, item: Recurrence) -> Made:
+        groups = item.chain.inputs()
+        count = len(self.turns.read)
+        if not groups or any(len(group) != count for group in groups):
+            raise NotRollableError("its steps do not read one input each")
+        tracks = [self._track(group) for group in groups]
+        falling = all(track is not None and track.places[0] for track in tracks)
+        backwards = falling and item.masks is None
+        parts = [
+            self._before(group) if track is None else self._in_time(track, backwards)
+            for group, track in zip(groups, tracks, strict=True)
+        ]
+        build = self.builder
+        sequence = build.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
+        initial = [
+            None
+            if leaf is None
+            else initial_state(build, leaf, sequence, self.tensors, self.shapes)
+            for leaf in (item.chain.initial_h, item.chain.initial_c)
+        ]
+        if item.masks is not None:
+            return self._masked(item, sequence, initial)
+        direction = "reverse" if backwards else "forward"
+        made = put_operator(build, item.chain, sequence, initial, self.dtype, direction)
+        last = (made.y_h,) if made.y_c is None else (made.y_h, made.y_c)
+        return Made(made.node, item, made.y, backwards, last)
+
+    def _initial(self, leaf: Leaf, sequence: gs.Tensor) -> gs.Tensor:
+        return initial_state(self.builder, leaf, sequence, self.tensors, self.shapes)
+
+    def _track(self, group: Sequence[Leaf]) -> Track | None:
+        """Where the turns read; None where they read what another cell of the body puts out."""
+        if group[0].tensor in self.turns.local:
+            return None
+        if any(is_repeated(leaf, self.shapes) for leaf in group):
+            raise NotRollableError("its input is the same for all sequences")
+        track = find_track(group, self.shapes)
+        if track is None:
+            raise NotRollableError("a turn does not read the next place of its input")
+        last = self.turns.count - 1
+        if self.shapes[track.tensor][track.axis] != last + 1:
+            raise NotRollableError("it takes fewer turns than its input has steps")
+        if track.places not in (self.turns.read, tuple(last - turn for turn in self.turns.read)):
+            raise NotRollableError("a turn does not read the next place of its input")
+        return track
+
+    def _in_time(self, track: Track, backwards: bool) -> gs.Tensor:
+        """A track as [T, B, n], in the order of the turns, or where all fall in that of places."""
+        shape, layout = self.shapes[track.tensor], track.layout
+        size = shape[layout.features] if layout.features is not None else 1
+        data = self.builder.as_matrix(self.tensors[track.tensor], layout, size, track.axis)
+        return self.builder.flip(data, 0) if track.places[0] and not backwards else data
+
+    def _before(self, group: Sequence[Leaf]) -> gs.Tensor:
+        """What an earlier cell of the body puts out."""
+        for made in self.made:
+            outputs = [step.output.key for step in made.item.chain.steps]
+            if outputs == [leaf.key for leaf in group] and made.mask is None:
+                return self._order(made, backwards=False)
+        raise NotRollableError("a cell reads what its body computes")
+
+    def _order(self, made: Made, backwards: bool) -> gs.Tensor:
+        """All h in the order of the turns, or from the last one to the first."""
+        if made.backwards != backwards:
+            return self.builder.flip(made.steps, 0)
+        return made.steps
+
+    def _masked(
+        self, item: Recurrence, sequence: gs.Tensor, initial: Sequence[gs.Tensor | None]
+    ) -> Made:
+        """An operator some of whose steps do not count."""
+        build = self.builder
+        mask = self._mask(item)
+        counts = build.node("Cast", [mask], {"to": 7})
+        order, lengths = _front(build, counts)
+        moved = build.node("GatherElements", [sequence, _wide(build, order, sequence)], {"axis": 0})
+        chain = item.chain
+        made = put_operator(build, chain, moved, initial, self.dtype, lengths=lengths)
+        seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
+        one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
+        place = build.node("Max", [build.node("Sub", [seen, one]), zero])
+        steps = build.node("GatherElements", [made.y, _wide(build, place, made.y)], {"axis": 0})
+        unseen = build.node("Equal", [seen, zero])
+        none = build.axes("Unsqueeze", build.node("Equal", [lengths, _int32(build, 0)]), [1])
+        ends = [end for end in (made.y_h, made.y_c) if end is not None]
+        last = []
+        for end, start in zip(ends, initial, strict=False):
+            assert start is not None
+            before = build.axes("Squeeze", start, [0])
+            last.append(build.node("Where", [none, before, end]))
+        return Made(made.node, item, steps, False, tuple(last), mask, unseen)
+
+    def _mask(self, item: Recurrence) -> gs.Tensor:
+        """Which steps count: [T, B, 1]."""
+        assert item.masks is not None
+        first = np.zeros(1, np.int64)
+        narrow = [mask.select(None, first) for mask in item.masks]
+        wide = [
+            np.array_equal(m.index, n.index.repeat(m.size, 1))
+            for m, n in zip(item.masks, narrow, strict=True)
+        ]
+        if not all(wide):
+            raise NotRollableError("its mask holds some units and not others")
+        track = self._track(narrow)
+        if track is None:
+            raise NotRollableError("its mask is made in the body")
+        return self._in_time(track, backwards=False)
+
+    def _states(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
+        """The states after the last turn that something reads."""
+        found = []
+        for number, (initial, taken, given, output) in enumerate(self.turns.slots.states):
+            if not _is_read(output, self.builder.graph):
+                continue
+            if source(given) is taken:
+                found.append((self.tensors[initial.name], output))
+            else:
+                found.append((self._state(number, given, taken), output))
+        return found
+
+    def _state(self, number: int, given: gs.Tensor, taken: gs.Tensor) -> gs.Tensor:
+        for made in self.made:
+            for own, data in zip((made.item.state, made.item.cell), made.last, strict=False):
+                if own == number:
+                    update = self.turns.updates(given, taken)[0]
+                    return self.builder.from_matrix(data, layout_of_value(update.value))
+        updates = self.turns.updates(given, taken)
+        made = self._maker(updates, given)
+        if updates[0].mask is not None:
+            raise NotRollableError(f"{given.name} is held by itself")
+        return self.builder.from_matrix(made.last[0], layout_of_value(updates[0].value))
+
+    def _stacked(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
+        """The stacked outputs that something reads."""
+        found = []
+        for given, output, axis, back in self.turns.slots.stacked:
+            if _is_read(output, self.builder.graph):
+                updates = self.turns.updates(given)
+                made = self._maker(updates, given)
+                if made.mask is not None:
+                    made = replace(made, steps=self._with_mask(made, updates, given))
+                elif updates[0].mask is not None:
+                    raise NotRollableError(f"{given.name} is masked by itself")
+                data = self._order(made, back)
+                shifted = shift(layout_of_value(updates[0].value), axis)
+                found.append((self.builder.from_matrix(data, shifted, axis), output))
+        return found
+
+    def _with_mask(self, made: Made, updates: Sequence[Update], given: gs.Tensor) -> gs.Tensor:
+        """All h, where steps do not count held or zero."""
+        build, data = self.builder, made.steps
+        mask, unseen, held = updates[0].mask, made.unseen, updates[0].held
+        assert made.mask is not None and made.item.masks is not None and unseen is not None
+        if mask is None or mask.key != made.item.masks[0].key:
+            raise NotRollableError(f"{given.name} is read where a step does not count")
+        zero = build.constant(np.zeros(1, self.dtype))
+        if held is None:
+            return build.node("Where", [made.mask, data, zero])
+        for number, (initial, taken, inner, _) in enumerate(self.turns.slots.states):
+            if taken.name == held.tensor:
+                if number != made.item.state and not self._same(inner, taken, updates):
+                    break
+                leaf = replace(held, tensor=initial.name)
+                start = self._initial(leaf, data)
+                return build.node("Where", [unseen, start, data])
+        raise NotRollableError(f"{given.name} is held as nothing else is")
+
+    def _same(self, inner: gs.Tensor, taken: gs.Tensor, updates: Sequence[Update]) -> bool:
+        """Whether a state holds what is stacked."""
+        own = self.turns.updates(inner, taken)
+        return [(u.leaf.key, u.mask and u.mask.key, u.held and u.held.key) for u in own] == [
+            (u.leaf.key, u.mask and u.mask.key, u.held and u.held.key) for u in updates
+        ]
+
+    def _maker(self, updates: Sequence[Update], given: gs.Tensor) -> Made:
+        keys = [update.leaf.key for update in updates]
+        for made in self.made:
+            if [step.output.key for step in made.item.chain.steps] == keys:
+                return made
+        raise NotRollableError(f"{given.name} is no h of a cell")
+
+
+def shift(layout: Layout, axis: int) -> Layout:
+    """The layout of what has one more axis."""
+
+    def moved(at: int) -> int:
+        return at + (at >= axis)
+
+    rows = None if layout.rows is None else moved(layout.rows)
+    features = None if layout.features is None else moved(layout.features)
+    fixed = {moved(at): place for at, place in layout.fixed.items()}
+    return Layout(rows, features, layout.columns, fixed)
+
+
+def _shapes(turns: Turns) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors outside, those of constants included."""
+    reader: Reader = turns.reader
+    found = dict(reader.seen.shapes)
+    for name, value in reader.known.items():
+        if isinstance(value, np.ndarray):
+            found[name] = value.shape
+    return found
+
+
+def _is_read(tensor: gs.Tensor, graph: gs.Graph) -> bool:
+    return bool(tensor.outputs) or any(tensor is output for output in graph.outputs)
+
+
+def _front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+    """The order in which the steps that count come first, and how many these are.
+
+    Args:
+        build: makes nodes.
+        counts: 1 where a step counts: [T, B, 1].
+
+    Returns:
+        places [T, B, 1], and lengths [B] as the operators take them.
+    """
+    axis = build.constant(np.array([0], np.int64))
+    lengths = build.axes("Squeeze", build.total(counts, 0), [0, 2])
+    steps = build.node("Gather", [build.node("Shape", [counts]), axis], {"axis": 0})
+    numbers = build.node("CumSum", [build.ones_like(counts), build.constant(np.array(0, np.int64))])
+    # Those that count get T more than their number from the back, so that no two are equal.
+    rank = build.node("Sub", [build.node("Mul", [counts, steps]), numbers])
+    order = gs.Variable(build.fresh("order"))
+    sizes = gs.Variable(build.fresh("ranks"))
+    node = gs.Node("TopK", build.fresh("TopK"), {"axis": 0}, [rank, steps], [sizes, order])
+    build.home.nodes.append(node)
+    return order, build.node("Cast", [lengths], {"to": 6})
+
+
+def _wide(build: Builder, places: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
+    """Places [T, B, 1] for each entry of [T, B, n]."""
+    return build.node("Expand", [places, build.node("Shape", [like])])
+
+
+def _int32(build: Builder, number: int) -> gs.Tensor:
+    return build.constant(np.array(number, np.int32))
