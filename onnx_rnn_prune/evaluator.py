@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingConfig, TrainingSummary
 from onnx_rnn_prune.recovery.least_squares import (
     RIDGE,
+    RIDGES,
     Fit,
     Recover,
     fit_readers,
@@ -40,7 +41,6 @@ from onnx_rnn_prune.validate.results import Recorded
 
 Pairs = Callable[[Reader], Moments]
 
-_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 _ROUNDS = 4
 # The most that the error may be of what it is otherwise, for states to be computed.
 _WORTH_COMPUTING = 0.9
@@ -129,10 +129,10 @@ class Evaluator:
         return (error + self.loss.of_runs(candidate, self.data.validation, outputs)) / 2
 
     def quick_error(self, keep: Mask) -> float:
-        """Of the cut that keeps some units, with least squares of one lambda; judged once."""
+        """Of the cut that keeps some units, with quick least squares; judged once."""
         known, cut = keep.tobytes(), self.candidate(keep)
         if known not in self.errors:
-            self.errors[known] = cut.fitted(cut.pairs, RIDGE).error
+            self.errors[known] = cut.error(cut.quick())
         return self.errors[known]
 
     def candidate(self, keep: Mask) -> Candidate:
@@ -190,6 +190,39 @@ class Candidate:
         """What writes least squares; biases only where the ridge is infinite."""
         return self.writing(fit_readers(self.traced, self.keep, pairs, ridge))
 
+    def quick(self) -> Pass:
+        """Least squares with the usual lambda, to compare cuts by.
+
+        From few samples it is badly known what the kept units say of the others. A recurrence that
+        is fitted to that may run away from the original, which stronger lambdas prevent.
+        """
+        moments = self.evaluator.evidence.moments
+        if all(moments.count(r.pool) >= SAMPLES * len(r.labels) for r in self.traced.readers):
+            return self.least_squares(self.pairs, RIDGE)
+        stronger = [ridge for ridge in RIDGES if ridge > RIDGE]
+        return self.best_of(self.fitted(self.pairs, RIDGE), self.pairs, stronger).write
+
+    def best_of(
+        self, start: Recovered, pairs: Pairs, ridges: Iterable[float], until: float = math.inf
+    ) -> Recovered:
+        """The last of fits with these lambdas, in turn, that still runs better than those before.
+
+        Args:
+            start: a fit with a lambda beside the first of these.
+            pairs: what is fitted.
+            ridges: rising or falling.
+            until: when there is no time left, see `TrainingConfig`.
+        """
+        best = start
+        for ridge in ridges:
+            if time.monotonic() > until:
+                break
+            other = self.fitted(pairs, ridge, start.rounds)
+            if best.error <= other.error < math.inf:
+                break
+            best = other
+        return best
+
     def fitted(self, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""
         bias_only = math.isinf(ridge)
@@ -224,7 +257,7 @@ class Candidate:
         evidence, feeds = self.evaluator.evidence, self.evaluator.data.calibration
         size, moments = feeds.streams, evidence.moments
         shares = [
-            SAMPLES * len(reader.labels) / max(moments[reader.pool].count, 1)
+            SAMPLES * len(reader.labels) / max(moments.count(reader.pool), 1)
             for reader in self.traced.readers
         ]
         count = math.ceil(evidence.streams * min(1.0, max(shares, default=1.0)))
@@ -274,7 +307,7 @@ def recover_units(
     best = _tried(errors, plain, last)
     if asked != "bias":
         del last  # what is not the best is let go of
-        last = _best_ridge(cut, course.until, progress)
+        last = _best_nearby(cut, cut.pairs, cut.fitted(cut.pairs, RIDGE), course.until)
         last = _refit(cut, schedule, last, course.until, progress)
         if cut.hands_back and asked != "distill":  # what is placed is learnt from at once
             last = _with_states(cut, schedule, last, course.until, progress)
@@ -336,18 +369,15 @@ def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Re
     return _better(simpler, other)
 
 
-def _best_ridge(cut: Candidate, until: float, progress: Progress) -> Recovered:
-    best: Recovered | None = None
-    for number, ridge in enumerate(_RIDGES):
-        if best is not None and time.monotonic() > until:
-            break
-        progress("recovering", number, len(_RIDGES) + _ROUNDS)
-        candidate = cut.fitted(cut.pairs, ridge)
-        if best is None or candidate.error < best.error:
-            best = candidate
-        del candidate  # fits are large
-    assert best is not None
-    return best
+def _best_nearby(cut: Candidate, pairs: Pairs, start: Recovered, until: float) -> Recovered:
+    """The best of fits to the same signals: with stronger lambdas, or else with weaker ones.
+
+    A recurrence that is fitted too closely to how the original went may run away from it when it
+    goes on from its own states; one that is fitted too loosely does not follow it.
+    """
+    place = RIDGES.index(start.ridge or RIDGE)
+    best = cut.best_of(start, pairs, RIDGES[place + 1 :], until)
+    return best if best is not start else cut.best_of(start, pairs, RIDGES[:place][::-1], until)
 
 
 def _better(simpler: Recovered, other: Recovered) -> Recovered:
@@ -383,7 +413,7 @@ def _refit(
     for number, share in enumerate(shares):
         if time.monotonic() > until:
             break
-        progress("recovering", len(_RIDGES) + number, len(_RIDGES) + len(shares))
+        progress("recovering", number, len(shares))
         on_its_way = cut.shrunk(last.write) if share == 1.0 else fading(last.write, share)
         cut.free_pairs(on_its_way, cut.sample(number), seen)
         last = cut.fitted(pairs, start.ridge, number + 1)
@@ -391,8 +421,10 @@ def _refit(
             best = last
         elif number > 0 and share == 1.0:
             break
-    progress("recovering", len(_RIDGES) + len(shares), len(_RIDGES) + len(shares))
-    return best
+    if last is not start:
+        last = _best_nearby(cut, pairs, last, until)
+    progress("recovering", len(shares), len(shares))
+    return last if last.error < best.error else best
 
 
 def _with_states(

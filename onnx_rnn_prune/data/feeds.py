@@ -308,25 +308,31 @@ class Feeds:
         """Two disjoint parts: one to fit on, one to judge by.
 
         The held-out streams are drawn, the same ones each time: picking them at even distances
-        would favour one kind where kinds take turns. A single stream is cut in two, the later part
-        held out. A single feed cannot be split: it serves for both, and both parts say so in
-        `shared`.
+        would favour one kind where kinds take turns. Streams that are longer than what is to be
+        held out are passed over: most would otherwise be held out where most is in one stream. A
+        single stream is cut in two, the later part held out. A single feed cannot be split: it
+        serves for both, and both parts say so in `shared`.
 
         Args:
-            held_out: the share of streams in the second part, above 0 and below 1; each part gets
-                at least one.
+            held_out: the share in the second part, above 0 and below 1; each part gets at least
+                one stream.
         """
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, not {held_out}")
         if len(self) < 2:
             both = replace(self, shared=True)
             return both, both
-        count = self.streams
-        number = min(max(1, round(count * held_out)), count - 1)
+        lengths = np.array([len(stream) for stream in self._streams()])
+        count = len(lengths)
         if count < 2:
             at = max(len(self) - max(1, round(len(self) * held_out)), 1)
             return self._only(range(at)), self._only(range(at, len(self)))
-        chosen = set(np.random.default_rng(count).permutation(count)[:number].tolist())
+        number = min(max(1, round(count * held_out)), count - 1)
+        left, chosen = max(len(self) * number // count, lengths.min()), set()
+        for stream in np.random.default_rng(count).permutation(count).tolist():
+            if lengths[stream] <= left:
+                left -= lengths[stream]
+                chosen.add(stream)
         return self.take(set(range(count)) - chosen), self.take(chosen)
 
     def _streams(self) -> list[list[int]]:

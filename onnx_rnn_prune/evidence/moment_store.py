@@ -56,6 +56,11 @@ class Shelf:
             trim()
         return Moments(count, mean, comoment)
 
+    def count(self, name: str) -> int:
+        """The number of samples."""
+        self._settle(name)
+        return self._heads[name][0]
+
     def covariance(
         self, name: str, places: npt.NDArray[np.int64], dtype: npt.DTypeLike = np.float64
     ) -> Array:

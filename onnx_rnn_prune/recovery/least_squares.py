@@ -34,8 +34,10 @@ from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.traced_model import TracedModel
 
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Lambdas to choose from, rising."""
 RIDGE = 1e-2
-"""A lambda that suits most models, where none is looked for."""
+"""One of them that suits most models, where none is looked for."""
 # What varies less than this, as a share of the mean variance, counts as if it varied so much: an
 # entry that hardly changes says nothing that large weights on it would not drown in rounding.
 _FLOOR = 1e-5

@@ -21,7 +21,6 @@ from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
-from onnx_rnn_prune.recovery.least_squares import RIDGE
 from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.search.space import FULL, Ask, Counts, Verdict
 from onnx_rnn_prune.selection.allocation import choose
@@ -147,4 +146,4 @@ def _write(cut: Candidate, recovery: str) -> Pass:
     if recovery == FULL:
         found, _ = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)
         return found.write
-    return cut.least_squares(cut.pairs, RIDGE)
+    return cut.quick()
