@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
+from onnx_rnn_prune.recovery.least_squares import RIDGE, RIDGES
 from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.report.words import sentences, streams
 from onnx_rnn_prune.selection.masked import MaskedModel
@@ -199,6 +200,14 @@ def test_a_single_stream_is_cut_in_two(model):
     assert [bool(feed.follows) for feed in data.validation] == [False, True, True]
 
 
+def test_streams_that_hold_most_calls_are_not_held_out(model):
+    for long in range(4):
+        lengths = [3 * STEPS if at == long else 4 + at for at in range(4)]
+        observed = [np.resize(e, (n, 1, 4)) for e, n in zip(episodes(4), lengths, strict=True)]
+        data = opened(model, calls(model, observed))
+        assert 4 <= len(data.validation) <= len(data.calibration) / 2
+
+
 def test_folders_are_streams(model, tmp_path):
     for number, episode in enumerate(bare(episodes(4))):
         (tmp_path / f"episode{number}").mkdir()
@@ -357,6 +366,17 @@ def test_what_runs_best_in_the_closed_loop_is_chosen():
     by_hand = closed_loop(model, closed.shrunk(found.write).write(), observed)
     assert found.error == pytest.approx(by_hand, rel=1e-4)
     assert found.error <= min(errors[0])
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_fit_to_few_samples_does_not_run_away(count):
+    """Kept units that say little of the others are not believed, lest the recurrence diverges."""
+    model, keep = policy(), np.arange(HIDDEN) % 4 < 3
+    cut = candidate_of(model, calls(model, episodes(count)), None, keep)
+    errors = {ridge: cut.fitted(cut.pairs, ridge).error for ridge in RIDGES}
+    assert cut.error(cut.quick()) == min(errors.values()) < 0.75 * errors[RIDGE]
+    found, _ = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)
+    assert found.error <= min(errors.values())
 
 
 CACHED = f"""
