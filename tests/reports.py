@@ -7,8 +7,7 @@ from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.report import schema as made
 from onnx_rnn_prune.validate import Detail, Latency, Oracle
-from onnx_rnn_prune.validate.curve import OverTime
-from onnx_rnn_prune.validate.spread import Histogram
+from onnx_rnn_prune.validate.drift import Histogram, OverTime
 
 LONG = "/encoder/" + "layers.3/" * 20 + "GRU"
 NASTY = "a.b\\c <script>alert('1')</script> & \"q\" | `x` é 層 " + "n" * 200

@@ -6,8 +6,7 @@ import pytest
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.validate import drift, drift_in_detail, time_axes
-from onnx_rnn_prune.validate.curve import Course
-from onnx_rnn_prune.validate.spread import Spread
+from onnx_rnn_prune.validate.drift import Course, Spread
 from test_validate import SAME, run, scaled
 
 

@@ -12,7 +12,7 @@ from onnx_rnn_prune.cost.cost import recurrent_weights
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.report import inspect_table, to_json
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
-from onnx_rnn_prune.validate.profile import node_times
+from onnx_rnn_prune.validate.timing import node_times
 
 LARGE, SMALL, WIDTH = 64, 8, 3
 STACKED = f"""

@@ -6,8 +6,8 @@ from onnx_rnn_prune.report.looking import inspect_table, sensitivity_table
 from onnx_rnn_prune.report.markdown import compare_summary, prune_summary
 from onnx_rnn_prune.report.pictures import sensitivity_png
 from onnx_rnn_prune.report.plots import need_matplotlib
-from onnx_rnn_prune.report.progress import ProgressBars
 from onnx_rnn_prune.report.terminal import (
+    ProgressBars,
     bench_table,
     compare_table,
     plan_table,

@@ -26,8 +26,7 @@ from onnx_rnn_prune.report.schema import (
 )
 from onnx_rnn_prune.text import presentable
 from onnx_rnn_prune.validate import Latency
-from onnx_rnn_prune.validate.curve import OverTime
-from onnx_rnn_prune.validate.spread import Histogram
+from onnx_rnn_prune.validate.drift import Histogram, OverTime
 
 # Names that stand in full above a plot.
 _NAMED = 3

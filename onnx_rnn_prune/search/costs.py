@@ -21,7 +21,7 @@ from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate import timings
-from onnx_rnn_prune.validate.profile import node_times
+from onnx_rnn_prune.validate.timing import node_times
 
 # For timing one cut.
 _SECONDS = 0.6

@@ -4,11 +4,10 @@ The oracle says whether the smaller file computes what it should: the original w
 units zeroed. Drift says how far that is from the original. Latency says what it gained.
 """
 
-from onnx_rnn_prune.validate.detail import Detail, drift_in_detail
-from onnx_rnn_prune.validate.drift import Drift, drift
-from onnx_rnn_prune.validate.latency import Latency, Timing, latency, timings
+from onnx_rnn_prune.validate.drift import Detail, Drift, drift, drift_in_detail
 from onnx_rnn_prune.validate.oracle import EXACT, QUANTIZED, Oracle, either_order, oracle
-from onnx_rnn_prune.validate.single_steps import time_axes
+from onnx_rnn_prune.validate.results import time_axes
+from onnx_rnn_prune.validate.timing import Latency, Timing, latency, timings
 
 __all__ = [
     "EXACT",

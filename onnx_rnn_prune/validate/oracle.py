@@ -12,7 +12,7 @@ import numpy as np
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.validate.outputs import numbers, pairs, parts, same_places
+from onnx_rnn_prune.validate.results import numbers, pairs, parts, same_places
 
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
 # tolerance is finer than such a type can tell apart.

@@ -20,8 +20,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.validate.drift import deviations
-from onnx_rnn_prune.validate.outputs import up_to_shorter
-from onnx_rnn_prune.validate.results import Outcome, Result
+from onnx_rnn_prune.validate.results import Outcome, Result, up_to_shorter
 
 Measure = Callable[[Iterable[Result]], float]
 BETTER = ("higher", "lower")
