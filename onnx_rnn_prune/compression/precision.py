@@ -8,7 +8,8 @@ long.
 
 Products in integers are onnxruntime's operators DynamicQuantizeLSTM and DynamicQuantizeMatMul:
 weights are integers in the file, and data becomes integers while the model runs, by its own range.
-It has no such operator for GRU and RNN."""
+It has no such operator for GRU and RNN.
+"""
 
 from __future__ import annotations
 

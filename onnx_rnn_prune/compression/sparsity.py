@@ -18,7 +18,8 @@ its own. So columns are settled from left to right, and only those to the right 
 it (Frantar and Alistarh 2023, SparseGPT): then the rows of the Cholesky factor U of H^-1 = U' U
 hold all that is needed. What goes is chosen block by block, by the scores of all columns that are
 not settled, so that a share holds for the whole matrix and not for each block. At the end, the
-weights that stay descend along conjugate gradients to the least error that their places allow."""
+weights that stay descend along conjugate gradients to the least error that their places allow.
+"""
 
 from __future__ import annotations
 

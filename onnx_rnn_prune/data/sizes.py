@@ -2,7 +2,8 @@
 
 What follows from the graph is known by then, see `shapes`. The rest is found by running: what
 onnxruntime says at the node that refuses, and the sizes of what that node reads, tell how far the
-sizes of the inputs are from what it takes."""
+sizes of the inputs are from what it takes.
+"""
 
 from __future__ import annotations
 

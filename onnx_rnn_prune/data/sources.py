@@ -1,6 +1,7 @@
 """Where raw feeds come from: a list that is read by number, or a stream that is started anew.
 
-Those of Python are dicts, iterables, functions and calibration readers."""
+Those of Python are dicts, iterables, functions and calibration readers.
+"""
 
 from __future__ import annotations
 

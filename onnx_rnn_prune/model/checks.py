@@ -3,7 +3,8 @@
 A message of ONNX can hold any number where a type, a size or a length is meant, any bytes where a
 name is, and fewer values than it says. And it can place the values of any tensor in a file: of
 initializers, attributes, sparse values and their indices, in functions, bodies and training graphs.
-A model may come from anyone, so none of them may lead out of its folder."""
+A model may come from anyone, so none of them may lead out of its folder.
+"""
 
 from __future__ import annotations
 

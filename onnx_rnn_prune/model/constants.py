@@ -6,7 +6,8 @@ constants here; an edit replaces the place that reads them, so that what else re
 keeps it.
 
 An operator is run by itself in ONNX's reference implementation: where it only moves entries, that
-is exact for every type, integers included, which onnxruntime's kernels do not all take."""
+is exact for every type, integers included, which onnxruntime's kernels do not all take.
+"""
 
 from __future__ import annotations
 

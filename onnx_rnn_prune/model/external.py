@@ -6,7 +6,8 @@ larger than memory, and than the 2 GB that one message can hold.
 
 What onnxruntime loads lies in files, too. A session that is opened from one message holds the
 weights several times over while it loads: in the message, in its own copy of it, and in tensors.
-Mapped weights are held once."""
+Mapped weights are held once.
+"""
 
 from __future__ import annotations
 

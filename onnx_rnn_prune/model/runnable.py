@@ -1,7 +1,8 @@
 """What onnxruntime can compute of a model: parts of it, and a twin in single precision.
 
 It knows no operators of foreign domains, and has no recurrent kernels for double and bfloat16. The
-twin has the same nodes and names: what one shows of its tensors holds for the other to rounding."""
+twin has the same nodes and names: what one shows of its tensors holds for the other to rounding.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Names of temporary files and folders say whose they are. A process that is killed leaves its own
 behind. The next one removes them where it can tell that their owner is dead: a process of this
-machine, known by its number and the time at which it began."""
+machine, known by its number and the time at which it began.
+"""
 
 from __future__ import annotations
 

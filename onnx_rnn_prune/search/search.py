@@ -1,7 +1,8 @@
 """A strategy is run: it asks for trials, which are made within bounds and remembered.
 
 A search goes from a goal to a proven model: the best of its trials is picked and finished.
-Sensitivities come of each group of layers cut alone."""
+Sensitivities come of each group of layers cut alone.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ The built-in strategy, greedy, takes sensitivities, bisects ways to share, then 
 Optuna's tree of Parzen estimators draws cuts where earlier ones did well (Bergstra et al. 2011,
 "Algorithms for hyper-parameter optimization"). What Optuna would keep in a storage of its own is in
 the study: it is told of the same trials in the same order again, and with the same seed it draws
-the same."""
+the same.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What a search has measured, in a file that survives whatever ends the process.
 
-The key of a search tells it from others: two with the same key make the same trials."""
+The key of a search tells it from others: two with the same key make the same trials.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ The original says what is right for any input, so that a few real sequences can 
 (augmentation): pieces start anywhere, and of integers, which stand for kinds of things, some are
 replaced by others that occur. Numbers stay as they are: louder, mixed or suddenly changing signals
 are what the cut model has no units to spare for (on a speech denoiser, all three cost more than
-they gave)."""
+they gave).
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Gradients flow through the states that calls of one window pass on; those that a
 are numbers (truncated back-propagation through time, Werbos 1990). Where calls pass on nothing but
 states of recurrent layers, all calls of a layer are one run over more steps, and everything else is
 computed for all of them at once: of a window of 256 calls of a denoiser, that takes a tenth of the
-time. Otherwise a window is computed call by call."""
+time. Otherwise a window is computed call by call.
+"""
 
 from __future__ import annotations
 
@@ -294,7 +295,7 @@ class Joined:
         def function(*lines: torch.Tensor) -> tuple[torch.Tensor, ...]:
             inner = dict(zip(own, lines, strict=True))
             inputs = [inner.get(name, values.get(name)) if name else None for name in step.inputs]
-            return _as_tuple(step.function(step.call, inputs))
+            return _as_tuple(step.function(step.call, *inputs))
 
         every = torch.func.vmap(function) if own else function
         values.update(zip(step.outputs, every(*(values[name] for name in own)), strict=False))
@@ -400,7 +401,7 @@ def _run_layer(
     inputs[0] = read.flatten(2, 3).flatten(0, 1)
     for name, _ in _ends(step):
         inputs[step.inputs.index(name)] = starts[name].transpose(0, 1).flatten(1, 2)
-    sequence, *ends = _as_tuple(step.function(step.call, inputs))
+    sequence, *ends = _as_tuple(step.function(step.call, *inputs))
     parted = sequence.unflatten(0, (calls, -1)).unflatten(3, (rows, batch))
     finals = [end.unflatten(1, (rows, batch)).transpose(0, 1) for end in ends]
     return parted.permute(0, 3, 1, 2, 4, 5).flatten(0, 1), finals

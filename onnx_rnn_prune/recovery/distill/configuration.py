@@ -1,6 +1,7 @@
 """How a cut model is trained, and what it did: limits, and the loss of labels that lie in feeds.
 
-PyTorch is imported where a loss is computed, so that options can be read without it."""
+PyTorch is imported where a loss is computed, so that options can be read without it.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
 """Products with weights, and recurrent layers: torch's kernels where they compute the same.
 
 In the letters of the ONNX specification: X [T, B, I], W [D, G H, I], R [D, G H, H], B [D, 2 G H],
-Y [T, D, B, H], Y_h and Y_c [D, B, H]."""
+Y [T, D, B, H], Y_h and Y_c [D, B, H].
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,49 +16,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnx_rnn_prune.operators.recurrent import CELLS
-from onnx_rnn_prune.recovery.distill.kernels import (
-    Call,
-    Given,
-    Operator,
-    need,
-    optional,
-    reversed_steps,
-)
+from onnx_rnn_prune.recovery.distill.kernels import Call, Operator, reversed_steps
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _AVERAGES = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
 _MAXIMA = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
 
 
-def matmul(_: Call, inputs: Given) -> torch.Tensor:
-    """Stacks of matrices broadcast."""
-    return torch.matmul(need(inputs, 0), need(inputs, 1))
-
-
-def gemm(call: Call, inputs: Given) -> torch.Tensor:
+def _gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """alpha A B + beta C."""
-    a, b, c = need(inputs, 0), need(inputs, 1), optional(inputs, 2)
     a = a.T if call.get("transA", 0) else a
     b = b.T if call.get("transB", 0) else b
-    total = call.get("alpha", 1.0) * (a @ b)
+    total: Tensor = call.get("alpha", 1.0) * (a @ b)
     return total if c is None else total + call.get("beta", 1.0) * c
 
 
-def einsum(call: Call, inputs: Given) -> torch.Tensor:
-    """As its equation says."""
-    operands = [need(inputs, slot) for slot in range(len(inputs))]
-    return torch.einsum(call.get("equation", ""), *operands)
-
-
-def convolution(call: Call, inputs: Given) -> torch.Tensor:
+def _convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Over one to three axes of places."""
-    weight = need(inputs, 1)
-    x = _padded(call, need(inputs, 0), weight.shape[2:], 0.0)
     places = weight.ndim - 2
-    result: torch.Tensor = _CONVOLUTIONS[places - 1](
-        x,
+    result: Tensor = _CONVOLUTIONS[places - 1](
+        _padded(call, x, weight.shape[2:], 0.0),
         weight,
-        optional(inputs, 2),
+        bias,
         stride=_sizes(call, "strides", places),
         dilation=_sizes(call, "dilations", places),
         groups=call.get("group", 1),
@@ -64,44 +45,34 @@ def convolution(call: Call, inputs: Given) -> torch.Tensor:
     return result
 
 
-def average_pool(call: Call, inputs: Given) -> torch.Tensor:
+def _average_pool(call: Call, x: Tensor) -> Tensor:
     """The mean of each window; what was padded counts only where the node says so."""
-    x, kernel = need(inputs, 0), list(call.get("kernel_shape", ()))
+    kernel = list(call.get("kernel_shape", ()))
     pool: Any = _AVERAGES[len(kernel) - 1]
     strides = _sizes(call, "strides", len(kernel))
-    total = pool(_padded(call, x, kernel, 0.0), kernel, strides)
+    total: Tensor = pool(_padded(call, x, kernel, 0.0), kernel, strides)
     if call.get("count_include_pad", 0):
         return total
-    inside = pool(_padded(call, torch.ones_like(x), kernel, 0.0), kernel, strides)
-    return total / inside
+    return total / pool(_padded(call, torch.ones_like(x), kernel, 0.0), kernel, strides)
 
 
-def max_pool(call: Call, inputs: Given) -> torch.Tensor:
-    """The largest of each window."""
-    x, kernel = need(inputs, 0), list(call.get("kernel_shape", ()))
+def _max_pool(call: Call, x: Tensor) -> Tensor:
+    kernel = list(call.get("kernel_shape", ()))
     pool: Any = _MAXIMA[len(kernel) - 1]
     strides, dilations = (_sizes(call, name, len(kernel)) for name in ("strides", "dilations"))
-    padded = _padded(call, x, kernel, float("-inf"))
-    return pool(padded, kernel, strides, dilation=dilations)
+    found: Tensor = pool(_padded(call, x, kernel, -math.inf), kernel, strides, dilation=dilations)
+    return found
 
 
-def global_average(_: Call, inputs: Given) -> torch.Tensor:
-    """Over all places."""
-    x = need(inputs, 0)
-    return x.mean(list(range(2, x.ndim)), keepdim=True)
-
-
-def global_max(_: Call, inputs: Given) -> torch.Tensor:
-    """Over all places."""
-    x = need(inputs, 0)
-    return x.amax(list(range(2, x.ndim)), keepdim=True)
+def _over_places(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
+    return Operator(lambda _, x: function(x, list(range(2, x.ndim)), True))
 
 
 def _sizes(call: Call, name: str, places: int) -> list[int]:
     return list(call.get(name, [1] * places))
 
 
-def _padded(call: Call, x: torch.Tensor, kernel: Sequence[int], value: float) -> torch.Tensor:
+def _padded(call: Call, x: Tensor, kernel: Sequence[int], value: float) -> Tensor:
     places = x.ndim - 2
     pads = list(call.get("pads", [0] * 2 * places))
     how = call.get("auto_pad", "NOTSET")
@@ -132,14 +103,14 @@ def _ceils_or_dilates(call: Call) -> str:
 
 
 PRODUCTS: Mapping[str, Operator] = {
-    "AveragePool": Operator(average_pool, refuses=_ceils_or_dilates),
-    "Conv": Operator(convolution, (1, 2)),
-    "Einsum": Operator(einsum, (0, 1)),
-    "Gemm": Operator(gemm, (0, 1, 2)),
-    "GlobalAveragePool": Operator(global_average),
-    "GlobalMaxPool": Operator(global_max),
-    "MatMul": Operator(matmul, (0, 1)),
-    "MaxPool": Operator(max_pool, refuses=_ceils),
+    "AveragePool": Operator(_average_pool, refuses=_ceils_or_dilates),
+    "Conv": Operator(_convolution, (1, 2)),
+    "Einsum": Operator(lambda call, *parts: torch.einsum(call.get("equation", ""), *parts), (0, 1)),
+    "Gemm": Operator(_gemm, (0, 1, 2)),
+    "GlobalAveragePool": _over_places(torch.mean),
+    "GlobalMaxPool": _over_places(torch.amax),
+    "MatMul": Operator(lambda _, a, b: torch.matmul(a, b), (0, 1)),
+    "MaxPool": Operator(_max_pool, refuses=_ceils),
 }
 
 
@@ -189,10 +160,10 @@ class Lane:
 Ran = tuple[Tensor, Tensor, Tensor | None]
 
 
-def recurrent(op: str) -> Operator:
+def _recurrent(op: str) -> Operator:
     """A row for one of the three operators."""
 
-    def run(call: Call, inputs: Given) -> tuple[Tensor | None, ...]:
+    def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
         named = dict(zip(_CELLS[op].inputs, inputs, strict=False))
         directions = _tensor(named, "R").shape[0]
         found = [_direction(op, call, named, number) for number in range(directions)]
@@ -367,4 +338,4 @@ _STEPS: Mapping[str, Callable[[Call, Lane, Tensor, Tensor, Tensor | None], State
     "GRU": _gru_step,
     "RNN": _rnn_step,
 }
-LAYERS: Mapping[str, Operator] = {op: recurrent(op) for op in _STEPS}
+LAYERS: Mapping[str, Operator] = {op: _recurrent(op) for op in _STEPS}

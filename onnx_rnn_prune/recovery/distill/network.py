@@ -2,7 +2,8 @@
 
 Where an operator cannot be computed with gradients, the tensors that it reads are targets, and
 what it gives is given as the original has it. So a graph of known operators learns as a whole, and
-any other one piece by piece, down to single layers with their readers."""
+any other one piece by piece, down to single layers with their readers.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ class Network:
         values = {**self.constants, **given, **weights}
         for step in self.steps:
             inputs = [values[name] if name else None for name in step.inputs]
-            result = step.function(step.call, inputs)
+            result = step.function(step.call, *inputs)
             outputs = result if isinstance(result, tuple) else (result,)
             values.update(zip(step.outputs, outputs, strict=False))
         return {name: values[name] for name in wanted}
