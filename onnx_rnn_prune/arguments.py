@@ -1,143 +1,285 @@
-"""What callers pass, checked before any work is done."""
+"""How an option is declared: what it may be, and the value that is made of what a caller passes.
+
+A kind's `read` takes what a caller passes and the flag by which messages name it, and raises a
+PruneError in one line where it means nothing. What is read further by the part of the package that
+knows its forms, such as an amount or a criterion, is a `Text`.
+"""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
+from typing import Any, Protocol, TypeVar
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.progress import Progress
 
-MODES = ("shrink", "zero")
-# More than this is a slip, and takes for ever.
-_PER_PROCESSOR, _STEPS = 4, 1000
+
+class Kind(Protocol):
+    """What an argument may be."""
+
+    def read(self, value: object, flag: str) -> object:
+        """The value that is meant.
+
+        Raises:
+            PruneError: it means nothing.
+        """
+        ...
 
 
-def whole(value: object, option: str, least: int) -> int:
-    """A whole number that is not too small; NumPy's, too.
+@dataclass(frozen=True)
+class Text:
+    """What the part of the package reads that it concerns; text on the command line."""
 
-    Raises:
-        PruneError: it is none.
+    def read(self, value: object, flag: str) -> object:
+        return value
+
+
+@dataclass(frozen=True)
+class Named(Text):
+    """A name that is known, a function, or the name of one as `module:function`."""
+
+
+@dataclass(frozen=True)
+class File(Text):
+    """The path of a file."""
+
+
+@dataclass(frozen=True)
+class Source(File):
+    """Inputs: a path, `module:function`, or values from Python, see `data.open_feeds`."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Another machine, which is sent models and data, and whose answers are run."""
+
+    def read(self, value: object, flag: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise PruneError(f"{value!r} is no address", where=flag, remedy="give tcp://host:port")
+        return value
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False."""
+
+    def read(self, value: object, flag: str) -> bool:
+        if not isinstance(value, bool):
+            raise PruneError(f"{value!r} is neither True nor False", where=flag, remedy="give one")
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def read(self, value: object, flag: str) -> str:
+        if not isinstance(value, str) or value not in self.names:
+            shown = f"'{value}'" if isinstance(value, str) else repr(value)
+            raise PruneError(
+                f"there is no {shown}", where=flag, remedy=f"choose one of {', '.join(self.names)}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number, NumPy's, too.
+
+    Attributes:
+        least: the smallest.
+        most: the largest; more is a slip, and takes for ever.
+        where: that it is a slip there.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise PruneError(
-            f"{value!r} is not a whole number from {least} on",
-            where=option,
-            remedy=f"give {least} or more",
-        )
-    return int(value)
+
+    least: int = 1
+    most: int | None = None
+    where: str = ""
+
+    def read(self, value: object, flag: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < self.least:
+            raise PruneError(
+                f"{value!r} is not a whole number from {self.least} on",
+                where=flag,
+                remedy=f"give {self.least} or more",
+            )
+        if self.most is not None and int(value) > self.most:
+            raise PruneError(
+                f"{value} {flag.strip('-')} are too many{self.where}",
+                where=flag,
+                remedy=f"give at most {self.most}",
+            )
+        return int(value)
 
 
-def one_of(value: object, known: Iterable[str], option: str) -> str:
-    """One of some names.
+@dataclass(frozen=True)
+class FromZero:
+    """A number from 0 on."""
 
-    Raises:
-        PruneError: it is none of them.
-    """
-    names = tuple(known)
-    if not isinstance(value, str) or value not in names:
-        shown = f"'{value}'" if isinstance(value, str) else repr(value)
-        raise PruneError(
-            f"there is no {shown}", where=option, remedy=f"choose one of {', '.join(names)}"
-        )
-    return value
+    def read(self, value: object, flag: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+            raise PruneError(
+                f"{value!r} is not a number from 0 on", where=flag, remedy="give 0 or more"
+            )
+        return float(value)
 
 
-def globs(value: object, option: str) -> tuple[str, ...]:
-    """One glob, or several.
+@dataclass(frozen=True)
+class AboveZero:
+    """A finite number above 0."""
 
-    Raises:
-        PruneError: it is neither.
-    """
-    given = (value,) if isinstance(value, str) else value
-    if not isinstance(given, Iterable):
-        raise _no_globs(value, option)
-    found: list[str] = []
-    for item in given:
-        if not isinstance(item, str):
-            raise _no_globs(item, option)
-        found.append(item)
+    def read(self, value: object, flag: str) -> float:
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if not isinstance(value, Real) or not real or not 0 < float(value) < math.inf:
+            raise PruneError(
+                f"{value!r} is not a number above 0", where=flag, remedy="give more than 0"
+            )
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Names:
+    """One name, or several; in those of layers, * stands for any text."""
+
+    def read(self, value: object, flag: str) -> tuple[str, ...]:
+        given = (value,) if isinstance(value, str) else value
+        found: list[str] = []
+        for item in given if isinstance(given, Iterable) else [value]:
+            if not isinstance(item, str):
+                raise PruneError(
+                    f"{item!r} is no name", where=flag, remedy="give names of layers, with *"
+                )
+            found.append(item)
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Inputs to fix, by name, with their values as text."""
+
+    def read(self, value: object, flag: str) -> dict[str, str]:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise PruneError(
+                f"{value!r} does not say which input has which value",
+                where=flag,
+                remedy="give name=value, or a dict from Python",
+            )
+        return {name: str(item) for name, item in value.items()}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes by name of an input, as a sequence or as text such as 1x512; one by dimension."""
+
+    def read(self, value: object, flag: str) -> dict[str, tuple[int, ...]]:
+        remedy = "give input=1x512 or dimension=4; from Python {'input': (1, 512), 'dimension': 4}"
+        if not isinstance(value, Mapping):
+            raise PruneError(
+                f"{value!r} does not say which input has which size", where=flag, remedy=remedy
+            )
+        found = {}
+        for name, sizes in value.items():
+            read = _whole_numbers(sizes)
+            if read is None:
+                raise PruneError(f"{name}={sizes} is not a size", where=flag, remedy=remedy)
+            found[str(name)] = read
+        return found
+
+
+def _whole_numbers(value: object) -> tuple[int, ...] | None:
+    """Numbers from 1 on; None where they are something else."""
+    given: object = value.split("x") if isinstance(value, str) else value
+    found = []
+    for item in given if isinstance(given, Sequence) else [given]:
+        text = item.strip() if isinstance(item, str) else item
+        whole = int(text) if isinstance(text, str) and text.isdecimal() else text
+        if isinstance(whole, bool) or not isinstance(whole, Integral) or whole < 1:
+            return None
+        found.append(int(whole))
     return tuple(found)
 
 
-def _no_globs(value: object, option: str) -> PruneError:
-    return PruneError(f"{value!r} is no name", where=option, remedy="give names of layers, with *")
+@dataclass(frozen=True)
+class Option:
+    """What is declared of an option.
 
-
-def deviation(value: object, option: str) -> float | None:
-    """A number from 0 on, or None for no limit.
-
-    Raises:
-        PruneError: it is neither.
+    Attributes:
+        help: what it says, in a line or two; {known} stands for the names that a `Named` knows.
+        kind: what it may be.
+        default: what it is where it is left out.
+        metavar: how help calls a value.
+        many: whether the flag may be repeated.
+        without: what happens where it is left out, where it may be.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
-        raise PruneError(
-            f"{value!r} is not a number from 0 on", where=option, remedy="give 0 or more"
-        )
-    return float(value)
+
+    help: str
+    kind: Kind
+    default: object
+    metavar: str
+    many: bool
+    without: str
+
+    def read(self, value: object, name: str) -> object:
+        """The value that is meant.
+
+        Raises:
+            PruneError: it means nothing.
+        """
+        left_out = value is None and self.default is None
+        return None if left_out else self.kind.read(value, flag_of(name))
 
 
-def above_zero(value: object, option: str) -> float:
-    """A finite number above 0.
-
-    Raises:
-        PruneError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
-        raise PruneError(
-            f"{value!r} is not a number above 0", where=option, remedy="give more than 0"
-        )
-    return float(value)
-
-
-def streaming(value: object, has_data: bool) -> bool | None:
-    """Whether feeds are streams as they are laid out; None where the feeds tell.
-
-    Raises:
-        PruneError: it is neither, or there are no feeds that could be.
-    """
-    if value is not None and not isinstance(value, bool):
-        raise PruneError(
-            f"{value!r} is not True, False or None", where="--stream", remedy="give one of them"
-        )
-    if value and not has_data:
-        raise PruneError("made-up inputs are not a stream", where="--stream", remedy="pass --data")
-    return value
+def option(
+    text: str,
+    kind: Kind,
+    default: object = None,
+    *,
+    metavar: str = "",
+    many: bool = False,
+    without: str = "",
+) -> Any:
+    """A field of a group."""
+    declared = Option(text, kind, default, metavar, many, without)
+    return field(default=default, metadata={"option": declared})
 
 
-def for_machine(value: object, option: str) -> int:
-    """A number of threads or processes that this machine can do with.
-
-    Raises:
-        PruneError: it is no number, or too large.
-    """
-    count, most = whole(value, option, 1), _PER_PROCESSOR * (os.cpu_count() or 1)
-    if count > most:
-        what = option.strip("-")
-        raise PruneError(
-            f"{count} {what} are too many for this machine",
-            where=option,
-            remedy=f"give at most {most}",
-        )
-    return count
+def flag_of(name: str) -> str:
+    """How the command line calls an option."""
+    return f"--{name.replace('_', '-')}"
 
 
-def step_count(value: object, option: str) -> int:
-    """A number of steps that come to an end, since each ranks or fits all units anew.
+Own = TypeVar("Own", bound="Group")
 
-    Raises:
-        PruneError: it is no number, or too large.
-    """
-    count = whole(value, option, 1)
-    if count > _STEPS:
-        raise PruneError(
-            f"{count} steps are too many", where=option, remedy=f"give at most {_STEPS}"
-        )
-    return count
+
+@dataclass(frozen=True)
+class Group:
+    """Options that belong together; those that a function does not take have their defaults."""
+
+    @classmethod
+    def of(cls: type[Own], given: Mapping[str, object]) -> Own:
+        """The options of this group among some arguments, each read, and all of them checked.
+
+        Raises:
+            PruneError: one means nothing, or two contradict each other.
+        """
+        options = {name: option for name, option in options_of(cls).items() if name in given}
+        group = cls(**{name: option.read(given[name], name) for name, option in options.items()})
+        group.check()
+        return group
+
+    def check(self) -> None:
+        """Refuses options that contradict each other."""
+
+
+def options_of(group: type[Group]) -> dict[str, Option]:
+    """What is declared of a group's options, by name."""
+    declared: tuple[Field[Any], ...] = fields(group)
+    return {own.name: own.metadata["option"] for own in declared}
 
 
 def check_progress(value: Progress) -> None:
@@ -150,14 +292,3 @@ def check_progress(value: Progress) -> None:
         raise PruneError(
             f"{value!r} is no function", where="progress", remedy="give one, or leave it out"
         )
-
-
-def frozen(values: object) -> dict[str, str]:
-    """Inputs to fix, by name, with their values as text."""
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise PruneError(
-            f"{values!r} does not say which input has which value",
-            where="--freeze",
-            remedy="give name=value, or a dict from Python",
-        )
-    return {name: str(value) for name, value in values.items()}

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds, read_asked
+from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds
 from onnx_rnn_prune.data.streams import Streams, as_streams, possible_pairs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, collect
@@ -79,22 +79,6 @@ class Calibration:
         if self.given and feeds not in known:
             known[feeds] = collect(traced.document, traced.trace, traced.readers, feeds, progress)
         return known.get(feeds)
-
-
-def asked_sizes(data: object, size: object) -> Asked:
-    """What the user says of the sizes of made-up feeds, see `data.read_asked`.
-
-    Raises:
-        PruneError: it cannot be read, or there are data, which have sizes of their own.
-    """
-    asked = read_asked(size)
-    if asked and data is not None:
-        raise PruneError(
-            "the feeds of --data have sizes of their own",
-            where="--size",
-            remedy="leave one of the two out",
-        )
-    return asked
 
 
 def made_up(document: Document, run: Callable[[Feed], object], asked: Asked, seed: int) -> Feeds:

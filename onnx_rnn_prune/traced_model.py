@@ -14,13 +14,13 @@ from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.evidence.readers import Reader
-from onnx_rnn_prune.interface import AS_BEFORE, Interface
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import find_twins
+from onnx_rnn_prune.options import AS_BEFORE, Interface
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.bias_slots import DropRoom, MakeRoom
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins

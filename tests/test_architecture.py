@@ -13,7 +13,7 @@ ROOMS = (
     "errors",
     "progress",
     "arguments",
-    "interface",
+    "options",
     "model",
     "operators",
     "data",

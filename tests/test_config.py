@@ -102,7 +102,7 @@ def test_the_command_line_overrides_all(project):
 
 
 def test_commands_without_an_option_go_without_it(project):
-    assert "seed" not in project(TWO, "inspect", "a.onnx")
+    assert "align" not in project(TWO, "inspect", "a.onnx")
 
 
 def test_what_is_required_may_come_from_the_file(project):

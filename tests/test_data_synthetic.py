@@ -10,8 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_rnn_prune import compare, inspect, prune
+from onnx_rnn_prune.arguments import Sizes
 from onnx_rnn_prune.calibration import open_data, proof_feeds
-from onnx_rnn_prune.data import random_feeds, read_asked
+from onnx_rnn_prune.data import random_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
@@ -348,7 +349,7 @@ def test_sizes_beside_data():
 
 
 def test_sizes_read_from_text():
-    assert read_asked({"x": "1x512", "batch": "4", "y": 3}) == {
+    assert Sizes().read({"x": "1x512", "batch": "4", "y": 3}, "--size") == {
         "x": (1, 512),
         "batch": (4,),
         "y": (3,),
@@ -411,7 +412,7 @@ def test_a_size_that_no_one_can_want_made_up(dims, asked, message):
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), before[1]))
     try:
         with pytest.raises(PruneError, match=message) as caught:
-            made(model, asked=read_asked(asked))
+            made(model, asked=Sizes().read(asked, "--size"))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert "\n" not in str(caught.value)

@@ -17,13 +17,14 @@ from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.pipeline.treatment import read_treatment
+from onnx_rnn_prune.options import Options, Target
+from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import LayerRow, Limit, OutletRow, StateRow
 from onnx_rnn_prune.search import rows, setting
 from onnx_rnn_prune.search.costs import Sizes
-from onnx_rnn_prune.search.goal import Aim, read_goal
+from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import Bounds, finishing, run
@@ -164,7 +165,7 @@ def test_a_search_that_time_ended_makes_no_more_trials_when_it_is_looked_at_agai
 def test_the_best_is_finished_in_the_time_that_is_left():
     clock = Clock()
     bounds = Bounds(400, 5.0, now=clock, start=0.0)
-    treatment = read_treatment("lstsq", 10.0, "hard", 1, "shrink", False, (), (), 0)
+    treatment = Treatment.of(Options.of({"recover": "lstsq"}))
     trials = list(clock.attempts([Ask(SIZES)]))
     hastened = bounds.hasten(treatment, trials).course
     assert 0.0 < 60.0 * hastened.minutes < 300.0 - clock.seconds
@@ -451,7 +452,7 @@ def test_what_means_nothing_is_refused(choices, text, feeds):
     ("text", "ms"), [("5ms", 5.0), ("0.5 s", 500.0), ("250us", 0.25), (7, 7.0)]
 )
 def test_times(text, ms):
-    goal = read_goal(None, None, None, None, None, text, None, None)
+    goal = Goal.of(Target(latency=text))
     assert goal.speed is not None and goal.speed.of(1.0) == pytest.approx(ms)
 
 

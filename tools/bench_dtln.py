@@ -23,7 +23,7 @@ from fetch_models import default_folder
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.recovery.schedules import RECOVERIES as ALL
+from onnx_rnn_prune.options import RECOVERIES as ALL
 from pages import markdown, write_section
 from speech import NOISES, Audio, mixtures, split
 

@@ -21,7 +21,7 @@ from fetch_models import default_folder
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.recovery.schedules import RECOVERIES
+from onnx_rnn_prune.options import RECOVERIES
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section
 from segmentation import CALIBRATION, EVALUATION, TRAINING, Text

@@ -1,30 +1,46 @@
-"""The commands: each parses, calls the function of its name and prints."""
+"""The commands: each calls the function of its name with what was given, and prints."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
 from onnx_rnn_prune import api, report
-from onnx_rnn_prune.cli import files, looking, options, pruning, searching
 from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
-from onnx_rnn_prune.cli.examples import examples
-from onnx_rnn_prune.cli.outputs import check_outputs, show
+from onnx_rnn_prune.cli.options import name, options_for
+from onnx_rnn_prune.cli.outputs import (
+    FILES,
+    check_outputs,
+    console,
+    refuse_worse,
+    say_written,
+    show,
+    write,
+)
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.files import write_atomically
+from onnx_rnn_prune.options import OPTIONS
 from onnx_rnn_prune.text import visible
+
+# What was given on the command line, by name.
+Given = dict[str, Any]
+
+
+def _examples(*lines: str) -> str:
+    """An epilog that shows commands as they are typed, a line each."""
+    return "\n".join(("\b", "Examples:", *(f"  onnx-rnn-prune {line}" for line in lines)))
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=examples(
-        "onnx-rnn-prune prune model.onnx -o small.onnx --keep 50% --data clips",
-        "onnx-rnn-prune prune --help",
-    ),
+    epilog=_examples("prune model.onnx -o small.onnx --keep 50% --data clips", "prune --help"),
 )
 @click.option(
     "--config",
-    type=options.name,
+    type=name,
     metavar="FILE",
     help=f"Options in TOML; [tool.{SECTION}] of the nearest {PROJECT} without it.",
 )
@@ -41,105 +57,210 @@ def cli(context: click.Context, config: str | None) -> None:
     except PruneError as error:
         if not {"-h", "--help"}.intersection(shlex.split(str(context.obj))):
             raise
-        click.echo(f"Warning: {error}", err=True)
+        click.echo(f"Warning: {error.for_shell}", err=True)
         return
     context.default_map = {name: chosen.values}
     if chosen.ignored:
         click.echo(f"Warning: {visible(chosen.ignored)}", err=True)
 
 
-@cli.command(
-    epilog=examples(
-        "onnx-rnn-prune inspect model.onnx",
-        "onnx-rnn-prune inspect model.onnx --data clips --json",
-    )
+class Command(click.Command):
+    """A command whose work takes all that was given as one mapping.
+
+    Args:
+        work: named as the command; its docstring is the help.
+        params: arguments and options.
+        epilog: of the help.
+    """
+
+    def __init__(
+        self, work: Callable[[Given], int | None], params: list[click.Parameter], epilog: str
+    ) -> None:
+        super().__init__(work.__name__, params=params, help=work.__doc__, epilog=epilog)
+        self._work = work
+
+    def invoke(self, ctx: click.Context) -> int | None:
+        """Refuses files that cannot be written, and does the work."""
+        check_outputs(ctx.params)
+        return self._work(ctx.params)
+
+
+def _command(
+    function: Callable[..., Any],
+    *places: click.Argument,
+    writes: Sequence[str],
+    examples: Sequence[str],
+) -> Callable[[Callable[[Given], int | None]], Command]:
+    """Adds a command that calls a function.
+
+    Args:
+        function: of `api`, whose keyword arguments are options of the command.
+        places: what is given without a flag.
+        writes: the options that say what is written.
+        examples: how the command is called.
+    """
+
+    def add(work: Callable[[Given], int | None]) -> Command:
+        command = Command(work, [*places, *options_for(function, writes)], _examples(*examples))
+        cli.add_command(command)
+        return command
+
+    return add
+
+
+def _file(word: str, shown: str | None = None) -> click.Argument:
+    return click.Argument([word], type=name, metavar=shown)
+
+
+def _asked(given: Given) -> Given:
+    """The options of the function that a command calls."""
+    return {
+        word: OPTIONS[word].default if OPTIONS[word].many and not value else value
+        for word, value in given.items()
+        if word in OPTIONS and word not in FILES
+    }
+
+
+@_command(
+    api.inspect,
+    _file("model"),
+    writes=["as_json"],
+    examples=["inspect model.onnx", "inspect model.onnx --data clips --json"],
 )
-@click.argument("model", type=options.name)
-@options.freeze
-@options.data_option("--data", options.DATA_HELP)
-@options.size
-@options.stream
-@options.as_json
-def inspect(
-    model: str,
-    freeze: dict[str, str],
-    data: str | None,
-    size: dict[str, str],
-    stream: bool | None,
-    as_json: bool,
-) -> None:
+def inspect(given: Given) -> None:
     """List the recurrent layers of MODEL, what they cost and what can be pruned."""
     with report.ProgressBars() as progress:
-        found = api.inspect(
-            model, data=data, size=size, stream=stream, freeze=freeze, progress=progress
-        )
-    show(found, report.inspect_table, as_json)
+        found = api.inspect(given["model"], **_asked(given), progress=progress)
+    show(found, report.inspect_table, given["as_json"])
 
 
-@cli.command(
-    epilog=examples(
-        "onnx-rnn-prune compare model.onnx small.onnx --data clips",
-        "onnx-rnn-prune compare model.onnx small.onnx --data clips --max-nrmse 0.5",
-    )
+@_command(
+    api.prune,
+    _file("model"),
+    writes=["output", "save_plan", "json", "html", "summary"],
+    examples=[
+        "prune model.onnx -o small.onnx --keep 50% --data clips",
+        "prune model.onnx -o small.onnx --budget params=60% --data clips",
+        "prune model.onnx -o small.onnx --keep 50% --data clips --quantize int8",
+    ],
 )
-@click.argument("a", type=options.name)
-@click.argument("b", type=options.name)
-@options.data_option("--data", options.DATA_HELP)
-@options.size
-@options.stream
-@click.option(
-    "--max-nrmse",
-    type=click.FloatRange(min=0),
-    metavar="X",
-    help="Exit with 3 if an output deviates more: RMS difference / spread of A's output.",
+def prune(given: Given) -> None:
+    """Prune MODEL, check the result and write it to OUT."""
+    with report.ProgressBars() as progress:
+        result = api.prune(given["model"], **_asked(given), progress=progress)
+    pays = ("bytes",) if given["budget"] is not None else ("bytes", "ms")
+    refuse_worse(result, given["model"], pays)
+    write(result, given, report.prune_table)
+
+
+@_command(
+    api.search,
+    _file("model"),
+    writes=["output", "save_plan", "json", "html", "summary"],
+    examples=[
+        "search model.onnx -o small.onnx --data clips --max-nrmse 0.5",
+        "search model.onnx -o small.onnx --data clips --params 60% --study study.db",
+    ],
 )
-@options.as_json
-@files.summary
-def compare(
-    a: str,
-    b: str,
-    data: str | None,
-    size: dict[str, str],
-    stream: bool | None,
-    max_nrmse: float | None,
-    as_json: bool,
-    summary: str | None,
-) -> int:
-    """Compare the outputs, size and speed of model B with those of A."""
-    check_outputs([summary], [a, b, data])
-    found = api.compare(a, b, data=data, size=size, stream=stream, max_nrmse=max_nrmse)
-    show(found, report.compare_table, as_json)
-    if summary:
-        report.write_text(report.compare_summary(found), summary)
-    if found["passed"]:
+def search(given: Given) -> int:
+    """Find how many units each layer of MODEL keeps, and write the result to OUT.
+
+    With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
+    or small as asked for.
+    """
+    with report.ProgressBars() as progress:
+        result = api.search(given["model"], **_asked(given), progress=progress)
+    write(result, given, report.search_table)
+    if result.report.search is not None and result.report.search.met:
         return 0
-    click.echo(f"Error: an output deviates by more than {max_nrmse}", err=True)
+    click.echo("Error: a limit is missed on the feeds that chose nothing, see above", err=True)
     return 3
 
 
-@cli.command(
-    epilog=examples(
-        "onnx-rnn-prune bench model.onnx small.onnx --data clips",
-    )
+@_command(
+    api.sensitivity,
+    _file("model"),
+    writes=["png", "as_json"],
+    examples=[
+        "sensitivity model.onnx --data clips",
+        "sensitivity model.onnx --data clips --metric agreement --png curves.png",
+    ],
 )
-@click.argument("models", nargs=-1, type=options.name, required=True, metavar="A [B ...]")
-@options.data_option("--data", options.DATA_HELP)
-@options.size
-@options.stream
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@options.as_json
-def bench(
-    models: tuple[str, ...],
-    data: str | None,
-    size: dict[str, str],
-    stream: bool | None,
-    threads: int,
-    as_json: bool,
-) -> None:
+def sensitivity(given: Given) -> None:
+    """Cut each layer of MODEL alone to several widths, and show what that does to the outputs."""
+    png = given["png"]
+    if png is not None:
+        report.need_matplotlib()
+    with report.ProgressBars() as progress:
+        found = api.sensitivity(given["model"], **_asked(given), progress=progress)
+    picture = None if png is None else report.sensitivity_png(found)
+    show(found, report.sensitivity_table, given["as_json"])
+    if png is not None and picture is not None:
+        write_atomically(png, picture)
+    if png is not None and not given["as_json"]:
+        say_written(png)
+
+
+@_command(
+    api.plan,
+    _file("model"),
+    writes=["output"],
+    examples=["plan model.onnx -o plan.json --keep 50% --data clips"],
+)
+def plan(given: Given) -> None:
+    """Choose the units of MODEL to keep and write the choice to OUT, for `apply`."""
+    with report.ProgressBars() as progress:
+        chosen = api.plan(given["model"], **_asked(given), progress=progress)
+    chosen.save(given["output"])
+    console().print(report.plan_table(chosen))
+    say_written(given["output"])
+
+
+@_command(
+    api.apply,
+    _file("model"),
+    _file("plan"),
+    writes=["output", "json", "html", "summary"],
+    examples=["apply model.onnx plan.json -o small.onnx --data clips"],
+)
+def apply(given: Given) -> None:
+    """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
+    with report.ProgressBars() as progress:
+        result = api.apply(given["model"], given["plan"], **_asked(given), progress=progress)
+    write(result, given, report.prune_table)
+
+
+@_command(
+    api.compare,
+    _file("a"),
+    _file("b"),
+    writes=["as_json", "summary"],
+    examples=[
+        "compare model.onnx small.onnx --data clips",
+        "compare model.onnx small.onnx --data clips --max-nrmse 0.5",
+    ],
+)
+def compare(given: Given) -> int:
+    """Compare the outputs, size and speed of model B with those of A.
+
+    Exits with 3 if an output deviates by more than --max-nrmse.
+    """
+    found = api.compare(given["a"], given["b"], **_asked(given))
+    show(found, report.compare_table, given["as_json"])
+    if given["summary"]:
+        report.write_text(report.compare_summary(found), given["summary"])
+    if found["passed"]:
+        return 0
+    click.echo(f"Error: an output deviates by more than {given['max_nrmse']}", err=True)
+    return 3
+
+
+@_command(
+    api.bench,
+    click.Argument(["models"], nargs=-1, type=name, required=True, metavar="A [B ...]"),
+    writes=["as_json"],
+    examples=["bench model.onnx small.onnx --data clips"],
+)
+def bench(given: Given) -> None:
     """Time models against each other in one run."""
-    found = api.bench(models, data=data, size=size, stream=stream, threads=threads)
-    show(found, report.bench_table, as_json)
-
-
-for _command in (pruning.prune, searching.search, looking.sensitivity, pruning.plan, pruning.apply):
-    cli.add_command(_command)
+    show(api.bench(given["models"], **_asked(given)), report.bench_table, given["as_json"])

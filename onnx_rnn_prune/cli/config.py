@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from onnx_rnn_prune.cli.names import Address, FileName
+from onnx_rnn_prune.cli.options import Address, FileName
 from onnx_rnn_prune.data.sources import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.checks import real_path

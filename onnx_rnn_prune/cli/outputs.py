@@ -5,20 +5,22 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console, RenderableType
 
 from onnx_rnn_prune import report
+from onnx_rnn_prune.arguments import File, options_of
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
+from onnx_rnn_prune.options import OPTIONS, Outputs
 from onnx_rnn_prune.pipeline.result import PruneResult
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.report.schema import PruneReport
@@ -27,17 +29,30 @@ from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.text import visible
 
 R = TypeVar("R", bound=Record)
+Given = Mapping[str, Any]
+# The options that say what is written.
+FILES = options_of(Outputs)
 
 # Wide enough for layer names; a pipe has no width of its own.
 _PIPE_WIDTH = 120
 
 
-def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
-    """Refuses what cannot be written, or must not be, before the work is done."""
-    paths = [Path(path) for path in outputs if path is not None]
-    given = input_paths(*inputs)
+def check_outputs(given: Given) -> None:
+    """Refuses what cannot be written, or must not be, before the work is done.
+
+    Args:
+        given: all that was given on the command line, by name.
+    """
+    paths = [Path(given[word]) for word in FILES if isinstance(given.get(word), str)]
+    read: list[object] = []
+    for word, value in given.items() if paths else ():
+        if word not in OPTIONS:  # an argument
+            read += value if isinstance(value, tuple) else [value]
+        elif word not in FILES and isinstance(OPTIONS[word].kind, File):
+            read.append(value)
+    inputs = input_paths(*read)
     for number, path in enumerate(paths):
-        check_output(path, given)
+        check_output(path, inputs)
         if real_path(path) in map(real_path, paths[:number]):
             raise PruneError(
                 "two outputs have this name", where=str(path), remedy="name another file"
@@ -70,15 +85,14 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
 
 
 def write(
-    result: PruneResult,
-    out: str,
-    plan: str | None = None,
-    json_path: str | None = None,
-    html: str | None = None,
-    summary: str | None = None,
-    table: Callable[[PruneReport], RenderableType] = report.prune_table,
+    result: PruneResult, given: Given, table: Callable[[PruneReport], RenderableType]
 ) -> None:
     """Writes a result and what comes with it, and shows its report.
+
+    Args:
+        result: of a function.
+        given: where to write, by name of the option.
+        table: makes the report readable.
 
     Raises:
         PruneError: a place cannot be written; where it is not that of the result itself, all else
@@ -86,14 +100,15 @@ def write(
     """
     command = click.get_current_context().obj
     result = replace(result, report=replace(result.report, command=command))
-    written: list[str | Path] = [*result.save(out)]
+    written: list[str | Path] = [*result.save(given["output"])]
     failed: list[PruneError] = []
-    for path, put in (
-        (plan, result.plan.save),
-        (json_path, partial(report.write_json, result.report)),
-        (html, result.save_html),
-        (summary, lambda path: report.write_text(report.prune_summary(result.report), path)),
+    for word, put in (
+        ("save_plan", result.plan.save),
+        ("json", partial(report.write_json, result.report)),
+        ("html", result.save_html),
+        ("summary", lambda path: report.write_text(report.prune_summary(result.report), path)),
     ):
+        path = given.get(word)
         try:
             if path:
                 put(path)

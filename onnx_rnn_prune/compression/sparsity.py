@@ -31,7 +31,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.arguments import one_of
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.compression.stage import Stage
 from onnx_rnn_prune.errors import PruneError
@@ -341,7 +340,6 @@ class Sparsify:
         return bool(self.readers)
 
 
-SPARSIFIERS = ("magnitude", "obs")
 _NO_FASTER = (
     "onnxruntime multiplies by zeros as by other numbers: a file with zeros compresses better, and"
     " runs no faster"
@@ -399,47 +397,19 @@ class SparseStorage:
         return Document.read(stored) if same else document
 
 
-def read_zeros(sparsify: object, by: object, given: bool) -> list[Stage]:
-    """Which weights become zero, as a stage; none where none do.
+def read_zeros(sparsify: object, by: str | None, given: bool) -> Stage:
+    """Which weights become zero.
 
     Args:
-        sparsify: the pattern as text; None where no weights go.
-        by: one of SPARSIFIERS; None for obs where there is data, and magnitude where there is none.
+        sparsify: the pattern as text.
+        by: one of `options.SPARSIFIERS`; None for obs where there is data, magnitude where not.
         given: whether there is data.
 
     Raises:
-        PruneError: one of them means nothing, or obs has no data to look at.
+        PruneError: the pattern means nothing.
     """
-    if by is not None:
-        one_of(by, SPARSIFIERS, "--sparsify-by")
-        if sparsify is None:
-            raise PruneError("no weights go", where="--sparsify-by", remedy="add --sparsify")
-    if sparsify is None:
-        return []
     pattern = parse_pattern(sparsify)
-    if by == "obs" and not given:
-        raise PruneError(
-            "obs looks at what products read, and there is no data",
-            where="--sparsify-by",
-            remedy="pass --data, or choose magnitude",
-        )
-    chosen = by or ("obs" if given else "magnitude")
-    return [Zeros(str(sparsify), pattern, str(chosen))]
-
-
-def read_storage(sparse: object) -> list[Stage]:
-    """How zeros are stored, as a stage; none where they are as other entries.
-
-    Raises:
-        PruneError: it is neither True nor False.
-    """
-    if not isinstance(sparse, bool):
-        raise PruneError(
-            f"{sparse!r} is neither True nor False",
-            where="--sparse-initializers",
-            remedy="give one",
-        )
-    return [SparseStorage()] if sparse else []
+    return Zeros(str(sparsify), pattern, by or ("obs" if given else "magnitude"))
 
 
 def notes_on(stages: Sequence[Stage]) -> list[str]:

@@ -17,14 +17,12 @@ from onnx_rnn_prune.trace.trace import Trace
 Price = Callable[[Counts], float]
 """What a model costs when its groups keep so many units each."""
 
-PRICES = ("units", "params", "flops", "ms")
-
 
 def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cost]) -> Price:
     """The price of a cut.
 
     Args:
-        kind: one of PRICES.
+        kind: one of `options.PRICES`.
         document: prepared.
         trace: of it.
         cost: what cuts cost; asked only where it is needed.

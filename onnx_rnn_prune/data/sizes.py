@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from math import prod
-from numbers import Integral
 
 import onnx
 
@@ -26,39 +25,6 @@ from onnx_rnn_prune.operators.recurrent import RECURRENT
 # By name of an input its sizes, or by name of a dimension that one size.
 Asked = Mapping[str, tuple[int, ...]]
 _WHERE = "--size"
-_FORMS = "give input=1x512 or dimension=4; from Python {'input': (1, 512), 'dimension': 4}"
-
-
-def read_asked(value: object) -> dict[str, tuple[int, ...]]:
-    """What a caller states of sizes, each as a tuple.
-
-    Args:
-        value: a mapping from names of inputs to their sizes, as a sequence of whole numbers or text
-            such as 1x512, and from names of dimensions to one number; None for nothing.
-
-    Raises:
-        PruneError: it is something else.
-    """
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise PruneError(
-            f"{value!r} does not say which input has which size", where=_WHERE, remedy=_FORMS
-        )
-    return {str(name): _read(str(name), sizes) for name, sizes in value.items()}
-
-
-def _read(name: str, value: object) -> tuple[int, ...]:
-    given: object = value.split("x") if isinstance(value, str) else value
-    items = given if isinstance(given, Sequence) else [given]
-    found = []
-    for item in items:
-        text = item.strip() if isinstance(item, str) else item
-        whole = int(text) if isinstance(text, str) and text.isdecimal() else text
-        if isinstance(whole, bool) or not isinstance(whole, Integral) or whole < 1:
-            raise PruneError(f"{name}={value} is not a size", where=_WHERE, remedy=_FORMS)
-        found.append(int(whole))
-    return tuple(found)
 
 
 def settle(ports: Sequence[Port], asked: Asked) -> tuple[tuple[Port, ...], dict[str, int]]:

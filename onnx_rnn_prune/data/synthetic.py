@@ -289,7 +289,7 @@ def random_feeds(
         seed: feeds are the same for the same seed and model.
         count: the number of feeds.
         states: inputs that are states.
-        asked: sizes that the user states, see `read_asked`.
+        asked: sizes that the user states, see `Asked`.
 
     Raises:
         PruneError: an input is no tensor or has an undeclared rank, what is asked for does not fit,

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.arguments import deviation, for_machine, streaming, whole
-from onnx_rnn_prune.calibration import asked_sizes, feeds_for, made_up, stream_row
-from onnx_rnn_prune.data import Asked, Feeds
+from onnx_rnn_prune.calibration import feeds_for, made_up, stream_row
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import ModelSource, as_run
+from onnx_rnn_prune.options import Inputs, Options
 from onnx_rnn_prune.report.build import drift_rows
 from onnx_rnn_prune.report.schema import BenchReport, BenchRow, CompareReport, FileSizes
 from onnx_rnn_prune.report.words import worst
@@ -49,16 +49,15 @@ def compare(
         max_nrmse: the largest deviation of an output that passes.
         seed: for made-up inputs.
     """
-    most, seed = deviation(max_nrmse, "--max-nrmse"), whole(seed, "--seed", 0)
-    asked = asked_sizes(data, size)
+    options = Options.of(locals())
+    asked, most = options.inputs, options.target.max_nrmse
     models = [load_model(source) for source in (a, b)]
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
     narrow = narrow_states(models[0], models[1], names)
     first, second = (
         Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
     )
-    stream = streaming(stream, data is not None)
-    feeds = _feeds(models[0], data, asked, stream, first, seed)
+    feeds = _feeds(models[0], asked, first)
     judged = judged_beside(models[0], models[1])
     if judged.watched is None:
         found = _drift(first, second, narrow, feeds)
@@ -99,16 +98,14 @@ def bench(
     """Times models against each other on one feed; the first is what the others compare with."""
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
-    asked = asked_sizes(data, size)
-    threads, seed = for_machine(threads, "--threads"), whole(seed, "--seed", 0)
+    options = Options.of(locals())
     read = [load_model(source) for source in models]
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
     runners = [
-        Runner(as_run(model), name=name, threads=threads)
+        Runner(as_run(model), name=name, threads=options.effort.threads)
         for model, name in zip(read, names, strict=True)
     ]
-    stream = streaming(stream, data is not None)
-    feeds = _feeds(read[0], data, asked, stream, runners[0], seed)
+    feeds = _feeds(read[0], options.inputs, runners[0])
     others = [
         NarrowRunner(runner, narrow_states(read[0], model, (names[0], runner.name)))
         for model, runner in zip(read[1:], runners[1:], strict=True)
@@ -119,7 +116,7 @@ def bench(
             BenchRow(name, timing.ms, timing.ratio, timing.ratio_quartiles)
             for name, timing in zip(names, found, strict=True)
         ],
-        threads=threads,
+        threads=options.effort.threads,
         warnings=["the inputs are made up: give --data"] if feeds.random else [],
     )
 
@@ -157,20 +154,13 @@ def _notes(narrow: Sequence[Narrow], feeds: Feeds) -> list[str]:
     return notes
 
 
-def _feeds(
-    model: onnx.ModelProto,
-    data: object,
-    asked: Asked,
-    stream: bool | None,
-    runner: Runner,
-    seed: int,
-) -> Feeds:
-    if data is None:
+def _feeds(model: onnx.ModelProto, asked: Inputs, runner: Runner) -> Feeds:
+    if asked.data is None:
         document = as_run(model)
         if not isinstance(document, Document):
             document = Document.read(document)
-        return made_up(document, runner, asked, seed)
-    return feeds_for(model, Document.read(model), lambda: runner, data, stream)
+        return made_up(document, runner, asked.size or {}, asked.seed)
+    return feeds_for(model, Document.read(model), lambda: runner, asked.data, asked.stream)
 
 
 def _name(source: ModelSource, otherwise: str) -> str:

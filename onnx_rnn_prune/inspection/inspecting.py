@@ -11,13 +11,13 @@ import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration, open_data, opened_feeds
 from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
-from onnx_rnn_prune.data import Asked
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.opened_model import OpenedModel, written_out
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import outlet_rows
 from onnx_rnn_prune.report.schema import (
@@ -66,12 +66,7 @@ class Seen:
 
 
 def inspect_model(
-    opened: OpenedModel,
-    path: str | None,
-    data: object,
-    asked: Asked,
-    stream: bool | None,
-    progress: Progress,
+    opened: OpenedModel, path: str | None, asked: Inputs, progress: Progress
 ) -> InspectReport:
     """The recurrent layers of a model, what they cost, and where their units end.
 
@@ -89,7 +84,7 @@ def inspect_model(
         )
     total = count_params(opened.document)
     left = opened.misfits or not opened.layers
-    seen = Seen() if left else _look(opened, data, asked, stream, progress)
+    seen = Seen() if left else _look(opened, asked, progress)
     return InspectReport(
         model=ModelRow(
             path=path,
@@ -133,17 +128,15 @@ def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[InspectedLayer]:
     ]
 
 
-def _look(
-    opened: OpenedModel, source: object, asked: Asked, stream: bool | None, progress: Progress
-) -> Seen:
+def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     """Runs a model; where no data are given, and none can be made up, that is a warning."""
     keys = {layer.key: layer.name for layer in opened.layers}
     progress("measuring", 0, None)
     try:
-        data = _open(opened, source, asked, stream)
+        data = _open(opened, asked)
         timed = node_times(opened.document, list(keys), data.calibration, opened.name)
     except PruneError as error:
-        if source is not None or asked:
+        if asked.data is not None or asked.size:
             raise
         return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
     times = {keys[key]: spent for key, spent in timed.nodes.items()}
@@ -156,11 +149,11 @@ def _look(
         return replace(seen, warnings=(f"where the units end is not known: {error}",))
 
 
-def _open(opened: OpenedModel, source: object, asked: Asked, stream: bool | None) -> Calibration:
+def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
     """All feeds for everything, since nothing is fitted."""
-    if source is None:
-        return open_data(opened, None, None, 0, asked)
-    feeds = opened_feeds(opened, source, stream)
+    if asked.data is None:
+        return open_data(opened, None, None, asked.seed, asked.size or {})
+    feeds = opened_feeds(opened, asked.data, asked.stream)
     return Calibration(feeds, feeds, feeds, given=True)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.options import Selection
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import LosslessRow
@@ -64,25 +64,23 @@ def make_plan(
     data: Calibration,
     request: Request,
     treatment: Treatment,
-    lossless: bool,
-    masks: object,
-    budget: str | None,
+    selection: Selection,
     begun: float,
     progress: Progress,
 ) -> Planned:
-    """Plans as the user asks; `budget` is in the user's words, and the work began when `begun`.
+    """Plans as the user asks; `selection` is in the user's words, and the work began when `begun`.
 
     Raises:
         PruneError: the request does not fit the model.
         Unmet: a budget cannot be met.
     """
-    if lossless:
+    if selection.lossless:
         names = request.layers_of(opened)
         found = lossless_plan(opened, names, data, treatment.interface, progress)
         asked = Asked(begun, found.plan.notes, lossless=found.rows)
         return Planned(found.plan, found.traced, replace(treatment, recover="lossless"), asked)
-    if masks is not None:
-        plan = plan_of_masks(masks, fingerprint(opened.model), opened.layers)
+    if selection.masks is not None:
+        plan = plan_of_masks(selection.masks, fingerprint(opened.model), opened.layers)
         names = request.layers_of(opened)
         plan = replace(plan, layers={n: kept for n, kept in plan.layers.items() if n in names})
         check_plan(plan, opened.model, opened.layers)
@@ -90,34 +88,5 @@ def make_plan(
     plan, traced = choose_plan(opened, data, request, treatment.interface, progress)
     keep = None if request.keep is None else str(request.keep)
     ranked = request.criterion_for(data).name
-    asked = Asked(begun, plan.notes, keep, ranked, request.allocate, budget)
+    asked = Asked(begun, plan.notes, keep, ranked, request.allocate, selection.budget)
     return Planned(plan, traced, treatment, asked)
-
-
-def check_choice(
-    lossless: object, masks: object, recover: object, others: Mapping[str, object]
-) -> None:
-    """Refuses two ways to say what is cut.
-
-    Args:
-        lossless: whether only superfluous units go; then there is nothing to recover, either.
-        masks: what stays, or None.
-        recover: how kept weights make up for cut ones, or None.
-        others: all else that says so, by option; None where it is left out.
-
-    Raises:
-        PruneError: there are two, or one of them means nothing.
-    """
-    if not isinstance(lossless, bool):
-        raise PruneError(
-            f"{lossless!r} is neither True nor False", where="--lossless", remedy="give one"
-        )
-    chosen = "--lossless" if lossless else "--masks" if masks is not None else ""
-    given = {**others, "--masks": masks, "--recover": recover} if lossless else others
-    clash = [option for option, value in given.items() if value is not None]
-    if chosen and clash:
-        raise PruneError(
-            f"it says by itself what stays, and {', '.join(clash)} would say it again",
-            where=chosen,
-            remedy="leave one of them out",
-        )

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 
 from onnx_rnn_prune.errors import Unmet
-from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.operators.labels import Mask, compress, kept, squeeze_to, varying_axes
+from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.passes.state_metadata import update_widths
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import Carried
@@ -199,7 +199,7 @@ def say_states(
     widths: dict[int, set[int]] = {}
     for state in states:
         widths.setdefault(state.width, set()).add(state.kept)
-    notes = update_widths(model, interface.metadata, widths)
+    notes = update_widths(model, interface.state_metadata, widths)
     if states:
         write_kept(model, {state.source: state.mask for state in states})
     return tuple(notes)

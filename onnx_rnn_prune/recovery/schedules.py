@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.arguments import above_zero, one_of, whole
 from onnx_rnn_prune.evidence.moment_store import Shelf
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.constants import constant_value, is_float
@@ -27,7 +26,6 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Zero
-from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import (
     RIDGE,
     Recover,
@@ -37,30 +35,8 @@ from onnx_rnn_prune.recovery.least_squares import (
 )
 from onnx_rnn_prune.traced_model import TracedModel
 
-SCHEDULES = ("hard", "soft", "mixed")
-RECOVERIES = ("none", "bias", "lstsq", "distill", "merge")
 FROM_WEIGHTS = ("merge", "lossless")
 """Those that need no data; `lossless` goes with a plan that removes what it can make up for."""
-
-
-def read_recovery(value: object) -> str:
-    """A recovery, or auto for the best that the data allows.
-
-    Raises:
-        PruneError: there is no such recovery.
-    """
-    return "auto" if value is None else one_of(value, (*RECOVERIES, "auto"), "--recover")
-
-
-def read_training(recover: object, minutes: object, seed: object) -> TrainingConfig:
-    """How long a recovery may learn, if it does.
-
-    Raises:
-        PruneError: a value means nothing, or PyTorch is missing, which the recovery needs.
-    """
-    if read_recovery(recover) == "distill":
-        require_torch("--recover=distill")
-    return TrainingConfig(above_zero(minutes, "--distill-minutes"), whole(seed, "--seed", 0))
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ class Schedule:
     """How units leave, and in how many steps.
 
     Attributes:
-        kind: one of SCHEDULES.
+        kind: one of `options.SCHEDULES`.
         steps: from 1 on.
     """
 

@@ -32,10 +32,10 @@ import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from threadpoolctl import threadpool_limits
 
-from onnx_rnn_prune.arguments import whole
 from onnx_rnn_prune.data import absolute
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.scratch import temporary_folder, written_in
+from onnx_rnn_prune.options import Effort
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -84,6 +84,21 @@ class Executor:
     jobs: int = 1
     cluster: str | None = None
 
+    @staticmethod
+    def of(effort: Effort) -> Executor:
+        """Those that are asked for.
+
+        Raises:
+            PruneError: Dask is missing, which is needed.
+        """
+        if effort.cluster is not None and find_spec("distributed") is None:
+            raise PruneError(
+                "needs Dask, which is not installed",
+                where="--cluster",
+                remedy="run pip install 'onnx_rnn_prune[cluster]'",
+            )
+        return Executor(effort.jobs, effort.cluster)
+
     @contextmanager
     def open(self) -> Iterator[Workers]:
         """The workers, while they are needed; this process, too, multiplies with one thread."""
@@ -98,34 +113,6 @@ class Executor:
         if self.cluster is not None:
             return _cluster(self.cluster)
         return nullcontext(_Here()) if self.jobs == 1 else _processes(self.jobs)
-
-
-def read_executor(jobs: object, address: object) -> Executor:
-    """Arguments as values that mean something.
-
-    Raises:
-        PruneError: one of them means nothing, or Dask is missing, which is needed.
-    """
-    count = whole(jobs, "--jobs", 1)
-    if address is None:
-        return Executor(count)
-    if not isinstance(address, str) or not address:
-        raise PruneError(
-            f"{address!r} is no address", where="--cluster", remedy="give tcp://host:port"
-        )
-    if count != 1:
-        raise PruneError(
-            "both say where trials are made",
-            where="--jobs and --cluster",
-            remedy="leave one of them out; a cluster has as many workers as were started",
-        )
-    if find_spec("distributed") is None:
-        raise PruneError(
-            "needs Dask, which is not installed",
-            where="--cluster",
-            remedy="run pip install 'onnx_rnn_prune[cluster]'",
-        )
-    return Executor(cluster=address)
 
 
 @dataclass(frozen=True)

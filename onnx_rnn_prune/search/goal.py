@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
-from onnx_rnn_prune.arguments import above_zero, deviation
+from onnx_rnn_prune.arguments import AboveZero
 from onnx_rnn_prune.cost.budget import Budget, parse_budget
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.options import Target
 from onnx_rnn_prune.search.space import Trial
 from onnx_rnn_prune.selection.allocation import Fits
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, read_quality
@@ -73,6 +74,33 @@ class Goal:
     speed: Speed | None
     budgets: tuple[Budget, ...]
 
+    @staticmethod
+    def of(target: Target) -> Goal:
+        """What is asked for.
+
+        Raises:
+            PruneError: an option means nothing, or none says what to reach.
+        """
+        asked = {"params": target.params, "bytes": target.bytes}
+        goal = Goal(
+            read_quality(target.metric, target.better),
+            _read_drop(target),
+            _read_speed(target),
+            tuple(
+                parse_budget(f"{kind}={limit}", f"--{kind}")
+                for kind, limit in asked.items()
+                if limit is not None
+            ),
+        )
+        if goal.drop is None and goal.speed is None and not goal.budgets:
+            raise PruneError(
+                "nothing says what to reach",
+                where="search",
+                remedy="give --max-nrmse, --metric with --max-drop, --speedup, --latency, --params"
+                " or --bytes",
+            )
+        return goal
+
     @property
     def pays(self) -> tuple[str, ...]:
         """What a cut must save to be worth it; where only size is asked for, that may take time."""
@@ -107,60 +135,16 @@ class Aim:
         return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
 
 
-def read_goal(
-    max_nrmse: object,
-    metric: object,
-    better: object,
-    max_drop: object,
-    speedup: object,
-    latency: object,
-    params: object,
-    size: object,
-) -> Goal:
-    """Arguments as values that mean something.
-
-    Raises:
-        PruneError: one of them means nothing, two say the same, or none says what to reach.
-    """
-    if metric is None and max_drop is not None:
-        raise PruneError("no metric is named", where="--max-drop", remedy="add --metric")
-    if max_nrmse is not None and metric is not None:
-        raise PruneError(
-            "both say how good the result must be", where="--max-nrmse and --metric",
-            remedy="leave one of them out",
-        )  # fmt: skip
-    if speedup is not None and latency is not None:
-        raise PruneError(
-            "both say how fast the result must be", where="--speedup and --latency",
-            remedy="leave one of them out",
-        )  # fmt: skip
-    quality = read_quality(metric, better)
-    most = deviation(max_nrmse, "--max-nrmse")
-    drop = None if most is None else Drop(most)
-    drop = drop if max_drop is None else _read_drop(max_drop)
-    speed = None if speedup is None else Speed(share=1.0 / _read_factor(speedup))
-    speed = speed if latency is None else Speed(ms=_read_time(latency))
-    given = (("params", params), ("bytes", size))
-    budgets = tuple(
-        parse_budget(f"{kind}={text}", f"--{kind}") for kind, text in given if text is not None
-    )
-    if drop is None and speed is None and not budgets:
-        raise PruneError(
-            "nothing says what to reach",
-            where="search",
-            remedy="give --max-nrmse, --metric with --max-drop, --speedup, --latency, --params"
-            " or --bytes",
-        )
-    return Goal(quality, drop, speed, budgets)
-
-
 def _asked(quality: Quality, drop: Drop) -> str:
     return (
         f"nrmse at most {drop}" if quality == NRMSE else f"{quality.name} worse by at most {drop}"
     )
 
 
-def _read_drop(value: object) -> Drop:
+def _read_drop(target: Target) -> Drop | None:
+    value = target.max_drop
+    if value is None:
+        return None if target.max_nrmse is None else Drop(target.max_nrmse)
     text = str(value).strip()
     try:
         relative = isinstance(value, str) and text.endswith("%")
@@ -176,15 +160,21 @@ def _read_drop(value: object) -> Drop:
     return Drop(amount, relative)
 
 
+def _read_speed(target: Target) -> Speed | None:
+    if target.speedup is not None:
+        return Speed(share=1.0 / _read_factor(target.speedup))
+    return None if target.latency is None else Speed(ms=_read_time(target.latency))
+
+
 def _read_factor(value: object) -> float:
     if isinstance(value, str):
         return _number(value.strip().removesuffix("x"), value, "--speedup", "give a factor: 2x")
-    return above_zero(value, "--speedup")
+    return AboveZero().read(value, "--speedup")
 
 
 def _read_time(value: object) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
-        return above_zero(value, "--latency")
+        return AboveZero().read(value, "--latency")
     found = _TIME.fullmatch(str(value))
     remedy = "give a time: 5ms"
     if found is None:

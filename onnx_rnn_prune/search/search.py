@@ -14,8 +14,8 @@ from pathlib import Path
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError, Unmet
-from onnx_rnn_prune.interface import AS_BEFORE
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.options import AS_BEFORE
 from onnx_rnn_prune.pipeline.finish import finish
 from onnx_rnn_prune.pipeline.planning import Asked
 from onnx_rnn_prune.pipeline.result import PruneResult

@@ -13,8 +13,8 @@ from onnx_rnn_prune.cost.cost import limit_of
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
-from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.search.costs import Sizes, predicted, time_layers
 from onnx_rnn_prune.search.executor import Mapper, Work, Workers

@@ -13,8 +13,8 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, tally
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.opened_model import follow
+from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.space import Ask, Verdict

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.selection.profitability import pin_losses
 from onnx_rnn_prune.selection.request import Request

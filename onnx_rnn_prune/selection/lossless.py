@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import Unmet
-from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.lossless.dropping import keep_needed
 from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfluous
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import LosslessRow
 from onnx_rnn_prune.selection.profitability import pin_losses

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from onnx_rnn_prune.arguments import globs, one_of, step_count, whole
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_budget
-from onnx_rnn_prune.cost.price import PRICES
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.opened_model import OpenedModel
-from onnx_rnn_prune.recovery.schedules import FROM_WEIGHTS, read_recovery
-from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
+from onnx_rnn_prune.options import Options
+from onnx_rnn_prune.recovery.schedules import FROM_WEIGHTS, Schedule
+from onnx_rnn_prune.selection.allocation import Allocation
 from onnx_rnn_prune.selection.context import Criterion
 from onnx_rnn_prune.selection.criterion import parse_criterion
 from onnx_rnn_prune.selection.keeps import Keeps, parse_keeps
 
-STRATEGIES = (*ALLOCATORS, "joint")
 _DEFAULT_KEEP = Keeps(Keep(share=0.5))
 
 
@@ -51,6 +49,29 @@ class Request:
     skip: Sequence[str]
     bounds: Allocation
     seed: int
+
+    @staticmethod
+    def of(options: Options) -> Request:
+        """What options ask for.
+
+        Raises:
+            PruneError: one of them means nothing.
+        """
+        asked, cut = options.selection, options.cut
+        default = _DEFAULT_KEEP if asked.budget is None else None
+        return Request(
+            keep=default if asked.keep is None else parse_keeps(asked.keep),
+            budget=None if asked.budget is None else parse_budget(asked.budget),
+            criterion=None if asked.criterion is None else parse_criterion(asked.criterion),
+            allocate=asked.allocate,
+            per=asked.per,
+            steps=Schedule(cut.schedule, cut.steps).choices,
+            recover=options.recovery.recover or "auto",
+            only=asked.only,
+            skip=asked.skip,
+            bounds=Allocation(asked.align, asked.min_units),
+            seed=options.inputs.seed,
+        )
 
     def criterion_for(self, data: Calibration) -> Criterion:
         """The criterion that is used on this data."""
@@ -85,44 +106,3 @@ class Request:
                 "no recurrent layer is left to prune", where="--only and --skip", remedy=remedy
             )
         return tuple(chosen)
-
-
-def read_request(
-    keep: object,
-    budget: str | None,
-    criterion: str | None,
-    allocate: str,
-    per: str,
-    steps: int,
-    recover: str | None,
-    only: str | Sequence[str],
-    skip: str | Sequence[str],
-    align: int,
-    min_units: int,
-    seed: int,
-) -> Request:
-    """Arguments as values that mean something.
-
-    Raises:
-        PruneError: one of them means nothing.
-    """
-    default = _DEFAULT_KEEP if budget is None else None
-    if one_of(per, PRICES, "--per") != "units" and allocate == "uniform":
-        raise PruneError(
-            "every layer keeps the same share, whatever its units cost",
-            where="--per",
-            remedy="add --allocate=global or joint",
-        )
-    return Request(
-        keep=default if keep is None else parse_keeps(keep),
-        budget=None if budget is None else parse_budget(budget),
-        criterion=None if criterion is None else parse_criterion(criterion),
-        allocate=one_of(allocate, STRATEGIES, "--allocate"),
-        per=per,
-        steps=step_count(steps, "--steps"),
-        recover=read_recovery(recover),
-        only=globs(only, "--only"),
-        skip=globs(skip, "--skip"),
-        bounds=Allocation(whole(align, "--align", 1), whole(min_units, "--min-units", 1)),
-        seed=whole(seed, "--seed", 0),
-    )

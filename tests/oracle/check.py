@@ -11,7 +11,6 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from models import FOREIGN, Builder
-from onnx_rnn_prune.interface import Interface
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed, Runner
 from onnx_rnn_prune.opened_model import follow
@@ -19,6 +18,7 @@ from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.pipeline.state_shrinking import narrow
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.trace import Trace

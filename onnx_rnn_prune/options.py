@@ -1,0 +1,415 @@
+"""The options, each declared once: its name, default, kind of values and meaning, and its checks.
+
+A group is a frozen dataclass; a field is an option. Functions of the package take options as
+keyword arguments, the command line as flags, and a configuration file as keys: the flags are made
+from what stands here, the keys are the flags' names, and a test compares signatures and manual.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_rnn_prune.arguments import (
+    AboveZero,
+    Address,
+    Choice,
+    File,
+    FromZero,
+    Group,
+    Named,
+    Names,
+    Option,
+    Sizes,
+    Source,
+    Switch,
+    Text,
+    Values,
+    Whole,
+    check_progress,
+    flag_of,
+    option,
+    options_of,
+)
+from onnx_rnn_prune.errors import PruneError
+
+ALLOCATIONS = ("uniform", "global", "joint")
+PRICES = ("units", "params", "flops", "ms")
+RECOVERIES = ("none", "bias", "lstsq", "distill", "merge")
+SCHEDULES = ("hard", "soft", "mixed")
+SPARSIFIERS = ("magnitude", "obs")
+STRATEGIES = ("greedy", "uniform", "optuna")
+_PROCESSORS = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Inputs(Group):
+    """What a model is fed with."""
+
+    data: Any = option(
+        "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
+        "module:function.",
+        Source(),
+        metavar="PATH",
+        without="Random inputs without it.",
+    )
+    size: Mapping[str, tuple[int, ...]] | None = option(
+        "Sizes of random inputs: input=1x512, or a named dimension, batch=4.",
+        Sizes(),
+        metavar="NAME=SIZES",
+        many=True,
+    )
+    eval_data: Any = option(
+        "Inputs to report on.", Source(), metavar="PATH", without="Part of --data without it."
+    )
+    stream: bool | None = option(
+        "Take each folder of inputs as one stream, in order, whose states may be left out; or "
+        "judge each call by itself. By default, the states in the inputs tell.",
+        Switch(),
+    )
+    freeze: Mapping[str, str] | None = option(
+        "Fix an input to a value; it and the branches not taken go.",
+        Values(),
+        metavar="NAME=VALUE",
+        many=True,
+    )
+    seed: int = option("For random choices and random inputs.", Whole(0), 0)
+
+    def check(self) -> None:
+        if self.stream and self.data is None:
+            raise PruneError(
+                "made-up inputs are not a stream", where="--stream", remedy="pass --data"
+            )
+        if self.size and self.data is not None:
+            raise _clash("the feeds of --data have sizes of their own", "--size")
+
+
+@dataclass(frozen=True)
+class Selection(Group):
+    """Which units are kept."""
+
+    keep: Any = option(
+        "Units kept: 40%, 0.4, or 160 (units); 'encoder*=30%' for some layers.",
+        Text(),
+        metavar="[LAYER=]AMOUNT",
+        many=True,
+    )
+    budget: Any = option(
+        "What to reach: params=30%, flops=2M, bytes=1MB.", Text(), metavar="KIND=LIMIT"
+    )
+    lossless: bool = option("Remove just the units that provably change nothing.", Switch(), False)
+    masks: Any = option(
+        "Units kept: an array of booleans for each layer, True to keep.", File(), metavar="FILE.npz"
+    )
+    criterion: Any = option(
+        "How units are ranked: {known}; a sum of some, such as l2+0.5*activation; or "
+        "module:function.",
+        Named(),
+        metavar="NAME",
+    )
+    allocate: str = option(
+        "How the cut is shared between layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
+    )
+    per: str = option("What a shared cut is paid in.", Choice(PRICES), PRICES[0])
+    layers: tuple[str, ...] = option(
+        "Layers that may lose units: recurrent ones, all with dense layers and convolutions, or "
+        "those of a name with *.",
+        Names(),
+        ("recurrent",),
+        metavar="recurrent|all|GLOB",
+        many=True,
+    )
+    only: tuple[str, ...] = option(
+        "Prune only these layers.", Names(), (), metavar="GLOB", many=True
+    )
+    skip: tuple[str, ...] = option(
+        "Leave these layers alone.", Names(), (), metavar="GLOB", many=True
+    )
+    align: int = option("Prefer multiples of this many units.", Whole(), 1)
+    min_units: int = option("Keep at least so many units per layer.", Whole(), 1)
+
+    def check(self) -> None:
+        if self.per != "units" and self.allocate == "uniform":
+            raise PruneError(
+                "every layer keeps the same share, whatever its units cost",
+                where="--per",
+                remedy="add --allocate=global or joint",
+            )
+        chosen = [
+            flag_of(name)
+            for name in ("keep", "budget", "criterion", "align", "min_units")
+            if getattr(self, name) != options_of(Selection)[name].default
+        ]
+        if self.masks is not None and self.lossless:
+            chosen.append("--masks")
+        if chosen and (self.lossless or self.masks is not None):
+            raise _says_all("--lossless" if self.lossless else "--masks", chosen)
+
+
+@dataclass(frozen=True)
+class Cut(Group):
+    """How units leave."""
+
+    mode: str = option(
+        "Remove units, or only set them to zero.", Choice(("shrink", "zero")), "shrink"
+    )
+    schedule: str = option(
+        "How units leave: at once, by degrees, or some of both.", Choice(SCHEDULES), SCHEDULES[0]
+    )
+    steps: int = option("In how many steps units are chosen, or fade out.", Whole(1, 1000), 1)
+
+
+@dataclass(frozen=True)
+class Recovery(Group):
+    """How the kept weights make up for the removed units."""
+
+    recover: str | None = option(
+        "How the kept weights make up for the removed units.", Choice((*RECOVERIES, "auto"))
+    )
+    distill_minutes: float = option("How long --recover distill may train.", AboveZero(), 10.0)
+    loss: Any = option(
+        "What taylor, fisher and distill learn from labels in the data: cross-entropy, or "
+        "module:function.",
+        Named(),
+        metavar="NAME",
+    )
+
+
+@dataclass(frozen=True)
+class Compression(Group):
+    """What else is done to the weights that are left."""
+
+    rank: Any = option(
+        "Lower the rank of layers' inputs: 25%, 32 or energy=99%.", Text(), metavar="AMOUNT"
+    )
+    sparsify: Any = option(
+        "Zeros in matrices: 50%, 2:4, block=4x1:50%, threshold=1e-3.", Text(), metavar="AMOUNT"
+    )
+    sparsify_by: str | None = option(
+        "Which weights become zero; obs lets the others make up for them.", Choice(SPARSIFIERS)
+    )
+    sparse_initializers: bool = option(
+        "Store the entries that are not zero, where that is smaller.", Switch(), False
+    )
+    quantize: Any = option(
+        "Hold weights in fewer bits: int8, fp16 or bits=4.", Text(), metavar="FORM"
+    )
+
+    def check(self) -> None:
+        if self.sparsify_by is not None and self.sparsify is None:
+            raise PruneError("no weights go", where="--sparsify-by", remedy="add --sparsify")
+
+
+@dataclass(frozen=True)
+class Interface(Group):
+    """What callers of the result see: states at full width, or with entries of kept units only."""
+
+    shrink_states: bool = option(
+        "Let state inputs and outputs hold the kept units only.", Switch(), False
+    )
+    state_metadata: tuple[str, ...] = option(
+        "Update the width of a state in metadata KEY, its JSON (KEY:PATH), or a constant output.",
+        Names(),
+        (),
+        metavar="KEY",
+        many=True,
+    )
+
+    def check(self) -> None:
+        if self.state_metadata and not self.shrink_states:
+            raise PruneError(
+                "states stay as they are", where="--state-metadata", remedy="add --shrink-states"
+            )
+
+
+AS_BEFORE = Interface()
+
+
+@dataclass(frozen=True)
+class Target(Group):
+    """What a result must be like."""
+
+    max_nrmse: float | None = option(
+        "The most that an output may deviate: RMS difference / spread.", FromZero(), metavar="X"
+    )
+    metric: Any = option(
+        "How good a model is: {known}; or module:function.", Named(), metavar="NAME"
+    )
+    better: str | None = option("Which values of a function are.", Choice(("higher", "lower")))
+    max_drop: Any = option("Loss of the metric that is accepted: 0.5, or 1%.", Text(), metavar="X")
+    speedup: Any = option("A run is so many times faster: 2x.", Text(), metavar="FACTOR")
+    latency: Any = option("A run takes at most this: 5ms.", Text(), metavar="TIME")
+    params: Any = option("Parameters at most: 30%, 120k.", Text(), metavar="AMOUNT")
+    bytes: Any = option("Bytes of the file at most: 1MB.", Text(), metavar="AMOUNT")
+
+    def check(self) -> None:
+        for needy in ("max_drop", "better"):
+            if self.metric is None and getattr(self, needy) is not None:
+                raise PruneError("no metric is named", where=flag_of(needy), remedy="add --metric")
+        for one, other, what in (("max_nrmse", "metric", "good"), ("speedup", "latency", "fast")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                where = f"{flag_of(one)} and {flag_of(other)}"
+                raise PruneError(
+                    f"both say how {what} the result must be",
+                    where=where,
+                    remedy="leave one of them out",
+                )
+
+
+@dataclass(frozen=True)
+class Effort(Group):
+    """What work may cost, and where it is done."""
+
+    trials: int = option("The most cuts that are tried.", Whole(), 200)
+    minutes: float = option("The longest that the whole search may take.", AboveZero(), 15.0)
+    study: Any = option(
+        "Remember trials there; a search that was stopped goes on from it.", File(), metavar="FILE"
+    )
+    jobs: int = option(
+        "Processes that make trials.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1
+    )
+    cluster: str | None = option(
+        "Make them on the workers of this Dask scheduler instead.", Address(), metavar="ADDRESS"
+    )
+    strategy: str = option("Who says what is tried next.", Choice(STRATEGIES), STRATEGIES[0])
+    pick: int | None = option(
+        "Write this one of the cuts instead of the best.", Whole(), metavar="NUMBER"
+    )
+    threads: int = option("Threads of a run.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1)
+
+    def check(self) -> None:
+        if self.cluster is not None and self.jobs != 1:
+            raise PruneError(
+                "both say where trials are made",
+                where="--jobs and --cluster",
+                remedy="leave one of them out; a cluster has as many workers as were started",
+            )
+
+
+@dataclass(frozen=True)
+class Outputs(Group):
+    """Files that a command writes, and how it prints; from Python, results have methods for it."""
+
+    output: str | None = option("File to write.", File(), metavar="OUT")
+    save_plan: str | None = option("Also write which units are kept.", File(), metavar="PLAN")
+    json: str | None = option("Also write the report as JSON.", File(), metavar="REPORT")
+    html: str | None = option(
+        "Also write the report as a page: one HTML file that fetches nothing.",
+        File(),
+        metavar="FILE",
+    )
+    summary: str | None = option(
+        "Also write a summary in Markdown, for a CI job or a pull request.", File(), metavar="FILE"
+    )
+    png: str | None = option("Also draw the curves.", File(), metavar="FILE")
+    as_json: bool = option("Print JSON instead of a table.", Switch(), False)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a caller asks for."""
+
+    inputs: Inputs
+    selection: Selection
+    cut: Cut
+    recovery: Recovery
+    compression: Compression
+    interface: Interface
+    target: Target
+    effort: Effort
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Options:
+        """The options among the arguments of a function, which has those that it has a use for.
+
+        Args:
+            given: by name; what is no option is passed over, but `progress` is checked.
+
+        Raises:
+            PruneError: one means nothing, or two contradict each other.
+        """
+        if "progress" in given:
+            check_progress(given["progress"])
+        options = Options(
+            Inputs.of(given),
+            Selection.of(given),
+            Cut.of(given),
+            Recovery.of(given),
+            Compression.of(given),
+            Interface.of(given),
+            Target.of(given),
+            Effort.of(given),
+        )
+        for check in (_check_recovery, _check_mode, _check_compression):
+            check(options)
+        return options
+
+
+def _check_recovery(options: Options) -> None:
+    recover = options.recovery.recover
+    if options.selection.lossless and recover is not None:
+        raise _says_all("--lossless", ["--recover"])
+    if options.cut.schedule != "hard" and recover in ("none", "bias", "merge"):
+        raise PruneError(
+            f"with --recover={recover}, nothing learns while units fade out",
+            where="--schedule",
+            remedy="choose hard, or another recovery",
+        )
+
+
+def _check_mode(options: Options) -> None:
+    if options.cut.mode != "zero":
+        return
+    remedy = "use --mode=shrink"
+    if options.interface.shrink_states:
+        raise PruneError("zeros leave states as they are", where="--shrink-states", remedy=remedy)
+    if options.selection.budget is not None:
+        raise PruneError("zeros take as much room as weights", where="--budget", remedy=remedy)
+
+
+def _check_compression(options: Options) -> None:
+    asked = options.compression
+    given = [name for name in options_of(Compression) if getattr(asked, name) not in (None, False)]
+    narrow, zeros = options.interface.shrink_states, options.cut.mode == "zero"
+    if given and (narrow or zeros):
+        raise _clash(
+            f"{flag_of(given[0])} cannot be done to such a file",
+            "--shrink-states" if narrow else "--mode",
+        )
+    if asked.sparsify_by == "obs" and options.inputs.data is None:
+        raise PruneError(
+            "obs looks at what products read, and there is no data",
+            where="--sparsify-by",
+            remedy="pass --data, or choose magnitude",
+        )
+
+
+def _clash(what: str, where: str) -> PruneError:
+    return PruneError(what, where=where, remedy="leave one of the two out")
+
+
+def _says_all(where: str, others: list[str]) -> PruneError:
+    return PruneError(
+        f"it says by itself what stays, and {', '.join(others)} would say it again",
+        where=where,
+        remedy="leave one of them out",
+    )
+
+
+GROUPS: tuple[type[Group], ...] = (
+    Inputs,
+    Selection,
+    Cut,
+    Recovery,
+    Compression,
+    Interface,
+    Target,
+    Effort,
+    Outputs,
+)
+# All of them by name.
+OPTIONS: Mapping[str, Option] = {
+    name: declared for group in GROUPS for name, declared in options_of(group).items()
+}
