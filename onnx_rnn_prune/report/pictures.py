@@ -41,16 +41,12 @@ def histogram(name: str, spread: Histogram) -> Picture:
         axis(edges[0], edges[-1], "difference from the original's entry"),
         rounded(0, max(counts), "entries"),
     )
-    bars = [
-        Box(
-            frame.at(left, 0),
-            frame.at(right, count),
-            "bar",
-            f"{left:.3g} to {right:.3g}: {count}",
-            ("drift_details", name, "histogram", "counts", number),
-        )
-        for number, (left, right, count) in enumerate(zip(edges, edges[1:], counts, strict=False))
-    ]
+    bars, base = [], frame.at(edges[0], 0)[1]
+    for number, (low, high, count) in enumerate(zip(edges, edges[1:], counts, strict=False)):
+        left, top = frame.at(low, count)
+        size = frame.at(high, 0)[0] - left, base - top
+        way = ("drift_details", name, "histogram", "counts", number)
+        bars.append(Box(left, top, *size, "bar", f"{low:.3g} to {high:.3g}: {count}", way))
     return frame.draw(f"Histogram of differences of {name}", bars)
 
 
@@ -89,9 +85,8 @@ def times(latency: Latency) -> Picture:
     for number, (when, ms, quartiles) in enumerate(rows):
         top = 12.0 + 30 * number
         shapes.append(Text((left - 8, top + 12), when, "end"))
-        corners, way = ((at(0), top), (at(ms), top + bar)), ("latency", f"{when}_ms")
-        style = "bar" if number else "before"
-        shapes.append(Box(*corners, style, f"{when}: {ms:.3g} ms", way))
+        style, way = "bar" if number else "before", ("latency", f"{when}_ms")
+        shapes.append(Box(left, top, at(ms) - left, bar, style, f"{when}: {ms:.3g} ms", way))
         ends, middle = [at(each) for each in quartiles], top + bar / 2
         shapes.append(Line([(ends[0], middle), (ends[1], middle)], "spread"))
         shapes += [Line([(end, middle - 4), (end, middle + 4)], "spread") for end in ends]

@@ -39,37 +39,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Box:
-    """A filled box between two corners, with words for who points at it.
+    """A filled box, with words for who points at it, and the way to what it stands for."""
 
-    Attributes:
-        way: through the report, to the value that the box stands for.
-    """
-
-    start: Point
-    end: Point
+    left: float
+    top: float
+    width: float
+    height: float
     style: str
     title: str
     way: Way
-
-    @property
-    def left(self) -> float:
-        """The lesser x."""
-        return min(self.start[0], self.end[0])
-
-    @property
-    def top(self) -> float:
-        """The lesser y."""
-        return min(self.start[1], self.end[1])
-
-    @property
-    def width(self) -> float:
-        """Its extent to the right."""
-        return abs(self.start[0] - self.end[0])
-
-    @property
-    def height(self) -> float:
-        """Its extent downwards."""
-        return abs(self.start[1] - self.end[1])
 
 
 @dataclass(frozen=True)
