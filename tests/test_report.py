@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from rich.console import Console
@@ -150,6 +150,19 @@ def test_compare_and_bench():
         ((0.9, 2.9), "not measurably faster than the first"),
     ):
         assert words in shown(bench_table(put(table, quartiles, "rows", 1, "ratio_quartiles")))
+
+
+def test_a_report_is_read_as_attributes_or_as_a_mapping():
+    report = pruned()
+    assert report["drift"]["logits"]["nrmse"] == report.drift["logits"].nrmse
+    assert report["recovery"]["lambda"] == report.recovery.ridge == 0.01
+    assert "search" not in report and "kind" not in report["drift"]["logits"]
+    assert report["budget"] is None and report["totals"] == {**report["totals"]}
+    assert json.loads(to_json(report)).keys() == report.keys()
+    with pytest.raises(TypeError):
+        report["seconds"] = 0.0
+    with pytest.raises(FrozenInstanceError):
+        report.seconds = 0.0
 
 
 def test_json_is_plain(tmp_path):
