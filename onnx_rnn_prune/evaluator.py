@@ -13,8 +13,7 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped
-from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Runner
@@ -230,7 +229,7 @@ class Candidate:
 
         def refit(feeds: Feeds) -> Pass:
             """With all that `pairs` knows by then, signals of later rounds included."""
-            further = Shelf()
+            further = MomentStore()
             self.free_pairs(self.traced.document, feeds, further)
             if rounds:
                 self.free_pairs(self.shrunk(write), feeds, further)
@@ -263,7 +262,7 @@ class Candidate:
         count = math.ceil(evidence.streams * min(1.0, max(shares, default=1.0)))
         return feeds.take([(turn * count + number) % size for number in range(count)])
 
-    def free_pairs(self, document: Document, feeds: Feeds, seen: Shelf) -> None:
+    def free_pairs(self, document: Document, feeds: Feeds, seen: MomentStore) -> None:
         """Adds moments of what the original's readers read, and of what stays of it in a document.
 
         Args:
@@ -402,7 +401,7 @@ def _refit(
     assert start.ridge is not None
     best, last = start, start
     seen, fading = (
-        Shelf(),
+        MomentStore(),
         Fading.of(cut.traced, cut.keep, cut.evaluator.evidence.moments, schedule),
     )
 

@@ -22,11 +22,12 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
-from onnx_rnn_prune.passes.freeze import Freeze, TakeBranches
 from onnx_rnn_prune.passes.layout import (
+    Freeze,
     ListBounds,
     SortNodes,
     StateHiddenSize,
+    TakeBranches,
     TimeFirst,
     UniqueNames,
 )

@@ -11,9 +11,8 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.evidence.evidence import Evidence
-from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.products import find_readers
-from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
@@ -22,10 +21,15 @@ from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import find_twins
 from onnx_rnn_prune.options import AS_BEFORE, Interface
 from onnx_rnn_prune.passes.base import Pipeline
-from onnx_rnn_prune.passes.bias_slots import DropRoom, MakeRoom
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
 from onnx_rnn_prune.passes.cut import Shrink, Zero
-from onnx_rnn_prune.passes.prepare import DropZeroStates, Restore, SelectStates
+from onnx_rnn_prune.passes.prepare import (
+    AddBiasSlots,
+    DropUnusedBiases,
+    DropZeroStates,
+    Restore,
+    SelectStates,
+)
 from onnx_rnn_prune.passes.states import OpenStates, Outside, come_back_in_place, open_states
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.trace.observe import observe, was_seen
@@ -166,7 +170,7 @@ def trace_model(
     first = _trace(document, wanted, feeds)
     left |= first.left
     wanted = tuple(name for name in wanted if name not in left)
-    absorbing = MakeRoom(wanted, first.bindings)
+    absorbing = AddBiasSlots(wanted, first.bindings)
     leaving = only_leaving(source, first.restored, states)
     restore = Restore(wanted, first.restored, leaving)
     changed = Pipeline((absorbing, restore))(document)
@@ -273,7 +277,7 @@ def _cut(document: Document, trace: Trace, plan: Plan, mode: str) -> Document:
         Pipeline((Zero(trace, keep), DropUnread()))(document)
     else:
         shrink = Shrink(trace, keep)
-        Pipeline((shrink, DropRoom(), PickEntries(), ShareTwins(), DropUnread()))(document)
+        Pipeline((shrink, DropUnusedBiases(), PickEntries(), ShareTwins(), DropUnread()))(document)
     return document
 
 

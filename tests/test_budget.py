@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_budget, parse_keep
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.selection.keeps import parse_keeps
+from onnx_rnn_prune.selection.allocation import parse_keeps
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,11 @@ from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.cut import Zero
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.selection.context import ScoringContext
+from onnx_rnn_prune.selection.context import ScoringContext, order_of_leaving
 from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.selection.criteria.ablation import MaskedModel
+from onnx_rnn_prune.selection.criteria.reconstruction import Demand, greedy_gains
 from onnx_rnn_prune.selection.criterion import parse_criterion
-from onnx_rnn_prune.selection.masked import MaskedModel
-from onnx_rnn_prune.selection.reconstruction import Demand, greedy_gains
-from onnx_rnn_prune.selection.redundancy import order_of_leaving
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import draw_case, runner
 from oracle.draw import draw_model

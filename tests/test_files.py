@@ -17,8 +17,7 @@ from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.model.checks import weight_files
 from onnx_rnn_prune.model.files import check_output, write_atomically
 from onnx_rnn_prune.model.runner import Runner
@@ -165,10 +164,10 @@ def test_a_full_temporary_folder_is_named(small_disk, tmp_path, monkeypatch):
         "{ y = Add (x, w) }"
     )
     proto.graph.initializer.append(numpy_helper.from_array(large, "w"))
-    shelf = Shelf()
+    store = MomentStore()
     for call in (
         lambda: Runner(proto),
-        lambda: shelf.add("a", Moments(1, np.zeros(400), np.zeros((400, 400)))),
+        lambda: store.add("a", Moments(1, np.zeros(400), np.zeros((400, 400)))),
     ):
         with pytest.raises(PruneError, match=f"^{small_disk}[^:]*: the temporary folder cannot be"):
             call()

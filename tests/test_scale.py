@@ -23,8 +23,7 @@ import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.evidence.evidence import Tally
-from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.search import executor
 from onnx_rnn_prune.search.executor import Executor, Work
@@ -352,8 +351,8 @@ def test_errors_travel_whole(kind):
 def test_shelves_travel_and_merge(width):
     rng = np.random.default_rng(0)
     samples = {name: rng.normal(size=(40, width)) + 3 for name in "ab"}
-    first = Shelf.of({name: Moments.of(part[:11]) for name, part in samples.items()})
-    rest = Shelf.of({name: Moments.of(part[11:]) for name, part in samples.items()})
+    first = MomentStore.of({name: Moments.of(part[:11]) for name, part in samples.items()})
+    rest = MomentStore.of({name: Moments.of(part[11:]) for name, part in samples.items()})
     first.merge(pickle.loads(pickle.dumps(rest)))
     for name, whole in samples.items():
         wanted, found = Moments.of(whole), first[name]

@@ -32,7 +32,7 @@ from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Trial
 from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.selection.allocation import Allocation
-from onnx_rnn_prune.selection.profitability import Paying, worse
+from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import trace_model
 from reports import pruned
@@ -507,10 +507,10 @@ def test_a_group_counts_as_whole_where_its_cut_does_not_pay():
     def price(counts):
         return sum(counts) + (5 if counts[0] < 10 else 0)
 
-    paying = Paying(full=(10, 20), doubtful=(0,), prices=[price])
-    assert paying((6, 4)) == (10, 4)  # four units fewer, and five to bring them back
-    assert paying((4, 4)) == (4, 4)
-    assert paying((5, 20)) == (10, 20)
+    profitable = ProfitableCuts(full=(10, 20), doubtful=(0,), prices=[price])
+    assert profitable((6, 4)) == (10, 4)  # four units fewer, and five to bring them back
+    assert profitable((4, 4)) == (4, 4)
+    assert profitable((5, 20)) == (10, 20)
 
 
 def test_what_is_priced_is_what_is_written():

@@ -13,9 +13,9 @@ from onnx_rnn_prune import cli, compare, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator, recover_units
-from onnx_rnn_prune.evidence import moment_store as shelf
+from onnx_rnn_prune.evidence import moments
 from onnx_rnn_prune.evidence.evidence import Tapped
-from onnx_rnn_prune.evidence.moment_store import Shelf
+from onnx_rnn_prune.evidence.moments import MomentStore
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.progress import silent
@@ -23,7 +23,7 @@ from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE, RIDGES
 from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.report.words import sentences, streams
-from onnx_rnn_prune.selection.masked import MaskedModel
+from onnx_rnn_prune.selection.criteria.ablation import MaskedModel
 from onnx_rnn_prune.traced_model import trace_model
 from onnx_rnn_prune.validate import drift_in_detail
 
@@ -151,11 +151,11 @@ def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
         wanted = by_sequence.fitted(by_sequence.pairs, ridge)
         for cut in by_streams:
             assert cut.fitted(cut.pairs, ridge).error == pytest.approx(wanted.error)
-            seen = [Shelf(), Shelf()]
+            seen = [MomentStore(), MomentStore()]
             by_sequence.free_pairs(by_sequence.shrunk(wanted.write), cut.sample(1), seen[0])
             cut.free_pairs(cut.shrunk(wanted.write), cut.sample(1), seen[1])
             for pool in ("Y#0iofcX+H", "y_product#0"):
-                one, other = (shelf[pool] for shelf in seen)
+                one, other = (store[pool] for store in seen)
                 np.testing.assert_allclose(one.variance, other.variance, rtol=1e-5)
 
 
@@ -491,7 +491,7 @@ def test_the_original_runs_each_feed_once(form, monkeypatch):
         return cut.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
 
     def times(room):
-        monkeypatch.setattr(shelf, "_MOST_BYTES", room)
+        monkeypatch.setattr(moments, "_MOST_BYTES", room)
         return found(), {ran[feed.name] for feed in data.calibration}
 
     monkeypatch.setattr(Tapped, "_ask", counted)

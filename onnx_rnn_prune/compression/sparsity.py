@@ -35,11 +35,9 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.compression.stage import Stage
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import collect
-from onnx_rnn_prune.evidence.lookup import Lookup
-from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.evidence.moments import Matrix, Moments, blocks
+from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore, blocks
 from onnx_rnn_prune.evidence.products import find_products
-from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import with_sparse
 from onnx_rnn_prune.model.runner import OURS, Runner
@@ -322,7 +320,7 @@ class Sparsify:
 
     readers: Sequence[Reader]
     pattern: Pattern
-    moments: Shelf | None
+    moments: MomentStore | None
 
     def __call__(self, document: Document) -> bool:
         lookup = Lookup.of(document)

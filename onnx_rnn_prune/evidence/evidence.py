@@ -13,11 +13,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.lookup import Lookup
-from onnx_rnn_prune.evidence.moment_store import Runs, Shelf
-from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.readers import Reader
-from onnx_rnn_prune.evidence.samples import Taps
+from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, Runs
+from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.intermediate import surface
@@ -125,7 +122,7 @@ class Evidence:
         runs: what the document gave.
     """
 
-    moments: Shelf
+    moments: MomentStore
     emphasis: Mapping[str, Matrix]
     activity: Matrix
     streams: int
@@ -145,7 +142,7 @@ class Tally:
         streams: how many were run.
     """
 
-    moments: Shelf
+    moments: MomentStore
     emphasis: Mapping[str, Matrix]
     weighed: Mapping[str, int]
     absolute: Matrix
@@ -225,7 +222,7 @@ def tally(
 ) -> Tally:
     """The sums of which evidence is made."""
     tapped = Tapped(document, readers, feeds.states, runs)
-    moments = Shelf()
+    moments = MomentStore()
     emphasis: dict[str, Matrix] = {}
     weighed: Counter[str] = Counter()
     seen: Counter[str] = Counter()

@@ -1,20 +1,247 @@
-"""The gates of a recurrent layer as readers of its input and of its own last state."""
+"""The gates of a recurrent layer as readers of its input and of its own last state.
+
+What their signals are follows from what the layer's outputs show, without simulating it. How much
+an error in what a gate sums matters follows from how the next state answers it: through the gate's
+slope. With z, r, n and i, o, f, g the activated gates and ' the slopes, the derivatives of the new
+state are
+
+    RNN   h = f(a)                        f'
+    GRU   h = (1 - z) n + z h-            z: (h- - n) z'    n: (1 - z) n'
+                                          r: (1 - z) n' (R h-)_n r'
+    LSTM  h = o tanh(c), c = f c- + i g   o: tanh(c) o'     i, f, g: o tanh'(c) (g i', c- f', i g')
+
+An error that reaches the state itself (h of a GRU, c of an LSTM) lasts: of it, z or f is left after
+the next step, so that the squares of all that it becomes add up to 1 / (1 - f^2) of what it was.
+The emphasis of a gate is the mean of the squared derivative times that, over calibration data.
+Without the latter, half of the units of a streaming denoiser (DTLN), carried over 600 calls,
+deviated by 31.8 % on other speech and now do by 30.1 %.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.readers import Place
-from onnx_rnn_prune.evidence.samples import ACTIVATIONS, Steps, Taps
-from onnx_rnn_prune.evidence.saturation import answers, mean_square
+from onnx_rnn_prune.evidence.readers import Lookup, Place, Taps
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.labels import Labels
+from onnx_rnn_prune.operators.labels import Labels, Mask
 from onnx_rnn_prune.operators.layers import Layer
+
+
+@dataclass(frozen=True)
+class Function:
+    """An activation.
+
+    Attributes:
+        of: the activation of sums.
+        slope: its derivative where it has a value, which tells it here without the sum.
+    """
+
+    of: Callable[[Matrix], Matrix]
+    slope: Callable[[Matrix], Matrix]
+
+    def __call__(self, x: Matrix) -> Matrix:
+        return self.of(x)
+
+
+ACTIVATIONS: dict[str, Function] = {
+    "hardsigmoid": Function(
+        lambda x: np.clip(0.2 * x + 0.5, 0.0, 1.0),
+        lambda y: np.where((y > 0.0) & (y < 1.0), 0.2, 0.0),
+    ),
+    "relu": Function(lambda x: np.maximum(x, 0.0), lambda y: (y > 0.0).astype(np.float64)),
+    "sigmoid": Function(lambda x: 0.5 * (1.0 + np.tanh(0.5 * x)), lambda y: y * (1.0 - y)),
+    "softsign": Function(lambda x: x / (1.0 + np.abs(x)), lambda y: (1.0 - np.abs(y)) ** 2),
+    "tanh": Function(np.tanh, lambda y: 1.0 - y**2),
+}
+
+
+def activation_of(layer: Layer, direction: int, place: int) -> Function | None:
+    """The function at a place of the operator's list; None where it is not known here."""
+    defaults = layer.cell.activations
+    named = layer.node.attrs.get("activations") or defaults * layer.directions
+    return ACTIVATIONS.get(str(named[direction * len(defaults) + place]).lower())
+
+
+class Steps:
+    """Inputs and previous states of one direction of a layer, in the order of time.
+
+    All gates follow from X and Y: a step starts from the output of the one before.
+
+    Args:
+        layer: the layer.
+        direction: which of its directions.
+        taps: X [T, B, I], Y [T, D, B, H], and where given sequence_lens [B] and initial states.
+
+    Attributes:
+        inputs: [T, B, I].
+        states: the states that the steps start from, [T, B, H].
+        left: how many steps there are from each one on, itself included, [T, B]; without end where
+            a caller may go on from the last state.
+        valid: False where a sequence has ended, [T, B].
+        backward: whether time runs from the end.
+    """
+
+    def __init__(self, layer: Layer, direction: int, taps: Taps) -> None:
+        self._layer, self._direction = layer, direction
+        self._constant = cache(layer.constant)  # it may have to be computed
+        output = layer.output("Y")
+        assert output is not None
+        states = taps[output.name][:, direction].astype(np.float64)
+        steps, batch, _ = states.shape
+        lengths = self._tap("sequence_lens", taps)
+        ends = np.full(batch, steps) if lengths is None else lengths.astype(np.int64)
+        self.backward = layer.direction == "reverse" or direction == 1
+        self._begins = ends - 1 if self.backward else np.zeros(batch, dtype=np.int64)
+        self._initial_c = self._tap("initial_c", taps)
+        inputs = self._tap("X", taps)
+        assert inputs is not None
+        self.inputs: Matrix = inputs.astype(np.float64)
+        self.states: Matrix = np.zeros_like(states)
+        if self.backward:
+            self.states[:-1] = states[1:]
+        else:
+            self.states[1:] = states[:-1]
+        first = self._tap("initial_h", taps)
+        if steps:
+            self.states[self._begins, np.arange(batch)] = 0.0 if first is None else first[direction]
+        order = np.arange(steps)[:, None]
+        self.valid = order < ends[None, :]
+        goes_on = first is not None and layer.constant("initial_h") is None
+        self.left = np.where(goes_on, np.inf, order + 1 if self.backward else ends[None, :] - order)
+        self.left = np.maximum(self.left, 0)
+
+    def gate(self, letter: str) -> Matrix:
+        """The sum W x + R h + Wb + Rb of a gate, [T, B, H]."""
+        return self.input_part(letter) + self.state_part(letter)
+
+    def input_part(self, letter: str) -> Matrix:
+        """W x + Wb of a gate, [T, B, H]."""
+        return self._part("W", letter, self.inputs, 0)
+
+    def state_part(self, letter: str, states: Matrix | None = None) -> Matrix:
+        """R h + Rb of a gate, [T, B, H]; of other states where they are given."""
+        given = self.states if states is None else states
+        return self._part("R", letter, given, len(self._layer.cell.gates))
+
+    def activation(self, place: int) -> Function | None:
+        """The function at a place of the operator's list; None where it is not known here."""
+        return activation_of(self._layer, self._direction, place)
+
+    def running_sum(self, factor: Matrix, term: Matrix) -> Matrix:
+        """c with c_t = factor_t c_(t-1) + term_t, starting from initial_c: before each step."""
+        result = np.zeros_like(term)
+        steps = len(term)
+        start = None if self._initial_c is None else self._initial_c[self._direction]
+        state = np.zeros(term.shape[1:])
+        for step in reversed(range(steps)) if self.backward else range(steps):
+            begins = self._begins == step
+            if begins.any():
+                state[begins] = 0.0 if start is None else start[begins if len(start) > 1 else 0]
+            result[step] = state
+            state = factor[step] * state + term[step]
+        return result
+
+    def _tap(self, name: str, taps: Taps) -> Array | None:
+        tensor = self._layer.input(name)
+        if tensor is None:
+            return None
+        constant = self._constant(name)
+        return taps[tensor.name] if constant is None else constant
+
+    def _part(self, name: str, letter: str, signal: Matrix, first_block: int) -> Matrix:
+        layer = self._layer
+        hidden, place = layer.hidden, layer.cell.gates.index(letter)
+        rows = slice(place * hidden, (place + 1) * hidden)
+        weight, bias = self._constant(name), self._constant("B")
+        assert weight is not None
+        # One product of matrices for all steps, in the precision in which the runtime has it.
+        block = weight[self._direction][rows].astype(np.result_type(weight.dtype, np.float32))
+        flat = signal.reshape(-1, signal.shape[-1]).astype(block.dtype, copy=False)
+        total: Matrix = (flat @ block.T).astype(np.float64).reshape(*signal.shape[:-1], hidden)
+        if bias is not None:
+            first = first_block * hidden
+            total += bias[self._direction][first + rows.start : first + rows.stop]
+        return total
+
+
+# So many steps an error counts at most: how long sequences last is not known.
+_LONGEST = 100.0
+
+
+def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
+    """The derivative of the states to come by what each gate sums, [T, B, H] by letter.
+
+    For a GRU with linear_before_reset, the letter H stands for the candidate's R h + Rb, which the
+    reset gate scales. None where an activation is not known.
+    """
+    functions = [steps.activation(place) for place in range(len(layer.cell.activations))]
+    if any(function is None for function in functions):
+        return None
+    known = [function for function in functions if function is not None]
+    return _CELLS[layer.cell.gates](layer, steps, known)
+
+
+def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+    return {"i": functions[0].slope(functions[0](steps.gate("i")))}
+
+
+def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+    gate, candidate = functions
+    z, r = gate(steps.gate("z")), gate(steps.gate("r"))
+    linear = bool(layer.node.attrs.get("linear_before_reset", 0))
+    recurrent = steps.state_part("h") if linear else steps.state_part("h", r * steps.states)
+    n = candidate(steps.input_part("h") + (r * recurrent if linear else recurrent))
+    lasts = _lasting(z, steps)
+    through = lasts * (1.0 - z) * candidate.slope(n)
+    return {
+        "z": lasts * (steps.states - n) * gate.slope(z),
+        "r": through * recurrent * gate.slope(r),
+        "h": through,
+        "H": through * r,
+    }
+
+
+def _lstm(_: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+    gate, cell, out = functions
+    i, o, f = (gate(steps.gate(letter)) for letter in "iof")
+    g = cell(steps.gate("c"))
+    before = steps.running_sum(f, i * g)
+    shown = out(f * before + i * g)
+    through = _lasting(f, steps) * o * out.slope(shown)
+    return {
+        "i": through * g * gate.slope(i),
+        "o": shown * gate.slope(o),
+        "f": through * before * gate.slope(f),
+        "c": through * i * cell.slope(g),
+    }
+
+
+def _lasting(kept: Matrix, steps: Steps) -> Matrix:
+    """By how much more an error in a state is than in one step, if each keeps so much of it.
+
+    The squares of what is left of it in all steps to come add up to (1 - f^2n) / (1 - f^2).
+    """
+    square = np.minimum(kept**2, 1.0 - 1.0 / _LONGEST)
+    return np.sqrt((1.0 - square ** np.minimum(steps.left, _LONGEST)[..., None]) / (1.0 - square))
+
+
+_CELLS: dict[str, Callable[[Layer, Steps, list[Function]], dict[str, Matrix]]] = {
+    "i": _rnn,
+    "zrh": _gru,
+    "iofc": _lstm,
+}
+
+
+def mean_square(values: Matrix, valid: Mask) -> Matrix:
+    """Of [T, B, H] over the valid steps, [H]."""
+    inside = values[valid]
+    return np.zeros(values.shape[-1]) if not len(inside) else np.mean(inside**2, axis=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,17 @@
-"""Streamed moments of a vector, in float64."""
+"""Moments of what readers read; what is too large for memory lies in files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.model.scratch import temporary_folder, trim, written_in
 
 Matrix = npt.NDArray[np.float64]
 
@@ -75,3 +78,174 @@ def blocks(rows: int) -> Iterator[slice]:
     """Cuts rows of a matrix into parts, so that what is made of one at a time stays small."""
     for start in range(0, rows, _BLOCK):
         yield slice(start, start + _BLOCK)
+
+
+# Matrices of so many bytes are worth a file, and worth giving their memory back.
+_IN_FILE, _LARGE = 1 << 20, 1 << 23
+# Samples of so many bytes are worth summing up; so many of all names together are too much.
+_FEW, _MANY = 1 << 20, 1 << 25
+# What runs may take in files.
+_MOST_BYTES = 1 << 28
+
+
+@dataclass
+class _Waiting:
+    """Samples that are yet to be summed up, and how that is done."""
+
+    last: int | None
+    parts: list[Array] = field(default_factory=list)
+    bytes: int = 0
+
+
+class MomentStore:
+    """Moments by name; large matrices lie in a scratch folder that goes when the store does.
+
+    Of all readers, only one with a large matrix at a time is in memory.
+    """
+
+    def __init__(self) -> None:
+        self._folder = temporary_folder()
+        self._heads: dict[str, tuple[int, Matrix]] = {}
+        self._numbers: dict[str, int] = {}
+        self._small: dict[str, Matrix] = {}
+        self._waiting: dict[str, _Waiting] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._heads or name in self._waiting
+
+    def __getitem__(self, name: str) -> Moments:
+        """A copy of the caller's own."""
+        self._settle(name)
+        count, mean = self._heads[name]
+        small = self._small.get(name)
+        comoment = np.load(self._path(name)) if small is None else small.copy()
+        if comoment.nbytes > _LARGE:
+            trim()
+        return Moments(count, mean, comoment)
+
+    def count(self, name: str) -> int:
+        """The number of samples."""
+        self._settle(name)
+        return self._heads[name][0]
+
+    def covariance(
+        self, name: str, places: npt.NDArray[np.int64], dtype: npt.DTypeLike = np.float64
+    ) -> Array:
+        """Of some entries, [places, places]; no more than they are read."""
+        self._settle(name)
+        count, small = max(self._heads[name][0], 1), self._small.get(name)
+        if small is not None:
+            return (small[np.ix_(places, places)] / count).astype(dtype, copy=False)
+        result = np.empty((len(places), len(places)), dtype)
+        for rows in blocks(len(places)):
+            mapped = np.load(self._path(name), mmap_mode="r")
+            result[rows] = mapped[places[rows]][:, places]
+            del mapped  # what was looked at counts as memory while it is mapped
+        result /= count
+        return result
+
+    def add(self, name: str, moments: Moments) -> None:
+        """Merges moments into those of that name; the arrays given are used up."""
+        if name in self:
+            moments = self[name].merge(moments)
+        self._heads[name] = moments.count, moments.mean
+        if moments.comoment.nbytes < _IN_FILE:
+            self._small[name] = moments.comoment
+            return
+        self._numbers.setdefault(name, len(self._numbers))
+        with written_in(self._folder.name):
+            np.save(self._path(name), moments.comoment)
+        if moments.comoment.nbytes > _LARGE:
+            trim()
+
+    def gather(self, name: str, samples: Array, last: int | None = None) -> None:
+        """Merges the moments of samples, see `Moments.of`; few samples wait for others of the name.
+
+        Calls of a single step would otherwise each cost as much as a sequence does.
+        """
+        waiting = self._waiting.setdefault(name, _Waiting(last))
+        waiting.parts.append(samples)
+        waiting.bytes += samples.nbytes
+        if waiting.bytes >= _FEW:
+            self._settle(name)
+        elif sum(other.bytes for other in self._waiting.values()) > _MANY:
+            for each in list(self._waiting):
+                self._settle(each)
+
+    def merge(self, other: MomentStore) -> None:
+        """Merges all moments of another store into those of the same names."""
+        for name in other._names():
+            self.add(name, other[name])
+
+    @staticmethod
+    def of(moments: Mapping[str, Moments]) -> MomentStore:
+        """A store with some moments, which are used up."""
+        result = MomentStore()
+        for name, found in moments.items():
+            result.add(name, found)
+        return result
+
+    def __reduce__(self) -> tuple[Callable[[Mapping[str, Moments]], MomentStore], tuple[object]]:
+        """What another process is sent: the moments, not the folder."""
+        return MomentStore.of, ({name: self[name] for name in self._names()},)
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*self._heads, *self._waiting]))
+
+    def _settle(self, name: str) -> None:
+        waiting = self._waiting.pop(name, None)
+        if waiting is not None:
+            first, *rest = waiting.parts
+            joined = np.concatenate([first, *rest]) if rest else np.ascontiguousarray(first)
+            self.add(name, Moments.of(joined, waiting.last))
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / f"{self._numbers[name]}.npy"
+
+
+class Runs:
+    """What one model gave for feeds, known by their names, so that each is run once.
+
+    As many as fit are kept, those that come first, in a scratch folder that goes when this does.
+    """
+
+    def __init__(self) -> None:
+        self._folder = temporary_folder()
+        self._kept: dict[str, tuple[Path, list[str]]] = {}
+        self._left = _MOST_BYTES
+
+    def __call__(
+        self, feed: Feed, names: Collection[str], run: Callable[[Feed], dict[str, Array]]
+    ) -> dict[str, Array]:
+        """What the model gives for a feed; from a run, unless that is known.
+
+        Args:
+            feed: it is not known again without a name.
+            names: of what is asked for, and of what `run` gives.
+            run: runs the model.
+        """
+        label = str(getattr(feed, "name", ""))
+        path, kept = self._kept.get(label, (None, []))
+        if path is not None and kept == sorted(names):
+            with path.open("rb") as file:
+                return {name: np.load(file, allow_pickle=False) for name in kept}
+        found = run(feed)
+        self._left -= sum(value.nbytes for value in found.values())
+        if label and path is None and self._left >= 0:
+            self._keep(label, found)
+        return found
+
+    def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
+        """Another process runs feeds by itself: that takes less than to send what they gave."""
+        return Runs, ()
+
+    def _keep(self, label: str, found: Mapping[str, Array]) -> None:
+        path, names = Path(self._folder.name) / f"{len(self._kept)}.npy", sorted(found)
+        try:
+            with path.open("wb") as file:
+                for name in names:
+                    np.save(file, found[name], allow_pickle=False)
+        except (OSError, ValueError):  # a full disk, or texts: these are run again
+            path.unlink(missing_ok=True)
+        else:
+            self._kept[label] = path, names

@@ -6,26 +6,65 @@ look at its weight to see how much a unit matters; recovery writes a new weight 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.evidence.lookup import Lookup
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.samples import Taps
 from onnx_rnn_prune.model.constants import constant_value, require_constant
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.integers import product_of, scaled, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import nodes_by_key
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import NOBODY, Labels
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.trace import Binding
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A document in which readers find their nodes.
+
+    It stays right while constants change, and no longer than the nodes stay the same.
+
+    Attributes:
+        graph: of the document.
+        nodes: by key.
+        layers: by name.
+        copies: constants that were changed, by `id`.
+    """
+
+    graph: gs.Graph
+    nodes: Mapping[str, gs.Node]
+    layers: Mapping[str, Layer]
+    copies: dict[int, Array] = field(default_factory=dict)
+
+    @staticmethod
+    def of(document: Document) -> Lookup:
+        """Looks through a document."""
+        graph = document.graph
+        return Lookup(
+            graph, nodes_by_key(graph), {layer.name: layer for layer in all_layers(graph)}
+        )
+
+    def own(self, value: Array) -> Array:
+        """An array of this document alone, to write into: a copy, but for one given out before."""
+        if self.copies.get(id(value)) is not value:
+            value = value.copy()
+            self.copies[id(value)] = value
+        return value
+
 
 STACKED = ("MatMul", "MatMulInteger")
 """Products whose weight may be a stack of matrices."""
+
+Taps = Mapping[str, Array]
 
 Place = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 """Rows and columns of a part of a matrix, as `numpy.ix_` takes them."""

@@ -31,7 +31,7 @@ from onnx_rnn_prune.report.schema import (
     WrittenRow,
 )
 from onnx_rnn_prune.selection.allocation import choose
-from onnx_rnn_prune.selection.profitability import never_worth
+from onnx_rnn_prune.selection.profitability import unprofitable_layers
 from onnx_rnn_prune.trace.decomposed import advice
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
@@ -160,7 +160,7 @@ def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
 def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progress) -> Seen:
     names = [layer.name for layer in opened.layers]
     traced = trace_model(opened, names, data.calibration, progress=progress)
-    pinned = {**traced.left, **never_worth(traced)}
+    pinned = {**traced.left, **unprofitable_layers(traced)}
     free = {name: spent for name, spent in seen.times.items() if name not in pinned}
     half = halves(traced, data, free, progress)
     outlets = outlet_rows(opened.layers, traced.ends, traced.restored)

@@ -15,20 +15,25 @@ duplicate  Two units have the same biases and initial states, and the same weigh
 
 What is read through operators that change values is judged with care: a constant counts only where
 its entries are merely moved, and a zero where what stands in the way keeps zeros.
+
+With fixed gates a step is s' = a s + b (of an LSTM's cell state; else of the state itself):
+
+    RNN   a = 0   b = f(i)           GRU   a = z   b = (1 - z) n         LSTM   a = f   b = i g
+
+The first step goes from the initial state to s; all others stay there if s = a s + b.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.gates import Function, GateReader, activation_of
+from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.products import Product, find_matrices
-from onnx_rnn_prune.evidence.readers import ProductReader
-from onnx_rnn_prune.lossless.constant_states import Held, held_states
+from onnx_rnn_prune.evidence.readers import Lookup, ProductReader
 from onnx_rnn_prune.lossless.refine import refine
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.integers import sums_integers
@@ -38,6 +43,126 @@ from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.traced_model import TracedModel
+
+# Far below the rounding of single precision.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantStates:
+    """States that never change.
+
+    Attributes:
+        known: whether a unit's state is one number after every step, [units].
+        from_start: whether it is that before the first step, too, [units].
+        state: the number, [units].
+        reset: what the reset gate of a GRU makes of it, [units].
+    """
+
+    known: Mask
+    from_start: Mask
+    state: Matrix
+    reset: Matrix
+
+
+def constant_states(trace: Trace, layers: Sequence[Layer], still: Mask) -> ConstantStates:
+    """The states of units whose gates read nothing that changes.
+
+    Args:
+        trace: of the units.
+        layers: their layers.
+        still: which units are so, [units].
+    """
+    count = trace.units.count
+    known, from_start = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    state, reset = np.zeros(count), np.zeros(count)
+    for layer in layers:
+        for direction, lane in enumerate(trace.units.lanes[layer.name]):
+            found = _held(layer, direction) if still[lane].any() else None
+            if found is not None:
+                known[lane] = found.known & still[lane]
+                from_start[lane] = found.from_start & known[lane]
+                state[lane], reset[lane] = found.state, found.reset
+    return ConstantStates(known, from_start, state, reset)
+
+
+def _held(layer: Layer, direction: int) -> ConstantStates | None:
+    """What the biases of one direction hold; None where that cannot be told."""
+    names = layer.cell.activations
+    functions = [activation_of(layer, direction, place) for place in range(len(names))]
+    known = [function for function in functions if function is not None]
+    starts = [_start(layer, name, direction) for name in ("initial_h", "initial_c")]
+    shown = layer.input("sequence_lens") is not None  # behind its end, a sequence shows zeros
+    altered = layer.node.attrs.get("clip") or layer.node.attrs.get("input_forget")
+    if shown or altered or layer.input("P") is not None or len(known) < len(names):
+        return None
+    if any(start is None for start in starts) or layer.cell.gates not in _CELLS:
+        return None
+    bias, gates = layer.constant("B"), len(layer.cell.gates)
+    sums = np.zeros((2, gates, layer.hidden))
+    if bias is not None:
+        sums = bias[direction].astype(np.float64).reshape(sums.shape)
+    start_h, start_c = (start for start in starts if start is not None)
+    return _CELLS[layer.cell.gates](layer, sums, known, start_h, start_c)
+
+
+def _start(layer: Layer, name: str, direction: int) -> Matrix | None:
+    """The initial state of all sequences, [H]; None where it is not known, or not the same."""
+    if layer.input(name) is None:
+        return np.zeros(layer.hidden)
+    value = layer.constant(name)
+    if value is None or not value.shape[1] or np.any(value != value[:, :1]):
+        return None
+    return np.asarray(value[direction, 0], dtype=np.float64)
+
+
+def _settled(factor: Matrix, term: Matrix, start: Matrix) -> tuple[Matrix, Mask]:
+    """The state after the first step of s' = a s + b, and whether it stays there."""
+    state = factor * start + term
+    left = (1.0 - factor) * _TOLERANCE * np.maximum(1.0, np.abs(state))
+    return state, np.abs(term - (1.0 - factor) * state) <= left
+
+
+def _rnn(
+    _: Layer, sums: Matrix, functions: list[Function], start: Matrix, __: Matrix
+) -> ConstantStates:
+    state = functions[0](sums[:, 0].sum(axis=0))
+    return ConstantStates(
+        np.ones(len(state), dtype=bool), _same(state, start), state, np.zeros_like(state)
+    )
+
+
+def _gru(
+    layer: Layer, sums: Matrix, functions: list[Function], start: Matrix, _: Matrix
+) -> ConstantStates:
+    gate, candidate = functions
+    z, r = gate(sums[:, 0].sum(axis=0)), gate(sums[:, 1].sum(axis=0))
+    linear = layer.node.attrs.get("linear_before_reset", 0)
+    new = candidate(sums[0, 2] + (r if linear else 1.0) * sums[1, 2])
+    state, known = _settled(z, (1.0 - z) * new, start)
+    return ConstantStates(known, _same(state, start), state, r * state)
+
+
+def _lstm(
+    _: Layer, sums: Matrix, functions: list[Function], start: Matrix, cell: Matrix
+) -> ConstantStates:
+    gate, new, out = functions
+    i, o, f = (gate(sums[:, place].sum(axis=0)) for place in range(3))
+    inner, known = _settled(f, i * new(sums[:, 3].sum(axis=0)), cell)
+    state = o * out(inner)
+    return ConstantStates(known, _same(state, start), state, np.zeros_like(state))
+
+
+def _same(state: Matrix, start: Matrix) -> Mask:
+    """Whether a number is what it was before, in single precision."""
+    return np.abs(state - start) <= 1e-7 * np.maximum(1.0, np.abs(state))
+
+
+_CELLS: dict[str, Callable[[Layer, Matrix, list[Function], Matrix, Matrix], ConstantStates]] = {
+    "i": _rnn,
+    "zrh": _gru,
+    "iofc": _lstm,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +180,7 @@ class Superfluous:
     dead: Mask
     zero: Mask
     constant: Mask
-    held: Held
+    held: ConstantStates
     first: Ids
 
     @property
@@ -76,7 +201,7 @@ def find_superfluous(traced: TracedModel) -> Superfluous:
     layers = [lookup.layers[name] for name in trace.units.lanes]
     rest = _resting_units(trace, layers, products)
     zero = _all_of_atom(trace, rest & ~_seen_otherwise(trace, products))
-    held = held_states(trace, layers, _still(trace, products, rest))
+    held = constant_states(trace, layers, _still(trace, products, rest))
     if sums_integers(document.graph):  # what goes may change the range of what 8 bits stand for
         nothing = np.zeros_like(zero)
         return Superfluous(nothing, zero, nothing, held, np.arange(trace.units.count))
@@ -159,7 +284,7 @@ def _still(trace: Trace, products: list[Product], zero: Mask) -> Mask:
     return still
 
 
-def _foldable(products: list[Product], held: Held) -> Mask:
+def _foldable(products: list[Product], held: ConstantStates) -> Mask:
     """Constant units whose readers can all take them into their biases."""
     result = held.known.copy()
     for product in products:
@@ -208,3 +333,20 @@ def _mergeable(trace: Trace, layers: Sequence[Layer], products: list[Product]) -
                 if counts[lane].any() and (uneven or not product.exact):
                     result[lane] = False
     return result
+
+
+def keep_needed(trace: Trace, found: Superfluous) -> Mask:
+    """Per unit, True where it stays: what is needed, what ties demand, and at least one a lane."""
+    keep = np.ones(trace.units.count, dtype=bool)
+    for group in trace.groups:
+        free = [_free(atoms, found) for atoms in group.atoms]
+        count = min(group.size - 1, *map(len, free))
+        for atoms in free:
+            keep[atoms[:count]] = False
+    return keep
+
+
+def _free(atoms: Ids, found: Superfluous) -> Ids:
+    """The atoms that may go, simplest kinds first."""
+    kinds = [np.all(getattr(found, kind)[atoms], axis=1) for kind in KINDS]
+    return np.concatenate([atoms[kind] for kind in kinds])

@@ -11,9 +11,8 @@ from onnx_rnn_prune.options import Selection
 from onnx_rnn_prune.pipeline.treatment import Treatment
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import LosslessRow
-from onnx_rnn_prune.selection.choice import choose_plan
+from onnx_rnn_prune.selection.choice import choose_plan, plan_of_masks
 from onnx_rnn_prune.selection.lossless import lossless_plan
-from onnx_rnn_prune.selection.masks import plan_of_masks
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan, fingerprint
 from onnx_rnn_prune.traced_model import TracedModel

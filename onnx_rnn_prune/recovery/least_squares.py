@@ -23,10 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.evidence.lookup import Lookup
-from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.evidence.moments import Matrix, Moments, blocks
-from onnx_rnn_prune.evidence.readers import Reader
+from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore, blocks
+from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
@@ -224,7 +222,7 @@ def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
 
 
 def teacher_fits(
-    traced: TracedModel, keep: Mask, moments: Shelf, ridge: float = RIDGE
+    traced: TracedModel, keep: Mask, moments: MomentStore, ridge: float = RIDGE
 ) -> dict[str, Fit]:
     """Fits all readers whose signals are cut, to the original's signals on both sides."""
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.moment_store import Shelf
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.moments import Matrix, MomentStore
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
@@ -81,7 +80,7 @@ class Fading:
     start: Document
 
     @staticmethod
-    def of(traced: TracedModel, keep: Mask, moments: Shelf, schedule: Schedule) -> Fading:
+    def of(traced: TracedModel, keep: Mask, moments: MomentStore, schedule: Schedule) -> Fading:
         """The way that a schedule goes."""
         document = traced.document
         if schedule.kind == "mixed" and schedule.steps > 1:
@@ -128,7 +127,7 @@ def _blend(document: Document, other: Document, share: float) -> None:
         replace_constant(graph, node, slot, value)
 
 
-def _clear_losers(traced: TracedModel, keep: Mask, moments: Shelf) -> Mask:
+def _clear_losers(traced: TracedModel, keep: Mask, moments: MomentStore) -> Mask:
     """Of the units that go, the half that least squares on those that stay explains best."""
     unknown = _unexplained(traced, keep, moments)
     losers = np.flatnonzero(~keep)
@@ -138,7 +137,7 @@ def _clear_losers(traced: TracedModel, keep: Mask, moments: Shelf) -> Mask:
     return clear
 
 
-def _unexplained(traced: TracedModel, keep: Mask, store: Shelf) -> Matrix:
+def _unexplained(traced: TracedModel, keep: Mask, store: MomentStore) -> Matrix:
     """The share of each unit's variance that the kept entries of a signal with it leave open."""
     unknown = np.ones(len(keep))
     for reader in traced.readers:

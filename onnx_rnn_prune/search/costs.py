@@ -15,7 +15,7 @@ from onnx_rnn_prune.cost.timetable import Timetable
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.selection.allocation import choose
-from onnx_rnn_prune.selection.profitability import brings_back, sample_cut
+from onnx_rnn_prune.selection.profitability import restores_width, sample_cut
 from onnx_rnn_prune.selection.sharing import cost_of_cuts
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
@@ -37,7 +37,7 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
     feed = next(iter(data.validation))
     trace, opened = traced.trace, traced.opened
     keys = {layer.name: layer.key for layer in opened.layers if layer.name in trace.units.lanes}
-    doubtful = [n for n, group in enumerate(trace.groups) if brings_back(traced, group)]
+    doubtful = [n for n, group in enumerate(trace.groups) if restores_width(traced, group)]
     shapes = " ".join(f"{name} {list(value.shape)}" for name, value in sorted(feed.items()))
     name = f"model {fingerprint(opened.model)} {shapes} {sorted(keys)} {doubtful}"
 

@@ -23,9 +23,13 @@ from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.space import Ask, Counts, Space, Trial, Verdict
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.search.worker_context import Calibrate, Judge, Shard, WorkerContext, calibrated
-from onnx_rnn_prune.selection.profitability import Paying, brings_back, never_worth
+from onnx_rnn_prune.selection.choice import score_units
+from onnx_rnn_prune.selection.profitability import (
+    ProfitableCuts,
+    restores_width,
+    unprofitable_layers,
+)
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.selection.scoring import score_units
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
 
@@ -44,7 +48,7 @@ class Setting:
         verdicts: makes and judges them, wherever that is.
         ms: what a run is predicted to take.
         size: parameters and bytes.
-        paying: leaves groups whole whose cut does not pay.
+        profitable: leaves groups whole whose cut does not pay.
     """
 
     traced: TracedModel
@@ -52,18 +56,18 @@ class Setting:
     verdicts: Mapper[Ask, Verdict]
     ms: Price
     size: Sizes
-    paying: Paying
+    profitable: ProfitableCuts
 
     @property
     def full(self) -> Counts:
         """All units."""
-        return self.paying.full
+        return self.profitable.full
 
     @property
     def unpaid(self) -> list[str]:
         """Why the cut of some groups may not pay."""
         groups = self.lab.trace.groups
-        names = [name for n in self.paying.doubtful for name in groups[n].layers]
+        names = [name for n in self.profitable.doubtful for name in groups[n].layers]
         if not names:
             return []
         return [
@@ -100,7 +104,7 @@ def open_setting(
     """
     names = request.layers_of(opened)
     traced = trace_model(opened, names, data.calibration, interface, progress)
-    never = never_worth(traced)
+    never = unprofitable_layers(traced)
     if never:
         names = tuple(name for name in names if name not in never)
         traced = trace_model(opened, names, data.calibration, interface, progress)
@@ -115,17 +119,19 @@ def open_setting(
     times = study.recall("times", lambda: time_layers(traced, data))
     lab = Laboratory.of(traced, data, scores, quality)
     groups = traced.trace.groups
-    doubtful = tuple(n for n, group in enumerate(groups) if brings_back(traced, group))
+    doubtful = tuple(n for n, group in enumerate(groups) if restores_width(traced, group))
     ms, size = predicted(traced, times), Sizes(traced, scores, doubtful)
     prices: dict[str, Price] = {"ms": ms, "bytes": partial(size, "bytes")}
-    paying = Paying(tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays])
+    profitable = ProfitableCuts(
+        tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays]
+    )
     return Setting(
         traced=traced,
         lab=lab,
         verdicts=workers.send(Work(lab.judge, Judge(context, evidence, scores))),
         ms=ms,
         size=size,
-        paying=paying,
+        profitable=profitable,
     )
 
 
@@ -163,7 +169,7 @@ def space_of(setting: Setting, request: Request, goal: Goal, slack: float) -> Sp
             return False
         return all(setting.size(kind, counts) <= limit for kind, limit in limits.items())
 
-    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.paying)
+    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.profitable)
 
 
 def _calibrated(

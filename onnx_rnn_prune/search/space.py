@@ -100,7 +100,7 @@ class Space:
         bounds: alignment and least number of units.
         ms: what a run is predicted to take.
         fits: whether a cut is within all that limits its cost.
-        paying: leaves groups whole whose cut does not pay.
+        profitable: leaves groups whole whose cut does not pay.
     """
 
     trace: Trace
@@ -108,7 +108,7 @@ class Space:
     bounds: Allocation
     ms: Price
     fits: Fits
-    paying: Callable[[Counts], Counts] = tuple
+    profitable: Callable[[Counts], Counts] = tuple
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -131,7 +131,7 @@ class Space:
         def fits(counts: list[int]) -> bool:
             return self.fits(counts) and (math.isinf(ms) or self.ms(counts) <= ms)
 
-        return self.paying(tuple(self.bounds.share(self.groups, fits, urgency, price)))
+        return self.profitable(tuple(self.bounds.share(self.groups, fits, urgency, price)))
 
     def aligned(self, counts: Sequence[float]) -> Counts:
         """Real numbers as the nearest numbers of units that are allowed."""
@@ -140,4 +140,4 @@ class Space:
             step = self.bounds.align
             near = round(count / step) * step
             found.append(min(max(near, self.bounds.floor(group)), group.size))
-        return self.paying(tuple(found))
+        return self.profitable(tuple(found))

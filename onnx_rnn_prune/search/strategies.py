@@ -27,7 +27,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.search.goal import Aim
 from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Counts, Space, Strategy, Trial
 from onnx_rnn_prune.selection.allocation import ALLOCATORS
-from onnx_rnn_prune.selection.sensitivity import SHARES, Curve, by_slopes
+from onnx_rnn_prune.selection.sharing import SHARES, Curve, by_slopes
 
 Row = Callable[[float], Counts]
 Steps = Generator[Sequence[Ask], Sequence[Trial], Trial]

@@ -1,20 +1,104 @@
-"""From what a user asks for to a plan."""
+"""From what a user asks for to a plan: units are scored, the cut is shared, and the best stay."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
+from onnx_rnn_prune.data.files import read_archive
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.options import Interface
+from onnx_rnn_prune.passes.cut import Zero
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.selection.profitability import pin_losses
+from onnx_rnn_prune.recovery.distill.configuration import require_torch
+from onnx_rnn_prune.recovery.least_squares import Recover, teacher_fits
+from onnx_rnn_prune.selection.allocation import choose
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext
+from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.selection.profitability import pin_unprofitable
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.selection.scoring import criterion_of, score_units
 from onnx_rnn_prune.selection.sharing import share_out
-from onnx_rnn_prune.selection.steps import choose_in_steps
-from onnx_rnn_prune.trace.plan import Plan, fingerprint
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan, fingerprint
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
+
+
+def criterion_of(request: Request, data: Calibration) -> Criterion:
+    """The criterion to use on this data.
+
+    Raises:
+        PruneError: it needs data, or PyTorch, and there is none.
+    """
+    criterion = request.criterion_for(data)
+    if criterion.needs in ("feeds", "evidence") and not data.given:
+        others = ", ".join(n for n, other in CRITERIA.items() if other.needs == "weights")
+        raise PruneError(
+            f"the criterion {criterion.name} looks at what units do, and there is no data",
+            where="--criterion",
+            remedy=f"pass --data, or choose one of {others}",
+        )
+    if criterion.learns:
+        require_torch(f"--criterion={criterion.name}")
+    return criterion
+
+
+def score_units(
+    traced: TracedModel, data: Calibration, request: Request, progress: Progress
+) -> Matrix:
+    """One score per unit."""
+    criterion = criterion_of(request, data)
+    if criterion.needs in ("either", "evidence"):
+        data.evidence(traced, progress)
+    progress("scoring units", 0, None)
+    return criterion.score(ScoringContext(traced, data, request.seed, progress))
+
+
+def choose_in_steps(
+    traced: TracedModel,
+    data: Calibration,
+    request: Request,
+    scores: Matrix,
+    counts: list[int],
+    progress: Progress,
+) -> Mask:
+    """The units that stay, after equal steps from all of them to so many per group.
+
+    A unit that goes in one step does not come back. One step is the usual choice; with more, each
+    ranks the units by what they do once those before are gone (Han et al. 2015, iterative pruning;
+    Molchanov et al. 2017 rank anew after each removal).
+    """
+    trace = traced.trace
+    keep = np.ones(trace.units.count, dtype=bool)
+    goes = [group.size - count for group, count in zip(trace.groups, counts, strict=True)]
+    steps = max(1, min(request.steps, max(goes, default=1)))  # in each, some unit goes
+    for step in range(1, steps + 1):
+        progress("choosing units in steps", step - 1, steps)
+        share = step / steps
+        now = [count + round(most * (1 - share)) for count, most in zip(counts, goes, strict=True)]
+        keep = choose(trace, np.where(keep, scores, -np.inf), now)
+        if step < steps:
+            rest = _without(traced, data, keep, recovers=request.refits(data))
+            scores = score_units(rest, data, request, progress)
+    return keep
+
+
+def _without(traced: TracedModel, data: Calibration, keep: Mask, recovers: bool) -> TracedModel:
+    """The model at full width with some units zeroed, and made up for where that is wanted."""
+    document, readers = traced.document.copy(), traced.readers
+    evidence = data.evidence(traced) if recovers else None
+    if evidence is not None:  # merging, which takes no data, follows the last step
+        fits = teacher_fits(traced, keep, evidence.moments)
+        Recover(readers, keep, fits)(document)
+    Zero(traced.trace, keep)(document)
+    return replace(traced, document=document)
 
 
 def choose_plan(
@@ -40,8 +124,67 @@ def choose_plan(
     keep = choose_in_steps(traced, data, request, scores, counts, progress)
     plan = Plan.from_mask(fingerprint(opened.model), traced.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
-        plan = pin_losses(traced, plan, request.refits(data))
+        plan = pin_unprofitable(traced, plan, request.refits(data))
     plan = replace(plan, pinned={**traced.left, **plan.pinned})
     notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
     notes += request.bounds.notes(traced.trace.groups)
     return replace(plan, notes=tuple(notes)), traced
+
+
+def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
+    """The plan that keeps what masks keep; layers that they do not name keep all.
+
+    Args:
+        masks: a path of an .npz file, or a mapping: by layer name, booleans of shape [D, H], or [H]
+            for the same units in both directions. True means keep.
+        model: SHA-256 of the model that they are for.
+        layers: its layers.
+
+    Raises:
+        PruneError: they cannot be read, or do not fit the layers.
+    """
+    known = {layer.name: layer for layer in layers}
+    found = {}
+    for name, mask in _read(masks).items():
+        if name not in known:
+            raise _wrong(
+                f"the model has no recurrent layer '{name}'", f"its layers are {', '.join(known)}"
+            )
+        found[name] = _layer_plan(known[name], np.asarray(mask))
+    if not found:
+        raise _wrong("they name no layer", f"the layers are {', '.join(known)}")
+    return Plan(model, found)
+
+
+def _layer_plan(layer: Layer, mask: Array) -> LayerPlan:
+    wanted = (layer.directions, layer.hidden)
+    if mask.dtype != bool or mask.shape not in (wanted, wanted[1:]):
+        raise _wrong(
+            f"the mask of {layer.name} holds {mask.dtype} of shape {list(mask.shape)}",
+            f"give booleans of shape {list(wanted)} or [{layer.hidden}]",
+        )
+    lanes = np.broadcast_to(mask, wanted)
+    counts = {int(lane.sum()) for lane in lanes}
+    if len(counts) > 1 or not min(counts):
+        raise _wrong(
+            f"the mask of {layer.name} keeps {', '.join(str(int(lane.sum())) for lane in lanes)}"
+            " units",
+            "keep equally many in each direction, at least one",
+        )
+    keep = tuple(tuple(np.flatnonzero(lane).tolist()) for lane in lanes)
+    return LayerPlan(layer.hidden, keep, layer.scope)
+
+
+def _read(masks: object) -> Mapping[str, Array]:
+    if isinstance(masks, Mapping):
+        return masks
+    if not isinstance(masks, str | Path):
+        raise _wrong(f"{type(masks).__name__} is no set of masks", "give an .npz file or a mapping")
+    try:
+        return read_archive(Path(masks))
+    except PruneError as error:
+        raise _wrong(f"{masks}: {error.what}", "give an .npz file") from error
+
+
+def _wrong(what: str, remedy: str) -> PruneError:
+    return PruneError(what, where="--masks", remedy=remedy)

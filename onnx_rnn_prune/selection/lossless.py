@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import Unmet
-from onnx_rnn_prune.lossless.dropping import keep_needed
-from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfluous
+from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfluous, keep_needed
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Feed
@@ -16,7 +15,7 @@ from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import LosslessRow
-from onnx_rnn_prune.selection.profitability import pin_losses
+from onnx_rnn_prune.selection.profitability import pin_unprofitable
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.traced_model import TracedModel, remedy_of, trace_model
@@ -65,7 +64,7 @@ def lossless_plan(
         superfluous = find_superfluous(traced)
         found = found or _counts(trace, superfluous)
         plan = Plan.from_mask(fingerprint(opened.model), trace, keep_needed(trace, superfluous))
-        plan = pin_losses(traced, plan, refits=True)
+        plan = pin_unprofitable(traced, plan, refits=True)
         pinned.update({**traced.left, **plan.pinned})
         if plan.cut() in ((), tuple(trace.units.lanes)):
             notes = tuple(f"{name} is left alone: {reason}" for name, reason in pinned.items())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_rnn_prune.cost.price import Price
-from onnx_rnn_prune.evidence.lookup import Lookup
+from onnx_rnn_prune.evidence.readers import Lookup
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
@@ -36,7 +36,7 @@ _NAMES = 4096
 _SLOWER = 0.97
 
 
-def pin_losses(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
+def pin_unprofitable(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
     """A plan that leaves layers whole where cutting them makes the file no smaller.
 
     Args:
@@ -71,15 +71,15 @@ def pin_losses(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
     return _pinned(plan, plan.cut()) if plan.cut() and least >= whole else plan
 
 
-def never_worth(traced: TracedModel) -> Mapping[str, str]:
+def unprofitable_layers(traced: TracedModel) -> Mapping[str, str]:
     """Layers that no cut makes smaller, and why: not even one that leaves a single unit."""
     trace = traced.trace
     keep = choose(trace, np.zeros(trace.units.count), [1] * len(trace.groups))
     plan = Plan.from_mask(fingerprint(traced.opened.model), trace, keep)
-    return pin_losses(traced, plan, refits=False).pinned
+    return pin_unprofitable(traced, plan, refits=False).pinned
 
 
-def brings_back(traced: TracedModel, group: Group) -> bool:
+def restores_width(traced: TracedModel, group: Group) -> bool:
     """Whether cutting a group takes nodes that bring its states or outputs to full width."""
     if any(outlet.layer in group.layers for outlet in traced.restored):
         return True
@@ -103,7 +103,7 @@ def place(document: Document, traced: TracedModel, plan: Plan) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Paying:
+class ProfitableCuts:
     """Leaves groups whole whose cut does not pay.
 
     Attributes:

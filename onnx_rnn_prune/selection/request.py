@@ -12,10 +12,9 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Options
 from onnx_rnn_prune.recovery.schedules import FROM_WEIGHTS, Schedule
-from onnx_rnn_prune.selection.allocation import Allocation
+from onnx_rnn_prune.selection.allocation import Allocation, Keeps, parse_keeps
 from onnx_rnn_prune.selection.context import Criterion
 from onnx_rnn_prune.selection.criterion import parse_criterion
-from onnx_rnn_prune.selection.keeps import Keeps, parse_keeps
 
 _DEFAULT_KEEP = Keeps(Keep(share=0.5))
 

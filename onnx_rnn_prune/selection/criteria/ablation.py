@@ -10,16 +10,96 @@ blocks'.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.model.constants import is_float, require_constant
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import add_constant, fresh_name
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
+from onnx_rnn_prune.model.walk import nodes_by_key, place_of
+from onnx_rnn_prune.operators.labels import Labels, Mask
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
-from onnx_rnn_prune.selection.masked import MaskedModel
+from onnx_rnn_prune.trace.bindings import all_bounds
+from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
+
+
+class MaskedModel:
+    """Runs a document as the verb zero would leave it, for a mask that is given with each feed.
+
+    Every constant that units have a part in is multiplied by the entries of the mask that its
+    labels name; the mask is one more input of the graph.
+
+    Args:
+        document: prepared; it is not changed.
+        trace: of it.
+    """
+
+    def __init__(self, document: Document, trace: Trace) -> None:
+        copy = document.copy()
+        graph = copy.graph
+        self._mask = fresh_name(graph, "unit_mask")
+        # One entry more for what belongs to nobody; there labels of -1 point.
+        mask = gs.Variable(self._mask, np.float32, (trace.units.count + 1,))
+        nodes = nodes_by_key(graph)
+        for (key, slot), bounds in all_bounds(copy, trace).items():
+            dtype = require_constant(nodes[key].inputs[slot], graph.opset).dtype
+            if not is_float(dtype) and dtype.kind != "b":
+                raise PruneError(
+                    "units of layers in 8 bits cannot be cut one by one",
+                    where=key,
+                    remedy="choose another criterion, or leave the layer out with --skip",
+                )
+            for bound in bounds:
+                if bound.dead == 0:
+                    _mask_input(graph, nodes[key], slot, mask, bound.labels, dtype)
+        graph.inputs.append(mask)
+        self._runner = Runner(copy, optimize=False, name="the masked model")
+
+    def __call__(self, feed: Feed, keep: Mask) -> dict[str, Array]:
+        """The outputs for a feed with some units cut."""
+        mask = np.append(keep, True).astype(np.float32)
+        return self._runner({**feed, self._mask: mask})
+
+    def outputs(self, feeds: Iterable[Feed], keep: Mask) -> Iterator[Mapping[str, Array]]:
+        """Those for feeds in order, with states carried along where they follow one another."""
+        return map(Streaming(lambda feed: self(feed, keep)), feeds)
+
+
+def _mask_input(
+    graph: gs.Graph,
+    node: gs.Node,
+    slot: int,
+    mask: gs.Variable,
+    labels: Labels,
+    dtype: np.dtype[Any],
+) -> None:
+    """Multiplies an input of a node by the entries of the mask that labels name."""
+    tensor = node.inputs[slot]
+    nobody = mask.shape[0] - 1
+    places = add_constant(graph, "unit_labels", np.where(labels < 0, nobody, labels))
+    factors, typed, product = (
+        gs.Variable(fresh_name(graph, f"unit_{name}")) for name in ("factors", "typed", "masked")
+    )
+    to = {"to": onnx.helper.np_dtype_to_tensor_dtype(dtype)}
+    steps = [
+        gs.Node("Gather", inputs=[mask, places], outputs=[factors]),
+        gs.Node("Cast", attrs=to, inputs=[factors], outputs=[typed]),
+        gs.Node("And" if dtype.kind == "b" else "Mul", inputs=[tensor, typed], outputs=[product]),
+    ]
+    holder = place_of(graph, node).graph.nodes
+    first = next(number for number, item in enumerate(holder) if item is node)
+    holder[first:first] = steps
+    node.inputs[slot] = product
+
 
 # Feeds that are looked at; and calls, where they follow one another and one tells little.
 _FEEDS, _CALLS = 4, 64

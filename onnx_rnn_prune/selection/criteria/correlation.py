@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.context import Criterion, ScoringContext
-from onnx_rnn_prune.selection.reconstruction import columns_of
-from onnx_rnn_prune.selection.redundancy import order_of_leaving
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, order_of_leaving
+from onnx_rnn_prune.selection.criteria.reconstruction import columns_of
 from onnx_rnn_prune.trace.units import Ids
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.lossless.own import own_rows
-from onnx_rnn_prune.selection.context import Criterion, ScoringContext
-from onnx_rnn_prune.selection.redundancy import order_of_leaving
+from onnx_rnn_prune.lossless.unit_merging import own_rows
+from onnx_rnn_prune.selection.context import Criterion, ScoringContext, order_of_leaving
 
 
 def _score(context: ScoringContext) -> Matrix:
