@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -9,6 +10,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import runner
 from onnx_rnn_prune.model.checks import anchor
 from onnx_rnn_prune.model.external import is_reference
+from onnx_rnn_prune.model.runner import Runner
 
 
 @pytest.fixture
@@ -91,3 +93,43 @@ def test_what_runs_only_once_it_is_rewritten_is_rewritten():
     feed = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
     for optimize in (False, True):
         assert runner.Runner(model, optimize=optimize)(feed)["y"].tolist() == [[-4] * 4]
+
+
+def sliced(op, axis, inside=False):
+    """A layer that reads what is left of x from entry 3 on along an axis; in a branch if wanted."""
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    body = f"rest = Slice (x, from, to, axis) y = {op} <hidden_size = 2> (rest, W, R)"
+    if inside:
+        branches = [
+            f"b{n} () => (float[t, d, b, h] y{n}) {{ {body.replace('y =', f'y{n} =')} }}"
+            for n in (1, 2)
+        ]
+        body = f"y = If (yes) <then_branch = {branches[0]}, else_branch = {branches[1]}>"
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        m (float[n, m, 2] x, bool yes) => (float[t, d, b, h] y) {{ {body} }}""")
+    rng = np.random.default_rng(0)
+    values = {"W": rng.normal(size=(1, 2 * gates, 2)), "R": rng.normal(size=(1, 2 * gates, 2))}
+    values = {name: value.astype(np.float32) for name, value in values.items()}
+    values |= {"from": np.array([3]), "to": np.array([99]), "axis": np.array([axis])}
+    proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in values.items())
+    return proto
+
+
+@pytest.mark.parametrize("options", [{}, {"outputs": ["y"]}, {"outputs": ["y"], "optimize": False}])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(("op", "axis"), [("GRU", 0), ("GRU", 1), ("LSTM", 1)])
+def test_a_layer_that_gets_nothing_ends_no_process(op, axis, inside, options):
+    """As onnxruntime's own kernels do; where a layer gets something, numbers are the same."""
+    model = sliced(op, axis, inside)
+    feed = {"x": np.ones((5, 5, 2), np.float32), "yes": np.array(True)}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    run = Runner(model, **options)
+    assert np.array_equal(run(feed)["y"], session.run(["y"], feed)[0])
+    with pytest.raises(PruneError, match="has no entries"):
+        run({**feed, "x": feed["x"][:2] if axis == 0 else feed["x"][:, :2]})
+
+
+def test_an_lstm_takes_no_steps():
+    model, feed = sliced("LSTM", 0), {"x": np.ones((2, 5, 2), np.float32), "yes": np.array(True)}
+    assert Runner(model, outputs=["y"])(feed)["y"].shape == (0, 1, 5, 2)

@@ -2,11 +2,12 @@
 
 It knows no operators of foreign domains, and has no recurrent kernels for double and bfloat16. The
 twin has the same nodes and names: what one shows of its tensors holds for the other to rounding.
+Nor do its LSTM and GRU take sequences without entries: they end the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import tensor_values, with_weights
-from onnx_rnn_prune.model.walk import names_read, node_reads
+from onnx_rnn_prune.model.walk import messages, names_read, node_reads
 
 # Domains whose operators onnxruntime brings along.
 _KNOWN_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "ai.onnx.training"}
@@ -106,6 +107,105 @@ def _known(node: onnx.NodeProto) -> bool:
         domain = "" if node.domain == "ai.onnx" else node.domain
         return bool(onnx.defs.has(node.op_type, domain))
     return node.domain in _KNOWN_DOMAINS
+
+
+# The axes of X that must have an entry. What a Slice or a Loop leaves of a sequence may be nothing.
+_FILLED = {"LSTM": (1,), "DynamicQuantizeLSTM": (1,), "GRU": (0, 0, 0)}
+# What has entries if all that it reads, or its data alone, has some.
+_FILLS = {
+    "Abs", "Add", "BatchNormalization", "Cast", "Clip", "Concat", "DequantizeLinear", "Div",
+    "Dropout", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "Elu", "Erf", "Exp", "GRU",
+    "Gather", "Gelu", "Gemm", "HardSigmoid", "LSTM", "LayerNormalization", "LeakyRelu", "Log",
+    "LogSoftmax", "MatMul", "Mul", "Neg", "PRelu", "Pow", "QuantizeLinear", "RNN", "Reciprocal",
+    "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Softsign", "Sqrt", "Sub", "Tanh", "Where",
+}  # fmt: skip
+_MOVES = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model; where a layer may get a sequence without entries, one that fails there instead.
+
+    It fails as any model does that cannot run on a feed, and else computes the same.
+    """
+    endangered = set(_all_endangered(model))
+    if not endangered:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for graph in list(messages(result.graph, onnx.GraphProto))[::-1]:  # bodies before what has them
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            if node.op_type in _FILLED and _key(node) in endangered:
+                nodes += _guard(node)
+            nodes.append(node)
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(kept)
+    return result
+
+
+def is_endangered(model: onnx.ModelProto) -> bool:
+    """Whether a layer may get a sequence without entries."""
+    return any(_all_endangered(model))
+
+
+def _all_endangered(model: onnx.ModelProto) -> Iterator[str]:
+    return _endangered(model.graph, {port.name for port in model.graph.input})
+
+
+def _endangered(graph: onnx.GraphProto, filled: set[str]) -> Iterator[str]:
+    """The keys of layers whose X may have no entries, where some tensors are known to have some."""
+    filled |= {tensor.name for tensor in graph.initializer if 0 not in tensor.dims}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _endangered(attribute.g, set(filled))
+        if node.op_type in _FILLED and node.input[0] not in filled:
+            yield _key(node)
+        read = node.input[:1] if node.op_type in _MOVES else filter(None, node.input)
+        fills = (node.op_type in _FILLS or node.op_type in _MOVES) and filled.issuperset(read)
+        if fills or (node.op_type == "Constant" and _has_entries(node)):
+            filled.update(node.output)
+
+
+def _has_entries(constant: onnx.NodeProto) -> bool:
+    (held,) = constant.attribute
+    if held.name.endswith("s"):  # a list of numbers or texts
+        return bool(held.floats or held.ints or held.strings)
+    return 0 not in (held.t.dims or held.sparse_tensor.dims)
+
+
+def _guard(layer: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Takes the first entry of X, which fails where there is none, and lets the layer wait for it.
+
+    X gets the shape that it has, plus 0 times that entry: onnxruntime does not see through it.
+    """
+    x, name = layer.input[0], f"onnx_rnn_prune/guard/{_key(layer)}"
+    layer.input[0] = f"{name}/x"
+    node, entry = onnx.helper.make_node, x
+    made = [
+        node("Constant", [], [f"{name}/0"], value=numpy_helper.from_array(np.array(0, np.int64)))
+    ]
+    for number, axis in enumerate(_FILLED[layer.op_type]):
+        taken = node("Gather", [entry, f"{name}/0"], [f"{name}/in{number}"], axis=axis)
+        taken.name = (
+            f"axis {number + axis} of what {_key(layer)} is made of has no entries"  # for errors
+        )
+        made.append(taken)
+        entry = f"{name}/in{number}"
+    return [
+        *made,
+        node("ReduceSum", [entry], [f"{name}/sum"], keepdims=0),
+        node("Cast", [f"{name}/sum"], [f"{name}/whole"], to=onnx.TensorProto.INT64),
+        node("Mul", [f"{name}/whole", f"{name}/0"], [f"{name}/nothing"]),
+        node("Shape", [x], [f"{name}/shape"]),
+        node("Add", [f"{name}/shape", f"{name}/nothing"], [f"{name}/same"]),
+        node("Reshape", [x, f"{name}/same"], [f"{name}/x"]),
+    ]
+
+
+def _key(node: onnx.NodeProto) -> str:
+    return next(str(name) for name in node.output if name)
 
 
 _UNKNOWN = {onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}

@@ -26,9 +26,12 @@ from onnx_rnn_prune.model.external import (
     referring,
     tensor_values,
     with_weights,
+    without_values,
 )
 from onnx_rnn_prune.model.runnable import (
     as_single,
+    guarded,
+    is_endangered,
     narrowed,
     runnable_outputs,
     unknown_type,
@@ -102,6 +105,8 @@ class Runner:
         self._session = self._load(model)
         # Until it ran, it may have to be loaded anew.
         self._spare = model if self._levels else None
+        self._unsafe = model if self._asked is None and _is_endangered(model) else None
+        self._proven: set[tuple[tuple[int, ...], ...]] = set()
         self._takes, self._gives = _conversions(
             model.source if isinstance(model, Document) else model
         )
@@ -115,6 +120,10 @@ class Runner:
         if not names:
             return {}
         known = {name: self._given(name, feed) for name in self.inputs if name in feed}
+        sizes = tuple(value.shape for value in known.values())
+        if self._unsafe is not None and sizes not in self._proven:
+            Runner(self._unsafe, outputs=names, name=self.name, remedy=self.remedy)(feed)
+            self._proven.add(sizes)
         try:
             values = self._run(names, known)
         except Exception as error:
@@ -253,11 +262,19 @@ def _session(content: bytes, options: ort.SessionOptions) -> ort.InferenceSessio
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
-    """A model with other outputs; with all that can be computed where none are named."""
+    """A model with other outputs; with all that can be computed where none are named.
+
+    Only then is it as users run it, and may be timed.
+    """
     names = runnable_outputs(model) if outputs is None else outputs
-    if names == [port.name for port in model.graph.output]:
-        return model
-    return with_outputs(model, names)
+    if names != [port.name for port in model.graph.output]:
+        model = with_outputs(model, names)
+    return model if outputs is None else guarded(model)
+
+
+def _is_endangered(model: onnx.ModelProto | Document) -> bool:
+    light = model.write(without_values) if isinstance(model, Document) else model
+    return is_endangered(light)
 
 
 def first_line(error: BaseException) -> str:
