@@ -134,3 +134,62 @@ def test_a_layer_whose_units_leave_the_model_is_left_alone():
 def test_a_glob_that_matches_no_layer_is_refused():
     with pytest.raises(PruneError, match=r"no layer matches 'head\*'"):
         prune(dense_model(dense_weights(SIZES)), layers="head*")
+
+
+def test_steps_that_share_a_weight_are_one_layer_between_pads():
+    """What a product makes of each step is laid side by side, padded along the steps, and read."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        steps (float[2, 4, 5] x) => (float[2, 6, 3] y) {
+            one, two, three, four = Split <axis = 1> (x)
+            a = MatMul (one, W)
+            b = MatMul (two, W)
+            c = MatMul (three, W)
+            d = MatMul (four, W)
+            e = Concat <axis = 1> (a, b, c, d)
+            f = Relu (e)
+            g = Pad (f, pads)
+            y = MatMul (g, V)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    values = {"W": rng.normal(size=(5, 8)), "V": rng.normal(size=(8, 3))}
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    pads = np.array([0, 1, 0, 0, 1, 0], np.int64)
+    model.graph.initializer.append(numpy_helper.from_array(pads, "pads"))
+    result = prune(model, layers="all", keep=0.5)
+    assert [row["hidden_after"] for row in result.report["layers"]] == [4] * 4 + [3]
+    sizes = [list(tensor.dims) for tensor in result.model.graph.initializer]
+    assert sorted(sizes) == [[4, 3], [5, 4], [6]], "the weight is still shared"
+
+
+def test_units_that_only_scale_others_go_with_them():
+    """Squeeze and excite: the last convolution of the gate has no reader of its own."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        excited (float[N, 3, 6, 6] x) => (float[N, 2, 6, 6] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, W)
+            b = Relu (a)
+            mean = GlobalAveragePool (b)
+            c = Conv (mean, U)
+            d = Relu (c)
+            e = Conv (d, V)
+            f = Sigmoid (e)
+            g = Mul (f, b)
+            y = Conv (g, Z)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"W": (8, 3, 3, 3), "U": (4, 8, 1, 1), "V": (8, 4, 1, 1), "Z": (2, 8, 1, 1)}
+    for name, shape in shapes.items():
+        value = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    feeds = [{"x": rng.normal(size=(2, 3, 6, 6)).astype(np.float32)} for _ in range(4)]
+    result = prune(model, layers="all", keep=0.5, data=feeds)
+    assert [row["hidden_after"] for row in result.report["layers"]] == [4, 2, 4, 2]
+    assert result.report["oracle"]["passed"]

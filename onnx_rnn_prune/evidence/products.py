@@ -30,7 +30,7 @@ def moved_states(document: Document, trace: Trace) -> frozenset[str]:
     """
     found = _leaving(document, trace, ("Y", "Y_h"))
     for node in all_nodes(document.graph):
-        if node.op in MOVING or node.op == "Pad":
+        if node.op in MOVING or (node.op == "Pad" and not _fills(node, trace)):
             _pass_on(node, trace, found)
     return frozenset(found)
 
@@ -40,7 +40,8 @@ def kept_zeros(document: Document, trace: Trace) -> frozenset[str]:
     found = _leaving(document, trace, ("Y", "Y_h", "Y_c"))
     for node in all_nodes(document.graph):
         row = operator_of(node)
-        zero = "" if row is None or _makes_no_number(node) else row.zero
+        spoilt = _makes_no_number(node) or (node.op == "Pad" and _fills(node, trace))
+        zero = "" if row is None or spoilt else row.zero
         alone = all(tensor.name in trace.labels for tensor in node.inputs)
         if zero == "each" or (zero == "all" and alone):
             _pass_on(node, trace, found)
@@ -58,6 +59,15 @@ def _pass_on(node: gs.Node, trace: Trace, found: set[str]) -> None:
     carrying = [tensor.name for tensor in node.inputs if tensor.name in trace.labels]
     if carrying and found.issuperset(carrying):
         found.update(tensor.name for tensor in node.outputs if tensor.name in trace.labels)
+
+
+def _fills(node: gs.Node, trace: Trace) -> bool:
+    """Whether padding puts numbers of its own among those of units."""
+    names = [node.inputs[0].name, node.outputs[0].name]
+    if not all(name in trace.labels for name in names):
+        return False
+    before, after = (np.count_nonzero(trace.labels[name] >= 0) for name in names)
+    return bool(after > before)
 
 
 def _makes_no_number(node: gs.Node) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 from onnx_rnn_prune.model.constants import evaluate
 from onnx_rnn_prune.model.runner import Array
@@ -36,12 +39,46 @@ def concat(step: Step) -> Flow | Stop:
 
 
 def pad(step: Step) -> Flow | Stop:
-    """Padding adds entries that are nobody's, or copies of their neighbours."""
-    if step.labelled != [0] or len(step.labels) < 2 or step.constants[1] is None:
+    """Padding adds entries that are nobody's to a line of units, and whole lines like the last.
+
+    What is in those lines is cut with the units, whatever it is.
+    """
+    amounts = _amounts(step)
+    if step.labelled != [0] or amounts is None:
         return Stop("is padded by amounts that are not constant")
-    inputs: list[Array | None] = [step.labels[0], step.constants[1], np.array(NOBODY, np.int64)]
-    inputs += [step.constants[slot] for slot in range(3, len(step.labels))]
-    return _run(step, inputs)
+    labels, unit = step.labels[0], step.axes[0]
+    assert labels is not None and unit is not None
+    mode = step.node.attrs.get("mode", "constant")
+    for axis, (before, after) in enumerate(amounts.T.tolist()):
+        size = labels.shape[axis]
+        if axis == unit:
+            labels = labels.take(range(max(-before, 0), size + min(after, 0)), axis)
+            widths = [(0, 0)] * labels.ndim
+            widths[axis] = max(before, 0), max(after, 0)
+            blank = {"constant_values": NOBODY} if mode == "constant" else {}
+            labels = np.pad(labels, widths, mode, **blank)
+        else:
+            labels = labels.take(np.arange(-before, size + after).clip(0, size - 1), axis)
+    value = step.constants[2] if len(step.constants) > 2 else None
+    fill = step.node.attrs.get("value", 0.0) if value is None else value.reshape(-1)[0]
+    return Flow({0: labels}, alters="Pad" if fill else "")
+
+
+def _amounts(step: Step) -> npt.NDArray[np.int64] | None:
+    """By how much each axis grows at its ends, [2, axes]; None where that is not known."""
+    labels, node = step.labels[0], step.node
+    pads = node.attrs.get("pads") if len(node.inputs) < 2 else step.constants[1]
+    if labels is None or pads is None:
+        return None
+    axes: Sequence[int] = range(labels.ndim)
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        given = step.constants[3]
+        if given is None:
+            return None
+        axes = [int(axis) % labels.ndim for axis in given]
+    result = np.zeros((2, labels.ndim), np.int64)
+    result[:, list(axes)] = np.asarray(pads, np.int64).reshape(2, -1)
+    return result
 
 
 def shape(_: Step) -> Flow:

@@ -192,18 +192,21 @@ def _walk(
         walk.labels[source], walk.altered[source] = labels, ""
         walk.axes[source] = walk.axis_of(labels)
         walk.lane_outputs[source] = source, ""
+    twins = find_twins(layers)
     for layer in layers:
+        # One that reads no states of its own, and is written out for each step, is one all the way.
+        lanes = units.lanes[layer.name if layer.sums else twins[layer.name]]
         for name in layer.cell.outputs:
             tensor = layer.output(name)
             if tensor is None:
                 continue
             shape = observation.shapes.get(tensor.name)
-            labels = layer.placed(name, units.lanes[layer.name], shape)
+            labels = layer.placed(name, lanes, shape)
             walk.labels[tensor.name] = labels
             walk.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
             walk.lane_outputs[tensor.name] = (layer.name, name)
             walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
-    for name, twin in find_twins(layers).items():
+    for name, twin in twins.items():
         # One plan for both, so that they go on sharing their weights.
         walk.meetings.append((units.lanes[twin], units.lanes[name], frozenset(), name))
     for node in all_nodes(document.graph):

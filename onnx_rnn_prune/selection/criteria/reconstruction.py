@@ -135,7 +135,9 @@ def _score(context: ScoringContext) -> Matrix:
     lookup = Lookup.of(context.traced.document)
     for lanes in trace.units.lanes.values():
         for lane in lanes:
-            scores[lane] = greedy_gains(list(_demands(lookup, readers, evidence, lane)))
+            demands = list(_demands(lookup, readers, evidence, lane))
+            if demands:  # else it is read where it is added to another lane, whose scores count
+                scores[lane] = greedy_gains(demands)
     return scores
 
 
