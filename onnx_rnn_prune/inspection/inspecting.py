@@ -39,6 +39,10 @@ from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.timing import NodeTime, node_times
 
+# For timing one cut; and for all of it, after which no other layer is begun with.
+_SECONDS = 0.6
+_MOST_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -174,11 +178,6 @@ def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progre
         else []
     )
     return replace(seen, outlets=outlets, pinned=pinned, half=half, warnings=tuple(notes))
-
-
-# For timing one cut; and for all of it, after which no other layer is begun with.
-_SECONDS = 0.6
-_MOST_SECONDS = 5.0
 
 
 def halves(

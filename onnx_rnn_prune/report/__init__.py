@@ -1,9 +1,7 @@
 """Reports: tables and pages for people, JSON for programs."""
 
-from onnx_rnn_prune.report.document import to_json, write_json, write_text
 from onnx_rnn_prune.report.html import to_html, write_html
 from onnx_rnn_prune.report.looking import inspect_table, sensitivity_table
-from onnx_rnn_prune.report.markdown import compare_summary, prune_summary
 from onnx_rnn_prune.report.pictures import sensitivity_png
 from onnx_rnn_prune.report.plots import need_matplotlib
 from onnx_rnn_prune.report.terminal import (
@@ -13,6 +11,13 @@ from onnx_rnn_prune.report.terminal import (
     plan_table,
     prune_table,
     search_table,
+)
+from onnx_rnn_prune.report.texts import (
+    compare_summary,
+    prune_summary,
+    to_json,
+    write_json,
+    write_text,
 )
 
 __all__ = [

@@ -29,6 +29,16 @@ from onnx_rnn_prune.validate.results import (
     up_to_shorter,
 )
 
+# Bins are a power of 3, so that three of them make one of a range three times as wide, and one has
+# its middle at 0.
+_FINE = 3**7
+# Bins that are shown, and the share of entries that are within them.
+_SHOWN, _WITHIN = 41, 0.995
+# A power of 3 that a float still holds.
+_LEAST = -640
+# Most stretches of a course over time.
+_BUCKETS = 60
+
 
 @dataclass(frozen=True, eq=False)
 class Drift(Record):
@@ -166,15 +176,6 @@ class Sums:
         )
 
 
-# Bins are a power of 3, so that three of them make one of a range three times as wide, and one has
-# its middle at 0.
-_FINE = 3**7
-_SHOWN = 41
-_WITHIN = 0.995
-# A power of 3 that a float still holds.
-_LEAST = -640
-
-
 @dataclass(frozen=True, eq=False)
 class Histogram(Record):
     """How many entries differ by how much: the other's less the original's.
@@ -243,9 +244,6 @@ class Spread:
         width = each * 3.0**self.power
         edges = [(number - _SHOWN / 2) * width for number in range(_SHOWN + 1)]
         return Histogram(edges, shown.tolist(), total - int(shown.sum()))
-
-
-_BUCKETS = 60
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,11 @@ from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.operators.recurrent import find_layers
 
+# What outputs of feeds that come again may take in memory.
+_MOST_BYTES = 1 << 24
+# Entries of the largest constant whose values inference looks at: shapes have no more.
+_SHAPES = 64
+
 Numbers = npt.NDArray[np.float64]
 
 # Entries of which several copies in double precision take little memory.
@@ -84,10 +89,6 @@ def _arrays(value: object) -> list[Array]:
     if isinstance(value, list):
         return [array for item in value for array in _arrays(item)]
     return [np.asarray(value)]
-
-
-# What outputs of feeds that come again may take in memory.
-_MOST_BYTES = 1 << 24
 
 
 class Called(Protocol):
@@ -186,10 +187,6 @@ def results(a: Called, b: Called, feeds: Iterable[Feed]) -> Iterator[Result]:
     one, other = Streaming(a), Streaming(b)
     for feed in feeds:
         yield Result(feed, getattr(feed, "labels", None), one(feed), other(feed))
-
-
-# Entries of the largest constant whose values inference looks at: shapes have no more.
-_SHAPES = 64
 
 
 def time_axes(document: Document) -> dict[str, int]:

@@ -20,6 +20,13 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.results import Called
 
+# Most feeds that are tried for one that comes by a node.
+_FEEDS = 8
+_ROUNDS = 20
+_SECONDS = 1.0
+# About so many notes are read, each of which takes as long as many a node.
+_EVENTS = 40_000
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -135,14 +142,6 @@ def _timing(first: Sequence[float], own: Sequence[float]) -> Timing:
 def _quartiles(times: Sequence[float]) -> tuple[float, float]:
     low, high = np.quantile(times, (0.25, 0.75))
     return float(low), float(high)
-
-
-# Most feeds that are tried for one that comes by a node.
-_FEEDS = 8
-_ROUNDS = 20
-_SECONDS = 1.0
-# About so many notes are read, each of which takes as long as many a node.
-_EVENTS = 40_000
 
 
 @dataclass(frozen=True)
