@@ -7,7 +7,7 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune import PruneError, inspect, prune
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.intermediate import surface
+from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import all_nodes
 
@@ -221,7 +221,7 @@ def test_what_is_shown_of_nested_branches_takes_nodes_in_proportion():
         proto, names = nested(depth)
         document = Document.read(proto)
         before = sum(1 for _ in all_nodes(document.graph))
-        shown = surface(document, names, np.float32)
+        shown = intermediate_outputs(document, names, np.float32)
         added.append((sum(1 for _ in all_nodes(document.graph)) - before) / len(names))
         seen = shown.calls(Runner(document, outputs=shown.outputs, optimize=False)(feed))
         taken = [name for name in names if seen[name]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_rnn_prune.data.files import open_path
+from onnx_rnn_prune.data.folders import open_path
 from onnx_rnn_prune.data.sources import (
     FAILURES,
     Source,

@@ -17,7 +17,7 @@ from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, Runs
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
-from onnx_rnn_prune.model.intermediate import surface
+from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.model.walk import tensors_of
 from onnx_rnn_prune.operators.recurrent import find_layers
@@ -67,7 +67,9 @@ class Tapped:
         fed = {tensor.name for tensor in graph.inputs}
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
-        self._shown = surface(self._document, sorted(taps - fed - constants), np.float32)
+        self._shown = intermediate_outputs(
+            self._document, sorted(taps - fed - constants), np.float32
+        )
         self._outputs = {*self._shown.outputs, *states.values()}
         self._runs = runs
         self._streaming = Streaming(self._run)

@@ -72,7 +72,7 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class Surface:
+class IntermediateOutputs:
     """Where a run shows tensors.
 
     Attributes:
@@ -100,7 +100,9 @@ class Surface:
         return found | {name: [shown[name]] for name in self.main}
 
 
-def surface(document: Document, names: Iterable[str], dtype: type[np.generic]) -> Surface:
+def intermediate_outputs(
+    document: Document, names: Iterable[str], dtype: type[np.generic]
+) -> IntermediateOutputs:
     """Changes a document so that runs can show the named tensors, inner ones as another type."""
     homes = _homes(document.graph)
     wanted: dict[int, list[gs.Tensor]] = defaultdict(list)
@@ -110,7 +112,7 @@ def surface(document: Document, names: Iterable[str], dtype: type[np.generic]) -
     main = [tensor.name for tensor in wanted.pop(id(document.graph), [])]
     inner = frozenset(tensor.name for tensors in wanted.values() for tensor in tensors)
     lift = _Lift(document.graph, wanted, np.dtype(dtype))
-    return Surface(main, inner, lift.carriers(document.graph))
+    return IntermediateOutputs(main, inner, lift.carriers(document.graph))
 
 
 def _homes(graph: gs.Graph) -> dict[str, tuple[gs.Graph, gs.Tensor]]:

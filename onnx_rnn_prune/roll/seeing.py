@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import without_values
-from onnx_rnn_prune.model.intermediate import surface
+from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.walk import bodies_of, places
@@ -86,7 +86,7 @@ def see(document: Document, feed: Feed) -> Sight:
                 shape = gs.Variable(f"{_SHAPE}{len(asked)}")
                 place.graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
                 asked[tensor.name] = shape.name
-    shown = surface(watched, [*asked.values(), *numbers], np.int64)
+    shown = intermediate_outputs(watched, [*asked.values(), *numbers], np.int64)
     calls = shown.calls(Runner(watched, outputs=shown.outputs, optimize=False)(feed))
     shapes = {
         name: [tuple(int(size) for size in shape) for shape in calls[at]]

@@ -22,7 +22,7 @@ from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.space import Ask, Counts, Space, Trial, Verdict
 from onnx_rnn_prune.search.study import Study
-from onnx_rnn_prune.search.worker_context import Calibrate, Judge, Shard, WorkerContext, calibrated
+from onnx_rnn_prune.search.worker_context import Shard, WorkerContext, calibrated, calibrator, judge
 from onnx_rnn_prune.selection.choice import score_units
 from onnx_rnn_prune.selection.profitability import (
     ProfitableCuts,
@@ -128,7 +128,7 @@ def open_setting(
     return Setting(
         traced=traced,
         lab=lab,
-        verdicts=workers.send(Work(lab.judge, Judge(context, evidence, scores))),
+        verdicts=workers.send(Work(lab.judge, partial(judge, context, evidence, scores))),
         ms=ms,
         size=size,
         profitable=profitable,
@@ -177,7 +177,9 @@ def _calibrated(
 ) -> Evidence:
     feeds = context.data.calibration
     shards = _shards(needed(traced.document, traced.readers, feeds))
-    sums = workers.send(Work(partial(calibrated, traced, feeds), Calibrate(context)))(shards)
+    sums = workers.send(Work(partial(calibrated, traced, feeds), partial(calibrator, context)))(
+        shards
+    )
 
     def counted() -> Iterator[Tally]:
         for number in range(len(shards)):

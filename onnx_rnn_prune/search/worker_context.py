@@ -52,34 +52,22 @@ class WorkerContext:
     interface: Interface = field(compare=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Calibrate:
-    """Recipe for summing up a shard of the feeds."""
-
-    context: WorkerContext
-
-    def __call__(self) -> Callable[[Shard], Tally]:
-        return partial(calibrated, _traced(self.context), self.context.data.calibration)
+def calibrator(context: WorkerContext) -> Callable[[Shard], Tally]:
+    """What sums up a shard of the feeds in this process."""
+    return partial(calibrated, _traced(context), context.data.calibration)
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """Recipe for making a cut and judging it.
+def judge(context: WorkerContext, evidence: Evidence, scores: Matrix) -> Callable[[Ask], Verdict]:
+    """What makes cuts and judges them in this process.
 
-    Attributes:
+    Args:
         context: the model and its data.
         evidence: what the data showed.
         scores: of the units.
     """
-
-    context: WorkerContext
-    evidence: Evidence
-    scores: Matrix
-
-    def __call__(self) -> Callable[[Ask], Verdict]:
-        traced, data = _traced(self.context), self.context.data
-        traced.evidence[data.calibration] = self.evidence
-        return Laboratory.of(traced, data, self.scores, self.context.quality).judge
+    traced, data = _traced(context), context.data
+    traced.evidence[data.calibration] = evidence
+    return Laboratory.of(traced, data, scores, context.quality).judge
 
 
 def calibrated(traced: TracedModel, feeds: Feeds, shard: Shard) -> Tally:

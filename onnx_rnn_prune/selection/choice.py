@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.data.files import read_archive
+from onnx_rnn_prune.data.folders import read_archive
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import Array

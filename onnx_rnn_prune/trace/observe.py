@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
-from onnx_rnn_prune.model.intermediate import surface
+from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.walk import all_nodes, places
@@ -65,7 +65,7 @@ def observe(
     shapes, values = _wanted(document, layers, sources)
     watched = document.copy()
     sizes = _ask_for_shapes(watched, shapes)
-    shown = surface(watched, [*sizes.values(), *values], np.int64)
+    shown = intermediate_outputs(watched, [*sizes.values(), *values], np.int64)
     runner = Runner(watched, outputs=shown.outputs, optimize=False)
     found_shapes: dict[str, Shape] = {}
     found_values: dict[str, Array] = {}

@@ -24,7 +24,7 @@ from onnx_rnn_prune.model.walk import bodies_of, node_key, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.recovery.distill.elementwise import ELEMENTWISE, REDUCES
 from onnx_rnn_prune.recovery.distill.kernels import MOVES, Call, Function, Operator
-from onnx_rnn_prune.recovery.distill.layers import LAYERS, PRODUCTS
+from onnx_rnn_prune.recovery.distill.products import LAYERS, PRODUCTS
 from onnx_rnn_prune.trace.states import plain_outputs
 
 Tensors = Mapping[str, torch.Tensor]
