@@ -413,7 +413,7 @@ def test_a_metric_of_the_users_own_decides(feeds):
 def test_labels_in_feeds_are_what_accuracy_counts(feeds):
     model = stacked(None)
     given = [{**feed, "labels": np.zeros((15, 2), int)} for feed in feeds]
-    found = onnx_rnn_prune.search(model, data=given, metric="accuracy", max_drop=0.05, trials=20)
+    found = onnx_rnn_prune.search(model, data=given, metric="accuracy", max_drop=0.2, trials=20)
     assert 0 <= found.report["search"]["test"]["original"] <= 1
     with pytest.raises(PruneError, match=r"^metric='accuracy': there are no labels"):
         onnx_rnn_prune.search(model, data=feeds, metric="accuracy", max_drop=0.05)
