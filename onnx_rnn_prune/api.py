@@ -26,7 +26,6 @@ from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.executor import Executor
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.search import Bounds, Search, Sensitivity
-from onnx_rnn_prune.selection.choice import choose_plan
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 from onnx_rnn_prune.validate.quality import read_quality
@@ -154,6 +153,8 @@ def plan(
     *,
     keep: Amount | None = None,
     budget: str | None = None,
+    lossless: bool = False,
+    masks: object = None,
     data: object = None,
     size: object = None,
     stream: bool | None = None,
@@ -173,12 +174,13 @@ def plan(
     progress: Progress = silent,
 ) -> Plan:
     """Chooses the units to keep, and changes nothing; arguments as in `prune`."""
+    start = time.perf_counter()
     options = Options.of(locals())
-    request = Request.of(options)
+    request, treatment = Request.of(options), Treatment.of(options)
     opened = open_model(model, options.inputs.freeze, options.selection.layers)
     given = _opened(opened, options, request.learns)
-    chosen, _ = choose_plan(opened, given, request, options.interface, progress)
-    return chosen
+    made = make_plan(opened, given, request, treatment, options.selection, start, progress)
+    return made.plan
 
 
 @_quiet
@@ -243,6 +245,7 @@ def search(
     strategy: str = "greedy",
     pick: int | None = None,
     criterion: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     recover: str | None = None,
     distill_minutes: float = 10.0,
     only: str | Sequence[str] = (),
@@ -297,6 +300,7 @@ def search(
     inputs = input_paths(model, data, eval_data)
     opened = open_model(model, options.inputs.freeze)
     given = open_three(opened, executor.reachable(data), executor.reachable(eval_data), stream)
+    given = labelled(given, loss, opened, treatment.learns, request.learns)
     memory = None if study is None else Path(study)
     found = Search(
         opened, given, goal, request, treatment, bounds, executor, memory, strategy, effort.pick
@@ -316,6 +320,7 @@ def sensitivity(
     jobs: int = 1,
     cluster: str | None = None,
     criterion: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -357,6 +362,7 @@ def sensitivity(
     opened = open_model(model, options.inputs.freeze)
     memory = None if study is None else Path(study)
     given = open_three(opened, executor.reachable(data), None, stream)
+    given = labelled(given, loss, opened, request.learns)
     return Sensitivity(opened, given, quality, request, executor, memory)(progress)
 
 

@@ -16,8 +16,8 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.pipeline import treatment
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovery import schedules
 from onnx_rnn_prune.recovery.distill import configuration
 from onnx_rnn_prune.traced_model import trace_model
 
@@ -94,8 +94,8 @@ def test_nothing_imports_torch_where_it_is_not_asked_for():
 class TestWithTorch:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        course = partial(schedules.TrainingConfig, steps=150, trials=3)
-        monkeypatch.setattr(schedules, "TrainingConfig", course)
+        course = partial(treatment.TrainingConfig, steps=150, trials=3)
+        monkeypatch.setattr(treatment, "TrainingConfig", course)
 
     def learn(self, model, **more):
         how = {"keep": 0.5, "data": feeds(24), "recover": "distill", **more}
@@ -187,7 +187,7 @@ class TestWithTorch:
             Pipeline((write,))(found)
             return drift(opened.run(), Runner(found), fed.validation)["logits"].nrmse
 
-        _, learning = distill(pupil, fed.calibration, judge, schedules.TrainingConfig(), silent)
+        _, learning = distill(pupil, fed.calibration, judge, treatment.TrainingConfig(), silent)
         assert learning.after < 0.25 * learning.before
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import apply, plan, prune
+from onnx_rnn_prune import apply, plan, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.recovery import schedules
+from onnx_rnn_prune.pipeline import treatment
 from onnx_rnn_prune.recovery.distill.configuration import (
     Answers,
     Loss,
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(schedules, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
+    monkeypatch.setattr(treatment, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
 
 
 def best(model, feed):
@@ -167,7 +167,7 @@ def heavy(outputs, labels):
 class TestDistill:
     def learn(self, monkeypatch, steps, **more):
         course = partial(TrainingConfig, steps=steps, trials=3, rate=0.1)
-        monkeypatch.setattr(schedules, "TrainingConfig", course)
+        monkeypatch.setattr(treatment, "TrainingConfig", course)
         return prune(two_layers(), keep=0.75, recover="distill", **more)
 
     def agreement(self, result, data):
@@ -220,7 +220,7 @@ class TestDistill:
 
     def test_without_a_loss_labels_change_nothing(self, monkeypatch):
         monkeypatch.setattr(
-            schedules, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
+            treatment, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
         )
         found = [
             prune(two_layers(), keep=0.5, recover="distill", data=data)
@@ -234,6 +234,19 @@ class TestDistill:
         chosen = plan(two_layers(), keep=0.75, data=data)
         result = apply(two_layers(), chosen, data=data, recover="distill", loss=heavy)
         assert "mean of error and heavy" in result.report["recovery"]["reason"]
+
+
+def test_searches_rank_by_them(tmp_path):
+    """A study is of one loss; what is tried without one is tried again with it."""
+    data = labelled(wrong)
+    asked = {"data": data, "criterion": "taylor", "study": tmp_path / "study", "align": 2}
+    for loss in (None, "cross-entropy", heavy):
+        found = search(two_layers(), max_nrmse=0.9, trials=2, loss=loss, **asked)
+        assert found.report.oracle.passed and found.report.criterion == "taylor"
+    rows = sensitivity(two_layers(), loss="cross-entropy", **asked).layers
+    assert len(rows) == 2
+    with pytest.raises(PruneError, match="loss=: nothing learns from it"):
+        search(two_layers(), data=data, params="90%", loss="cross-entropy")
 
 
 def returns(value):

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from onnx_rnn_prune import inspect, prune
+from onnx_rnn_prune import inspect, plan, prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.meets import meet
@@ -30,6 +30,7 @@ def widened(op, directions, kinds, seed=0):
 def check(model, after, feed=FEED, **counts):
     """The first layer keeps so many units, the model computes the same, and the report says why."""
     result = prune(model, lossless=True)
+    assert plan(model, lossless=True) == result.plan
     layer = result.report["layers"][0]
     assert layer["hidden_after"] == after, result.report["lossless"]
     left, right = Runner(model)(feed), Runner(result.model)(feed)
@@ -388,6 +389,7 @@ def test_masks_from_training_are_a_plan(one, tmp_path):
     result = prune(model, masks=tmp_path / "masks.npz")
     keep = [tuple(np.flatnonzero(row)) for row in lanes]
     assert list(result.plan.layers["layer"].keep) == keep
+    assert plan(model, masks=tmp_path / "masks.npz") == result.plan
     assert result.report["oracle"]["passed"]
     with pytest.raises(PruneError, match="input would be overwritten"):
         result.save(tmp_path / "masks.npz")

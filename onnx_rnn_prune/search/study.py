@@ -119,6 +119,8 @@ def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Re
     found.update(repr((quality.name, quality.higher, quality.source)).encode())
     chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
     found.update(repr((*chosen, request.seed)).encode())
+    if data.loss is not None:
+        found.update(f"loss {data.loss.name}".encode())
     for feeds in (data.calibration, data.validation):
         found.update(repr(sorted(feeds.states.items())).encode())
         _digest(found.update, feeds)
