@@ -12,8 +12,9 @@ if not os.environ.get("ORT_DISABLE_TELEMETRY"):
     if "onnxruntime" in sys.modules:
         sys.modules["onnxruntime"].disable_telemetry_events()
 
-# A folder becomes an attribute when it is first imported, and never again; this one's name is that
-# of a function.
+# A folder becomes an attribute when it is first imported, and never again; the names of these are
+# those of functions.
+import onnx_rnn_prune.roll
 import onnx_rnn_prune.search
 
 del onnx_rnn_prune
@@ -29,17 +30,28 @@ __all__ = [
     "inspect",
     "plan",
     "prune",
+    "roll",
     "search",
     "sensitivity",
 ]
 
 if TYPE_CHECKING:
-    from onnx_rnn_prune.api import apply, bench, compare, inspect, plan, prune, search, sensitivity
+    from onnx_rnn_prune.api import (
+        apply,
+        bench,
+        compare,
+        inspect,
+        plan,
+        prune,
+        roll,
+        search,
+        sensitivity,
+    )
     from onnx_rnn_prune.errors import PruneError, Unmet
     from onnx_rnn_prune.pipeline.result import PruneResult
     from onnx_rnn_prune.trace.plan import Plan
 else:
-    del search
+    del roll, search
 
     # Nothing heavy is imported before someone asks for it, so that the command is there to handle
     # a Ctrl-C while the rest is imported.

@@ -17,6 +17,7 @@ from onnx_rnn_prune.inspection import comparing
 from onnx_rnn_prune.inspection.inspecting import inspect_model
 from onnx_rnn_prune.opened_model import ModelSource, OpenedModel, open_model, read_model
 from onnx_rnn_prune.options import Options
+from onnx_rnn_prune.pipeline import rolling
 from onnx_rnn_prune.pipeline.finish import finish
 from onnx_rnn_prune.pipeline.planning import Asked, make_plan
 from onnx_rnn_prune.pipeline.result import PruneResult
@@ -30,7 +31,17 @@ from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 from onnx_rnn_prune.validate.quality import read_quality
 
-__all__ = ["apply", "bench", "compare", "inspect", "plan", "prune", "search", "sensitivity"]
+__all__ = [
+    "apply",
+    "bench",
+    "compare",
+    "inspect",
+    "plan",
+    "prune",
+    "roll",
+    "search",
+    "sensitivity",
+]
 
 Amount = str | float | Mapping[str, str | float] | Sequence[str | float]
 
@@ -39,6 +50,7 @@ _quiet = np.errstate(all="ignore")
 
 bench = _quiet(comparing.bench)
 compare = _quiet(comparing.compare)
+roll = _quiet(rolling.roll)
 
 
 @_quiet

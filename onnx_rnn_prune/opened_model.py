@@ -243,6 +243,14 @@ def written_out(opened: OpenedModel) -> tuple[Written, ...]:
     return find_written(document.graph)
 
 
+def read_document(model: onnx.ModelProto) -> Document:
+    """The graph of a model that was read, in order, with a name of its own for each tensor."""
+    document = Document.read(model)
+    check_sizes(document.graph)
+    Pipeline((UniqueNames(), SortNodes()))(document)
+    return document
+
+
 def as_run(model: onnx.ModelProto) -> Document | onnx.ModelProto:
     """A model that computes the same, in the form that onnxruntime runs."""
     document = Document.read(model)

@@ -1,5 +1,6 @@
 """Recurrences that were written out become the operators that they are, and nothing else does."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from onnx_rnn_prune import PruneError
+from onnx_rnn_prune import roll as roll_file
+from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.roll.rolling import roll
 from rolling import UNITS, attributes, feeds, gru, lstm, operators, repeated, rnn, unrolled
@@ -202,3 +206,34 @@ def test_a_norm_on_one_gate_is_refused():
     _, found = rolled(unrolled(step))
     assert not found.rolled
     assert "depends on the states" in next(iter(found.left.values()))
+
+
+def test_command_writes_a_rolled_file_and_says_what_it_gained(tmp_path, capsys):
+    out, report = tmp_path / "rolled.onnx", tmp_path / "rolled.json"
+    path = FIXTURES / "tf2onnx_lstm_masked.onnx"
+    arguments = ["roll", str(path), "-o", str(out), "--json", str(report), "--size", "x=1x20x5"]
+    assert command(arguments) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Rolled: an LSTM of 8 units that was written out in the Loop model/lstm" in shown
+    assert "Proof: equal to" in shown and "on x [1, 20, 5]" in shown
+    found = json.loads(report.read_text("utf-8"))
+    assert [(row["op"], row["kind"]) for row in found["rolled"]] == [("LSTM", "loop")]
+    assert found["left"] == [] and found["max_abs_diff"] < 1e-5
+    assert found["latency"]["speedup"] > 0
+    assert len(operators(onnx.load(out))) == 1
+    assert command(["roll", str(path), "-o", str(path)]) == 1  # never over the input
+
+
+def test_a_file_in_which_nothing_is_rolled_is_copied_to_the_byte(tmp_path, capsys):
+    path, out = FIXTURES / "keras_torch_gru.onnx", tmp_path / "same.onnx"
+    assert command(["roll", str(path), "-o", str(out)]) == 0
+    assert out.read_bytes() == path.read_bytes()
+    assert "Nothing was rolled" in capsys.readouterr().out
+
+
+def test_models_roll_from_python():
+    result = roll_file(onnx.load(FIXTURES / "keras_gru.onnx"))
+    assert [row.op for row in result.report.rolled] == ["GRU"]
+    assert len(operators(result.model)) == 1
+    with pytest.raises(PruneError, match="size=: the model has no input"):
+        roll_file(FIXTURES / "keras_gru.onnx", size={"y": 3})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -228,6 +230,31 @@ def apply(given: Given) -> None:
     with report.ProgressBars() as progress:
         result = api.apply(given["model"], given["plan"], **_asked(given), progress=progress)
     write(result, given, report.prune_table)
+
+
+@_command(
+    api.roll,
+    _file("model"),
+    writes=["output", "json"],
+    examples=[
+        "roll model.onnx -o rolled.onnx",
+        "roll model.onnx -o rolled.onnx --data clips --json rolled.json",
+    ],
+)
+def roll(given: Given) -> None:
+    """Turn recurrences that were written out in MODEL into LSTM, GRU and RNN layers.
+
+    Nothing is lost: OUT computes what MODEL computes.
+    """
+    with report.ProgressBars() as progress:
+        result = api.roll(given["model"], **_asked(given), progress=progress)
+    found = replace(result.report, command=click.get_current_context().obj)
+    written: list[str | Path] = [*result.save(given["output"])]
+    if given["json"]:
+        report.write_json(found, given["json"])
+        written.append(given["json"])
+    show(found, report.roll_table)
+    say_written(*written)
 
 
 @_command(

@@ -10,6 +10,7 @@ from onnx_rnn_prune.report.terminal import (
     compare_table,
     plan_table,
     prune_table,
+    roll_table,
     search_table,
 )
 from onnx_rnn_prune.report.texts import (
@@ -30,6 +31,7 @@ __all__ = [
     "plan_table",
     "prune_summary",
     "prune_table",
+    "roll_table",
     "search_table",
     "sensitivity_png",
     "sensitivity_table",

@@ -24,6 +24,7 @@ from onnx_rnn_prune.report.numbers import (
     size,
     times,
 )
+from onnx_rnn_prune.report.rolled import RollReport
 from onnx_rnn_prune.report.schema import (
     BenchReport,
     BenchRow,
@@ -205,6 +206,33 @@ def _against_first(row: BenchRow) -> str:
         return f"{change} as the first"
     speed, space, spread = change.partition(" (")
     return f"{speed} than the first{space}{spread}"
+
+
+def roll_table(report: RollReport) -> Group:
+    """What became an operator, what did not, and what that brings."""
+    report = presentable(report)
+    parts: list[RenderableType] = [sentence("Rolled", str(row)) for row in report.rolled]
+    if not report.rolled:
+        parts.append(Text("Nothing was rolled: the file is written as it was."))
+    parts += [sentence("Left as it is", f"{row.at}: {row.reason}") for row in report.left]
+    latency = report.latency
+    if latency is not None:
+        change = faster(latency.speedup, latency.speedup_quartiles)
+        fed = ", ".join(f"{name} {list(sizes)}" for name, sizes in report.timed_on.items())
+        parts += [
+            sentence("Proof", f"equal to {report.max_abs_diff:.1e} on {report.feeds} feeds"),
+            sentence(
+                "Speed",
+                f"{duration(latency.before_ms)} -> {duration(latency.after_ms)} a run, {change},"
+                f" {_threads(latency.threads)}, on {fed}",
+            ),
+            sentence(
+                "Size",
+                f"{size(report.bytes_before)} -> {size(report.bytes_after)},"
+                f" {report.nodes_before} -> {report.nodes_after} nodes",
+            ),
+        ]
+    return Group(*parts)
 
 
 def search_table(report: PruneReport) -> Group:

@@ -81,7 +81,7 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
     Raises:
         PruneError: the model does not run on a feed.
     """
-    sample = max(feeds, key=lambda feed: sum(value.size for value in feed.values()))
+    sample = max(feeds, key=_telling)
     left: dict[str, str] = {}
     done: list[Rolled] = []
     current, error = document, 0.0
@@ -103,6 +103,13 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
                 break
         else:
             return Rolling(current, tuple(done), left, error)
+
+
+def _telling(feed: Feed) -> tuple[int, int, int]:
+    """How well axes can be told from one another in a run on a feed; a small one is as good."""
+    sizes = [size for value in feed.values() for size in value.shape]
+    entries = sum(value.size for value in feed.values())
+    return sum(size > 1 for size in sizes), sum(size > 2 for size in sizes), -entries
 
 
 Attempt = Callable[[], tuple[Document, list[Rolled]]]

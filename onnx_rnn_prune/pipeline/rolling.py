@@ -1,0 +1,146 @@
+"""Rolling: recurrences that were written out become operators."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnx_rnn_prune.calibration import feeds_for
+from onnx_rnn_prune.data import input_paths
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import is_apart, stored_bytes, whole_model
+from onnx_rnn_prune.model.files import (
+    check_output,
+    load_model,
+    save_apart,
+    save_model,
+    write_atomically,
+)
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.opened_model import ModelSource, as_run, read_document
+from onnx_rnn_prune.options import Options
+from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.report.rolled import LeftRow, RolledRow, RollReport
+from onnx_rnn_prune.roll.feeding import proof_feeds
+from onnx_rnn_prune.roll.rolling import Rolled
+from onnx_rnn_prune.roll.rolling import roll as roll_document
+from onnx_rnn_prune.validate import latency
+
+# A single step gains nothing by being an operator.
+_FEWEST = 2
+# Feeds of the user's that a rolled model is tried on.
+_MOST_FEEDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RollResult:
+    """A model with operators where recurrences were written out.
+
+    Attributes:
+        written: the model; weights that were not touched may lie in the original's files.
+        report: its attributes, or as a mapping its keys, are those of the JSON report.
+        inputs: files and folders that were read.
+    """
+
+    written: onnx.ModelProto
+    report: RollReport
+    inputs: tuple[Path, ...] = ()
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model with all of its weights.
+
+        Raises:
+            PruneError: it is larger than one message can be.
+        """
+        return whole_model(self.written)
+
+    def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Writes the model, whole or not at all, and never over an input.
+
+        Where nothing was rolled, a file is copied to the byte.
+
+        Returns:
+            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
+        """
+        check_output(path, self.inputs)
+        if is_apart(self.written):
+            return save_apart(self.written, path, self.inputs)
+        if not self.report.rolled and Path(self.report.model).is_file():
+            write_atomically(path, Path(self.report.model).read_bytes())
+            return (Path(path),)
+        return save_model(self.written, path, self.inputs)
+
+
+def roll(
+    model: ModelSource,
+    *,
+    data: object = None,
+    size: object = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> RollResult:
+    """Turns recurrences that were written out into LSTM, GRU and RNN nodes; nothing is lost.
+
+    Each is proven: one step in double precision to 1e-10, the whole model in onnxruntime to 1e-5.
+    What cannot be proven stays as it is, and the report says why.
+
+    Args:
+        model: a path or a model; it is not changed.
+        data: inputs to prove and to time it on, too, see `data.open_feeds`.
+        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
+        seed: for made-up inputs.
+        progress: is told how far the work is.
+
+    Raises:
+        PruneError: it is no model, does not load, or no inputs can be made up for it.
+    """
+    start = time.perf_counter()
+    asked = Options.of(locals()).inputs
+    inputs = input_paths(model, data)
+    name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
+    original = load_model(model)
+    document = read_document(original)
+    progress("rolling", 0, None)
+    before = Runner(as_run(original), name=name)
+    feeds: list[Feed] = []
+    if data is not None:
+        given = feeds_for(original, document, lambda: before, data, None)
+        feeds = [dict(feed) for feed, _ in zip(given, range(_MOST_FEEDS), strict=False)]
+    feeds += proof_feeds(document, before, asked.size or {}, asked.seed)
+    found = roll_document(document, feeds, _FEWEST)
+    written = found.document.write() if found.rolled else original
+    timed = feeds[0] if data is not None or asked.size else max(feeds, key=_entries)
+    after = Runner(as_run(written), name="the rolled model", remedy=OURS)
+    report = RollReport(
+        model=name,
+        rolled=rolled_rows(found.rolled),
+        left=[LeftRow(at, reason) for at, reason in found.left.items()],
+        feeds=len(feeds),
+        max_abs_diff=found.error,
+        bytes_before=stored_bytes(original, like=original),
+        bytes_after=stored_bytes(written, like=original),
+        nodes_before=_nodes(document),
+        nodes_after=_nodes(found.document),
+        latency=latency(before, after, timed) if found.rolled else None,
+        timed_on={name: list(value.shape) for name, value in timed.items()},
+        seconds=time.perf_counter() - start,
+    )
+    return RollResult(written, report, inputs)
+
+
+def rolled_rows(rolled: tuple[Rolled, ...]) -> list[RolledRow]:
+    """What reports say of operators that were put in."""
+    return [RolledRow(r.name, r.op, r.units, r.kind, r.at, r.steps) for r in rolled]
+
+
+def _entries(feed: Feed) -> int:
+    return sum(value.size for value in feed.values())
+
+
+def _nodes(document: Document) -> int:
+    return sum(1 for _ in all_nodes(document.graph))

@@ -1,0 +1,96 @@
+"""Feeds on which a rolled model must do what the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from onnx_rnn_prune.data import Asked, random_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Array, Feed, Runner
+
+# Lengths that are tried where the model takes them, and batches.
+_LENGTHS = (1, 2, 31)
+_BATCHES = (3, 1, 3)
+# Random feeds of several sizes; the first holds two sequences, the second one.
+_COUNT = 3
+_NOTHING: Asked = MappingProxyType({})
+
+
+def proof_feeds(
+    document: Document, runner: Runner, asked: Asked = _NOTHING, seed: int = 0
+) -> list[Feed]:
+    """Made-up feeds: batches of 1 and 3, lengths of 1, 2, odd and many, and steps that are zero.
+
+    Args:
+        document: the model.
+        runner: runs it.
+        asked: sizes of the first of them.
+        seed: of the numbers.
+
+    Raises:
+        PruneError: the model runs on no feed that can be made up.
+    """
+    own = random_feeds(document, runner, seed=seed, count=1, asked=asked) if asked else ()
+    made = random_feeds(document, runner, seed=seed, count=_COUNT)
+    found: list[Feed] = [dict(feed) for feed in made]
+    found += [_with_gaps(found[0], seed)]
+    for length, batch in zip(_LENGTHS, _BATCHES, strict=True):
+        sizes = _sizes(document, found, length, batch)
+        if sizes:
+            found += _accepted(document, runner, sizes, seed)
+    return [*(dict(feed) for feed in own), found[0], *_running(runner, found[1:])]
+
+
+def _accepted(
+    document: Document, runner: Runner, sizes: dict[str, tuple[int, ...]], seed: int
+) -> list[Feed]:
+    try:
+        made = random_feeds(document, runner, seed=seed, count=1, asked=sizes)
+        return [dict(feed) for feed in made]
+    except PruneError:  # it takes no such sizes
+        return []
+
+
+def _running(runner: Runner, feeds: Sequence[Feed]) -> Iterator[Feed]:
+    for feed in feeds:
+        try:
+            runner(feed)
+        except PruneError:
+            continue
+        yield feed
+
+
+def _sizes(
+    document: Document, feeds: Sequence[Feed], length: int, batch: int
+) -> dict[str, tuple[int, ...]]:
+    """Sizes of the inputs with another length and batch; axes that differed are one or the other.
+
+    In the second feed, what is 1 is a batch.
+    """
+    found = {}
+    for port in signature.inputs(document.source):
+        one, two = feeds[0][port.name].shape, feeds[1][port.name].shape
+        pairs = list(zip(one, two, strict=True))
+        if pairs and any(a != b for a, b in pairs):
+            found[port.name] = tuple(a if a == b else batch if b == 1 else length for a, b in pairs)
+    return found
+
+
+def _with_gaps(feed: Feed, seed: int) -> Feed:
+    """A feed some of whose rows are 0, which is how steps are marked that do not count."""
+    rng = np.random.default_rng(seed)
+
+    def gapped(value: Array) -> Array:
+        if value.ndim < 2 or value.dtype.kind not in "fiu":
+            return value
+        axes = value.shape[:2] if value.ndim > 2 else value.shape
+        kept = rng.random(axes) > 0.4
+        kept = kept.reshape(*kept.shape, *[1] * (value.ndim - kept.ndim))
+        return (value * kept).astype(value.dtype)
+
+    return {name: gapped(value) for name, value in feed.items()}
