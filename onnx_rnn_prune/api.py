@@ -272,7 +272,7 @@ def search(
 
     With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
     or small as asked for. Layers get different widths. What selects among cuts is disjoint from
-    what they are fitted on, and both from what is reported; `.report["search"]` has all cuts that
+    what they are fitted on, and both from what is reported; `.report.search` has all cuts that
     were tried. Other arguments are as in `prune`.
 
     Args:
@@ -302,7 +302,7 @@ def search(
     Raises:
         PruneError: something that the user can mend.
         Unmet: no cut is within the limits. A result that is within them on what selected it, and
-            not on what is reported, is returned; then `.report["search"]["met"]` is False.
+            not on what is reported, is returned; then `.report.search.met` is False.
     """
     options = Options.of(locals())
     goal, effort, executor = Goal.of(options.target), options.effort, Executor.of(options.effort)

@@ -14,6 +14,8 @@ from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.report import compare_summary, plots, prune_summary, to_html, to_json
 from onnx_rnn_prune.report.html import CHANGES, FORMATS, UNKNOWN
+from onnx_rnn_prune.report.pictures import curves
+from onnx_rnn_prune.report.plots import Dot
 from reports import NASTY, compared, pruned, put, unknown, whole
 
 VOID = {"meta", "link"}
@@ -77,6 +79,14 @@ def test_all_that_is_shown_stands_in_the_report(report):
     page = Page(to_html(report))
     check_shown(report, page.shown)
     assert report == before
+
+
+def test_the_page_shows_the_pictures_that_a_png_does():
+    keys = {given["data-key"] for _, given in Page(to_html(whole())).tags if "data-key" in given}
+    drawn = curves(whole().sensitivity, metric=False, way=("sensitivity",))
+    dots = [shape for picture in drawn for shape in picture.shapes if isinstance(shape, Dot)]
+    assert len(dots) == 6
+    assert {".".join(map(str, dot.way)) for dot in dots} <= keys
 
 
 def test_key_numbers_are_shown():
