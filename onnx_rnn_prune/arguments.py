@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from onnx_rnn_prune.errors import PruneError
@@ -46,10 +47,18 @@ class Named(Text):
 class File(Text):
     """The path of a file."""
 
+    def read(self, value: object, flag: str) -> object:
+        if value is not None and (not isinstance(value, str | Path) or not str(value)):
+            raise PruneError(f"{value!r} is no path", where=flag, remedy="name a file")
+        return value
+
 
 @dataclass(frozen=True)
 class Source(File):
     """Inputs: a path, `module:function`, or values from Python, see `data.open_feeds`."""
+
+    def read(self, value: object, flag: str) -> object:
+        return value
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ class Selection(Group):
     )
     lossless: bool = option("Remove just the units that provably change nothing.", Switch(), False)
     masks: Any = option(
-        "Units kept: an array of booleans for each layer, True to keep.", File(), metavar="FILE.npz"
+        "Units kept: an array of booleans for each layer, True to keep.",
+        Source(),
+        metavar="FILE.npz",
     )
     criterion: Any = option(
         "How units are ranked: {known}; a sum of some, such as l2+0.5*activation; or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -388,7 +389,7 @@ def _open(source: object, ports: Sequence[Port]) -> Source:
         raise PruneError("the name is empty", where="data", remedy="name a file or folder of feeds")
     if isinstance(source, str | Path):
         path = Path(source)
-        if isinstance(source, str) and is_function_name(source) and not path.exists():
+        if isinstance(source, str) and is_function_name(source) and not os.path.exists(path):
             return open_function(source)
         return open_path(path, ports)
     return open_value(source)

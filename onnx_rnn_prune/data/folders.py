@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
@@ -43,9 +44,9 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
     Raises:
         PruneError: there is nothing there, or nothing that can be read as feeds.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path, ports)
-    if not path.exists():
+    if not os.path.exists(path):  # no name is too long for it
         raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
     if path.suffix.lower() != ".npz":
         raise PruneError("not a form of data that is known", where=str(path), remedy=_FORMS)
@@ -199,11 +200,11 @@ def input_paths(*sources: object) -> tuple[Path, ...]:
         if not isinstance(source, str | Path):
             continue
         path = real_path(source)
-        if isinstance(source, str) and is_function_name(source) and not path.exists():
+        if isinstance(source, str) and is_function_name(source) and not os.path.exists(path):
             found += _module_files(source.partition(":")[0])
             continue
         found.append(path)
-        if path.is_file() and path.suffix.lower() != ".npz":
+        if os.path.isfile(path) and path.suffix.lower() != ".npz":
             found += weight_files(path)
     return tuple(found)
 
@@ -213,7 +214,7 @@ def absolute(source: object) -> object:
     if not isinstance(source, str | Path):
         return source
     path = Path(source).absolute()
-    return path if path.exists() else source
+    return path if os.path.exists(path) else source
 
 
 def _module_files(name: str) -> list[Path]:

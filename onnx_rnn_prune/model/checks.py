@@ -201,7 +201,7 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
             where=f"weight '{tensor.name}'",
             remedy="put that file beside the model, and refer to it there",
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PruneError(
             f"it refers to '{name}', and there is no such file",
             where=f"weight '{tensor.name}'",
@@ -225,7 +225,10 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
 
 def real_path(path: str | Path) -> Path:
     """Where a path leads, links followed; as far as they can be, where they lead in a circle."""
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a name that no system takes leads nowhere
+        return Path(os.path.abspath(path))
 
 
 def _beside(name: str, holder: Path) -> Path | None:

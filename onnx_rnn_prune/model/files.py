@@ -57,9 +57,9 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
             remedy="give a path or an onnx.ModelProto",
         )
     path = Path(source)
-    if not path.is_file():
-        reason = "is not a model file" if path.exists() else "there is no such file"
-        reason = "is a folder, not a model file" if path.is_dir() else reason
+    if not os.path.isfile(path):  # no name is too long for it
+        reason = "is not a model file" if os.path.exists(path) else "there is no such file"
+        reason = "is a folder, not a model file" if os.path.isdir(path) else reason
         raise PruneError(reason, where=str(path), remedy="give the path of an .onnx file")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
@@ -84,7 +84,7 @@ def require_plain(path: Path) -> None:
     Raises:
         PruneError: it is a pipe, a device or a socket.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         what = "is a pipe or device, not a plain file"
         raise PruneError(what, where=str(path), remedy="give a file")
 
@@ -279,8 +279,8 @@ def _temporary(target: Path) -> Iterator[str]:
 
 def _is_part(target: Path, given: Path) -> bool:
     """Whether an existing file is an input, or lies in a folder of inputs."""
-    if not given.is_dir():
-        return given.exists() and target.samefile(given)
+    if not os.path.isdir(given):
+        return os.path.exists(given) and target.samefile(given)
     return any(folder.samefile(given) for folder in target.parents)
 
 
