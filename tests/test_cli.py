@@ -83,6 +83,7 @@ def test_all_options_are_there(command, options, capsys):
         ["compare", "a.onnx", "b.onnx", "--max-nrmse", "-1"],
         ["bench"],
         ["bench", "a.onnx", "--threads", "0"],
+        ["sensitivity", "a.onnx"],
     ],
 )
 def test_wrong_usage_is_2(arguments, capsys):

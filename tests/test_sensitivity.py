@@ -199,7 +199,6 @@ def test_the_command_prints_json(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "--data: what a layer can spare shows on inputs only"),
         (("--data", "clips", "--metric", "snr"), "--metric snr: there are no labels"),
         (("--data", "clips", "--png", "model.onnx"), "an input would be overwritten"),
         (("--data", "clips", "--png", "absent/a.png"), "its folder does not exist"),

@@ -142,7 +142,8 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     except PruneError as error:
         if asked.data is not None or asked.size:
             raise
-        return Seen(warnings=(f"where the units end and what takes time is not known: {error}",))
+        why = error.for_shell
+        return Seen(warnings=(f"where the units end and what takes time is not known: {why}",))
     times = {keys[key]: spent for key, spent in timed.nodes.items()}
     first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
@@ -150,7 +151,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     try:
         return _follow(opened, data, seen, progress)
     except PruneError as error:
-        return replace(seen, warnings=(f"where the units end is not known: {error}",))
+        return replace(seen, warnings=(f"where the units end is not known: {error.for_shell}",))
 
 
 def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
