@@ -26,7 +26,7 @@ from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.executor import Executor
 from onnx_rnn_prune.search.goal import Goal
-from onnx_rnn_prune.search.search import Bounds, Search, Sensitivity
+from onnx_rnn_prune.search.search import Bounds, Search, measure_sensitivity
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 from onnx_rnn_prune.validate.quality import read_quality
@@ -375,7 +375,7 @@ def sensitivity(
     memory = None if study is None else Path(study)
     given = open_three(opened, executor.reachable(data), None, stream)
     given = labelled(given, loss, opened, request.learns)
-    return Sensitivity(opened, given, quality, request, executor, memory)(progress)
+    return measure_sensitivity(opened, given, quality, request, executor, memory, progress)
 
 
 @_quiet

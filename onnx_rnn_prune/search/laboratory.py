@@ -13,12 +13,11 @@ import numpy as np
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
-from onnx_rnn_prune.evaluator import Candidate, Evaluator, recover_units
+from onnx_rnn_prune.evaluator import Evaluator, recover_units
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.operators.labels import Mask
-from onnx_rnn_prune.passes.base import Pass
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.schedules import Schedule
@@ -70,8 +69,7 @@ class Laboratory:
     def judge(self, ask: Ask) -> Verdict:
         """Makes a cut and judges it."""
         start = time.perf_counter()
-        value, loss, spread, error = self._judged(ask)
-        return Verdict(value, loss, spread, error, time.perf_counter() - start)
+        return Verdict(*self._judged(ask), time.perf_counter() - start)
 
     @property
     def trace(self) -> Trace:
@@ -97,7 +95,12 @@ class Laboratory:
         feeds = self.evaluator.data.validation
         if not self.cuts(ask.counts):
             return self.before(feeds), 0.0, 0.0, 0.0
-        model = self._cut(ask)
+        cut = self.evaluator.candidate(self.keep(ask.counts))
+        if ask.recovery == FULL:
+            write = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)[0].write
+        else:
+            write = cut.quick()
+        model = Recorded(self.evaluator.runner(cut.shrunk(write)))
         measure, folds = self.quality.measure, min(_FOLDS, feeds.streams)
         value = measure(self.outputs(model, feeds))
         losses = []
@@ -108,10 +111,6 @@ class Laboratory:
         error = value if self.quality == NRMSE else nrmse(self._numbers(model, feeds))
         loss = self.quality.loss(self.before(feeds), value)
         return value, loss, spread if math.isfinite(spread) else math.inf, error
-
-    def _cut(self, ask: Ask) -> Recorded:
-        cut = self.evaluator.candidate(self.keep(ask.counts))
-        return Recorded(self.evaluator.runner(cut.shrunk(_write(cut, ask.recovery))))
 
     def outputs(self, model: Recorded, feeds: Feeds) -> Outcome:
         """What a model makes of feeds.
@@ -140,10 +139,3 @@ class Laboratory:
         for found in results(self.original, model, feeds):
             wanted, own = ({n: side[n] for n in names} for side in (found.wanted, found.found))
             yield replace(found, wanted=wanted, found=own)
-
-
-def _write(cut: Candidate, recovery: str) -> Pass:
-    if recovery == FULL:
-        found, _ = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)
-        return found.write
-    return cut.quick()

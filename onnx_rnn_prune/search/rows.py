@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import limit_of
@@ -36,21 +35,26 @@ def search_rows(
     aim: Aim,
     trials: Sequence[Trial],
     picked: Trial,
-    tested: TestOutcome,
+    tested: Tested,
+    limits: Sequence[Limit],
     seconds: float,
 ) -> SearchRows:
     """The report's part on how a cut was found."""
+    worst = None
+    if aim.most is not None:
+        before = lab.before(lab.evaluator.data.validation)
+        worst = before - aim.most if goal.quality.higher else before + aim.most
     return SearchRows(
         goal=str(goal),
         quality=goal.quality.name,
         higher_is_better=goal.quality.higher,
-        quality_limit=_limit_value(lab, goal, aim),
+        quality_limit=worst,
         candidates=candidate_rows(lab, aim, trials, picked),
         picked=trials.index(picked) + 1,
         splits=split_rows(data),
-        test=tested.test,
-        limits=tested.limits,
-        met=all(limit.met for limit in tested.limits),
+        test=tested,
+        limits=limits,
+        met=all(limit.met for limit in limits),
         seconds=seconds,
     )
 
@@ -88,7 +92,10 @@ def sensitivity_rows(
     for number, group in enumerate(lab.trace.groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
         seconds += sum(trial.seconds for trial in alone.values())
-        points = [_point(kept, alone[kept], named) for kept in sorted(alone)]
+        points = [
+            Point(kept, trial.nrmse, trial.value if named else None, trial.ms)
+            for kept, trial in sorted(alone.items())
+        ]
         points.append(Point(group.size, 0.0, before, whole))
         if alone:
             rows.append(Curve(list(group.layers), group.size, points))
@@ -108,21 +115,9 @@ def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
     return [n for n, (count, size) in pairs if count < size and trial.recovery == QUICK]
 
 
-def _point(kept: int, trial: Trial, named: bool) -> Point:
-    return Point(kept, trial.nrmse, trial.value if named else None, trial.ms)
-
-
-@dataclass(frozen=True)
-class TestOutcome:
-    """What came of a search, on test feeds."""
-
-    test: Tested
-    limits: Sequence[Limit]
-
-
 def tested_rows(
-    lab: Laboratory, data: Calibration, goal: Goal, opened: OpenedModel, result: PruneResult
-) -> TestOutcome:
+    lab: Laboratory, data: Calibration, goal: Goal, result: PruneResult
+) -> tuple[Tested, list[Limit]]:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
     opened = lab.evaluator.traced.original
     lab = lab.of_others()
@@ -131,7 +126,7 @@ def tested_rows(
     after = lab.quality.measure(lab.outputs(Recorded(runner), data.test))
     loss = lab.quality.loss(before, after)
     limits = list(_limits(goal, opened, result.report, loss, before))
-    return TestOutcome(Tested(after, before, loss), limits)
+    return Tested(after, before, loss), limits
 
 
 def candidate_rows(
@@ -185,11 +180,3 @@ def _limits(
     for budget in goal.budgets:
         most, has = limit_of(budget, opened.document), report.totals[f"{budget.kind}_after"]
         yield Limit(budget.kind, most, has, has <= most)
-
-
-def _limit_value(lab: Laboratory, goal: Goal, aim: Aim) -> float | None:
-    """The worst value of the quality that is still accepted on the validation feeds."""
-    if aim.most is None:
-        return None
-    before = lab.before(lab.evaluator.data.validation)
-    return before - aim.most if goal.quality.higher else before + aim.most

@@ -181,20 +181,19 @@ class Search:
 
     def _found(self, workers: Workers, progress: Progress) -> PruneResult:
         goal, request = self.goal, self.request
-        key = key_of(self.opened, self.data, goal.quality, request)
-        study = Study(self.study, key)
+        study = Study(self.study, key_of(self.opened, self.data, goal.quality, request))
         setting = open_setting(
             self.opened, self.data, goal.quality, request, self.treatment.interface,
             workers, study, goal.pays, progress,
         )  # fmt: skip
         lab, slack = setting.lab, 1.0
         for _ in range(_ROUNDS):
-            aim, trials = self._tried(setting, study, slack, progress)
+            aim, trials = self._tried(setting, slack, progress)
             begun = self.bounds.now()
             picked = self._picked(setting, aim, trials)
             result = self._finished(setting, trials, picked, progress)
-            tested = tested_rows(lab, self.data, goal, self.opened, result)
-            slow = [row for row in tested.limits if row.name == "speed" and not row.met]
+            tested, limits = tested_rows(lab, self.data, goal, result)
+            slow = [row for row in limits if row.name == "speed" and not row.met]
             late = 2.0 * self.bounds.now() - begun > self.bounds.end
             if not slow or late or self.pick is not None:
                 break
@@ -207,14 +206,12 @@ class Search:
                 remedy="; ".join(setting.unpaid) or "allow more loss",
             )
         seconds = self.bounds.now() - self.bounds.start
-        rows = search_rows(lab, self.data, goal, aim, trials, picked, tested, seconds)
+        rows = search_rows(lab, self.data, goal, aim, trials, picked, tested, limits, seconds)
         curves = sensitivity_rows(setting, self.data, trials)
         report = replace(result.report, search=rows, sensitivity=curves, seconds=seconds)
         return replace(result, report=report)
 
-    def _tried(
-        self, setting: Setting, study: Study, slack: float, progress: Progress
-    ) -> tuple[Aim, list[Trial]]:
+    def _tried(self, setting: Setting, slack: float, progress: Progress) -> tuple[Aim, list[Trial]]:
         space = space_of(setting, self.request, self.goal, slack)
         if not space.fits(list(space.floor)):
             raise Unmet(
@@ -233,7 +230,7 @@ class Search:
         most = None if drop is None else drop.of(before)
         aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
-        return aim, run(strategy, setting.attempts, study, self.bounds, progress)
+        return aim, run(strategy, setting.attempts, setting.study, self.bounds, progress)
 
     def _picked(self, setting: Setting, aim: Aim, trials: Sequence[Trial]) -> Trial:
         if self.pick is not None:
@@ -278,60 +275,46 @@ class Search:
         return finish(self.opened, self.data, plan, traced, treatment, asked, progress)
 
 
-@dataclass(frozen=True, eq=False)
-class Sensitivity:
+def measure_sensitivity(
+    opened: OpenedModel,
+    data: Calibration,
+    quality: Quality,
+    request: Request,
+    executor: Executor,
+    path: Path | None,
+    progress: Progress,
+) -> SensitivityReport:
     """What cuts of one group of layers alone do to the outputs, and to a quality.
 
-    Attributes:
+    Args:
         opened: the model.
         data: feeds to calibrate with and to measure on.
         quality: what is measured beside the deviation of the outputs.
         request: how units are ranked, and which layers may be cut.
         executor: how many make trials, and where.
-        study: a file that remembers trials, or None; that of a search serves.
+        path: of a file that remembers trials, or None; that of a search serves.
+        progress: is told how far it is.
     """
+    start = time.perf_counter()
+    study = Study(path, key_of(opened, data, quality, request))
 
-    opened: OpenedModel
-    data: Calibration
-    quality: Quality
-    request: Request
-    executor: Executor
-    study: Path | None
+    def tell(what: str, done: int, total: int | None) -> None:
+        progress("cutting layers one by one", done, total)
 
-    def __call__(self, progress: Progress) -> SensitivityReport:
-        """Cuts, recovers and runs."""
-        start = time.perf_counter()
-        study = Study(self.study, key_of(self.opened, self.data, self.quality, self.request))
-        with self.executor.open() as workers:
-            setting = open_setting(
-                self.opened, self.data, self.quality, self.request, AS_BEFORE,
-                workers, study, (), progress,
-            )  # fmt: skip
-            trials = self._tried(setting, study, progress)
-        left = setting.traced.left
-        notes = [f"{name} is left alone: {why}" for name, why in left.items()]
-        notes += self.request.bounds.notes(setting.lab.trace.groups)
-        return sensitivity_rows(setting, self.data, trials, notes, start)
-
-    def _tried(self, setting: Setting, study: Study, progress: Progress) -> list[Trial]:
-        lab = setting.lab
-        space = Space(
-            lab.trace,
-            lab.scores,
-            self.request.bounds,
-            setting.ms,
-            lambda counts: True,
+    with executor.open() as workers:
+        setting = open_setting(
+            opened, data, quality, request, AS_BEFORE, workers, study, (), progress
         )
-        asks = sum(map(len, curve_asks(space).values()))
+        lab = setting.lab
+        space = Space(lab.trace, lab.scores, request.bounds, setting.ms, lambda counts: True)
+        asks = [own for own in curve_asks(space).values() if own]
+        bounds = Bounds(trials=sum(map(len, asks)), minutes=math.inf)
+        trials = run(_one_by_one(asks), setting.attempts, study, bounds, tell)
+    notes = [f"{name} is left alone: {why}" for name, why in setting.traced.left.items()]
+    notes += request.bounds.notes(lab.trace.groups)
+    return sensitivity_rows(setting, data, trials, notes, start)
 
-        def tell(what: str, done: int, total: int | None) -> None:
-            progress("cutting layers one by one", done, total)
 
-        bounds = Bounds(trials=asks, minutes=float("inf"))
-        return run(_one_by_one(space), setting.attempts, study, bounds, tell)
-
-
-def _one_by_one(space: Space) -> Strategy:
-    for asks in curve_asks(space).values():
-        if asks:
-            yield asks
+def _one_by_one(asks: Sequence[Sequence[Ask]]) -> Strategy:
+    for number in range(len(asks)):
+        yield asks[number]

@@ -49,6 +49,7 @@ class Setting:
         ms: what a run is predicted to take.
         size: parameters and bytes.
         profitable: leaves groups whole whose cut does not pay.
+        study: remembers trials.
     """
 
     traced: TracedModel
@@ -57,6 +58,7 @@ class Setting:
     ms: Price
     size: Sizes
     profitable: ProfitableCuts
+    study: Study
 
     @property
     def full(self) -> Counts:
@@ -79,8 +81,9 @@ class Setting:
         """Tries cuts; what they cost is told by this machine for all."""
         for ask, verdict in zip(asks, self.verdicts(asks), strict=True):
             counts = list(ask.counts)
-            cost = self.size("params", counts), self.size("bytes", counts)
-            yield Trial.made(ask, verdict, self.ms(counts), *cost)
+            ms, params = self.ms(counts), self.size("params", counts)
+            size = self.size("bytes", counts)
+            yield Trial(*ask, *verdict[:-1], ms, params, size, verdict.seconds)
 
 
 def open_setting(
@@ -132,6 +135,7 @@ def open_setting(
         ms=ms,
         size=size,
         profitable=profitable,
+        study=study,
     )
 
 
@@ -176,10 +180,11 @@ def _calibrated(
     context: WorkerContext, traced: TracedModel, workers: Workers, progress: Progress
 ) -> Evidence:
     feeds = context.data.calibration
-    shards = _shards(needed(traced.document, traced.readers, feeds))
-    sums = workers.send(Work(partial(calibrated, traced, feeds), partial(calibrator, context)))(
-        shards
-    )
+    streams = np.array(needed(traced.document, traced.readers, feeds))
+    parts = np.array_split(streams, min(_SHARDS, len(streams)))
+    shards: list[Shard] = [tuple(part.tolist()) for part in parts]
+    work = Work(partial(calibrated, traced, feeds), partial(calibrator, context))
+    sums = workers.send(work)(shards)
 
     def counted() -> Iterator[Tally]:
         for number in range(len(shards)):
@@ -188,8 +193,3 @@ def _calibrated(
         progress("calibrating", len(shards), len(shards))
 
     return reduce(Tally.merge, counted()).evidence()
-
-
-def _shards(streams: Sequence[int]) -> list[Shard]:
-    parts = np.array_split(np.array(streams), min(_SHARDS, len(streams)))
-    return [tuple(part.tolist()) for part in parts]

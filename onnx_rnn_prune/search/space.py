@@ -28,8 +28,7 @@ class Ask(NamedTuple):
     recovery: str = QUICK
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The part of a trial that takes a cut to know; its attributes are as there."""
 
     value: float
@@ -66,14 +65,6 @@ class Trial:
     params: int
     bytes: int
     seconds: float
-
-    @staticmethod
-    def made(ask: Ask, verdict: Verdict, ms: float, params: int, size: int) -> Trial:
-        """Of what was asked, how good it is and what it costs."""
-        return Trial(
-            **asdict(verdict),
-            counts=ask.counts, recovery=ask.recovery, ms=ms, params=params, bytes=size,
-        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """As JSON knows it."""
