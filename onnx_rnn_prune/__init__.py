@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         sensitivity,
     )
     from onnx_rnn_prune.errors import PruneError, Unmet
-    from onnx_rnn_prune.pipeline.result import PruneResult
+    from onnx_rnn_prune.pipeline import PruneResult
     from onnx_rnn_prune.trace.plan import Plan
 else:
     del roll, search
@@ -59,7 +59,7 @@ else:
         homes = {
             "Plan": "trace.plan",
             "PruneError": "errors",
-            "PruneResult": "pipeline.result",
+            "PruneResult": "pipeline",
             "Unmet": "errors",
         }
         if name not in __all__:

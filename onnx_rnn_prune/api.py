@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_rnn_prune import rolling
 from onnx_rnn_prune.calibration import Calibration, labelled, open_data, open_three
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
@@ -17,11 +18,7 @@ from onnx_rnn_prune.inspection import comparing
 from onnx_rnn_prune.inspection.inspecting import inspect_model
 from onnx_rnn_prune.opened_model import ModelSource, OpenedModel, open_model, read_model
 from onnx_rnn_prune.options import Options
-from onnx_rnn_prune.pipeline import rolling
-from onnx_rnn_prune.pipeline.finish import finish
-from onnx_rnn_prune.pipeline.planning import Asked, make_plan
-from onnx_rnn_prune.pipeline.result import PruneResult
-from onnx_rnn_prune.pipeline.treatment import Treatment
+from onnx_rnn_prune.pipeline import Planned, PruneResult, Treatment, choose, finish
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.executor import Executor
@@ -154,9 +151,8 @@ def prune(
     opened = open_model(model, options.inputs.freeze, options.selection.layers)
     given = _opened(opened, options, treatment.learns, request.learns)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
-    made = make_plan(opened, given, request, treatment, options.selection, start, progress)
-    result = finish(opened, given, made.plan, made.traced, made.treatment, made.asked, progress)
-    return replace(result, inputs=inputs)
+    made = choose(opened, given, request, treatment, options.selection, start, progress)
+    return replace(finish(opened, given, made, progress), inputs=inputs)
 
 
 @_quiet
@@ -191,7 +187,7 @@ def plan(
     request, treatment = Request.of(options), Treatment.of(options)
     opened = open_model(model, options.inputs.freeze, options.selection.layers)
     given = _opened(opened, options, request.learns)
-    made = make_plan(opened, given, request, treatment, options.selection, start, progress)
+    made = choose(opened, given, request, treatment, options.selection, start, progress)
     return made.plan
 
 
@@ -230,8 +226,8 @@ def apply(
     opened = open_model(model, options.inputs.freeze, planned=chosen.layers)
     check_plan(chosen, opened.model, opened.layers)
     given = _opened(opened, options, treatment.learns)
-    result = finish(opened, given, chosen, None, treatment, Asked(start), progress)
-    return replace(result, inputs=inputs)
+    made = Planned(chosen, treatment, start)
+    return replace(finish(opened, given, made, progress), inputs=inputs)
 
 
 @_quiet

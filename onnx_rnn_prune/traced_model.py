@@ -18,6 +18,7 @@ from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.labels import kept, squeeze_to, varying_axes
 from onnx_rnn_prune.operators.layers import find_twins
 from onnx_rnn_prune.options import AS_BEFORE, Interface
 from onnx_rnn_prune.passes.base import Pipeline
@@ -37,6 +38,7 @@ from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import ENDS, Carried, Start, handed_back, leaves_only
 from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
 from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
+from onnx_rnn_prune.validate.narrow_states import NarrowState, StateRunner
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,51 @@ class TracedModel:
                 remedy=remedy_of(found),
             )
         return found
+
+    def narrow(
+        self, plan: Plan, document: Document, shrunk: Document, feeds: Sequence[Feed]
+    ) -> Narrowed:
+        """The cut that callers get, whose states hold kept units only where that was asked for.
+
+        Args:
+            plan: which units are kept.
+            document: the model with the weights that are to be written.
+            shrunk: its cut with states at full width, which is proven.
+            feeds: to prove on.
+
+        Raises:
+            Unmet: it does not compute the same.
+        """
+        if not self.interface.shrink_states:
+            return Narrowed(shrunk, (), ())
+        notes = [
+            f"{layer} {start} stays at full width: {reason}"
+            for (layer, start), reason in sorted(self.outside.reasons.items())
+        ]
+        if not self.outside.states:
+            nothing = "no input and output of the model are the two ends of a state of a cut layer"
+            return Narrowed(shrunk, (), tuple(notes or [nothing]))
+        trace = self.outside.trace
+        states = tuple(_narrowed(trace, plan, state) for state in self.outside.states)
+        zeroed, result = (self.cut_outside(plan, mode, document) for mode in ("zero", "shrink"))
+        outputs = self.original.judged.proven
+        _prove_narrow(self.opened.name, states, (shrunk, zeroed, result), outputs, feeds)
+        return Narrowed(result, states, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """A document with the interface that was asked for.
+
+    Attributes:
+        document: the result.
+        states: those that became narrower.
+        notes: why others did not.
+    """
+
+    document: Document
+    states: Sequence[NarrowState]
+    notes: tuple[str, ...]
 
 
 def trace_model(
@@ -279,6 +326,58 @@ def _cut(document: Document, trace: Trace, plan: Plan, mode: str) -> Document:
         shrink = Shrink(trace, keep)
         Pipeline((shrink, DropUnusedBiases(), PickEntries(), ShareTwins(), DropUnread()))(document)
     return document
+
+
+def _prove_narrow(
+    name: str,
+    states: Sequence[NarrowState],
+    documents: tuple[Document, Document, Document],
+    outputs: Sequence[str] | None,
+    feeds: Sequence[Feed],
+) -> None:
+    """Runs narrow states against the same ones zeroed, and against those of full width.
+
+    Raises:
+        Unmet: they differ.
+    """
+    shrunk, zeroed, result = documents
+    ends = {state.result for state in states}
+
+    def slim(rewritten: bool) -> StateRunner:
+        runner = as_proven(result, "its narrow form", rewritten, outputs)
+        return StateRunner(runner, states)
+
+    def zero(rewritten: bool) -> tuple[StateRunner, StateRunner]:
+        runner = as_proven(zeroed, "its zeroed form", rewritten, outputs)
+        return StateRunner(runner, states, NarrowState.blank, NarrowState.select), slim(rewritten)
+
+    def wide(rewritten: bool) -> tuple[StateRunner, StateRunner]:
+        runner = as_proven(shrunk, "the shrunk model", rewritten, outputs)
+        seen = StateRunner(runner, states, NarrowState.same, NarrowState.select)
+        seen.outputs = [output for output in seen.outputs if output not in ends]
+        return seen, slim(rewritten)
+
+    # What is infinite there was proven to be so in the original.
+    whole = as_proven(shrunk, "the shrunk model", False)
+    proven = StateRunner(whole, states, NarrowState.same, NarrowState.select)
+    for load in (zero, wide):
+        found = either_order(load, feeds, tolerance_of(result), proven)
+        if not found:
+            raise Unmet(
+                f"with small states the model computes something else ({found.reason})",
+                where=name,
+                remedy="report this, and leave --shrink-states out; no file was written",
+            )
+
+
+def _narrowed(trace: Trace, plan: Plan, state: Carried) -> NarrowState:
+    labels, axis = trace.labels[state.source], trace.axes[state.source]
+    reduced = squeeze_to(labels, (*varying_axes(labels), axis))
+    assert reduced is not None
+    layers = tuple(sorted({name for name, _ in state.starts}))
+    keep = kept(reduced, plan.mask(trace))
+    width = int(np.moveaxis(keep, axis, -1).reshape(-1, keep.shape[axis])[0].sum())
+    return NarrowState(state.source, state.result, axis, width, keep, layers)
 
 
 def remedy_of(failed: Oracle) -> str:

@@ -33,6 +33,7 @@ ROOMS = (
     "selection",
     "compression",
     "pipeline",
+    "rolling",
     "search",
     "inspection",
     "api",

@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from onnx_rnn_prune import evaluator as evaluator_module
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import pipeline, prune
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.evaluator import Evaluator
@@ -20,7 +20,6 @@ from onnx_rnn_prune.evidence.gates import ACTIVATIONS
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.pipeline import treatment
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
@@ -203,7 +202,7 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
     if asked == "distill":  # which finds nothing better here
         pytest.importorskip("torch")
         monkeypatch.setattr(
-            treatment, "TrainingConfig", lambda *asked: TrainingConfig(*asked, steps=1, rate=10.0)
+            pipeline, "TrainingConfig", lambda *asked: TrainingConfig(*asked, steps=1, rate=10.0)
         )
     monkeypatch.setattr(evaluator_module, "_ROUNDS", 0)
     model, others = stacked(None), feeds[9:] if apart else None

@@ -10,13 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import pipeline, prune
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.pipeline import treatment
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill import configuration
 from onnx_rnn_prune.traced_model import trace_model
@@ -94,8 +93,8 @@ def test_nothing_imports_torch_where_it_is_not_asked_for():
 class TestWithTorch:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        course = partial(treatment.TrainingConfig, steps=150, trials=3)
-        monkeypatch.setattr(treatment, "TrainingConfig", course)
+        course = partial(pipeline.TrainingConfig, steps=150, trials=3)
+        monkeypatch.setattr(pipeline, "TrainingConfig", course)
 
     def learn(self, model, **more):
         how = {"keep": 0.5, "data": feeds(24), "recover": "distill", **more}
@@ -187,7 +186,7 @@ class TestWithTorch:
             Pipeline((write,))(found)
             return drift(opened.run(), Runner(found), fed.validation)["logits"].nrmse
 
-        _, learning = distill(pupil, fed.calibration, judge, treatment.TrainingConfig(), silent)
+        _, learning = distill(pupil, fed.calibration, judge, pipeline.TrainingConfig(), silent)
         assert learning.after < 0.25 * learning.before
 
 

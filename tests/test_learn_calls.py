@@ -8,11 +8,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import pipeline, prune
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.pipeline import treatment
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
@@ -256,7 +255,7 @@ def closed_loop(original, pruned, data):
 
 def test_training_on_streams_brings_the_closed_loop_nearer(monkeypatch):
     monkeypatch.setattr(
-        treatment, "TrainingConfig", partial(TrainingConfig, steps=200, trials=4, rate=0.1)
+        pipeline, "TrainingConfig", partial(TrainingConfig, steps=200, trials=4, rate=0.1)
     )
     model = faint(made(*PACKED), 8)
     data, others = streams(model, 32, 24, 0), streams(model, 8, 24, 1)

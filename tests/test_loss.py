@@ -6,14 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import apply, plan, prune, search, sensitivity
+from onnx_rnn_prune import apply, pipeline, plan, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.pipeline import treatment
 from onnx_rnn_prune.recovery.distill.configuration import (
     Answers,
     Loss,
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(treatment, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
+    monkeypatch.setattr(pipeline, "TrainingConfig", partial(TrainingConfig, steps=10, trials=3))
 
 
 def best(model, feed):
@@ -167,7 +166,7 @@ def heavy(outputs, labels):
 class TestDistill:
     def learn(self, monkeypatch, steps, **more):
         course = partial(TrainingConfig, steps=steps, trials=3, rate=0.1)
-        monkeypatch.setattr(treatment, "TrainingConfig", course)
+        monkeypatch.setattr(pipeline, "TrainingConfig", course)
         return prune(two_layers(), keep=0.75, recover="distill", **more)
 
     def agreement(self, result, data):
@@ -220,7 +219,7 @@ class TestDistill:
 
     def test_without_a_loss_labels_change_nothing(self, monkeypatch):
         monkeypatch.setattr(
-            treatment, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
+            pipeline, "TrainingConfig", partial(TrainingConfig, steps=60, trials=3, rate=0.01)
         )
         found = [
             prune(two_layers(), keep=0.5, recover="distill", data=data)

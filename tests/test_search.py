@@ -18,7 +18,7 @@ from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Options, Target
-from onnx_rnn_prune.pipeline.treatment import Treatment
+from onnx_rnn_prune.pipeline import Treatment
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import Limit

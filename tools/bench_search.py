@@ -23,7 +23,7 @@ from fetch_models import default_folder
 from onnx_rnn_prune import search
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.pipeline import PruneResult
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section
 from segmentation import Tables, Text, Words, best_tags, read_corpus, spans

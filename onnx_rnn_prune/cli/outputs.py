@@ -21,7 +21,7 @@ from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
 from onnx_rnn_prune.options import OPTIONS, Outputs
-from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.pipeline import PruneResult
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.report.terminal import sentence

@@ -23,7 +23,12 @@ from onnx_rnn_prune.report.schema import BenchReport, BenchRow, CompareReport, F
 from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.validate import Drift, latency, timings
 from onnx_rnn_prune.validate.drift import deviations
-from onnx_rnn_prune.validate.narrow_states import Narrow, NarrowRunner, judged_beside, narrow_states
+from onnx_rnn_prune.validate.narrow_states import (
+    NarrowState,
+    StateRunner,
+    judged_beside,
+    narrow_states,
+)
 from onnx_rnn_prune.validate.results import Result, results
 
 
@@ -74,7 +79,7 @@ def compare(
     return CompareReport(
         drift=rows,
         bytes=FileSizes(*sizes),
-        latency=latency(first, NarrowRunner(second, narrow), feeds.opening()),
+        latency=latency(first, StateRunner(second, narrow), feeds.opening()),
         max_nrmse=most,
         passed=most is None or off is None or (off[1] is not None and off[1] <= most),
         streams=None if feeds.random else states,
@@ -107,7 +112,7 @@ def bench(
     ]
     feeds = _feeds(read[0], options.inputs, runners[0])
     others = [
-        NarrowRunner(runner, narrow_states(read[0], model, (names[0], runner.name)))
+        StateRunner(runner, narrow_states(read[0], model, (names[0], runner.name)))
         for model, runner in zip(read[1:], runners[1:], strict=True)
     ]
     found = timings([runners[0], *others], feeds.opening())
@@ -122,13 +127,13 @@ def bench(
 
 
 def _drift(
-    first: Runner, second: Runner, narrow: Sequence[Narrow], feeds: Feeds
+    first: Runner, second: Runner, narrow: Sequence[NarrowState], feeds: Feeds
 ) -> dict[str, Drift]:
     """How far the outputs are apart that both models have in the same size."""
     left_out = {state.result for state in narrow}
 
     def comparable() -> Iterator[Result]:
-        for result in results(first, NarrowRunner(second, narrow), feeds):
+        for result in results(first, StateRunner(second, narrow), feeds):
             wanted, found = (
                 {name: value for name, value in side.items() if name not in left_out}
                 for side in (result.wanted, result.found)
@@ -138,7 +143,7 @@ def _drift(
     return deviations(comparable(), f"{first.name} and {second.name}")
 
 
-def _notes(narrow: Sequence[Narrow], feeds: Feeds) -> list[str]:
+def _notes(narrow: Sequence[NarrowState], feeds: Feeds) -> list[str]:
     if not narrow:
         return []
     outputs = ", ".join(state.result for state in narrow if state.result)

@@ -14,7 +14,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, remove_node
-from onnx_rnn_prune.validate.narrow_states import KEPT
+from onnx_rnn_prune.validate.narrow_states import KEPT, NarrowState, write_kept
 
 _OPTION = "--state-metadata"
 
@@ -37,6 +37,31 @@ class _Place:
     def name(self) -> str:
         """What the option calls it."""
         return f"{self.entry}:{'.'.join(map(str, self.path))}" if self.path else self.entry
+
+
+def write_states(
+    model: onnx.ModelProto, keys: Sequence[str], states: Sequence[NarrowState]
+) -> list[str]:
+    """Writes which entries narrow states hold, and their width where that was asked for.
+
+    Args:
+        model: it is changed.
+        keys: what holds the width of a state, see `update_widths`.
+        states: those that became narrower.
+
+    Returns:
+        Warnings of other places that may hold the width of a state.
+
+    Raises:
+        PruneError: what was asked for holds the width of no state that shrinks, or of several.
+    """
+    widths: dict[int, set[int]] = {}
+    for state in states:
+        widths.setdefault(state.full, set()).add(state.width)
+    notes = update_widths(model, keys, widths)
+    if states:
+        write_kept(model, {state.source: state.keep for state in states if state.keep is not None})
+    return notes
 
 
 def update_widths(

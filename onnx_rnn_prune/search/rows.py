@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import limit_of
 from onnx_rnn_prune.opened_model import OpenedModel
-from onnx_rnn_prune.pipeline.result import PruneResult
+from onnx_rnn_prune.pipeline import PruneResult
 from onnx_rnn_prune.report.schema import (
     Candidate,
     Curve,

@@ -16,10 +16,7 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import AS_BEFORE
-from onnx_rnn_prune.pipeline.finish import finish
-from onnx_rnn_prune.pipeline.planning import Asked
-from onnx_rnn_prune.pipeline.result import PruneResult
-from onnx_rnn_prune.pipeline.treatment import Treatment
+from onnx_rnn_prune.pipeline import Planned, PruneResult, Treatment, finish
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import SensitivityReport
 from onnx_rnn_prune.search.executor import Executor, Workers
@@ -271,8 +268,10 @@ class Search:
         plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
         ranked = self.request.criterion_for(self.data).name
-        asked = Asked(self.bounds.start, criterion=ranked, allocate="search")
-        return finish(self.opened, self.data, plan, traced, treatment, asked, progress)
+        planned = Planned(
+            plan, treatment, self.bounds.start, traced, criterion=ranked, allocate="search"
+        )
+        return finish(self.opened, self.data, planned, progress)
 
 
 def measure_sensitivity(

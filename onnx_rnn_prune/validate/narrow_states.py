@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ KEPT = "onnx_rnn_prune.kept_states"
 
 
 @dataclass(frozen=True, eq=False)
-class Narrow:
+class NarrowState:
     """A state that another model holds in another width.
 
     Attributes:
@@ -32,8 +32,9 @@ class Narrow:
         result: the output in which it leaves; empty where that is not known.
         axis: the one that is shorter.
         width: its length there.
-        keep: True where the original's entry is in it, of the state's rank; None where that is not
-            known.
+        keep: True where the original's entry is in it, its other axes being as long as the state's
+            or 1; None where that is not known.
+        layers: names of those that it is of, where that is known.
     """
 
     source: str
@@ -41,44 +42,81 @@ class Narrow:
     axis: int
     width: int
     keep: Mask | None
+    layers: tuple[str, ...] = ()
 
-    def start(self, value: Array) -> Array:
-        """The state of the other model that is nearest to one of the original; else zeros."""
+    @property
+    def full(self) -> int:
+        """Its length in the original, where it is known what is kept."""
+        assert self.keep is not None
+        return int(self.keep.shape[self.axis])
+
+    def select(self, value: Array) -> Array:
+        """What the other model holds of a state of the original's; zeros where that is not known.
+
+        A state of its own stays as it is.
+        """
+        if value.shape[self.axis] == self.width:
+            return value
         if self.keep is not None:
-            return compress(value, np.broadcast_to(self.keep, value.shape), self.axis)
+            return compress(value, self.keep, self.axis)
         shape = [*value.shape]
         shape[self.axis] = self.width
         return np.zeros(shape, value.dtype)
 
+    def blank(self, value: Array) -> Array:
+        """A state of the original's with zeros where entries go."""
+        assert self.keep is not None
+        return np.where(self.keep, value, np.zeros((), value.dtype))
 
-class NarrowRunner:
-    """A model as seen by who holds the original's states.
+    def same(self, value: Array) -> Array:
+        """A state as it is."""
+        return value
+
+
+Change = Callable[[NarrowState, Array], Array]
+
+
+class StateRunner:
+    """A model as seen by who holds its states in another form.
 
     Args:
-        runner: the other model.
-        states: those of another width.
+        runner: the model.
+        states: of another width.
+        takes: what it is given of the caller's states.
+        gives: what the caller gets of its own.
     """
 
-    def __init__(self, runner: Runner, states: Sequence[Narrow]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        states: Sequence[NarrowState],
+        takes: Change = NarrowState.select,
+        gives: Change = NarrowState.same,
+    ) -> None:
         self._runner, self._states = runner, states
-        self.name, self.outputs = runner.name, runner.outputs
+        self._takes, self._gives = takes, gives
+        self.name, self.outputs = runner.name, list(runner.outputs)
         self._ready: Feed | None = None
 
-    def __call__(self, feed: Feed) -> Mapping[str, Array]:
-        return self._runner(feed if feed is self._ready else self.ready(feed))
+    def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        found = self._runner(feed if feed is self._ready else self.ready(feed), outputs)
+        for state in self._states:
+            if state.result in found:
+                found[state.result] = self._gives(state, found[state.result])
+        return found
 
     def ready(self, feed: Feed) -> Feed:
-        """The feed with states of its own width."""
-        if any(feed[state.source].shape[state.axis] != state.width for state in self._states):
-            starts = {state.source: state.start(feed[state.source]) for state in self._states}
-            feed = NamedFeed({**feed, **starts}, getattr(feed, "name", "the feed"))
+        """The feed with states in the model's own form."""
+        given = {s.source: self._takes(s, np.asarray(feed[s.source])) for s in self._states}
+        if any(value is not feed[name] for name, value in given.items()):
+            feed = NamedFeed({**feed, **given}, getattr(feed, "name", "the feed"))
         self._ready = feed
         return feed
 
 
 def narrow_states(
     first: onnx.ModelProto, second: onnx.ModelProto, names: Sequence[str]
-) -> list[Narrow]:
+) -> list[NarrowState]:
     """The states that the second of two models holds in another width than the first.
 
     Raises:
@@ -91,7 +129,7 @@ def narrow_states(
     states, ends = state_inputs(document), known_states(document)
     kept = _kept(second)
     found = [
-        Narrow(source, ends.get(source, ""), axis, width, kept.get(source))
+        NarrowState(source, ends.get(source, ""), axis, width, kept.get(source))
         for source, (axis, width) in sizes[0].items()
         if source in states
     ]

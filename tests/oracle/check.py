@@ -19,7 +19,6 @@ from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.options import Interface
-from onnx_rnn_prune.pipeline.state_shrinking import narrow
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.traced_model import TracedModel, as_proven, tolerance_of, trace_model
@@ -67,7 +66,7 @@ def check_outside(case: Case, source: Document, feeds: list[Feed], seed: int) ->
         return False
     plan = Plan.from_mask("", traced.trace, draw_mask(traced.trace, random.Random(seed)))
     shrunk = traced.cut(plan, "shrink")
-    found = narrow(traced, plan, traced.document, shrunk, case.feeds)
+    found = traced.narrow(plan, traced.document, shrunk, case.feeds)
     onnx.checker.check_model(found.document.write(), full_check=True)
     return True
 

@@ -1,0 +1,440 @@
+"""The prune, step by step.
+
+1. `choose` which units stay: by scores, by masks, or what provably changes nothing (selection).
+2. Follow the units that go to all that reads them (`trace_model`).
+3. Let the kept ones make up for them (`recover_units`).
+4. Prove that the model with their weights zeroed computes what the smaller one does, and cut it
+   (`TracedModel.prove`, `.cut`; where asked for, `.narrow` its states as well).
+5. Compress what is left: lower rank, zeros, fewer bits (`run_stages`).
+6. Measure the result beside the original, for the report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from onnx_rnn_prune.calibration import Calibration, proof_feeds
+from onnx_rnn_prune.compression.precision import read_quantize
+from onnx_rnn_prune.compression.rank import read_rank
+from onnx_rnn_prune.compression.sparsity import SparseStorage, notes_on, read_zeros
+from onnx_rnn_prune.compression.stage import Stage, run_stages
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evaluator import Evaluator, Recovered, recover_units, refitted
+from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units
+from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import is_apart, whole_model
+from onnx_rnn_prune.model.files import check_output, save_apart, save_model
+from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.labels import Mask
+from onnx_rnn_prune.options import Interface, Options, Selection
+from onnx_rnn_prune.passes.state_metadata import write_states
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
+from onnx_rnn_prune.recovery.least_squares import Recover, place_states
+from onnx_rnn_prune.recovery.schedules import Schedule
+from onnx_rnn_prune.report.build import (
+    drift_rows,
+    environment,
+    layer_rows,
+    outlet_rows,
+    total_rows,
+)
+from onnx_rnn_prune.report.html import write_html
+from onnx_rnn_prune.report.schema import (
+    DataRow,
+    LayerRow,
+    LosslessRow,
+    PruneReport,
+    Recovery,
+    StageRow,
+    StateRow,
+)
+from onnx_rnn_prune.selection.choice import choose_plan, plan_of_masks
+from onnx_rnn_prune.selection.lossless import check_lossless, lossless_plan
+from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.trace.plan import Plan, check_plan, fingerprint
+from onnx_rnn_prune.traced_model import Narrowed, TracedModel, only_leaving, trace_plan
+from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
+from onnx_rnn_prune.validate.narrow_states import NarrowState, StateRunner
+
+_STAND_INS = {"merge": nearest_units, "lossless": equal_units}
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult:
+    """A pruned model and the proof beside it.
+
+    Attributes:
+        written: the pruned model; weights that were not touched may lie in the original's files.
+        plan: which units were kept.
+        report: its attributes, or as a mapping its keys, are those of the JSON report.
+        apart: whether weights are saved in a file of their own, as the original's are.
+        inputs: files and folders that were read.
+    """
+
+    written: onnx.ModelProto
+    plan: Plan
+    report: PruneReport
+    apart: bool = False
+    inputs: tuple[Path, ...] = ()
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model with all of its weights.
+
+        Raises:
+            PruneError: it is larger than one message can be.
+        """
+        return whole_model(self.written)
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the report as one HTML file that needs nothing else, and never over an input.
+
+        Raises:
+            PruneError: the place cannot be written.
+        """
+        check_output(path, self.inputs)
+        write_html(self.report, path)
+
+    def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Writes the model, whole or not at all, and never over an input.
+
+        Returns:
+            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
+        """
+        check_output(path, self.inputs)
+        save = save_apart if self.apart else save_model
+        return save(self.written, path, self.inputs)
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done with a model once its units are chosen.
+
+    Attributes:
+        recover: how kept weights make up for cut ones; auto for the best that the data allows.
+        schedule: how units leave.
+        course: how long a recovery may learn.
+        mode: shrink, or zero.
+        interface: what callers of the result see.
+        stages: what is done to the cut model.
+    """
+
+    recover: str
+    schedule: Schedule
+    course: TrainingConfig
+    mode: str
+    interface: Interface
+    stages: Sequence[Stage] = ()
+
+    @staticmethod
+    def of(options: Options) -> Treatment:
+        """What options ask for.
+
+        Raises:
+            PruneError: one of them means nothing, or needs PyTorch, which is missing.
+        """
+        asked, cut = options.recovery, options.cut
+        if asked.recover == "distill":
+            require_torch("--recover=distill")
+        return Treatment(
+            recover=asked.recover or "auto",
+            schedule=Schedule(cut.schedule, cut.steps),
+            course=TrainingConfig(asked.distill_minutes, options.inputs.seed),
+            mode=cut.mode,
+            interface=options.interface,
+            stages=_stages(options),
+        )
+
+    @property
+    def learns(self) -> bool:
+        """Whether the kept weights are trained."""
+        return self.recover == "distill"
+
+
+def _stages(options: Options) -> tuple[Stage, ...]:
+    """What is asked for, in the order in which it is done: what rounds comes late."""
+    asked, given = options.compression, options.inputs.data is not None
+    return (
+        *([] if asked.rank is None else [read_rank(asked.rank)]),
+        *([] if asked.sparsify is None else [read_zeros(asked.sparsify, asked.sparsify_by, given)]),
+        *([] if asked.quantize is None else [read_quantize(asked.quantize)]),
+        *([SparseStorage()] if asked.sparse_initializers else []),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What is to be cut, and how it came about.
+
+    Attributes:
+        plan: what stays.
+        treatment: what is done next.
+        begun: when the work began, on the clock of `time.perf_counter`.
+        traced: the model with its units, or None where they were not looked at.
+        keep: how many units layers were to keep.
+        criterion: by which units were ranked.
+        allocate: how the cut was shared.
+        budget: what the result may have at most.
+        lossless: where only superfluous units go, what there are of them.
+    """
+
+    plan: Plan
+    treatment: Treatment
+    begun: float
+    traced: TracedModel | None = None
+    keep: str | None = None
+    criterion: str | None = None
+    allocate: str | None = None
+    budget: str | None = None
+    lossless: Sequence[LosslessRow] | None = None
+
+
+def choose(
+    opened: OpenedModel,
+    data: Calibration,
+    request: Request,
+    treatment: Treatment,
+    selection: Selection,
+    begun: float,
+    progress: Progress,
+) -> Planned:
+    """Plans as the user asks; `selection` is in the user's words, and the work began when `begun`.
+
+    Raises:
+        PruneError: the request does not fit the model.
+        Unmet: a budget cannot be met.
+    """
+    if selection.lossless:
+        names = request.layers_of(opened)
+        found = lossless_plan(opened, names, data, treatment.interface, progress)
+        merged = replace(treatment, recover="lossless")
+        return Planned(found.plan, merged, begun, found.traced, lossless=found.rows)
+    if selection.masks is not None:
+        plan = plan_of_masks(selection.masks, fingerprint(opened.model), opened.layers)
+        names = request.layers_of(opened)
+        plan = replace(plan, layers={n: kept for n, kept in plan.layers.items() if n in names})
+        check_plan(plan, opened.model, opened.layers)
+        return Planned(plan, treatment, begun)
+    plan, traced = choose_plan(opened, data, request, treatment.interface, progress)
+    return Planned(
+        plan=plan,
+        treatment=treatment,
+        begun=begun,
+        traced=traced,
+        keep=None if request.keep is None else str(request.keep),
+        criterion=request.criterion_for(data).name,
+        allocate=request.allocate,
+        budget=selection.budget,
+    )
+
+
+def finish(
+    opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
+) -> PruneResult:
+    """Makes what a plan asks for; the steps are those above, from the second on."""
+    plan, treatment = planned.plan, planned.treatment
+    if not plan.cut():
+        return _untouched(opened, data, planned, progress)
+    traced = _followed(opened, data, planned, progress)
+    recovered, reason = _recover(traced, data, plan, treatment, progress)
+    feeds = proof_feeds(opened, data.validation)
+    proof, shrunk, narrowed = _proven(traced, planned, recovered, feeds, progress)
+    shrunk, steps = run_stages(traced.original, shrunk, treatment.stages, data, progress)
+    # Nothing more is done to a file with narrow states.
+    model = (narrowed.document if narrowed.states else shrunk).write()
+    keys = treatment.interface.state_metadata
+    report = _report(
+        traced.original, data, model, planned, progress,
+        layers=_layer_rows(traced, plan, model, narrowed),
+        oracle=proof,
+        recovery=Recovery(
+            treatment.recover, recovered.used, recovered.ridge, recovered.rounds,
+            recovered.learning, reason,
+        ),
+        stages=steps,
+        states=narrowed.states,
+        notes=[*write_states(model, keys, narrowed.states), *narrowed.notes],
+    )  # fmt: skip
+    return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def _followed(
+    opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
+) -> TracedModel:
+    """The model with the units of just the layers that are cut."""
+    if planned.traced is not None:
+        return planned.traced.for_plan(planned.plan, progress)
+    interface = planned.treatment.interface
+    return trace_plan(opened, planned.plan, data.calibration, interface, progress)
+
+
+def _proven(
+    traced: TracedModel,
+    planned: Planned,
+    recovered: Recovered,
+    feeds: Sequence[Feed],
+    progress: Progress,
+) -> tuple[Oracle, Document, Narrowed]:
+    """The proof, the cut, and what callers get; the document of full width is gone by then."""
+    progress("checking", 0, None)
+    plan, document = planned.plan, traced.document.copy()
+    recovered.write(document)
+    proof = traced.prove(plan, document, feeds)
+    shrunk = traced.cut(plan, planned.treatment.mode, document)
+    narrowed = traced.narrow(plan, document, shrunk, feeds)
+    if recovered.used == "lossless":
+        check_lossless(traced.original, shrunk, feeds)
+    return proof, shrunk, narrowed
+
+
+def _layer_rows(
+    traced: TracedModel, plan: Plan, model: onnx.ModelProto, narrowed: Narrowed
+) -> list[LayerRow]:
+    opened = traced.original
+    states = traced.outside.states if narrowed.states else ()
+    leaving = only_leaving(opened.document, traced.restored, states)
+    rows = outlet_rows(opened.layers, traced.ends, traced.restored, leaving)
+    return layer_rows(opened.layers, all_layers(Document.read(model).graph), rows, plan.pinned)
+
+
+def _recover(
+    traced: TracedModel, data: Calibration, plan: Plan, treatment: Treatment, progress: Progress
+) -> tuple[Recovered, str]:
+    wanted, keep = treatment.recover, plan.mask(traced.trace)
+    if wanted in _STAND_INS:
+        fits = fit_stand_ins(traced, keep, _STAND_INS[wanted](traced, keep))
+        return Recovered(wanted, Recover(traced.readers, keep, fits), None, 0.0), "it needs no data"
+    if not data.given:
+        if wanted in ("bias", "lstsq", "distill"):
+            raise PruneError(
+                f"{wanted} looks at what the units do, and there is no data",
+                where="--recover",
+                remedy="pass --data, or leave --recover out",
+            )
+        if treatment.schedule.kind != "hard":
+            raise PruneError(
+                "there is no data to learn from while units fade out",
+                where="--schedule",
+                remedy="pass --data, or choose hard",
+            )
+        return _left(traced, keep), "there is no data to recover with"
+    if wanted == "none":
+        return _left(traced, keep), "asked for"
+    data.evidence(traced, progress)
+    candidate = Evaluator.of(traced, data, data.loss).candidate(keep)
+    course = replace(treatment.course, loss=data.loss)
+    found, reason = recover_units(candidate, wanted, treatment.schedule, course, progress)
+    final = refitted(candidate, found, course.until) if data.tested else found
+    return final, reason if final is found else f"{reason}, then fitted on those as well"
+
+
+def _left(traced: TracedModel, keep: Mask) -> Recovered:
+    """Nothing stands in for the removed units."""
+    fits = place_states(traced, keep)
+    return Recovered("none", Recover(traced.readers, keep, fits), None, 0.0)
+
+
+def _untouched(
+    opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
+) -> PruneResult:
+    """A plan that keeps everything leaves the units as they are."""
+    plan, stages = planned.plan, planned.treatment.stages
+    document, steps = run_stages(opened, opened.document.copy(), stages, data, progress)
+    model = document.write()
+    report = _report(
+        opened, data, model, planned, progress,
+        layers=layer_rows(opened.layers, opened.layers, {}, planned.plan.pinned),
+        oracle=Oracle(0.0, True, 0),
+        recovery=Recovery("none", "none", None, 0, None, "nothing was cut"),
+        stages=steps,
+    )  # fmt: skip
+    return PruneResult(model, plan, report, is_apart(opened.model))
+
+
+def _report(
+    opened: OpenedModel,
+    data: Calibration,
+    model: onnx.ModelProto,
+    planned: Planned,
+    progress: Progress,
+    *,
+    layers: Sequence[LayerRow],
+    oracle: Oracle,
+    recovery: Recovery,
+    stages: Sequence[StageRow],
+    states: Sequence[NarrowState] = (),
+    notes: Sequence[str] = (),
+) -> PruneReport:
+    """Measures a result; the rest says how it came about."""
+    judged, timed = (
+        (before, StateRunner(after, states) if states else after)
+        for before, after in opened.pairs(model, "the pruned model")
+    )
+    progress("measuring", 0, None)
+    drifts, details = drift_in_detail(
+        *judged, data.test, time_axes(opened.document), [state.result for state in states]
+    )
+    return PruneReport(
+        model=opened.name,
+        mode=planned.treatment.mode,
+        totals=total_rows(opened.model, model),
+        drift=drift_rows(drifts, opened.judged, data.streams),
+        drift_details=details,
+        latency=latency(*timed, data.test.opening()),
+        data=_data_row(data),
+        environment=environment(),
+        warnings=[
+            *opened.notes,
+            *opened.judged.notes,
+            *data.warnings,
+            *_defaults(opened.model, model),
+            *notes,
+            *planned.plan.notes,
+            *notes_on(planned.treatment.stages),
+        ],
+        stages=stages,
+        states=[_state_row(state) for state in states],
+        layers=layers,
+        oracle=oracle,
+        recovery=recovery,
+        seconds=time.perf_counter() - planned.begun,
+        keep=planned.keep,
+        criterion=planned.criterion,
+        allocate=planned.allocate,
+        budget=planned.budget,
+        lossless=planned.lossless,
+    )
+
+
+def _state_row(state: NarrowState) -> StateRow:
+    return StateRow(list(state.layers), state.source, state.result, state.full, state.width)
+
+
+def _data_row(data: Calibration) -> DataRow:
+    feeds = data.calibration
+    return DataRow(
+        source=feeds.source,
+        feeds=data.count,
+        random=feeds.random,
+        calibration_feeds=len(feeds) if data.given else 0,
+        heldout_feeds=len(data.validation) if data.given else 0,
+        shared=feeds.shared,
+        streams=data.streams,
+    )
+
+
+def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    return [
+        f"the default value of the input '{name}' was pruned: a value of the original's that is fed"
+        " in its place does not fit any more"
+        for name in signature.changed_defaults(before, after)
+    ]

@@ -1,1 +1,0 @@
-"""The prune, step by step."""
