@@ -16,7 +16,13 @@ from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.inspection import comparing
 from onnx_rnn_prune.inspection.inspecting import inspect_model
-from onnx_rnn_prune.opened_model import ModelSource, OpenedModel, open_model, read_model
+from onnx_rnn_prune.opened_model import (
+    ModelSource,
+    OpenedModel,
+    check_globs,
+    open_model,
+    read_model,
+)
 from onnx_rnn_prune.options import Options
 from onnx_rnn_prune.pipeline import Planned, PruneResult, Treatment, choose, finish
 from onnx_rnn_prune.progress import Progress, silent
@@ -148,7 +154,7 @@ def prune(
     options = Options.of(locals())
     request, treatment = Request.of(options), Treatment.of(options)
     inputs = input_paths(model, data, eval_data, masks)
-    opened = open_model(model, options.inputs.freeze, options.selection.layers)
+    opened = open_model(model, options.inputs.freeze, request.layers)
     given = _opened(opened, options, treatment.learns, request.learns)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     made = choose(opened, given, request, treatment, options.selection, start, progress)
@@ -185,7 +191,7 @@ def plan(
     start = time.perf_counter()
     options = Options.of(locals())
     request, treatment = Request.of(options), Treatment.of(options)
-    opened = open_model(model, options.inputs.freeze, options.selection.layers)
+    opened = open_model(model, options.inputs.freeze, request.layers)
     given = _opened(opened, options, request.learns)
     made = choose(opened, given, request, treatment, options.selection, start, progress)
     return made.plan
@@ -256,6 +262,7 @@ def search(
     loss: str | Callable[..., Any] | None = None,
     recover: str | None = None,
     distill_minutes: float = 10.0,
+    layers: str | Sequence[str] = "recurrent",
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -306,7 +313,7 @@ def search(
     learning = min(60.0 * distill_minutes, 30.0 * minutes) if treatment.learns else 0.0
     bounds = Bounds(effort.trials, effort.minutes, effort.jobs, kept=learning)
     inputs = input_paths(model, data, eval_data)
-    opened = open_model(model, options.inputs.freeze)
+    opened = open_model(model, options.inputs.freeze, request.layers)
     given = open_three(opened, executor.reachable(data), executor.reachable(eval_data), stream)
     given = labelled(given, loss, opened, treatment.learns, request.learns)
     memory = None if study is None else Path(study)
@@ -329,6 +336,7 @@ def sensitivity(
     cluster: str | None = None,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
+    layers: str | Sequence[str] = "recurrent",
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -367,7 +375,7 @@ def sensitivity(
         raise PruneError(
             "what a layer can spare shows on inputs only", where="--data", remedy="give some"
         )
-    opened = open_model(model, options.inputs.freeze)
+    opened = open_model(model, options.inputs.freeze, request.layers)
     memory = None if study is None else Path(study)
     given = open_three(opened, executor.reachable(data), None, stream)
     given = labelled(given, loss, opened, request.learns)
@@ -381,11 +389,12 @@ def inspect(
     data: object = None,
     size: object = None,
     stream: bool | None = None,
+    layers: str | Sequence[str] = "recurrent",
     freeze: Mapping[str, object] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> InspectReport:
-    """The recurrent layers of a model, what they cost, and where their units end.
+    """The layers of a model, what they cost, and where their units end.
 
     Also recurrences that an exporter wrote out, which cannot be pruned, and what to do about them.
 
@@ -394,6 +403,7 @@ def inspect(
         data: inputs to measure time on, see `data.open_feeds`; made up where there are none.
         size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
         stream: as in `prune`.
+        layers: which layers to look at, as in `prune`.
         freeze: inputs to fix to one value, by name.
         seed: for made-up inputs.
         progress: is told how far the work is.
@@ -401,10 +411,13 @@ def inspect(
     Raises:
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
     """
-    asked = Options.of(locals()).inputs
+    options = Options.of(locals())
+    asked, wanted = options.inputs, options.selection.layers
     progress("reading", 0, None)
     path = str(model) if isinstance(model, str | Path) else None
-    return inspect_model(read_model(model, asked.freeze), path, asked, progress)
+    opened = read_model(model, asked.freeze, wanted)
+    check_globs(opened, wanted)
+    return inspect_model(opened, path, asked, progress)
 
 
 def _opened(opened: OpenedModel, options: Options, *learning: bool) -> Calibration:

@@ -133,7 +133,7 @@ def open_model(
     for misfit in opened.misfits:
         raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
     opened.run()
-    _check_globs(opened, layers)
+    check_globs(opened, layers)
     if not opened.layers:
         written = written_out(opened)
         raise PruneError(
@@ -218,7 +218,7 @@ def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:
     ]
 
 
-def _check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
+def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
     """Whether all globs that say which layers may be cut match some.
 
     Raises:

@@ -5,7 +5,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import PruneError, apply, plan, prune
+from onnx_rnn_prune import PruneError, apply, inspect, plan, prune, search
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from oracle.around import draw_around
@@ -193,3 +193,57 @@ def test_units_that_only_scale_others_go_with_them():
     result = prune(model, layers="all", keep=0.5, data=feeds)
     assert [row["hidden_after"] for row in result.report["layers"]] == [4, 2, 4, 2]
     assert result.report["oracle"]["passed"]
+
+
+def recurrent_model():
+    """A dense layer, a GRU, and two more dense layers."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        both (float[T, 1, 6] x) => (float[T, 1, 3] y) {
+            a = MatMul (x, W1)
+            b = Relu (a)
+            c = GRU <hidden_size = 16> (b, W, R)
+            d = Squeeze (c, one)
+            e = MatMul (d, W2)
+            f = Relu (e)
+            y = MatMul (f, W3)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"W1": (6, 20), "W": (1, 48, 20), "R": (1, 48, 16), "W2": (16, 24), "W3": (24, 3)}
+    for name, shape in shapes.items():
+        value = rng.normal(0, 0.3, shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    feeds = [{"x": rng.normal(size=(30, 1, 6)).astype(np.float32)} for _ in range(8)]
+    return model, feeds
+
+
+def test_inspect_lists_dense_layers_where_they_are_asked_for():
+    model, feeds = recurrent_model()
+    report = inspect(model, data=feeds)
+    assert [layer.op for layer in report.layers] == ["GRU"]
+    assert report.share_of_others is not None and report.share_of_others > 0
+    report = inspect(model, data=feeds, layers="all")
+    assert [layer.op for layer in report.layers] == ["MatMul", "GRU", "MatMul", "MatMul"]
+    assert report.layers[-1].pinned == "leaves the model as its output y"
+    assert all(layer.half is not None for layer in report.layers[:-1])
+    assert all(layer.time_ms for layer in report.layers)
+
+
+def test_a_search_shares_the_cut_among_all_layers():
+    model, feeds = recurrent_model()
+    result = search(model, data=feeds, layers="all", params="30%", trials=8, strategy="uniform")
+    assert result.report["totals"]["params_after"] <= 0.3 * result.report["totals"]["params_before"]
+    kept = {row["name"]: row["hidden_after"] for row in result.report["layers"]}
+    assert kept["a"] < 20 and kept["c"] < 16 and kept["e"] < 24 and kept["y"] == 3
+    assert result.report["oracle"]["passed"]
+
+
+def test_units_are_paid_for_in_what_their_layers_take():
+    model, feeds = recurrent_model()
+    for per in ("params", "flops", "ms"):
+        result = prune(model, data=feeds, layers="all", allocate="global", per=per)
+        assert result.report["oracle"]["passed"]

@@ -17,6 +17,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.opened_model import OpenedModel, written_out
+from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import outlet_rows
@@ -53,6 +54,7 @@ class Seen:
         pinned: by layer, why it is left alone.
         times: by layer, what it takes of a run.
         share: what all layers together take of a run, or None where nothing ran.
+        others: what dense layers and convolutions take that were not asked for.
         half: by layer, what half of its units would save.
         feed: shapes of the feed that was timed, by input; empty where nothing ran.
         random: whether feeds were made up.
@@ -63,6 +65,7 @@ class Seen:
     pinned: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, NodeTime] = field(default_factory=dict)
     share: float | None = None
+    others: float | None = None
     half: Mapping[str, Half] = field(default_factory=dict)
     feed: Mapping[str, list[int]] = field(default_factory=dict)
     random: bool = True
@@ -72,7 +75,7 @@ class Seen:
 def inspect_model(
     opened: OpenedModel, path: str | None, asked: Inputs, progress: Progress
 ) -> InspectReport:
-    """The recurrent layers of a model, what they cost, and where their units end.
+    """The layers of a model, what they cost, and where their units end.
 
     Raises:
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
@@ -105,6 +108,7 @@ def inspect_model(
             *filter(None, [advice(written, opened.model.producer_name)]),
         ],
         share_of_time=seen.share,
+        share_of_others=seen.others,
         timed_on=TimedOn(seen.feed, seen.random, threads=1),
         warnings=[*opened.notes, *seen.warnings],
     )
@@ -135,19 +139,21 @@ def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[InspectedLayer]:
 def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     """Runs a model; where no data are given, and none can be made up, that is a warning."""
     keys = {layer.key: layer.name for layer in opened.layers}
+    every = [layer.key for layer in all_layers(opened.document.graph)]
     progress("measuring", 0, None)
     try:
         data = _open(opened, asked)
-        timed = node_times(opened.document, list(keys), data.calibration, opened.name)
+        timed = node_times(opened.document, every, data.calibration, opened.name)
     except PruneError as error:
         if asked.data is not None or asked.size:
             raise
         why = error.for_shell
         return Seen(warnings=(f"where the units end and what takes time is not known: {why}",))
-    times = {keys[key]: spent for key, spent in timed.nodes.items()}
+    times = {keys[key]: spent for key, spent in timed.nodes.items() if key in keys}
     first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
-    seen = Seen(times=times, share=timed.share, feed=shapes, random=not data.given)
+    share, others = timed.share_of(keys), timed.share_of(set(every).difference(keys))
+    seen = Seen(times=times, share=share, others=others, feed=shapes, random=not data.given)
     try:
         return _follow(opened, data, seen, progress)
     except PruneError as error:

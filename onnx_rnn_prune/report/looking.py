@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.report.names import Cell, brief
 from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
 from onnx_rnn_prune.report.schema import (
@@ -99,6 +100,10 @@ def _half(layer: InspectedLayer) -> str:
     return "\n".join(lines)
 
 
+def _only_recurrent(report: InspectReport) -> bool:
+    return all(layer.op in RECURRENT for layer in report.layers)
+
+
 def _timed(report: InspectReport) -> list[str]:
     """What was run to measure, if anything was, and what can be gained at most (Amdahl's law)."""
     timed, share = report.timed_on, report.share_of_time
@@ -107,9 +112,15 @@ def _timed(report: InspectReport) -> list[str]:
     lines = []
     if share is not None:
         most = f"at most about {1 / (1 - share):.2g}x" if share < 0.99 else "over 100x"
+        what = "all recurrent layers" if _only_recurrent(report) else "these layers"
         lines.append(
-            f"all recurrent layers together take {percent(share)} of a run, so pruning them can"
+            f"{what} together take {percent(share)} of a run, so pruning them can"
             f" make it {most} faster"
+        )
+    if report.share_of_others:
+        lines.append(
+            f"dense layers and convolutions take another {percent(report.share_of_others)}; with"
+            " --layers all, they are pruned as well"
         )
     fed = ", ".join(f"{name} {list(sizes)}" for name, sizes in timed.shapes.items())
     made = "made-up inputs (give typical ones with --data)" if timed.random else "inputs given"

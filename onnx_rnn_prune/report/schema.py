@@ -1,8 +1,7 @@
-"""What reports hold. Each is built once, and never edited; renderers read attributes.
+"""What reports hold: each is built once and never edited.
 
 Sizes are in bytes, times in milliseconds unless a name says seconds, shares between 0 and 1. What
-is not known is None; what has no measure is infinite or not a number, and null in JSON.
-"""
+is not known is None; what has no measure is infinite or not a number, null in JSON."""
 
 from __future__ import annotations
 
@@ -408,6 +407,7 @@ class InspectReport(Record):
     share_of_time: float | None
     timed_on: TimedOn
     warnings: Sequence[str]
+    share_of_others: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def _sealed(key: str, text: str) -> str:
 
 
 # What trials mean; to be changed when that does.
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Request) -> str:
@@ -118,7 +118,7 @@ def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Re
         found.update(part.encode())
     found.update(repr((quality.name, quality.higher, quality.source)).encode())
     chosen = (request.criterion_for(data).name, request.only, request.skip, request.bounds)
-    found.update(repr((*chosen, request.seed)).encode())
+    found.update(repr((*chosen, request.seed, request.layers)).encode())
     if data.loss is not None:
         found.update(f"loss {data.loss.name}".encode())
     for feeds in (data.calibration, data.validation):

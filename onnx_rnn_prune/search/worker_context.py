@@ -84,7 +84,7 @@ def _traced(context: WorkerContext) -> TracedModel:
     Raises:
         PruneError: this one finds other data, or is of another version.
     """
-    opened = follow(context.model, context.name)
+    opened = follow(context.model, context.name, context.request.layers)
     if key_of(opened, context.data, context.quality, context.request) != context.key:
         raise PruneError(
             "a worker reads other data than this process, or has another version of onnx_rnn_prune",

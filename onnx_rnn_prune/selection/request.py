@@ -30,7 +30,8 @@ class Request:
         allocate: how the cut is shared between layers.
         per: what units are paid for in where they are shared out.
         steps: in how many steps units are chosen.
-        only: globs of the layers to prune; empty for all.
+        layers: which layers may be cut: recurrent, all, or globs of names.
+        only: globs of those to prune; empty for all.
         skip: globs of layers to leave alone.
         recover: how kept weights make up for cut ones; auto for the best that the data allows.
         bounds: alignment and least number of units.
@@ -44,6 +45,7 @@ class Request:
     per: str
     steps: int
     recover: str
+    layers: Sequence[str]
     only: Sequence[str]
     skip: Sequence[str]
     bounds: Allocation
@@ -66,6 +68,7 @@ class Request:
             per=asked.per,
             steps=Schedule(cut.schedule, cut.steps).choices,
             recover=options.recovery.recover or "auto",
+            layers=asked.layers,
             only=asked.only,
             skip=asked.skip,
             bounds=Allocation(asked.align, asked.min_units),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -167,11 +168,24 @@ class Profile:
 
     Attributes:
         nodes: by key; those that no run comes by, and those that onnxruntime fused, are missing.
-        share: of all of them together, the median over runs; 0 where there are none.
+        runs: for each run its microseconds, and those of the nodes that it came by, by key.
     """
 
     nodes: Mapping[str, NodeTime]
-    share: float
+    runs: Sequence[tuple[float, Mapping[str, float]]]
+
+    def share_of(self, keys: Iterable[str]) -> float:
+        """Of some nodes together, the median over runs that come by one; 0 where none does."""
+        wanted = set(keys)
+        spent = [
+            (sum(own for key, own in nodes.items() if key in wanted), whole)
+            for whole, nodes in self.runs
+            if not wanted.isdisjoint(nodes)
+        ]
+        return statistics.median(_share(*each) for each in spent) if spent else 0.0
+
+
+_MARK = re.compile(rf"{OWN}timed_\d+")
 
 
 def node_times(
@@ -206,8 +220,7 @@ def node_times(
             count += 1
         events = json.loads(runner.profiled().read_text("utf-8"))
     runs = _by_run(events, names)[len(given) :]
-    shares = [_share(sum(spent.values()), whole) for whole, spent in runs if spent]
-    return Profile(_medians(runs, len(given)), statistics.median(shares) if shares else 0.0)
+    return Profile(_medians(runs, len(given)), runs)
 
 
 def _share(own: float, whole: float) -> float:
@@ -225,7 +238,8 @@ def _by_run(
         if label == "model_run":
             runs.append((duration, spent))
             spent = {}
-        node = names.get(label.removesuffix("_kernel_time"))
+        mark = _MARK.search(label)  # onnxruntime adds words to the names of what it fuses
+        node = None if mark is None else names.get(mark[0])
         if node is not None and label.endswith("_kernel_time"):
             spent[node] = spent.get(node, 0.0) + duration
     return runs
