@@ -29,7 +29,7 @@ from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.executor import Executor
 from onnx_rnn_prune.search.goal import Goal
-from onnx_rnn_prune.search.search import Bounds, Search, measure_sensitivity
+from onnx_rnn_prune.search.search import Search, SearchBounds, measure_sensitivity
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 from onnx_rnn_prune.validate.quality import read_quality
@@ -311,7 +311,7 @@ def search(
     goal, effort, executor = Goal.of(options.target), options.effort, Executor.of(options.effort)
     treatment, request = Treatment.of(options), Request.of(options)
     learning = min(60.0 * distill_minutes, 30.0 * minutes) if treatment.learns else 0.0
-    bounds = Bounds(effort.trials, effort.minutes, effort.jobs, kept=learning)
+    bounds = SearchBounds(effort.trials, effort.minutes, effort.jobs, kept=learning)
     inputs = input_paths(model, data, eval_data)
     opened = open_model(model, options.inputs.freeze, request.layers)
     given = open_three(opened, executor.reachable(data), executor.reachable(eval_data), stream)

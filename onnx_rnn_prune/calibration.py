@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.data import Asked, Feeds, open_feeds, random_feeds
+from onnx_rnn_prune.data import Feeds, StatedSizes, open_feeds, random_feeds
 from onnx_rnn_prune.data.streams import Streams, as_streams, possible_pairs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, collect
@@ -27,7 +27,7 @@ from onnx_rnn_prune.traced_model import TracedModel
 _RANDOM_FEEDS = 3
 _HELD_OUT = 0.25
 _TWO_HELD_OUT = 0.4
-_NOTHING: Asked = MappingProxyType({})
+_NOTHING: StatedSizes = MappingProxyType({})
 # Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
 _PROOFS = 2
 _RESIZINGS: tuple[Callable[[int], int], ...] = (
@@ -81,7 +81,9 @@ class Calibration:
         return known.get(feeds)
 
 
-def made_up(document: Document, run: Callable[[Feed], object], asked: Asked, seed: int) -> Feeds:
+def made_up(
+    document: Document, run: Callable[[Feed], object], asked: StatedSizes, seed: int
+) -> Feeds:
     """Feeds for a model where there are no data.
 
     Raises:
@@ -96,7 +98,7 @@ def open_data(
     data: object,
     eval_data: object,
     seed: int,
-    asked: Asked = _NOTHING,
+    asked: StatedSizes = _NOTHING,
     stream: bool | None = None,
 ) -> Calibration:
     """Opens the user's data, or makes up feeds of the sizes that are asked for.

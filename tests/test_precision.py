@@ -9,7 +9,7 @@ from onnxruntime.quantization import QuantType
 from onnx_rnn_prune import PruneError, prune
 from onnx_rnn_prune.compression.precision import (
     Bits,
-    Half,
+    Float16,
     Quantize,
     QuantizeWeights,
     UseIntegerOperators,
@@ -93,7 +93,7 @@ def test_integers_share_bytes(bits, share):
 def test_weights_held_narrower_count_as_what_they_are():
     model = real_model(hidden=64)
     before = count_params(Document.read(model))
-    assert count_params(held(model, Half())) == before
+    assert count_params(held(model, Float16())) == before
     scales = 4 * 64 * 2
     for bits in (8, 4, 2):
         assert before <= count_params(held(model, Bits(bits))) <= before + scales
@@ -105,7 +105,7 @@ def test_half_precision_rounds_to_11_bits_and_leaves_what_it_cannot_hold():
     value = numpy_helper.to_array(large).copy()
     value[0, 0, 0] = 1e6
     large.CopyFrom(numpy_helper.from_array(value, "R1"))
-    before, after = recurrent(Document.read(model)), recurrent(held(model, Half()))
+    before, after = recurrent(Document.read(model)), recurrent(held(model, Float16()))
     np.testing.assert_array_equal(after["rnn1.R"], value)
     for name in ("rnn0.R", "rnn1.W"):
         assert np.any(before[name] != after[name])

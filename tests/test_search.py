@@ -23,11 +23,11 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import Limit
 from onnx_rnn_prune.search import rows, setting
-from onnx_rnn_prune.search.costs import Sizes
+from onnx_rnn_prune.search.costs import SizePrediction
 from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.rows import frontier
-from onnx_rnn_prune.search.search import Bounds, finishing, run
+from onnx_rnn_prune.search.search import SearchBounds, finishing, run
 from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Trial
 from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.search.study import Study
@@ -76,7 +76,7 @@ def searched(strategy, aim, most=np.inf, trials=400, memory=None, align=1):
     memory = Study(None, "") if memory is None else memory
     work = STRATEGIES[strategy](space(most, align), aim, 0)
     attempts = lambda asks: map(attempt, asks)  # noqa: E731
-    return run(work, attempts, memory, Bounds(trials, 1e9), silent)
+    return run(work, attempts, memory, SearchBounds(trials, 1e9), silent)
 
 
 def best_of_all(most):
@@ -143,7 +143,7 @@ class Clock:
 @pytest.mark.parametrize("minutes", [0.5, 2.0, 5.0, 9.0, 20.0])
 def test_time_is_left_to_finish_and_no_more(minutes):
     clock = Clock()
-    bounds = Bounds(400, minutes, now=clock, start=0.0)
+    bounds = SearchBounds(400, minutes, now=clock, start=0.0)
     work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
     trials = run(work, clock.attempts, Study(None, ""), bounds, silent)
     assert clock.seconds == sum(trial.seconds for trial in trials)
@@ -156,7 +156,7 @@ def test_a_search_that_time_ended_makes_no_more_trials_when_it_is_looked_at_agai
     found = []
     for _ in range(2):
         clock, memory = Clock(), Study(tmp_path / "study", "")
-        bounds = Bounds(400, 5.0, now=clock, start=0.0)
+        bounds = SearchBounds(400, 5.0, now=clock, start=0.0)
         work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
         found.append(run(work, clock.attempts, memory, bounds, silent))
     assert clock.seconds == 0.0 and found[0] == found[1]
@@ -164,7 +164,7 @@ def test_a_search_that_time_ended_makes_no_more_trials_when_it_is_looked_at_agai
 
 def test_the_best_is_finished_in_the_time_that_is_left():
     clock = Clock()
-    bounds = Bounds(400, 5.0, now=clock, start=0.0)
+    bounds = SearchBounds(400, 5.0, now=clock, start=0.0)
     treatment = Treatment.of(Options.of({"recover": "lstsq"}))
     trials = list(clock.attempts([Ask(SIZES)]))
     hastened = bounds.hasten(treatment, trials).course
@@ -188,7 +188,7 @@ def test_what_was_tried_is_not_tried_again_and_the_end_is_the_same(tmp_path):
 
         work = STRATEGIES["greedy"](space(), Aim(0.2, anything), 0)
         with contextlib.suppress(KeyboardInterrupt):
-            run(work, until, Study(path, ""), Bounds(400, 1e9), silent)
+            run(work, until, Study(path, ""), SearchBounds(400, 1e9), silent)
     assert searched("greedy", Aim(0.2, anything), memory=Study(path, "")) == alone
 
 
@@ -519,7 +519,7 @@ def test_what_is_priced_is_what_is_written():
     opened = open_model(model)
     data = open_three(opened, given, None)
     traced = trace_model(opened, ["Y"], data.calibration)
-    size = Sizes(traced, np.zeros(16), (0,))
+    size = SizePrediction(traced, np.zeros(16), (0,))
     assert size("bytes", [16]) == model.ByteSize()
     for count in (1, 8, 12):
         result = onnx_rnn_prune.prune(model, keep=count, data=given)

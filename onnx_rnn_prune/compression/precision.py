@@ -64,7 +64,7 @@ _CHANNELS: Mapping[tuple[str, int], tuple[int, ...]] = {
 }
 
 
-class Form(Protocol):
+class Encoding(Protocol):
     """A way to hold a weight."""
 
     def __call__(self, value: Array, channels: tuple[int, ...], unpack: Unpack) -> gs.Tensor | None:
@@ -78,7 +78,7 @@ class Form(Protocol):
 
 
 @dataclass(frozen=True)
-class Half:
+class Float16:
     """In float16: 11 significant bits."""
 
     def __call__(self, value: Array, channels: tuple[int, ...], unpack: Unpack) -> gs.Tensor | None:
@@ -136,7 +136,7 @@ class Bits:
 class QuantizeWeights:
     """Holds the weights of layers, products, convolutions and tables in another form."""
 
-    form: Form
+    form: Encoding
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
@@ -257,7 +257,7 @@ class UseIntegerOperators:
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
-        store = _Store(graph)
+        store = _IntegerWeights(graph)
         layers = [layer for layer in find_layers(graph) if layer.cell is LSTM]
         layers = [layer for layer in layers if _fits(graph, *layer.node.inputs[1:3])]
         for layer in layers:
@@ -278,7 +278,7 @@ def _sums_first(weight: Array) -> Array:
     return weight.swapaxes(-1, -2)
 
 
-class _Store:
+class _IntegerWeights:
     """Writes weights in integers; one that several nodes read, once."""
 
     def __init__(self, graph: gs.Graph) -> None:
@@ -314,7 +314,7 @@ def _fits(graph: gs.Graph, *weights: gs.Tensor) -> bool:
     )
 
 
-def _replace_layer(graph: gs.Graph, layer: Layer, store: _Store) -> None:
+def _replace_layer(graph: gs.Graph, layer: Layer, store: _IntegerWeights) -> None:
     node = layer.node
     made = gs.Node(QUANTIZED_LSTM.op, layer.name, dict(node.attrs), domain=MICROSOFT)
     made.attrs.pop("layout", None)  # it is 0 here
@@ -326,7 +326,7 @@ def _replace_layer(graph: gs.Graph, layer: Layer, store: _Store) -> None:
     _put(graph, made, node)
 
 
-def _replace_matmul(graph: gs.Graph, node: gs.Node, store: _Store) -> bool:
+def _replace_matmul(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> bool:
     weight = node.inputs[1]
     if not _is_matrix(graph, weight):
         return False
@@ -334,7 +334,7 @@ def _replace_matmul(graph: gs.Graph, node: gs.Node, store: _Store) -> bool:
     return True
 
 
-def _replace_gemm(graph: gs.Graph, node: gs.Node, store: _Store) -> bool:
+def _replace_gemm(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> bool:
     weight = node.inputs[1]
     usual = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
     if not usual or not _is_matrix(graph, weight):
@@ -354,7 +354,7 @@ def _replace_gemm(graph: gs.Graph, node: gs.Node, store: _Store) -> bool:
     return True
 
 
-_PRODUCTS: dict[str, Callable[[gs.Graph, gs.Node, _Store], bool]] = {
+_PRODUCTS: dict[str, Callable[[gs.Graph, gs.Node, _IntegerWeights], bool]] = {
     "Gemm": _replace_gemm,
     "MatMul": _replace_matmul,
 }
@@ -383,7 +383,7 @@ QUANTIZE_FORMS = "int8, fp16 or bits=K with K from 2 to 8"
 
 _FORMS: dict[str, tuple[Pass, ...]] = {
     "int8": (UseIntegerOperators(), QuantizeWeights(Bits(8))),
-    "fp16": (QuantizeWeights(Half()),),
+    "fp16": (QuantizeWeights(Float16()),),
     **{f"bits={count}": (QuantizeWeights(Bits(count)),) for count in range(2, 9)},
 }
 # Arithmetic broadcasts since then.

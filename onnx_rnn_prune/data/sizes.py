@@ -23,11 +23,11 @@ from onnx_rnn_prune.model.walk import messages, node_reads
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 # By name of an input its sizes, or by name of a dimension that one size.
-Asked = Mapping[str, tuple[int, ...]]
+StatedSizes = Mapping[str, tuple[int, ...]]
 _WHERE = "--size"
 
 
-def settle(ports: Sequence[Port], asked: Asked) -> tuple[tuple[Port, ...], dict[str, int]]:
+def settle(ports: Sequence[Port], asked: StatedSizes) -> tuple[tuple[Port, ...], dict[str, int]]:
     """The inputs, and the open sizes that the user states, by `Port.key`.
 
     An input of which the model says not even how many axes it has gets the stated ones.
@@ -121,9 +121,9 @@ def _unknown(name: str, ports: Sequence[Port], dims: set[str]) -> PruneError:
     )
 
 
-Sizes = Mapping[str, int]
+SizeByName = Mapping[str, int]
 # Runs a model on sizes, or raises a PruneError.
-Run = Callable[[Sizes], object]
+Run = Callable[[SizeByName], object]
 
 _BATCH = 2
 _LENGTH = 7
@@ -158,7 +158,7 @@ class Failure:
     numbers: tuple[int, ...]
 
 
-class Search:
+class SizeSearch:
     """Looks for sizes with which a model runs.
 
     Args:
@@ -187,14 +187,14 @@ class Search:
         sizes = (size for size in solved.values() if isinstance(size, str))
         self.free = tuple(dict.fromkeys(sizes))
 
-    def full(self, free: Sizes) -> dict[str, int]:
+    def full(self, free: SizeByName) -> dict[str, int]:
         """All open sizes, from those that nothing decides."""
         return {
             name: free[size] if isinstance(size, str) else size
             for name, size in self.solved.items()
         }
 
-    def find(self) -> Sizes | Failure:
+    def find(self) -> SizeByName | Failure:
         """Sizes with which the model runs, or why none were found."""
         starts = list(self._starts())
         for start in starts:
@@ -206,7 +206,7 @@ class Search:
             found = found if isinstance(other, Failure) else other
         return found
 
-    def varied(self, free: Sizes, batch: int, change: Callable[[int], int]) -> Sizes:
+    def varied(self, free: SizeByName, batch: int, change: Callable[[int], int]) -> SizeByName:
         """Other sizes with which the model runs, too; as many of them as may be others."""
         counted = {size for key, size in free.items() if key in self.batches}
         others = {k: batch if v in counted else max(1, change(v)) for k, v in free.items()}
@@ -220,7 +220,7 @@ class Search:
             found = other if self.attempt(other) is None else found
         return found
 
-    def attempt(self, free: Sizes) -> Failure | None:
+    def attempt(self, free: SizeByName) -> Failure | None:
         """Runs the model; None where that works. What was tried before is remembered."""
         key = tuple(free.values())
         if key not in self._seen:
@@ -238,7 +238,7 @@ class Search:
             and isinstance(self.solved.get(port.key(axis)), str)
         ]
 
-    def _failure(self, sizes: Sizes) -> Failure | None:
+    def _failure(self, sizes: SizeByName) -> Failure | None:
         shapes = shapes_of(self._model, self._ports, sizes)
         try:
             if _steps(self._model, shapes) == 0:  # onnxruntime ends the process at some of these
@@ -248,7 +248,7 @@ class Search:
             return self._located(error, sizes, shapes)
         return None
 
-    def _located(self, error: PruneError, sizes: Sizes, shapes: Shapes) -> Failure:
+    def _located(self, error: PruneError, sizes: SizeByName, shapes: Shapes) -> Failure:
         try:
             self._probe(sizes)
         except PruneError as other:
@@ -262,7 +262,7 @@ class Search:
             numbers += [size for size in shapes.get(name, ()) if isinstance(size, int)]
         return Failure(error, place, tuple(numbers))
 
-    def _starts(self) -> Iterator[Sizes]:
+    def _starts(self) -> Iterator[SizeByName]:
         """Sizes to begin with, from the most telling (all different) to the likeliest to run."""
         others = [key for key in self.free if key not in self.batches]
         for batch, sizes in (
@@ -277,7 +277,7 @@ class Search:
             found = dict.fromkeys(self.batches, batch) | dict(zip(others, sizes, strict=True))
             yield {key: found[key] for key in self.free}
 
-    def _mended(self, sizes: Sizes) -> Sizes | Failure:
+    def _mended(self, sizes: SizeByName) -> SizeByName | Failure:
         """Sizes that differ as little as may be, with which the model runs."""
         failure = self.attempt(sizes)
         passed: set[str] = set()
@@ -300,7 +300,7 @@ class Search:
         before = self._upstream(failure.place)
         return before.isdisjoint(self._nodes[found.place].output)
 
-    def _proposals(self, sizes: Sizes, failure: Failure) -> Iterator[Sizes]:
+    def _proposals(self, sizes: SizeByName, failure: Failure) -> Iterator[SizeByName]:
         """Sizes that may get past a node that does not run."""
         ports = {port.key(axis) for port, axis in self.blamed(failure)}
         names = dict.fromkeys(str(self.solved[key]) for key in self.solved if key in ports)
@@ -326,8 +326,8 @@ class Search:
             yield from ({**sizes, key: size} for size in range(1, _SCAN))
 
     def _aimed(
-        self, sizes: Sizes, key: str, numbers: Sequence[int], doubled: Sequence[int]
-    ) -> Iterator[Sizes]:
+        self, sizes: SizeByName, key: str, numbers: Sequence[int], doubled: Sequence[int]
+    ) -> Iterator[SizeByName]:
         """Sizes that take a number which moves with one of them to where another one is.
 
         Args:
@@ -354,7 +354,7 @@ class Search:
                     break
                 before, size = size, (other[key], found.numbers[at])
 
-    def _lengthened(self, sizes: Sizes) -> Sizes:
+    def _lengthened(self, sizes: SizeByName) -> SizeByName:
         """Sizes with some steps for each recurrent layer, if there are such."""
         for key in (key for key in self.free if key not in self.batches):
             longer = sorted({*_LADDER, *(turn * sizes[key] for turn in (4, 8, 16))})
@@ -366,7 +366,7 @@ class Search:
                     sizes = other
         return sizes
 
-    def _steps(self, sizes: Sizes) -> int | None:
+    def _steps(self, sizes: SizeByName) -> int | None:
         return _steps(self._model, shapes_of(self._model, self._ports, self.full(sizes)))
 
     def _upstream(self, place: str) -> set[str]:

@@ -15,7 +15,14 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.data.feeds import Feeds, check_feed
 from onnx_rnn_prune.data.shapes import Shapes, Size, numbered, outline, ranked, shapes_of, solved
-from onnx_rnn_prune.data.sizes import Asked, Failure, Search, Sizes, check_entries, settle
+from onnx_rnn_prune.data.sizes import (
+    Failure,
+    SizeByName,
+    SizeSearch,
+    StatedSizes,
+    check_entries,
+    settle,
+)
 from onnx_rnn_prune.data.sources import Listed
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
@@ -175,7 +182,7 @@ _MOST_ENTRIES = 1 << 24
 _STATE = 0.1
 # So few numbers that are as many in every feed are settings rather than a signal.
 _SETTINGS = 8
-_NOTHING: Asked = MappingProxyType({})
+_NOTHING: StatedSizes = MappingProxyType({})
 # What the last axes of an input may be, by their number, where a refusal needs an example.
 _EXAMPLES = {3: 100, 4: 224}
 
@@ -206,7 +213,7 @@ class Recipe:
         """Whether feeds differ in what they choose, not only in their numbers."""
         return any(m.choices for m in self.meanings.values()) or any(map(_is_flag, self.ports))
 
-    def feed(self, sizes: Sizes, number: int = 0, choice: int = 0) -> dict[str, Array]:
+    def feed(self, sizes: SizeByName, number: int = 0, choice: int = 0) -> dict[str, Array]:
         """A feed; the same for the same arguments.
 
         Args:
@@ -224,7 +231,7 @@ class Recipe:
         }
 
     def _draw(
-        self, port: Port, shape: list[int], sizes: Sizes, choice: int, rng: np.random.Generator
+        self, port: Port, shape: list[int], sizes: SizeByName, choice: int, rng: np.random.Generator
     ) -> Array:
         dtype: np.dtype[Any] = port.dtype or np.dtype(np.float32)
         meaning = self.meanings[port.name]
@@ -253,7 +260,7 @@ class Recipe:
             values[..., :1] = 1
         return values
 
-    def _length(self, port: Port, sizes: Sizes) -> int:
+    def _length(self, port: Port, sizes: SizeByName) -> int:
         """How long the sequences are whose lengths an input tells: along what is no batch."""
         own = {*_shape(port, sizes), 1}
         fixed = []
@@ -274,11 +281,11 @@ def random_feeds(
     seed: int,
     count: int,
     states: frozenset[str] = frozenset(),
-    asked: Asked = _NOTHING,
+    asked: StatedSizes = _NOTHING,
 ) -> Feeds:
     """Feeds of random numbers that a model runs on, each of other sizes where it takes them.
 
-    Sizes that the model leaves open follow from its weights where these decide; the others are
+    SizeByName that the model leaves open follow from its weights where these decide; the others are
     found by running. Signals are normal, token ids lie within their table, lengths are those of the
     sequences, and what the graph compares one number with is fed by turns. Feeds that follow on one
     another are no stream.
@@ -289,7 +296,7 @@ def random_feeds(
         seed: feeds are the same for the same seed and model.
         count: the number of feeds.
         states: inputs that are states.
-        asked: sizes that the user states, see `Asked`.
+        asked: sizes that the user states, see `StatedSizes`.
 
     Raises:
         PruneError: an input is no tensor or has an undeclared rank, what is asked for does not fit,
@@ -321,8 +328,8 @@ def _search(
     recipe: Recipe,
     run: Callable[[Feed], object],
     twin: Callable[[], Runner],
-) -> Search:
-    return Search(
+) -> SizeSearch:
+    return SizeSearch(
         model,
         recipe.ports,
         recipe.solved,
@@ -333,7 +340,7 @@ def _search(
 
 
 def _feeds(
-    recipe: Recipe, search: Search, run: Callable[[Feed], object], sizes: Sizes, count: int
+    recipe: Recipe, search: SizeSearch, run: Callable[[Feed], object], sizes: SizeByName, count: int
 ) -> Feeds:
     variants = (
         sizes,
@@ -367,7 +374,7 @@ def _runs(run: Callable[[Feed], object], feed: Feed) -> bool:
     return True
 
 
-def _shape(port: Port, sizes: Sizes) -> list[int]:
+def _shape(port: Port, sizes: SizeByName) -> list[int]:
     return [
         dim if isinstance(dim, int) else sizes[port.key(axis)]
         for axis, dim in enumerate(port.dims or ())
@@ -398,7 +405,9 @@ def _shapeless(port: Port) -> PruneError:
     )
 
 
-def _refusal(search: Search, recipe: Recipe, pinned: Sizes, failure: Failure) -> PruneError:
+def _refusal(
+    search: SizeSearch, recipe: Recipe, pinned: SizeByName, failure: Failure
+) -> PruneError:
     """Which axes no size was found for, and how to say one."""
     reason = f"({'; '.join(map(str, recipe.ports))}); at first, {failure.error.what}"
     if pinned:
@@ -422,7 +431,7 @@ def _refusal(search: Search, recipe: Recipe, pinned: Sizes, failure: Failure) ->
     )
 
 
-def _example(search: Search, port: Port, axis: int) -> int:
+def _example(search: SizeSearch, port: Port, axis: int) -> int:
     dims = port.dims or ()
     dim = dims[axis]
     size = dim if isinstance(dim, int) else search.solved[port.key(axis)]

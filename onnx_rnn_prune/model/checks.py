@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import (
     LEAST,
-    Place,
+    Location,
     bits,
     is_reference,
     packed,
@@ -220,7 +220,7 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
         ) from error
     if min(offset, needed, *tensor.dims) < 0 or length < needed or offset + needed > size:
         raise too_short(tensor, name)
-    refer(tensor, Place(str(path), offset, needed))
+    refer(tensor, Location(str(path), offset, needed))
 
 
 def real_path(path: str | Path) -> Path:

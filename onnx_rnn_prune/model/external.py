@@ -41,7 +41,7 @@ Put = Callable[[int, onnx.TensorProto], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the values of a tensor lie."""
 
     path: str
@@ -147,7 +147,7 @@ class Shelves:
         for field, _ in tensor.ListFields():
             if field.name != "raw_data":
                 copy_field(tensor, result, field.name)
-        refer(result, Place(self._name, start, length))
+        refer(result, Location(self._name, start, length))
         return result
 
 
@@ -242,12 +242,12 @@ def bits(tensor: onnx.TensorProto) -> int:
     return _NARROW.get(name, 8 * _dtype(tensor).itemsize)
 
 
-def _place(tensor: onnx.TensorProto) -> Place:
+def _place(tensor: onnx.TensorProto) -> Location:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    return Place(entries["location"], int(entries["offset"]), int(entries["length"]))
+    return Location(entries["location"], int(entries["offset"]), int(entries["length"]))
 
 
-def refer(tensor: onnx.TensorProto, place: Place) -> None:
+def refer(tensor: onnx.TensorProto, place: Location) -> None:
     """Says that the values of a tensor lie in a place."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]

@@ -30,7 +30,7 @@ MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _IntegerLayout:
     """Which inputs of an operator belong to a weight in integers.
 
     Attributes:
@@ -44,11 +44,11 @@ class _Layout:
     axes: tuple[int, ...]
 
 
-_LAYOUTS: dict[tuple[str, int], _Layout] = {
-    ("DynamicQuantizeLSTM", 1): _Layout(8, 9, (0, 2)),
-    ("DynamicQuantizeLSTM", 2): _Layout(10, 11, (0, 2)),
-    ("DynamicQuantizeMatMul", 1): _Layout(2, 3, (-1,)),
-    ("MatMulInteger", 1): _Layout(None, 3, (-1,)),
+_LAYOUTS: dict[tuple[str, int], _IntegerLayout] = {
+    ("DynamicQuantizeLSTM", 1): _IntegerLayout(8, 9, (0, 2)),
+    ("DynamicQuantizeLSTM", 2): _IntegerLayout(10, 11, (0, 2)),
+    ("DynamicQuantizeMatMul", 1): _IntegerLayout(2, 3, (-1,)),
+    ("MatMulInteger", 1): _IntegerLayout(None, 3, (-1,)),
 }
 
 
@@ -272,7 +272,7 @@ def product_of(node: gs.Node) -> gs.Node:
     return found.product
 
 
-def _scale_place(node: gs.Node, layout: _Layout) -> tuple[gs.Node, int]:
+def _scale_place(node: gs.Node, layout: _IntegerLayout) -> tuple[gs.Node, int]:
     if layout.scale is not None:
         return node, layout.scale
     found = scaled(node)

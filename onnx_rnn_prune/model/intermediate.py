@@ -38,7 +38,7 @@ class _Carrier:
 
     output: str
     stacks: bool
-    bodies: Sequence[_Layout]
+    bodies: Sequence[_Parcel]
 
     def read(self, parcels: Array, turns: int, found: Mapping[str, list[Array]], at: int) -> int:
         """Takes apart what it put out from a place on; returns the place behind it."""
@@ -48,7 +48,7 @@ class _Carrier:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Parcel:
     """What lies in a parcel: tensors by name, and what nodes inside put out."""
 
     names: Sequence[str]
@@ -139,7 +139,7 @@ class _Lift:
         found = []
         for node in list(graph.nodes):
             bodies = list(bodies_of(node).values())
-            layouts = [self._layout(body) for body in bodies]
+            layouts = [self._contents(body) for body in bodies]
             if any(layouts):
                 stacks = node.op != "If"
                 for number, (body, layout) in enumerate(zip(bodies, layouts, strict=True)):
@@ -151,11 +151,11 @@ class _Lift:
                 found.append(_Carrier(node.outputs[-1].name, stacks, layouts))
         return found
 
-    def _layout(self, body: gs.Graph) -> _Layout:
+    def _contents(self, body: gs.Graph) -> _Parcel:
         wanted = self._wanted.get(id(body), [])
-        return _Layout([tensor.name for tensor in wanted], self.carriers(body))
+        return _Parcel([tensor.name for tensor in wanted], self.carriers(body))
 
-    def _parcel(self, body: gs.Graph, number: int, layout: _Layout) -> gs.Variable:
+    def _parcel(self, body: gs.Graph, number: int, layout: _Parcel) -> gs.Variable:
         """Puts nodes into a body that lay what is wanted of it in a row."""
         made = {tensor.name: tensor for node in body.nodes for tensor in node.outputs}
         parts: list[gs.Tensor] = [self._constant([number], self._dtype)]

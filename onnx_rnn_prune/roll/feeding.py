@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from onnx_rnn_prune.data import Asked, random_feeds
+from onnx_rnn_prune.data import StatedSizes, random_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -18,11 +18,11 @@ _LENGTHS = (1, 2, 31)
 _BATCHES = (3, 1, 3)
 # Random feeds of several sizes; the first holds two sequences, the second one.
 _COUNT = 3
-_NOTHING: Asked = MappingProxyType({})
+_NOTHING: StatedSizes = MappingProxyType({})
 
 
 def proof_feeds(
-    document: Document, runner: Runner, asked: Asked = _NOTHING, seed: int = 0
+    document: Document, runner: Runner, asked: StatedSizes = _NOTHING, seed: int = 0
 ) -> list[Feed]:
     """Made-up feeds: batches of 1 and 3, lengths of 1, 2, odd and many, and steps that are zero.
 

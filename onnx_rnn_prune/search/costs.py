@@ -98,7 +98,7 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     return price
 
 
-class Sizes:
+class SizePrediction:
     """Parameters and bytes of what is written when the groups keep so many units.
 
     A group that keeps all is not prepared for a cut, and has nothing to bring to full width.

@@ -40,7 +40,7 @@ _LAST, _CANDIDATES, _WRITING = 8, 8, 4.0
 
 
 @dataclass(frozen=True)
-class Bounds:
+class SearchBounds:
     """What a search may cost.
 
     Attributes:
@@ -97,7 +97,7 @@ def finishing(tried: Sequence[Trial]) -> float:
 
 
 def run(
-    strategy: Strategy, attempts: Attempts, study: Study, bounds: Bounds, progress: Progress
+    strategy: Strategy, attempts: Attempts, study: Study, bounds: SearchBounds, progress: Progress
 ) -> list[Trial]:
     """All trials in the order in which they were asked for first.
 
@@ -160,7 +160,7 @@ class Search:
     goal: Goal
     request: Request
     treatment: Treatment
-    bounds: Bounds
+    bounds: SearchBounds
     executor: Executor
     study: Path | None
     strategy: str
@@ -307,7 +307,7 @@ def measure_sensitivity(
         lab = setting.lab
         space = Space(lab.trace, lab.scores, request.bounds, setting.ms, lambda counts: True)
         asks = [own for own in curve_asks(space).values() if own]
-        bounds = Bounds(trials=sum(map(len, asks)), minutes=math.inf)
+        bounds = SearchBounds(trials=sum(map(len, asks)), minutes=math.inf)
         trials = run(_one_by_one(asks), setting.attempts, study, bounds, tell)
     notes = [f"{name} is left alone: {why}" for name, why in setting.traced.left.items()]
     notes += request.bounds.notes(lab.trace.groups)

@@ -16,7 +16,7 @@ from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.search.costs import Sizes, predicted, time_layers
+from onnx_rnn_prune.search.costs import SizePrediction, predicted, time_layers
 from onnx_rnn_prune.search.executor import Mapper, Work, Workers
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.laboratory import Laboratory
@@ -56,7 +56,7 @@ class Setting:
     lab: Laboratory
     verdicts: Mapper[Ask, Verdict]
     ms: Price
-    size: Sizes
+    size: SizePrediction
     profitable: ProfitableCuts
     study: Study
 
@@ -123,7 +123,7 @@ def open_setting(
     lab = Laboratory.of(traced, data, scores, quality)
     groups = traced.trace.groups
     doubtful = tuple(n for n, group in enumerate(groups) if restores_width(traced, group))
-    ms, size = predicted(traced, times), Sizes(traced, scores, doubtful)
+    ms, size = predicted(traced, times), SizePrediction(traced, scores, doubtful)
     prices: dict[str, Price] = {"ms": ms, "bytes": partial(size, "bytes")}
     profitable = ProfitableCuts(
         tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays]

@@ -20,7 +20,7 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.operators.recurrent import CELLS
 from onnx_rnn_prune.recovery.distill.batches import STEPS, WHOLE, Batch, Teacher
 from onnx_rnn_prune.recovery.distill.configuration import Answers
-from onnx_rnn_prune.recovery.distill.network import Network, Step, Tensors
+from onnx_rnn_prune.recovery.distill.network import Network, Operation, Tensors
 
 # So many calls of a window are computed one after the other.
 _IN_TURN = 64
@@ -230,10 +230,10 @@ class Joined:
         network: of one call.
     """
 
-    first: tuple[Step, ...]
-    steps: tuple[Step, ...]
+    first: tuple[Operation, ...]
+    steps: tuple[Operation, ...]
     layers: frozenset[int]
-    last: tuple[Step, ...]
+    last: tuple[Operation, ...]
     alike: frozenset[str]
     states: Mapping[str, str]
     network: Network
@@ -288,7 +288,7 @@ class Joined:
         values = {**call, **self.network(call, {}, names)}
         return max(1, *(len(values[name]) for name in read))
 
-    def _each(self, step: Step, values: dict[str, torch.Tensor]) -> None:
+    def _each(self, step: Operation, values: dict[str, torch.Tensor]) -> None:
         """One step for all lines of what it reads."""
         own = [name for name in step.inputs if name and name not in self.alike]
 
@@ -334,7 +334,7 @@ def join(network: Network, states: Mapping[str, str], wanted: Sequence[str]) -> 
     )
 
 
-def _made_of(steps: Sequence[Step], names: frozenset[str] | set[str]) -> frozenset[str]:
+def _made_of(steps: Sequence[Operation], names: frozenset[str] | set[str]) -> frozenset[str]:
     """Some tensors, and all that is made of nothing else."""
     found = {*names, ""}
     for step in steps:
@@ -343,7 +343,7 @@ def _made_of(steps: Sequence[Step], names: frozenset[str] | set[str]) -> frozens
     return frozenset(found)
 
 
-def _needed(steps: Sequence[Step], wanted: Iterable[str], without: set[int]) -> set[int]:
+def _needed(steps: Sequence[Operation], wanted: Iterable[str], without: set[int]) -> set[int]:
     """Places of the steps that lead to some tensors, but for some steps."""
     names, found = set(wanted), set()
     for n in reversed(range(len(steps))):
@@ -353,14 +353,14 @@ def _needed(steps: Sequence[Step], wanted: Iterable[str], without: set[int]) -> 
     return found
 
 
-def _ends(step: Step) -> list[tuple[str, str]]:
+def _ends(step: Operation) -> list[tuple[str, str]]:
     """What a recurrent layer starts from, each with the output that it leaves there."""
     named = dict(zip(_SLOTS[step.op], step.inputs, strict=False))
     outputs = [*step.outputs, "", ""]
     return [(named[start], outputs[n]) for start, n in _STARTS.items() if named.get(start)]
 
 
-def _goes_on(step: Step, early: frozenset[str]) -> bool:
+def _goes_on(step: Operation, early: frozenset[str]) -> bool:
     """Whether a step is a forward layer that starts from states only, and gives all that it has."""
     if step.op not in _SLOTS or step.call.get("direction", "forward") != "forward":
         return False
@@ -369,20 +369,20 @@ def _goes_on(step: Step, early: frozenset[str]) -> bool:
     return complete and _is_whole(step) and all(s in early and r for s, r in ends)
 
 
-def _stands_alone(step: Step, alike: frozenset[str]) -> bool:
+def _stands_alone(step: Operation, alike: frozenset[str]) -> bool:
     """Whether a step does in each call the same, whatever the others are given."""
     return step.op not in _SLOTS or (
         _is_whole(step) and alike.issuperset(s for s, _ in _ends(step))
     )
 
 
-def _is_whole(step: Step) -> bool:
+def _is_whole(step: Operation) -> bool:
     """Whether all sequences of a layer last to the end."""
     return not dict(zip(_SLOTS[step.op], step.inputs, strict=False)).get("sequence_lens")
 
 
 def _run_layer(
-    step: Step, values: Tensors, starts: Tensors, calls: int
+    step: Operation, values: Tensors, starts: Tensors, calls: int
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """A recurrent layer over all calls, rows side by side.
 
@@ -408,7 +408,7 @@ def _run_layer(
 
 
 def _run_on(
-    step: Step, values: dict[str, torch.Tensor], starts: Tensors, calls: int
+    step: Operation, values: dict[str, torch.Tensor], starts: Tensors, calls: int
 ) -> dict[str, torch.Tensor]:
     """Runs a layer that goes on from call to call; returns what it leaves in the last."""
     sequence, finals = _run_layer(step, values, starts, calls)
@@ -416,7 +416,7 @@ def _run_on(
     return dict(zip(step.outputs[1:], finals, strict=False))
 
 
-def _run_anew(step: Step, values: dict[str, torch.Tensor]) -> None:
+def _run_anew(step: Operation, values: dict[str, torch.Tensor]) -> None:
     """Runs a layer that starts in each call from the same."""
     count = len(values[step.inputs[0]])
     starts = {name: values[name].expand(count, *values[name].shape) for name, _ in _ends(step)}

@@ -11,32 +11,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnx_rnn_prune.recovery.distill.kernels import Call, Operator, integers, torch_type
+from onnx_rnn_prune.recovery.distill.kernels import Call, Kernel, integers, torch_type
 
 One = Callable[[Tensor], Tensor]
 Two = Callable[[Tensor, Tensor], Tensor]
 
 
-def _one(function: One) -> Operator:
-    return Operator(lambda _, x: function(x))
+def _one(function: One) -> Kernel:
+    return Kernel(lambda _, x: function(x))
 
 
-def _two(function: Two) -> Operator:
-    return Operator(lambda _, x, y: function(x, y))
+def _two(function: Two) -> Kernel:
+    return Kernel(lambda _, x, y: function(x, y))
 
 
-def _arithmetic(function: Two) -> Operator:
-    return Operator(lambda _, x, y: function(x, y), (0, 1), _before_7)
+def _arithmetic(function: Two) -> Kernel:
+    return Kernel(lambda _, x, y: function(x, y), (0, 1), _before_7)
 
 
-def _folded(function: Two) -> Operator:
+def _folded(function: Two) -> Kernel:
     """A row for a function of any number of tensors, two at a time."""
-    return Operator(lambda _, *inputs: reduce(function, inputs))
+    return Kernel(lambda _, *inputs: reduce(function, inputs))
 
 
-def _scaled(function: Callable[[Tensor, float], Tensor], alpha: float) -> Operator:
+def _scaled(function: Callable[[Tensor, float], Tensor], alpha: float) -> Kernel:
     """A row for an activation with one parameter, alpha."""
-    return Operator(lambda call, x: function(x, call.get("alpha", alpha)))
+    return Kernel(lambda call, x: function(x, call.get("alpha", alpha)))
 
 
 def _before_7(call: Call) -> str:
@@ -91,28 +91,26 @@ def _thresholded(x: Tensor, alpha: float) -> Tensor:
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
-ELEMENTWISE: Mapping[str, Operator] = {
+ELEMENTWISE: Mapping[str, Kernel] = {
     "Abs": _one(torch.abs),
     "Add": _arithmetic(torch.add),
     "And": _two(torch.logical_and),
-    "Cast": Operator(_cast, refuses=_cast_refuses),
+    "Cast": Kernel(_cast, refuses=_cast_refuses),
     "Ceil": _one(torch.ceil),
     "Celu": _scaled(functional.celu, 1.0),
-    "Clip": Operator(_clip),
+    "Clip": Kernel(_clip),
     "Cos": _one(torch.cos),
     "Div": _arithmetic(_divide),
-    "Dropout": Operator(_dropout),
+    "Dropout": Kernel(_dropout),
     "Elu": _scaled(functional.elu, 1.0),
     "Equal": _two(torch.eq),
     "Erf": _one(torch.erf),
     "Exp": _one(torch.exp),
     "Floor": _one(torch.floor),
-    "Gelu": Operator(
-        lambda call, x: functional.gelu(x, approximate=call.get("approximate", "none"))
-    ),
+    "Gelu": Kernel(lambda call, x: functional.gelu(x, approximate=call.get("approximate", "none"))),
     "Greater": _two(torch.gt),
     "GreaterOrEqual": _two(torch.ge),
-    "HardSigmoid": Operator(_hard_sigmoid),
+    "HardSigmoid": Kernel(_hard_sigmoid),
     "HardSwish": _one(functional.hardswish),
     "Identity": _one(lambda x: x),
     "IsNaN": _one(torch.isnan),
@@ -121,19 +119,19 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "LessOrEqual": _two(torch.le),
     "Log": _one(torch.log),
     "Max": _folded(torch.maximum),
-    "Mean": Operator(lambda _, *inputs: reduce(torch.add, inputs) / len(inputs)),
+    "Mean": Kernel(lambda _, *inputs: reduce(torch.add, inputs) / len(inputs)),
     "Min": _folded(torch.minimum),
     "Mish": _one(functional.mish),
     "Mul": _arithmetic(torch.mul),
     "Neg": _one(torch.neg),
     "Not": _one(torch.logical_not),
     "Or": _two(torch.logical_or),
-    "PRelu": Operator(lambda _, x, slope: torch.where(x < 0, slope * x, x), (1,)),
+    "PRelu": Kernel(lambda _, x, slope: torch.where(x < 0, slope * x, x), (1,)),
     "Pow": _two(_power),
     "Reciprocal": _one(torch.reciprocal),
     "Relu": _one(torch.relu),
     "Round": _one(torch.round),
-    "Selu": Operator(_selu),
+    "Selu": Kernel(_selu),
     "Sigmoid": _one(torch.sigmoid),
     "Sign": _one(torch.sign),
     "Sin": _one(torch.sin),
@@ -144,7 +142,7 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Sum": _folded(torch.add),
     "Tanh": _one(torch.tanh),
     "ThresholdedRelu": _scaled(_thresholded, 1.0),
-    "Where": Operator(lambda _, holds, x, y: torch.where(holds, x, y)),
+    "Where": Kernel(lambda _, holds, x, y: torch.where(holds, x, y)),
     "Xor": _two(torch.logical_xor),
 }
 
@@ -152,7 +150,7 @@ ELEMENTWISE: Mapping[str, Operator] = {
 Along = Callable[[Tensor, list[int], bool], Tensor]
 
 
-def _reduction(function: Along) -> Operator:
+def _reduction(function: Along) -> Kernel:
     """A row for a function that makes one entry of all along some axes."""
 
     def reduced(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
@@ -163,7 +161,7 @@ def _reduction(function: Along) -> Operator:
             axes = list(range(x.ndim))
         return function(x, axes, bool(call.get("keepdims", 1)))
 
-    return Operator(reduced)
+    return Kernel(reduced)
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -173,7 +171,7 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return x
 
 
-def _over_axis(function: Callable[[Tensor, int], Tensor]) -> Operator:
+def _over_axis(function: Callable[[Tensor, int], Tensor]) -> Kernel:
     """A row for a softmax: along one axis; before opset 13, along all from that axis on."""
 
     def computed(call: Call, x: Tensor) -> Tensor:
@@ -182,7 +180,7 @@ def _over_axis(function: Callable[[Tensor, int], Tensor]) -> Operator:
         axis = call.get("axis", 1) % max(x.ndim, 1)
         return function(x.flatten(axis), axis).reshape(x.shape)
 
-    return Operator(computed)
+    return Kernel(computed)
 
 
 def _layer_normalization(
@@ -234,14 +232,14 @@ def _in_training(call: Call) -> str:
     return "is in training mode" if call.attrs.get("training_mode") or call.outputs > 1 else ""
 
 
-REDUCES: Mapping[str, Operator] = {
-    "BatchNormalization": Operator(_batch_normalization, (1, 2), _in_training),
-    "CumSum": Operator(_cumulative_sum),
-    "GroupNormalization": Operator(_group_normalization, (1, 2)),
-    "InstanceNormalization": Operator(_instance_normalization, (1, 2)),
-    "LayerNormalization": Operator(_layer_normalization, (1, 2)),
+REDUCES: Mapping[str, Kernel] = {
+    "BatchNormalization": Kernel(_batch_normalization, (1, 2), _in_training),
+    "CumSum": Kernel(_cumulative_sum),
+    "GroupNormalization": Kernel(_group_normalization, (1, 2)),
+    "InstanceNormalization": Kernel(_instance_normalization, (1, 2)),
+    "LayerNormalization": Kernel(_layer_normalization, (1, 2)),
     "LogSoftmax": _over_axis(torch.log_softmax),
-    "LpNormalization": Operator(_lp_normalization),
+    "LpNormalization": Kernel(_lp_normalization),
     "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
     "ReduceL2": _reduction(lambda x, axes, keep: torch.sqrt(torch.sum(x * x, axes, keepdim=keep))),
     "ReduceLogSumExp": _reduction(torch.logsumexp),

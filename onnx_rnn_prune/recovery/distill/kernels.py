@@ -37,7 +37,7 @@ Function = Callable[..., Result]
 
 
 @dataclass(frozen=True)
-class Operator:
+class Kernel:
     """A row of the table.
 
     Attributes:
@@ -206,24 +206,24 @@ def _plain(call: Call) -> str:
     return "has batch_dims" if call.attrs.get("batch_dims") else ""
 
 
-MOVES: Mapping[str, Operator] = {
-    "Concat": Operator(lambda call, *inputs: torch.cat(inputs, call.get("axis", 1))),
-    "ConstantOfShape": Operator(_constant_of_shape),
-    "Expand": Operator(_expand),
-    "Flatten": Operator(_flatten),
-    "Gather": Operator(_gather),
-    "GatherElements": Operator(_gather_elements),
-    "GatherND": Operator(lambda _, x, index: x[tuple(index.long().unbind(-1))], refuses=_plain),
-    "Pad": Operator(_pad),
-    "Range": Operator(_range),
-    "Reshape": Operator(_reshape),
-    "ReverseSequence": Operator(_reverse_sequence),
-    "Shape": Operator(_shape),
-    "Size": Operator(lambda _, x: torch.tensor(x.numel(), dtype=torch.int64)),
-    "Slice": Operator(_slice),
-    "Split": Operator(_split),
-    "Squeeze": Operator(_squeeze),
-    "Tile": Operator(lambda call, x, counts: x.repeat(integers(call, counts, "repeats") or [])),
-    "Transpose": Operator(lambda call, x: x.permute(*call.get("perm", range(x.ndim)[::-1]))),
-    "Unsqueeze": Operator(_unsqueeze),
+MOVES: Mapping[str, Kernel] = {
+    "Concat": Kernel(lambda call, *inputs: torch.cat(inputs, call.get("axis", 1))),
+    "ConstantOfShape": Kernel(_constant_of_shape),
+    "Expand": Kernel(_expand),
+    "Flatten": Kernel(_flatten),
+    "Gather": Kernel(_gather),
+    "GatherElements": Kernel(_gather_elements),
+    "GatherND": Kernel(lambda _, x, index: x[tuple(index.long().unbind(-1))], refuses=_plain),
+    "Pad": Kernel(_pad),
+    "Range": Kernel(_range),
+    "Reshape": Kernel(_reshape),
+    "ReverseSequence": Kernel(_reverse_sequence),
+    "Shape": Kernel(_shape),
+    "Size": Kernel(lambda _, x: torch.tensor(x.numel(), dtype=torch.int64)),
+    "Slice": Kernel(_slice),
+    "Split": Kernel(_split),
+    "Squeeze": Kernel(_squeeze),
+    "Tile": Kernel(lambda call, x, counts: x.repeat(integers(call, counts, "repeats") or [])),
+    "Transpose": Kernel(lambda call, x: x.permute(*call.get("perm", range(x.ndim)[::-1]))),
+    "Unsqueeze": Kernel(_unsqueeze),
 }

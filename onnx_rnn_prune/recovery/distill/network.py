@@ -23,17 +23,17 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import bodies_of, node_key, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.recovery.distill.elementwise import ELEMENTWISE, REDUCES
-from onnx_rnn_prune.recovery.distill.kernels import MOVES, Call, Function, Operator
+from onnx_rnn_prune.recovery.distill.kernels import MOVES, Call, Function, Kernel
 from onnx_rnn_prune.recovery.distill.products import LAYERS, PRODUCTS
 from onnx_rnn_prune.trace.states import plain_outputs
 
 Tensors = Mapping[str, torch.Tensor]
 # The operators that can be computed with gradients.
-OPERATORS: Mapping[str, Operator] = {**ELEMENTWISE, **MOVES, **REDUCES, **PRODUCTS, **LAYERS}
+OPERATORS: Mapping[str, Kernel] = {**ELEMENTWISE, **MOVES, **REDUCES, **PRODUCTS, **LAYERS}
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Operation:
     """One node.
 
     Attributes:
@@ -61,7 +61,7 @@ class Network:
         weights: constants that may be trained, by name, each with where it is read: node key, slot.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[Operation, ...]
     constants: Tensors
     weights: Mapping[str, tuple[tuple[str, int], ...]]
 
@@ -102,7 +102,7 @@ def build(document: Document, region: Region) -> Network:
             if is_weight(node, slot, opset):
                 places.setdefault(tensor.name, []).append((key, slot))
         names = [tuple(tensor.name for tensor in side) for side in (node.inputs, node.outputs)]
-        steps.append(Step(node.op, call_of(node, opset), row.function, *names))
+        steps.append(Operation(node.op, call_of(node, opset), row.function, *names))
     weights = {name: tuple(found) for name, found in places.items()}
     return Network(tuple(steps), constants, weights)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnx_rnn_prune.operators.recurrent import CELLS
-from onnx_rnn_prune.recovery.distill.kernels import Call, Operator, reversed_steps
+from onnx_rnn_prune.recovery.distill.kernels import Call, Kernel, reversed_steps
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _AVERAGES = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
@@ -64,8 +64,8 @@ def _max_pool(call: Call, x: Tensor) -> Tensor:
     return found
 
 
-def _over_places(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
-    return Operator(lambda _, x: function(x, list(range(2, x.ndim)), True))
+def _over_places(function: Callable[[Tensor, list[int], bool], Tensor]) -> Kernel:
+    return Kernel(lambda _, x: function(x, list(range(2, x.ndim)), True))
 
 
 def _sizes(call: Call, name: str, places: int) -> list[int]:
@@ -102,21 +102,21 @@ def _ceils_or_dilates(call: Call) -> str:
     return "has dilations" if dilated else _ceils(call)
 
 
-PRODUCTS: Mapping[str, Operator] = {
-    "AveragePool": Operator(_average_pool, refuses=_ceils_or_dilates),
-    "Conv": Operator(_convolution, (1, 2)),
-    "Einsum": Operator(lambda call, *parts: torch.einsum(call.get("equation", ""), *parts), (0, 1)),
-    "Gemm": Operator(_gemm, (0, 1, 2)),
+PRODUCTS: Mapping[str, Kernel] = {
+    "AveragePool": Kernel(_average_pool, refuses=_ceils_or_dilates),
+    "Conv": Kernel(_convolution, (1, 2)),
+    "Einsum": Kernel(lambda call, *parts: torch.einsum(call.get("equation", ""), *parts), (0, 1)),
+    "Gemm": Kernel(_gemm, (0, 1, 2)),
     "GlobalAveragePool": _over_places(torch.mean),
     "GlobalMaxPool": _over_places(torch.amax),
-    "MatMul": Operator(lambda _, a, b: torch.matmul(a, b), (0, 1)),
-    "MaxPool": Operator(_max_pool, refuses=_ceils),
+    "MatMul": Kernel(lambda _, a, b: torch.matmul(a, b), (0, 1)),
+    "MaxPool": Kernel(_max_pool, refuses=_ceils),
 }
 
 
-Activation = Callable[[Tensor], Tensor]
+Nonlinearity = Callable[[Tensor], Tensor]
 
-ACTIVATIONS: Mapping[str, Activation] = {
+ACTIVATIONS: Mapping[str, Nonlinearity] = {
     "hardsigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0.0, 1.0),
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
@@ -130,7 +130,7 @@ _TORCH_ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 
 
 @dataclass(frozen=True, eq=False)
-class Lane:
+class Direction:
     """One direction of a layer, running forward.
 
     Attributes:
@@ -160,7 +160,7 @@ class Lane:
 Ran = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _recurrent(op: str) -> Operator:
+def _recurrent(op: str) -> Kernel:
     """A row for one of the three operators."""
 
     def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -176,7 +176,7 @@ def _recurrent(op: str) -> Operator:
     slots = [_CELLS[op].inputs.index(name) for name in ("W", "R", "B")]
     if op == "LSTM":
         slots.append(_CELLS[op].inputs.index("P"))
-    return Operator(run, tuple(slots), lambda call: _refuses(op, call))
+    return Kernel(run, tuple(slots), lambda call: _refuses(op, call))
 
 
 def _refuses(op: str, call: Call) -> str:
@@ -209,7 +209,7 @@ def _direction(op: str, call: Call, named: Mapping[str, Tensor | None], number: 
     return back, state, memory
 
 
-def _lane(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) -> Lane:
+def _lane(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) -> Direction:
     inputs, weight, recurrence = (_tensor(named, name) for name in ("X", "W", "R"))
     parts = {name: named.get(name) for name in ("B", "P", "initial_h", "initial_c")}
     own = {name: None if part is None else part[number] for name, part in parts.items()}
@@ -222,7 +222,7 @@ def _lane(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) 
     activations = call.get("activations", None) or defaults * (number + 1)
     first = number * len(defaults)
     chosen = tuple(str(name).lower() for name in activations[first : first + len(defaults)])
-    return Lane(
+    return Direction(
         inputs,
         weight[number],
         recurrence[number],
@@ -235,7 +235,7 @@ def _lane(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) 
     )
 
 
-def _run(op: str, call: Call, lane: Lane) -> Ran:
+def _run(op: str, call: Call, lane: Direction) -> Ran:
     kernel = _kernel(op, call, lane)
     if kernel is None:
         return _step_by_step(op, call, lane)
@@ -248,7 +248,7 @@ def _run(op: str, call: Call, lane: Lane) -> Ran:
     return sequence * inside[:, :, None], state, memory
 
 
-def _kernel(op: str, call: Call, lane: Lane) -> Ran | None:
+def _kernel(op: str, call: Call, lane: Direction) -> Ran | None:
     """torch's own loop over time, or None where it does not compute the same."""
     ends_early = lane.lengths is not None and op == "LSTM" and call.outputs > 2
     if lane.peepholes is not None or ends_early or not len(lane.inputs):
@@ -283,7 +283,7 @@ def _in_torch_order(op: str, part: Tensor) -> Tensor:
     return torch.cat([blocks[place] for place in order])
 
 
-def _step_by_step(op: str, call: Call, lane: Lane) -> Ran:
+def _step_by_step(op: str, call: Call, lane: Direction) -> Ran:
     """As the specification has it, one step after the other."""
     step = _STEPS[op]
     summed = lane.inputs @ lane.weight.T + lane.biases[0]
@@ -303,10 +303,10 @@ def _step_by_step(op: str, call: Call, lane: Lane) -> Ran:
     return sequence, state, memory
 
 
-State = tuple[Tensor, Tensor | None]
+Carried = tuple[Tensor, Tensor | None]
 
 
-def _lstm_step(_: Call, lane: Lane, x: Tensor, h: Tensor, c: Tensor | None) -> State:
+def _lstm_step(_: Call, lane: Direction, x: Tensor, h: Tensor, c: Tensor | None) -> Carried:
     f, g, out = (ACTIVATIONS[name] for name in lane.activations)
     assert c is not None
     a_i, a_o, a_f, a_c = (x + h @ lane.recurrence.T + lane.biases[1]).chunk(4, -1)
@@ -318,7 +318,7 @@ def _lstm_step(_: Call, lane: Lane, x: Tensor, h: Tensor, c: Tensor | None) -> S
     return f(a_o + p_o * c_new) * out(c_new), c_new
 
 
-def _gru_step(call: Call, lane: Lane, x: Tensor, h: Tensor, _: Tensor | None) -> State:
+def _gru_step(call: Call, lane: Direction, x: Tensor, h: Tensor, _: Tensor | None) -> Carried:
     f, g = (ACTIVATIONS[name] for name in lane.activations)
     hidden = h.shape[-1]
     r_zr, r_h = lane.recurrence[: 2 * hidden], lane.recurrence[2 * hidden :]
@@ -329,13 +329,13 @@ def _gru_step(call: Call, lane: Lane, x: Tensor, h: Tensor, _: Tensor | None) ->
     return (1.0 - z) * g(x[:, 2 * hidden :] + candidate) + z * h, None
 
 
-def _rnn_step(_: Call, lane: Lane, x: Tensor, h: Tensor, __: Tensor | None) -> State:
+def _rnn_step(_: Call, lane: Direction, x: Tensor, h: Tensor, __: Tensor | None) -> Carried:
     return ACTIVATIONS[lane.activations[0]](x + h @ lane.recurrence.T + lane.biases[1]), None
 
 
-_STEPS: Mapping[str, Callable[[Call, Lane, Tensor, Tensor, Tensor | None], State]] = {
+_STEPS: Mapping[str, Callable[[Call, Direction, Tensor, Tensor, Tensor | None], Carried]] = {
     "LSTM": _lstm_step,
     "GRU": _gru_step,
     "RNN": _rnn_step,
 }
-LAYERS: Mapping[str, Operator] = {op: _recurrent(op) for op in _STEPS}
+LAYERS: Mapping[str, Kernel] = {op: _recurrent(op) for op in _STEPS}
