@@ -70,12 +70,12 @@ class Inputs(Group):
         Switch(),
     )
     freeze: Mapping[str, str] | None = option(
-        "Fix an input to a value; it and the branches not taken go.",
+        "Fix an input to a value; the input and the branches not taken are removed.",
         Values(),
         metavar="NAME=VALUE",
         many=True,
     )
-    seed: int = option("For random choices and random inputs.", Whole(0), 0)
+    seed: int = option("Seed for random choices and random inputs.", Whole(0), 0)
 
     def check(self) -> None:
         if self.stream and self.data is None:
@@ -97,9 +97,9 @@ class Selection(Group):
         many=True,
     )
     budget: Any = option(
-        "What to reach: params=30%, flops=2M, bytes=1MB.", Text(), metavar="KIND=LIMIT"
+        "Upper limit for the result: params=30%, flops=2M, bytes=1MB.", Text(), metavar="KIND=LIMIT"
     )
-    lossless: bool = option("Remove just the units that provably change nothing.", Switch(), False)
+    lossless: bool = option("Remove only units that provably change nothing.", Switch(), False)
     masks: Any = option(
         "Units kept: an array of booleans for each layer, True to keep.",
         Source(),
@@ -114,7 +114,7 @@ class Selection(Group):
     allocate: str = option(
         "How the cut is shared between layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
     )
-    per: str = option("What a shared cut is paid in.", Choice(PRICES), PRICES[0])
+    per: str = option("What a cut is counted in where layers share it.", Choice(PRICES), PRICES[0])
     layers: tuple[str, ...] = option(
         "Layers that may lose units: recurrent ones, all with dense layers and convolutions, or "
         "those of a name with *.",
@@ -129,8 +129,8 @@ class Selection(Group):
     skip: tuple[str, ...] = option(
         "Leave these layers alone.", Names(), (), metavar="GLOB", many=True
     )
-    align: int = option("Prefer multiples of this many units.", Whole(), 1)
-    min_units: int = option("Keep at least so many units per layer.", Whole(), 1)
+    align: int = option("Keep a multiple of this many units.", Whole(), 1)
+    min_units: int = option("Keep at least this many units per layer.", Whole(), 1)
 
     def check(self) -> None:
         if self.per != "units" and self.allocate == "uniform":
@@ -160,7 +160,9 @@ class Cut(Group):
     schedule: str = option(
         "How units leave: at once, by degrees, or some of both.", Choice(SCHEDULES), SCHEDULES[0]
     )
-    steps: int = option("In how many steps units are chosen, or fade out.", Whole(1, 1000), 1)
+    steps: int = option(
+        "Number of steps in which units are chosen, or fade out.", Whole(1, 1000), 1
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ class Recovery(Group):
     recover: str | None = option(
         "How the kept weights make up for the removed units.", Choice((*RECOVERIES, "auto"))
     )
-    distill_minutes: float = option("How long --recover distill may train.", AboveZero(), 10.0)
+    distill_minutes: float = option(
+        "How long --recover distill may train, in minutes.", AboveZero(), 10.0
+    )
     loss: Any = option(
         "What taylor, fisher and distill learn from labels in the data: cross-entropy, or "
         "module:function.",
@@ -187,16 +191,16 @@ class Compression(Group):
         "Lower the rank of layers' inputs: 25%, 32 or energy=99%.", Text(), metavar="AMOUNT"
     )
     sparsify: Any = option(
-        "Zeros in matrices: 50%, 2:4, block=4x1:50%, threshold=1e-3.", Text(), metavar="AMOUNT"
+        "Set weights to zero: 50%, 2:4, block=4x1:50%, threshold=1e-3.", Text(), metavar="AMOUNT"
     )
     sparsify_by: str | None = option(
         "Which weights become zero; obs lets the others make up for them.", Choice(SPARSIFIERS)
     )
     sparse_initializers: bool = option(
-        "Store the entries that are not zero, where that is smaller.", Switch(), False
+        "Store only nonzero entries, where that takes less space.", Switch(), False
     )
     quantize: Any = option(
-        "Hold weights in fewer bits: int8, fp16 or bits=4.", Text(), metavar="FORM"
+        "Store weights in fewer bits: int8, fp16 or bits=4.", Text(), metavar="FORM"
     )
 
     def check(self) -> None:
@@ -234,17 +238,19 @@ class Target(Group):
     """What a result must be like."""
 
     max_nrmse: float | None = option(
-        "The most that an output may deviate: RMS difference / spread.", FromZero(), metavar="X"
+        "Largest deviation of an output: RMS difference / spread.", FromZero(), metavar="X"
     )
     metric: Any = option(
         "How good a model is: {known}; or module:function.", Named(), metavar="NAME"
     )
-    better: str | None = option("Which values of a function are.", Choice(("higher", "lower")))
-    max_drop: Any = option("Loss of the metric that is accepted: 0.5, or 1%.", Text(), metavar="X")
-    speedup: Any = option("A run is so many times faster: 2x.", Text(), metavar="FACTOR")
-    latency: Any = option("A run takes at most this: 5ms.", Text(), metavar="TIME")
-    params: Any = option("Parameters at most: 30%, 120k.", Text(), metavar="AMOUNT")
-    bytes: Any = option("Bytes of the file at most: 1MB.", Text(), metavar="AMOUNT")
+    better: str | None = option(
+        "Which values of a metric of your own are better.", Choice(("higher", "lower"))
+    )
+    max_drop: Any = option("How much of the metric may be lost: 0.5, or 1%.", Text(), metavar="X")
+    speedup: Any = option("Least speedup: 2x.", Text(), metavar="FACTOR")
+    latency: Any = option("Longest time of a run: 5ms.", Text(), metavar="TIME")
+    params: Any = option("Most parameters: 30%, 120k.", Text(), metavar="AMOUNT")
+    bytes: Any = option("Largest file: 1MB.", Text(), metavar="AMOUNT")
 
     def check(self) -> None:
         for needy in ("max_drop", "better"):
@@ -264,20 +270,22 @@ class Target(Group):
 class Effort(Group):
     """What work may cost, and where it is done."""
 
-    trials: int = option("The most cuts that are tried.", Whole(), 200)
-    minutes: float = option("The longest that the whole search may take.", AboveZero(), 15.0)
+    trials: int = option("The most cuts to try.", Whole(), 200)
+    minutes: float = option("Time limit of the whole search.", AboveZero(), 15.0)
     study: Any = option(
-        "Remember trials there; a search that was stopped goes on from it.", File(), metavar="FILE"
+        "Remember trials in this file; a search that was stopped resumes from it.",
+        File(),
+        metavar="FILE",
     )
     jobs: int = option(
-        "Processes that make trials.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1
+        "Number of processes that run trials.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1
     )
     cluster: str | None = option(
-        "Make them on the workers of this Dask scheduler instead.", Address(), metavar="ADDRESS"
+        "Run trials on the workers of this Dask scheduler instead.", Address(), metavar="ADDRESS"
     )
-    strategy: str = option("Who says what is tried next.", Choice(STRATEGIES), STRATEGIES[0])
+    strategy: str = option("How the next cut is chosen.", Choice(STRATEGIES), STRATEGIES[0])
     pick: int | None = option(
-        "Write this one of the cuts instead of the best.", Whole(), metavar="NUMBER"
+        "Finish the cut of this number instead of the best.", Whole(), metavar="NUMBER"
     )
     threads: int = option("Threads of a run.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1)
 

@@ -1,5 +1,6 @@
 """Options are declared once: functions, commands, configuration and manual say the same of them."""
 
+import ast
 import re
 from dataclasses import fields, is_dataclass
 from inspect import Parameter, getdoc, signature
@@ -103,6 +104,20 @@ def test_the_manual_says_the_defaults():
             default = OPTIONS[flag.removeprefix("no-").replace("-", "_")].default
             if isinstance(default, str | int | float) and default is not False:
                 assert cells[2].strip("` |") == str(default).removesuffix(".0"), flag
+
+
+def test_messages_name_options_that_there_are():
+    """By flags, as the command line calls them; elsewhere no text looks like one."""
+    package = Path(api.__file__).parent
+    texts = [
+        (path.name, node.value)
+        for path in sorted(package.rglob("*.py"))
+        if path.parent.name != "cli" and path.name != "style.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = {(flag, name) for name, text in texts for flag in re.findall(r"--[a-z][a-z-]*", text)}
+    assert {flag for flag, _ in named} <= {flag_of(option) for option in OPTIONS}
 
 
 def test_choices_are_those_that_there_are():
