@@ -314,7 +314,7 @@ def search(
     bounds = SearchBounds(effort.trials, effort.minutes, effort.jobs, kept=learning)
     inputs = input_paths(model, data, eval_data)
     opened = open_model(model, options.inputs.freeze, request.layers)
-    given = open_three(opened, executor.reachable(data), executor.reachable(eval_data), stream)
+    given = open_three(opened, executor.reachable(options.inputs))
     given = labelled(given, loss, opened, treatment.learns, request.learns)
     memory = None if study is None else Path(study)
     found = Search(
@@ -377,7 +377,7 @@ def sensitivity(
         )
     opened = open_model(model, options.inputs.freeze, request.layers)
     memory = None if study is None else Path(study)
-    given = open_three(opened, executor.reachable(data), None, stream)
+    given = open_three(opened, executor.reachable(options.inputs))
     given = labelled(given, loss, opened, request.learns)
     return measure_sensitivity(opened, given, quality, request, executor, memory, progress)
 
@@ -422,8 +422,4 @@ def inspect(
 
 def _opened(opened: OpenedModel, options: Options, *learning: bool) -> Calibration:
     """The feeds that the user gives, or made-up ones, with a loss of the labels in them."""
-    asked = options.inputs
-    given = open_data(
-        opened, asked.data, asked.eval_data, asked.seed, asked.size or {}, asked.stream
-    )
-    return labelled(given, options.recovery.loss, opened, *learning)
+    return labelled(open_data(opened, options.inputs), options.recovery.loss, opened, *learning)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from types import MappingProxyType
 
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.data import Feeds, StatedSizes, open_feeds, random_feeds
+from onnx_rnn_prune.data import Feeds, open_feeds, random_feeds
 from onnx_rnn_prune.data.streams import Streams, as_streams, possible_pairs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, collect
@@ -18,6 +17,7 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel, runs
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.recovery.distill.configuration import Loss, read_loss, require_torch
 from onnx_rnn_prune.trace.states import known_states, plain_outputs, state_inputs
@@ -27,7 +27,6 @@ from onnx_rnn_prune.traced_model import TracedModel
 _RANDOM_FEEDS = 3
 _HELD_OUT = 0.25
 _TWO_HELD_OUT = 0.4
-_NOTHING: StatedSizes = MappingProxyType({})
 # Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
 _PROOFS = 2
 _RESIZINGS: tuple[Callable[[int], int], ...] = (
@@ -81,41 +80,31 @@ class Calibration:
         return known.get(feeds)
 
 
-def made_up(
-    document: Document, run: Callable[[Feed], object], asked: StatedSizes, seed: int
-) -> Feeds:
-    """Feeds for a model where there are no data.
+def made_up(document: Document, run: Callable[[Feed], object], inputs: Inputs) -> Feeds:
+    """Feeds for a model where there are no data, of the sizes that are asked for.
 
     Raises:
         PruneError: the model runs on no feed that can be made up.
     """
-    states = state_inputs(document)
-    return random_feeds(document, run, seed=seed, count=_RANDOM_FEEDS, states=states, asked=asked)
+    return random_feeds(
+        document,
+        run,
+        seed=inputs.seed,
+        count=_RANDOM_FEEDS,
+        states=state_inputs(document),
+        asked=inputs.size or {},
+    )
 
 
-def open_data(
-    opened: OpenedModel,
-    data: object,
-    eval_data: object,
-    seed: int,
-    asked: StatedSizes = _NOTHING,
-    stream: bool | None = None,
-) -> Calibration:
-    """Opens the user's data, or makes up feeds of the sizes that are asked for.
-
-    Args:
-        opened: the model.
-        data: to fit on and to judge by; None for made-up feeds.
-        eval_data: to report on; None for a part of `data`.
-        seed: for made-up feeds.
-        asked: sizes of made-up feeds.
-        stream: see `feeds_for`.
+def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
+    """Opens the user's data, or makes up feeds where there are none.
 
     Raises:
         PruneError: data cannot be read, or the model does not run on made-up feeds.
     """
-    if data is None:
-        made = made_up(opened.document, opened.run(), asked, seed)
+    eval_data, stream = inputs.eval_data, inputs.stream
+    if inputs.data is None:
+        made = made_up(opened.document, opened.run(), inputs)
         test = made if eval_data is None else opened_feeds(opened, eval_data, stream)
         note = (
             "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
@@ -123,7 +112,7 @@ def open_data(
         )
         streams = stream_row(opened.document, stream, test)
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
-    feeds = opened_feeds(opened, data, stream)
+    feeds = opened_feeds(opened, inputs.data, stream)
     calibration, validation = feeds.split(_HELD_OUT)
     test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
     notes = []
@@ -133,9 +122,7 @@ def open_data(
     return Calibration(calibration, validation, test, True, tuple(notes), streams=streams)
 
 
-def open_three(
-    opened: OpenedModel, data: object, eval_data: object, stream: bool | None = None
-) -> Calibration:
+def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
     """Opens data for a search: what chooses, what selects among candidates, and what is reported.
 
     Three disjoint sets, unless there are too few feeds: then a warning says what was shared.
@@ -143,7 +130,8 @@ def open_three(
     Raises:
         PruneError: data cannot be read.
     """
-    feeds = opened_feeds(opened, data, stream)
+    eval_data, stream = inputs.eval_data, inputs.stream
+    feeds = opened_feeds(opened, inputs.data, stream)
     if eval_data is None:
         # Of three streams and more, each set gets one.
         calibration, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(feeds.streams, 3)))

@@ -12,6 +12,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.recovery.schedules import Fading, Schedule
 from onnx_rnn_prune.selection.sharing import Curve
@@ -177,7 +178,7 @@ def test_the_way_to_the_cut_model_starts_at_the_original(feeds):
     """What is half faded lies between the two; the clear losers of a mixed one are gone before."""
     model = stacked(None)
     opened = open_model(model)
-    data = open_data(opened, feeds, None, 0)
+    data = open_data(opened, Inputs(feeds))
     traced = trace_model(opened, ["first", "second"], data.calibration)
     keep = np.ones(traced.trace.units.count, dtype=bool)
     keep[[1, 3, 5, 9, 11]] = False

@@ -20,6 +20,7 @@ from onnx_rnn_prune.evidence.gates import ACTIVATIONS
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
@@ -143,7 +144,7 @@ def test_emphasis_is_known_after_some_samples(feeds, monkeypatch):
     def calibrated():
         weighed.clear()
         opened = open_model(stacked(None))
-        data = open_data(opened, feeds, None, 0)
+        data = open_data(opened, Inputs(feeds))
         traced = trace_model(opened, ["first", "second"], data.calibration)
         shown = data.evidence(traced)
         return shown, len(weighed) / len(traced.readers), len(data.calibration)
@@ -160,7 +161,7 @@ def test_emphasis_is_known_after_some_samples(feeds, monkeypatch):
 
 def test_rounds_of_refits_take_turns_with_feeds_where_there_are_many(feeds, monkeypatch):
     opened = open_model(stacked(None))
-    data = open_data(opened, feeds, None, 0)
+    data = open_data(opened, Inputs(feeds))
     traced = trace_model(opened, ["first", "second"], data.calibration)
     keep = np.ones(traced.trace.units.count, dtype=bool)
     cut = Evaluator.of(traced, data).candidate(keep)
@@ -180,7 +181,7 @@ def test_no_more_is_run_than_the_units_take(streams, run, monkeypatch):
     feeds = [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(streams)]
     opened = open_model(stacked(None))
     every = open_feeds(feeds, signature.inputs(opened.model), frozenset())
-    data = replace(open_data(opened, feeds, None, 0), calibration=every)
+    data = replace(open_data(opened, Inputs(feeds)), calibration=every)
     traced, other = (trace_model(opened, ["first", "second"], every) for _ in range(2))
     widest = max(len(reader.labels) for reader in traced.readers)
     monkeypatch.setattr(evidence, "_ENOUGH", 31)
@@ -209,7 +210,7 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
     result = prune(model, data=feeds[:9], eval_data=others, recover=asked, criterion="l2")
     assert asked != "distill" or result.report["recovery"]["learning"]["taken"] == 0
     opened = open_model(model)
-    data = open_data(opened, feeds[:9], others, 0)
+    data = open_data(opened, Inputs(feeds[:9], eval_data=others))
     traced = trace_model(opened, ["first", "second"], data.calibration)
     keep, found = result.plan.mask(traced.trace), result.report["recovery"]
     ridge = math.inf if found["lambda"] is None else found["lambda"]
@@ -223,8 +224,8 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
 
 def test_validation_feeds_stay_out_of_fits_where_they_are_reported_on(feeds):
     opened = open_model(stacked(None))
-    assert not open_data(opened, feeds, None, 0).tested
-    assert open_data(opened, feeds[:9], feeds[9:], 0).tested
-    assert open_three(opened, feeds, None).tested
+    assert not open_data(opened, Inputs(feeds)).tested
+    assert open_data(opened, Inputs(feeds[:9], eval_data=feeds[9:])).tested
+    assert open_three(opened, Inputs(feeds)).tested
     for few in (1, 2):
-        assert not open_three(opened, feeds[:few], None).tested
+        assert not open_three(opened, Inputs(feeds[:few])).tested

@@ -17,6 +17,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model, read_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.trace.states import state_inputs
 
 LSTM = "y, yh, yc = LSTM <hidden_size = 4> (x, w, r)"
@@ -428,7 +429,7 @@ def test_an_input_that_is_declared_empty_is_refused(dims):
 
 def test_a_prune_without_data_is_proven_on_several_sizes():
     opened = open_model(build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5)))
-    feeds = proof_feeds(opened, open_data(opened, None, None, seed=0).validation)
+    feeds = proof_feeds(opened, open_data(opened, Inputs()).validation)
     assert [feed["x"].shape for feed in feeds] == [(7, 2, 5), (11, 1, 5), (5, 3, 5)]
 
 

@@ -16,6 +16,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill import configuration
 from onnx_rnn_prune.traced_model import trace_model
@@ -169,7 +170,7 @@ class TestWithTorch:
         from onnx_rnn_prune.validate import drift
 
         opened = open_model(two_layers())
-        fed = open_data(opened, feeds(24), None, 0)
+        fed = open_data(opened, Inputs(feeds(24)))
         prepared = trace_model(opened, ["first", "second"], fed.calibration)
         keep = np.ones(prepared.trace.units.count, dtype=bool)
         rng = np.random.default_rng(5)
@@ -194,7 +195,7 @@ class TestWithTorch:
 class TestGradients:
     def prepared(self):
         opened = open_model(two_layers())
-        data = open_data(opened, feeds(2, 6), None, 0)
+        data = open_data(opened, Inputs(feeds(2, 6)))
         return trace_model(opened, ["first", "second"], data.calibration), feeds(2, 6)[0]
 
     def test_slopes_are_differences_of_onnxruntime(self):

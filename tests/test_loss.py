@@ -13,6 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.recovery.distill.configuration import (
     Answers,
     Loss,
@@ -107,7 +108,7 @@ class TestSlopes:
         from onnx_rnn_prune.selection.gradients import Slope, comparison, reading
 
         opened = open_model(two_layers())
-        data = open_data(opened, labelled(wrong), None, 0)
+        data = open_data(opened, Inputs(labelled(wrong)))
         prepared = trace_model(opened, ["first", "second"], data.calibration)
         document, trace, feed = prepared.document, prepared.trace, next(iter(data.calibration))
         region, readers = find_region(document, trace.units.lanes), reading(document, trace)
@@ -186,7 +187,7 @@ class TestDistill:
     def test_its_error_is_the_mean_of_deviation_and_loss_on_held_out_feeds(self, monkeypatch):
         data = labelled()
         result = self.learn(monkeypatch, 30, data=data, loss="cross-entropy")
-        held_out = open_data(open_model(two_layers()), data, None, 0).validation
+        held_out = open_data(open_model(two_layers()), Inputs(data)).validation
         losses = [cross_entropy(Runner(result.model)(f)["logits"], f.labels) for f in held_out]
         wanted = (result.report["drift"]["logits"]["nrmse"] + np.mean(losses)) / 2
         assert result.report["recovery"]["learning"]["after"] == pytest.approx(wanted, rel=1e-4)

@@ -25,6 +25,7 @@ from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.evidence.evidence import Tally
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.search import executor
 from onnx_rnn_prune.search.executor import Executor, Work
 from onnx_rnn_prune.search.study import Study
@@ -363,7 +364,7 @@ def test_shelves_travel_and_merge(width):
 
 def test_parts_of_the_data_tell_what_all_of_it_does(feeds):
     opened = open_model(stacked(None))
-    data = open_three(opened, feeds, None)
+    data = open_three(opened, Inputs(feeds))
     traced = trace_model(opened, ["first", "second"], data.calibration)
     parts = [calibrated(traced, data.calibration, shard) for shard in ((0, 1, 2, 3), (4,), (5, 6))]
     merged = reduce(Tally.merge, parts).evidence()

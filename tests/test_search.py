@@ -17,7 +17,7 @@ from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.options import Options, Target
+from onnx_rnn_prune.options import Inputs, Options, Target
 from onnx_rnn_prune.pipeline import Treatment
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
@@ -517,7 +517,7 @@ def test_what_is_priced_is_what_is_written():
     """Also where a layer keeps all, which then has nothing to bring to full width."""
     model, given = policy()
     opened = open_model(model)
-    data = open_three(opened, given, None)
+    data = open_three(opened, Inputs(given))
     traced = trace_model(opened, ["Y"], data.calibration)
     size = SizePrediction(traced, np.zeros(16), (0,))
     assert size("bytes", [16]) == model.ByteSize()

@@ -18,6 +18,7 @@ from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.moments import MomentStore
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE, RIDGES
@@ -171,7 +172,7 @@ def test_compare_carries_the_states_of_each_file_along(model):
 
 
 def opened(model, data, stream=None):
-    return open_data(open_model(model), data, None, 0, stream=stream)
+    return open_data(open_model(model), Inputs(data, stream=stream))
 
 
 def test_streams_are_found_from_the_states_in_feeds(model):
@@ -318,7 +319,7 @@ def test_a_metric_may_run_the_candidate_itself(found_alone):
     result = search(
         model, data=words(model), stream=True, metric=spelled, params="80%", trials=3, minutes=1
     )
-    tested = open_three(open_model(model), words(model), None, True).test
+    tested = open_three(open_model(model), Inputs(words(model), stream=True)).test
     pairs = [
         ({**feed, **({} if feed.labels is None else {"labels": feed.labels})}, {})
         for feed in tested
@@ -474,7 +475,7 @@ def test_the_original_runs_each_feed_once(form, monkeypatch):
     """It is not run again in rounds of refits, also where its states go from call to call."""
     model, ran = policy(), Counter()
     opened = open_model(model)
-    data = open_data(opened, form(model, episodes(4)), None, 0)
+    data = open_data(opened, Inputs(form(model, episodes(4))))
     ask = Tapped._ask
 
     def counted(own, feed):

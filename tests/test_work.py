@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.opened_model import follow, written_out
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
@@ -139,7 +140,7 @@ def calls_in_package(task):
 def study_all(opened):
     """Prepares all layers for the cut."""
     names = [layer.name for layer in opened.layers]
-    return trace_model(opened, names, open_data(opened, None, None, 0).calibration)
+    return trace_model(opened, names, open_data(opened, Inputs()).calibration)
 
 
 @pytest.mark.parametrize("look", [written_out, study_all])
@@ -166,7 +167,7 @@ def test_weights_are_looked_at_without_copies_of_them(name):
         value = rng.normal(size=(1, 3 * units, width)).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(value, letter))
     opened = follow(model, "model")
-    data = open_data(opened, None, None, 0)
+    data = open_data(opened, Inputs())
     traced = trace_model(opened, [opened.layers[0].name], data.calibration)
     context = ScoringContext(traced, data, 0, silent)
     tracemalloc.start()

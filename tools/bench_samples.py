@@ -18,6 +18,7 @@ from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section
 from sample_metrics import METRICS, SAMPLES, Feed, evaluate, heldout
@@ -90,7 +91,7 @@ def typical(name: str) -> tuple[Feed, int]:
     steps, number = sorted(lengths)[len(lengths) // 2]
     opened = open_model(SAMPLES / f"{name}.onnx")
     # Opening it as data fills in states, which start at zero.
-    return next(iter(open_data(opened, sequences[number], None, 0).calibration)), steps
+    return next(iter(open_data(opened, Inputs(sequences[number])).calibration)), steps
 
 
 def speedup(name: str, pruned: onnx.ModelProto) -> tuple[float, int]:

@@ -164,7 +164,7 @@ def _feeds(model: onnx.ModelProto, asked: Inputs, runner: Runner) -> Feeds:
         document = as_run(model)
         if not isinstance(document, Document):
             document = Document.read(document)
-        return made_up(document, runner, asked.size or {}, asked.seed)
+        return made_up(document, runner, asked)
     return feeds_for(model, Document.read(model), lambda: runner, asked.data, asked.stream)
 
 

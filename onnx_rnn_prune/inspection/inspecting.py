@@ -163,7 +163,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
 def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
     """All feeds for everything, since nothing is fitted."""
     if asked.data is None:
-        return open_data(opened, None, None, asked.seed, asked.size or {})
+        return open_data(opened, asked)
     feeds = opened_feeds(opened, asked.data, asked.stream)
     return Calibration(feeds, feeds, feeds, given=True)
 

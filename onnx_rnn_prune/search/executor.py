@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 from onnx_rnn_prune.data import absolute
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.scratch import temporary_folder, written_in
-from onnx_rnn_prune.options import Effort
+from onnx_rnn_prune.options import Effort, Inputs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -105,9 +105,11 @@ class Executor:
         with threadpool_limits(1, user_api="blas"), self._workers() as workers:
             yield workers
 
-    def reachable(self, source: object) -> object:
+    def reachable(self, inputs: Inputs) -> Inputs:
         """The same data for workers that run in another folder."""
-        return source if self.cluster is None else absolute(source)
+        if self.cluster is None:
+            return inputs
+        return replace(inputs, data=absolute(inputs.data), eval_data=absolute(inputs.eval_data))
 
     def _workers(self) -> AbstractContextManager[Workers]:
         if self.cluster is not None:
