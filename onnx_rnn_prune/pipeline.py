@@ -334,7 +334,8 @@ def _recover(
     course = replace(treatment.course, loss=data.loss)
     found, reason = recover_units(candidate, wanted, treatment.schedule, course, progress)
     final = refitted(candidate, found, course.until) if data.tested else found
-    return final, reason if final is found else f"{reason}, then fitted on those as well"
+    reason = reason if final is found else f"{reason}, then fitted on those as well"
+    return replace(final, refit=None), reason  # which holds all that it would be fitted with
 
 
 def _left(traced: TracedModel, keep: Mask) -> Recovered:

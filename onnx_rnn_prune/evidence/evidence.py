@@ -62,7 +62,8 @@ class Tapped:
                     layer.node.outputs[0] = gs.Variable(name)
         graph = self._document.graph
         self._lookup = Lookup.of(self._document)
-        self._widths = {reader.name: reader.weight(self._lookup).shape[1] for reader in readers}
+        none = np.zeros(0, np.intp)
+        self._widths = {r.name: r.lines(self._lookup, none).shape[1] for r in readers}
         taps = {tap for reader in readers for tap in reader.taps(self._lookup)}
         fed = {tensor.name for tensor in graph.inputs}
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}

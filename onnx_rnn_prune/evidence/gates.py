@@ -328,6 +328,11 @@ class GateReader:
             np.concatenate(parts, axis=1, out=result[number * hidden : (number + 1) * hidden])
         return result
 
+    def lines(self, lookup: Lookup, rows: npt.NDArray[np.intp]) -> Array:
+        layer = self._layer(lookup)
+        own = self._rows(layer, 0)[rows]
+        return np.concatenate([self._matrix(layer, name)[own] for name in self.sources], axis=1)
+
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         layer = self._layer(lookup)
         lines, columns = place

@@ -203,6 +203,28 @@ class MomentStore:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"
 
 
+class InFile:
+    """An array in a scratch file that goes when this does; `numpy.asarray` reads it anew."""
+
+    def __init__(self, values: Array) -> None:
+        self._folder = temporary_folder()
+        self._path = Path(self._folder.name) / "values.npy"
+        with written_in(self._folder.name):
+            np.save(self._path, values, allow_pickle=False)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.asarray(np.load(self._path, allow_pickle=False), dtype=dtype)
+
+    def __reduce__(self) -> tuple[type[InFile], tuple[Array]]:
+        """Another process has files of its own."""
+        return InFile, (np.asarray(self),)
+
+
+def put_away(values: Array) -> Array | InFile:
+    """An array that is to be kept for long; in a file where it is large."""
+    return InFile(values) if values.nbytes > _LARGE else values
+
+
 class Runs:
     """What one model gave for feeds, known by their names, so that each is run once.
 

@@ -110,6 +110,9 @@ class Reader(Protocol):
     def weight(self, lookup: Lookup) -> Array:
         """[outputs, n], as the model holds it."""
 
+    def lines(self, lookup: Lookup, rows: npt.NDArray[np.intp]) -> Array:
+        """The part of the weight that belongs to some outputs, [rows, n]."""
+
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         """Writes the part of the weight at a place, and adds to the bias there, [rows]."""
 
@@ -192,6 +195,10 @@ class ProductReader:
         stack = _as_matrix(self._weight(lookup), self._axis(lookup), self._out(lookup))
         matrix: Array = stack[self.part]
         return matrix
+
+    def lines(self, lookup: Lookup, rows: npt.NDArray[np.intp]) -> Array:
+        lines: Array = self.weight(lookup)[rows]
+        return lines
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         node, slot = self._node(lookup), self.binding.bound.slot

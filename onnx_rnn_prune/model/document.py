@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner
+from onnx import inliner, numpy_helper
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -21,7 +21,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import raw_length
 from onnx_rnn_prune.model.scratch import give_back
 from onnx_rnn_prune.model.walk import all_nodes, messages
-from onnx_rnn_prune.model.writing import Origins, Store, Writer, copy_field, new_initializers
+from onnx_rnn_prune.model.writing import Make, Origins, Store, Writer, copy_field, new_initializers
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,21 @@ class Document:
         origins = {id(node): (node, original) for node, original in _pairs(graph, model.graph)}
         return Document(graph, model, origins)
 
-    def write(self, store: Store = lambda tensor: tensor) -> onnx.ModelProto:
+    def write(
+        self, store: Store = lambda tensor: tensor, make: Make = numpy_helper.from_array
+    ) -> onnx.ModelProto:
         """The edited model.
 
         Args:
             store: takes each initializer, and gives what is written in its place.
+            make: makes one of a value that was set here, and a name.
         """
         result = onnx.ModelProto()
         for field, _ in self.source.ListFields():
             if field.name != "graph":
                 copy_field(self.source, result, field.name)
-        Writer(self.origins, store).graph(result.graph, self.graph, self.source.graph)
-        added = new_initializers(self.graph, self.source.graph)
+        Writer(self.origins, store, make).graph(result.graph, self.graph, self.source.graph)
+        added = new_initializers(self.graph, self.source.graph, make)
         result.graph.initializer.extend(map(store, added))
         if result.ir_version < 4:
             _list_initializers(result.graph)

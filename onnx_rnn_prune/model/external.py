@@ -139,16 +139,21 @@ class Shelves:
         length = raw_length(tensor)
         if length < LEAST:
             return tensor
-        start = -(-self.size // self._alignment) * self._alignment
+        start = self.reserve(length)
         if self._put is not None:
             self._put(start, tensor)
-        self.size = start + length
         result = onnx.TensorProto()
         for field, _ in tensor.ListFields():
             if field.name != "raw_data":
                 copy_field(tensor, result, field.name)
         refer(result, Location(self._name, start, length))
         return result
+
+    def reserve(self, length: int) -> int:
+        """Where the next bytes go."""
+        start = -(-self.size // self._alignment) * self._alignment
+        self.size = start + length
+        return start
 
 
 def weights_name(name: str, digest: str) -> str:

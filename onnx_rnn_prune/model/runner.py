@@ -12,16 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import (
+    Location,
     Shelves,
     is_apart,
     is_reference,
     raw_chunks,
     raw_length,
+    refer,
     reference_path,
     referring,
     tensor_values,
@@ -218,7 +221,7 @@ def _open(
         with written_in(folder), path.open("wb") as file:
             weights = SessionWeights(path, file, source)
             light = (
-                model.write(weights.take)
+                model.write(weights.take, weights.make)
                 if isinstance(model, Document)
                 else with_weights(model, weights.take)
             )
@@ -374,6 +377,19 @@ class SessionWeights:
         if not is_reference(tensor) or not self._within(tensor):
             return tensor
         return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
+
+    def make(self, values: Array, name: str) -> onnx.TensorProto:
+        """A weight of a large value, which goes to the new file without being copied."""
+        known = values.dtype.kind in "fiub" and values.dtype.isnative
+        if values.nbytes < _LARGE or self.folder != self._path.parent or not known:
+            return numpy_helper.from_array(values, name)
+        start = self._shelves.reserve(values.nbytes)
+        self._file.seek(start)
+        self._file.write(values.reshape(-1).view(np.uint8).data)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = onnx.TensorProto(name=name, dims=values.shape, data_type=kind)
+        refer(tensor, Location(str(self._path), start, values.nbytes))
+        return tensor
 
     def given(self, light: onnx.ModelProto) -> dict[str, ort.OrtValue]:
         """The values of weights that lie outside the folder, mapped."""

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
@@ -26,6 +27,7 @@ _SIMPLE = {
 }
 
 Store = Callable[[onnx.TensorProto], onnx.TensorProto]
+Make = Callable[[npt.NDArray[Any], str], onnx.TensorProto]
 Origins = dict[int, tuple[gs.Node, onnx.NodeProto]]
 
 
@@ -36,10 +38,12 @@ class Writer:
     Attributes:
         origins: each node with its original message, by `id(node)`.
         store: takes each initializer, and gives what is written in its place.
+        make: makes one of a value that was set here, and a name.
     """
 
     origins: Origins
     store: Store
+    make: Make
 
     def graph(self, result: onnx.GraphProto, graph: gs.Graph, source: onnx.GraphProto) -> None:
         """Writes a graph into an empty message."""
@@ -50,7 +54,7 @@ class Writer:
         for node in graph.nodes:
             result.node.append(self._node(node))
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
-        result.initializer.extend(map(self.store, _write_initializers(tensors, source)))
+        result.initializer.extend(map(self.store, _write_initializers(tensors, source, self.make)))
         result.sparse_initializer.extend(_unedited(tensors, source))
         result.input.extend(_inputs(graph, source, tensors))
         result.output.extend(map(_renamed, source.output, graph.outputs))
@@ -171,13 +175,15 @@ def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProt
     return result
 
 
-def new_initializers(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def new_initializers(
+    graph: gs.Graph, source: onnx.GraphProto, make: Make
+) -> Iterator[onnx.TensorProto]:
     """Constants that the source does not have anywhere; bodies read them from the main graph."""
     known = {t.name for each in messages(source, onnx.GraphProto) for t in each.initializer}
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
     for name, tensor in tensors.items():
         if is_edited(tensor) and name not in known:
-            yield _write_constant(tensor)
+            yield _write_constant(tensor, make)
 
 
 def local_initializers(source: onnx.GraphProto) -> set[str]:
@@ -187,7 +193,7 @@ def local_initializers(source: onnx.GraphProto) -> set[str]:
 
 
 def _write_initializers(
-    tensors: dict[str, gs.Tensor], source: onnx.GraphProto
+    tensors: dict[str, gs.Tensor], source: onnx.GraphProto, make: Make
 ) -> Iterator[onnx.TensorProto]:
     """The original initializers in their order; what lost its last reader goes.
 
@@ -201,7 +207,7 @@ def _write_initializers(
             if original.name not in read_before:
                 yield original
         else:
-            yield _write_constant(tensor) if is_edited(tensor) else original
+            yield _write_constant(tensor, make) if is_edited(tensor) else original
 
 
 def _unedited(
@@ -225,11 +231,11 @@ def _names_read(source: onnx.GraphProto) -> set[str]:
     return names_read(source.node) | {port.name for port in source.output}
 
 
-def _write_constant(tensor: gs.Constant) -> onnx.TensorProto:
+def _write_constant(tensor: gs.Constant, make: Make = numpy_helper.from_array) -> onnx.TensorProto:
     if isinstance(tensor._values, LazyValues):
         original: onnx.TensorProto = tensor._values.tensor
         return original
-    return numpy_helper.from_array(np.asarray(tensor._values, order="C"), tensor.name)
+    return make(np.asarray(tensor._values, order="C"), tensor.name)
 
 
 def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.ValueInfoProto:

@@ -18,12 +18,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore, blocks
+from onnx_rnn_prune.evidence.moments import (
+    InFile,
+    Matrix,
+    Moments,
+    MomentStore,
+    blocks,
+    put_away,
+)
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
@@ -50,7 +58,7 @@ class Fit:
         bias: what is added to the bias of the kept outputs, [rows].
     """
 
-    weight: Array
+    weight: Array | InFile
     bias: Array
 
 
@@ -76,7 +84,7 @@ class Recover:
                 rows, columns = stays(reader, lookup, self.keep)
                 place = np.flatnonzero(rows), np.flatnonzero(columns)
                 fit = self.fits[reader.name]
-                reader.store(lookup, place, fit.weight, fit.bias)
+                reader.store(lookup, place, np.asarray(fit.weight), fit.bias)
         for tensor, places in shared:
             _share(tensor, places, document.graph.opset)
         return bool(self.fits)
@@ -130,7 +138,7 @@ def fit_readers(
                 )
                 continue
             known = _estimate(pairs(reader), columns, ridge)
-            found[reader.name] = _apply(reader.weight(lookup), rows, columns, known)
+            found[reader.name] = _apply(partial(reader.lines, lookup), rows, columns, known)
     return found
 
 
@@ -251,16 +259,19 @@ def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.i
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))
 
 
-def _apply(weight: Array, rows: Mask, columns: Mask, known: _Estimate) -> Fit:
+def _apply(
+    weight: Callable[[npt.NDArray[np.intp]], Array], rows: Mask, columns: Mask, known: _Estimate
+) -> Fit:
     """The weight of the kept outputs, on what the kept entries say of all."""
     lines, stays = np.flatnonzero(rows), np.flatnonzero(columns)
-    fitted = np.empty((len(lines), len(stays)), weight.dtype)
-    bias = np.empty(len(lines), weight.dtype)
+    dtype = weight(lines[:0]).dtype
+    fitted = np.empty((len(lines), len(stays)), dtype)
+    bias = np.empty(len(lines), dtype)
     for part in blocks(len(lines)):
-        exact = weight[lines[part]].astype(np.float64)
+        exact = weight(lines[part]).astype(np.float64)
         fitted[part] = exact[:, stays] + exact[:, known.places] @ known.spread
         bias[part] = exact @ known.offset
-    return Fit(fitted, bias)
+    return Fit(put_away(fitted), bias)
 
 
 def _damped_inverse(own: Matrix, ridge: float) -> Matrix:
