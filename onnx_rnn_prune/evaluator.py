@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
+from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.model.runner import OURS, Array, Runner
 from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.passes.base import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Shrink
-from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingConfig, TrainingSummary
+from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingSummary
 from onnx_rnn_prune.recovery.least_squares import (
     RIDGE,
     RIDGES,
@@ -31,18 +32,17 @@ from onnx_rnn_prune.recovery.least_squares import (
     place_states,
     teacher_pairs,
 )
-from onnx_rnn_prune.recovery.schedules import Fading, Schedule
 from onnx_rnn_prune.trace.judged import INDEX
-from onnx_rnn_prune.trace.states import plain_outputs
+from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
 from onnx_rnn_prune.traced_model import TracedModel
 from onnx_rnn_prune.validate import Drift, drift
-from onnx_rnn_prune.validate.results import Recorded
+from onnx_rnn_prune.validate.quality import NRMSE, Quality, nrmse
+from onnx_rnn_prune.validate.results import Outcome, Recorded, results
 
 Pairs = Callable[[Reader], Moments]
 
-_ROUNDS = 4
-# The most that the error may be of what it is otherwise, for states to be computed.
-_WORTH_COMPUTING = 0.9
+# Parts of the validation feeds that each give a loss of their own, for the standard error.
+_FOLDS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,31 +77,41 @@ class Evaluator:
         data: feeds to fit on and to judge by.
         evidence: what the former show.
         original: what outputs are compared with.
-        loss: of labels; cuts are judged by the mean of that and of the difference, if any.
+        quality: how good a model is, in a search.
+        loss: of labels; recoveries are judged by the mean of that and of the difference, if any.
         errors: of cuts that were judged before, see `quick_error`.
+        known: how good the original is on feeds that were looked at before.
     """
 
     traced: TracedModel
     data: Calibration
     evidence: Evidence
     original: Recorded
+    quality: Quality = NRMSE
     loss: Loss | None = None
     errors: dict[bytes, float] = field(default_factory=dict)
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     @staticmethod
-    def of(traced: TracedModel, data: Calibration, loss: Loss | None = None) -> Evaluator:
+    def of(
+        traced: TracedModel,
+        data: Calibration,
+        quality: Quality = NRMSE,
+        loss: Loss | None = None,
+    ) -> Evaluator:
         """An evaluator of cuts of a model, where there is data.
 
         Args:
             traced: the model.
             data: feeds.
+            quality: how good a model is, in a search.
             loss: counts where validation feeds have labels.
         """
         evidence = data.evidence(traced)
         assert evidence is not None
         known = loss is not None and any(feed.labels is not None for feed in data.validation)
         original = Recorded(traced.original.watched())
-        return Evaluator(traced, data, evidence, original, loss if known else None)
+        return Evaluator(traced, data, evidence, original, quality, loss if known else None)
 
     @property
     def measure(self) -> str:
@@ -134,13 +144,59 @@ class Evaluator:
             self.errors[known] = cut.error(cut.quick())
         return self.errors[known]
 
-    def candidate(self, keep: Mask) -> Candidate:
+    def of_others(self) -> Evaluator:
+        """The same for other feeds, which may have the names of those that were looked at."""
+        return replace(self, original=Recorded(self.traced.original.watched()), known={})
+
+    def before(self, feeds: Feeds) -> float:
+        """The original's own quality."""
+        if feeds.numbers not in self.known:
+            self.known[feeds.numbers] = self.measured(self.original, feeds)
+        return self.known[feeds.numbers]
+
+    def measured(self, model: Recorded, feeds: Feeds) -> float:
+        """The quality of a model on feeds.
+
+        Without states, unless there is nothing else: they matter for what comes of them.
+        """
+        plain, judged = plain_outputs(self.traced.document), self.traced.original.judged
+        names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
+
+        def run(feed: object) -> dict[str, Array]:
+            """All outputs of a feed that a metric makes, drawn ones included."""
+            return model.runner(check_feed(feed, *self._ports), judged.outputs)
+
+        found = Outcome(lambda: results(self.original, model, feeds, names), run)
+        return self.quality.measure(found)
+
+    def judge(self, document: Document) -> tuple[float, float, float, float]:
+        """The quality of a cut, the loss of it and its standard error, and the NRMSE."""
+        feeds, model = self.data.validation, Recorded(self.runner(document))
+        value = self.measured(model, feeds)
+        folds, losses = min(_FOLDS, feeds.streams), []
+        for fold in range(folds):
+            part = feeds.take(range(fold, feeds.streams, folds))
+            losses.append(self.quality.loss(self.before(part), self.measured(model, part)))
+        spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
+        loss, error = self.quality.loss(self.before(feeds), value), value
+        if self.quality != NRMSE:
+            names = self.traced.original.judged.numbers(plain_outputs(self.traced.document))
+            error = nrmse(results(self.original, model, feeds, names))
+        return value, loss, spread if math.isfinite(spread) else math.inf, error
+
+    @cached_property
+    def _ports(self) -> tuple[Sequence[signature.Port], frozenset[str], str]:
+        opened = self.traced.opened
+        states = state_inputs(opened.document)
+        return signature.inputs(opened.model), states, f"metric {self.quality.name}"
+
+    def candidate(self, keep: Mask) -> CandidateCut:
         """The cut that keeps some units."""
-        return Candidate(self, self.traced, keep)
+        return CandidateCut(self, self.traced, keep)
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class CandidateCut:
     """One cut of a model, yet to be recovered.
 
     Attributes:
@@ -177,7 +233,7 @@ class Candidate:
         placed = any(reader.places for reader in self.traced.readers)
         return bool(self.evaluator.data.validation.states) and placed
 
-    def with_states_fitted(self) -> Candidate:
+    def with_states_fitted(self) -> CandidateCut:
         """The same with states that are only handed back computed like any other signal."""
         readers = [
             replace(r, places=False) if isinstance(r, ProductReader) else r
@@ -289,159 +345,3 @@ def _error(drift: Drift, kind: str | None) -> float:
     if kind == INDEX and drift.top1_agreement is not None:
         return 1.0 - drift.top1_agreement
     return drift.nrmse
-
-
-def recover_units(
-    cut: Candidate, asked: str, schedule: Schedule, course: TrainingConfig, progress: Progress
-) -> tuple[Recovered, str]:
-    """The recovery that was asked for, or for auto the best that is quick; and why it is that one.
-
-    Raises:
-        PruneError: with what was asked for, the outputs are no numbers.
-    """
-    nothing = cut.plain()
-    plain = Recovered("none", nothing, None, cut.error(nothing))
-    errors = {"none": plain.error}
-    last = cut.fitted(cut.pairs, math.inf)
-    best = _tried(errors, plain, last)
-    if asked != "bias":
-        del last  # what is not the best is let go of
-        last = _best_nearby(cut, cut.pairs, cut.fitted(cut.pairs, RIDGE), course.until)
-        last = _refit(cut, schedule, last, course.until, progress)
-        if cut.hands_back and asked != "distill":  # what is placed is learnt from at once
-            last = _with_states(cut, schedule, last, course.until, progress)
-        best = _tried(errors, best, last)
-    if asked == "distill":
-        last = _distilled(cut, best, course, progress)
-        best = _tried(errors, best, last)
-    chosen = best if asked == "auto" else last
-    if math.isinf(chosen.error) and not math.isinf(best.error):
-        raise PruneError(
-            f"with {asked}, outputs are not finite on held-out feeds",
-            where="--recover",
-            remedy="leave it out to get the best one",
-        )
-    return chosen, _reason(chosen, errors, cut.evaluator.measure)
-
-
-def refitted(cut: Candidate, found: Recovered, until: float) -> Recovered:
-    """The same fit on calibration and validation feeds together, once the latter have chosen it.
-
-    It stays as it was where training went on from the fit, where none was chosen, where calibration
-    left feeds out because it had enough, where the time is over, and where the new fit runs worse
-    on feeds that it has seen.
-
-    Args:
-        cut: for which it was chosen.
-        found: what was chosen.
-        until: when there is no time left, see `TrainingConfig`.
-    """
-    enough = cut.evaluator.evidence.streams < cut.evaluator.data.calibration.streams
-    if found.refit is None or enough or time.monotonic() > until:
-        return found
-    write = found.refit(cut.evaluator.data.validation)
-    better = cut.error(write) <= found.error
-    return replace(found, write=write, refit=None) if better else found
-
-
-def _distilled(
-    cut: Candidate, start: Recovered, course: TrainingConfig, progress: Progress
-) -> Recovered:
-    """What comes of training from the best so far; PyTorch is imported only here."""
-    from onnx_rnn_prune.recovery.distill.distill import Student, distill
-
-    traced = cut.traced
-    pupil = Student(traced.document, traced.trace, cut.keep, cut.shrunk(start.write))
-
-    def judge(write: Pass) -> float:
-        return cut.error(Pipeline((start.write, write)))
-
-    learnt, learning = distill(pupil, cut.evaluator.data.calibration, judge, course, progress)
-    write = Pipeline((start.write, learnt))
-    refit = None if learning.taken else start.refit
-    return Recovered("distill", write, start.ridge, learning.after, start.rounds, learning, refit)
-
-
-def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
-    """The better one; what is not is let go of, since fits are large."""
-    errors[other.used] = other.error
-    return _better(simpler, other)
-
-
-def _best_nearby(cut: Candidate, pairs: Pairs, start: Recovered, until: float) -> Recovered:
-    """The best of fits to the same signals: with stronger lambdas, or else with weaker ones.
-
-    A recurrence that is fitted too closely to how the original went may run away from it when it
-    goes on from its own states; one that is fitted too loosely does not follow it.
-    """
-    place = RIDGES.index(start.ridge or RIDGE)
-    best = cut.best_of(start, pairs, RIDGES[place + 1 :], until)
-    return best if best is not start else cut.best_of(start, pairs, RIDGES[:place][::-1], until)
-
-
-def _better(simpler: Recovered, other: Recovered) -> Recovered:
-    """The one with the lower error.
-
-    Where errors are equal, and there are some, they cannot tell: what makes up for more is likelier
-    to be better on other feeds.
-    """
-    equal = other.error == simpler.error and 0.0 < other.error < math.inf
-    return other if equal or other.error < simpler.error else simpler
-
-
-def _refit(
-    cut: Candidate, schedule: Schedule, start: Recovered, until: float, progress: Progress
-) -> Recovered:
-    """Refits on the signals that the cut model really has, as long as that gets better.
-
-    Each round adds the signals of the last one to those of all before it: fitting to the last alone
-    swings from one error to the opposite (Ross et al. 2011, DAgger). In the first rounds of a soft
-    schedule the model is not cut yet, but on its way.
-    """
-    assert start.ridge is not None
-    best, last = start, start
-    seen, fading = (
-        MomentStore(),
-        Fading.of(cut.traced, cut.keep, cut.evaluator.evidence.moments, schedule),
-    )
-
-    def pairs(reader: Reader) -> Moments:
-        return cut.pairs(reader).merge(seen[reader.pool])
-
-    shares = schedule.shares(_ROUNDS)
-    for number, share in enumerate(shares):
-        if time.monotonic() > until:
-            break
-        progress("recovering", number, len(shares))
-        on_its_way = cut.shrunk(last.write) if share == 1.0 else fading(last.write, share)
-        cut.free_pairs(on_its_way, cut.sample(number), seen)
-        last = cut.fitted(pairs, start.ridge, number + 1)
-        if last.error < best.error:
-            best = last
-        elif number > 0 and share == 1.0:
-            break
-    if last is not start:
-        last = _best_nearby(cut, pairs, last, until)
-    progress("recovering", len(shares), len(shares))
-    return last if last.error < best.error else best
-
-
-def _with_states(
-    cut: Candidate, schedule: Schedule, placed: Recovered, until: float, progress: Progress
-) -> Recovered:
-    """The fit in which states are computed, too, if that is worth the products that it takes."""
-    assert placed.ridge is not None
-    computing = cut.with_states_fitted()
-    start = computing.fitted(computing.pairs, placed.ridge)
-    fitted = _refit(computing, schedule, start, until, progress)
-    return fitted if fitted.error < _WORTH_COMPUTING * placed.error else placed
-
-
-def _reason(chosen: Recovered, errors: Mapping[str, float], measure: str) -> str:
-    text = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
-    lowest = min(errors.values())
-    if len(set(errors.values())) == 1:
-        return f"all have the same {measure} on held-out feeds ({text})"
-    if chosen.error > lowest:
-        return f"asked for, though not the lowest {measure} on held-out feeds ({text})"
-    return f"lowest {measure} on held-out feeds ({text})"

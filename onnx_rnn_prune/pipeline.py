@@ -24,7 +24,7 @@ from onnx_rnn_prune.compression.rank import read_rank
 from onnx_rnn_prune.compression.sparsity import SparseStorage, notes_on, read_zeros
 from onnx_rnn_prune.compression.stage import Stage, run_stages
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluator import Evaluator, Recovered, recover_units, refitted
+from onnx_rnn_prune.evaluator import Evaluator, Recovered
 from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -37,6 +37,7 @@ from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.options import Interface, Options, Selection
 from onnx_rnn_prune.passes.state_metadata import write_states
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovering import recover_units, refitted
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.recovery.schedules import Schedule
@@ -330,7 +331,7 @@ def _recover(
     if wanted == "none":
         return _left(traced, keep), "asked for"
     data.evidence(traced, progress)
-    candidate = Evaluator.of(traced, data, data.loss).candidate(keep)
+    candidate = Evaluator.of(traced, data, loss=data.loss).candidate(keep)
     course = replace(treatment.course, loss=data.loss)
     found, reason = recover_units(candidate, wanted, treatment.schedule, course, progress)
     final = refitted(candidate, found, course.until) if data.tested else found

@@ -1,6 +1,7 @@
 """The conventions of the package, read from its source."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "onnx_rnn_prune"
@@ -28,6 +29,7 @@ ROOMS = (
     "lossless",
     "calibration",
     "evaluator",
+    "recovering",
     "cost",
     "report",
     "selection",
@@ -39,6 +41,10 @@ ROOMS = (
     "api",
     "cli",
 )
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): tree
+    for path, tree in TREES.items()
+}
 ENTRANCES = ("__init__", "__main__")
 MOST_LINES_OF_FILE = 450
 MOST_LINES_OF_FUNCTION = 40
@@ -68,6 +74,19 @@ def imported_rooms(tree):
             parts = name.split(".")
             if parts[0] == PACKAGE.name:
                 yield parts[1]
+
+
+def imported_files(tree):
+    """The files of the package that a file imports, by the names of their modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in inside]
+        else:
+            continue
+        yield from (name for name in names if name in MODULES)
 
 
 def functions(tree):
@@ -104,6 +123,13 @@ def test_imports_go_up_only():
         return sorted(set(imported_rooms(tree)) - set(ROOMS[: ROOMS.index(room) + 1]))
 
     assert offences(further_down) == {}
+
+
+def test_imports_run_in_no_circle():
+    """So that the files of a room have an order, too, in which each can be read after the last."""
+    graph = {name: set(imported_files(tree)) - {name} for name, tree in MODULES.items()}
+    del graph[PACKAGE.name]  # which only names what is to be had
+    TopologicalSorter(graph).prepare()
 
 
 def test_files_are_short():

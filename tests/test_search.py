@@ -16,6 +16,7 @@ import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs, Options, Target
 from onnx_rnn_prune.pipeline import Treatment
@@ -25,7 +26,6 @@ from onnx_rnn_prune.report.schema import Limit
 from onnx_rnn_prune.search import rows, setting
 from onnx_rnn_prune.search.costs import SizePrediction
 from onnx_rnn_prune.search.goal import Aim, Goal
-from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import SearchBounds, finishing, run
 from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Trial
@@ -255,9 +255,9 @@ def test_the_layer_that_does_nothing_is_cut(idle, feeds):
 
 def test_the_three_sets_are_disjoint(feeds, monkeypatch):
     seen = []
-    kept = Laboratory.before
+    kept = Evaluator.before
     monkeypatch.setattr(
-        Laboratory, "before", lambda self, own: (seen.append(own), kept(self, own))[1]
+        Evaluator, "before", lambda self, own: (seen.append(own), kept(self, own))[1]
     )
     result = search(feeds, max_nrmse=0.5, trials=3)
     splits = result.report["search"]["splits"]
@@ -286,13 +286,13 @@ def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatc
     study = tmp_path / "study"
     first = search(feeds, max_nrmse=0.1, study=study)
 
-    judged = Laboratory.judge
+    judged = setting.judged
 
-    def nothing_new(self, ask):
-        assert not self.cuts(ask.counts), ask
-        return judged(self, ask)
+    def nothing_new(evaluator, scores, ask):
+        assert ask.counts == tuple(g.size for g in evaluator.traced.trace.groups), ask
+        return judged(evaluator, scores, ask)
 
-    monkeypatch.setattr(Laboratory, "judge", nothing_new)
+    monkeypatch.setattr(setting, "judged", nothing_new)
     again = search(feeds, max_nrmse=0.1, study=study)
     assert again.plan == first.plan
     assert again.report["search"]["candidates"] == first.report["search"]["candidates"]

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx_rnn_prune import cli, compare, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluator import Evaluator, recover_units
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence import moments
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.moments import MomentStore
@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovering import recover_units
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE, RIDGES
 from onnx_rnn_prune.recovery.schedules import Schedule

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import limit_of
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.pipeline import PruneResult
 from onnx_rnn_prune.report.schema import (
@@ -21,7 +22,6 @@ from onnx_rnn_prune.report.schema import (
     Tested,
 )
 from onnx_rnn_prune.search.goal import Aim, Goal
-from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.setting import Setting
 from onnx_rnn_prune.search.space import QUICK, Trial
 from onnx_rnn_prune.validate.quality import NRMSE
@@ -29,7 +29,7 @@ from onnx_rnn_prune.validate.results import Recorded
 
 
 def search_rows(
-    lab: Laboratory,
+    evaluator: Evaluator,
     data: Calibration,
     goal: Goal,
     aim: Aim,
@@ -42,14 +42,14 @@ def search_rows(
     """The report's part on how a cut was found."""
     worst = None
     if aim.most is not None:
-        before = lab.before(lab.evaluator.data.validation)
+        before = evaluator.before(evaluator.data.validation)
         worst = before - aim.most if goal.quality.higher else before + aim.most
     return SearchRows(
         goal=str(goal),
         quality=goal.quality.name,
         higher_is_better=goal.quality.higher,
         quality_limit=worst,
-        candidates=candidate_rows(lab, aim, trials, picked),
+        candidates=candidate_rows(evaluator, aim, trials, picked),
         picked=trials.index(picked) + 1,
         splits=split_rows(data),
         test=tested,
@@ -83,13 +83,13 @@ def sensitivity_rows(
         notes: what the user should know.
         begun: when the work began, if it was done for this; else seconds are those of the cuts.
     """
-    lab = setting.lab
-    full = [group.size for group in lab.trace.groups]
-    named = lab.quality != NRMSE
-    before = lab.before(lab.evaluator.data.validation) if named else None
+    evaluator, groups = setting.evaluator, setting.traced.trace.groups
+    full = [group.size for group in groups]
+    named = evaluator.quality != NRMSE
+    before = evaluator.before(evaluator.data.validation) if named else None
     whole = setting.ms(full)
     rows, seconds = [], 0.0
-    for number, group in enumerate(lab.trace.groups):
+    for number, group in enumerate(groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
         seconds += sum(trial.seconds for trial in alone.values())
         points = [
@@ -100,7 +100,7 @@ def sensitivity_rows(
         if alone:
             rows.append(Curve(list(group.layers), group.size, points))
     return SensitivityReport(
-        metric=lab.quality.name if named else None,
+        metric=evaluator.quality.name if named else None,
         layers=rows,
         splits=split_rows(data),
         streams=data.streams,
@@ -116,21 +116,20 @@ def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
 
 
 def tested_rows(
-    lab: Laboratory, data: Calibration, goal: Goal, result: PruneResult
+    evaluator: Evaluator, data: Calibration, goal: Goal, result: PruneResult
 ) -> tuple[Tested, list[Limit]]:
     """What the written model is like, on feeds that chose nothing, beside what was asked for."""
-    opened = lab.evaluator.traced.original
-    lab = lab.of_others()
-    before = lab.before(data.test)
+    opened, evaluator = evaluator.traced.original, evaluator.of_others()
+    before = evaluator.before(data.test)
     runner = opened.beside(result.written, "the pruned model")
-    after = lab.quality.measure(lab.outputs(Recorded(runner), data.test))
-    loss = lab.quality.loss(before, after)
+    after = evaluator.measured(Recorded(runner), data.test)
+    loss = evaluator.quality.loss(before, after)
     limits = list(_limits(goal, opened, result.report, loss, before))
     return Tested(after, before, loss), limits
 
 
 def candidate_rows(
-    lab: Laboratory, aim: Aim, trials: Sequence[Trial], picked: Trial
+    evaluator: Evaluator, aim: Aim, trials: Sequence[Trial], picked: Trial
 ) -> list[Candidate]:
     """A row for each trial; those that no other one beats in both time and quality are marked."""
     best = frontier(trials)
@@ -140,7 +139,7 @@ def candidate_rows(
             recovery=trial.recovery,
             kept={
                 name: count
-                for group, count in zip(lab.trace.groups, trial.counts, strict=True)
+                for group, count in zip(evaluator.traced.trace.groups, trial.counts, strict=True)
                 for name in group.layers
             },
             params=trial.params,

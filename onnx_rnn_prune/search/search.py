@@ -26,6 +26,7 @@ from onnx_rnn_prune.search.setting import Setting, open_setting, space_of
 from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Strategy, Trial
 from onnx_rnn_prune.search.strategies import STRATEGIES, curve_asks
 from onnx_rnn_prune.search.study import Study, key_of
+from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
@@ -183,13 +184,13 @@ class Search:
             self.opened, self.data, goal.quality, request, self.treatment.interface,
             workers, study, goal.pays, progress,
         )  # fmt: skip
-        lab, slack = setting.lab, 1.0
+        evaluator, slack = setting.evaluator, 1.0
         for _ in range(_ROUNDS):
             aim, trials = self._tried(setting, slack, progress)
             begun = self.bounds.now()
             picked = self._picked(setting, aim, trials)
             result = self._finished(setting, trials, picked, progress)
-            tested, limits = tested_rows(lab, self.data, goal, result)
+            tested, limits = tested_rows(evaluator, self.data, goal, result)
             slow = [row for row in limits if row.name == "speed" and not row.met]
             late = 2.0 * self.bounds.now() - begun > self.bounds.end
             if not slow or late or self.pick is not None:
@@ -203,7 +204,7 @@ class Search:
                 remedy="; ".join(setting.unpaid) or "allow more loss",
             )
         seconds = self.bounds.now() - self.bounds.start
-        rows = search_rows(lab, self.data, goal, aim, trials, picked, tested, limits, seconds)
+        rows = search_rows(evaluator, self.data, goal, aim, trials, picked, tested, limits, seconds)
         curves = sensitivity_rows(setting, self.data, trials)
         report = replace(result.report, search=rows, sensitivity=curves, seconds=seconds)
         return replace(result, report=report)
@@ -216,8 +217,7 @@ class Search:
                 where="search",
                 remedy="ask for less, or lower --align and --min-units",
             )
-        drop, lab = self.goal.drop, setting.lab
-        before = lab.before(lab.evaluator.data.validation)
+        drop, before = self.goal.drop, setting.evaluator.before(self.data.validation)
         if not math.isfinite(before):
             raise PruneError(
                 f"of the original it is {before}, so nothing can be compared with it",
@@ -263,8 +263,9 @@ class Search:
     def _finished(
         self, setting: Setting, trials: Sequence[Trial], picked: Trial, progress: Progress
     ) -> PruneResult:
-        traced, lab = setting.traced, setting.lab
-        plan = Plan.from_mask(fingerprint(self.opened.model), lab.trace, lab.keep(picked.counts))
+        traced = setting.traced
+        keep = choose(traced.trace, setting.scores, list(picked.counts))
+        plan = Plan.from_mask(fingerprint(self.opened.model), traced.trace, keep)
         plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
         ranked = self.request.criterion_for(self.data).name
@@ -304,13 +305,13 @@ def measure_sensitivity(
         setting = open_setting(
             opened, data, quality, request, AS_BEFORE, workers, study, (), progress
         )
-        lab = setting.lab
-        space = Space(lab.trace, lab.scores, request.bounds, setting.ms, lambda counts: True)
+        trace = setting.traced.trace
+        space = Space(trace, setting.scores, request.bounds, setting.ms, lambda counts: True)
         asks = [own for own in curve_asks(space).values() if own]
         bounds = SearchBounds(trials=sum(map(len, asks)), minutes=math.inf)
         trials = run(_one_by_one(asks), setting.attempts, study, bounds, tell)
     notes = [f"{name} is left alone: {why}" for name, why in setting.traced.left.items()]
-    notes += request.bounds.notes(lab.trace.groups)
+    notes += request.bounds.notes(trace.groups)
     return sensitivity_rows(setting, data, trials, notes, start)
 
 

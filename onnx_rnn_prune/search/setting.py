@@ -12,17 +12,25 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import limit_of
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
+from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.search.costs import SizePrediction, predicted, time_layers
 from onnx_rnn_prune.search.executor import Mapper, Work, Workers
 from onnx_rnn_prune.search.goal import Goal
-from onnx_rnn_prune.search.laboratory import Laboratory
 from onnx_rnn_prune.search.space import Ask, Counts, Space, Trial, Verdict
 from onnx_rnn_prune.search.study import Study
-from onnx_rnn_prune.search.worker_context import Shard, WorkerContext, calibrated, calibrator, judge
+from onnx_rnn_prune.search.worker_context import (
+    Shard,
+    WorkerContext,
+    calibrated,
+    calibrator,
+    judge,
+    judged,
+)
 from onnx_rnn_prune.selection.choice import score_units
 from onnx_rnn_prune.selection.profitability import (
     ProfitableCuts,
@@ -44,7 +52,8 @@ class Setting:
 
     Attributes:
         traced: what is known of the model.
-        lab: where cuts are made in this process.
+        evaluator: recovers and judges cuts, in this process.
+        scores: of the units; of a group, those with the highest stay.
         verdicts: makes and judges them, wherever that is.
         ms: what a run is predicted to take.
         size: parameters and bytes.
@@ -53,7 +62,8 @@ class Setting:
     """
 
     traced: TracedModel
-    lab: Laboratory
+    evaluator: Evaluator
+    scores: Matrix
     verdicts: Mapper[Ask, Verdict]
     ms: Price
     size: SizePrediction
@@ -68,7 +78,7 @@ class Setting:
     @property
     def unpaid(self) -> list[str]:
         """Why the cut of some groups may not pay."""
-        groups = self.lab.trace.groups
+        groups = self.traced.trace.groups
         names = [name for n in self.profitable.doubtful for name in groups[n].layers]
         if not names:
             return []
@@ -120,7 +130,7 @@ def open_setting(
     traced.evidence[data.calibration] = evidence
     scores = score_units(traced, data, request, progress)
     times = study.recall("times", lambda: time_layers(traced, data))
-    lab = Laboratory.of(traced, data, scores, quality)
+    evaluator = Evaluator.of(traced, data, quality)
     groups = traced.trace.groups
     doubtful = tuple(n for n, group in enumerate(groups) if restores_width(traced, group))
     ms, size = predicted(traced, times), SizePrediction(traced, scores, doubtful)
@@ -130,8 +140,11 @@ def open_setting(
     )
     return Setting(
         traced=traced,
-        lab=lab,
-        verdicts=workers.send(Work(lab.judge, partial(judge, context, evidence, scores))),
+        evaluator=evaluator,
+        scores=scores,
+        verdicts=workers.send(
+            Work(partial(judged, evaluator, scores), partial(judge, context, evidence, scores))
+        ),
         ms=ms,
         size=size,
         profitable=profitable,
@@ -163,7 +176,7 @@ def space_of(setting: Setting, request: Request, goal: Goal, slack: float) -> Sp
         goal: with the limits.
         slack: times the longest time that is predicted.
     """
-    trace, document = setting.lab.trace, setting.traced.opened.document
+    trace, document = setting.traced.trace, setting.traced.opened.document
     limits = {budget.kind: limit_of(budget, document) for budget in goal.budgets}
     full = [group.size for group in trace.groups]
     most = None if goal.speed is None else goal.speed.of(setting.ms(full)) * slack
@@ -173,7 +186,7 @@ def space_of(setting: Setting, request: Request, goal: Goal, slack: float) -> Sp
             return False
         return all(setting.size(kind, counts) <= limit for kind, limit in limits.items())
 
-    return Space(trace, setting.lab.scores, request.bounds, setting.ms, fits, setting.profitable)
+    return Space(trace, setting.scores, request.bounds, setting.ms, fits, setting.profitable)
 
 
 def _calibrated(

@@ -1,7 +1,8 @@
-"""The same model, data and laboratory in another process."""
+"""The same model, data and evaluator in another process."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -11,14 +12,18 @@ import onnx
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, tally
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.search.laboratory import Laboratory
-from onnx_rnn_prune.search.space import Ask, Verdict
+from onnx_rnn_prune.recovering import recover_units
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
+from onnx_rnn_prune.recovery.schedules import Schedule
+from onnx_rnn_prune.search.space import FULL, Ask, Verdict
 from onnx_rnn_prune.search.study import key_of
+from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
@@ -67,7 +72,21 @@ def judge(context: WorkerContext, evidence: Evidence, scores: Matrix) -> Callabl
     """
     traced, data = _traced(context), context.data
     traced.evidence[data.calibration] = evidence
-    return Laboratory.of(traced, data, scores, context.quality).judge
+    return partial(judged, Evaluator.of(traced, data, context.quality), scores)
+
+
+def judged(evaluator: Evaluator, scores: Matrix, ask: Ask) -> Verdict:
+    """Makes a cut, recovers and judges it; of each group, units with the highest scores stay."""
+    start, trace = time.perf_counter(), evaluator.traced.trace
+    if ask.counts == tuple(group.size for group in trace.groups):
+        value = evaluator.before(evaluator.data.validation)
+        return Verdict(value, 0.0, 0.0, 0.0, time.perf_counter() - start)
+    cut = evaluator.candidate(choose(trace, scores, list(ask.counts)))
+    if ask.recovery == FULL:
+        write = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)[0].write
+    else:
+        write = cut.quick()
+    return Verdict(*evaluator.judge(cut.shrunk(write)), time.perf_counter() - start)
 
 
 def calibrated(traced: TracedModel, feeds: Feeds, shard: Shard) -> Tally:

@@ -172,8 +172,16 @@ class Recorded:
         return found
 
 
-def results(a: Called, b: Called, feeds: Iterable[Feed]) -> Iterator[Result]:
+def results(
+    a: Called, b: Called, feeds: Iterable[Feed], outputs: Sequence[str] | None = None
+) -> Iterator[Result]:
     """Runs both models on one feed after the other, each with its own states carried along.
+
+    Args:
+        a: the original.
+        b: another model.
+        feeds: what they run on.
+        outputs: those that are looked at; all by default.
 
     Raises:
         PruneError: they have different outputs.
@@ -185,8 +193,10 @@ def results(a: Called, b: Called, feeds: Iterable[Feed]) -> Iterator[Result]:
             remedy="compare models with the same outputs",
         )
     one, other = Streaming(a), Streaming(b)
+    names = [name for name in b.outputs if outputs is None or name in outputs]
     for feed in feeds:
-        yield Result(feed, getattr(feed, "labels", None), one(feed), other(feed))
+        wanted, found = ({n: side[n] for n in names} for side in (one(feed), other(feed)))
+        yield Result(feed, getattr(feed, "labels", None), wanted, found)
 
 
 def time_axes(document: Document) -> dict[str, int]:
