@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from onnx_rnn_prune import rolling
+from onnx_rnn_prune import inspection, rolling
 from onnx_rnn_prune.calibration import Calibration, labelled, open_data, open_three
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.inspection import comparing
-from onnx_rnn_prune.inspection.inspecting import inspect_model
 from onnx_rnn_prune.opened_model import (
     ModelSource,
     OpenedModel,
@@ -51,8 +49,8 @@ Amount = str | float | Mapping[str, str | float] | Sequence[str | float]
 # What is no number fails a check, which says so; NumPy's warnings name lines of this package only.
 _quiet = np.errstate(all="ignore")
 
-bench = _quiet(comparing.bench)
-compare = _quiet(comparing.compare)
+bench = _quiet(inspection.bench)
+compare = _quiet(inspection.compare)
 roll = _quiet(rolling.roll)
 
 
@@ -417,7 +415,7 @@ def inspect(
     path = str(model) if isinstance(model, str | Path) else None
     opened = read_model(model, asked.freeze, wanted)
     check_globs(opened, wanted)
-    return inspect_model(opened, path, asked, progress)
+    return inspection.inspect_model(opened, path, asked, progress)
 
 
 def _opened(opened: OpenedModel, options: Options, *learning: bool) -> Calibration:

@@ -22,8 +22,8 @@ from onnx_rnn_prune.report import (
     write_json,
 )
 from onnx_rnn_prune.report.names import Cell, short_names
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.report.schema import BenchReport, BenchRow, DataRow, OutletRow
+from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate import Oracle
 from reports import compared, inspected, pruned, put

@@ -20,10 +20,10 @@ from markupsafe import Markup
 
 from onnx_rnn_prune.report import pictures, words
 from onnx_rnn_prune.report.names import brief, place
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.report.plots import Way
 from onnx_rnn_prune.report.schema import PruneReport, SearchRows
 from onnx_rnn_prune.report.texts import write_text
+from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.text import presentable
 
 UNKNOWN = "\N{EN DASH}"

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.report.names import Cell, brief
-from onnx_rnn_prune.report.numbers import amount, duration, faster, percent, size
 from onnx_rnn_prune.report.schema import (
     Curve,
     InspectedLayer,
@@ -19,7 +18,7 @@ from onnx_rnn_prune.report.schema import (
     SensitivityReport,
 )
 from onnx_rnn_prune.report.terminal import new_table, note_on_names, quality, sentence, warning
-from onnx_rnn_prune.report.words import ends, kind, streams
+from onnx_rnn_prune.report.words import amount, duration, ends, faster, kind, percent, size, streams
 from onnx_rnn_prune.text import presentable
 
 # Letters of a name that leaves room for all columns in a line.

@@ -15,15 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.report.names import Cell, brief, place, short_names
-from onnx_rnn_prune.report.numbers import (
-    amount,
-    duration,
-    faster,
-    fewer,
-    percent,
-    size,
-    times,
-)
 from onnx_rnn_prune.report.rolled import RollReport
 from onnx_rnn_prune.report.schema import (
     BenchReport,
@@ -37,12 +28,19 @@ from onnx_rnn_prune.report.schema import (
     StageRow,
 )
 from onnx_rnn_prune.report.words import (
+    amount,
     change,
     drift_sentences,
+    duration,
+    faster,
+    fewer,
     kind,
     outcome,
+    percent,
     sentences,
+    size,
     streams,
+    times,
     worst,
 )
 from onnx_rnn_prune.text import presentable, visible

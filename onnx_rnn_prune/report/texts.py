@@ -10,9 +10,21 @@ from typing import Any
 
 from onnx_rnn_prune.model.files import write_atomically
 from onnx_rnn_prune.report.names import brief
-from onnx_rnn_prune.report.numbers import amount, duration, faster, fewer, percent, size
 from onnx_rnn_prune.report.schema import CompareReport, DriftRow, LayerRow, PruneReport
-from onnx_rnn_prune.report.words import change, compared, kind, outcome, sentences, verdict
+from onnx_rnn_prune.report.words import (
+    amount,
+    change,
+    compared,
+    duration,
+    faster,
+    fewer,
+    kind,
+    outcome,
+    percent,
+    sentences,
+    size,
+    verdict,
+)
 from onnx_rnn_prune.text import markdown, presentable
 from onnx_rnn_prune.validate import Latency
 

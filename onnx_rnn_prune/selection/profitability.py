@@ -19,8 +19,8 @@ from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
-from onnx_rnn_prune.report.numbers import faster
 from onnx_rnn_prune.report.schema import PruneReport
+from onnx_rnn_prune.report.words import faster
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.trace.bindings import STATES, traced_layers
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
