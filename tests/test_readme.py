@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     for path in (samples / "digits_gru" / "heldout").glob("*.npz"):
         with np.load(path) as archive:
             np.savez(folder / "more_clips" / path.name, input=archive["input"])
-    onnx.save(policy(), folder / "streaming.onnx")
+    onnx.save(policy(hidden=128), folder / "streaming.onnx")
     onnx.save(decoder(), folder / "decoder.onnx")
     for name, streams in (("recordings", bare(episodes(4))), ("words", words(decoder(), 6))):
         for number, stream in enumerate(streams):

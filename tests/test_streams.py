@@ -42,15 +42,15 @@ TEXT = f"""
 """
 
 
-def policy(spread=1.6):
+def policy(spread=1.6, hidden=HIDDEN):
     """A policy: one step a call, or a whole episode in one."""
     rng = np.random.default_rng(3)
-    model = onnx.parser.parse_model(TEXT)
+    model = onnx.parser.parse_model(TEXT.replace(f"{HIDDEN}", f"{hidden}"))
     weights = {
-        "W": rng.normal(0, 0.5, (1, 4 * HIDDEN, 4)),
-        "R": rng.normal(0, spread / np.sqrt(HIDDEN), (1, 4 * HIDDEN, HIDDEN)),
-        "B": rng.normal(0, 0.3, (1, 8 * HIDDEN)),
-        "fc": rng.normal(0, 0.5, (HIDDEN, 3)),
+        "W": rng.normal(0, 0.5, (1, 4 * hidden, 4)),
+        "R": rng.normal(0, spread / np.sqrt(hidden), (1, 4 * hidden, hidden)),
+        "B": rng.normal(0, 0.3, (1, 8 * hidden)),
+        "fc": rng.normal(0, 0.5, (hidden, 3)),
     }
     values = {name: value.astype(np.float32) for name, value in weights.items()}
     values["axis"] = np.array([1], np.int64)

@@ -33,7 +33,7 @@ REASON = "to bring its states and outputs to full width takes as many bytes as f
 _NAMES = 4096
 # What counts as slower: a difference that the rounds agree on, and that someone might notice. What
 # layers of a few units gain and lose in a run is less than that.
-_SLOWER, _NOTICED_MS = 0.97, 5e-4
+_SLOWER, _NOTICED_MS = 0.97, 7.5e-4
 
 
 def pin_unprofitable(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
