@@ -1,4 +1,4 @@
-"""The one error a user sees: what is wrong, where, and what to do about it.
+"""What users are told: the one error, with its place and remedy, and notes.
 
 A message names an option by its flag, `--min-units` or `--metric=snr`, the one spelling that can be
 mistaken for nothing else. Who reads it decides how that is shown: a caller from Python sees the
@@ -35,16 +35,41 @@ class PruneError(Exception):
         return partial(type(self), where=where, remedy=remedy), (what,)
 
     def __str__(self) -> str:
-        return _sentence(self.what, self.where, self.remedy)
+        return as_arguments(self.declared)
+
+    @property
+    def declared(self) -> str:
+        """The message with options as they are declared, for a text that holds it."""
+        what, where, remedy = self._parts
+        place = f"{where}: " if where else ""
+        advice = f"; {remedy}" if remedy else ""
+        return f"{place}{what}{advice}"
 
     @property
     def for_shell(self) -> str:
         """The message for who reads it on the command line."""
-        return _sentence(*map(as_flags, self._parts))
+        return as_flags(self.declared)
 
 
 class Unmet(PruneError):
     """A promise that a result does not keep: outputs differ, or a budget cannot be met."""
+
+
+class Note(str):
+    """What a user should know: a text for who calls from Python.
+
+    Attributes:
+        for_shell: the same for who reads it on the command line.
+    """
+
+    for_shell: str
+
+    def __new__(cls, text: str) -> Note:
+        if isinstance(text, Note):
+            return text
+        note = super().__new__(cls, as_arguments(text))
+        note.for_shell = as_flags(text)
+        return note
 
 
 def as_arguments(text: str) -> str:
@@ -67,9 +92,3 @@ def as_flags(text: str) -> str:
 
 def _literal(value: str) -> str:
     return value if value.isdecimal() else repr(value)
-
-
-def _sentence(what: str, where: str, remedy: str) -> str:
-    place = f"{where}: " if where else ""
-    advice = f"; {remedy}" if remedy else ""
-    return f"{place}{what}{advice}"

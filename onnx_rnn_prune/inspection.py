@@ -21,7 +21,7 @@ from onnx_rnn_prune.calibration import (
 )
 from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
 from onnx_rnn_prune.data import Feeds
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.errors import Note, PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
@@ -134,7 +134,7 @@ def inspect_model(
         share_of_time=seen.share,
         share_of_others=seen.others,
         timed_on=TimedOn(seen.feed, seen.random, threads=1),
-        warnings=[*opened.notes, *seen.warnings],
+        warnings=[Note(text) for text in (*opened.notes, *seen.warnings)],
     )
 
 
@@ -171,7 +171,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     except PruneError as error:
         if asked.data is not None or asked.size:
             raise
-        why = error.for_shell
+        why = error.declared
         return Seen(warnings=(f"where the units end and what takes time is not known: {why}",))
     times = {keys[key]: spent for key, spent in timed.nodes.items() if key in keys}
     first = next(iter(data.calibration))
@@ -181,7 +181,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     try:
         return _follow(opened, data, seen, progress)
     except PruneError as error:
-        return replace(seen, warnings=(f"where the units end is not known: {error.for_shell}",))
+        return replace(seen, warnings=(f"where the units end is not known: {error.declared}",))
 
 
 def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
@@ -322,11 +322,7 @@ def compare(
         max_nrmse=most,
         passed=most is None or off is None or (off[1] is not None and off[1] <= most),
         streams=None if feeds.random else states,
-        warnings=[
-            *(["the inputs are made up: give --data"] if feeds.random else []),
-            *judged.notes,
-            *_notes(narrow, feeds),
-        ],
+        warnings=[*_made_up(feeds), *map(Note, (*judged.notes, *_notes(narrow, feeds)))],
     )
 
 
@@ -361,7 +357,7 @@ def bench(
             for name, timing in zip(names, found, strict=True)
         ],
         threads=options.effort.threads,
-        warnings=["the inputs are made up: give --data"] if feeds.random else [],
+        warnings=_made_up(feeds),
     )
 
 
@@ -380,6 +376,10 @@ def _drift(
             yield replace(result, wanted=wanted, found=found)
 
     return deviations(comparable(), f"{first.name} and {second.name}")
+
+
+def _made_up(feeds: Feeds) -> list[Note]:
+    return [Note("the inputs are made up: give --data")] if feeds.random else []
 
 
 def _notes(narrow: Sequence[NarrowState], feeds: Feeds) -> list[str]:

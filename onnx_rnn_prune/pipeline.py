@@ -23,7 +23,7 @@ from onnx_rnn_prune.compression.precision import read_quantize
 from onnx_rnn_prune.compression.rank import read_rank
 from onnx_rnn_prune.compression.sparsity import SparseStorage, notes_on, read_zeros
 from onnx_rnn_prune.compression.stage import Stage, run_stages
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.errors import Note, PruneError
 from onnx_rnn_prune.evaluator import Evaluator, Recovered
 from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.model import signature
@@ -395,13 +395,9 @@ def _report(
         data=_data_row(data),
         environment=environment(),
         warnings=[
-            *opened.notes,
-            *opened.judged.notes,
-            *data.warnings,
-            *_defaults(opened.model, model),
-            *notes,
-            *planned.plan.notes,
-            *notes_on(planned.treatment.stages),
+            *map(Note, (*opened.notes, *opened.judged.notes, *data.warnings)),
+            *map(Note, (*_defaults(opened.model, model), *notes, *planned.plan.notes)),
+            *map(Note, notes_on(planned.treatment.stages)),
         ],
         stages=stages,
         states=[_state_row(state) for state in states],

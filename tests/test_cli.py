@@ -340,6 +340,16 @@ def test_an_error_names_flags_to_a_shell_and_arguments_to_python(model, capsys):
             assert shell in one_line(capsys)
 
 
+def test_notes_name_flags_to_a_shell_and_arguments_to_python(model, capsys):
+    (note,) = (text for text in api.compare(model, model)["warnings"] if "made up" in text)
+    assert note == "the inputs are made up: give data="
+    assert call("compare", model, model, "--json") == 0
+    assert "the inputs are made up: give --data" in json.loads(capsys.readouterr().out)["warnings"]
+    assert call("prune", model, "-o", model.parent / "o.onnx", "--budget", "bytes=100%") == 0
+    assert "with --data and some typical inputs" in " ".join(capsys.readouterr().out.split())
+    assert pickle.loads(pickle.dumps(note)).for_shell == note.for_shell
+
+
 @pytest.mark.parametrize(
     ("text", "python", "shell"),
     [

@@ -408,10 +408,10 @@ def test_metadata_holds_the_new_width():
     assert found.pop(KEPT).startswith('{"h":[[1,1,12],"')
     assert found == {"width": "5", "other": "12", "rate": "16000"}
     with pytest.raises(
-        PruneError, match="rate: it holds '16000', which is not the width of a state"
+        PruneError, match="rate': it holds '16000', which is not the width of a state"
     ):
         prune(proto, keep=5, shrink_states=True, state_metadata=["rate"])
-    with pytest.raises(PruneError, match="gone: the model has no such entry"):
+    with pytest.raises(PruneError, match="gone': the model has no such entry"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["gone"])
 
 
@@ -429,7 +429,7 @@ def test_json_and_constant_outputs_hold_the_new_width():
     )
     plain = prune(proto, keep=5, data=clips, shrink_states=True)
     for name in ("width", "config:rnn.hidden", "config:rnn.layers.1", "memory_size"):
-        assert any(f"add --state-metadata {name}" in text for text in plain.report["warnings"])
+        assert any(f"add state_metadata='{name}'" in text for text in plain.report["warnings"])
     assert Runner(plain.model)(clips[0] | narrow_zeros())["memory_size"] == [12]
     keys = ["config:rnn.hidden", "memory_size"]
     result = prune(proto, keep=5, data=clips, shrink_states=True, state_metadata=keys)

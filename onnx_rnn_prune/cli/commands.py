@@ -17,6 +17,7 @@ from onnx_rnn_prune.cli.outputs import (
     FILES,
     check_outputs,
     console,
+    for_shell,
     refuse_worse,
     say_written,
     show,
@@ -214,7 +215,8 @@ def plan(given: Given) -> None:
     with report.ProgressBars() as progress:
         chosen = api.plan(given["model"], **_asked(given), progress=progress)
     chosen.save(given["output"])
-    console().print(report.plan_table(chosen))
+    notes = tuple(for_shell(chosen.notes))
+    console().print(report.plan_table(replace(chosen, notes=notes)))
     say_written(given["output"])
 
 

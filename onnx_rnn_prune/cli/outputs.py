@@ -17,18 +17,19 @@ from rich.console import Console, RenderableType
 from onnx_rnn_prune import report
 from onnx_rnn_prune.arguments import File, options_of
 from onnx_rnn_prune.data import input_paths
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import Note, PruneError, Unmet
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
 from onnx_rnn_prune.options import OPTIONS, Outputs
 from onnx_rnn_prune.pipeline import PruneResult
-from onnx_rnn_prune.record import Record
+from onnx_rnn_prune.record import Record, mapped
 from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.report.terminal import sentence
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.text import visible
 
 R = TypeVar("R", bound=Record)
+V = TypeVar("V")
 Given = Mapping[str, Any]
 # The options that say what is written.
 FILES = options_of(Outputs)
@@ -99,7 +100,7 @@ def write(
             is written and shown before.
     """
     command = click.get_current_context().obj
-    result = replace(result, report=replace(result.report, command=command))
+    result = replace(result, report=replace(for_shell(result.report), command=command))
     written: list[str | Path] = [*result.save(given["output"])]
     failed: list[PruneError] = []
     for word, put in (
@@ -123,10 +124,17 @@ def write(
 
 def show(content: R, table: Callable[[R], RenderableType], as_json: bool = False) -> None:
     """Prints a report as a table, or as JSON."""
+    content = for_shell(content)
     if as_json:
         click.echo(report.to_json(content, getattr(sys.stdout, "encoding", None) or "utf-8"))
     else:
         console().print(table(content))
+
+
+def for_shell(value: V) -> V:
+    """The same report, or texts, with notes as the command line words them."""
+    worded: V = mapped(value, lambda text: text.for_shell if isinstance(text, Note) else text)
+    return worded
 
 
 def say_written(*paths: str | Path | None) -> None:

@@ -88,7 +88,7 @@ def update_widths(
         _write(model, place, after)
     return [
         f"'{place.name}' holds {place.value}, the former width of a state that now has "
-        f"{min(widths[place.value])}: if it means that width, add {_OPTION} {place.name}"
+        f"{min(widths[place.value])}: if it means that width, add {_OPTION}={place.name}"
         for place in places
         if place.value in widths and place not in chosen
     ]
@@ -97,7 +97,7 @@ def update_widths(
 def _chosen(
     key: str, model: onnx.ModelProto, places: Sequence[_Place], widths: Mapping[int, set[int]]
 ) -> _Place:
-    where = f"{_OPTION} {key}"
+    where = f"{_OPTION}={key}"
     named = [place for place in places if key in (place.name, place.entry)]
     fitting = [place for place in named if place.value in widths]
     texts = {entry.key: entry.value for entry in model.metadata_props if entry.key != KEPT}
@@ -189,7 +189,7 @@ def _write_output(model: onnx.ModelProto, name: str, after: int) -> None:
     assert value is not None
     if before.outputs:
         raise PruneError(
-            "nodes of the model also read it", where=f"{_OPTION} {name}", remedy="leave it out"
+            "nodes of the model also read it", where=f"{_OPTION}={name}", remedy="leave it out"
         )
     own = add_constant(graph, f"{name}_width", np.full_like(value, after))
     maker = before.inputs[0] if before.inputs else None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.cost import limit_of
+from onnx_rnn_prune.errors import Note
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.pipeline import PruneResult
@@ -104,7 +105,7 @@ def sensitivity_rows(
         layers=rows,
         splits=split_rows(data),
         streams=data.streams,
-        warnings=[*data.warnings, *notes],
+        warnings=[Note(text) for text in (*data.warnings, *notes)],
         seconds=seconds if begun is None else time.perf_counter() - begun,
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_keep
 from onnx_rnn_prune.cost.cost import Cost
 from onnx_rnn_prune.cost.price import Price
-from onnx_rnn_prune.errors import PruneError, Unmet, as_flags
+from onnx_rnn_prune.errors import PruneError, Unmet
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
@@ -50,9 +50,8 @@ class Allocation:
 
     def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
         """What to say of those."""
-        bounds = as_flags(str(self))
         return tuple(
-            f"{', '.join(group.layers)} keeps all units: {bounds} allow no fewer than {group.size}"
+            f"{', '.join(group.layers)} keeps all units: {self} allow no fewer than {group.size}"
             for group in self.whole(groups)
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data.folders import read_archive
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.errors import Note, PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.opened_model import OpenedModel
@@ -128,7 +128,7 @@ def choose_plan(
     plan = replace(plan, pinned={**traced.left, **plan.pinned})
     notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
     notes += request.bounds.notes(traced.trace.groups)
-    return replace(plan, notes=tuple(notes)), traced
+    return replace(plan, notes=tuple(map(Note, notes))), traced
 
 
 def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
