@@ -218,20 +218,24 @@ def test_a_slower_model_is_slower():
 
 
 def test_only_runs_are_timed():
-    """A feed is made ready before that, as it is for a model with narrower states."""
+    """A feed is made ready before that, and outputs are seen to after it."""
 
-    class Ready:
+    class Front:
         name, outputs, seen = "later", ["y"], []
 
         def ready(self, feed):
             return {"x": feed["x"] + 1}
 
-        def __call__(self, feed):
+        def runner(self, feed):
             self.seen.append(float(feed["x"][0, 0]))
             return {"y": feed["x"]}
 
-    timings([run(SAME), Ready()], {"x": np.ones((2, 2), np.float32)}, rounds=3)
-    assert Ready.seen[-3:] == [2, 2, 2]
+        def __call__(self, feed):
+            self.seen.append("called")
+            return self.runner(self.ready(feed))
+
+    timings([run(SAME), Front()], {"x": np.ones((2, 2), np.float32)}, rounds=3)
+    assert Front.seen == ["called", 2] * 3 + [2] * 3
 
 
 def test_timing_ends_in_time():

@@ -142,6 +142,11 @@ class Runner:
             for name, value in zip(names, values, strict=True)
         }
 
+    @property
+    def runner(self) -> Runner:
+        """Itself; what stands in front of a model has one that is timed."""
+        return self
+
     def ready(self, feed: Feed) -> Feed:
         """The feed itself; what stands in front of a model may have to change it."""
         return feed

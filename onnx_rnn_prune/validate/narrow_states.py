@@ -93,13 +93,12 @@ class StateRunner:
         takes: Change = NarrowState.select,
         gives: Change = NarrowState.same,
     ) -> None:
-        self._runner, self._states = runner, states
+        self.runner, self._states = runner, states
         self._takes, self._gives = takes, gives
         self.name, self.outputs = runner.name, list(runner.outputs)
-        self._ready: Feed | None = None
 
     def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        found = self._runner(feed if feed is self._ready else self.ready(feed), outputs)
+        found = self.runner(self.ready(feed), outputs)
         for state in self._states:
             if state.result in found:
                 found[state.result] = self._gives(state, found[state.result])
@@ -109,8 +108,7 @@ class StateRunner:
         """The feed with states in the model's own form."""
         given = {s.source: self._takes(s, np.asarray(feed[s.source])) for s in self._states}
         if any(value is not feed[name] for name, value in given.items()):
-            feed = NamedFeed({**feed, **given}, getattr(feed, "name", "the feed"))
-        self._ready = feed
+            return NamedFeed({**feed, **given}, getattr(feed, "name", "the feed"))
         return feed
 
 

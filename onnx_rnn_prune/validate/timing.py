@@ -95,8 +95,7 @@ def timings(
     while len(times[0]) < rounds:
         feed = next(feeds)
         for index in order:
-            run = models[index]
-            ready = run.ready(used[index].given(feed))
+            run, ready = models[index].runner, models[index].ready(used[index].given(feed))
             begin = time.perf_counter()
             outputs = run(ready)
             times[index].append((time.perf_counter() - begin) * 1000.0)
