@@ -88,6 +88,7 @@ def prune(
     rank: str | float | None = None,
     quantize: str | None = None,
     freeze: Mapping[str, object] | None = None,
+    roll: bool = True,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -141,6 +142,8 @@ def prune(
             "energy=99%" of what the gates read.
         quantize: int8, fp16, or "bits=4" for weights held in so many bits.
         freeze: inputs to fix to one value, by name; they and the branches not taken go.
+        roll: makes layers of recurrences that an exporter wrote out, before anything else, where
+            that is proven to change nothing.
         seed: for criteria and inputs that are drawn.
         progress: is told how far the work is.
 
@@ -152,7 +155,7 @@ def prune(
     options = Options.of(locals())
     request, treatment = Request.of(options), Treatment.of(options)
     inputs = input_paths(model, data, eval_data, masks)
-    opened = open_model(model, options.inputs.freeze, request.layers)
+    opened = open_model(model, options.inputs, request.layers)
     given = _opened(opened, options, treatment.learns, request.learns)
     given = replace(given, warnings=()) if lossless else given  # it takes no data
     made = choose(opened, given, request, treatment, options.selection, start, progress)
@@ -182,6 +185,7 @@ def plan(
     align: int = 1,
     min_units: int = 1,
     freeze: Mapping[str, object] | None = None,
+    roll: bool = True,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Plan:
@@ -189,7 +193,7 @@ def plan(
     start = time.perf_counter()
     options = Options.of(locals())
     request, treatment = Request.of(options), Treatment.of(options)
-    opened = open_model(model, options.inputs.freeze, request.layers)
+    opened = open_model(model, options.inputs, request.layers)
     given = _opened(opened, options, request.learns)
     made = choose(opened, given, request, treatment, options.selection, start, progress)
     return made.plan
@@ -211,6 +215,7 @@ def apply(
     loss: str | Callable[..., Any] | None = None,
     mode: str = "shrink",
     freeze: Mapping[str, object] | None = None,
+    roll: bool = True,
     shrink_states: bool = False,
     state_metadata: str | Sequence[str] = (),
     rank: str | float | None = None,
@@ -227,7 +232,7 @@ def apply(
     treatment = Treatment.of(options)
     inputs = input_paths(model, plan, data, eval_data)
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
-    opened = open_model(model, options.inputs.freeze, planned=chosen.layers)
+    opened = open_model(model, options.inputs, planned=chosen.layers)
     check_plan(chosen, opened.model, opened.layers)
     given = _opened(opened, options, treatment.learns)
     made = Planned(chosen, treatment, start)
@@ -266,6 +271,7 @@ def search(
     align: int = 1,
     min_units: int = 1,
     freeze: Mapping[str, object] | None = None,
+    roll: bool = True,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -311,7 +317,7 @@ def search(
     learning = min(60.0 * distill_minutes, 30.0 * minutes) if treatment.learns else 0.0
     bounds = SearchBounds(effort.trials, effort.minutes, effort.jobs, kept=learning)
     inputs = input_paths(model, data, eval_data)
-    opened = open_model(model, options.inputs.freeze, request.layers)
+    opened = open_model(model, options.inputs, request.layers)
     given = open_three(opened, executor.reachable(options.inputs))
     given = labelled(given, loss, opened, treatment.learns, request.learns)
     memory = None if study is None else Path(study)
@@ -340,6 +346,7 @@ def sensitivity(
     align: int = 1,
     min_units: int = 1,
     freeze: Mapping[str, object] | None = None,
+    roll: bool = True,
     seed: int = 0,
     progress: Progress = silent,
 ) -> SensitivityReport:
@@ -373,7 +380,7 @@ def sensitivity(
         raise PruneError(
             "what a layer can spare shows on inputs only", where="--data", remedy="give some"
         )
-    opened = open_model(model, options.inputs.freeze, request.layers)
+    opened = open_model(model, options.inputs, request.layers)
     memory = None if study is None else Path(study)
     given = open_three(opened, executor.reachable(options.inputs))
     given = labelled(given, loss, opened, request.learns)
@@ -389,12 +396,14 @@ def inspect(
     stream: bool | None = None,
     layers: str | Sequence[str] = "recurrent",
     freeze: Mapping[str, object] | None = None,
+    roll: bool = True,
     seed: int = 0,
     progress: Progress = silent,
 ) -> InspectReport:
     """The layers of a model, what they cost, and where their units end.
 
-    Also recurrences that an exporter wrote out, which cannot be pruned, and what to do about them.
+    Also recurrences that an exporter wrote out, which of them become layers, and what to do about
+    the others.
 
     Args:
         model: a path or a model; it is not changed.
@@ -403,6 +412,7 @@ def inspect(
         stream: as in `prune`.
         layers: which layers to look at, as in `prune`.
         freeze: inputs to fix to one value, by name.
+        roll: as in `prune`.
         seed: for made-up inputs.
         progress: is told how far the work is.
 
@@ -413,7 +423,7 @@ def inspect(
     asked, wanted = options.inputs, options.selection.layers
     progress("reading", 0, None)
     path = str(model) if isinstance(model, str | Path) else None
-    opened = read_model(model, asked.freeze, wanted)
+    opened = read_model(model, asked, wanted)
     check_globs(opened, wanted)
     return inspection.inspect_model(opened, path, asked, progress)
 

@@ -32,6 +32,7 @@ from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.options import Inputs, Options
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.build import drift_rows, outlet_rows
+from onnx_rnn_prune.report.rolled import WrittenRow, rolling_row
 from onnx_rnn_prune.report.schema import (
     BenchReport,
     BenchRow,
@@ -44,7 +45,6 @@ from onnx_rnn_prune.report.schema import (
     OutletRow,
     RefusedRow,
     TimedOn,
-    WrittenRow,
 )
 from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.selection.allocation import choose
@@ -83,6 +83,7 @@ class Seen:
         feed: shapes of the feed that was timed, by input; empty where nothing ran.
         random: whether feeds were made up.
         warnings: what could not be found out.
+        rolled_speedup: what layers bring that were written out.
     """
 
     outlets: Mapping[str, Sequence[OutletRow]] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class Seen:
     feed: Mapping[str, list[int]] = field(default_factory=dict)
     random: bool = True
     warnings: tuple[str, ...] = ()
+    rolled_speedup: float | None = None
 
 
 def inspect_model(
@@ -135,6 +137,7 @@ def inspect_model(
         share_of_others=seen.others,
         timed_on=TimedOn(seen.feed, seen.random, threads=1),
         warnings=[Note(text) for text in (*opened.notes, *seen.warnings)],
+        rolling=rolling_row(opened.rolling, seen.rolled_speedup) if opened.rolling else None,
     )
 
 
@@ -177,7 +180,18 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
     share, others = timed.share_of(keys), timed.share_of(set(every).difference(keys))
-    seen = Seen(times=times, share=share, others=others, feed=shapes, random=not data.given)
+    rolled = None
+    if opened.rolling is not None and opened.rolling.rolled:
+        pair = opened.run(), Runner(opened.document, name=opened.name)
+        rolled = latency(*pair, first, seconds=_SECONDS).speedup
+    seen = Seen(
+        times=times,
+        share=share,
+        others=others,
+        feed=shapes,
+        random=not data.given,
+        rolled_speedup=rolled,
+    )
     try:
         return _follow(opened, data, seen, progress)
     except PruneError as error:

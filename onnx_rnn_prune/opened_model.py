@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
+from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes.base import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.layout import (
@@ -31,6 +32,8 @@ from onnx_rnn_prune.passes.layout import (
     TimeFirst,
     UniqueNames,
 )
+from onnx_rnn_prune.roll.feeding import proof_feeds
+from onnx_rnn_prune.roll.rolling import Rolling, roll
 from onnx_rnn_prune.trace.decomposed import Written, advice, find_written
 from onnx_rnn_prune.trace.invalid_nodes import Misfit, find_misfits
 from onnx_rnn_prune.trace.judged import Judged, find_judged
@@ -39,6 +42,7 @@ from onnx_rnn_prune.trace.trace import Trace
 ModelSource = str | Path | onnx.ModelProto
 
 RECURRENT_ONLY, ALL = "recurrent", "all"
+AS_IT_IS = Inputs()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,7 @@ class OpenedModel:
         judged: what its outputs are judged by.
         misfits: its recurrent nodes that nothing can run.
         notes: what the user should know about it.
+        rolling: which recurrences that were written out are layers of the document.
     """
 
     name: str
@@ -64,6 +69,7 @@ class OpenedModel:
     judged: Judged
     misfits: tuple[Misfit, ...] = ()
     notes: tuple[str, ...] = ()
+    rolling: Rolling | None = None
 
     def run(self) -> Runner:
         """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""
@@ -111,7 +117,7 @@ class OpenedModel:
 
 def open_model(
     source: ModelSource,
-    freeze: Mapping[str, str] | None = None,
+    asked: Inputs = AS_IT_IS,
     layers: Sequence[str] = (RECURRENT_ONLY,),
     planned: Iterable[str] = (),
 ) -> OpenedModel:
@@ -119,17 +125,17 @@ def open_model(
 
     Args:
         source: a path or a model.
-        freeze: inputs to fix, by name, with their values as text.
+        asked: which inputs to fix, and whether to roll what an exporter wrote out.
         layers: which layers may be cut: recurrent, all, or globs of names.
         planned: names of layers that may be cut, too, if there are such.
 
     Raises:
         PruneError: it is no model, has no such layer, or does not load.
     """
-    opened = read_model(source, freeze, layers)
+    opened = read_model(source, asked, layers)
     missing = set(planned).difference(layer.name for layer in opened.layers)
     if missing:  # they may be feed-forward, and some in functions
-        opened = read_model(source, freeze, (*layers, *map(escape, missing)))
+        opened = read_model(source, asked, (*layers, *map(escape, missing)))
     for misfit in opened.misfits:
         raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
     opened.run()
@@ -137,7 +143,8 @@ def open_model(
     if not opened.layers:
         written = written_out(opened)
         raise PruneError(
-            "; ".join([*opened.notes, *map(str, written)]) or "has no LSTM, GRU or RNN node",
+            "; ".join([*opened.notes, *map(str, written), *_unrolled(opened)])
+            or "has no LSTM, GRU or RNN node",
             where=opened.name,
             remedy=advice(written, opened.model.producer_name)
             or "give a model with recurrent layers whose weights are constants",
@@ -145,16 +152,22 @@ def open_model(
     return opened
 
 
+def _unrolled(opened: OpenedModel) -> list[str]:
+    """Why recurrences stay written out."""
+    left = opened.rolling.left if opened.rolling is not None else {}
+    return [f"it is no layer since {reason}" for reason in dict.fromkeys(left.values())]
+
+
 def read_model(
     source: ModelSource,
-    freeze: Mapping[str, str] | None = None,
+    asked: Inputs = AS_IT_IS,
     layers: Sequence[str] = (RECURRENT_ONLY,),
 ) -> OpenedModel:
     """Reads a model, which may have no recurrent layer and may not run.
 
     Args:
         source: a path or a model.
-        freeze: inputs to fix, by name, with their values as text.
+        asked: which inputs to fix, and whether to roll what an exporter wrote out.
         layers: which layers may be cut, as in `open_model`.
 
     Raises:
@@ -162,15 +175,18 @@ def read_model(
     """
     name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
     model = load_model(source)
-    if freeze:
+    if asked.freeze:
         document = Document.read(model)
-        Pipeline((Freeze(freeze), TakeBranches(), DropUnread()))(document)
+        Pipeline((Freeze(asked.freeze), TakeBranches(), DropUnread()))(document)
         model = document.write()
-    return follow(model, name, layers)
+    return follow(model, name, layers, asked.roll)
 
 
 def follow(
-    model: onnx.ModelProto, name: str, layers: Sequence[str] = (RECURRENT_ONLY,)
+    model: onnx.ModelProto,
+    name: str,
+    layers: Sequence[str] = (RECURRENT_ONLY,),
+    rolls: bool = True,
 ) -> OpenedModel:
     """Opens a model that was read.
 
@@ -178,6 +194,7 @@ def follow(
         model: with weights in it, or absolute paths to them.
         name: how errors call it.
         layers: which layers may be cut, as in `open_model`.
+        rolls: whether recurrences that are written out become layers.
     """
     feed_forward = () if set(layers) == {RECURRENT_ONLY} else FEED_FORWARD
     inlined = inline_layers(model, [*(cell.op for cell in CELLS), *feed_forward])
@@ -188,6 +205,8 @@ def follow(
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
     UniqueNames()(document)
     SortNodes()(document)
+    rolling = _rolled(document, inlined, name) if rolls else None
+    document = rolling.document if rolling is not None else document
     ListBounds()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
@@ -203,7 +222,20 @@ def follow(
         )
     runnable = document if stated or turned else inlined
     judged = find_judged(document)
-    return OpenedModel(name, model, document, found, runnable, judged, misfits, tuple(notes))
+    return OpenedModel(
+        name, model, document, found, runnable, judged, misfits, tuple(notes), rolling
+    )
+
+
+def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | None:
+    """The document with layers where recurrences were written out; None where there are none."""
+    if not find_written(document.graph):
+        return None
+    try:
+        feeds = proof_feeds(document, Runner(model, name=name))
+        return roll(document, feeds, fewest=1)
+    except PruneError as error:  # it does not run, or not on what can be made up
+        return Rolling(document, left={name: error.what})
 
 
 def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:

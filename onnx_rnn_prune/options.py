@@ -75,6 +75,11 @@ class Inputs(Group):
         metavar="NAME=VALUE",
         many=True,
     )
+    roll: bool = option(
+        "Make layers of recurrences that an exporter wrote out, before anything else.",
+        Switch(),
+        True,
+    )
     seed: int = option("Seed for random choices and random inputs.", Whole(0), 0)
 
     def check(self) -> None:

@@ -49,6 +49,7 @@ from onnx_rnn_prune.report.build import (
     total_rows,
 )
 from onnx_rnn_prune.report.html import write_html
+from onnx_rnn_prune.report.rolled import rolling_row
 from onnx_rnn_prune.report.schema import (
     DataRow,
     LayerRow,
@@ -388,7 +389,7 @@ def _report(
     return PruneReport(
         model=opened.name,
         mode=planned.treatment.mode,
-        totals=total_rows(opened.model, model),
+        totals=total_rows(opened, model),
         drift=drift_rows(drifts, opened.judged, data.streams),
         drift_details=details,
         latency=latency(*timed, data.test.opening()),
@@ -410,6 +411,7 @@ def _report(
         allocate=planned.allocate,
         budget=planned.budget,
         lossless=planned.lossless,
+        rolled=rolling_row(opened.rolling, None).rolled if opened.rolling else None,
     )
 
 

@@ -24,9 +24,8 @@ from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.opened_model import ModelSource, as_run, read_document
 from onnx_rnn_prune.options import Options
 from onnx_rnn_prune.progress import Progress, silent
-from onnx_rnn_prune.report.rolled import LeftRow, RolledRow, RollReport
+from onnx_rnn_prune.report.rolled import RollReport, rolling_row
 from onnx_rnn_prune.roll.feeding import proof_feeds
-from onnx_rnn_prune.roll.rolling import Rolled
 from onnx_rnn_prune.roll.rolling import roll as roll_document
 from onnx_rnn_prune.validate import latency
 
@@ -116,10 +115,11 @@ def roll(
     written = found.document.write() if found.rolled else original
     timed = feeds[0] if data is not None or asked.size else max(feeds, key=_entries)
     after = Runner(as_run(written), name="the rolled model", remedy=OURS)
+    rows = rolling_row(found, None)
     report = RollReport(
         model=name,
-        rolled=rolled_rows(found.rolled),
-        left=[LeftRow(at, reason) for at, reason in found.left.items()],
+        rolled=rows.rolled,
+        left=rows.left,
         feeds=len(feeds),
         max_abs_diff=found.error,
         bytes_before=stored_bytes(original, like=original),
@@ -131,11 +131,6 @@ def roll(
         seconds=time.perf_counter() - start,
     )
     return RollResult(written, report, inputs)
-
-
-def rolled_rows(rolled: tuple[Rolled, ...]) -> list[RolledRow]:
-    """What reports say of operators that were put in."""
-    return [RolledRow(r.name, r.op, r.units, r.kind, r.at, r.steps) for r in rolled]
 
 
 def _entries(feed: Feed) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
+from onnx_rnn_prune.report import rolled
 from onnx_rnn_prune.report import schema as made
 from onnx_rnn_prune.validate import Detail, Latency, Oracle
 from onnx_rnn_prune.validate.drift import Histogram, OverTime
@@ -181,7 +182,7 @@ def inspected():
     )
     pinned = replace(layer, name="other", pinned="its weights are inputs", half=None)
     idle = replace(layer, name="idle", time_ms=None, share_of_time=None, outlets=[], half=None)
-    written = made.WrittenRow("loop", "n", (), (), 1, 8, "RNN", "", text="an RNN is written out")
+    written = rolled.WrittenRow("loop", "n", (), (), 1, 8, "RNN", "", text="an RNN is written out")
     return made.InspectReport(
         model=made.ModelRow("a.onnx", 400_000, 98_500, ["x: float32[?]"], ["y"]),
         layers=[layer, pinned, idle],

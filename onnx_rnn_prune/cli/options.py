@@ -25,7 +25,12 @@ from onnx_rnn_prune.validate.quality import QUALITIES
 _KNOWN = {"criterion": tuple(CRITERIA), "metric": tuple(quality.name for quality in QUALITIES)}
 _READERS: Mapping[str, Callable[[str], object]] = {"criterion": parse_criterion, "loss": read_loss}
 # Options that the command line calls by other names than a function does.
-_FLAGS = {"output": ("-o", "--output"), "as_json": ("--json",), "stream": ("--stream/--no-stream",)}
+_FLAGS = {
+    "output": ("-o", "--output"),
+    "as_json": ("--json",),
+    "stream": ("--stream/--no-stream",),
+    "roll": ("--roll/--no-roll",),
+}
 
 
 class FileName(click.types.StringParamType):

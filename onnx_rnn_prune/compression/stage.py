@@ -54,7 +54,7 @@ def run_stages(
 def _row(name: str, opened: OpenedModel, document: Document, data: Calibration) -> StageRow:
     model = document.write()
     judged, timed = opened.pairs(model, "the pruned model")
-    totals = total_rows(opened.model, model)
+    totals = total_rows(opened, model)
     spent = latency(*timed, data.test.opening())
     found = drift(*judged, data.test)
     for output, values in found.items():

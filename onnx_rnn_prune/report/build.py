@@ -14,6 +14,7 @@ from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.report.schema import DriftRow, Environment, LayerRow, OutletRow, Totals
@@ -105,13 +106,18 @@ def drift_rows(
     }
 
 
-def total_rows(before: onnx.ModelProto, after: onnx.ModelProto) -> Totals:
-    """Parameters and bytes of two models."""
+def total_rows(opened: OpenedModel, after: onnx.ModelProto) -> Totals:
+    """Parameters and bytes of a model and of what became of it.
+
+    The recurrent layers before are those that it has once what was written out is rolled.
+    """
+    before = opened.model
     totals: dict[str, int] = {}
     for name, model in (("before", before), ("after", after)):
         document = Document.read(model)
         totals[f"params_{name}"] = count_params(document)
-        totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(document.graph))
+        cut = opened.document if model is before else document
+        totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(cut.graph))
         totals[f"bytes_{name}"] = stored_bytes(model, like=before)
     return Totals(**totals)
 

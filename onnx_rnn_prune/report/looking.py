@@ -39,6 +39,7 @@ def inspect_table(report: InspectReport) -> Group:
         sentence("Inputs", "; ".join(model.inputs)),
         sentence("Outputs", "; ".join(model.outputs)),
     ]
+    parts += [sentence("Rolled", text) for text in _rolled(report)]
     if report.layers:
         parts += [_costs(report.layers), _gains(report.layers)]
         parts += [sentence("Time", text) for text in _timed(report)]
@@ -46,8 +47,19 @@ def inspect_table(report: InspectReport) -> Group:
         parts.append(Text("It has no LSTM, GRU or RNN layers: there is nothing to prune."))
     parts += [sentence("Cannot run", row.text) for row in report.refused]
     parts += [sentence("Cannot be pruned", row.text) for row in report.written_out]
+    left = report.rolling.left if report.rolling is not None else ()
+    parts += [sentence("Not rolled", f"{row.at}: {row.reason}") for row in left]
     parts += [sentence("What helps", text) for text in report.remedies]
     return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
+
+
+def _rolled(report: InspectReport) -> list[str]:
+    """What was written out and is a layer in the tables, and what that brings."""
+    rolling = report.rolling
+    rows = [str(row) for row in rolling.rolled] if rolling is not None else []
+    if rows and rolling is not None and rolling.speedup is not None:
+        rows[-1] += f"; the model is {rolling.speedup:.2g}x as fast by that alone"
+    return rows
 
 
 def _costs(layers: Sequence[InspectedLayer]) -> Table:

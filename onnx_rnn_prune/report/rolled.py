@@ -1,4 +1,4 @@
-"""What reports hold of recurrences that were written out and became operators."""
+"""What reports hold of recurrences that are written out, or were and became operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_rnn_prune.record import Record
+from onnx_rnn_prune.roll.rolling import Rolling
+from onnx_rnn_prune.trace.decomposed import Written
 from onnx_rnn_prune.validate import Latency
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenRow(Written):
+    """A recurrence that an exporter wrote out, and a sentence on it."""
+
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +56,18 @@ class LeftRow(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class RollingRow(Record):
+    """What was written out and is a layer now, by which a run is `speedup` times faster.
+
+    What is `left` is as it was; the speedup is None where nothing was timed.
+    """
+
+    rolled: Sequence[RolledRow]
+    left: Sequence[LeftRow]
+    speedup: float | None
+
+
+@dataclass(frozen=True, eq=False)
 class RollReport(Record):
     """What `roll` did.
 
@@ -70,3 +91,10 @@ class RollReport(Record):
     timed_on: Mapping[str, Sequence[int]]
     seconds: float
     command: str | None = None
+
+
+def rolling_row(rolling: Rolling, speedup: float | None) -> RollingRow:
+    """What became of recurrences that were written out."""
+    rolled = [RolledRow(r.name, r.op, r.units, r.kind, r.at, r.steps) for r in rolling.rolled]
+    left = [LeftRow(at, reason) for at, reason in rolling.left.items()]
+    return RollingRow(rolled, left, speedup)

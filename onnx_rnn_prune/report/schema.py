@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
-from onnx_rnn_prune.trace.decomposed import Written
+from onnx_rnn_prune.report.rolled import RolledRow, RollingRow, WrittenRow
 from onnx_rnn_prune.trace.invalid_nodes import Misfit
 from onnx_rnn_prune.validate import Detail, Drift, Latency, Oracle
 
@@ -291,6 +291,7 @@ class PruneReport(Record):
         lossless: where only superfluous units went, what there were of them.
         search, sensitivity: of `search` only.
         command: the command line, where there was one.
+        rolled: recurrences that were written out and are layers now.
     """
 
     model: str
@@ -316,6 +317,7 @@ class PruneReport(Record):
     search: SearchRows | None = None
     sensitivity: SensitivityReport | None = None
     command: str | None = None
+    rolled: Sequence[RolledRow] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,13 +375,6 @@ class InspectedLayer(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class WrittenRow(Written):
-    """A recurrence that an exporter wrote out, and a sentence on it."""
-
-    text: str
-
-
-@dataclass(frozen=True, eq=False)
 class RefusedRow(Misfit):
     """A node that cannot run, and a sentence on it."""
 
@@ -408,6 +403,7 @@ class InspectReport(Record):
     timed_on: TimedOn
     warnings: Sequence[str]
     share_of_others: float | None = None
+    rolling: RollingRow | None = None
 
 
 @dataclass(frozen=True, eq=False)

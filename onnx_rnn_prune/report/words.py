@@ -143,7 +143,8 @@ def _enumerate(names: Sequence[str]) -> str:
 
 def sentences(report: PruneReport) -> list[tuple[str, str]]:
     """What there is to say about a prune beyond its tables: subjects, and a sentence on each."""
-    lines = [("Self-check", _self_check(report.oracle, report.mode))]
+    lines = [("Rolled", str(row)) for row in report.rolled or ()]
+    lines += [("Self-check", _self_check(report.oracle, report.mode))]
     lines += [
         ("State", f"{row.input} and {row.output}: {row.before} -> {row.after} entries")
         for row in report.states

@@ -18,7 +18,13 @@ from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update, source
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import Builder, Layout, layout_of_value, put_operator
 from onnx_rnn_prune.roll.steps import NotRollableError
-from onnx_rnn_prune.roll.unrolled import Track, find_track, initial_state, is_repeated
+from onnx_rnn_prune.roll.unrolled import (
+    Track,
+    find_track,
+    initial_state,
+    is_repeated,
+    is_zero,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, gs.Tensor]
@@ -104,7 +110,10 @@ class Repeated:
         last = (made.y_h,) if made.y_c is None else (made.y_h, made.y_c)
         return Made(made.node, item, made.y, backwards, last)
 
-    def _initial(self, leaf: Leaf, sequence: gs.Tensor) -> gs.Tensor:
+    def _initial(self, leaf: Leaf, sequence: gs.Tensor) -> gs.Tensor | None:
+        """A state before the first turn: [1, B, H]; None where it is 0."""
+        if is_zero(self.tensors[leaf.tensor]):
+            return None
         return initial_state(self.builder, leaf, sequence, self.tensors, self.shapes)
 
     def _track(self, group: Sequence[Leaf]) -> Track | None:
@@ -150,23 +159,24 @@ class Repeated:
         """An operator some of whose steps do not count."""
         build = self.builder
         mask = self._mask(item)
-        counts = build.node("Cast", [mask], {"to": 7})
+        counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
         order, lengths = _front(build, counts)
-        moved = build.node("GatherElements", [sequence, _wide(build, order, sequence)], {"axis": 0})
-        chain = item.chain
-        made = put_operator(build, chain, moved, initial, self.dtype, lengths=lengths)
+        moved = _rows(build, sequence, order)
+        made = put_operator(build, item.chain, moved, initial, self.dtype, lengths=lengths)
         seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
         one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
         place = build.node("Max", [build.node("Sub", [seen, one]), zero])
-        steps = build.node("GatherElements", [made.y, _wide(build, place, made.y)], {"axis": 0})
-        unseen = build.node("Equal", [seen, zero])
-        none = build.axes("Unsqueeze", build.node("Equal", [lengths, _int32(build, 0)]), [1])
-        ends = [end for end in (made.y_h, made.y_c) if end is not None]
+        steps = _rows(build, made.y, place)
+        unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
         last = []
-        for end, start in zip(ends, initial, strict=False):
-            assert start is not None
-            before = build.axes("Squeeze", start, [0])
-            last.append(build.node("Where", [none, before, end]))
+        for end, start in zip((made.y_h, made.y_c), initial, strict=False):
+            if end is not None and start is not None:
+                least = build.constant(np.array(0, np.int32))
+                none = build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1])
+                before = build.axes("Squeeze", start, [0])
+                last.append(build.node("Where", [none, before, end]))
+            elif end is not None:  # it starts at 0, which is what a sequence without steps gives
+                last.append(end)
         return Made(made.node, item, steps, False, tuple(last), mask, unseen)
 
     def _mask(self, item: Recurrence) -> gs.Tensor:
@@ -232,16 +242,16 @@ class Repeated:
         assert made.mask is not None and made.item.masks is not None and unseen is not None
         if mask is None or mask.key != made.item.masks[0].key:
             raise NotRollableError(f"{given.name} is read where a step does not count")
-        zero = build.constant(np.zeros(1, self.dtype))
         if held is None:
+            zero = build.constant(np.zeros((), self.dtype))
             return build.node("Where", [made.mask, data, zero])
         for number, (initial, taken, inner, _) in enumerate(self.turns.slots.states):
             if taken.name == held.tensor:
                 if number != made.item.state and not self._same(inner, taken, updates):
                     break
-                leaf = replace(held, tensor=initial.name)
-                start = self._initial(leaf, data)
-                return build.node("Where", [unseen, start, data])
+                start = self._initial(replace(held, tensor=initial.name), data)
+                before = build.constant(np.zeros((), self.dtype)) if start is None else start
+                return build.node("Where", [unseen, before, data])
         raise NotRollableError(f"{given.name} is held as nothing else is")
 
     def _same(self, inner: gs.Tensor, taken: gs.Tensor, updates: Sequence[Update]) -> bool:
@@ -290,28 +300,29 @@ def _front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
 
     Args:
         build: makes nodes.
-        counts: 1 where a step counts: [T, B, 1].
+        counts: 1 where a step counts: [T, B].
 
     Returns:
-        places [T, B, 1], and lengths [B] as the operators take them.
+        places [T, B], and lengths [B] as the operators take them.
     """
-    axis = build.constant(np.array([0], np.int64))
-    lengths = build.axes("Squeeze", build.total(counts, 0), [0, 2])
-    steps = build.node("Gather", [build.node("Shape", [counts]), axis], {"axis": 0})
-    numbers = build.node("CumSum", [build.ones_like(counts), build.constant(np.array(0, np.int64))])
+    lengths = build.axes("Squeeze", build.total(counts, 0), [0])
+    steps = build.slice(build.node("Shape", [counts]), 0, 0, 1)
+    first = build.constant(np.array(0, np.int64))
+    numbers = build.node("CumSum", [build.ones_like(counts), first])
     # Those that count get T more than their number from the back, so that no two are equal.
     rank = build.node("Sub", [build.node("Mul", [counts, steps]), numbers])
-    order = gs.Variable(build.fresh("order"))
-    sizes = gs.Variable(build.fresh("ranks"))
+    order, sizes = gs.Variable(build.fresh("order")), gs.Variable(build.fresh("ranks"))
     node = gs.Node("TopK", build.fresh("TopK"), {"axis": 0}, [rank, steps], [sizes, order])
     build.home.nodes.append(node)
     return order, build.node("Cast", [lengths], {"to": 6})
 
 
-def _wide(build: Builder, places: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
-    """Places [T, B, 1] for each entry of [T, B, n]."""
-    return build.node("Expand", [places, build.node("Shape", [like])])
-
-
-def _int32(build: Builder, number: int) -> gs.Tensor:
-    return build.constant(np.array(number, np.int32))
+def _rows(build: Builder, data: gs.Tensor, places: gs.Tensor) -> gs.Tensor:
+    """Of each sequence of [T, B, n], what stands at its places [T, B]."""
+    batch = build.slice(build.node("Shape", [places]), 0, 1, 2)
+    zero, one = (build.constant(np.array(number, np.int64)) for number in (0, 1))
+    many = build.axes("Squeeze", batch, [0])
+    own = build.node("Range", [zero, many, one])
+    at = build.node("Add", [build.node("Mul", [places, batch]), own])
+    rows = build.node("Flatten", [data], {"axis": 2})
+    return build.node("Gather", [rows, at], {"axis": 0})

@@ -97,6 +97,9 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
                 left[place] = str(reason)
             except PruneError as reason:
                 left[place] = reason.what
+            except Exception as defect:  # what is not recognised must not keep others from pruning
+                text = f"{type(defect).__name__}: {defect}"
+                left[place] = f"recognising it failed, please report this: {text}"
             else:
                 current = made
                 done += what

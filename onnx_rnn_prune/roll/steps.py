@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.roll.cells import Step, solve, solve_rnn
-from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, OpaqueError, Product
+from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, OpaqueError, Product, digest
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.values import MOVES, Value, fresh
 
@@ -164,13 +164,18 @@ def _cut(reader: Reader, names: Sequence[str]) -> Leaf:
 
 def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
     """Tensors that a product multiplies with weights that another one multiplies with, too."""
-    products: dict[int, list[gs.Tensor]] = {}
+    products: dict[bytes, list[gs.Tensor]] = {}
+    known: dict[int, bytes | None] = {}
     for node in nodes:
         if node.op in _PRODUCTS and not node.domain:
             for slot in (0, 1):
                 weight = node.inputs[slot]
-                if constant_value(weight) is not None:
-                    products.setdefault(id(weight), []).append(node.inputs[1 - slot])
+                if id(weight) not in known:
+                    value = constant_value(weight)
+                    known[id(weight)] = None if value is None else digest(value)
+                key = known[id(weight)]
+                if key is not None:
+                    products.setdefault(key, []).append(node.inputs[1 - slot])
     found: set[str] = set()
     waiting = [tensor for group in products.values() if len(group) > 1 for tensor in group]
     for tensor in waiting:

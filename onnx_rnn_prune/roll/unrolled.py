@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
@@ -104,7 +105,9 @@ def roll_chain(
     ]
     sequence = builder.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
     initial = [
-        None if leaf is None else initial_state(builder, leaf, sequence, tensors, shapes)
+        None
+        if leaf is None or is_zero(tensors[leaf.tensor])
+        else initial_state(builder, leaf, sequence, tensors, shapes)
         for leaf in (chain.initial_h, chain.initial_c)
     ]
     direction = "reverse" if backwards else "forward"
@@ -139,6 +142,23 @@ def _in_time(
     layout = track.layout
     size = shape[layout.features] if layout.features is not None else 1
     return builder.as_matrix(data, layout, size, track.axis)
+
+
+def is_zero(tensor: gs.Tensor) -> bool:
+    """Whether a tensor holds zeros, of whatever shape."""
+    while True:
+        value = constant_value(tensor)
+        if value is not None:
+            return not value.any()
+        if not tensor.inputs:
+            return False
+        node = tensor.inputs[0]
+        if node.op == "ConstantOfShape":
+            held = node.attrs.get("value")
+            return held is None or not np.any(held.values)
+        if node.op not in ("Expand", "Identity", "Cast", "Reshape", "Tile"):
+            return False
+        tensor = node.inputs[0]
 
 
 def is_repeated(leaf: Leaf, shapes: Shapes) -> bool:

@@ -123,9 +123,8 @@ def open_setting(
         traced = trace_model(opened, names, data.calibration, interface, progress)
     traced = replace(traced, left={**traced.left, **never})
     _check_cuttable(traced, request)
-    context = WorkerContext(
-        study.key, opened.name, opened.model, data, quality, request, tuple(names), interface
-    )
+    model = study.key, opened.name, opened.model, opened.rolling is not None
+    context = WorkerContext(*model, data, quality, request, tuple(names), interface)
     evidence = _calibrated(context, traced, workers, progress)
     traced.evidence[data.calibration] = evidence
     scores = score_units(traced, data, request, progress)

@@ -40,6 +40,7 @@ class WorkerContext:
         key: of the search; the same key means the same context.
         name: how errors call the model.
         model: as read.
+        rolls: whether recurrences that are written out are layers.
         data: feeds.
         quality: how good a cut is.
         request: how units are ranked.
@@ -50,6 +51,7 @@ class WorkerContext:
     key: str
     name: str = field(compare=False)
     model: onnx.ModelProto = field(compare=False, repr=False)
+    rolls: bool = field(compare=False)
     data: Calibration = field(compare=False)
     quality: Quality = field(compare=False)
     request: Request = field(compare=False)
@@ -103,7 +105,7 @@ def _traced(context: WorkerContext) -> TracedModel:
     Raises:
         PruneError: this one finds other data, or is of another version.
     """
-    opened = follow(context.model, context.name, context.request.layers)
+    opened = follow(context.model, context.name, context.request.layers, context.rolls)
     if key_of(opened, context.data, context.quality, context.request) != context.key:
         raise PruneError(
             "a worker reads other data than this process, or has another version of onnx_rnn_prune",
