@@ -23,7 +23,7 @@ from onnx_rnn_prune.pipeline import Treatment
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import Limit
-from onnx_rnn_prune.search import rows, setting
+from onnx_rnn_prune.search import problem, rows
 from onnx_rnn_prune.search.costs import SizePrediction
 from onnx_rnn_prune.search.goal import Aim, Goal
 from onnx_rnn_prune.search.rows import frontier
@@ -286,13 +286,13 @@ def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatc
     study = tmp_path / "study"
     first = search(feeds, max_nrmse=0.1, study=study)
 
-    judged = setting.judged
+    judged = problem.judged
 
     def nothing_new(evaluator, scores, ask):
         assert ask.counts == tuple(g.size for g in evaluator.traced.trace.groups), ask
         return judged(evaluator, scores, ask)
 
-    monkeypatch.setattr(setting, "judged", nothing_new)
+    monkeypatch.setattr(problem, "judged", nothing_new)
     again = search(feeds, max_nrmse=0.1, study=study)
     assert again.plan == first.plan
     assert again.report["search"]["candidates"] == first.report["search"]["candidates"]
@@ -334,8 +334,8 @@ def test_where_the_real_file_is_too_slow_less_is_kept(feeds, monkeypatch):
         yield Limit("speed", 1.0, 1.3 * kept / asked[0], kept < asked[0])
 
     monkeypatch.setattr(rows, "_limits", slower)
-    monkeypatch.setattr(setting, "time_layers", lambda *_: {})
-    monkeypatch.setattr(setting, "predicted", lambda *_: lambda counts: sum(counts) / 16)
+    monkeypatch.setattr(problem, "time_layers", lambda *_: {})
+    monkeypatch.setattr(problem, "predicted", lambda *_: lambda counts: sum(counts) / 16)
     result = search(feeds, latency="0.9ms", trials=30)
     assert asked[-1] < asked[0]
     assert result.report["search"]["met"]

@@ -12,7 +12,7 @@ from onnx_rnn_prune import PruneError
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.report import sensitivity_png, sensitivity_table
 from onnx_rnn_prune.report.schema import Curve, Point, SensitivityReport, Splits
-from onnx_rnn_prune.search import setting
+from onnx_rnn_prune.search import problem
 
 HIDDEN, NEEDED = 16, 4
 
@@ -112,8 +112,8 @@ def test_search_measures_the_same_and_each_uses_what_the_other_remembers(
     study = tmp_path / "study.db"
     alone = onnx_rnn_prune.sensitivity(model, data=feeds, study=study)
     tried = []
-    judged = setting.judged
-    monkeypatch.setattr(setting, "judged", lambda *asked: tried.append(asked[-1]) or judged(*asked))
+    judged = problem.judged
+    monkeypatch.setattr(problem, "judged", lambda *asked: tried.append(asked[-1]) or judged(*asked))
     searched = onnx_rnn_prune.search(model, data=feeds, max_nrmse=0.1, study=study).report
     rows = searched["sensitivity"]
     assert rows["metric"] is None and rows["splits"] == alone["splits"]

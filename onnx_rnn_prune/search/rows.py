@@ -23,7 +23,7 @@ from onnx_rnn_prune.report.schema import (
     Tested,
 )
 from onnx_rnn_prune.search.goal import Aim, Goal
-from onnx_rnn_prune.search.setting import Setting
+from onnx_rnn_prune.search.problem import Problem
 from onnx_rnn_prune.search.space import QUICK, Trial
 from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
@@ -67,7 +67,7 @@ def split_rows(data: Calibration) -> Splits:
 
 
 def sensitivity_rows(
-    setting: Setting,
+    problem: Problem,
     data: Calibration,
     trials: Sequence[Trial],
     notes: Sequence[str] = (),
@@ -78,17 +78,17 @@ def sensitivity_rows(
     Groups that were never cut alone are left out.
 
     Args:
-        setting: of the cuts.
+        problem: of the cuts.
         data: the feeds.
         trials: the cuts.
         notes: what the user should know.
         begun: when the work began, if it was done for this; else seconds are those of the cuts.
     """
-    evaluator, groups = setting.evaluator, setting.traced.trace.groups
+    evaluator, groups = problem.evaluator, problem.traced.trace.groups
     full = [group.size for group in groups]
     named = evaluator.quality != NRMSE
     before = evaluator.before(evaluator.data.validation) if named else None
-    whole = setting.ms(full)
+    whole = problem.ms(full)
     rows, seconds = [], 0.0
     for number, group in enumerate(groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}

@@ -21,8 +21,8 @@ from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import SensitivityReport
 from onnx_rnn_prune.search.executor import Executor, Workers
 from onnx_rnn_prune.search.goal import Aim, Goal
+from onnx_rnn_prune.search.problem import Problem, open_problem
 from onnx_rnn_prune.search.rows import search_rows, sensitivity_rows, tested_rows
-from onnx_rnn_prune.search.setting import Setting, open_setting, space_of
 from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Strategy, Trial
 from onnx_rnn_prune.search.strategies import STRATEGIES, curve_asks
 from onnx_rnn_prune.search.study import Study, key_of
@@ -180,16 +180,16 @@ class Search:
     def _found(self, workers: Workers, progress: Progress) -> PruneResult:
         goal, request = self.goal, self.request
         study = Study(self.study, key_of(self.opened, self.data, goal.quality, request))
-        setting = open_setting(
+        problem = open_problem(
             self.opened, self.data, goal.quality, request, self.treatment.interface,
             workers, study, goal.pays, progress,
         )  # fmt: skip
-        evaluator, slack = setting.evaluator, 1.0
+        evaluator, slack = problem.evaluator, 1.0
         for _ in range(_ROUNDS):
-            aim, trials = self._tried(setting, slack, progress)
+            aim, trials = self._tried(problem, slack, progress)
             begun = self.bounds.now()
-            picked = self._picked(setting, aim, trials)
-            result = self._finished(setting, trials, picked, progress)
+            picked = self._picked(problem, aim, trials)
+            result = self._finished(problem, trials, picked, progress)
             tested, limits = tested_rows(evaluator, self.data, goal, result)
             slow = [row for row in limits if row.name == "speed" and not row.met]
             late = 2.0 * self.bounds.now() - begun > self.bounds.end
@@ -201,23 +201,23 @@ class Search:
             raise Unmet(
                 f"with the best cut within {goal}, {reason}",
                 where="search",
-                remedy="; ".join(setting.unpaid) or "allow more loss",
+                remedy="; ".join(problem.unpaid) or "allow more loss",
             )
         seconds = self.bounds.now() - self.bounds.start
         rows = search_rows(evaluator, self.data, goal, aim, trials, picked, tested, limits, seconds)
-        curves = sensitivity_rows(setting, self.data, trials)
+        curves = sensitivity_rows(problem, self.data, trials)
         report = replace(result.report, search=rows, sensitivity=curves, seconds=seconds)
         return replace(result, report=report)
 
-    def _tried(self, setting: Setting, slack: float, progress: Progress) -> tuple[Aim, list[Trial]]:
-        space = space_of(setting, self.request, self.goal, slack)
+    def _tried(self, problem: Problem, slack: float, progress: Progress) -> tuple[Aim, list[Trial]]:
+        space = problem.space(self.request, self.goal, slack)
         if not space.fits(list(space.floor)):
             raise Unmet(
                 f"not even the fewest units that may stay are within {self.goal}",
                 where="search",
                 remedy="ask for less, or lower --align and --min-units",
             )
-        drop, before = self.goal.drop, setting.evaluator.before(self.data.validation)
+        drop, before = self.goal.drop, problem.evaluator.before(self.data.validation)
         if not math.isfinite(before):
             raise PruneError(
                 f"of the original it is {before}, so nothing can be compared with it",
@@ -227,9 +227,9 @@ class Search:
         most = None if drop is None else drop.of(before)
         aim = Aim(most, space.fits)
         strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
-        return aim, run(strategy, setting.attempts, setting.study, self.bounds, progress)
+        return aim, run(strategy, problem.attempts, problem.study, self.bounds, progress)
 
-    def _picked(self, setting: Setting, aim: Aim, trials: Sequence[Trial]) -> Trial:
+    def _picked(self, problem: Problem, aim: Aim, trials: Sequence[Trial]) -> Trial:
         if self.pick is not None:
             if not 1 <= self.pick <= len(trials):
                 raise PruneError(
@@ -245,11 +245,11 @@ class Search:
                 remedy="allow more --minutes, or give less data",
             )
         best = min(trials, key=aim.rank)
-        if aim.meets(best) and best.counts == setting.full:
+        if aim.meets(best) and best.counts == problem.full:
             raise Unmet(
                 f"no cut that was tried is within {self.goal} and better than the original",
                 where="search",
-                remedy="; ".join(setting.unpaid) or "allow more loss",
+                remedy="; ".join(problem.unpaid) or "allow more loss",
             )
         if not aim.meets(best):
             raise Unmet(
@@ -261,10 +261,10 @@ class Search:
         return best
 
     def _finished(
-        self, setting: Setting, trials: Sequence[Trial], picked: Trial, progress: Progress
+        self, problem: Problem, trials: Sequence[Trial], picked: Trial, progress: Progress
     ) -> PruneResult:
-        traced = setting.traced
-        keep = choose(traced.trace, setting.scores, list(picked.counts))
+        traced = problem.traced
+        keep = choose(traced.trace, problem.scores, list(picked.counts))
         plan = Plan.from_mask(fingerprint(self.opened.model), traced.trace, keep)
         plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
@@ -302,17 +302,17 @@ def measure_sensitivity(
         progress("cutting layers one by one", done, total)
 
     with executor.open() as workers:
-        setting = open_setting(
+        problem = open_problem(
             opened, data, quality, request, AS_BEFORE, workers, study, (), progress
         )
-        trace = setting.traced.trace
-        space = Space(trace, setting.scores, request.bounds, setting.ms, lambda counts: True)
+        trace = problem.traced.trace
+        space = Space(trace, problem.scores, request.bounds, problem.ms, lambda counts: True)
         asks = [own for own in curve_asks(space).values() if own]
         bounds = SearchBounds(trials=sum(map(len, asks)), minutes=math.inf)
-        trials = run(_one_by_one(asks), setting.attempts, study, bounds, tell)
-    notes = [f"{name} is left alone: {why}" for name, why in setting.traced.left.items()]
+        trials = run(_one_by_one(asks), problem.attempts, study, bounds, tell)
+    notes = [f"{name} is left alone: {why}" for name, why in problem.traced.left.items()]
     notes += request.bounds.notes(trace.groups)
-    return sensitivity_rows(setting, data, trials, notes, start)
+    return sensitivity_rows(problem, data, trials, notes, start)
 
 
 def _one_by_one(asks: Sequence[Sequence[Ask]]) -> Strategy:

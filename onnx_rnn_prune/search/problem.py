@@ -47,7 +47,7 @@ _SHARDS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class Problem:
     """What a search starts from.
 
     Attributes:
@@ -95,8 +95,27 @@ class Setting:
             size = self.size("bytes", counts)
             yield Trial(*ask, *verdict[:-1], ms, params, size, verdict.seconds)
 
+    def space(self, request: Request, goal: Goal, slack: float) -> Space:
+        """The cuts that are within all that limits their cost.
 
-def open_setting(
+        Args:
+            request: with the bounds of all cuts.
+            goal: with the limits.
+            slack: times the longest time that is predicted.
+        """
+        trace, document = self.traced.trace, self.traced.opened.document
+        limits = {budget.kind: limit_of(budget, document) for budget in goal.budgets}
+        most = None if goal.speed is None else goal.speed.of(self.ms(self.full)) * slack
+
+        def fits(counts: list[int]) -> bool:
+            if most is not None and self.ms(counts) > most:
+                return False
+            return all(self.size(kind, counts) <= limit for kind, limit in limits.items())
+
+        return Space(trace, self.scores, request.bounds, self.ms, fits, self.profitable)
+
+
+def open_problem(
     opened: OpenedModel,
     data: Calibration,
     quality: Quality,
@@ -106,7 +125,7 @@ def open_setting(
     study: Study,
     pays: Sequence[str],
     progress: Progress,
-) -> Setting:
+) -> Problem:
     """Ranks the units, and tells workers how to judge cuts.
 
     Layers that no cut makes smaller are left whole, and so are those in each trial of which a cut
@@ -137,7 +156,7 @@ def open_setting(
     profitable = ProfitableCuts(
         tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays]
     )
-    return Setting(
+    return Problem(
         traced=traced,
         evaluator=evaluator,
         scores=scores,
@@ -164,28 +183,6 @@ def _check_cuttable(traced: TracedModel, request: Request) -> None:
         where=traced.opened.name,
         remedy="lower --align and --min-units" if whole else "look at it with inspect",
     )
-
-
-def space_of(setting: Setting, request: Request, goal: Goal, slack: float) -> Space:
-    """The cuts that are within all that limits their cost.
-
-    Args:
-        setting: where they are made.
-        request: with the bounds of all cuts.
-        goal: with the limits.
-        slack: times the longest time that is predicted.
-    """
-    trace, document = setting.traced.trace, setting.traced.opened.document
-    limits = {budget.kind: limit_of(budget, document) for budget in goal.budgets}
-    full = [group.size for group in trace.groups]
-    most = None if goal.speed is None else goal.speed.of(setting.ms(full)) * slack
-
-    def fits(counts: list[int]) -> bool:
-        if most is not None and setting.ms(counts) > most:
-            return False
-        return all(setting.size(kind, counts) <= limit for kind, limit in limits.items())
-
-    return Space(trace, setting.scores, request.bounds, setting.ms, fits, setting.profitable)
 
 
 def _calibrated(
