@@ -110,7 +110,7 @@ class Evaluator:
         evidence = data.evidence(traced)
         assert evidence is not None
         known = loss is not None and any(feed.labels is not None for feed in data.validation)
-        original = Recorded(traced.original.watched())
+        original = Recorded(traced.original.watched)
         return Evaluator(traced, data, evidence, original, quality, loss if known else None)
 
     @property
@@ -129,6 +129,7 @@ class Evaluator:
         candidate, judged = self.runner(document), self.traced.original.judged
         outputs = plain_outputs(self.traced.document)  # states matter for what comes of them
         found = drift(self.original, candidate, self.data.validation)
+        self.original.rest()  # all is known that candidates are compared with
         names = [name for name in judged.numbers(outputs) if name in found]
         errors = [_error(found[name], judged.kinds.get(name)) for name in names]
         # Without an output that can be computed, all are as good.
@@ -146,7 +147,7 @@ class Evaluator:
 
     def of_others(self) -> Evaluator:
         """The same for other feeds, which may have the names of those that were looked at."""
-        return replace(self, original=Recorded(self.traced.original.watched()), known={})
+        return replace(self, original=Recorded(self.traced.original.watched), known={})
 
     def before(self, feeds: Feeds) -> float:
         """The original's own quality."""
@@ -171,7 +172,7 @@ class Evaluator:
 
     def judge(self, document: Document) -> tuple[float, float, float, float]:
         """The quality of a cut, the loss of it and its standard error, and the NRMSE."""
-        feeds, model = self.data.validation, Recorded(self.runner(document))
+        feeds, model = self.data.validation, Recorded(lambda: self.runner(document))
         value = self.measured(model, feeds)
         folds, losses = min(_FOLDS, feeds.streams), []
         for fold in range(folds):

@@ -123,7 +123,7 @@ def tested_rows(
     opened, evaluator = evaluator.traced.original, evaluator.of_others()
     before = evaluator.before(data.test)
     runner = opened.beside(result.written, "the pruned model")
-    after = evaluator.measured(Recorded(runner), data.test)
+    after = evaluator.measured(Recorded(lambda: runner), data.test)
     loss = evaluator.quality.loss(before, after)
     limits = list(_limits(goal, opened, result.report, loss, before))
     return Tested(after, before, loss), limits

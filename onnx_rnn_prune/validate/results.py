@@ -149,15 +149,28 @@ class Outcome:
 class Recorded:
     """A model that runs each feed once, as long as what it made of them fits into memory.
 
-    Attributes:
-        runner: the model.
+    Args:
+        load: opens the model.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, load: Callable[[], Runner]) -> None:
+        self._load = load
+        self._runner: Runner | None = load()
         self._kept: dict[str, Mapping[str, Array]] = {}
-        self._bytes = 0
-        self.name, self.outputs = runner.name, runner.outputs
+        self._bytes, self._fits = 0, True
+        self.name, self.outputs = self._runner.name, self._runner.outputs
+
+    @property
+    def runner(self) -> Runner:
+        """The model, opened."""
+        if self._runner is None:
+            self._runner = self._load()
+        return self._runner
+
+    def rest(self) -> None:
+        """Closes the model where it is known what it makes of all feeds; others open it again."""
+        if self._fits and self._kept:
+            self._runner = None
 
     def ready(self, feed: Feed) -> Feed:
         """The feed itself."""
@@ -170,7 +183,8 @@ class Recorded:
             return self._kept[name]
         found = self.runner(feed)
         size = sum(int(getattr(value, "nbytes", _MOST_BYTES)) for value in found.values())
-        if name and self._bytes + size <= _MOST_BYTES:
+        self._fits = bool(name) and self._bytes + size <= _MOST_BYTES
+        if self._fits:
             self._kept[name] = found
             self._bytes += size
         return found
