@@ -20,7 +20,7 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import OURS, Array, Runner
 from onnx_rnn_prune.operators.labels import Mask, kept
-from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Shrink
 from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingSummary
 from onnx_rnn_prune.recovery.least_squares import (

@@ -21,7 +21,7 @@ from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
 from onnx_rnn_prune.options import Inputs
-from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.layout import (
     Freeze,

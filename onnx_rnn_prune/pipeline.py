@@ -35,7 +35,7 @@ from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.options import Interface, Options, Selection
-from onnx_rnn_prune.passes.state_metadata import write_states
+from onnx_rnn_prune.passes.states import write_states
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovering import recover_units, refitted
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
@@ -59,8 +59,12 @@ from onnx_rnn_prune.report.schema import (
     StageRow,
     StateRow,
 )
-from onnx_rnn_prune.selection.choice import choose_plan, plan_of_masks
-from onnx_rnn_prune.selection.lossless import check_lossless, lossless_plan
+from onnx_rnn_prune.selection.choice import (
+    check_lossless,
+    choose_plan,
+    lossless_plan,
+    plan_of_masks,
+)
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan, fingerprint
 from onnx_rnn_prune.traced_model import Narrowed, TracedModel, only_leaving, trace_plan

@@ -11,7 +11,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import CandidateCut, Pairs, Recovered
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import Reader
-from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes import Pass, Pipeline
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import (

@@ -19,9 +19,9 @@ from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import kept, squeeze_to, varying_axes
-from onnx_rnn_prune.operators.layers import find_twins
+from onnx_rnn_prune.operators.layers import Layer, find_twins
 from onnx_rnn_prune.options import AS_BEFORE, Interface
-from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
 from onnx_rnn_prune.passes.cut import Shrink, Zero
 from onnx_rnn_prune.passes.prepare import (
@@ -33,6 +33,7 @@ from onnx_rnn_prune.passes.prepare import (
 )
 from onnx_rnn_prune.passes.states import OpenStates, Outside, come_back_in_place, open_states
 from onnx_rnn_prune.progress import Progress, silent
+from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import ENDS, Carried, Start, handed_back, leaves_only
@@ -70,6 +71,11 @@ class TracedModel:
     left: Mapping[str, str]
     outside: Outside
     evidence: dict[Feeds, Evidence] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Those whose units can be cut."""
+        return traced_layers(self.document, self.trace)
 
     @cached_property
     def original(self) -> OpenedModel:

@@ -13,7 +13,7 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.options import Inputs
-from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.recovery.schedules import Fading, Schedule
 from onnx_rnn_prune.selection.sharing import Curve
 from onnx_rnn_prune.traced_model import trace_model

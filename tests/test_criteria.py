@@ -153,7 +153,7 @@ def test_masks_as_an_input_do_what_zero_does(seed):
     trace, keep = case.traced.trace, case.plan.mask(case.traced.trace)
     zeroed = case.traced.document.copy()
     Zero(trace, keep)(zeroed)
-    masked, zeros = MaskedModel(case.traced.document, trace), runner(zeroed.write(), False)
+    masked, zeros = MaskedModel(case.traced), runner(zeroed.write(), False)
     for feed in case.feeds:
         for name, value in masked(feed, keep).items():
             assert np.allclose(value, zeros(feed)[name], atol=1e-5), name

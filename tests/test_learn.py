@@ -165,7 +165,7 @@ class TestWithTorch:
 
     def test_weights_that_were_shaken_are_learnt_back(self):
         """The pupil has all units, so that there is an answer without error."""
-        from onnx_rnn_prune.passes.base import Pipeline
+        from onnx_rnn_prune.passes import Pipeline
         from onnx_rnn_prune.recovery.distill.distill import Student, distill
         from onnx_rnn_prune.validate import drift
 
@@ -206,7 +206,7 @@ class TestGradients:
         prepared, feed = self.prepared()
         document, trace = prepared.document, prepared.trace
         region = find_region(document, trace.units.lanes)
-        readers = reading(document, trace)
+        readers = reading(prepared)
         keep = np.ones(trace.units.count, dtype=bool)
         lesson = Teacher(document, trace, keep, region, {})(feed)
         slope = Slope(build(document, region), region.targets, readers, trace.units.count)

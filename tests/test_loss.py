@@ -111,7 +111,7 @@ class TestSlopes:
         data = open_data(opened, Inputs(labelled(wrong)))
         prepared = trace_model(opened, ["first", "second"], data.calibration)
         document, trace, feed = prepared.document, prepared.trace, next(iter(data.calibration))
-        region, readers = find_region(document, trace.units.lanes), reading(document, trace)
+        region, readers = find_region(document, trace.units.lanes), reading(prepared)
         lesson = Teacher(document, trace, np.ones(trace.units.count, dtype=bool), region, {})(feed)
         slope = Slope(build(document, region), ("logits",), readers, trace.units.count)
         found = list(slope(lesson, comparison(read_loss("cross-entropy"), Answers.of(feed))))

@@ -19,7 +19,7 @@ from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from quantized import calm, feeds_of, quantized, real_model
 

@@ -340,7 +340,7 @@ def test_other_processes_judge_streams_as_this_one_does(found_alone):
 
 def test_masked_models_carry_their_states_along(model):
     traced = candidate_of(model, whole(episodes()), None, np.ones(HIDDEN, bool)).traced
-    masked, keep = MaskedModel(traced.document, traced.trace), np.arange(HIDDEN) % 3 > 0
+    masked, keep = MaskedModel(traced), np.arange(HIDDEN) % 3 > 0
     feeds = opened(model, bare(episodes(2)), stream=True)
     by_call = [
         outputs["y"]

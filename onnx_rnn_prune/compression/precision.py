@@ -44,7 +44,7 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import LSTM, QUANTIZED_LSTM, find_layers
-from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes import Pass, Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.progress import Progress
 

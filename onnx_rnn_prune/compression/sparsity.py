@@ -43,7 +43,7 @@ from onnx_rnn_prune.model.external import with_sparse
 from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.passes.base import Pipeline
+from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import ShareTwins
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.trace.observe import observe

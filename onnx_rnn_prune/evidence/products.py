@@ -192,12 +192,12 @@ class Product:
         return (self.labels >= 0) & self.zeros & zero[self.labels]
 
 
-def find_matrices(document: Document, trace: Trace, lookup: Lookup) -> list[Product]:
+def find_matrices(document: Document, trace: Trace) -> list[Product]:
     """All products of a document, front to back; none where there are no units to read."""
     if not trace.units.count:
         return []
     moved, zeros = moved_states(document, trace), kept_zeros(document, trace)
-    found = []
+    lookup, found = Lookup.of(document), []
     for reader in find_products(document, trace):
         own = np.zeros(len(reader.labels), dtype=bool)
         name = reader.source(lookup)

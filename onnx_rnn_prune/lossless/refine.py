@@ -14,37 +14,27 @@ import numpy as np
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.products import Product
 from onnx_rnn_prune.model.constants import require_constant
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
-from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
+from onnx_rnn_prune.traced_model import TracedModel
 
 # Sums of weights in single precision that are equal otherwise differ by rounding.
 _ROUNDING = 1e-6
 
 
-def refine(
-    document: Document,
-    trace: Trace,
-    products: Sequence[Product],
-    layers: Sequence[Layer],
-    zero: Mask,
-    mergeable: Mask,
-) -> Ids:
+def refine(traced: TracedModel, products: Sequence[Product], zero: Mask, mergeable: Mask) -> Ids:
     """The first unit of the class of each unit, [units].
 
     Args:
-        document: the model, prepared.
-        trace: of it.
+        traced: the model.
         products: all products with units.
-        layers: of the trace.
         zero: units that are always 0, [units]; their columns do not count.
         mergeable: units that may be equal to others at all, [units].
     """
-    own = _own(document, trace, products, layers)
+    trace, own = traced.trace, _own(traced, products)
     arrays = [atoms for group in trace.groups for atoms in group.atoms]
     parts = []
     for atoms in arrays:
@@ -75,13 +65,9 @@ def _first(trace: Trace, arrays: Sequence[Ids], parts: Sequence[Ids]) -> Ids:
     return first
 
 
-def _own(
-    document: Document,
-    trace: Trace,
-    products: Sequence[Product],
-    layers: Sequence[Layer],
-) -> list[bytes]:
+def _own(traced: TracedModel, products: Sequence[Product]) -> list[bytes]:
     """All numbers of each unit but its weights on other units."""
+    document, trace = traced.document, traced.trace
     found: list[list[bytes]] = [[] for _ in range(trace.units.count)]
 
     def note(labels: Labels, values: Matrix) -> None:
@@ -92,7 +78,7 @@ def _own(
 
     for product in products:
         note(product.outputs, product.weight[:, product.labels < 0])
-    for layer in layers:
+    for layer in traced.layers:
         for name in ("B", "P", *STATES):
             value = layer.constant(name)
             if value is not None:

@@ -33,7 +33,7 @@ import numpy as np
 from onnx_rnn_prune.evidence.gates import Function, GateReader, activation_of
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.products import Product, find_matrices
-from onnx_rnn_prune.evidence.readers import Lookup, ProductReader
+from onnx_rnn_prune.evidence.readers import ProductReader
 from onnx_rnn_prune.lossless.refine import refine
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.integers import sums_integers
@@ -196,9 +196,7 @@ KINDS = ("dead", "zero", "constant", "duplicate")
 def find_superfluous(traced: TracedModel) -> Superfluous:
     """Looks at all units of a model."""
     document, trace = traced.document, traced.trace
-    lookup = Lookup.of(document)
-    products = find_matrices(document, trace, lookup)
-    layers = [lookup.layers[name] for name in trace.units.lanes]
+    products, layers = find_matrices(document, trace), traced.layers
     rest = _resting_units(trace, layers, products)
     zero = _all_of_atom(trace, rest & ~_seen_otherwise(trace, products))
     held = constant_states(trace, layers, _still(trace, products, rest))
@@ -208,7 +206,7 @@ def find_superfluous(traced: TracedModel) -> Superfluous:
     constant = _all_of_atom(trace, _foldable(products, held) & ~zero)
     dead = _dead_units(trace, products, zero | constant) & ~(zero | constant)
     alive = _mergeable(trace, layers, products) & ~(zero | constant | dead)
-    first = refine(document, trace, products, layers, rest, _all_of_atom(trace, alive))
+    first = refine(traced, products, rest, _all_of_atom(trace, alive))
     return Superfluous(dead, zero, constant, held, first)
 
 

@@ -16,7 +16,6 @@ from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.lossless.superfluous import find_superfluous
 from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
 from onnx_rnn_prune.recovery.least_squares import Fit, stays
-from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.traced_model import TracedModel
 
@@ -25,7 +24,7 @@ def own_rows(traced: TracedModel) -> Matrix:
     """[W R B] of each unit, gate after gate, [units, widest]; zeros where a layer has fewer."""
     found: list[tuple[np.ndarray, Matrix]] = []
     trace = traced.trace
-    for layer in traced_layers(traced.document, trace):
+    for layer in traced.layers:
         parts = []
         for name in ("W", "R", "B"):
             value = layer.constant(name)

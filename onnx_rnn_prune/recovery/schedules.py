@@ -23,7 +23,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Mask, kept
-from onnx_rnn_prune.passes.base import Pass, Pipeline
+from onnx_rnn_prune.passes import Pass, Pipeline
 from onnx_rnn_prune.passes.cut import Zero
 from onnx_rnn_prune.recovery.least_squares import (
     RIDGE,

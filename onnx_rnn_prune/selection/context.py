@@ -19,7 +19,7 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.layers import MATRICES
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
+from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.traced_model import TracedModel
 
 
@@ -83,7 +83,7 @@ def owned_weights(context: ScoringContext) -> Iterator[tuple[Array, Labels]]:
     nodes = nodes_by_key(document.graph)
     own = {
         (layer.key, layer.slot(name))
-        for layer in traced_layers(document, context.traced.trace)
+        for layer in context.traced.layers
         for name in MATRICES
         if name in layer.cell.inputs
     }

@@ -24,7 +24,6 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
-from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.units import Ids
 
 _STRENGTH: Sequence[Literal["weights", "either", "feeds", "evidence"]] = (
@@ -115,7 +114,7 @@ def _own(text: str) -> Criterion:
 
     def score(context: ScoringContext) -> Matrix:
         scores = np.zeros(context.traced.trace.units.count)
-        for layer in traced_layers(context.traced.document, context.traced.trace):
+        for layer in context.traced.layers:
             for direction, units in enumerate(context.traced.trace.units.lanes[layer.name]):
                 lane = _lane(layer, direction, units, context.data.evidence(context.traced))
                 scores[units] = _checked(text, function, lane, len(units))

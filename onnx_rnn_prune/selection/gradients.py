@@ -21,7 +21,6 @@ import torch
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.recovery.distill.batches import Batch, Teacher
 from onnx_rnn_prune.recovery.distill.configuration import Answers, Loss
 from onnx_rnn_prune.recovery.distill.network import (
@@ -32,8 +31,9 @@ from onnx_rnn_prune.recovery.distill.network import (
     why_not,
 )
 from onnx_rnn_prune.selection.context import ScoringContext
-from onnx_rnn_prune.trace.bindings import own_bindings, traced_layers
-from onnx_rnn_prune.trace.trace import Binding, Trace
+from onnx_rnn_prune.trace.bindings import own_bindings
+from onnx_rnn_prune.trace.trace import Binding
+from onnx_rnn_prune.traced_model import TracedModel
 
 _PROBES = 4
 
@@ -58,7 +58,7 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
     """
     document, trace = context.traced.document, context.traced.trace
     region = find_region(document, trace.units.lanes)
-    readers = reading(document, trace)
+    readers = reading(context.traced)
     for binding in readers:
         if binding.node not in region.nodes or (context.data.loss and not region.whole):
             raise PruneError(
@@ -82,10 +82,11 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
             yield from slope(teacher(feed), comparison(context.data.loss, answers))
 
 
-def reading(document: Document, trace: Trace) -> list[Binding]:
+def reading(traced: TracedModel) -> list[Binding]:
     """Where weights read units: of products, of the next layers' inputs, and of states."""
+    trace = traced.trace
     found = [binding for binding in trace.bindings if binding.bound.reads is not None]
-    layers = [layer for layer in traced_layers(document, trace) if "R" in layer.cell.inputs]
+    layers = [layer for layer in traced.layers if "R" in layer.cell.inputs]
     for layer in layers:
         recurrence = layer.slot("R")
         for binding in own_bindings(layer, trace.units.lanes[layer.name], trace.labels):

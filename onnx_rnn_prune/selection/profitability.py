@@ -22,7 +22,7 @@ from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.report.words import faster
 from onnx_rnn_prune.selection.allocation import choose
-from onnx_rnn_prune.trace.bindings import STATES, traced_layers
+from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel
@@ -83,8 +83,7 @@ def restores_width(traced: TracedModel, group: Group) -> bool:
     """Whether cutting a group takes nodes that bring its states or outputs to full width."""
     if any(outlet.layer in group.layers for outlet in traced.restored):
         return True
-    layers = traced_layers(traced.document, traced.trace)
-    return any(_selects(layer) for layer in layers if layer.name in group.layers)
+    return any(_selects(layer) for layer in traced.layers if layer.name in group.layers)
 
 
 def sample_cut(traced: TracedModel, plan: Plan) -> Document:
@@ -146,7 +145,7 @@ def _doubtful(traced: TracedModel, plan: Plan) -> set[str]:
     """Layers with matrices before or behind them that may take more than fewer units save."""
     restored = {(outlet.layer, outlet.output) for outlet in traced.restored}
     found = set()
-    for layer in traced_layers(traced.document, traced.trace):
+    for layer in traced.layers:
         count = sum(1 for name, _ in restored if name == layer.name) + _selects(layer)
         kept = len(plan.layers[layer.name].keep[0])
         itemsize = require_constant(layer.node.inputs[layer.slot("W")]).itemsize

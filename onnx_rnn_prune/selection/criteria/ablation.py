@@ -21,15 +21,14 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.constants import is_float, require_constant
-from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import add_constant, fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.model.walk import nodes_by_key, place_of
 from onnx_rnn_prune.operators.labels import Labels, Mask
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 from onnx_rnn_prune.trace.bindings import all_bounds
-from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
+from onnx_rnn_prune.traced_model import TracedModel
 
 
 class MaskedModel:
@@ -39,12 +38,11 @@ class MaskedModel:
     labels name; the mask is one more input of the graph.
 
     Args:
-        document: prepared; it is not changed.
-        trace: of it.
+        traced: the model.
     """
 
-    def __init__(self, document: Document, trace: Trace) -> None:
-        copy = document.copy()
+    def __init__(self, traced: TracedModel) -> None:
+        copy, trace = traced.document.copy(), traced.trace
         graph = copy.graph
         self._mask = fresh_name(graph, "unit_mask")
         # One entry more for what belongs to nobody; there labels of -1 point.
@@ -108,7 +106,7 @@ _DRAWS = 3
 
 
 def _score(context: ScoringContext) -> Matrix:
-    model = MaskedModel(context.traced.document, context.traced.trace)
+    model = MaskedModel(context.traced)
     feeds = list(
         islice(context.data.calibration, _CALLS if context.data.calibration.states else _FEEDS)
     )
