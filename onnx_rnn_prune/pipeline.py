@@ -19,10 +19,10 @@ from pathlib import Path
 import onnx
 
 from onnx_rnn_prune.calibration import Calibration, proof_feeds
+from onnx_rnn_prune.compression import Stage, run_stages
 from onnx_rnn_prune.compression.precision import read_quantize
 from onnx_rnn_prune.compression.rank import read_rank
 from onnx_rnn_prune.compression.sparsity import SparseStorage, notes_on, read_zeros
-from onnx_rnn_prune.compression.stage import Stage, run_stages
 from onnx_rnn_prune.errors import Note, PruneError
 from onnx_rnn_prune.evaluator import Evaluator, Recovered
 from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units

@@ -24,8 +24,8 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import Limit
 from onnx_rnn_prune.search import problem, rows
-from onnx_rnn_prune.search.costs import SizePrediction
 from onnx_rnn_prune.search.goal import Aim, Goal
+from onnx_rnn_prune.search.problem import SizePrediction
 from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import SearchBounds, finishing, run
 from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Trial

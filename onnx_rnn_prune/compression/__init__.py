@@ -1,1 +1,75 @@
-"""What makes weights smaller beside pruning: precision, rank, sparsity."""
+"""What may be done to a model once its units are cut, and what each step did to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from onnx_rnn_prune.calibration import Calibration
+from onnx_rnn_prune.errors import Unmet
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.external import compressed_bytes
+from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report.build import drift_rows, total_rows
+from onnx_rnn_prune.report.schema import StageRow
+from onnx_rnn_prune.validate import drift, latency
+
+
+class Stage(Protocol):
+    """One way to treat a model as a whole."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+
+    def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
+        """What becomes of a document; the one that is given may be used up."""
+
+
+def run_stages(
+    opened: OpenedModel,
+    document: Document,
+    stages: Sequence[Stage],
+    data: Calibration,
+    progress: Progress,
+) -> tuple[Document, list[StageRow]]:
+    """Treats a document in turn.
+
+    Returns:
+        The result, and a row for the cut of units and for each stage: size, drift from the
+        original and speed against it after that step; none where there is no stage.
+    """
+    if not stages:
+        return document, []
+    rows = [_row("units", opened, document, data)]
+    for stage in stages:
+        progress(stage.name, 0, None)
+        document = stage(document, data, progress)
+        rows.append(_row(stage.name, opened, document, data))
+    return document, rows
+
+
+def _row(name: str, opened: OpenedModel, document: Document, data: Calibration) -> StageRow:
+    model = document.write()
+    judged, timed = opened.pairs(model, "the pruned model")
+    totals = total_rows(opened, model)
+    spent = latency(*timed, data.test.opening())
+    found = drift(*judged, data.test)
+    for output, values in found.items():
+        if math.isinf(values.max_abs):
+            raise Unmet(
+                f"it makes output {output} infinite or not a number, which the original's is not",
+                where=name,
+                remedy="leave this step out, or give --data on which all outputs are finite",
+            )
+    return StageRow(
+        name=name,
+        params=totals.params_after,
+        bytes=totals.bytes_after,
+        compressed_bytes=compressed_bytes(model),
+        drift=drift_rows(found, opened.judged, data.streams),
+        speedup=spent.speedup,
+        speedup_quartiles=spent.speedup_quartiles,
+    )

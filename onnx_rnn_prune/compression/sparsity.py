@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.compression.stage import Stage
+from onnx_rnn_prune.compression import Stage
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import collect
 from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore, blocks

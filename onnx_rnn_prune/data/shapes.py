@@ -83,16 +83,15 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
 
 def ranked(model: onnx.ModelProto, ports: Sequence[Port]) -> Iterator[tuple[Port, ...]]:
     """The inputs, with ranks that the model may take for those of which it says none."""
-    choices = [(port,) if port.dims is not None else _of_ranks(port) for port in ports]
+    choices = [
+        [replace(port, dims=(None,) * rank) for rank in _RANKS] if port.dims is None else [port]
+        for port in ports
+    ]
     for found in islice(product(*choices), _MOST_RANKS):
         with suppress(*_INVALID):
             if found != tuple(ports):
                 _infer(model, found, {}, strict=True)
             yield found
-
-
-def _of_ranks(port: Port) -> tuple[Port, ...]:
-    return tuple(replace(port, dims=(None,) * rank) for rank in _RANKS)
 
 
 def _infer(
@@ -225,10 +224,6 @@ def _recurrent(read: Read, attributes: Attributes, features: int = 2) -> Pairs:
         yield lengths[0], x[1]
 
 
-def _quantized(read: Read, attributes: Attributes) -> Pairs:
-    yield from _recurrent(read, attributes, features=1)
-
-
 def _product(read: Read, attributes: Attributes) -> Pairs:
     a, b = _at(read, 0), _at(read, 1)
     if a is not None and b is not None:
@@ -248,13 +243,8 @@ def _convolution(read: Read, attributes: Attributes) -> Pairs:
         yield x[1], w[1] * _whole(attributes, "group", 1)
 
 
-def _transposed(read: Read, attributes: Attributes) -> Pairs:
-    x, w = _at(read, 0, 2), _at(read, 1, 2)
-    if x is not None and w is not None:
-        yield x[1], w[0]
-
-
 def _channels(read: Read, attributes: Attributes) -> Pairs:
+    """Of a normalization, or of a transposed convolution, whose weight has them first."""
     x, scale = _at(read, 0, 2), _at(read, 1)
     if x is not None and scale is not None:
         yield x[1], scale[0]
@@ -289,13 +279,13 @@ def _pairs(one: Shape, other: Shape) -> Pairs:
 
 _RULES: Mapping[str, Callable[[Read, Attributes], Pairs]] = {
     **dict.fromkeys(RECURRENT, _recurrent),
-    "DynamicQuantizeLSTM": _quantized,
+    "DynamicQuantizeLSTM": partial(_recurrent, features=1),
     **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys((*_ARITHMETIC, *_COMPARING, *_LOGIC), _broadcast),
     "Gemm": _gemm,
     "Conv": _convolution,
     "ConvInteger": _convolution,
-    "ConvTranspose": _transposed,
+    "ConvTranspose": _channels,
     "BatchNormalization": _channels,
     "InstanceNormalization": _channels,
     "LayerNormalization": _broadcast,
