@@ -247,3 +247,42 @@ def test_units_are_paid_for_in_what_their_layers_take():
     for per in ("params", "flops", "ms"):
         result = prune(model, data=feeds, layers="all", allocate="global", per=per)
         assert result.report["oracle"]["passed"]
+
+
+def test_halves_of_a_gated_unit_keep_the_same_units(tmp_path):
+    """And the groups of a convolution equally many; a plan names the units of the whole layer."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        gates (float[N, 3, 12] x) => (float[N, 2, 12] y) {
+            a = Conv <pads = [1, 1]> (x, W)
+            left, right = Split <axis = 1> (a)
+            b = Sigmoid (right)
+            c = Mul (left, b)
+            d = Conv <pads = [1, 1], group = 2> (c, U)
+            e = Relu (d)
+            y = Conv (e, V)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"W": (16, 3, 3), "U": (12, 4, 3), "V": (2, 12, 1)}
+    for name, shape in shapes.items():
+        value = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    feeds = [{"x": rng.normal(size=(4, 3, 12)).astype(np.float32)} for _ in range(4)]
+    chosen = plan(model, layers="all", keep=0.5, data=feeds)
+    first, second = (np.array(chosen.layers[name].keep[0]) for name in ("a", "d"))
+    assert chosen.layers["a"].hidden_size == 16 and len(first) == 8
+    assert (first[4:] - 8 == first[:4]).all(), "the halves are multiplied"
+    assert [(first[:4] < 4).sum(), (second < 6).sum(), len(second)] == [2, 3, 6]
+    (tmp_path / "plan.json").write_text(chosen.to_json())
+    result = apply(model, tmp_path / "plan.json", data=feeds, recover="lstsq")
+    assert [row["hidden_after"] for row in result.report["layers"]] == [8, 6]
+    assert result.report["oracle"]["passed"]
+    sizes = {t.name: list(t.dims) for t in result.model.graph.initializer}
+    assert sorted(size for size in sizes.values() if len(size) == 3) == [
+        [2, 6, 1],
+        [6, 2, 3],
+        [8, 3, 3],
+    ]

@@ -120,8 +120,8 @@ STOPS = {
         "its units lie on the rows of Gemm (rows)",
     ),
     "units in groups of a Conv": (
-        "c = Transpose <perm = [1, 2, 0]> (h)  [conv] y = Conv <group = 8> (c, K)",
-        "its units do not lie on the input channels of one group of Conv (conv)",
+        "c = Transpose <perm = [1, 2, 0]> (h)  [conv] y = Conv <group = 4> (c, K)",
+        "its units do not fill the groups of Conv evenly (conv)",
     ),
     "a body": (
         "[if] y = If (yes) <then_branch = t () => (float[t, b, c] u) { u = Neg (h) },"
@@ -143,7 +143,7 @@ def test_the_way_ends_restored(case):
 def _complete(body):
     """Constants and outputs that only some of the cases need."""
     rng = np.random.default_rng(1)
-    needed = {"U": (3, 8), "W3": (1, 24, 8), "R3": (1, 24, 8), "T": (10, 2), "K": (8, 1, 1)}
+    needed = {"U": (3, 8), "W3": (1, 24, 8), "R3": (1, 24, 8), "T": (10, 2), "K": (8, 2, 1)}
     constants = ""
     for name, shape in needed.items():
         if name in body:

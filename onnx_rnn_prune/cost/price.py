@@ -62,7 +62,9 @@ def _inputs(trace: Trace, key: str, input_size: int) -> tuple[int, Matrix]:
     for binding in trace.bindings:
         if binding.node == key and binding.bound.reads is not None:
             labels = binding.bound.labels.reshape(-1)
-            owned = labels[labels >= 0]
+            # A grouped convolution has a line for each output.
+            owned = np.unique(labels) if len(labels) > input_size else labels
+            owned = owned[owned >= 0]
     for number, group in enumerate(trace.groups):
         units = np.concatenate([atoms.reshape(-1) for atoms in group.atoms])
         factors[number] = np.isin(owned, units).sum() / group.size

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.readers import STACKED, Lookup, ProductReader, Reader
+from onnx_rnn_prune.evidence.readers import STACKED, Lookup, ProductReader, Reader, groups_of
 from onnx_rnn_prune.model.constants import MOVING, constant_shape, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
@@ -102,13 +102,14 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
             continue
         node = nodes[binding.node]
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
-        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else 1
+        stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else groups_of(node)
         carried = node.name.startswith(CARRIED)
         twin = first.setdefault(_reading(node, binding.bound), binding.node)
         made = trace.units.lanes.get(layers[binding.node].name) if binding.node in layers else None
-        lane = None if made is None else made[0]
+        lane = None if made is None else made.reshape(-1)
         products[binding.node] = [
-            ProductReader(binding, part, node.op, twin, carried, lane) for part in range(stack)
+            ProductReader(binding, part, node.op, twin, carried, lane, groups_of(node))
+            for part in range(stack)
         ]
     found: list[Reader] = []
     for key in nodes:

@@ -123,11 +123,12 @@ class ProductReader:
 
     Attributes:
         binding: the weight's binding.
-        part: which matrix of a stack of weights; 0 where there is one.
+        part: which matrix of a stack of weights, or which group; 0 where there is one.
         op: the operator.
         twin: the first node that reads the same weight in the same way.
         places: whether it brings a state to full width for callers who only hand it back.
         lane: the units that it makes, where it is a layer, [H].
+        parts: how many matrices the stack has.
     """
 
     binding: Binding
@@ -136,6 +137,7 @@ class ProductReader:
     twin: str
     places: bool = False
     lane: Labels | None = None
+    parts: int = 1
 
     @property
     def name(self) -> str:
@@ -150,7 +152,10 @@ class ProductReader:
         bound = self.binding.bound
         lines = np.moveaxis(bound.labels, bound.axis, -1)
         lines = lines.reshape(-1, lines.shape[-1])
-        line: Labels = lines[self.part if len(lines) > 1 else 0]
+        if self.op == "Conv":  # a line for each output, several in each group
+            line: Labels = lines[0 if len(lines) == 1 else self.part * (len(lines) // self.parts)]
+            return line
+        line = lines[self.part if len(lines) > 1 else 0]
         return line
 
     def source(self, lookup: Lookup) -> str:
@@ -177,6 +182,8 @@ class ProductReader:
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
             stacked = full.reshape(-1, int(np.prod(batch)), *value.shape[-2:])
             value = stacked[:, self.part]
+        if self.op == "Conv" and self.parts > 1:
+            value = np.split(value, self.parts, axis=-1)[self.part]
         return value.reshape(-1, value.shape[-1])
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
@@ -186,13 +193,14 @@ class ProductReader:
         rows = len(self.weight(lookup))
         if self.lane is None:
             return np.full(rows, NOBODY, dtype=np.int64)
-        return np.repeat(self.lane, rows // len(self.lane))
+        own = self.lane if self.op != "Conv" else np.split(self.lane, self.parts)[self.part]
+        return np.repeat(own, rows // len(own))
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
         return (len(self.labels),)
 
     def weight(self, lookup: Lookup) -> Array:
-        stack = _as_matrix(self._weight(lookup), self._axis(lookup), self._out(lookup))
+        stack = self._stack(lookup)
         matrix: Array = stack[self.part]
         return matrix
 
@@ -204,7 +212,7 @@ class ProductReader:
         node, slot = self._node(lookup), self.binding.bound.slot
         before = self._weight(lookup)
         axis, out = self._axis(lookup), self._out(lookup)
-        stack = _as_matrix(before, axis, out).copy()
+        stack = self._stack(lookup).copy()
         stack[self.part][np.ix_(*place)] = weight
         value = _from_matrix(stack, before, axis, out)
         set_weight(lookup.graph, node, slot, value)
@@ -212,6 +220,15 @@ class ProductReader:
             total = np.zeros(stack.shape[1], before.dtype)
             total[place[0]] = bias
             _BIAS[self.op](lookup.graph, self, node, total)
+
+    def _stack(self, lookup: Lookup) -> Array:
+        """[stack, outputs, n]; the taps of a convolution count as outputs."""
+        weight, axis, out = self._weight(lookup), self._axis(lookup), self._out(lookup)
+        if weight.ndim == 2 or 0 in (axis, out):  # a matrix, or kernels
+            moved = np.moveaxis(weight, (out, axis), (0, -1))
+            return moved.reshape(groups_of(self._node(lookup)), -1, weight.shape[axis])
+        moved = np.moveaxis(weight, (out, axis), (-2, -1))
+        return moved.reshape(-1, weight.shape[out], weight.shape[axis])
 
     def _node(self, lookup: Lookup) -> gs.Node:
         return lookup.nodes[self.binding.node]
@@ -235,6 +252,11 @@ class ProductReader:
         return 2 * rank - 3 - self._axis(lookup)
 
 
+def groups_of(node: gs.Node) -> int:
+    """Into how many groups a convolution divides its channels."""
+    return int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+
+
 def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
     """The zero point and the scale of the integers that a product reads."""
     found = scaled(node)
@@ -251,18 +273,10 @@ def _data_axis(node: gs.Node, slot: int | None) -> int:
     return -1 if slot == 0 else -2
 
 
-def _as_matrix(weight: Array, axis: int, out: int) -> Array:
-    """[stack, outputs, n]; the taps of a convolution count as outputs."""
-    if weight.ndim == 2 or 0 in (axis, out):  # a matrix, or kernels
-        return np.moveaxis(weight, (out, axis), (0, -1)).reshape(1, -1, weight.shape[axis])
-    moved = np.moveaxis(weight, (out, axis), (-2, -1))
-    return moved.reshape(-1, weight.shape[out], weight.shape[axis])
-
-
 def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
     if like.ndim == 2 or 0 in (axis, out):
         taps = [size for place, size in enumerate(like.shape) if place not in (axis, out)]
-        full = stack[0].reshape(like.shape[out], *taps, like.shape[axis])
+        full = stack.reshape(like.shape[out], *taps, like.shape[axis])
         return _like(np.moveaxis(full, (0, -1), (out, axis)), like)
     batch = like.shape[:-2]
     shaped = stack.reshape(*batch, like.shape[out], like.shape[axis])
@@ -311,16 +325,17 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
         _add_behind(graph, reader, node, _like(bias * alpha, bias))
 
 
-def _add_to_conv(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:
+def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
     """Sums the taps: a constant adds the same at every place, but at padded borders.
 
     Of a transposed convolution with strides, a place has its part of the taps only: their mean.
     """
     present = require_constant(node.inputs[2], graph.opset)
-    value = bias.reshape(present.size, -1).sum(axis=1)
+    value = np.zeros((reader.parts, present.size // reader.parts), bias.dtype)
+    value[reader.part] = bias.reshape(value.shape[1], -1).sum(axis=1)
     if node.op == "ConvTranspose":
         value = value / np.prod(node.attrs.get("strides", 1))
-    replace_constant(graph, node, 2, _like(present + value, bias))
+    replace_constant(graph, node, 2, _like(present + value.reshape(-1), bias))
 
 
 def _add_to_last(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.labels import Labels, Mask
+from onnx_rnn_prune.operators.labels import Labels, Mask, compress, kept
 
 Shape = tuple[int, ...]
 Zero = Literal["", "each", "all"]
@@ -80,6 +81,26 @@ class Bound:
     reads: int | None = None
 
 
+def without_cut(value: Array, bounds: Sequence[Bound], keep: Mask) -> Array:
+    """What is left of a constant once the entries of cut units are taken out.
+
+    Args:
+        value: the constant.
+        bounds: where units lie in it; labels of one may lie along the axis of another, too.
+        keep: per unit, True where it stays.
+    """
+    masks = [kept(bound.labels, keep) for bound in bounds]
+    for number, bound in enumerate(bounds):
+        mask, axis = masks[number], bound.axis
+        value = np.broadcast_to(value, np.broadcast_shapes(value.shape, mask.shape))
+        value = compress(value, mask, axis % value.ndim)
+        for other in range(number + 1, len(bounds)):
+            along = masks[other]
+            if along.ndim >= -axis and along.shape[axis] > 1:
+                masks[other] = compress(along, mask, axis % along.ndim).astype(bool)
+    return value
+
+
 @dataclass(frozen=True)
 class Flow:
     """Labels go on.
@@ -99,9 +120,16 @@ class Flow:
 
 @dataclass(frozen=True)
 class Stop:
-    """Labels can flow no further, and why."""
+    """Labels can flow no further, and why.
+
+    Attributes:
+        reason: ends a sentence that begins with the output.
+        lanes: into how many parts each lane must be divided for labels to flow on; 1 where that
+            does not help.
+    """
 
     reason: str
+    lanes: int = 1
 
 
 Rule = Callable[[Step], Flow | Stop]

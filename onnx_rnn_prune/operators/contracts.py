@@ -83,10 +83,14 @@ def conv(step: Step) -> Flow | Stop:
     if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
         return Stop(f"is read by a {op} whose bias is computed")
     reduced, groups = squeeze_to(labels, (1,)), int(step.node.attrs.get("group", 1))
-    if reduced is None or (groups > 1 and groups != labels.shape[1]):
+    if reduced is None or (groups > 1 and op == "ConvTranspose" and groups != labels.shape[1]):
         return Stop(f"its units do not lie on the input channels of one group of {op}")
-    if groups > 1:
+    if groups > 1 and groups == labels.shape[1]:
         return _depthwise(step, reduced.reshape(-1), weight)
+    if groups > 1:  # each group of outputs reads channels of its own
+        lines = np.repeat(reduced.reshape(groups, -1), len(weight) // groups, axis=0)
+        lines = lines.reshape(*lines.shape, *[1] * (weight.ndim - 2))
+        return Flow({}, (Bound(1, 1 - weight.ndim, lines, reads=0),))
     axis = 0 if op == "ConvTranspose" else 1
     sizes = [-1 if place == axis else 1 for place in range(weight.ndim)]
     return Flow({}, (Bound(1, axis - weight.ndim, reduced.reshape(sizes), reads=0),))

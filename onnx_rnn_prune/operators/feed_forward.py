@@ -4,7 +4,8 @@
 | --- | --- | --- |
 | MatMul | columns of x W, rows of W x | one matrix |
 | Gemm | columns | one matrix, transposed or not; a bias that is constant |
-| Conv, ConvTranspose | channels | of one group; a bias that is constant |
+| Conv | channels, a lane of them for each group | kernels; a bias that is constant |
+| ConvTranspose | channels | kernels of one group; a bias that is constant |
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def all_layers(graph: gs.Graph) -> list[Layer]:
             continue
         shape = constant_shape(node.inputs[cell.inputs.index("W")]) or ()
         units = shape[cell.unit_axes["W"][0][0]]
-        found.append(Layer(node, cell, name, 1, units, shape[cell.features], scope))
+        groups = int(node.attrs.get("group", 1))
+        layer = Layer(node, cell, name, 1, units, groups * shape[cell.features], scope)
+        found.append(layer)
     return found
 
 
@@ -85,8 +88,11 @@ def _cell_of(node: gs.Node) -> Cell | None:
     least = 3 if node.op.startswith("Conv") else 2
     if weight is None or not _is_weight(node.inputs[1], weight, least):
         return None
-    if constant_shape(node.inputs[0]) is not None or int(node.attrs.get("group", 1)) != 1:
+    groups = int(node.attrs.get("group", 1))
+    if constant_shape(node.inputs[0]) is not None:
         return None
+    if groups > 1 and (node.op == "ConvTranspose" or weight[1] == 1):
+        return None  # what is depthwise passes units on
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     cell = _GEMM_TURNED if node.op == "Gemm" and node.attrs.get("transB", 0) else _OF[node.op]
     sizes = (1, weight[cell.unit_axes["W"][0][0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -88,7 +88,8 @@ class Layer:
         node: the node; its parameters are constants.
         cell: its layout.
         name: the node's name where that is unique in the graph, else its first output's.
-        directions: D, 1 or 2.
+        directions: D, 1 or 2; of a layer without directions, the lanes into which its units are
+            divided, which lie behind one another and keep equally many each.
         hidden: H, units per direction.
         input_size: I, the width of X.
         scope: the way down to its graph, as in `If_12.then_branch`; empty for the main graph.
@@ -140,7 +141,8 @@ class Layer:
         value = constant_value(tensor)
         if value is None or self.cell.stacked:
             return value
-        return np.array(np.broadcast_to(value.reshape(1, -1), (1, self.hidden)))
+        lanes = self.directions, self.hidden
+        return np.array(np.broadcast_to(value.reshape(-1), (self._width,)).reshape(lanes))
 
     def set_constant(self, graph: gs.Graph, name: str, value: Array) -> None:
         """Gives a layer that has directions another value, in the layout of `constant`."""
@@ -152,7 +154,7 @@ class Layer:
         axis = self.cell.unit_axes[name][0][0]
         if self.cell.stacked:
             return np.moveaxis(weight, axis, 1)
-        return np.moveaxis(weight, axis, 0).reshape(1, weight.shape[axis], -1)
+        return np.moveaxis(weight, axis, 0).reshape(self.directions, self.hidden, -1)
 
     def output(self, name: str) -> gs.Tensor | None:
         """An output by its specified name, or None where nobody asked for it."""
@@ -172,7 +174,7 @@ class Layer:
         directions, units = self.cell.places[name]
         least = max(units + 1, -units, 2)
         sizes = [1] * (least if shape is None else len(shape))
-        sizes[units] = self.hidden
+        sizes[units] = self._width
         if directions is not None:
             sizes[directions] = self.directions
         labels = lanes.reshape(sizes)
@@ -206,7 +208,7 @@ class Layer:
             return axes
         rank = len(shape)
         fits = all(
-            -rank <= axis < rank and shape[axis] == blocks * self.hidden for axis, blocks in axes
+            -rank <= axis < rank and shape[axis] == blocks * self._width for axis, blocks in axes
         )
         return axes if fits else ()
 
@@ -220,15 +222,26 @@ class Layer:
         shape = constant_shape(self.node.inputs[self.slot(name)])
         rank = 3 if shape is None else len(shape)
         for axis, blocks in self._own_axes(name):
-            labels = np.tile(lanes, (1, blocks))
+            labels = np.tile(lanes, (1, blocks)) if self.cell.stacked else lanes.reshape(1, -1)
             sizes = [1] * rank
             if self.cell.stacked:
                 sizes[0] = self.directions
             sizes[axis] = labels.shape[1]
             yield axis % rank - rank, labels.reshape(sizes)
 
+    @property
+    def _width(self) -> int:
+        """Units that lie behind one another: of each direction, or of all lanes."""
+        return self.hidden if self.cell.stacked else self.directions * self.hidden
+
+    def in_lanes(self, count: int) -> Layer:
+        """The same layer with so many lanes, where it has no directions and they divide it."""
+        if self.cell.stacked or self._width % count:
+            return self
+        return replace(self, directions=count, hidden=self._width // count)
+
     def params(self, kept: int | None = None) -> int:
-        """Number of weights with `kept` units (H by default)."""
+        """Number of weights with `kept` units a direction (H by default)."""
         return sum(self._entries(name, kept) for name in self.cell.parameters)
 
     def _entries(self, name: str, kept: int | None) -> int:
@@ -236,8 +249,9 @@ class Layer:
         if tensor is None or name in self.cell.scales:
             return 0
         sizes = list(constant_shape(tensor) or ())
+        lanes = self._width // self.hidden
         for axis, blocks in self._own_axes(name):
-            sizes[axis] = blocks * (self.hidden if kept is None else kept)
+            sizes[axis] = blocks * lanes * (self.hidden if kept is None else kept)
         return prod(sizes)
 
     def flops(self) -> int:

@@ -21,9 +21,9 @@ from onnx_rnn_prune.model.integers import (
 )
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
-from onnx_rnn_prune.operators.base import Cut
-from onnx_rnn_prune.operators.labels import Mask, compress, kept
-from onnx_rnn_prune.operators.table import Bound, operator_of
+from onnx_rnn_prune.operators.base import Bound, Cut, without_cut
+from onnx_rnn_prune.operators.labels import Mask, kept
+from onnx_rnn_prune.operators.table import operator_of
 from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -55,7 +55,7 @@ class Shrink:
 
     def __call__(self, document: Document) -> bool:
         layers = traced_layers(document, self.trace)
-        changed = _rewrite(document, self.trace, self.keep, _shrunk)
+        changed = _rewrite(document, self.trace, self.keep, without_cut)
         resize(document, self.trace, self.keep)
         for layer in layers:
             if layer.cell.attribute:
@@ -93,13 +93,6 @@ def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
         if bound.dead is None:
             continue
         value = np.where(kept(bound.labels, keep), value, np.array(bound.dead, value.dtype))
-    return value
-
-
-def _shrunk(value: Array, bounds: list[Bound], keep: Mask) -> Array:
-    for bound in bounds:
-        value = np.broadcast_to(value, np.broadcast_shapes(value.shape, bound.labels.shape))
-        value = compress(value, kept(bound.labels, keep), bound.axis % value.ndim)
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.operators.labels import can_vanish, same_order, unit_axis
+from onnx_rnn_prune.operators.labels import Labels, can_vanish, same_order, unit_axis, varying_axes
 from onnx_rnn_prune.operators.table import Flow, Step, Stop, rule_of
 
 
@@ -31,11 +31,27 @@ def _check_even(step: Step, flow: Flow, lane_of: npt.NDArray[np.int64]) -> Flow 
             continue
         axis = unit_axis(labels, lane_of)
         if axis is None:
-            return Stop(f"{op} splits its units unevenly")
+            last = varying_axes(labels)[-1:]
+            parts = _parts(labels, last[0], lane_of) if last else 1
+            return Stop(f"{op} splits its units unevenly", parts)
         if can_vanish(labels, axis, lane_of):
-            return Stop(f"{op} takes some of its units only, which may all be cut")
+            parts = _parts(labels, axis, lane_of)
+            return Stop(f"{op} takes some of its units only, which may all be cut", parts)
         if op in ("Reshape", "Flatten"):
             assert before is not None and own is not None
             if not same_order(before, own, labels, axis):
                 return Stop(f"{op} mixes the order of its units")
+    for bound in flow.bound:
+        axis = bound.axis % bound.labels.ndim
+        if len(varying_axes(bound.labels)) > 1 and unit_axis(bound.labels, lane_of) != axis:
+            parts = _parts(bound.labels, axis, lane_of)
+            return Stop(f"its units do not fill the groups of {op} evenly", parts)
     return flow
+
+
+def _parts(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> int:
+    """Into how many parts to divide each lane for a line to hold whole ones; 1 if that is none."""
+    line = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+    found, counts = np.unique(lane_of[np.unique(line[line >= 0])], return_counts=True)
+    sizes = np.bincount(lane_of)[found]
+    return int(max(sizes // counts)) if len(found) and not np.any(sizes % counts) else 1

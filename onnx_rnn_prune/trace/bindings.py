@@ -25,7 +25,9 @@ Bounds = Mapping[tuple[str, int], list[Bound]]
 
 def traced_layers(document: Document, trace: Trace) -> list[Layer]:
     """The layers of a trace, in this copy of its graph."""
-    return [layer for layer in all_layers(document.graph) if layer.name in trace.units.lanes]
+    lanes = trace.units.lanes
+    found = [layer for layer in all_layers(document.graph) if layer.name in lanes]
+    return [layer.in_lanes(len(lanes[layer.name])) for layer in found]
 
 
 def all_bounds(document: Document, trace: Trace) -> Bounds:

@@ -60,9 +60,9 @@ class Plan:
         """The plan for a choice of units."""
         layers = {}
         for layer in trace.layers:
-            lanes = keep[trace.units.lanes[layer.name]]
+            lanes = keep[trace.directions_of(layer)]
             kept = tuple(tuple(np.flatnonzero(lane).tolist()) for lane in lanes)
-            layers[layer.name] = LayerPlan(layer.hidden, kept, layer.scope)
+            layers[layer.name] = LayerPlan(lanes.shape[1], kept, layer.scope)
         return Plan(model, layers)
 
     def cut(self) -> tuple[str, ...]:
@@ -80,8 +80,9 @@ class Plan:
             PruneError: the plan separates units that belong together.
         """
         keep = np.ones(trace.units.count, dtype=bool)
-        for name, lanes in trace.units.lanes.items():
-            for lane, kept in zip(lanes, self.layers[name].keep, strict=True):
+        for layer in trace.layers:
+            lanes = trace.directions_of(layer)
+            for lane, kept in zip(lanes, self.layers[layer.name].keep, strict=True):
                 keep[lane] = False
                 keep[lane[list(kept)]] = True
         for group in trace.groups:

@@ -74,6 +74,11 @@ class Trace:
     restored: Mapping[Outlet, str]
     left: Mapping[str, str] = field(default_factory=dict)
 
+    def directions_of(self, layer: Layer) -> Ids:
+        """The units of a layer as plans and users see them, [D, H]; lanes are none of theirs."""
+        lanes = self.units.lanes[layer.name]
+        return lanes if layer.cell.stacked else lanes.reshape(1, -1)
+
 
 @dataclass
 class _Walk:
@@ -93,6 +98,7 @@ class _Walk:
     ties: list[Ids] = field(default_factory=list)
     stops: dict[Outlet, str] = field(default_factory=dict)
     crossed: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
 
     def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
         """The outlets whose units arrive at an input, or None where none do."""
@@ -115,9 +121,11 @@ class _Walk:
         open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}
         return {name: self.labels[tensor.name] for name, tensor in open_.items()}
 
-    def stop(self, outlets: Iterable[Outlet], reason: str) -> None:
+    def stop(self, outlets: Iterable[Outlet], reason: str, parts: int = 1) -> None:
         for outlet in outlets:
             self.stops.setdefault(outlet, reason)
+            if parts > 1:
+                self.parts.setdefault(outlet.layer, parts)
 
 
 def trace(
@@ -138,7 +146,7 @@ def trace(
         states: which callers carry from an output of the model to an input. What leaves by the one
             comes back by the other, with the same labels; so lanes that share one are tied.
     """
-    followed = tuple(layers)
+    followed = tuple(layer.in_lanes(int(layer.node.attrs.get("group", 1))) for layer in layers)
     whole = {layer.name for layer in followed if not layer.cell.restores}
     closed: dict[Outlet, str] = {}
     left: dict[str, str] = {}
@@ -158,12 +166,14 @@ def trace(
             _stop_uneven(walk, classes)
         if not walk.stops and not walk.crossed:
             break
-        closed.update(walk.stops)
-        gone = {o.layer: reason for o, reason in walk.stops.items() if o.layer in whole}
+        divided = _divided(followed, walk.parts)
+        split = {new.name for new, old in zip(divided, followed, strict=True) if new is not old}
+        closed.update({o: reason for o, reason in walk.stops.items() if o.layer not in split})
+        gone = {o.layer: reason for o, reason in closed.items() if o.layer in whole}
         gone |= walk.crossed
-        if gone:  # all units have other numbers then
+        if gone or split:  # all units have other numbers then
             left |= gone
-            followed = tuple(layer for layer in followed if layer.name not in gone)
+            followed = tuple(layer for layer in divided if layer.name not in left)
             carried = {}
     return Trace(
         layers=followed,
@@ -176,6 +186,17 @@ def trace(
         restored={o: reason for o, reason in closed.items() if o.layer not in left},
         left=left,
     )
+
+
+def _divided(layers: tuple[Layer, ...], parts: Mapping[str, int]) -> tuple[Layer, ...]:
+    """The layers, some of them divided into more lanes, and those that are equal with them."""
+    twins = find_twins(layers)
+    wanted = {twins[layer.name]: parts[layer.name] for layer in layers if layer.name in parts}
+    found = []
+    for layer in layers:
+        count = wanted.get(twins[layer.name], 1)
+        found.append(layer.in_lanes(count * layer.directions) if count > 1 else layer)
+    return tuple(found)
 
 
 def _walk(
@@ -208,7 +229,8 @@ def _walk(
             walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
     for name, twin in twins.items():
         # One plan for both, so that they go on sharing their weights.
-        walk.meetings.append((units.lanes[twin], units.lanes[name], frozenset(), name))
+        pair = units.lanes[twin].reshape(-1), units.lanes[name].reshape(-1)
+        walk.meetings.append((*pair, frozenset(), name))
     for node in all_nodes(document.graph):
         _visit(walk, node, observation, document.graph.opset)
     for place in places(document.graph):
@@ -233,7 +255,7 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
     step = _make_step(walk, node, arriving, observation, opset)
     result = answer(step, walk.units.lane_of)
     if isinstance(result, Stop):
-        walk.stop(came, f"{result.reason} ({title})")
+        walk.stop(came, f"{result.reason} ({title})", result.lanes)
         return
     if step.own is not None and any((labels >= 0).any() for labels in result.outputs.values()):
         walk.crossed[walk.layers[key]] = f"other units lie along another axis there ({title})"
@@ -247,6 +269,8 @@ def _visit(walk: _Walk, node: gs.Node, observation: Observation, opset: int) -> 
             walk.origins[name] = came
             walk.altered[name] = result.alters or next(filter(None, step.altered), "")
     walk.bindings += [Binding(key, bound) for bound in result.bound]
+    axes = [(bound.labels, bound.axis % bound.labels.ndim) for bound in result.bound]
+    walk.ties += [tied_lanes(labels, axis, walk.units.lane_of) for labels, axis in axes]
     walk.meetings += [(left, right, came, title) for left, right in result.same]
     if any(bound.reads is not None for bound in result.bound):
         for outlet in came:

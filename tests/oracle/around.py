@@ -120,6 +120,18 @@ def gated(b: Builder, x: Value) -> Value:
     return b.like("Mul", _product(b, x, width), b.like("Sigmoid", _product(b, x, width)))
 
 
+def halved(b: Builder, x: Value) -> Value:
+    """A gated linear unit: one half of a product times the sigmoid of the other."""
+    width = b.rng.randint(2, 4)
+    made = _product(b, x, 2 * width)
+    axis = len(x.shape) - 1
+    if b.rng.random() < 0.5:
+        left, right = b.split(made, axis, width, width)
+    else:
+        left, right = (b.slice(made, axis, n * width, (n + 1) * width) for n in range(2))
+    return b.like("Mul", left, b.like("Sigmoid", right))
+
+
 def steps_conv(b: Builder, x: Value) -> Value:
     """A convolution over time, perhaps depthwise, between products."""
     turned = b.transpose(x, 1, 2, 0)
@@ -208,6 +220,23 @@ def excited(b: Builder, x: Value) -> Value:
     return b.like("Mul", made, b.like("Sigmoid", _conv(b, inner, width, 1)))
 
 
+def grouped(b: Builder, x: Value) -> Value:
+    """Convolutions of several groups, one behind the other."""
+    groups, width = b.rng.choice([2, 3]), b.rng.randint(2, 3)
+    made = b.like("Relu", _conv(b, x, groups * width, 1))
+    batch, channels, rows, steps = made.shape
+    for _ in range(b.rng.randint(1, 2)):
+        wide = groups * b.rng.randint(2, 3)
+        assert isinstance(channels, int)
+        inputs = [made, b.weight(b.numbers(wide, channels // groups, 3, 3, scale=0.4))]
+        if b.rng.random() < 0.5:
+            inputs.append(b.const(b.numbers(wide)))
+        name = b.op("Conv", *inputs, pads=[1] * 4, group=groups)
+        made = activation_of_channels(b, Value(name, (batch, wide, rows, steps)))
+        channels = wide
+    return made
+
+
 def shortcut(b: Builder, x: Value) -> Value:
     """A residual connection around two convolutions."""
     made = activation_of_channels(b, _conv(b, x, b.rng.randint(2, 4), 3))
@@ -240,14 +269,15 @@ def pooled(b: Builder, x: Value) -> Value:
     return Value(b.op("Resize", half, "", scales, mode="nearest"), (batch, channels, rows, steps))
 
 
-SEQUENCES: tuple[Block, ...] = (dense, residual, beside, gated, steps_conv, columns)
-ROWS: tuple[Block, ...] = (dense, residual, beside, gated, gemm_rows)
+SEQUENCES: tuple[Block, ...] = (dense, residual, beside, gated, halved, steps_conv, columns)
+ROWS: tuple[Block, ...] = (dense, residual, beside, gated, halved, gemm_rows)
 IMAGES: tuple[Block, ...] = (
     plain,
     plain,
     transposed,
     separable,
     excited,
+    grouped,
     shortcut,
     stacked,
     pooled,

@@ -17,8 +17,8 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constants
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.operators.labels import Mask, compress, kept
-from onnx_rnn_prune.operators.table import Bound
+from onnx_rnn_prune.operators.base import Bound, without_cut
+from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.recovery.distill.batches import Augmentation, Batch, Teacher, ahead
 from onnx_rnn_prune.recovery.distill.calls import Calls, Piece, watch, windows
@@ -76,8 +76,7 @@ def scattered(before: Array, bounds: Sequence[Bound], keep: Mask, value: Array) 
     shapes = [bound.labels.shape for bound in bounds]
     full = np.array(np.broadcast_to(before, np.broadcast_shapes(before.shape, *shapes)))
     places: Array = np.arange(full.size).reshape(full.shape)
-    for bound in bounds:
-        places = compress(places, kept(bound.labels, keep), bound.axis % places.ndim)
+    places = without_cut(places, bounds, keep)
     full.reshape(-1)[places.reshape(-1)] = value.astype(full.dtype).reshape(-1)
     return full
 
