@@ -143,12 +143,12 @@ class AboveZero:
     """A finite number above 0."""
 
     def read(self, value: object, flag: str) -> float:
-        real = isinstance(value, Real) and not isinstance(value, bool)
-        if not isinstance(value, Real) or not real or not 0 < float(value) < math.inf:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+        if not 0 < number < math.inf:
             raise PruneError(
                 f"{value!r} is not a number above 0", where=flag, remedy="give more than 0"
             )
-        return float(value)
+        return number
 
 
 @dataclass(frozen=True)

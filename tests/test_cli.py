@@ -38,31 +38,6 @@ def test_help(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("inspect", "--json"),
-        (
-            "prune",
-            "-o --keep --budget --data --eval-data --criterion --allocate --recover --mode --only "
-            "--skip --align --min-units --seed --json --save-plan",
-        ),
-        (
-            "plan",
-            "-o --keep --budget --data --criterion --allocate --only --skip --align --min-units "
-            "--seed",
-        ),
-        ("apply", "-o --mode --recover --data --eval-data --seed --json"),
-        ("compare", "--data --max-nrmse --json"),
-        ("bench", "--data --threads --json"),
-    ],
-)
-def test_all_options_are_there(command, options, capsys):
-    call(command, "--help")
-    words = capsys.readouterr().out.replace(",", " ").split()
-    assert set(options.split()) <= set(words)
-
-
-@pytest.mark.parametrize(
     "arguments",
     [
         ["absent-command"],

@@ -10,8 +10,9 @@ import click
 import pytest
 
 from onnx_rnn_prune import api
-from onnx_rnn_prune.arguments import Choice, flag_of
+from onnx_rnn_prune.arguments import Choice, Switch, flag_of
 from onnx_rnn_prune.cli.commands import cli
+from onnx_rnn_prune.cli.config import Config, defaults
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.options import ALLOCATIONS, GROUPS, OPTIONS, STRATEGIES, Options, Outputs
 from onnx_rnn_prune.search import strategies
@@ -54,6 +55,20 @@ def test_functions_take_what_is_declared(command):
     assert flags(command) >= {flag_of(name) for name in given}
 
 
+@pytest.mark.parametrize("command", cli.commands)
+def test_every_option_is_a_key_of_a_configuration_file(command):
+    """With its name; what it holds is read as a flag's value is."""
+    values = {"criterion": "l2", "loss": "cross-entropy", "freeze": {"x": 1}, "size": {"x": 3}}
+    table = {}
+    for name in set(arguments(getattr(api, command))) & set(OPTIONS):
+        kind = OPTIONS[name].kind
+        value = values.get(name, getattr(kind, "names", ["1"])[0])
+        table[name] = True if isinstance(kind, Switch) else value
+    found = defaults(Config(Path("a.toml"), "", table, trusted=True), cli, command).values
+    assert set(found) == set(table)
+    assert {parameter.name for parameter in cli.commands[command].params} >= set(found)
+
+
 def test_every_option_is_in_one_group_and_of_use():
     names = [field.name for group in GROUPS for field in fields(group)]
     assert sorted(names) == sorted(OPTIONS)
@@ -92,7 +107,7 @@ def test_the_manual_says_which_command_takes_what():
     said = {
         (flag, command)
         for cells in rows("configuration.md", "Which command takes what")
-        for flag in re.findall(r"`(--[\w-]+)`", cells[0])
+        for flag in re.findall(r"`(--[\w-]+)`", cells[0].replace("--no-", "--"))
         for command in re.findall(r"`(\w+)`", cells[1])
     }
     assert said == {(flag, command) for command in cli.commands for flag in flags(command)}
@@ -102,7 +117,7 @@ def test_the_manual_says_the_defaults():
     for cells in rows("pruning.md", "Options"):
         for flag in re.findall(r"`--([\w-]+)`", cells[0]):
             default = OPTIONS[flag.removeprefix("no-").replace("-", "_")].default
-            if isinstance(default, str | int | float) and default is not False:
+            if isinstance(default, str | int | float) and not isinstance(default, bool):
                 assert cells[2].strip("` |") == str(default).removesuffix(".0"), flag
 
 

@@ -34,7 +34,7 @@ PROJECT = "pyproject.toml"
 SECTION = "onnx-rnn-prune"
 
 Table = Mapping[str, Any]
-Options = Mapping[str, click.Option]
+ClickOptions = Mapping[str, click.Option]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _underscored(table: Table) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in table.items()}
 
 
-def _options(command: click.Command) -> Options:
+def _options(command: click.Command) -> ClickOptions:
     """By the long names on the command line."""
     return {
         flag.removeprefix("--").replace("-", "_"): parameter
@@ -198,7 +198,7 @@ def _options(command: click.Command) -> Options:
     }
 
 
-def _known(options: Options, key: str, place: str) -> click.Option:
+def _known(options: ClickOptions, key: str, place: str) -> click.Option:
     if key in options:
         return options[key]
     near = get_close_matches(key, options, 1)

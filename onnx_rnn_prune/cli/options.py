@@ -25,12 +25,7 @@ from onnx_rnn_prune.validate.quality import QUALITIES
 _KNOWN = {"criterion": tuple(CRITERIA), "metric": tuple(quality.name for quality in QUALITIES)}
 _READERS: Mapping[str, Callable[[str], object]] = {"criterion": parse_criterion, "loss": read_loss}
 # Options that the command line calls by other names than a function does.
-_FLAGS = {
-    "output": ("-o", "--output"),
-    "as_json": ("--json",),
-    "stream": ("--stream/--no-stream",),
-    "roll": ("--roll/--no-roll",),
-}
+_FLAGS = {"output": ("-o", "--output"), "as_json": ("--json",)}
 
 
 class FileName(click.types.StringParamType):
@@ -80,11 +75,14 @@ def _made(word: str, declared: Option, required: bool) -> click.Option:
     switch = isinstance(kind, arguments.Switch)
     shown = not switch and not declared.many and default is not None
     without = "" if required or not declared.without else f" {declared.without}"
+    flag = flag_of(word)
+    if switch and default is not False:  # which can be left out, said, and denied
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
     # What is given to click counts, even where it is what click would take by itself.
     settings: dict[str, Any] = {"default": default} if shown or switch else {}
     settings |= {"is_flag": True} if switch else {"type": _type(kind)}
     return click.Option(
-        [word, *_FLAGS.get(word, (flag_of(word),))],
+        [word, *_FLAGS.get(word, (flag,))],
         required=required,
         multiple=declared.many,
         metavar=declared.metavar or None,
