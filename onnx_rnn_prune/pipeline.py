@@ -128,7 +128,7 @@ class Treatment:
     Attributes:
         recover: how kept weights make up for cut ones; auto for the best that the data allows.
         schedule: how units leave.
-        course: how long a recovery may learn.
+        training: how long a recovery may learn.
         mode: shrink, or zero.
         interface: what callers of the result see.
         stages: what is done to the cut model.
@@ -136,7 +136,7 @@ class Treatment:
 
     recover: str
     schedule: Schedule
-    course: TrainingConfig
+    training: TrainingConfig
     mode: str
     interface: Interface
     stages: Sequence[Stage] = ()
@@ -154,7 +154,7 @@ class Treatment:
         return Treatment(
             recover=asked.recover or "auto",
             schedule=Schedule(cut.schedule, cut.steps),
-            course=TrainingConfig(asked.distill_minutes, options.inputs.seed),
+            training=TrainingConfig(asked.distill_minutes, options.inputs.seed),
             mode=cut.mode,
             interface=options.interface,
             stages=_stages(options),
@@ -337,9 +337,9 @@ def _recover(
         return _left(traced, keep), "asked for"
     data.evidence(traced, progress)
     candidate = Evaluator.of(traced, data, loss=data.loss).candidate(keep)
-    course = replace(treatment.course, loss=data.loss)
-    found, reason = recover_units(candidate, wanted, treatment.schedule, course, progress)
-    final = refitted(candidate, found, course.until) if data.tested else found
+    training = replace(treatment.training, loss=data.loss)
+    found, reason = recover_units(candidate, wanted, treatment.schedule, training, progress)
+    final = refitted(candidate, found, training.until) if data.tested else found
     reason = reason if final is found else f"{reason}, then fitted on those as well"
     return replace(final, refit=None), reason  # which holds all that it would be fitted with
 

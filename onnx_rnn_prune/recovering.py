@@ -26,7 +26,7 @@ _WORTH_COMPUTING = 0.9
 
 
 def recover_units(
-    cut: CandidateCut, asked: str, schedule: Schedule, course: TrainingConfig, progress: Progress
+    cut: CandidateCut, asked: str, schedule: Schedule, training: TrainingConfig, progress: Progress
 ) -> tuple[Recovered, str]:
     """The recovery that was asked for, or for auto the best that is quick; and why it is that one.
 
@@ -40,13 +40,13 @@ def recover_units(
     best = _tried(errors, plain, last)
     if asked != "bias":
         del last  # what is not the best is let go of
-        last = _best_nearby(cut, cut.pairs, cut.fitted(cut.pairs, RIDGE), course.until)
-        last = _refit(cut, schedule, last, course.until, progress)
+        last = _best_nearby(cut, cut.pairs, cut.fitted(cut.pairs, RIDGE), training.until)
+        last = _refit(cut, schedule, last, training.until, progress)
         if cut.hands_back and asked != "distill":  # what is placed is learnt from at once
-            last = _with_states(cut, schedule, last, course.until, progress)
+            last = _with_states(cut, schedule, last, training.until, progress)
         best = _tried(errors, best, last)
     if asked == "distill":
-        last = _distilled(cut, best, course, progress)
+        last = _distilled(cut, best, training, progress)
         best = _tried(errors, best, last)
     chosen = best if asked == "auto" else last
     if math.isinf(chosen.error) and not math.isinf(best.error):
@@ -79,19 +79,21 @@ def refitted(cut: CandidateCut, found: Recovered, until: float) -> Recovered:
 
 
 def _distilled(
-    cut: CandidateCut, start: Recovered, course: TrainingConfig, progress: Progress
+    cut: CandidateCut, start: Recovered, training: TrainingConfig, progress: Progress
 ) -> Recovered:
     """What comes of training from the best so far; PyTorch is imported only here."""
     from onnx_rnn_prune.recovery.distill.distill import Student, distill
 
     traced = cut.traced
-    pupil = Student(traced.document, traced.trace, cut.keep, cut.shrunk(start.write))
+    student = Student(traced.document, traced.trace, cut.keep, cut.shrunk(start.write))
 
     def judge(write: Pass) -> float:
         return cut.error(Pipeline((start.write, write)))
 
-    learnt, learning = distill(pupil, cut.evaluator.data.calibration, judge, course, progress)
-    write = Pipeline((start.write, learnt))
+    write_back, learning = distill(
+        student, cut.evaluator.data.calibration, judge, training, progress
+    )
+    write = Pipeline((start.write, write_back))
     refit = None if learning.taken else start.refit
     return Recovered("distill", write, start.ridge, learning.after, start.rounds, learning, refit)
 

@@ -164,7 +164,7 @@ class TestWithTorch:
         assert not [each for each in threading.enumerate() if each.name.startswith("ahead")]
 
     def test_weights_that_were_shaken_are_learnt_back(self):
-        """The pupil has all units, so that there is an answer without error."""
+        """The student has all units, so that there is an answer without error."""
         from onnx_rnn_prune.passes import Pipeline
         from onnx_rnn_prune.recovery.distill.distill import Student, distill
         from onnx_rnn_prune.validate import drift
@@ -180,14 +180,14 @@ class TestWithTorch:
                 if tensor.name in ("W1", "R1", "W2", "R2", "fc"):
                     noise = rng.normal(0, 0.1, tensor.values.shape)
                     tensor.values = (tensor.values + noise).astype(np.float32)
-        pupil = Student(prepared.document, prepared.trace, keep, shaken)
+        student = Student(prepared.document, prepared.trace, keep, shaken)
 
         def judge(write):
             found = shaken.copy()
             Pipeline((write,))(found)
             return drift(opened.run(), Runner(found), fed.validation)["logits"].nrmse
 
-        _, learning = distill(pupil, fed.calibration, judge, pipeline.TrainingConfig(), silent)
+        _, learning = distill(student, fed.calibration, judge, pipeline.TrainingConfig(), silent)
         assert learning.after < 0.25 * learning.before
 
 

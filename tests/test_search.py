@@ -167,7 +167,7 @@ def test_the_best_is_finished_in_the_time_that_is_left():
     bounds = SearchBounds(400, 5.0, now=clock, start=0.0)
     treatment = Treatment.of(Options.of({"recover": "lstsq"}))
     trials = list(clock.attempts([Ask(SIZES)]))
-    hastened = bounds.hasten(treatment, trials).course
+    hastened = bounds.hasten(treatment, trials).training
     assert 0.0 < 60.0 * hastened.minutes < 300.0 - clock.seconds
     assert clock.seconds < hastened.until < 300.0
 

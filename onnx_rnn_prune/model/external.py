@@ -121,7 +121,7 @@ def take_in(tensor: onnx.TensorProto) -> None:
     tensor.ClearField("data_location")
 
 
-class Shelves:
+class WeightsFile:
     """Gives large tensors places in a weights file, one behind the other.
 
     Args:
@@ -171,8 +171,8 @@ def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
     """
     if not is_apart(like):
         return int(model.ByteSize())
-    shelves = Shelves(weights_name("model.onnx", 12 * "0"))
-    return int(with_weights(model, shelves.take).ByteSize()) + shelves.size
+    weights = WeightsFile(weights_name("model.onnx", 12 * "0"))
+    return int(with_weights(model, weights.take).ByteSize()) + weights.size
 
 
 def compressed_bytes(model: onnx.ModelProto) -> int:

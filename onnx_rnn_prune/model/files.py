@@ -19,7 +19,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.checks import checked, find_weights, real_path, tensors
 from onnx_rnn_prune.model.external import (
     LEAST,
-    Shelves,
+    WeightsFile,
     is_reference,
     raw_chunks,
     raw_length,
@@ -135,7 +135,7 @@ def save_apart(
                     digest.update(chunk)
                     file.write(chunk)
 
-            light = with_weights(model, Shelves(target.name, put).take)
+            light = with_weights(model, WeightsFile(target.name, put).take)
         aside = target.with_name(weights_name(target.name, digest.hexdigest()))
         for tensor in light.graph.initializer:
             if is_reference(tensor):

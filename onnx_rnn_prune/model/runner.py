@@ -19,7 +19,7 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import (
     Location,
-    Shelves,
+    WeightsFile,
     is_apart,
     is_reference,
     raw_chunks,
@@ -366,7 +366,7 @@ class SessionWeights:
 
     def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
         self._path, self._file = path, file
-        self._shelves = Shelves(str(path), self._put, _PAGE)
+        self._weights = WeightsFile(str(path), self._put, _PAGE)
         homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
         self.folder = Path(os.path.commonpath(homes or {path.parent}))
         # Only those of the main graph can be given.
@@ -378,7 +378,7 @@ class SessionWeights:
             outside = self.folder != self._path.parent
             if outside and (tensor.name in self._local or not _is_given(tensor)):
                 return tensor
-            tensor = self._shelves.take(tensor)
+            tensor = self._weights.take(tensor)
         if not is_reference(tensor) or not self._within(tensor):
             return tensor
         return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
@@ -388,7 +388,7 @@ class SessionWeights:
         known = values.dtype.kind in "fiub" and values.dtype.isnative
         if values.nbytes < _LARGE or self.folder != self._path.parent or not known:
             return numpy_helper.from_array(values, name)
-        start = self._shelves.reserve(values.nbytes)
+        start = self._weights.reserve(values.nbytes)
         self._file.seek(start)
         self._file.write(values.reshape(-1).view(np.uint8).data)
         kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)

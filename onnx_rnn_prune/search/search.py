@@ -79,10 +79,10 @@ class SearchBounds:
     def hasten(self, treatment: Treatment, tried: Sequence[Trial]) -> Treatment:
         """A treatment of the best that is done in time, if need be with fewer candidates."""
         until = self.end - expected(tried, QUICK) - _WRITING
-        course = treatment.course
+        training = treatment.training
         most = max((until - self.now()) / 60.0, 1.0 / 60.0)
-        course = replace(course, until=until, minutes=min(course.minutes, most))
-        return replace(treatment, course=course)
+        training = replace(training, until=until, minutes=min(training.minutes, most))
+        return replace(treatment, training=training)
 
 
 def expected(tried: Sequence[Trial], recovery: str) -> float:

@@ -146,7 +146,7 @@ class _Learner:
 
     def __init__(self, task: Task, config: TrainingConfig) -> None:
         constants = task.network.constants
-        self._task, self._course = task, config
+        self._task, self._config = task, config
         self._weights = {name: constants[name].clone().requires_grad_() for name in task.weights}
         groups = [
             {"params": [part], "size": max(float(part.detach().square().mean().sqrt()), _LEAST)}
@@ -158,12 +158,12 @@ class _Learner:
     def __call__(self, batch: Batch, done: float) -> None:
         """One step; `done` is the share of all steps that lies behind."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._course.rate * group["size"] * _pace(done)
+            group["lr"] = self._config.rate * group["size"] * _pace(done)
         loss, self._states = self._task.loss(batch, self._weights, self._states)
         if torch.isfinite(loss):
             self._optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(self._weights.values()), self._course.norm)
+            torch.nn.utils.clip_grad_norm_(list(self._weights.values()), self._config.norm)
             self._optimizer.step()
 
     def values(self) -> dict[str, Array]:
