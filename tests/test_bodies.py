@@ -1,5 +1,7 @@
 """Layers in the bodies of If, Loop and Scan, in functions, and behind frozen inputs."""
 
+import cProfile
+
 import numpy as np
 import onnx
 import pytest
@@ -229,3 +231,30 @@ def test_what_is_shown_of_nested_branches_takes_nodes_in_proportion():
         for name in taken:
             assert np.array_equal(seen[name], [2 * feed["x"]])
     assert max(added) < 1.2 * min(added)
+
+
+def calls_per_layer(depth):
+    """How many functions `inspect` calls for each layer, one in each branch of nested Ifs."""
+    numbers = iter(range(1 << 12))
+
+    def branch(left):
+        own = next(numbers)
+        inner = choice(f"o{own}", left) if left else f"o{own} = Relu (s{own})"
+        layer = f"{gru(f'y{own}', 'x')} s{own} = Squeeze (y{own}, one)"
+        return f"b{own} () => (float[t, b, {HIDDEN}] o{own}) {{ {layer} {inner} }}"
+
+    def choice(result, left):
+        branches = f"then_branch = {branch(left - 1)}, else_branch = {branch(left - 1)}"
+        return f"{result} = If (yes) <{branches}>"
+
+    proto = model(f"""
+        m (float[t, b, {WIDTH}] x, bool yes) => (float[t, b, {HIDDEN}] y) {{ {choice("y", depth)} }}
+    """)
+    inspect(proto)  # imports, and what is computed once
+    with cProfile.Profile() as profile:
+        inspect(proto)
+    return sum(entry.callcount for entry in profile.getstats()) / next(numbers)
+
+
+def test_layers_in_nested_branches_take_work_in_proportion():
+    assert calls_per_layer(4) < 1.2 * calls_per_layer(2)

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import storage_type
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import all_nodes, place_of, tensors_of
+from onnx_rnn_prune.model.walk import names_in_use, place_of
 
 # How the names of nodes and tensors begin that are put into a graph here.
 OWN = "onnx_rnn_prune/"
@@ -21,13 +21,12 @@ HELD = "onnx_rnn_prune_held/"
 
 
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
-    """A name that no tensor and no node of the graph has yet."""
-    used = {tensor.name for tensor in tensors_of(graph)}
-    used |= {node.name for node in all_nodes(graph)}
-    name, count = wanted, 1
+    """A name that no tensor and no node of the graph has, nor is to get."""
+    used, name, count = names_in_use(graph), wanted, 1
     while name in used:
         count += 1
         name = f"{wanted}_{count}"
+    used.add(name)
     return name
 
 

@@ -60,26 +60,63 @@ def _places(place: Place) -> Iterator[Place]:
 
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
     """Every node, in an order in which it follows all that it reads."""
-    for node in graph.nodes:
-        yield node
-        for body in bodies_of(node).values():
-            yield from all_nodes(body)
+    yield from (item for item in _parts(graph) if isinstance(item, gs.Node))
+
+
+def _parts(graph: gs.Graph) -> Iterator[gs.Graph | gs.Node]:
+    """The graph, its nodes in order, and behind each the bodies that it carries, with theirs.
+
+    Without recursion, in which each item would pass through as many hands as it lies deep.
+    """
+    waiting: list[Iterator[gs.Graph | gs.Node]] = [iter((graph,))]
+    while waiting:
+        item = next(waiting[-1], None)
+        if item is None:
+            waiting.pop()
+            continue
+        yield item
+        if isinstance(item, gs.Graph):
+            waiting.append(iter(item.nodes))
+        elif item.attrs:
+            waiting.append(iter(bodies_of(item).values()))
 
 
 def place_of(graph: gs.Graph, node: gs.Node) -> Place:
     """Where a node is."""
-    return next(p for p in places(graph) if any(item is node for item in p.graph.nodes))
+    known: dict[int, Place] = _notes(graph).setdefault("places", {})
+    found = known.get(id(node))
+    if found is None or not _holds(found, node):  # it has been moved, or was not there yet
+        known.clear()
+        known.update((id(item), place) for place in places(graph) for item in place.graph.nodes)
+        found = known[id(node)]
+    return found
+
+
+def _holds(place: Place, node: gs.Node) -> bool:
+    return any(item is node for item in place.graph.nodes)
+
+
+def names_in_use(graph: gs.Graph) -> set[str]:
+    """The names of all tensors and nodes that the graph has, or had since this was first asked."""
+    known: set[str] | None = _notes(graph).get("names")
+    if known is None:
+        known = {tensor.name for tensor in tensors_of(graph)}
+        known.update(node.name for node in all_nodes(graph))
+        _notes(graph)["names"] = known
+    return known
+
+
+def _notes(graph: gs.Graph) -> dict[str, Any]:
+    """What is known of a graph, which no copy of it has."""
+    notes: dict[str, Any] = vars(graph).setdefault("onnx_rnn_prune_notes", {})
+    return notes
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
     """Every tensor that the graph names, those that its subgraphs capture included."""
-    yield from graph.inputs
-    yield from graph.outputs
-    for node in graph.nodes:
-        yield from node.inputs
-        yield from node.outputs
-        for body in bodies_of(node).values():
-            yield from tensors_of(body)
+    for item in _parts(graph):
+        yield from item.inputs
+        yield from item.outputs
 
 
 def messages(message: Any, kind: type[Message]) -> Iterator[Message]:
