@@ -12,9 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.model.walk import bodies_of, node_key, tensors_of
+from onnx_rnn_prune.model.walk import Place, bodies_of, node_key, places, tensors_of
 from onnx_rnn_prune.roll.form import Leaf
-from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences
+from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, slots_of, source
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
@@ -22,6 +22,7 @@ from onnx_rnn_prune.roll.rewrite import Builder
 from onnx_rnn_prune.roll.seeing import element_types, see
 from onnx_rnn_prune.roll.steps import (
     Chain,
+    Found,
     NotRollableError,
     chains,
     read_cells,
@@ -81,12 +82,12 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
     Raises:
         PruneError: the model does not run on a feed.
     """
-    sample = max(feeds, key=_telling)
+    feeds = sorted(feeds, key=_telling, reverse=True)
     left: dict[str, str] = {}
     done: list[Rolled] = []
     current, error = document, 0.0
     while True:
-        now = _Model(current, sample)
+        now = _Model(current, feeds)
         for place, attempt in now.candidates(fewest):
             if place in left:
                 continue
@@ -121,37 +122,54 @@ Attempt = Callable[[], tuple[Document, list[Rolled]]]
 class _Model:
     """A model as it is, and the ways to roll something in it."""
 
-    def __init__(self, document: Document, sample: Feed) -> None:
+    def __init__(self, document: Document, feeds: Sequence[Feed]) -> None:
         self.document = document
-        self.sight = see(document, sample)
+        self.sights = see(document, feeds)
+        self.sight = self.sights[0]
         self.kinds = element_types(document)
 
     def candidates(self, fewest: int) -> Iterator[tuple[str, Attempt]]:
         """Where something may be rolled, and how: a copy of the model in which it is."""
         graph = self.document.graph
-        reader = Reader(self.sight.turn(0), graph.opset, {})
-        found = chains(read_cells(reader, graph.nodes, shared_operands(graph.nodes)))
-        for chain in found:
-            if len(chain.steps) >= fewest:
-                yield _place(chain), partial(self._unroll, chain)
-        for node in graph.nodes:
-            if node.op in REPEATING and not node.domain:
-                yield node.name or node_key(node), partial(self._repeated, node_key(node))
+        for place in places(graph):
+            if place.way and fewest > 1:  # a body that stays is of one step
+                continue
+            _, found = self._read(place)
+            for chain in chains(found):
+                if len(chain.steps) >= fewest:
+                    yield _place(chain), partial(self._unroll, chain, place.scope)
+            for node in place.graph.nodes if not place.way else ():
+                if node.op in REPEATING and not node.domain:
+                    yield node.name or node_key(node), partial(self._repeated, node_key(node))
 
-    def _unroll(self, chain: Chain) -> tuple[Document, list[Rolled]]:
+    def _read(self, place: Place) -> tuple[Reader, list[Found]]:
+        """Reads a graph; of what is around a body, shapes are known and constants it is given."""
+        made = {tensor.name for node in place.graph.nodes for tensor in node.outputs}
+        sight = next((s for s in self.sights if not made.isdisjoint(s.shapes)), self.sight)
+        reader = Reader(sight.turn(0), self.document.graph.opset, {})
+        for node, _ in place.way:
+            for initial, taken, given, _ in slots_of(node).states if node.op in REPEATING else ():
+                value = reader.get(initial) if source(given) is taken else None
+                if isinstance(value, np.ndarray):
+                    reader.known[taken.name] = value
+        nodes = place.graph.nodes
+        return reader, read_cells(reader, nodes, shared_operands(nodes))
+
+    def _unroll(self, chain: Chain, scope: str) -> tuple[Document, list[Rolled]]:
         document = self.document.copy()
         graph = document.graph
-        reader = Reader(self.sight.turn(0), graph.opset, {})
-        read_cells(reader, graph.nodes, shared_operands(graph.nodes))
-        check_independence(graph, chain)
-        prove_step(graph.nodes, chain.steps[-1], reader.seen, reader.known, graph.opset)
+        place = next(place for place in places(graph) if place.scope == scope)
+        home = place.graph
+        reader, _ = self._read(place)
+        check_independence(home, chain)
+        prove_step(home.nodes, chain.steps[-1], reader.seen, reader.known, graph.opset)
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
         maker = tensors[_place(chain)].inputs[0]
-        builder = Builder(graph, graph, maker.name or _place(chain))
+        builder = Builder(graph, home, maker.name or _place(chain))
         old = [tensors[item.output.tensor].inputs[0] for item in chain.steps]
         node = roll_chain(builder, chain, reader, tensors, self._dtype(chain))
-        tidy(graph)
-        if any(item is node for node in old for item in graph.nodes):
+        tidy(home)
+        if any(item is node for node in old for item in home.nodes):
             raise NotRollableError("a state inside it is read that the operator does not put out")
         steps = len(chain.steps)
         kind, at = "unrolled" if steps > 1 else "single step", maker.name or _place(chain)

@@ -51,9 +51,10 @@ def _activation(reader: Source, node: gs.Node, given: Given) -> Value:
 
 def _function(given: Given, op: str, attributes: tuple[tuple[str, float], ...] = ()) -> Value:
     value = given[0]
-    if not isinstance(value, Value):
+    # No cell takes a function of what is no sum, and which axis its features lie along is not told.
+    if not isinstance(value, Value) or value.form is None or not value.axes():
         raise OpaqueError
-    axis = value.axes()[0] if value.axes() else -1
+    axis = value.axes()[0]
     form = value.along(axis)
     return formed(Form.of(Activation(op, attributes, form)), value.shape, axis)
 

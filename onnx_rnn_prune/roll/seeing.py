@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,6 +23,8 @@ _SHAPE = f"{OWN}shape_of_"
 _FLOATS = frozenset((1, 10, 11, 16))
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))
 _BOOLEAN = 9
+# Most runs by which all branches are looked for.
+_RUNS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +62,14 @@ class Sight:
         return max((len(self.shapes.get(name, ())) for name in names), default=0)
 
 
-def see(document: Document, feed: Feed) -> Sight:
-    """Runs a model once.
+def see(document: Document, feeds: Sequence[Feed]) -> list[Sight]:
+    """Runs a model once; and where it has branches, as often as it takes to come by all.
+
+    Each run that comes by tensors that no run before it did gives a sight.
 
     Args:
         document: the model; not changed.
-        feed: what it is run on.
+        feeds: what it may be run on; the first one comes first.
 
     Raises:
         PruneError: it does not run.
@@ -87,17 +91,24 @@ def see(document: Document, feed: Feed) -> Sight:
                 place.graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
                 asked[tensor.name] = shape.name
     shown = intermediate_outputs(watched, [*asked.values(), *numbers], np.int64)
-    calls = shown.calls(Runner(watched, outputs=shown.outputs, optimize=False)(feed))
-    shapes = {
-        name: [tuple(int(size) for size in shape) for shape in calls[at]]
-        for name, at in asked.items()
-    }
-    return Sight(
-        {name: found for name, found in shapes.items() if found},
-        {name: calls[name] for name in numbers if calls[name]},
-        frozenset(name for name, kind in kinds.items() if kind == _BOOLEAN),
-        data,
-    )
+    runner = Runner(watched, outputs=shown.outputs, optimize=False)
+    booleans = frozenset(name for name, kind in kinds.items() if kind == _BOOLEAN)
+    found: list[Sight] = []
+    seen: set[str] = set()
+    for feed in feeds[:_RUNS]:
+        calls = shown.calls(runner(feed))
+        shapes = {
+            name: [tuple(int(size) for size in shape) for shape in calls[at]]
+            for name, at in asked.items()
+            if calls[at]
+        }
+        if not seen.issuperset(shapes):
+            values = {name: calls[name] for name in numbers if calls[name]}
+            found.append(Sight(shapes, values, booleans, data))
+            seen.update(shapes)
+        if len(seen) == len(asked):
+            break
+    return found
 
 
 def _data(graph: gs.Graph) -> frozenset[str]:
