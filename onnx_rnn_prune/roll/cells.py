@@ -329,7 +329,7 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
     linear: dict[tuple[object, ...], tuple[Atom, Matrix]] = {}
     products = []
     for key, (atom, matrix) in new.argument.terms.items():
-        if isinstance(atom, Product):
+        if isinstance(atom, Product) and any(isinstance(f, Activation) for f in atom.factors):
             products.append((atom, matrix))
         else:
             linear[key] = (atom, matrix)

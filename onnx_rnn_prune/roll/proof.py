@@ -18,8 +18,8 @@ from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.roll.form import Activation, Form, Leaf
 from onnx_rnn_prune.roll.reading import Seen
 from onnx_rnn_prune.roll.rules import CLIPPED
-from onnx_rnn_prune.roll.steps import Found, NotRollableError
-from onnx_rnn_prune.roll.values import Known
+from onnx_rnn_prune.roll.steps import Found, NotRollableError, downstream
+from onnx_rnn_prune.roll.values import Known, Value
 
 _STEP, _WHOLE = 1e-10, 1e-5
 _FLOAT_TYPES = frozenset((1, 10, 11, 16))
@@ -45,13 +45,20 @@ def prove_step(
     leaves = [*step.sources.values(), *([step.cell] if step.cell else [])]
     ends = [found.output] + ([found.cell_output] if found.cell_output else [])
     rng = np.random.default_rng(0)
+    behind = downstream(nodes, [leaf.tensor for leaf in leaves])
     for scale in _SCALES:
         values: dict[str, Array] = {}
-        for leaf in leaves:
-            if leaf.tensor not in values:
-                shape = seen.shapes.get(leaf.tensor) or np.shape(known[leaf.tensor])
+        # Other leaves make no difference, so they may be anything.
+        for name, shape in seen.shapes.items():
+            value = known.get(name)
+            own = isinstance(value, Value) and value.form is None and value.tensor == name
+            if own and name not in behind:
                 drawn = scale * rng.standard_normal(shape)
-                values[leaf.tensor] = drawn > 0 if leaf.boolean else drawn
+                values[name] = drawn > 0 if name in seen.booleans else drawn
+        for leaf in leaves:
+            shape = seen.shapes.get(leaf.tensor) or np.shape(known[leaf.tensor])
+            drawn = scale * rng.standard_normal(shape)
+            values[leaf.tensor] = drawn > 0 if leaf.boolean else drawn
         try:
             computed = _run(nodes, [end.tensor for end in ends], values, seen, known, opset)
         except KeyError as lacking:

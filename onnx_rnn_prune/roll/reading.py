@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.roll.form import Form, Leaf, Matrix, OpaqueError
+from onnx_rnn_prune.roll.form import Atom, Form, Leaf, Matrix, OpaqueError, Product
 from onnx_rnn_prune.roll.rules import RULES
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
@@ -51,12 +51,15 @@ class Reader:
     def __init__(self, seen: Seen, opset: int, known: Mapping[str, Known]) -> None:
         self.seen, self.opset = seen, opset
         self.known: dict[str, Known] = dict(known)
+        # Whether it reads a body that is repeated, in which a truth value may hold a state.
+        self.turning = False
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
         self._computed: dict[tuple[object, ...], tuple[list[Array], list[Known]]] = {}
 
     def inside(self, seen: Seen) -> Reader:
         """A reader of one turn of a body, which knows what this one knows."""
         reader = Reader(seen, self.opset, self.known)
+        reader.turning = True
         reader._matrices, reader._computed = self._matrices, self._computed
         return reader
 
@@ -135,7 +138,8 @@ class Reader:
         if rule is None or any(item is None for item in given[:2]):
             raise OpaqueError
         found = rule(self, node, given)
-        if found.shape != tuple(shape):
+        blends = found.form is not None and any(map(_blends, found.form.terms.values()))
+        if found.shape != tuple(shape) or (blends and not self.turning):
             raise OpaqueError
         return [self._named(found, node.outputs[0].name)]
 
@@ -159,3 +163,9 @@ class Reader:
         shapes = [self.seen.shapes.get(tensor.name) for tensor in node.outputs]
         parts = moved(node, value.labels, given[1:], shapes)
         return [replace(value, labels=part) for part in parts]
+
+
+def _blends(term: tuple[Atom, Matrix]) -> bool:
+    """Whether entries of tensors are multiplied, which no cell does with its inputs."""
+    atom, _ = term
+    return isinstance(atom, Product) and all(isinstance(part, Leaf) for part in atom.factors)

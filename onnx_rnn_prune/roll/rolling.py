@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.model.walk import Place, bodies_of, node_key, places, tensors_of
+from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, slots_of, source
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
@@ -25,7 +25,9 @@ from onnx_rnn_prune.roll.steps import (
     Found,
     NotRollableError,
     chains,
+    downstream,
     read_cells,
+    reads,
     shared_operands,
 )
 from onnx_rnn_prune.roll.unrolled import roll_chain
@@ -236,23 +238,6 @@ def check_independence(graph: gs.Graph, chain: Chain) -> None:
                 raise NotRollableError("its gates add an input that no weight is multiplied with")
 
 
-def downstream(nodes: Iterable[gs.Node], names: Iterable[str]) -> set[str]:
-    """Tensors that depend on some, these included."""
-    found = set(names)
-    for node in nodes:
-        if any(name in found for name in _reads(node)):
-            found.update(tensor.name for tensor in node.outputs if tensor.name)
-    return found
-
-
-def _reads(node: gs.Node) -> set[str]:
-    """What a node reads, its bodies included."""
-    names = {tensor.name for tensor in node.inputs if tensor.name}
-    for body in bodies_of(node).values():
-        names |= {tensor.name for tensor in tensors_of(body)}
-    return names
-
-
 def tidy(graph: gs.Graph) -> None:
     """Drops nodes that nothing reads any more, and puts the others in order."""
     makers = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
@@ -269,7 +254,7 @@ def tidy(graph: gs.Graph) -> None:
         elif id(node) not in alive:
             alive[id(node)] = node
             waiting.append((node, True))
-            names = sorted(_reads(node), reverse=True)
+            names = sorted(reads(node), reverse=True)
             waiting += [(makers[name], False) for name in names if name in makers]
     for node in graph.nodes:
         if id(node) not in alive:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.walk import bodies_of, tensors_of
 from onnx_rnn_prune.roll.cells import Step, solve, solve_rnn
 from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, OpaqueError, Product, digest
 from onnx_rnn_prune.roll.reading import Reader
@@ -262,3 +263,20 @@ def _likely_state(step: Step) -> Leaf | None:
         if step.cell is not None and leaf.tensor == step.cell.tensor:
             return leaf
     return fitting[0] if len(fitting) == 1 and step.op != "RNN" else None
+
+
+def downstream(nodes: Iterable[gs.Node], names: Iterable[str]) -> set[str]:
+    """Tensors that depend on some, these included."""
+    found = set(names)
+    for node in nodes:
+        if any(name in found for name in reads(node)):
+            found.update(tensor.name for tensor in node.outputs if tensor.name)
+    return found
+
+
+def reads(node: gs.Node) -> set[str]:
+    """What a node reads, its bodies included."""
+    names = {tensor.name for tensor in node.inputs if tensor.name}
+    for body in bodies_of(node).values():
+        names |= {tensor.name for tensor in tensors_of(body)}
+    return names
