@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.validate.results import numbers, pairs, parts, same_places
+from onnx_rnn_prune.validate.results import Called, numbers, pairs, parts, same_places
 
 # Roundings of a half-precision output that two orders of summation may differ by; the usual
 # tolerance is finer than such a type can tell apart.
@@ -56,23 +55,13 @@ class Oracle(Record):
         return any(text in self.reason for text in (_INFINITE, _NO_NUMBER))
 
 
-class Runnable(Protocol):
-    """What can be compared: a `Runner`, or what sees one through other names."""
-
-    name: str
-    outputs: list[str]
-
-    def __call__(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Runs one feed."""
-
-
 # Runs the model before it was cut.
 Original = Callable[[Feed], Mapping[str, Array]]
 
 
 def oracle(
-    zero: Runnable,
-    shrunk: Runnable,
+    zero: Called,
+    shrunk: Called,
     feeds: Iterable[Feed],
     tolerance: float = EXACT,
     original: Original | None = None,
@@ -94,9 +83,9 @@ def oracle(
     """
     largest, worst, reason, count = 0.0, 1.0, "", 0
     for feed in feeds:
-        left, right = zero(feed), shrunk(feed, zero.outputs)
+        left, right = zero(feed), shrunk(feed)
         for name in zero.outputs:
-            both = pairs(left[name], right[name], name, f"{zero.name}, {shrunk.name}")
+            both = pairs(left[name], right.get(name), name, f"{zero.name}, {shrunk.name}")
             for one, other in both:
                 if one.shape != other.shape:
                     sizes = f"is {list(one.shape)} in one and {list(other.shape)} in the other"
@@ -132,7 +121,7 @@ def _beyond(value: object, feed: Feed, name: str, original: Original | None) -> 
 
 
 def either_order(
-    load: Callable[[bool], tuple[Runnable, Runnable]],
+    load: Callable[[bool], tuple[Called, Called]],
     feeds: Sequence[Feed],
     tolerance: float = EXACT,
     original: Original | None = None,
