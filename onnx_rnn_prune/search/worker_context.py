@@ -73,6 +73,7 @@ def judge(context: WorkerContext, evidence: Evidence, scores: Matrix) -> Callabl
         scores: of the units.
     """
     traced, data = _traced(context), context.data
+    traced.evidence.clear()  # of a search before this one
     traced.evidence[data.calibration] = evidence
     return partial(judged, Evaluator.of(traced, data, context.quality), scores)
 
