@@ -268,6 +268,43 @@ def test_nothing_is_sent_nor_run(model, clips, tmp_path):
         assert list(out.glob("*.ran")) == []
 
 
+IN_A_CLUSTER = """
+import sys
+import distributed
+from onnx_rnn_prune.cli import run
+if __name__ == "__main__":
+    model, clips, out = sys.argv[1:]
+    local = {"host": "127.0.0.1", "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, **local) as cluster:
+        options = ["--params", "90%", "--trials", "2", "--cluster", cluster.scheduler_address]
+        code = run(["search", model, "--data", clips, "-o", out, *options])
+    sys.exit(code % 3)  # which cut is worth its time is not what is looked at
+"""
+
+
+def test_a_cluster_talks_to_itself_only(model, clips, tmp_path):
+    """Scheduler, worker and client connect to each other, and ask no one for an address."""
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    strace, trace = shutil.which("strace"), tmp_path / "trace"
+    if strace is None:
+        pytest.skip("strace is not installed")
+    script, out = tmp_path / "cluster.py", tmp_path / "out.onnx"
+    script.write_text(IN_A_CLUSTER)
+    watch = [strace, "-f", "--seccomp-bpf", "-qq", "-e", "trace=network,open,openat", "-o", trace]
+    command = [*watch, sys.executable, script, model, clips, out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    if "strace: " in done.stderr and not out.exists():
+        pytest.skip(f"strace cannot look at processes here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    seen = trace.read_text(errors="replace").splitlines()
+    reached = [line for line in seen if re.search(r"(connect|sendto|sendmsg)\(.*AF_INET", line)]
+    assert reached, "strace saw nothing"
+    assert [line for line in reached if '"127.0.0.1"' not in line] == []
+    words = ("resolv.conf", "/etc/hosts", "nscd", "DeveloperTools", "deviceid")
+    assert [line for line in seen if any(word in line for word in words)] == []
+
+
 NASTY = "l\x1b[2J\x9b1A\r\nSelf-check: \u202e[red] `|` https://x.example @some GH-12 <script> \x7f"
 
 

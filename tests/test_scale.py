@@ -108,6 +108,31 @@ def test_work_of_a_killed_worker_is_done_by_another(feeds, alone, dask):
     assert killed and found == alone
 
 
+def test_a_killed_search_leaves_a_cluster_nothing_to_do(folder, dask, tmp_path):
+    from distributed import Client
+
+    onnx.save(stacked(None), tmp_path / "m.onnx")
+    options = ["--max-nrmse", str(LIMIT), "--cluster", dask.scheduler_address]
+    command = ["search", "m.onnx", "--data", folder, "-o", "out.onnx", *options]
+    searching = subprocess.Popen([sys.executable, "-m", "onnx_rnn_prune", *command], cwd=tmp_path)
+
+    def tasks(dask_scheduler):
+        return [key for key in dask_scheduler.tasks if str(key).startswith("do-")]
+
+    def wait_for(some):
+        end = time.monotonic() + 60
+        while bool(client.run_on_scheduler(tasks)) != some:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    with Client(dask, set_as_default=False) as client:
+        wait_for(True)
+        searching.kill()
+        searching.wait()
+        wait_for(False)
+    assert not (tmp_path / "out.onnx").exists()
+
+
 # Forked, since that starts at once; nothing was run yet, so there are no threads to lose.
 KILLS = """
 import os, random, signal, sqlite3, sys, time
