@@ -27,8 +27,7 @@ FEEDS = (8, 64)
 # Stacks of GRU layers: by name, units, layers, and with how many feeds; 0 for none.
 STACKS = {
     **{f"units_{units}": (units, 1, (0, 3)) for units in (512, 1024, 2048, 4096)},
-    **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100)},
-    "layers_400": (32, 400, (0,)),
+    **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100, 400)},
     "steps": (256, 1, (10, 40, 200)),
 }
 NAMES = ("text_lstm", "nsnet2", "large_lstm", *STACKS)

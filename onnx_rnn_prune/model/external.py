@@ -86,8 +86,15 @@ def tensor_values(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
 
 
 def raw_length(tensor: onnx.TensorProto) -> int:
-    """The number of bytes that a tensor takes in a file; 0 where it is not held as such."""
-    return _place(tensor).length if is_reference(tensor) else len(tensor.raw_data)
+    """The number of bytes that a tensor takes in a file; 0 where it is not held as such.
+
+    To ask for the bytes themselves would copy them.
+    """
+    if is_reference(tensor):
+        return _place(tensor).length
+    if not tensor.HasField("raw_data") or tensor.data_type == onnx.TensorProto.STRING:
+        return 0
+    return int(-(-prod(tensor.dims) * bits(tensor) // 8))
 
 
 def raw_chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:

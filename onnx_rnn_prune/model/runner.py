@@ -215,7 +215,7 @@ def _open(
     source = model.source if isinstance(model, Document) else model
     if unknown_type(source):
         model = as_single(model.write() if isinstance(model, Document) else model)
-    if source.ByteSize() < _LARGE and not is_apart(source):
+    if _is_small(source) and not is_apart(source):
         options.add_session_config_entry(_FOLDER, os.devnull)  # it holds all that it reads
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
@@ -238,6 +238,12 @@ def _open(
         del light
         give_back(sum(map(raw_length, source.graph.initializer)))
         return _session(content, options)
+
+
+def _is_small(model: onnx.ModelProto) -> bool:
+    """Whether a model is; to ask a message how large it is writes it, which takes as much again."""
+    held = sum(map(raw_length, model.graph.initializer))
+    return held < _LARGE and model.ByteSize() < _LARGE
 
 
 Types = Mapping[str, np.dtype[Any]]
