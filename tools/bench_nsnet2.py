@@ -31,6 +31,7 @@ Feed = dict[str, npt.NDArray[np.float32]]
 Gain = npt.NDArray[np.float32]
 
 HIDDEN = 400
+DENSE = ("MatMul_0", "MatMul_23", "MatMul_26")  # of 400, 600 and 600 units; the last one stays
 UNITS = (160, 120, 80)
 RECOVERIES = ("auto", "none", "distill")
 KINDS = tuple(NOISES)
@@ -104,10 +105,20 @@ def feed(mixture: Mixture) -> Feed:
     return {"input": features(spectra(mixture.noisy))}
 
 
-def cut(path: Path, units: int, recovery: str, feeds: Sequence[Feed]) -> Pruned:
-    """Prunes both layers to so many units."""
+def cut(
+    path: Path, units: int, recovery: str, feeds: Sequence[Feed], dense: Sequence[int] = ()
+) -> Pruned:
+    """Prunes both layers to so many units, and dense layers, front to back, to so many."""
     start = time.perf_counter()
-    result = prune(path, keep=units, data=feeds, recover=recovery, distill_minutes=MINUTES)
+    keep = {"GRU*": units, **dict(zip(DENSE, dense, strict=False))}
+    result = prune(
+        path,
+        keep=keep,
+        layers="all" if dense else "recurrent",
+        data=feeds,
+        recover=recovery,
+        distill_minutes=MINUTES,
+    )
     seconds = time.perf_counter() - start
     return Pruned(result.model, units, str(result.report["recovery"]["used"]), seconds)
 
@@ -190,7 +201,7 @@ def noisy(paths: Sequence[Path], seconds: float, times: int, rows: int) -> list[
 
 
 def bench(
-    folder: Path, units: Sequence[int], recoveries: Sequence[str]
+    folder: Path, units: Sequence[int], recoveries: Sequence[str], dense: Sequence[int] = ()
 ) -> tuple[list[Row], list[Mixture]]:
     """The rows, the original's first, and the pieces they were measured on."""
     path, recordings = folder / "nsnet2.onnx", folder / "speech"
@@ -212,7 +223,7 @@ def bench(
     models = []
     for count, recovery in asked:
         print(f"{count} units, recovery {recovery}", file=sys.stderr)
-        models.append(cut(path, count, recovery, more if recovery == "distill" else feeds))
+        models.append(cut(path, count, recovery, more if recovery == "distill" else feeds, dense))
     return measure(path, models, pieces), pieces
 
 
@@ -228,11 +239,14 @@ def main() -> int:
         default=RECOVERIES,
         help="recoveries to measure",
     )
+    parser.add_argument(
+        "--dense", type=int, nargs=3, default=(), help="units of the dense layers to keep, too"
+    )
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     try:
-        rows, pieces = bench(choices.models, choices.units, choices.recover)
+        rows, pieces = bench(choices.models, choices.units, choices.recover, choices.dense)
         text = table(rows, pieces)
         print(text)
         if choices.json:
