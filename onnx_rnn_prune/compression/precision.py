@@ -14,7 +14,7 @@ It has no such operator for GRU and RNN.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -262,20 +262,9 @@ class UseIntegerOperators:
         layers = [layer for layer in layers if _fits(graph, *layer.node.inputs[1:3])]
         for layer in layers:
             _replace_layer(graph, layer, store)
-        found = [n for n in all_nodes(graph) if n.op in _PRODUCTS and not n.domain]
-        products = [node for node in found if _PRODUCTS[node.op](graph, node, store)]
+        found = [n for n in all_nodes(graph) if n.op in ("Gemm", "MatMul") and not n.domain]
+        products = [node for node in found if _replace_product(graph, node, store)]
         return bool(layers or products)
-
-
-Turn = Callable[[Array], Array]
-
-
-def _as_it_is(weight: Array) -> Array:
-    return weight
-
-
-def _sums_first(weight: Array) -> Array:
-    return weight.swapaxes(-1, -2)
 
 
 class _IntegerWeights:
@@ -283,18 +272,19 @@ class _IntegerWeights:
 
     def __init__(self, graph: gs.Graph) -> None:
         self._graph = graph
-        self._made: dict[tuple[int, Turn], tuple[gs.Tensor, list[gs.Tensor]]] = {}
+        self._made: dict[tuple[int, bool], tuple[gs.Tensor, list[gs.Tensor]]] = {}
 
-    def __call__(self, tensor: gs.Tensor, turn: Turn) -> list[gs.Tensor]:
+    def __call__(self, tensor: gs.Tensor, outputs_first: bool) -> list[gs.Tensor]:
         """The integers [.., n, outputs], the scale of each output and the zero points.
 
         Args:
             tensor: the weight.
-            turn: to this order of axes.
+            outputs_first: whether it lies as [.., outputs, n].
         """
-        key = id(tensor), turn
+        key = id(tensor), outputs_first
         if key not in self._made:
-            weight = turn(require_constant(tensor, self._graph.opset))
+            weight = require_constant(tensor, self._graph.opset)
+            weight = weight.swapaxes(-1, -2) if outputs_first else weight
             scale = scale_of(weight, (0, -1) if weight.ndim > 2 else (-1,), _BITS)
             values = np.rint(weight / scale).astype(np.int8)
             scale = scale.squeeze(-2)
@@ -320,24 +310,17 @@ def _replace_layer(graph: gs.Graph, layer: Layer, store: _IntegerWeights) -> Non
     made.attrs.pop("layout", None)  # it is 0 here
     made.inputs = list(node.inputs)
     for name in ("W", "R"):
-        parts = store(node.inputs[layer.slot(name)], _sums_first)
+        parts = store(node.inputs[layer.slot(name)], True)
         for part, tensor in zip(("", "_scale", "_zero_point"), parts, strict=True):
             set_input(made, QUANTIZED_LSTM.inputs.index(f"{name}{part}"), tensor)
     _put(graph, made, node)
 
 
-def _replace_matmul(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> bool:
-    weight = node.inputs[1]
-    if not _is_matrix(graph, weight):
-        return False
-    _put(graph, _product(node, store(weight, _as_it_is)), node)
-    return True
-
-
-def _replace_gemm(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> bool:
+def _replace_product(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> bool:
     weight = node.inputs[1]
     usual = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
-    if not usual or not _is_matrix(graph, weight):
+    matrix = _fits(graph, weight) and require_constant(weight, graph.opset).ndim == 2
+    if not usual or not matrix:
         return False
     turned = bool(node.attrs.get("transB", 0))
     outputs = require_constant(weight, graph.opset).shape[0 if turned else 1]
@@ -347,27 +330,10 @@ def _replace_gemm(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> boo
         if value is None or node.attrs.get("beta", 1.0) != 1.0 or value.size != outputs:
             return False
         bias = add_constant(graph, f"{node.inputs[2].name}_row", value.reshape(-1))
-    made = _product(node, store(weight, _sums_first if turned else _as_it_is))
-    if bias is not None:
-        made.inputs.append(bias)
+    inputs = [node.inputs[0], *store(weight, turned), *([] if bias is None else [bias])]
+    made = gs.Node("DynamicQuantizeMatMul", node.name, inputs=inputs, domain=MICROSOFT)
     _put(graph, made, node)
     return True
-
-
-_PRODUCTS: dict[str, Callable[[gs.Graph, gs.Node, _IntegerWeights], bool]] = {
-    "Gemm": _replace_gemm,
-    "MatMul": _replace_matmul,
-}
-
-
-def _is_matrix(graph: gs.Graph, weight: gs.Tensor) -> bool:
-    return _fits(graph, weight) and require_constant(weight, graph.opset).ndim == 2
-
-
-def _product(node: gs.Node, parts: list[gs.Tensor]) -> gs.Node:
-    return gs.Node(
-        "DynamicQuantizeMatMul", node.name, inputs=[node.inputs[0], *parts], domain=MICROSOFT
-    )
 
 
 def _put(graph: gs.Graph, made: gs.Node, node: gs.Node) -> None:
