@@ -162,7 +162,9 @@ class Reader:
             raise OpaqueError
         shapes = [self.seen.shapes.get(tensor.name) for tensor in node.outputs]
         parts = moved(node, value.labels, given[1:], shapes)
-        return [replace(value, labels=part) for part in parts]
+        if len(parts) == 1 and parts[0] is value.labels:
+            return [value]
+        return [replace(value, labels=part, plain=None) for part in parts]
 
 
 def _blends(term: tuple[Atom, Matrix]) -> bool:

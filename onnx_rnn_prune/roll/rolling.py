@@ -136,10 +136,10 @@ class _Model:
         for place in places(graph):
             if place.way and fewest > 1:  # a body that stays is of one step
                 continue
-            _, found = self._read(place)
+            reader, found = self._read(place)
             for chain in chains(found):
                 if len(chain.steps) >= fewest:
-                    yield _place(chain), partial(self._unroll, chain, place.scope)
+                    yield _place(chain), partial(self._unroll, chain, place.scope, reader)
             for node in place.graph.nodes if not place.way else ():
                 if node.op in REPEATING and not node.domain:
                     yield node.name or node_key(node), partial(self._repeated, node_key(node))
@@ -157,12 +157,11 @@ class _Model:
         nodes = place.graph.nodes
         return reader, read_cells(reader, nodes, shared_operands(nodes))
 
-    def _unroll(self, chain: Chain, scope: str) -> tuple[Document, list[Rolled]]:
+    def _unroll(self, chain: Chain, scope: str, reader: Reader) -> tuple[Document, list[Rolled]]:
         document = self.document.copy()
         graph = document.graph
         place = next(place for place in places(graph) if place.scope == scope)
         home = place.graph
-        reader, _ = self._read(place)
         check_independence(home, chain)
         prove_step(home.nodes, chain.steps[-1], reader.seen, reader.known, graph.opset)
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}

@@ -181,7 +181,7 @@ def _gemm(reader: Source, node: gs.Node, given: Given) -> Value:
     added = given[2] if len(given) > 2 else None
     if added is not None and beta:
         if isinstance(added, Value):
-            bias = replace(added, labels=np.broadcast_to(added.labels, shape)).along(axis)
+            bias = _spread(added, shape).along(axis)
         else:
             bias = along(np.broadcast_to(added, shape), axis)
         form = form.plus(bias.scaled(beta))
@@ -198,7 +198,7 @@ def _concat(reader: Source, node: gs.Node, given: Given) -> Value:
         item.form is None and item.tensor == first.tensor for item in values
     ):
         labels = np.concatenate([item.labels for item in values], axis)
-        return replace(first, labels=labels)
+        return replace(first, labels=labels, plain=None)
     total = Form.constant(np.zeros(shape[axis]))
     at = 0
     for item in given:
@@ -217,7 +217,7 @@ def _together(shape: tuple[int, ...], given: Given) -> tuple[list[Form], int]:
     values: list[Value | Array] = []
     for item in given:
         if isinstance(item, Value):
-            values.append(replace(item, labels=np.broadcast_to(item.labels, shape)))
+            values.append(item if item.shape == shape else _spread(item, shape))
         elif item is not None:
             values.append(np.broadcast_to(item, shape))
     axes = [value.axes() for value in values if isinstance(value, Value)]
@@ -227,6 +227,11 @@ def _together(shape: tuple[int, ...], given: Given) -> tuple[list[Form], int]:
         if axis in common:
             return [along(value, axis) for value in values], axis
     raise OpaqueError
+
+
+def _spread(value: Value, shape: tuple[int, ...]) -> Value:
+    """A value of a larger shape."""
+    return replace(value, labels=np.broadcast_to(value.labels, shape), plain=None)
 
 
 def _result(reader: Source, node: gs.Node, form: Form, axis: int) -> Value:

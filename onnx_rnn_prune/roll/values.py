@@ -31,12 +31,14 @@ class Value:
         form: the form; None where it is entries of a tensor, which may be read by any axis.
         tensor: the tensor that it stems from, where there is no form.
         boolean: whether that holds truth values.
+        plain: where the entries are those of the form in order, the axis of its columns.
     """
 
     labels: Index
     form: Form | None = None
     tensor: str = ""
     boolean: bool = False
+    plain: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,6 +47,8 @@ class Value:
 
     def axes(self) -> list[int]:
         """The axes along which features may lie, the likeliest first."""
+        if self.plain is not None:
+            return [self.plain]
         axes = list(range(self.labels.ndim))[::-1]
         if self.form is None:
             return axes
@@ -60,6 +64,8 @@ class Value:
             entries = np.moveaxis(self.labels, axis, -1)
             index = entries.reshape(-1, self.labels.shape[axis])
             return Form.of(Leaf(self.tensor, index, self.boolean))
+        if axis % self.labels.ndim == self.plain:
+            return self.form
         found = self._along(axis)
         if found is None:
             raise OpaqueError
@@ -91,7 +97,8 @@ def formed(form: Form, shape: Sequence[int], axis: int) -> Value:
     rows = prod(shape) // max(shape[axis], 1)
     others = [size for at, size in enumerate(shape) if at != axis]
     labels = np.arange(rows * form.size).reshape(*others, form.size)
-    return Value(np.moveaxis(labels, -1, axis), form)
+    plain = axis if form.size > 1 and rows > 1 else None
+    return Value(np.moveaxis(labels, -1, axis), form, plain=plain)
 
 
 def along(value: Value | Array, axis: int) -> Form:
