@@ -268,3 +268,59 @@ def operators(model):
 
 def attributes(node):
     return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+def hoisted(model):
+    """The same with the products of the input computed for all steps at once."""
+    body = next((node for node in model.graph.node if node.op_type == "Loop"), None)
+    nodes = model.graph.node if body is None else body.attribute[0].g.node
+    makers = {name: node for node in nodes for name in node.output}
+    names = {}
+    for node in nodes:
+        gather = makers.get(node.input[0]) if node.op_type == "MatMul" else None
+        if gather is not None and gather.op_type == "Gather" and gather.input[0] in ("x", *names):
+            name = f"x_times_{node.input[1]}"
+            names[name] = node.input[1]
+            gather.input[0] = name
+            node.op_type = "Identity"
+            del node.input[1:]
+    for name, weight in names.items():
+        made = helper.make_node("MatMul", ["x", weight], [name], f"{name}_node")
+        model.graph.node.insert(0, made)
+    return model
+
+
+def random_model(rng):
+    """A random cell, written out in a random way, and its number of steps."""
+    kinds = {
+        "lstm": lambda: lstm(rng, form=str(rng.choice(LSTM_FORMS))),
+        "gru": lambda: gru(
+            rng,
+            after=bool(rng.integers(2)),
+            turned=bool(rng.integers(2)),
+            form=str(rng.choice(["sum", "difference"])),
+        ),
+        "rnn": lambda: rnn(rng, str(rng.choice(["Tanh", "Relu", "Sigmoid", "Elu", "Softsign"]))),
+    }
+    step = kinds[str(rng.choice(list(kinds)))]()
+    steps, back = int(rng.integers(3, 9)), bool(rng.integers(2))
+    ends = bool(rng.integers(2))
+    way = str(rng.choice(["unrolled", "hoisted unrolled", "Loop", "hoisted Loop", "Scan"]))
+    if "unrolled" in way:
+        model = unrolled(step, steps, back, ends)
+    else:
+        mask = [None, "where", "blend"][int(rng.integers(3))]
+        op = way.removeprefix("hoisted ")
+        model = repeated(step, op, back, mask, bool(mask) and bool(rng.integers(2)), ends)
+    return (hoisted(model) if "hoisted" in way else model), steps
+
+
+LSTM_FORMS = (
+    "plain",
+    "peepholes",
+    "coupled",
+    "coupled_input",
+    "tanh_gates",
+    "exp_gates",
+    "clip_gates",
+)

@@ -14,7 +14,18 @@ from onnx_rnn_prune import roll as roll_file
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.roll.rolling import roll
-from rolling import UNITS, attributes, feeds, gru, lstm, operators, repeated, rnn, unrolled
+from rolling import (
+    UNITS,
+    attributes,
+    feeds,
+    gru,
+    lstm,
+    operators,
+    random_model,
+    repeated,
+    rnn,
+    unrolled,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -303,3 +314,15 @@ def test_inputs_that_are_masked_before_the_loop_do_not_hide_the_cell():
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), "f"), "nothing"))
     model, _ = rolled(proto, long_and_short(proto))
     assert [node.op_type for node in operators(model)] == ["GRU"]
+
+
+MORE = [pytest.param(seed, marks=pytest.mark.draws) for seed in range(12, 312)]
+
+
+@pytest.mark.parametrize("seed", [*range(12), *MORE])
+def test_random_cells_roll_however_they_are_written(seed):
+    proto, steps = random_model(np.random.default_rng(seed))
+    model, found = rolled(proto, feeds(proto, steps))
+    assert len(operators(model)) == 1, found.left
+    kept = {item.op_type for item in model.graph.node}
+    assert not kept & {"Loop", "Scan", "MatMul", "Sigmoid", "Tanh"}
