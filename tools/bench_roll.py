@@ -1,0 +1,122 @@
+"""What rolling and pruning bring where a recurrence is written out: `python tools/bench_roll.py`.
+
+Without arguments it writes cells out itself, at 128 units and 100 steps, one sequence, one thread.
+Models that are named are measured, too: `MODEL.onnx`, or `MODEL.onnx:INPUT=1x100x16`. `--keras
+FILE` exports a Keras 3 model (Masking, two GRUs, Dense) and does nothing else, where Keras is
+installed. With `--write`, the table goes into tools/results/roll.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+UNITS, INPUTS, STEPS = 128, 16, 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to measure.
+
+    Attributes:
+        name: in the table.
+        model: the model, or its path.
+        size: of its inputs.
+    """
+
+    name: str
+    model: str | onnx.ModelProto
+    size: dict[str, tuple[int, ...]]
+
+
+def export_keras(path: str) -> None:
+    """Writes the Keras model."""
+    keras: Any = import_module("keras")
+    keras.utils.set_random_seed(0)
+    given = keras.Input((None, INPUTS))
+    found = keras.layers.Masking()(given)
+    for _ in range(2):
+        found = keras.layers.GRU(UNITS, return_sequences=True)(found)
+    model = keras.Model(given, keras.layers.Dense(10)(found))
+    model(np.zeros((2, STEPS, INPUTS), np.float32))
+    model.export(path, format="onnx", verbose=False)
+
+
+def written() -> Iterator[Case]:
+    """Cells written out by the tests' writer."""
+    rolling: Any = import_module("rolling")  # of the tests
+    rolling.WIDTH, rolling.UNITS = INPUTS, UNITS
+    rolling.STATE = (rolling.STATE[0], ["batch", UNITS])
+    size = {"x": (STEPS, 1, INPUTS)}
+    for kind in ("lstm", "gru", "rnn"):
+        width = {"width": INPUTS} if kind == "rnn" else {}
+        step = getattr(rolling, kind)(np.random.default_rng(0), **width)
+        states = {"h0": (1, UNITS), **({"c0": (1, UNITS)} if kind == "lstm" else {})}
+        sizes = {**size, **states}
+        yield Case(f"{kind.upper()}, Loop", rolling.repeated(step), sizes)
+        yield Case(f"{kind.upper()}, Scan", rolling.repeated(step, "Scan"), sizes)
+        masked = rolling.repeated(step, mask="blend")
+        yield Case(f"{kind.upper()}, masked Loop", masked, {**sizes, "mask": (STEPS, 1, 1)})
+        yield Case(f"{kind.upper()}, unrolled", rolling.unrolled(step, STEPS), sizes)
+
+
+def measured(case: Case) -> list[str]:
+    """A row of the table."""
+    from onnx_rnn_prune import Unmet, prune, roll
+
+    report = roll(case.model, size=case.size).report
+    if report.latency is None:
+        reasons = "; ".join(row.reason for row in report.left)
+        return [case.name, "not rolled", "", reasons or "nothing recognised"]
+    spread = [f"{number:.1f}" for number in report.latency.speedup_quartiles]
+    cells = ", ".join(f"{row.op} {row.units}" for row in report.rolled)
+    try:
+        cut = prune(case.model, keep=0.5, size=case.size).report.latency.speedup
+        pruned = f"{cut:.1f}x"
+    except Unmet as error:
+        pruned = str(error)
+    return [
+        case.name,
+        f"{cells}, equal to {report.max_abs_diff:.0e}",
+        f"{report.latency.speedup:.1f}x ({spread[0]} to {spread[1]})",
+        pruned,
+    ]
+
+
+def main() -> None:
+    """Measures, prints, and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--keras", metavar="FILE")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    if given.keras:
+        export_keras(given.keras)
+        return
+    from pages import markdown, write_section
+
+    cases = list(written())
+    for text in given.models:
+        path, _, sizes = text.partition(":")
+        pairs = (item.split("=") for item in sizes.split(",") if item)
+        size = {name: tuple(map(int, shape.split("x"))) for name, shape in pairs}
+        cases.append(Case(Path(path).stem, path, size))
+    header = ["model", "became", "faster by rolling", "by rolling and half of the units"]
+    table = markdown(header, [measured(case) for case in cases])
+    print(table)
+    if given.write:
+        write_section("roll", table)
+
+
+if __name__ == "__main__":
+    main()
