@@ -398,7 +398,7 @@ def test_masks_from_training_are_a_plan(one, tmp_path):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ({"other": np.ones(5, bool)}, "the model has no recurrent layer 'other'; its layers are l"),
+        ({"other": np.ones(5, bool)}, "the model has no layer 'other'; its layers are l"),
         ({"layer": np.ones(4, bool)}, r"layer holds bool of shape \[4\]; give .* \[2, 5\] or \[5"),
         ({"layer": np.ones((1, 5), bool)}, r"holds bool of shape \[1, 5\]"),
         ({"layer": np.ones(5)}, "holds float64 of shape"),

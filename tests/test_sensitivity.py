@@ -161,7 +161,7 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
         ({"metric": "accuracy"}, "metric='accuracy': there are no labels in the feeds"),
         ({"metric": "beauty"}, "metric=: there is no metric 'beauty'"),
         ({"better": "lower"}, "better=: no metric is named"),
-        ({"only": "absent"}, "no recurrent layer matches 'absent'"),
+        ({"only": "absent"}, "no layer matches 'absent'"),
     ],
 )
 def test_what_is_wrong_is_said(options, message, model, feeds):

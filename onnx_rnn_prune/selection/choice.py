@@ -153,9 +153,7 @@ def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
     found = {}
     for name, mask in _read(masks).items():
         if name not in known:
-            raise _wrong(
-                f"the model has no recurrent layer '{name}'", f"its layers are {', '.join(known)}"
-            )
+            raise _wrong(f"the model has no layer '{name}'", f"its layers are {', '.join(known)}")
         found[name] = _layer_plan(known[name], np.asarray(mask))
     if not found:
         raise _wrong("they name no layer", f"the layers are {', '.join(known)}")

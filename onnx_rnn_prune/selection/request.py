@@ -99,12 +99,10 @@ class Request:
         for glob in (*self.only, *self.skip):
             if not any(fnmatchcase(name, glob) for name in names):
                 raise PruneError(
-                    f"no recurrent layer matches '{glob}'", where="--only and --skip", remedy=remedy
+                    f"no layer matches '{glob}'", where="--only and --skip", remedy=remedy
                 )
         chosen = [n for n in names if not self.only or any(fnmatchcase(n, g) for g in self.only)]
         chosen = [n for n in chosen if not any(fnmatchcase(n, glob) for glob in self.skip)]
         if not chosen:
-            raise PruneError(
-                "no recurrent layer is left to prune", where="--only and --skip", remedy=remedy
-            )
+            raise PruneError("no layer is left to prune", where="--only and --skip", remedy=remedy)
         return tuple(chosen)

@@ -251,9 +251,7 @@ def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[Layer]) -> N
         _check_units(name, wanted)
         layer = known.get(name)
         if layer is None:
-            raise PruneError(
-                f"the model has no recurrent layer '{name}'", where="plan", remedy=_REMEDY
-            )
+            raise PruneError(f"the model has no layer '{name}'", where="plan", remedy=_REMEDY)
         if wanted.scope != layer.scope:
             raise _wrong(name, f"scope is {wanted.scope!r}, but the layer's is {layer.scope!r}")
         if (layer.hidden, layer.directions) != (wanted.hidden_size, len(wanted.keep)):
