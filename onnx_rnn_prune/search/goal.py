@@ -107,7 +107,10 @@ class Goal:
         return ("bytes", "ms") if self.speed or not self.budgets else ("bytes",)
 
     def __str__(self) -> str:
-        quality = [] if self.drop is None else [_asked(self.quality, self.drop)]
+        named = (
+            "nrmse at most" if self.quality == NRMSE else f"{self.quality.name} worse by at most"
+        )
+        quality = [] if self.drop is None else [f"{named} {self.drop}"]
         speed = [] if self.speed is None else [str(self.speed)]
         return ", ".join([*quality, *speed, *map(str, self.budgets)])
 
@@ -133,12 +136,6 @@ class Aim:
         """The lower, the better: what fits, of that what is good enough, of that the fastest."""
         fits, meets = self.fits(list(trial.counts)), self.meets(trial)
         return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
-
-
-def _asked(quality: Quality, drop: Drop) -> str:
-    return (
-        f"nrmse at most {drop}" if quality == NRMSE else f"{quality.name} worse by at most {drop}"
-    )
 
 
 def _read_drop(target: Target) -> Drop | None:

@@ -185,7 +185,7 @@ def find_region(
     scores = learning & _scores(nodes, asked, graph.opset)
     targets = asked & learning | scores
     useful = _needed(known, targets)
-    read = [t.name for node in useful for t in node.inputs if t.name and not _is_held(t)]
+    read = [t.name for n in useful for t in n.inputs if t.name and constant_value(t) is None]
     given = tuple(dict.fromkeys(name for name in read if name not in made))
     lost = {tensor.name for node in behind for tensor in node.outputs} - made
     return Region(
@@ -321,10 +321,6 @@ def _needed(nodes: Sequence[gs.Node], targets: set[str]) -> list[gs.Node]:
             wanted.update(tensor.name for tensor in node.inputs)
             found.append(node)
     return found[::-1]
-
-
-def _is_held(tensor: gs.Tensor) -> bool:
-    return constant_value(tensor) is not None
 
 
 def _is_constant(node: gs.Node) -> bool:
