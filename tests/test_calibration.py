@@ -229,3 +229,28 @@ def test_validation_feeds_stay_out_of_fits_where_they_are_reported_on(feeds):
     assert open_three(opened, Inputs(feeds)).tested
     for few in (1, 2):
         assert not open_three(opened, Inputs(feeds[:few])).tested
+
+
+def test_the_weight_of_a_layer_with_a_computed_bias_is_cut_but_not_fitted():
+    """Units are cut from its W, but there is no constant that could take what a fit adds."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[time, batch, {INPUTS}] x) => (float[time, one, batch, 2] y) {{
+            Y = GRU <hidden_size = {HIDDEN}> (x, W, R)
+            states = Squeeze (Y, first)
+            mean = ReduceMean <keepdims = 0> (x)
+            zero = Sub (mean, mean)
+            b = Add (B2, zero)
+            y = LSTM <hidden_size = 2> (states, W2, R2, b)
+        }}
+    """)
+    rng = np.random.default_rng(0)
+    shapes = {"W": (15, INPUTS), "R": (15, HIDDEN), "W2": (8, HIDDEN), "R2": (8, 2), "B2": (16,)}
+    for name, shape in shapes.items():
+        value = rng.normal(size=(1, *shape)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "first"))
+    data = [{"x": rng.normal(size=(20, 2, INPUTS)).astype(np.float32)} for _ in range(4)]
+    result = prune(model, keep=2, data=data, recover="lstsq")
+    assert result.report["oracle"]["passed"]
+    assert result.report["layers"][0]["hidden_after"] == 2

@@ -19,6 +19,7 @@ from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import NOBODY, Labels, Mask
 from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.operators.table import Bound, operator_of
 from onnx_rnn_prune.trace.trace import Binding, Trace
 
@@ -101,6 +102,8 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
             inputs[binding.node] = binding.bound.labels.reshape(-1)
             continue
         node = nodes[binding.node]
+        if node.op in RECURRENT and binding.node not in layers:
+            continue  # not all of its parameters are known: it has no place for a bias
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
         stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else groups_of(node)
         carried = node.name.startswith(CARRIED)

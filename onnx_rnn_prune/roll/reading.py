@@ -161,6 +161,8 @@ class Reader:
         if node.op == "Cast" and name in self.seen.booleans and not value.boolean:
             raise OpaqueError
         shapes = [self.seen.shapes.get(tensor.name) for tensor in node.outputs]
+        if None in shapes:  # of outputs whose type is not inferred, the shapes are not seen either
+            raise OpaqueError
         parts = moved(node, value.labels, given[1:], shapes)
         if len(parts) == 1 and parts[0] is value.labels:
             return [value]
