@@ -25,8 +25,8 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 # Feeds made up where there is no data; a part of the feeds that is kept from calibration.
 _RANDOM_FEEDS = 3
-_HELD_OUT = 0.25
-_TWO_HELD_OUT = 0.4
+_VALIDATION = 0.25
+_VALIDATION_AND_TEST = 0.4
 # Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
 _PROOFS = 2
 _RESIZINGS: tuple[Callable[[int], int], ...] = (
@@ -113,7 +113,7 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
         streams = stream_row(opened.document, stream, test)
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
     feeds = opened_feeds(opened, inputs.data, stream)
-    calibration, validation = feeds.split(_HELD_OUT)
+    calibration, validation = feeds.split(_VALIDATION)
     test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
     notes = []
     if calibration.shared:
@@ -134,10 +134,10 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
     feeds = opened_feeds(opened, inputs.data, stream)
     if eval_data is None:
         # Of three streams and more, each set gets one.
-        calibration, rest = feeds.split(max(_TWO_HELD_OUT, 2 / max(feeds.streams, 3)))
+        calibration, rest = feeds.split(max(_VALIDATION_AND_TEST, 2 / max(feeds.streams, 3)))
         validation, test = rest.split(0.5)
     else:
-        calibration, validation = feeds.split(_HELD_OUT)
+        calibration, validation = feeds.split(_VALIDATION)
         test = opened_feeds(opened, eval_data, stream)
     notes = []
     if calibration.shared:

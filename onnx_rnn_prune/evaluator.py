@@ -53,7 +53,7 @@ class Recovered:
         used: none, bias, lstsq or distill.
         write: puts it into the document of full width.
         ridge: lambda of lstsq.
-        error: on held-out feeds, as `Evaluator.error` judges.
+        error: on validation feeds, as `Evaluator.error` judges.
         rounds: refits on the cut model's own signals.
         learning: how distill went, also where it was not chosen.
         refit: fits the same on further feeds as well; None where that is not possible.
@@ -125,7 +125,7 @@ class Evaluator:
         return Runner(document, outputs=outputs, also=drawn, name="a candidate", remedy=OURS)
 
     def error(self, document: Document) -> float:
-        """Mean NRMSE of the outputs, running freely on held-out feeds; with a loss, (both) / 2."""
+        """Mean NRMSE of the outputs, run freely on validation feeds; with a loss, (both) / 2."""
         candidate, judged = self.runner(document), self.traced.original.judged
         outputs = plain_outputs(self.traced.document)  # states matter for what comes of them
         found = drift(self.original, candidate, self.data.validation)

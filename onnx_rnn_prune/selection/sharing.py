@@ -43,7 +43,7 @@ class Curve:
     Attributes:
         layers: the group's layers.
         kept: numbers of units, rising; the last is all of them, [n].
-        error: mean NRMSE on held-out feeds, with least squares as recovery; 0 for all units, [n].
+        error: mean NRMSE on validation feeds, with least squares as recovery; 0 for all units, [n].
     """
 
     layers: tuple[str, ...]
