@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, is_float
@@ -109,4 +110,6 @@ def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:
     """Whether a constant is a matrix, or kernels, of numbers that can be refitted."""
     rank = len(shape) >= least if least > 2 else len(shape) == 2
     dtype = getattr(tensor, "dtype", None)
+    if isinstance(dtype, int):  # types that NumPy lacks are told by their number
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
     return rank and 0 not in shape and (dtype is None or is_float(dtype))
