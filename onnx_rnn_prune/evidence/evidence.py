@@ -62,8 +62,7 @@ class Tapped:
                     layer.node.outputs[0] = gs.Variable(name)
         graph = self._document.graph
         self._lookup = Lookup.of(self._document)
-        none = np.zeros(0, np.intp)
-        self._widths = {r.name: r.lines(self._lookup, none).shape[1] for r in readers}
+        self._widths = {reader.name: sum(reader.widths(self._lookup)) for reader in readers}
         taps = {tap for reader in readers for tap in reader.taps(self._lookup)}
         fed = {tensor.name for tensor in graph.inputs}
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}

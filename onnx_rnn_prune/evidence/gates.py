@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.readers import Lookup, Place, Taps
+from onnx_rnn_prune.evidence.readers import Lines, Lookup, Place, Taps
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Labels, Mask
 from onnx_rnn_prune.operators.layers import Layer
@@ -328,10 +328,10 @@ class GateReader:
             np.concatenate(parts, axis=1, out=result[number * hidden : (number + 1) * hidden])
         return result
 
-    def lines(self, lookup: Lookup, rows: npt.NDArray[np.intp]) -> Array:
+    def lines(self, lookup: Lookup) -> Lines:
         layer = self._layer(lookup)
-        own = self._rows(layer, 0)[rows]
-        return np.concatenate([self._matrix(layer, name)[own] for name in self.sources], axis=1)
+        own, matrices = self._rows(layer, 0), [self._matrix(layer, name) for name in self.sources]
+        return lambda rows: np.concatenate([matrix[own[rows]] for matrix in matrices], axis=1)
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         layer = self._layer(lookup)

@@ -66,6 +66,8 @@ STACKED = ("MatMul", "MatMulInteger")
 
 Taps = Mapping[str, Array]
 
+Lines = Callable[[npt.NDArray[np.intp]], Array]
+
 Place = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 """Rows and columns of a part of a matrix, as `numpy.ix_` takes them."""
 
@@ -110,8 +112,8 @@ class Reader(Protocol):
     def weight(self, lookup: Lookup) -> Array:
         """[outputs, n], as the model holds it."""
 
-    def lines(self, lookup: Lookup, rows: npt.NDArray[np.intp]) -> Array:
-        """The part of the weight that belongs to some outputs, [rows, n]."""
+    def lines(self, lookup: Lookup) -> Lines:
+        """What gives the part of the weight that belongs to some outputs, [rows, n]."""
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         """Writes the part of the weight at a place, and adds to the bias there, [rows]."""
@@ -197,16 +199,16 @@ class ProductReader:
         return np.repeat(own, rows // len(own))
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
-        return (len(self.labels),)
+        return (self.weight(lookup).shape[1],)
 
     def weight(self, lookup: Lookup) -> Array:
         stack = self._stack(lookup)
         matrix: Array = stack[self.part]
         return matrix
 
-    def lines(self, lookup: Lookup, rows: npt.NDArray[np.intp]) -> Array:
-        lines: Array = self.weight(lookup)[rows]
-        return lines
+    def lines(self, lookup: Lookup) -> Lines:
+        weight = self.weight(lookup)
+        return lambda rows: np.asarray(weight[rows])
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
         node, slot = self._node(lookup), self.binding.bound.slot

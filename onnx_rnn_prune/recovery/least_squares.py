@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,7 @@ from onnx_rnn_prune.evidence.moments import (
     blocks,
     put_away,
 )
-from onnx_rnn_prune.evidence.readers import Lookup, Reader
+from onnx_rnn_prune.evidence.readers import Lines, Lookup, Reader
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
@@ -138,7 +137,7 @@ def fit_readers(
                 )
                 continue
             known = _estimate(pairs(reader), columns, ridge)
-            found[reader.name] = _apply(partial(reader.lines, lookup), rows, columns, known)
+            found[reader.name] = _apply(reader.lines(lookup), rows, columns, known)
     return found
 
 
@@ -259,9 +258,7 @@ def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.i
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))
 
 
-def _apply(
-    weight: Callable[[npt.NDArray[np.intp]], Array], rows: Mask, columns: Mask, known: _Estimate
-) -> Fit:
+def _apply(weight: Lines, rows: Mask, columns: Mask, known: _Estimate) -> Fit:
     """The weight of the kept outputs, on what the kept entries say of all."""
     lines, stays = np.flatnonzero(rows), np.flatnonzero(columns)
     dtype = weight(lines[:0]).dtype
