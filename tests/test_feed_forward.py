@@ -276,6 +276,7 @@ def test_halves_of_a_gated_unit_keep_the_same_units(tmp_path):
     assert chosen.layers["a"].hidden_size == 16 and len(first) == 8
     assert (first[4:] - 8 == first[:4]).all(), "the halves are multiplied"
     assert [(first[:4] < 4).sum(), (second < 6).sum(), len(second)] == [2, 3, 6]
+    assert plan(model, layers="all", keep=8, data=feeds).layers["a"] == chosen.layers["a"]
     (tmp_path / "plan.json").write_text(chosen.to_json())
     result = apply(model, tmp_path / "plan.json", data=feeds, recover="lstsq")
     assert [row["hidden_after"] for row in result.report["layers"]] == [8, 6]

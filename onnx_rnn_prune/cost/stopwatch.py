@@ -29,7 +29,7 @@ class Stopwatch:
         }
         operators = {
             layer.name: [
-                Operator(_op(layer), layer.direction, _width(layer), units * _lanes(layer), batch)
+                Operator(_op(layer), layer.direction, _width(layer), units * layer.lanes, batch)
                 for units in widths[layer.name]
             ]
             for layer in layers
@@ -64,11 +64,6 @@ def _op(layer: Layer) -> str:
     if not layer.sums:
         return "MatMul"
     return "LSTM" if layer.cell.features != 2 else layer.cell.op
-
-
-def _lanes(layer: Layer) -> int:
-    """How many lanes of units lie behind one another."""
-    return 1 if layer.cell.stacked else layer.directions
 
 
 def _width(layer: Layer) -> int:

@@ -232,7 +232,12 @@ class Layer:
     @property
     def _width(self) -> int:
         """Units that lie behind one another: of each direction, or of all lanes."""
-        return self.hidden if self.cell.stacked else self.directions * self.hidden
+        return self.lanes * self.hidden
+
+    @property
+    def lanes(self) -> int:
+        """Into how many lanes units are divided that users count as one direction."""
+        return 1 if self.cell.stacked else self.directions
 
     def in_lanes(self, count: int) -> Layer:
         """The same layer with so many lanes, where it has no directions and they divide it."""
@@ -249,9 +254,8 @@ class Layer:
         if tensor is None or name in self.cell.scales:
             return 0
         sizes = list(constant_shape(tensor) or ())
-        lanes = self._width // self.hidden
         for axis, blocks in self._own_axes(name):
-            sizes[axis] = blocks * lanes * (self.hidden if kept is None else kept)
+            sizes[axis] = blocks * self.lanes * (self.hidden if kept is None else kept)
         return prod(sizes)
 
     def flops(self) -> int:

@@ -127,7 +127,11 @@ def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
         trace: of the model.
         price: what is shared out between the groups; None where each group has its own share.
     """
-    wanted = [_wanted(keep.of(group.layers), group) for group in trace.groups]
+    lanes = {layer.name: layer.lanes for layer in trace.layers}
+    wanted = [
+        _wanted(keep.of(group.layers), group, min(lanes[name] for name in group.layers))
+        for group in trace.groups
+    ]
     if price is None:
         return lambda counts: all(n <= most for n, most in zip(counts, wanted, strict=True))
     limit = price(wanted)
@@ -172,9 +176,10 @@ def _curve(group: Group, scores: Matrix) -> Matrix:
     return result
 
 
-def _wanted(keep: Keep, group: Group) -> int:
+def _wanted(keep: Keep, group: Group, lanes: int) -> int:
+    """Units of each lane; users count all that lie behind one another."""
     if keep.units is not None:
-        return min(keep.units, group.size)
+        return min(max(keep.units // lanes, 1), group.size)
     assert keep.share is not None
     return max(1, round(keep.share * group.size))
 

@@ -147,7 +147,7 @@ def _doubtful(traced: TracedModel, plan: Plan) -> set[str]:
     found = set()
     for layer in traced.layers:
         count = sum(1 for name, _ in restored if name == layer.name) + _selects(layer)
-        kept = len(plan.layers[layer.name].keep[0])
+        kept = len(plan.layers[layer.name].keep[0]) // layer.lanes
         itemsize = require_constant(layer.node.inputs[layer.slot("W")]).itemsize
         saved = itemsize * (layer.params() - layer.params(kept))
         cost = itemsize * layer.directions * layer.hidden * (kept + 1) + _NAMES
