@@ -337,3 +337,19 @@ def test_an_output_that_declares_another_shape_hides_no_step():
     for feed in given:
         for one, other in zip(run(model, feed), run(found.document.write(), feed), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_inputs_whose_axes_were_joined_are_read_where_they_are_joined():
+    """As of pictures: columns are steps, and channels and rows together are features."""
+    model = unrolled(rnn(np.random.default_rng(3), width=6))
+    (port,) = [port for port in model.graph.input if port.name == "x"]
+    shape = onnx.helper.make_tensor_value_info("picture", 1, ["batch", 2, 3, "time"])
+    model.graph.input.remove(port)
+    model.graph.input.append(shape)
+    model.graph.node.insert(0, onnx.helper.make_node("Reshape", ["turned", "sizes"], ["x"], "join"))
+    turn = onnx.helper.make_node("Transpose", ["picture"], ["turned"], "turn", perm=[3, 0, 1, 2])
+    model.graph.node.insert(0, turn)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([0, 0, 6], np.int64), "sizes")
+    )
+    assert len(operators(rolled(model)[0])) == 1

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update, source
 from onnx_rnn_prune.roll.reading import Reader
-from onnx_rnn_prune.roll.rewrite import Builder, Layout, layout_of_value, put_operator
+from onnx_rnn_prune.roll.rewrite import Builder, Layout, layout_of_value, placed, put_operator
 from onnx_rnn_prune.roll.steps import NotRollableError
 from onnx_rnn_prune.roll.unrolled import (
     Track,
@@ -84,7 +84,7 @@ class Repeated:
         return [made.node for made in self.made]
 
     def _operator(self, item: Recurrence) -> Made:
-        groups = item.chain.inputs()
+        groups = [self._placed(group) for group in item.chain.inputs()]
         count = len(self.turns.read)
         if not groups or any(len(group) != count for group in groups):
             raise NotRollableError("its steps do not read one input each")
@@ -109,6 +109,10 @@ class Repeated:
         made = put_operator(build, item.chain, sequence, initial, self.dtype, direction)
         last = (made.y_h,) if made.y_c is None else (made.y_h, made.y_c)
         return Made(made.node, item, made.y, backwards, last)
+
+    def _placed(self, group: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
+        inner = group[0].tensor in self.turns.local
+        return group if inner else placed(group, self.turns.reader)
 
     def _initial(self, leaf: Leaf, sequence: gs.Tensor) -> gs.Tensor | None:
         """A state before the first turn: [1, B, H]; None where it is 0."""

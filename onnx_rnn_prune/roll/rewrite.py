@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, tensors_of
 from onnx_rnn_prune.roll.form import Index, Leaf
+from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.steps import Chain, NotRollableError
 from onnx_rnn_prune.roll.values import Value
 
@@ -60,6 +61,35 @@ def layout_of(index: Index, shape: Sequence[int]) -> Layout:
     ):
         raise NotRollableError("what it reads or writes does not lie along axes of a tensor")
     return Layout(rows, features, columns, fixed)
+
+
+def placed(leaves: Sequence[Leaf], reader: Reader) -> tuple[Leaf, ...]:
+    """The same entries, of a tensor in which they lie along axes.
+
+    Where axes were joined on the way, that is not the tensor that they stem from.
+
+    Raises:
+        NotRollableError: there is none.
+    """
+    shapes, stem = reader.seen.shapes, leaves[0].tensor
+    if any(leaf.tensor != stem for leaf in leaves) or stem not in shapes:
+        return tuple(leaves)
+    found = {stem: tuple(leaves)}
+    for name, value in reader.known.items():
+        if isinstance(value, Value) and value.form is None and value.tensor == stem:
+            places = np.full(int(np.prod(shapes[stem])), -1)
+            places[value.labels.reshape(-1)] = np.arange(value.labels.size)
+            moved = tuple(Leaf(name, places[leaf.index], leaf.boolean) for leaf in leaves)
+            if not any((leaf.index < 0).any() for leaf in moved) and name in shapes:
+                found[name] = moved
+    for name, moved in found.items():
+        try:
+            for leaf in moved:
+                layout_of(leaf.index, shapes[name])
+        except NotRollableError:
+            continue
+        return moved
+    raise NotRollableError("what it reads does not lie along axes of a tensor")
 
 
 def layout_of_value(value: Value) -> Layout:

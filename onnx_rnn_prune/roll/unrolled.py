@@ -18,6 +18,7 @@ from onnx_rnn_prune.roll.rewrite import (
     layout_of,
     layout_of_value,
     leaf_matrix,
+    placed,
     put_operator,
 )
 from onnx_rnn_prune.roll.steps import Chain, NotRollableError
@@ -93,7 +94,7 @@ def roll_chain(
         NotRollableError: that is not possible.
     """
     shapes = reader.seen.shapes
-    groups = chain.inputs()
+    groups = [placed(group, reader) for group in chain.inputs()]
     count = len(chain.steps)
     if not groups or any(len(group) != count for group in groups):
         raise NotRollableError("its steps do not read one input each")
