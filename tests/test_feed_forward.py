@@ -287,3 +287,11 @@ def test_halves_of_a_gated_unit_keep_the_same_units(tmp_path):
         [6, 2, 3],
         [8, 3, 3],
     ]
+
+
+@pytest.mark.parametrize("criterion", ["activation", "correlation", "cosine", "l2", "variance"])
+def test_criteria_rank_units_of_all_layers(criterion):
+    model, feeds = recurrent_model()
+    result = prune(model, data=feeds, layers="all", criterion=criterion, recover="merge")
+    assert [row["hidden_after"] for row in result.report["layers"]] == [10, 8, 12, 3]
+    assert result.report["oracle"]["passed"]
