@@ -14,7 +14,7 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped
-from onnx_rnn_prune.evidence.moments import Moments, MomentStore
+from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -286,10 +286,10 @@ class CandidateCut:
 
         def refit(feeds: Feeds) -> Pass:
             """With all that `pairs` knows by then, signals of later rounds included."""
-            further = MomentStore()
-            self.free_pairs(self.traced.document, feeds, further)
+            further, weighed = MomentStore(), self.evaluator.evidence.emphasis if rounds else {}
+            self.free_pairs(self.traced.document, feeds, further, weighed)
             if rounds:
-                self.free_pairs(self.shrunk(write), feeds, further)
+                self.free_pairs(self.shrunk(write), feeds, further, weighed)
             return self.least_squares(
                 lambda reader: pairs(reader).merge(further[reader.pool]), ridge
             )
@@ -319,26 +319,38 @@ class CandidateCut:
         count = math.ceil(evidence.streams * min(1.0, max(shares, default=1.0)))
         return feeds.take([(turn * count + number) % size for number in range(count)])
 
-    def free_pairs(self, document: Document, feeds: Feeds, seen: MomentStore) -> None:
+    def free_pairs(
+        self,
+        document: Document,
+        feeds: Feeds,
+        seen: MomentStore,
+        emphasis: Mapping[str, Matrix],
+    ) -> None:
         """Adds moments of what the original's readers read, and of what stays of it in a document.
 
         Args:
             document: a cut one, or one of full width in which the cut units are on their way out.
             feeds: what both run on.
             seen: what the moments are added to.
+            emphasis: of readers' outputs, by pool, where samples count by what comes of an error.
         """
         readers, runs = self.traced.readers, self.evaluator.evidence.runs
-        student = Tapped(document, readers, feeds.states)
         teacher = Tapped(self.traced.document, readers, feeds.states, runs)
+        student = teacher
+        if document is not self.traced.document:
+            student = Tapped(document, readers, feeds.states)
         for feed in feeds:
-            wanted, real = teacher(feed), student(feed)
+            wanted = teacher(feed)
+            real = wanted if student is teacher else student(feed)
             for reader in readers:
                 read, stays = student.signal(reader, real), kept(reader.labels, self.keep)
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
                 width = read.shape[1]
                 read = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                seen.gather(reader.pool, read, last=width)
+                felt = emphasis.get(reader.pool)
+                weights = None if felt is None else teacher.importance(reader, wanted, felt)
+                seen.gather(reader.pool, read, last=width, weights=weights)
 
 
 def _error(drift: Drift, kind: str | None) -> float:

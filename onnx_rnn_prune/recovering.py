@@ -130,9 +130,10 @@ def _refit(
 ) -> Recovered:
     """Refits on the signals that the cut model really has, as long as that gets better.
 
-    Each round adds the signals of the last one to those of all before it: fitting to the last alone
-    swings from one error to the opposite (Ross et al. 2011, DAgger). In the first rounds of a soft
-    schedule the model is not cut yet, but on its way.
+    Each round adds the signals of the last one to those of the original and of all before it:
+    fitting to the last alone swings from one error to the opposite (Ross et al. 2011, DAgger).
+    Samples count by how much comes of an error in them. In the first rounds of a soft schedule the
+    model is not cut yet, but on its way.
     """
     assert start.ridge is not None
     best, last = start, start
@@ -142,15 +143,17 @@ def _refit(
     )
 
     def pairs(reader: Reader) -> Moments:
-        return cut.pairs(reader).merge(seen[reader.pool])
+        return seen[reader.pool]
 
+    emphasis = cut.evaluator.evidence.emphasis
+    cut.free_pairs(cut.traced.document, cut.sample(0), seen, emphasis)
     shares = schedule.shares(_ROUNDS)
     for number, share in enumerate(shares):
         if time.monotonic() > until:
             break
         progress("recovering", number, len(shares))
         on_its_way = cut.shrunk(last.write) if share == 1.0 else fading(last.write, share)
-        cut.free_pairs(on_its_way, cut.sample(number), seen)
+        cut.free_pairs(on_its_way, cut.sample(number), seen, emphasis)
         last = cut.fitted(pairs, start.ridge, number + 1)
         if last.error < best.error:
             best = last

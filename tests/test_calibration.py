@@ -95,6 +95,9 @@ def test_emphasis_is_the_mean_square_of_how_the_next_state_answers(op, attribute
         if not hasattr(reader, "gates"):
             continue
         found = tapped.emphasis(reader, seen)
+        # In relation to what is usual for each output, a usual sample counts as one.
+        importance = tapped.importance(reader, seen, found)
+        assert len(importance) == BATCH and importance.mean() == pytest.approx(1.03)
         rows = [GATES[op].index(gate) * HIDDEN + n for gate in reader.gates for n in range(HIDDEN)]
         for row, value in zip(rows, found, strict=True):
             if op == "GRU" and not attributes and row // HIDDEN == 1:

@@ -154,8 +154,8 @@ def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
         for cut in by_streams:
             assert cut.fitted(cut.pairs, ridge).error == pytest.approx(wanted.error)
             seen = [MomentStore(), MomentStore()]
-            by_sequence.free_pairs(by_sequence.shrunk(wanted.write), cut.sample(1), seen[0])
-            cut.free_pairs(cut.shrunk(wanted.write), cut.sample(1), seen[1])
+            by_sequence.free_pairs(by_sequence.shrunk(wanted.write), cut.sample(1), seen[0], {})
+            cut.free_pairs(cut.shrunk(wanted.write), cut.sample(1), seen[1], {})
             for pool in ("Y#0iofcX+H", "y_product#0"):
                 one, other = (store[pool] for store in seen)
                 np.testing.assert_allclose(one.variance, other.variance, rtol=1e-5)

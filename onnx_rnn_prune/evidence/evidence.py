@@ -96,6 +96,12 @@ class Tapped:
         found = [reader.emphasis(self._lookup, taps) for taps in self._calls(reader, seen)]
         return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self._lookup)))
 
+    def importance(self, reader: Reader, seen: Seen, emphasis: Matrix) -> Matrix:
+        """How much errors matter when one reader reads each of its samples, [N]."""
+        calls = self._calls(reader, seen)
+        found = [reader.importance(self._lookup, taps, emphasis) for taps in calls]
+        return np.concatenate(found) if found else np.zeros(0)
+
     def signal(self, reader: Reader, seen: Seen) -> Array:
         """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""
         found = [reader.signal(self._lookup, taps) for taps in self._calls(reader, seen)]

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.evidence.readers import Lines, Lookup, Place, Taps
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.labels import Labels, Mask
+from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.layers import Layer
 
 
@@ -172,6 +172,9 @@ class Steps:
 
 # So many steps an error counts at most: how long sequences last is not known.
 _LONGEST = 100.0
+# Gates that are hardly ever felt, as a share of the one that is felt most, do not say which samples
+# matter; and no sample matters less than so much of a usual one.
+_FELT, _LEAST = 1e-9, 0.03
 
 
 def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
@@ -238,12 +241,6 @@ _CELLS: dict[str, Callable[[Layer, Steps, list[Function]], dict[str, Matrix]]] =
 }
 
 
-def mean_square(values: Matrix, valid: Mask) -> Matrix:
-    """Of [T, B, H] over the valid steps, [H]."""
-    inside = values[valid]
-    return np.zeros(values.shape[-1]) if not len(inside) else np.mean(inside**2, axis=0)
-
-
 @dataclass(frozen=True, eq=False)
 class GateReader:
     """Some gates of one direction: W x + R h + bias, before the activation.
@@ -302,13 +299,26 @@ class GateReader:
         return np.concatenate(parts, axis=1)
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
+        squares = self._squares(lookup, taps)
+        return squares.mean(axis=0) if len(squares) else np.zeros(squares.shape[1])
+
+    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix:
+        felt = emphasis > _FELT * emphasis.max(initial=0.0)
+        if not felt.any():
+            return np.ones(len(self._squares(lookup, taps)))
+        squares = self._squares(lookup, taps)[:, felt]
+        share: Matrix = squares @ (1.0 / emphasis[felt]) / np.count_nonzero(felt)
+        return share + _LEAST
+
+    def _squares(self, lookup: Lookup, taps: Taps) -> Matrix:
+        """Of how what comes answers each output, [N, outputs]; ones where that is not known."""
         layer = self._layer(lookup)
         steps = Steps(layer, self.direction, taps)
         found = answers(layer, steps)
         if found is None:
-            return np.ones(len(self.gates) * layer.hidden)
+            return np.ones((np.count_nonzero(steps.valid), len(self.gates) * layer.hidden))
         letters = "H" if self.sources == ("H",) else self.gates
-        return np.concatenate([mean_square(found[letter], steps.valid) for letter in letters])
+        return np.concatenate([found[letter][steps.valid] ** 2 for letter in letters], axis=1)
 
     def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))

@@ -26,19 +26,21 @@ class Moments:
     LeVeque 1983, "Algorithms for computing the sample variance").
 
     Attributes:
-        count: number of samples.
+        count: number of samples, or the sum of their weights.
         mean: [n].
         comoment: sum of outer products of deviations from the mean, [n, n]; or [n, last] where only
             the products with the last entries are wanted.
     """
 
-    count: int
+    count: float
     mean: Matrix
     comoment: Matrix
 
     @staticmethod
-    def of(samples: npt.NDArray[np.generic], last: int | None = None) -> Moments:
-        """The moments of samples, shape [N, n]."""
+    def of(
+        samples: npt.NDArray[np.generic], last: int | None = None, weights: Matrix | None = None
+    ) -> Moments:
+        """The moments of samples, shape [N, n]; of each as many as its weight says, if any, [N]."""
         values = np.asarray(samples, dtype=np.float64)
         if not np.isfinite(values).all():
             raise PruneError(
@@ -46,10 +48,14 @@ class Moments:
                 where="calibration",
                 remedy="look for broken values in the data, or leave such feeds out",
             )
-        mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
+        mean = np.zeros(values.shape[1])
+        if len(values):
+            mean = np.average(values, axis=0, weights=weights)
         centred = values - mean
-        first = 0 if last is None else len(mean) - last
-        return Moments(len(values), mean, centred.T @ centred[:, first:])
+        right = centred[:, 0 if last is None else len(mean) - last :]
+        if weights is None:
+            return Moments(len(values), mean, centred.T @ right)
+        return Moments(float(weights.sum()), mean, centred.T @ (right * weights[:, None]))
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; the arrays of `other` are used up."""
@@ -94,6 +100,7 @@ class _Waiting:
 
     last: int | None
     parts: list[Array] = field(default_factory=list)
+    weights: list[Matrix] = field(default_factory=list)
     bytes: int = 0
 
 
@@ -105,7 +112,7 @@ class MomentStore:
 
     def __init__(self) -> None:
         self._folder = temporary_folder()
-        self._heads: dict[str, tuple[int, Matrix]] = {}
+        self._heads: dict[str, tuple[float, Matrix]] = {}
         self._numbers: dict[str, int] = {}
         self._small: dict[str, Matrix] = {}
         self._waiting: dict[str, _Waiting] = {}
@@ -123,8 +130,8 @@ class MomentStore:
             trim()
         return Moments(count, mean, comoment)
 
-    def count(self, name: str) -> int:
-        """The number of samples."""
+    def count(self, name: str) -> float:
+        """The number of samples, or the sum of their weights."""
         self._settle(name)
         return self._heads[name][0]
 
@@ -158,13 +165,17 @@ class MomentStore:
         if moments.comoment.nbytes > _LARGE:
             trim()
 
-    def gather(self, name: str, samples: Array, last: int | None = None) -> None:
+    def gather(
+        self, name: str, samples: Array, last: int | None = None, weights: Matrix | None = None
+    ) -> None:
         """Merges the moments of samples, see `Moments.of`; few samples wait for others of the name.
 
         Calls of a single step would otherwise each cost as much as a sequence does.
         """
         waiting = self._waiting.setdefault(name, _Waiting(last))
         waiting.parts.append(samples)
+        if weights is not None:
+            waiting.weights.append(weights)
         waiting.bytes += samples.nbytes
         if waiting.bytes >= _FEW:
             self._settle(name)
@@ -197,7 +208,8 @@ class MomentStore:
         if waiting is not None:
             first, *rest = waiting.parts
             joined = np.concatenate([first, *rest]) if rest else np.ascontiguousarray(first)
-            self.add(name, Moments.of(joined, waiting.last))
+            weights = np.concatenate(waiting.weights) if waiting.weights else None
+            self.add(name, Moments.of(joined, waiting.last, weights))
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{self._numbers[name]}.npy"

@@ -99,6 +99,15 @@ class Reader(Protocol):
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         """How much the square of an error in each output matters, [outputs]."""
 
+    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix:
+        """How much the square of an error in each sample matters, of all outputs together, [N].
+
+        Args:
+            lookup: of the document that ran.
+            taps: of one run.
+            emphasis: of the outputs, [outputs]; each counts in relation to what is usual for it.
+        """
+
     @property
     def places(self) -> bool:
         """Whether it brings a state to full width for callers who only hand it back."""
@@ -190,6 +199,9 @@ class ProductReader:
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         return np.ones(len(self.weight(lookup)))
+
+    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix:
+        return np.ones(len(self.signal(lookup, taps)))
 
     def outputs(self, lookup: Lookup) -> Labels:
         rows = len(self.weight(lookup))
