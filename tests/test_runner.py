@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import runner
 from onnx_rnn_prune.model.checks import anchor
-from onnx_rnn_prune.model.external import is_reference
+from onnx_rnn_prune.model.external import is_reference, stored_bytes
 from onnx_rnn_prune.model.runner import Runner
 
 
@@ -133,3 +133,14 @@ def test_a_layer_that_gets_nothing_ends_no_process(op, axis, inside, options):
 def test_an_lstm_takes_no_steps():
     model, feed = sliced("LSTM", 0), {"x": np.ones((2, 5, 2), np.float32), "yes": np.array(True)}
     assert Runner(model, outputs=["y"])(feed)["y"].shape == (0, 1, 5, 2)
+
+
+@pytest.mark.parametrize("size", [1, 250, 4000, 16384, 32700, 540000])
+def test_the_size_of_a_model_is_that_of_its_message(size):
+    """Whatever the lengths in it take."""
+    proto = sliced("GRU", 0, inside=True)
+    for number in range(3):
+        value = np.zeros(size + number, np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(value, f"weight{number}"))
+    proto.graph.initializer.append(onnx.helper.make_tensor("few", 1, [size], [0.5] * size))
+    assert stored_bytes(proto, proto) == proto.ByteSize()

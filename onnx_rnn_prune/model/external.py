@@ -177,9 +177,38 @@ def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
             called `model.onnx`: each reference holds a name.
     """
     if not is_apart(like):
-        return int(model.ByteSize())
+        return _message_bytes(model)
     weights = WeightsFile(weights_name("model.onnx", 12 * "0"))
     return int(with_weights(model, weights.take).ByteSize()) + weights.size
+
+
+def _message_bytes(model: onnx.ModelProto) -> int:
+    """The size of a message, which would write itself to tell it, in memory once again."""
+    light = with_weights(model, _hollow)
+    before = graph = int(light.graph.ByteSize())
+    for tensor, hollow in zip(model.graph.initializer, light.graph.initializer, strict=True):
+        length = raw_length(tensor) if tensor.HasField("raw_data") else 0
+        if length >= LEAST:
+            held = hollow.ByteSize()
+            whole = held + 1 + _digits(length) + length  # a tag, the length, and the bytes
+            graph += whole - held + _digits(whole) - _digits(held)
+    return int(light.ByteSize()) + graph - before + _digits(graph) - _digits(before)
+
+
+def _hollow(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A large tensor without its bytes."""
+    if raw_length(tensor) < LEAST or not tensor.HasField("raw_data"):
+        return tensor
+    result = onnx.TensorProto()
+    for field, _ in tensor.ListFields():
+        if field.name != "raw_data":
+            copy_field(tensor, result, field.name)
+    return result
+
+
+def _digits(number: int) -> int:
+    """The bytes that a whole number takes in a message, 7 bits in each."""
+    return max(1, -(-number.bit_length() // 7))
 
 
 def compressed_bytes(model: onnx.ModelProto) -> int:
