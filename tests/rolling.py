@@ -165,7 +165,9 @@ def body_of(inputs, outputs, g):
 STATE = (TensorProto.FLOAT, ["batch", UNITS])
 
 
-def repeated(step, op="Loop", backwards=False, mask=None, zero=False, ends=False, two=None):
+def repeated(
+    step, op="Loop", backwards=False, mask=None, zero=False, ends=False, two=None, joined=None
+):
     """The steps in the body of a Loop, which counts on its own, or of a Scan.
 
     Args:
@@ -176,6 +178,7 @@ def repeated(step, op="Loop", backwards=False, mask=None, zero=False, ends=False
         zero: outputs are 0 where that is 0, not held.
         ends: whether the states after the last step are asked for, too.
         two: the step of a second cell that reads the first one's h.
+        joined: of a Loop, puts outputs into a sequence that is joined along this new axis.
     """
     g, b = Graph(), Graph(prefix="b_")
     b.weights = g.weights
@@ -216,10 +219,21 @@ def repeated(step, op="Loop", backwards=False, mask=None, zero=False, ends=False
         g.nodes.append(helper.make_node("Identity", [steps], ["steps"], "steps"))
         going = b("Identity", "going")
         ports = [("j", TensorProto.INT64, []), ("going", TensorProto.BOOL, []), *states]
-        ends_ = [(going, TensorProto.BOOL, []), *after, (put, *STATE)]
-        body = body_of(ports, ends_, b)
+        ends_ = [(going, TensorProto.BOOL, []), *after]
         inputs = ["steps", g.constant(np.array(True)), *starts]
-        g.nodes.append(helper.make_node("Loop", inputs, [*finals, "ys"], "loop", body=body))
+        last = "ys" if joined is None else "all"
+        if joined is None:
+            body = body_of(ports, [*ends_, (put, *STATE)], b)
+        else:
+            grown = b("SequenceInsert", "so_far", put)
+            body = body_of(ports, ends_, b)
+            for side, word in ((body.input, "so_far"), (body.output, grown)):
+                side.append(helper.make_tensor_sequence_value_info(word, *STATE))
+            inputs.append(g("SequenceEmpty"))
+        g.nodes.append(helper.make_node("Loop", inputs, [*finals, last], "loop", body=body))
+        if joined is not None:
+            join = {"axis": joined, "new_axis": 1}
+            g.nodes.append(helper.make_node("ConcatFromSequence", [last], ["ys"], "join", **join))
     else:
         body = body_of([*states, *sides], [*after, (put, *STATE)], b)
         inputs = [*starts, "x", *(["flags"] if mask else [])]
@@ -305,16 +319,18 @@ def random_model(rng):
     step = kinds[str(rng.choice(list(kinds)))]()
     steps, back = int(rng.integers(3, 9)), bool(rng.integers(2))
     ends = bool(rng.integers(2))
-    way = str(rng.choice(["unrolled", "hoisted unrolled", "Loop", "hoisted Loop", "Scan"]))
+    way = str(rng.choice(WAYS))
     if "unrolled" in way:
         model = unrolled(step, steps, back, ends)
     else:
         mask = [None, "where", "blend"][int(rng.integers(3))]
-        op = way.removeprefix("hoisted ")
-        model = repeated(step, op, back, mask, bool(mask) and bool(rng.integers(2)), ends)
+        zero, axis = bool(mask) and bool(rng.integers(2)), int(rng.integers(3))
+        joined = axis if "joined" in way else None
+        model = repeated(step, way.split()[-1], back, mask, zero, ends, joined=joined)
     return (hoisted(model) if "hoisted" in way else model), steps
 
 
+WAYS = ("unrolled", "hoisted unrolled", "Loop", "joined Loop", "hoisted Loop", "Scan")
 LSTM_FORMS = (
     "plain",
     "peepholes",

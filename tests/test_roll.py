@@ -151,6 +151,14 @@ def test_masked_bodies_roll(kind, op, how, zero):
         assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
 
 
+@pytest.mark.parametrize(("mask", "axis"), [(None, 0), ("where", 1), (None, -1)])
+def test_sequences_that_a_loop_fills_roll(mask, axis):
+    proto = repeated(gru(np.random.default_rng(3)), mask=mask, joined=axis)
+    model, _ = rolled(proto, long_and_short(proto))
+    assert len(operators(model)) == 1
+    assert not {item.op_type for item in model.graph.node} & {"Loop", "ConcatFromSequence"}
+
+
 def test_two_cells_in_one_body_become_two_operators():
     rng = np.random.default_rng(3)
     proto = repeated(lstm(rng), two=rnn(rng, width=UNITS), ends=True)

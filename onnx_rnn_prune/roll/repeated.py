@@ -25,6 +25,7 @@ from onnx_rnn_prune.roll.unrolled import (
     is_repeated,
     is_zero,
 )
+from onnx_rnn_prune.roll.values import Value
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, gs.Tensor]
@@ -205,8 +206,11 @@ class Repeated:
         for number, (initial, taken, given, output) in enumerate(self.turns.slots.states):
             if not _is_read(output, self.builder.graph):
                 continue
+            added = _added(initial, taken, given)
             if source(given) is taken:
                 found.append((self.tensors[initial.name], output))
+            elif added is not None:
+                found += self._gathered(added, output)
             else:
                 found.append((self._state(number, given, taken), output))
         return found
@@ -228,15 +232,39 @@ class Repeated:
         found = []
         for given, output, axis, back in self.turns.slots.stacked:
             if _is_read(output, self.builder.graph):
-                updates = self.turns.updates(given)
-                made = self._maker(updates, given)
-                if made.mask is not None:
-                    made = replace(made, steps=self._with_mask(made, updates, given))
-                elif updates[0].mask is not None:
-                    raise NotRollableError(f"{given.name} is masked by itself")
-                data = self._order(made, back)
-                shifted = shift(layout_of_value(updates[0].value), axis)
+                data, value = self._all_steps(given, back)
+                shifted = shift(layout_of_value(value), axis)
                 found.append((self.builder.from_matrix(data, shifted, axis), output))
+        return found
+
+    def _all_steps(self, given: gs.Tensor, back: bool) -> tuple[gs.Tensor, Value]:
+        """What a tensor of the body is in all turns: [T, B, H], and how one of them is laid out."""
+        updates = self.turns.updates(given)
+        made = self._maker(updates, given)
+        if made.mask is not None:
+            made = replace(made, steps=self._with_mask(made, updates, given))
+        elif updates[0].mask is not None:
+            raise NotRollableError(f"{given.name} is masked by itself")
+        return self._order(made, back), updates[0].value
+
+    def _gathered(self, added: gs.Tensor, output: gs.Tensor) -> list[tuple[gs.Tensor, gs.Tensor]]:
+        """What is made of the sequence to which each turn adds a tensor."""
+        data, value = self._all_steps(added, back=False)
+        layout = layout_of_value(value)
+        found = []
+        for reader in output.outputs:
+            if reader.op != "ConcatFromSequence":
+                raise NotRollableError("its sequence is read one by one")
+            rank = len(value.shape) + int(reader.attrs.get("new_axis", 0))
+            axis = int(reader.attrs["axis"]) % rank
+            if rank > len(value.shape):
+                laid = shift(layout, axis)
+            elif axis in layout.fixed:
+                rest = {at: place for at, place in layout.fixed.items() if at != axis}
+                laid = replace(layout, fixed=rest)
+            else:
+                raise NotRollableError("its steps are joined along no axis of their own")
+            found.append((self.builder.from_matrix(data, laid, axis), reader.outputs[0]))
         return found
 
     def _with_mask(self, made: Made, updates: Sequence[Update], given: gs.Tensor) -> gs.Tensor:
@@ -271,6 +299,17 @@ class Repeated:
             if [step.output.key for step in made.item.chain.steps] == keys:
                 return made
         raise NotRollableError(f"{given.name} is no h of a cell")
+
+
+def _added(initial: gs.Tensor, taken: gs.Tensor, given: gs.Tensor) -> gs.Tensor | None:
+    """What a turn puts at the end of a sequence that is empty before the first one."""
+    kept = source(given)
+    node = kept.inputs[0] if kept.inputs else None
+    if node is None or node.op != "SequenceInsert" or source(node.inputs[0]) is not taken:
+        return None
+    empty = bool(initial.inputs) and initial.inputs[0].op == "SequenceEmpty"
+    at_end = len(node.inputs) < 3 or not node.inputs[2].name
+    return node.inputs[1] if empty and at_end else None
 
 
 def shift(layout: Layout, axis: int) -> Layout:
