@@ -10,6 +10,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import runner
 from onnx_rnn_prune.model.checks import anchor
 from onnx_rnn_prune.model.external import is_reference, stored_bytes
+from onnx_rnn_prune.model.runnable import guarded
 from onnx_rnn_prune.model.runner import Runner
 
 
@@ -144,3 +145,16 @@ def test_the_size_of_a_model_is_that_of_its_message(size):
         proto.graph.initializer.append(numpy_helper.from_array(value, f"weight{number}"))
     proto.graph.initializer.append(onnx.helper.make_tensor("few", 1, [size], [0.5] * size))
     assert stored_bytes(proto, proto) == proto.ByteSize()
+
+
+@pytest.mark.parametrize("broken", ["attributes", "inputs", "outputs"])
+def test_nodes_that_are_none_are_left_to_onnxruntime(broken):
+    proto = sliced("GRU", 0)
+    layer = proto.graph.node[1]
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["c"], value_int=1, other=2))
+    if broken == "attributes":
+        assert guarded(proto).graph.node[0] == proto.graph.node[0]
+        return
+    layer.ClearField("input" if broken == "inputs" else "output")
+    with pytest.raises(PruneError, match="cannot load it"):
+        Runner(proto, outputs=["y"])

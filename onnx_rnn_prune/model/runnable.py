@@ -135,7 +135,7 @@ def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
     for graph in list(messages(result.graph, onnx.GraphProto))[::-1]:  # bodies before what has them
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            if node.op_type in _FILLED and _key(node) in endangered:
+            if node.op_type in _FILLED and node.input and _key(node) in endangered:
                 nodes += _guard(node)
             nodes.append(node)
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -160,7 +160,7 @@ def _endangered(graph: onnx.GraphProto, filled: set[str]) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _endangered(attribute.g, set(filled))
-        if node.op_type in _FILLED and node.input[0] not in filled:
+        if node.op_type in _FILLED and node.input and node.input[0] not in filled:
             yield _key(node)
         read = node.input[:1] if node.op_type in _MOVES else filter(None, node.input)
         fills = (node.op_type in _FILLS or node.op_type in _MOVES) and filled.issuperset(read)
@@ -169,6 +169,8 @@ def _endangered(graph: onnx.GraphProto, filled: set[str]) -> Iterator[str]:
 
 
 def _has_entries(constant: onnx.NodeProto) -> bool:
+    if len(constant.attribute) != 1:
+        return False  # it is none, which loading it tells
     (held,) = constant.attribute
     if held.name.endswith("s"):  # a list of numbers or texts
         return bool(held.floats or held.ints or held.strings)
@@ -205,7 +207,7 @@ def _guard(layer: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _key(node: onnx.NodeProto) -> str:
-    return next(str(name) for name in node.output if name)
+    return next((str(name) for name in node.output if name), "")
 
 
 _UNKNOWN = {onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
