@@ -147,7 +147,7 @@ class Selection(Group):
         chosen = [
             flag_of(name)
             for name in ("keep", "budget", "criterion", "align", "min_units")
-            if getattr(self, name) != options_of(Selection)[name].default
+            if not _is(getattr(self, name), options_of(Selection)[name].default)
         ]
         if self.masks is not None and self.lossless:
             chosen.append("--masks")
@@ -386,7 +386,8 @@ def _check_mode(options: Options) -> None:
 
 def _check_compression(options: Options) -> None:
     asked = options.compression
-    given = [name for name in options_of(Compression) if getattr(asked, name) not in (None, False)]
+    values = {name: getattr(asked, name) for name in options_of(Compression)}
+    given = [name for name, value in values.items() if not (_is(value, None) or _is(value, False))]
     narrow, zeros = options.interface.shrink_states, options.cut.mode == "zero"
     if given and (narrow or zeros):
         raise _clash(
@@ -399,6 +400,11 @@ def _check_compression(options: Options) -> None:
             where="--sparsify-by",
             remedy="pass --data, or choose magnitude",
         )
+
+
+def _is(value: object, other: object) -> bool:
+    """Whether a value is a plain other one; an array, which compares entry by entry, never is."""
+    return type(value) is type(other) and value == other
 
 
 def _clash(what: str, where: str) -> PruneError:
