@@ -41,9 +41,8 @@ Peak of the resident memory of the whole process, `prune` at 50 % with recovery;
 weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of 256, with
 random weights and feeds of {STACK_STEPS} steps. Time is that of the processor, one thread: ranking
 and least squares multiply H x H matrices, so it grows with the cube of the units H, and in
-proportion to layers and steps. Where a row does not keep to the limit: of 4096 units, the
-original, its recovered and its cut weights are in memory beside the fits that compete; of
-text_lstm, onnxruntime keeps what its largest feed took for each model that is timed.
+proportion to layers and steps. One layer of 4096 units and 400 layers do not keep to the limit
+with data.
 `python tools/measure_memory.py` measures it."""
 
 Result = TypeVar("Result")
