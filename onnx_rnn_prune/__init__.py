@@ -20,10 +20,10 @@ import onnx_rnn_prune.search
 del onnx_rnn_prune
 
 __all__ = [
+    "ConstraintError",
     "Plan",
     "PruneError",
     "PruneResult",
-    "Unmet",
     "apply",
     "bench",
     "compare",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         search,
         sensitivity,
     )
-    from onnx_rnn_prune.errors import PruneError, Unmet
+    from onnx_rnn_prune.errors import ConstraintError, PruneError
     from onnx_rnn_prune.pipeline import PruneResult
     from onnx_rnn_prune.trace.plan import Plan
 else:
@@ -60,7 +60,7 @@ else:
             "Plan": "trace.plan",
             "PruneError": "errors",
             "PruneResult": "pipeline",
-            "Unmet": "errors",
+            "ConstraintError": "errors",
         }
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -149,7 +149,7 @@ def prune(
 
     Raises:
         PruneError: something that the user can mend.
-        Unmet: the result does not pass the self-check, or a budget cannot be met.
+        ConstraintError: the result does not pass the self-check, or a budget cannot be met.
     """
     start = time.perf_counter()
     options = Options.of(locals())
@@ -308,8 +308,8 @@ def search(
 
     Raises:
         PruneError: something that the user can mend.
-        Unmet: no cut is within the limits. A result that is within them on what selected it, and
-            not on what is reported, is returned; then `.report.search.met` is False.
+        ConstraintError: no cut is within the limits. A result that is within them on what selected
+            it, and not on what is reported, is returned; then `.report.search.met` is False.
     """
     options = Options.of(locals())
     goal, effort, executor = Goal.of(options.target), options.effort, Executor.of(options.effort)

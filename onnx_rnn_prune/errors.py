@@ -51,7 +51,7 @@ class PruneError(Exception):
         return as_flags(self.declared)
 
 
-class Unmet(PruneError):
+class ConstraintError(PruneError):
     """A promise that a result does not keep: outputs differ, or a budget cannot be met."""
 
 

@@ -106,17 +106,17 @@ def inspect_model(
     Raises:
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
     """
-    if not opened.misfits:
+    if not opened.invalid_nodes:
         opened.run()
     written = written_out(opened)
-    if not (opened.layers or opened.misfits or opened.notes or written):
+    if not (opened.layers or opened.invalid_nodes or opened.notes or written):
         raise PruneError(
             "has no LSTM, GRU or RNN node, and none that is written out",
             where=opened.name,
             remedy="give a model with recurrent layers",
         )
     total = count_params(opened.document)
-    left = opened.misfits or not opened.layers
+    left = opened.invalid_nodes or not opened.layers
     seen = Seen() if left else _look(opened, asked, progress)
     return InspectReport(
         model=ModelRow(
@@ -128,9 +128,9 @@ def inspect_model(
         ),
         layers=_rows(opened, seen, total),
         written_out=[WrittenRow(**item, text=str(item)) for item in written],
-        refused=[RefusedRow(**item, text=str(item)) for item in opened.misfits],
+        refused=[RefusedRow(**item, text=str(item)) for item in opened.invalid_nodes],
         remedies=[
-            *dict.fromkeys(item.remedy for item in opened.misfits),
+            *dict.fromkeys(item.remedy for item in opened.invalid_nodes),
             *filter(None, [advice(written, opened.model.producer_name)]),
         ],
         share_of_time=seen.share,

@@ -34,8 +34,8 @@ from onnx_rnn_prune.passes.layout import (
 )
 from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.rolling import Rolling, roll
-from onnx_rnn_prune.trace.decomposed import Written, advice, find_written
-from onnx_rnn_prune.trace.invalid_nodes import Misfit, find_misfits
+from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence, advice, find_decomposed
+from onnx_rnn_prune.trace.invalid_nodes import InvalidNode, find_invalid_nodes
 from onnx_rnn_prune.trace.judged import Judged, find_judged
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -56,7 +56,7 @@ class OpenedModel:
         layers: those of its layers that may be cut.
         runnable: what onnxruntime loads of the two.
         judged: what its outputs are judged by.
-        misfits: its recurrent nodes that nothing can run.
+        invalid_nodes: its recurrent nodes that nothing can run.
         notes: what the user should know about it.
         rolling: which recurrences that were written out are layers of the document.
     """
@@ -67,7 +67,7 @@ class OpenedModel:
     layers: list[Layer]
     runnable: onnx.ModelProto | Document
     judged: Judged
-    misfits: tuple[Misfit, ...] = ()
+    invalid_nodes: tuple[InvalidNode, ...] = ()
     notes: tuple[str, ...] = ()
     rolling: Rolling | None = None
 
@@ -136,8 +136,8 @@ def open_model(
     missing = set(planned).difference(layer.name for layer in opened.layers)
     if missing:  # they may be feed-forward, and some in functions
         opened = read_model(source, asked, (*layers, *map(escape, missing)))
-    for misfit in opened.misfits:
-        raise PruneError(str(misfit), where=opened.name, remedy=misfit.remedy)
+    for node in opened.invalid_nodes:
+        raise PruneError(str(node), where=opened.name, remedy=node.remedy)
     opened.run()
     check_globs(opened, layers)
     if not opened.layers:
@@ -211,7 +211,7 @@ def follow(
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     found = _wanted(document, layers)
-    misfits = find_misfits(document.graph)
+    invalid_nodes = find_invalid_nodes(document.graph)
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
     kind = unknown_type(model)
@@ -223,13 +223,13 @@ def follow(
     runnable = document if stated or turned else inlined
     judged = find_judged(document)
     return OpenedModel(
-        name, model, document, found, runnable, judged, misfits, tuple(notes), rolling
+        name, model, document, found, runnable, judged, invalid_nodes, tuple(notes), rolling
     )
 
 
 def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | None:
     """The document with layers where recurrences were written out; None where there are none."""
-    if not find_written(document.graph):
+    if not find_decomposed(document.graph):
         return None
     try:
         feeds = proof_feeds(document, Runner(model, name=name))
@@ -266,13 +266,13 @@ def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
             )
 
 
-def written_out(opened: OpenedModel) -> tuple[Written, ...]:
+def written_out(opened: OpenedModel) -> tuple[DecomposedRecurrence, ...]:
     """The recurrences of a model that are no recurrent nodes, those in functions included."""
     document = opened.document
     if document.source.functions:
         document = Document.read(inliner.inline_local_functions(document.write()))
         UniqueNames()(document)
-    return find_written(document.graph)
+    return find_decomposed(document.graph)
 
 
 def read_document(model: onnx.ModelProto) -> Document:

@@ -217,7 +217,7 @@ def choose(
 
     Raises:
         PruneError: the request does not fit the model.
-        Unmet: a budget cannot be met.
+        ConstraintError: a budget cannot be met.
     """
     if selection.lossless:
         names = request.layers_of(opened)

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_rnn_prune.data import Feeds
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence
 from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
@@ -19,10 +19,10 @@ from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import kept, squeeze_to, varying_axes
-from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.options import AS_BEFORE, Interface
 from onnx_rnn_prune.passes import Pipeline
-from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareTwins
+from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareDuplicates
 from onnx_rnn_prune.passes.cut import Shrink, Zero
 from onnx_rnn_prune.passes.prepare import (
     AddBiasSlots,
@@ -31,7 +31,12 @@ from onnx_rnn_prune.passes.prepare import (
     Restore,
     SelectStates,
 )
-from onnx_rnn_prune.passes.states import OpenStates, Outside, come_back_in_place, open_states
+from onnx_rnn_prune.passes.states import (
+    NarrowInterface,
+    OpenStates,
+    come_back_in_place,
+    open_states,
+)
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe, was_seen
@@ -69,7 +74,7 @@ class TracedModel:
     ends: Mapping[Outlet, tuple[str, ...]]
     restored: Mapping[Outlet, str]
     left: Mapping[str, str]
-    outside: Outside
+    outside: NarrowInterface
     evidence: dict[Feeds, Evidence] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -122,7 +127,7 @@ class TracedModel:
             feeds: to run on.
 
         Raises:
-            Unmet: they differ.
+            ConstraintError: they differ.
         """
         opened, outputs = self.original, self.original.judged.proven
 
@@ -141,7 +146,7 @@ class TracedModel:
 
         found = either_order(load, feeds, tolerance_of(document), original)
         if not found:
-            raise Unmet(
+            raise ConstraintError(
                 f"it is not proven that the shrunk model computes what the zeroed one does"
                 f" ({found.reason})",
                 where=opened.name,
@@ -161,7 +166,7 @@ class TracedModel:
             feeds: to prove on.
 
         Raises:
-            Unmet: it does not compute the same.
+            ConstraintError: it does not compute the same.
         """
         if not self.interface.shrink_states:
             return Narrowed(shrunk, (), ())
@@ -228,7 +233,7 @@ def trace_model(
     restore = Restore(wanted, first.restored, leaving)
     changed = Pipeline((absorbing, restore))(document)
     final = _trace(document, wanted, feeds) if changed else first
-    outside = Outside(final)
+    outside = NarrowInterface(final)
     if interface.shrink_states:
         outside = open_states(document, final, source, feeds)
         final = replace(final, groups=outside.trace.groups)  # layers that share a state are tied
@@ -309,7 +314,7 @@ def _reached(
     left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
     if any(layer.scope for layer in layers):
         runs = observe(document, layers, feeds).runs
-        twins = find_twins(layers)
+        twins = find_duplicates(layers)
         alive = {twins[layer.name] for layer in layers if was_seen(layer, runs)}
         left |= {
             layer.name: f"no input runs {layer.scope}, in which it is"
@@ -330,7 +335,9 @@ def _cut(document: Document, trace: Trace, plan: Plan, mode: str) -> Document:
         Pipeline((Zero(trace, keep), DropUnread()))(document)
     else:
         shrink = Shrink(trace, keep)
-        Pipeline((shrink, DropUnusedBiases(), PickEntries(), ShareTwins(), DropUnread()))(document)
+        Pipeline((shrink, DropUnusedBiases(), PickEntries(), ShareDuplicates(), DropUnread()))(
+            document
+        )
     return document
 
 
@@ -344,7 +351,7 @@ def _prove_narrow(
     """Runs narrow states against the same ones zeroed, and against those of full width.
 
     Raises:
-        Unmet: they differ.
+        ConstraintError: they differ.
     """
     shrunk, zeroed, result = documents
     ends = {state.result for state in states}
@@ -369,7 +376,7 @@ def _prove_narrow(
     for load in (zero, wide):
         found = either_order(load, feeds, tolerance_of(result), proven)
         if not found:
-            raise Unmet(
+            raise ConstraintError(
                 f"with small states the model computes something else ({found.reason})",
                 where=name,
                 remedy="report this, and leave --shrink-states out; no file was written",

@@ -13,7 +13,7 @@ import pytest
 
 from onnx_rnn_prune import api
 from onnx_rnn_prune.cli import run
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from reports import compared
 
 COMMANDS = ("inspect", "prune", "plan", "apply", "compare", "bench")
@@ -149,7 +149,7 @@ def test_apply_does_not_overwrite_its_plan(model, capsys):
     ("error", "code", "message"),
     [
         (PruneError("odd", where="here", remedy="mend it"), 1, "Error: here: odd; mend it"),
-        (Unmet("too large"), 3, "Error: too large"),
+        (ConstraintError("too large"), 3, "Error: too large"),
         (MemoryError(), 1, "Error: out of memory"),
         (OSError(28, "No space left on device", "out.onnx"), 1, "Error: out.onnx: No space left"),
         (ValueError("line\nline"), 1, "Error: unexpected ValueError: line line; this is a defect"),

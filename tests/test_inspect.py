@@ -154,7 +154,7 @@ def test_data_that_do_not_suit_are_an_error_and_made_up_ones_a_warning():
     assert json.loads(to_json(report)) and inspect_table(report)
 
 
-def misfit(inputs, graph_inputs=""):
+def node(inputs, graph_inputs=""):
     text = f"""
     m (float[t, b, {WIDTH}] x{graph_inputs}) => (float[t, 1, b, {LARGE}] y) {{
         [rnn] y, n = GRU <hidden_size = {LARGE}> (x, {inputs})
@@ -171,7 +171,7 @@ def misfit(inputs, graph_inputs=""):
     ],
 )
 def test_nodes_that_nothing_can_run_are_named(inputs, graph_inputs, reason):
-    proto = misfit(inputs, graph_inputs)
+    proto = node(inputs, graph_inputs)
     with pytest.raises(PruneError, match=f"rnn is no GRU that a runtime can compute: {reason}"):
         plan(proto)
     report = inspect(proto)
@@ -181,7 +181,7 @@ def test_nodes_that_nothing_can_run_are_named(inputs, graph_inputs, reason):
 
 
 def test_open_sizes_are_no_misfits():
-    proto = misfit("W, R, B, , h", f", float[1, b, {LARGE}] h")
+    proto = node("W, R, B, , h", f", float[1, b, {LARGE}] h")
     for dims in ([1, "b", LARGE], [1, "b", "units"]):
         value = onnx.helper.make_tensor_value_info("h", 1, dims)
         proto.graph.input[1].CopyFrom(value)

@@ -21,7 +21,7 @@ import pytest
 
 import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.evidence.evidence import Tally
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.opened_model import open_model
@@ -366,7 +366,7 @@ def test_dask_is_needed_for_clusters_only(feeds, monkeypatch):
         searched(feeds, cluster="tcp://127.0.0.1:1")
 
 
-@pytest.mark.parametrize("kind", [PruneError, Unmet])
+@pytest.mark.parametrize("kind", [PruneError, ConstraintError])
 def test_errors_travel_whole(kind):
     error = pickle.loads(pickle.dumps(kind("is wrong", where="here", remedy="mend it")))
     assert type(error) is kind and str(error) == "here: is wrong; mend it"

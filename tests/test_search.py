@@ -15,7 +15,7 @@ from onnx import numpy_helper
 import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs, Options, Target
@@ -352,9 +352,11 @@ def test_all_of_several_limits_are_met(feeds):
 
 
 def test_what_cannot_be_met_is_said(feeds):
-    with pytest.raises(Unmet, match=r"^search: not even the fewest units"):
+    with pytest.raises(ConstraintError, match=r"^search: not even the fewest units"):
         search(feeds, params="1%")
-    with pytest.raises(Unmet, match=r"^search: no cut that was tried is within nrmse at most 0,"):
+    with pytest.raises(
+        ConstraintError, match=r"^search: no cut that was tried is within nrmse at most 0,"
+    ):
         search(feeds, None, max_nrmse=0.0, params="70%")
 
 
@@ -363,7 +365,7 @@ def test_what_cannot_be_met_is_said(feeds):
 def test_where_no_layer_can_be_cut_there_is_nothing_to_search(bounds, choices, feeds):
     with pytest.raises(PruneError, match=r"the model: no layer can be cut; .*, .*: align=") as got:
         search(feeds, max_nrmse=0.1, **bounds, **choices)
-    assert "\n" not in str(got.value) and not isinstance(got.value, Unmet)
+    assert "\n" not in str(got.value) and not isinstance(got.value, ConstraintError)
 
 
 def test_a_layer_of_one_unit_cannot_be_cut():
@@ -385,7 +387,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
         result = onnx_rnn_prune.prune(model, **options)
         assert result.report["layers"][0]["hidden_after"] == 1
         assert "one is left alone: it has one unit" in result.report["warnings"]
-    with pytest.raises(Unmet, match="the fewest units that may stay"):
+    with pytest.raises(ConstraintError, match="the fewest units that may stay"):
         onnx_rnn_prune.prune(model, budget="params=50%")
 
 

@@ -74,7 +74,7 @@ def written() -> Iterator[Case]:
 
 def measured(case: Case) -> list[str]:
     """A row of the table."""
-    from onnx_rnn_prune import Unmet, prune, roll
+    from onnx_rnn_prune import ConstraintError, prune, roll
 
     report = roll(case.model, size=case.size).report
     if report.latency is None:
@@ -85,7 +85,7 @@ def measured(case: Case) -> list[str]:
     try:
         cut = prune(case.model, keep=0.5, size=case.size).report.latency.speedup
         pruned = f"{cut:.1f}x"
-    except Unmet as error:
+    except ConstraintError as error:
         pruned = str(error)
     return [
         case.name,

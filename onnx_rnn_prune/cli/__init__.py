@@ -19,7 +19,7 @@ from typing import NoReturn
 import click
 
 from onnx_rnn_prune.cli.commands import cli
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.text import visible
 
 __all__ = ["run", "terminate"]
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return 143
         return 130
     except PruneError as error:
-        return _fail(error.for_shell, error, 3 if isinstance(error, Unmet) else 1)
+        return _fail(error.for_shell, error, 3 if isinstance(error, ConstraintError) else 1)
     except MemoryError as error:
         return _fail("out of memory; free some, or give smaller or fewer feeds", error, 1)
     except OSError as error:

@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from onnx_rnn_prune import report
 from onnx_rnn_prune.arguments import File, options_of
 from onnx_rnn_prune.data import input_paths
-from onnx_rnn_prune.errors import Note, PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, Note, PruneError
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import check_output
 from onnx_rnn_prune.options import OPTIONS, Outputs
@@ -69,7 +69,7 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         pays: what a cut must save: bytes, and ms of a run.
 
     Raises:
-        Unmet: it saves nothing.
+        ConstraintError: it saves nothing.
     """
     if result.report.mode != "shrink" or not result.plan.cut():
         return
@@ -77,7 +77,7 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
     if reason is not None:
         narrow = result.report.states or result.report.data.streams is None
         shrink = "" if narrow else "add --shrink-states, "
-        raise Unmet(
+        raise ConstraintError(
             f"{reason}; no file was written",
             where=model,
             remedy=f"prune more units or fewer layers, {shrink}or give --budget bytes=100% if size"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.errors import Unmet
+from onnx_rnn_prune.errors import ConstraintError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import compressed_bytes
 from onnx_rnn_prune.opened_model import OpenedModel
@@ -59,7 +59,7 @@ def _row(name: str, opened: OpenedModel, document: Document, data: Calibration) 
     found = drift(*judged, data.test)
     for output, values in found.items():
         if math.isinf(values.max_abs):
-            raise Unmet(
+            raise ConstraintError(
                 f"it makes output {output} infinite or not a number, which the original's is not",
                 where=name,
                 remedy="leave this step out, or give --data on which all outputs are finite",

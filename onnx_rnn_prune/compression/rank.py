@@ -40,7 +40,7 @@ from onnx_rnn_prune.model.edit import (
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.runner import OURS, Array, Runner
 from onnx_rnn_prune.operators.labels import NOBODY
-from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.validate import drift
@@ -129,7 +129,7 @@ def factorable(document: Document) -> dict[str, list[Layer]]:
     Layers that are the same, in branches of an If, go on sharing their weights.
     """
     layers = find_layers(document.graph)
-    twins = find_twins(layers)
+    twins = find_duplicates(layers)
     found: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers:
         if not layer.cell.scales and dequantized(layer.node.inputs[1]) is None:

@@ -44,7 +44,7 @@ from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes import Pipeline
-from onnx_rnn_prune.passes.cleanup import ShareTwins
+from onnx_rnn_prune.passes.cleanup import ShareDuplicates
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.trace.observe import observe
 from onnx_rnn_prune.trace.trace import trace
@@ -369,7 +369,7 @@ class Zeros:
         moments = None
         if self.by == "obs":
             moments = collect(document, followed, readers, data.calibration, progress).moments
-        Pipeline((Sparsify(readers, self.pattern, moments), ShareTwins()))(document)
+        Pipeline((Sparsify(readers, self.pattern, moments), ShareDuplicates()))(document)
         return document
 
 

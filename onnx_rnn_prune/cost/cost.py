@@ -16,7 +16,7 @@ from onnx_rnn_prune.model.edit import HELD, OWN
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
-from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.bindings import all_bounds
@@ -197,7 +197,7 @@ def _columns(node: gs.Node, bounds: Sequence[Bound], picked: set[bytes]) -> list
 
 def _shared(layers: Sequence[Layer]) -> set[tuple[str, int]]:
     """The inputs, by node key and slot, at which layers read what the first equal one reads."""
-    twins = find_twins(layers)
+    twins = find_duplicates(layers)
     return {
         (layer.key, layer.slot(letter))
         for layer in layers

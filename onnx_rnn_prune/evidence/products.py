@@ -18,7 +18,7 @@ from onnx_rnn_prune.model.integers import dequantized, integers_of
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import NOBODY, Labels, Mask
-from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.operators.table import Bound, operator_of
 from onnx_rnn_prune.trace.trace import Binding, Trace
@@ -90,7 +90,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
     """The gates of all layers that have some, and all that reads or makes units, front to back."""
     nodes = nodes_by_key(document.graph)
     layers = {layer.key: layer for layer in all_layers(document.graph)}
-    twins = find_twins(layers.values())
+    twins = find_duplicates(layers.values())
     inputs: dict[str, Labels] = {}
     products: dict[str, list[Reader]] = {}
     first: dict[Hashable, str] = {}

@@ -283,7 +283,7 @@ def named_nodes(
         yield node, name, scopes[id(node)]
 
 
-def find_twins(layers: Iterable[Layer]) -> dict[str, str]:
+def find_duplicates(layers: Iterable[Layer]) -> dict[str, str]:
     """For each layer, the first one with the same operator and the same parameters.
 
     Exporters write one layer into both branches of an If, with weights that they share.

@@ -14,7 +14,7 @@ from onnx_rnn_prune.model.edit import OWN, add_constant, fresh_name, insert_befo
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.walk import all_nodes, places
 from onnx_rnn_prune.model.writing import is_edited, local_initializers
-from onnx_rnn_prune.operators.layers import find_twins
+from onnx_rnn_prune.operators.layers import find_duplicates
 from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
 
@@ -63,7 +63,7 @@ class DropUnread:
 
 
 @dataclass(frozen=True)
-class ShareTwins:
+class ShareDuplicates:
     """Lets layers that are equal after the cut, in branches of an If, read the same weights."""
 
     def __call__(self, document: Document) -> bool:
@@ -71,7 +71,7 @@ class ShareTwins:
         by_name = {layer.name: layer for layer in layers}
         local = local_initializers(document.source.graph)
         changed = False
-        for name, first in find_twins(layers).items():
+        for name, first in find_duplicates(layers).items():
             layer = by_name[name]
             for letter in layer.cell.parameters:
                 if layer.input(letter) is not None:

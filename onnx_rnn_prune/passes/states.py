@@ -42,7 +42,7 @@ from onnx_rnn_prune.validate.narrow_states import KEPT, NarrowState, write_kept
 
 
 @dataclass(frozen=True, eq=False)
-class Outside:
+class NarrowInterface:
     """How a cut model looks to its callers.
 
     Attributes:
@@ -138,7 +138,7 @@ def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
 
 def open_states(
     document: Document, known: Trace, source: Document, feeds: Iterable[Feed]
-) -> Outside:
+) -> NarrowInterface:
     """Lets states hold kept units only, where that can be; layers that share one are tied.
 
     Args:
@@ -160,7 +160,7 @@ def open_states(
         found = _opened(document, known, states, feeds)
         closed = _closed(states, found)
         if not closed:
-            return Outside(found, states, reasons)
+            return NarrowInterface(found, states, reasons)
         reasons |= {start: text for state, text in closed.items() for start in state.starts}
         states = tuple(state for state in states if state not in closed)
 

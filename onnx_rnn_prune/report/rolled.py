@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.rolling import Rolling
-from onnx_rnn_prune.trace.decomposed import Written
+from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence
 from onnx_rnn_prune.validate import Latency
 
 
 @dataclass(frozen=True, eq=False)
-class WrittenRow(Written):
+class WrittenRow(DecomposedRecurrence):
     """A recurrence that an exporter wrote out, and a sentence on it."""
 
     text: str

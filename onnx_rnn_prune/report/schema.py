@@ -12,7 +12,7 @@ from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
 from onnx_rnn_prune.report.rolled import RolledRow, RollingRow, WrittenRow
-from onnx_rnn_prune.trace.invalid_nodes import Misfit
+from onnx_rnn_prune.trace.invalid_nodes import InvalidNode
 from onnx_rnn_prune.validate import Detail, Drift, Latency, Oracle
 
 
@@ -375,7 +375,7 @@ class InspectedLayer(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class RefusedRow(Misfit):
+class RefusedRow(InvalidNode):
     """A node that cannot run, and a sentence on it."""
 
     text: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx_rnn_prune.calibration import Calibration
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import AS_BEFORE
 from onnx_rnn_prune.pipeline import Planned, PruneResult, Treatment, finish
@@ -172,7 +172,7 @@ class Search:
 
         Raises:
             PruneError: there is no such trial.
-            Unmet: no cut is within the limits.
+            ConstraintError: no cut is within the limits.
         """
         with self.executor.open() as workers:
             return self._found(workers, progress)
@@ -198,7 +198,7 @@ class Search:
             slack *= _PART * slow[0].asked / slow[0].reached
         reason = worse(result.report, goal.pays)
         if reason is not None and self.pick is None:
-            raise Unmet(
+            raise ConstraintError(
                 f"with the best cut within {goal}, {reason}",
                 where="search",
                 remedy="; ".join(problem.unpaid) or "allow more loss",
@@ -212,7 +212,7 @@ class Search:
     def _tried(self, problem: Problem, slack: float, progress: Progress) -> tuple[Aim, list[Trial]]:
         space = problem.space(self.request, self.goal, slack)
         if not space.fits(list(space.floor)):
-            raise Unmet(
+            raise ConstraintError(
                 f"not even the fewest units that may stay are within {self.goal}",
                 where="search",
                 remedy="ask for less, or lower --align and --min-units",
@@ -239,20 +239,20 @@ class Search:
                 )
             return trials[self.pick - 1]
         if not trials:
-            raise Unmet(
+            raise ConstraintError(
                 "time ran out before any cut was tried",
                 where="search",
                 remedy="allow more --minutes, or give less data",
             )
         best = min(trials, key=aim.rank)
         if aim.meets(best) and best.counts == problem.full:
-            raise Unmet(
+            raise ConstraintError(
                 f"no cut that was tried is within {self.goal} and better than the original",
                 where="search",
                 remedy="; ".join(problem.unpaid) or "allow more loss",
             )
         if not aim.meets(best):
-            raise Unmet(
+            raise ConstraintError(
                 f"no cut that was tried is within {self.goal}; the nearest has"
                 f" {self.goal.quality.name} {best.value:.4g}",
                 where="search",

@@ -12,7 +12,7 @@ import numpy as np
 from onnx_rnn_prune.cost.budget import Budget, Keep, parse_keep
 from onnx_rnn_prune.cost.cost import Cost
 from onnx_rnn_prune.cost.price import Price
-from onnx_rnn_prune.errors import PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
@@ -142,11 +142,11 @@ def within_budget(budget: Budget, limit: int, cost: Cost, least: list[int]) -> F
     """Whether counts respect a budget.
 
     Raises:
-        Unmet: not even the fewest units do.
+        ConstraintError: not even the fewest units do.
     """
     lowest = cost(budget.kind, least)
     if lowest > limit:
-        raise Unmet(
+        raise ConstraintError(
             f"{budget} means at most {limit} {budget.kind}, but the fewest units that may stay and"
             f" what is not recurrent need {lowest}",
             where="--budget",

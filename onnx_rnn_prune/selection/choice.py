@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data.folders import read_archive
-from onnx_rnn_prune.errors import Note, PruneError, Unmet
+from onnx_rnn_prune.errors import ConstraintError, Note, PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfluous, keep_needed
 from onnx_rnn_prune.model.document import Document
@@ -118,7 +118,7 @@ def choose_plan(
 
     Raises:
         PruneError: a glob matches nothing, or a method needs data.
-        Unmet: the budget cannot be met.
+        ConstraintError: the budget cannot be met.
     """
     criterion_of(request, data)
     names = request.layers_of(opened)
@@ -250,13 +250,13 @@ def check_lossless(opened: OpenedModel, document: Document, feeds: Sequence[Feed
     """Runs a result against the original.
 
     Raises:
-        Unmet: they differ.
+        ConstraintError: they differ.
     """
     tolerance = QUANTIZED if sums_integers(document.graph) else _ROUNDING
     before, after = opened.watched(), opened.beside(document, "the smaller model")
     found = oracle(before, after, feeds, tolerance, original=before)
     if not found:
-        raise Unmet(
+        raise ConstraintError(
             f"the smaller model does not compute what the original does ({found.reason})",
             where=opened.name,
             remedy=remedy_of(found),

@@ -112,7 +112,7 @@ def share_out(
 
     Raises:
         PruneError: the cut is to be measured, and there is no data.
-        Unmet: a budget cannot be met.
+        ConstraintError: a budget cannot be met.
     """
     trace = traced.trace
     cost = cache(lambda: cost_of_cuts(traced, scores, request.refits(data)))

@@ -50,7 +50,7 @@ Makers = dict[Vertex, gs.Node]
 
 
 @dataclass(frozen=True, eq=False)
-class Written(Record):
+class DecomposedRecurrence(Record):
     """A recurrence without a recurrent node.
 
     Attributes:
@@ -86,7 +86,7 @@ class Written(Record):
         return f"{what}, {how}" + (f", in {self.scope}" if self.scope else "")
 
 
-def find_written(graph: gs.Graph) -> tuple[Written, ...]:
+def find_decomposed(graph: gs.Graph) -> tuple[DecomposedRecurrence, ...]:
     """The recurrences of a graph and its bodies that are no recurrent nodes."""
     flow = dataflow(graph)
     homes = [(place.scope, place.graph.nodes) for place in places(graph)]
@@ -108,7 +108,7 @@ def find_written(graph: gs.Graph) -> tuple[Written, ...]:
     return tuple(replace(item, scope=scopes[item.at]) for item in found)
 
 
-def advice(written: Iterable[Written], producer: str) -> str:
+def advice(written: Iterable[DecomposedRecurrence], producer: str) -> str:
     """What the user of an exporter can do about written-out recurrences; empty where none are."""
     found = {_ADVICE.get((producer.lower(), item.kind), _ANY): None for item in written}
     return "; ".join(found)
@@ -120,13 +120,13 @@ def _title(node: gs.Node) -> str:
 
 def _written(
     kind: str, carrier: gs.Node | None, products: list[Product], steps: int, units: int
-) -> Written:
+) -> DecomposedRecurrence:
     nodes = [node for product in products for node in product.nodes]
     roots = {product.weight.name: product for product in products}
     gates = sum(product.rows for product in roots.values()) / max(units, 1)
     likely = [cell.op for cell in CELLS if len(cell.gates) == gates]
     at = nodes[0] if carrier is None else carrier
-    return Written(
+    return DecomposedRecurrence(
         kind=kind,
         at=_title(at),
         nodes=tuple(map(_title, nodes)),

@@ -24,7 +24,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Misfit(Record):
+class InvalidNode(Record):
     """A recurrent node that cannot run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Misfit(Record):
         return f"{self.name} is no {self.op} that a runtime can compute: {self.reason}"
 
 
-def find_misfits(graph: gs.Graph) -> tuple[Misfit, ...]:
+def find_invalid_nodes(graph: gs.Graph) -> tuple[InvalidNode, ...]:
     """The recurrent nodes of a graph and its bodies with constants of shapes that do not fit."""
     layers = {layer.key: layer for layer in find_layers(graph)}
     computed = computed_parameters(graph)
@@ -58,7 +58,7 @@ def find_misfits(graph: gs.Graph) -> tuple[Misfit, ...]:
         reason = _weights(node, cell) if layer is None else _others(layer, known)
         if reason:
             remedy = _REMEDIES[_PROJECTED in reason]
-            found.append(Misfit(name, cell.op, scope, reason, remedy))
+            found.append(InvalidNode(name, cell.op, scope, reason, remedy))
     return tuple(found)
 
 

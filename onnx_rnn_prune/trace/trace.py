@@ -13,7 +13,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 from onnx_rnn_prune.operators.labels import Labels, tied_lanes, unit_axis
-from onnx_rnn_prune.operators.layers import Layer, find_twins
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.operators.table import Bound, Step, Stop, operator_of, rule_of
 from onnx_rnn_prune.trace.answers import answer
 from onnx_rnn_prune.trace.observe import Observation
@@ -190,11 +190,11 @@ def trace(
 
 def _divided(layers: tuple[Layer, ...], parts: Mapping[str, int]) -> tuple[Layer, ...]:
     """The layers, some of them divided into more lanes, and those that are equal with them."""
-    twins = find_twins(layers)
-    wanted = {twins[layer.name]: parts[layer.name] for layer in layers if layer.name in parts}
+    duplicates = find_duplicates(layers)
+    wanted = {duplicates[layer.name]: parts[layer.name] for layer in layers if layer.name in parts}
     found = []
     for layer in layers:
-        count = wanted.get(twins[layer.name], 1)
+        count = wanted.get(duplicates[layer.name], 1)
         found.append(layer.in_lanes(count * layer.directions) if count > 1 else layer)
     return tuple(found)
 
@@ -213,10 +213,10 @@ def _walk(
         walk.labels[source], walk.altered[source] = labels, ""
         walk.axes[source] = walk.axis_of(labels)
         walk.lane_outputs[source] = source, ""
-    twins = find_twins(layers)
+    duplicates = find_duplicates(layers)
     for layer in layers:
         # One that reads no states of its own, and is written out for each step, is one all the way.
-        lanes = units.lanes[layer.name if layer.sums else twins[layer.name]]
+        lanes = units.lanes[layer.name if layer.sums else duplicates[layer.name]]
         for name in layer.cell.outputs:
             tensor = layer.output(name)
             if tensor is None:
@@ -227,9 +227,9 @@ def _walk(
             walk.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
             walk.lane_outputs[tensor.name] = (layer.name, name)
             walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
-    for name, twin in twins.items():
+    for name, first in duplicates.items():
         # One plan for both, so that they go on sharing their weights.
-        pair = units.lanes[twin].reshape(-1), units.lanes[name].reshape(-1)
+        pair = units.lanes[first].reshape(-1), units.lanes[name].reshape(-1)
         walk.meetings.append((*pair, frozenset(), name))
     for node in all_nodes(document.graph):
         _visit(walk, node, observation, document.graph.opset)
