@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from onnx_rnn_prune.model.signature import Port
+
+pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
+
 from onnx_rnn_prune.recovery.distill.batches import Augmentation, Axes, ahead, find_axes
+
+pytestmark = pytest.mark.torch
 
 
 def threads():
