@@ -147,9 +147,16 @@ def open_model(
             or "has no LSTM, GRU or RNN node",
             where=opened.name,
             remedy=advice(written, opened.model.producer_name)
+            or _other_layers(opened)
             or "give a model with recurrent layers whose weights are constants",
         )
     return opened
+
+
+def _other_layers(opened: OpenedModel) -> str:
+    """What to do where all that can be cut is not recurrent."""
+    others = all_layers(opened.document.graph)
+    return "--layers=all cuts its dense layers and convolutions" if others else ""
 
 
 def _unrolled(opened: OpenedModel) -> list[str]:

@@ -103,9 +103,10 @@ def roll(
     inputs = input_paths(model, data)
     name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
     original = load_model(model)
-    document = read_document(original)
+    runnable = as_run(original)
+    before = Runner(runnable, name=name)
+    document = read_document(runnable.write() if isinstance(runnable, Document) else runnable)
     progress("rolling", 0, None)
-    before = Runner(as_run(original), name=name)
     feeds: list[Feed] = []
     if data is not None:
         given = feeds_for(original, document, lambda: before, data, None)

@@ -120,7 +120,7 @@ def test_a_plan_names_dense_layers(tmp_path):
 
 
 def test_recurrent_layers_are_the_ones_that_are_cut_unless_others_are_asked_for():
-    with pytest.raises(PruneError, match="no LSTM, GRU or RNN node"):
+    with pytest.raises(PruneError, match=r"no LSTM, GRU or RNN node; layers='all' cuts its dense"):
         prune(dense_model(dense_weights(SIZES)))
 
 

@@ -13,7 +13,7 @@ from onnx_rnn_prune import PruneError
 from onnx_rnn_prune import roll as roll_file
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.roll.rolling import roll
+from onnx_rnn_prune.roll.rolling import SHORT, roll
 from rolling import (
     UNITS,
     attributes,
@@ -246,6 +246,16 @@ def test_a_file_in_which_nothing_is_rolled_is_copied_to_the_byte(tmp_path, capsy
     assert command(["roll", str(path), "-o", str(out)]) == 0
     assert out.read_bytes() == path.read_bytes()
     assert "Nothing was rolled" in capsys.readouterr().out
+
+
+def test_a_single_step_stays_and_the_report_says_why():
+    report = roll_file(FIXTURES / "keras_torch_gru.onnx").report
+    assert not report.rolled
+    assert [row.reason.partition(";")[0] for row in report.left] == [SHORT]
+
+
+def test_a_file_without_hidden_sizes_is_read_as_it_runs():
+    assert not roll_file(FIXTURES / "written_9_lstm.onnx").report.rolled
 
 
 def test_models_roll_from_python():

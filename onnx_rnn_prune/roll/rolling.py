@@ -73,6 +73,10 @@ class Rolling:
     error: float = 0.0
 
 
+# Why a chain of one stays.
+SHORT = "a single step is no faster as an operator"
+
+
 def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
     """Rolls all recurrences of a model that can be.
 
@@ -108,6 +112,8 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
                 done += what
                 break
         else:
+            for place in now.short(fewest):
+                left.setdefault(place, f"{SHORT}; prune makes one of it nevertheless, to cut it")
             return Rolling(current, tuple(done), left, error)
 
 
@@ -143,6 +149,13 @@ class _Model:
             for node in place.graph.nodes if not place.way else ():
                 if node.op in REPEATING and not node.domain:
                     yield node.name or node_key(node), partial(self._repeated, node_key(node))
+
+    def short(self, fewest: int) -> Iterator[str]:
+        """Where chains have fewer steps."""
+        for place in places(self.document.graph) if fewest > 1 else ():
+            for chain in chains(self._read(place)[1]):
+                if len(chain.steps) < fewest:
+                    yield _place(chain)
 
     def _read(self, place: Place) -> tuple[Reader, list[Found]]:
         """Reads a graph; of what is around a body, shapes are known and constants it is given."""
