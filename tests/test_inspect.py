@@ -129,6 +129,23 @@ def test_all_turns_of_a_loop_count():
     assert 0 < times[0].share <= 1 and 0 < times[1].share <= 1
 
 
+def test_time_of_convolutions_in_another_layout():
+    """onnxruntime names them after what they make together with what it fuses to them."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+    m (float[1, 16, 9, 9] x) => (float[1, 16, n, k] y) {
+        [a] a = Conv (x, V, bias) [relu] b = Relu (a)
+        [c] c = Conv (b, V) [norm] d = BatchNormalization (c, bias, bias, bias, one)
+        [relu2] e = Relu (d) [f] f = Conv (e, V) [sum] y = Add (f, e)
+    }""")
+    weights = {"V": np.ones((16, 16, 1, 1)), "bias": np.ones(16), "one": np.ones(16)}
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()
+    )
+    feed = {"x": np.ones((1, 16, 9, 9), np.float32)}
+    for keys in (["a", "c", "f"], ["a"]):
+        assert set(node_times(Document.read(proto), keys, [feed], "m").nodes) == set(keys)
+
+
 def test_data_that_do_not_suit_are_an_error_and_made_up_ones_a_warning():
     original = model(STACKED)
     with pytest.raises(PruneError, match="x"):

@@ -6,12 +6,14 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
@@ -166,7 +168,8 @@ class Profile:
     """What some nodes take of the runs that come by one of them.
 
     Attributes:
-        nodes: by key; those that no run comes by, and those that onnxruntime fused, are missing.
+        nodes: by key; those that no run comes by are missing, as are those that onnxruntime fused
+            into another node.
         runs: for each run its microseconds, and those of the nodes that it came by, by key.
     """
 
@@ -185,6 +188,62 @@ class Profile:
 
 
 _MARK = re.compile(rf"{OWN}timed_\d+")
+_KERNEL = "_kernel_time"
+# Nodes brought to another layout are named anew, after the tensor that they make.
+_LAYOUT = re.compile(r"_nchwc(_token_\d+)?$")
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """How nodes are found again in notes that onnxruntime takes.
+
+    Attributes:
+        names: their keys, by the names that they were given.
+        makers: their operators and keys, by the tensors that they make, alone or fused to others.
+    """
+
+    names: Mapping[str, str]
+    makers: Mapping[str, tuple[str, str]]
+
+    def key(self, event: Mapping[str, Any]) -> str | None:
+        """Of the node whose kernel a note is about, if it is one of them."""
+        label = str(event.get("name"))
+        if not label.endswith(_KERNEL):
+            return None
+        mark = _MARK.search(label)  # onnxruntime adds words to the names of what it fuses
+        if mark is not None:
+            return self.names.get(mark[0])
+        made, renamed = _LAYOUT.subn("", label.removesuffix(_KERNEL))
+        if not renamed:
+            return None
+        op, key = self.makers.get(made, ("", None))
+        return key if str(event.get("args", {}).get("op_name")).endswith(op) else None
+
+
+def _mark(nodes: Mapping[str, gs.Node], keys: Sequence[str]) -> _Marked:
+    names: dict[str, str] = {}
+    makers: dict[str, tuple[str, str]] = {}
+    for number, key in enumerate(keys):
+        node = nodes[key]
+        node.name = f"{OWN}timed_{number}"
+        names[node.name] = key
+        for tensor in _fusible(node):
+            makers.setdefault(tensor, (node.op, key))
+    return _Marked(names, makers)
+
+
+def _fusible(node: gs.Node) -> Iterator[str]:
+    """The tensors that a node makes by itself, and with those behind it that are its only readers.
+
+    Which of them onnxruntime fuses depends on its version; never two of the node's own operator.
+    """
+    last = node
+    while len(last.outputs) == 1:
+        (tensor,) = last.outputs
+        yield tensor.name
+        if len(tensor.outputs) != 1 or tensor.outputs[0].op == node.op:
+            return
+        last = tensor.outputs[0]
 
 
 def node_times(
@@ -202,10 +261,8 @@ def node_times(
         PruneError: the model does not run on them.
     """
     marked = document.copy()
-    nodes, names = nodes_by_key(marked.graph), {}
-    for number, key in enumerate(keys):
-        nodes[key].name = f"{OWN}timed_{number}"
-        names[nodes[key].name] = key
+    nodes = nodes_by_key(marked.graph)
+    found = _mark(nodes, keys)
     given = list(islice(feeds, _FEEDS))
     with temporary_folder() as folder:
         runner = Runner(marked, profile=Path(folder) / "times", name=name)
@@ -218,7 +275,7 @@ def node_times(
                 runner(feed)
             count += 1
         events = json.loads(runner.profiled().read_text("utf-8"))
-    runs = _by_run(events, names)[len(given) :]
+    runs = _by_run(events, found)[len(given) :]
     return Profile(_medians(runs, len(given)), runs)
 
 
@@ -227,19 +284,18 @@ def _share(own: float, whole: float) -> float:
 
 
 def _by_run(
-    events: Iterable[Mapping[str, object]], names: Mapping[str, str]
+    events: Iterable[Mapping[str, Any]], marked: _Marked
 ) -> list[tuple[float, dict[str, float]]]:
     """For each run its microseconds, and those of the nodes that it came by, by key."""
     runs: list[tuple[float, dict[str, float]]] = []
     spent: dict[str, float] = {}
     for event in events:  # a run is noted when it ends, behind its nodes
-        label, duration = str(event.get("name")), float(str(event.get("dur", 0)))
-        if label == "model_run":
+        duration = float(event.get("dur", 0))
+        if event.get("name") == "model_run":
             runs.append((duration, spent))
             spent = {}
-        mark = _MARK.search(label)  # onnxruntime adds words to the names of what it fuses
-        node = None if mark is None else names.get(mark[0])
-        if node is not None and label.endswith("_kernel_time"):
+        node = marked.key(event)
+        if node is not None:
             spent[node] = spent.get(node, 0.0) + duration
     return runs
 
