@@ -41,6 +41,7 @@ from onnx_rnn_prune.report.words import (
     size,
     streams,
     times,
+    untold,
     worst,
 )
 from onnx_rnn_prune.text import presentable, visible
@@ -100,7 +101,7 @@ def prune_table(report: PruneReport) -> Group:
     if report.stages:
         parts.append(_stages(report.stages))
     parts += [sentence(label, text) for label, text in sentences(report)]
-    parts += map(warning, report.warnings)
+    parts += map(warning, untold(report))
     return Group(*parts, *note_on_names(shortened))
 
 

@@ -23,6 +23,7 @@ from onnx_rnn_prune.report.words import (
     percent,
     sentences,
     size,
+    untold,
     verdict,
 )
 from onnx_rnn_prune.text import markdown, presentable
@@ -102,7 +103,7 @@ def prune_summary(report: PruneReport) -> str:
         _layers(report.layers),
         _drift(report.drift),
         _said(report),
-        _warnings(report.warnings),
+        _warnings(untold(report)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -157,6 +157,12 @@ def sentences(report: PruneReport) -> list[tuple[str, str]]:
     return lines
 
 
+def untold(report: PruneReport) -> list[str]:
+    """The warnings, without those that the table of layers gives as the reason of a row."""
+    told = {f"{row.name} is left alone: {row.pinned}" for row in report.layers}
+    return [text for text in report.warnings if text not in told]
+
+
 def drift_sentences(drift: Mapping[str, DriftRow]) -> list[tuple[str, str]]:
     """For each output, how far it is from the original's, in words."""
     return [(_title(name, values), _apart(values)) for name, values in drift.items()]
