@@ -19,7 +19,7 @@ from onnx_rnn_prune.calibration import (
     opened_feeds,
     stream_row,
 )
-from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
+from onnx_rnn_prune.cost.cost import count_flops, count_params
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import Note, PruneError
 from onnx_rnn_prune.model import signature
@@ -249,7 +249,7 @@ def halves(
     order = sorted((number for number in shares if shares[number]), key=lambda n: -shares[n])
     groups = [trace.groups[number] for number in order]
     whole = opened.document
-    params, weights = count_params(whole), recurrent_weights(whole)
+    params, flops = count_params(whole), count_flops(whole, opened.find_counted)
     size, model_hash = stored_bytes(opened.model, like=opened.model), fingerprint(opened.model)
     runner, start = opened.run(), time.perf_counter()
     found: dict[str, Half] = {}
@@ -273,7 +273,7 @@ def halves(
                 together=tuple(other for other in group.layers if other != name),
                 params=params - count_params(smaller),
                 bytes=size - stored_bytes(model, like=opened.model),
-                flops=2 * (weights - recurrent_weights(smaller)),
+                flops=flops - count_flops(smaller, opened.find_counted),
                 ms=before.ms * (1.0 - 1.0 / after.ratio),
                 speedup=after.ratio,
                 speedup_quartiles=after.ratio_quartiles,

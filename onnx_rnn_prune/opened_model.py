@@ -9,6 +9,7 @@ from glob import escape
 from pathlib import Path
 
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import inliner
 
 from onnx_rnn_prune.errors import PruneError
@@ -70,6 +71,12 @@ class OpenedModel:
     invalid_nodes: tuple[InvalidNode, ...] = ()
     notes: tuple[str, ...] = ()
     rolling: Rolling | None = None
+
+    @property
+    def find_counted(self) -> Callable[[gs.Graph], list[Layer]]:
+        """Finds the layers whose operations count: all where any but recurrent ones may be cut."""
+        recurrent = all(layer.cell.stacked for layer in self.layers)
+        return find_layers if recurrent else all_layers
 
     def run(self) -> Runner:
         """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""

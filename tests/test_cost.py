@@ -4,10 +4,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import apply, plan, prune
+from onnx_rnn_prune import apply, inspect, plan, prune
 from onnx_rnn_prune.cost.budget import KINDS
-from onnx_rnn_prune.cost.cost import count_params, recurrent_weights
+from onnx_rnn_prune.cost.cost import count_flops, count_params
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.selection.profitability import place
 from onnx_rnn_prune.selection.sharing import cost_of_cuts
 from onnx_rnn_prune.trace.plan import Plan
@@ -15,11 +17,11 @@ from oracle.check import draw_case
 from oracle.draw import draw_model
 
 
-def measured(model, kind):
+def measured(model, kind, find=find_layers):
     if kind == "bytes":
         return model.ByteSize()
     document = Document.read(model)
-    return count_params(document) if kind == "params" else 2 * recurrent_weights(document)
+    return count_params(document) if kind == "params" else count_flops(document, find)
 
 
 def stack(direction="forward"):
@@ -83,6 +85,62 @@ def test_the_file_obeys_and_no_unit_more_would_fit(kind, direction, data, recove
 def test_a_budget_for_all_keeps_all(kind):
     assert plan(stack(), budget=f"{kind}=100%").cut() == ()
     assert plan(stack(), budget=f"{kind}=99%").cut() != ()
+
+
+def mixed():
+    """Kernels, a GRU between dense layers, and an output."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[30, 4, 6] x) => (float[30, 4, 3] z) {
+            [kernels] c = Conv <pads = [1, 1]> (x, K)
+            C = Relu (c)
+            turned = Transpose <perm = [0, 2, 1]> (C)
+            [dense] d = MatMul (turned, A)
+            D = Relu (d)
+            [gru] Y = GRU <hidden_size = 10> (D, W, R)
+            flat = Constant <value_ints = [30, 6, 10]> ()
+            h = Reshape (Y, flat)
+            four = Slice (h, zero, end, axis)
+            [last] z = MatMul (four, V)
+        }
+    """)
+    shapes = {"K": (9, 4, 3), "A": (9, 12), "W": (1, 30, 12), "R": (1, 30, 10), "V": (10, 3)}
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape).astype(np.float32) / 3
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    for name, number in {"zero": 0, "end": 4, "axis": 1}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number]), name))
+    return model
+
+
+@pytest.mark.parametrize(("allocate", "per"), [("uniform", "units"), ("global", "flops")])
+@pytest.mark.parametrize("layers", [("all",), ("dense", "kernels")])
+def test_operations_of_dense_layers_and_convolutions_count_where_these_may_be_cut(
+    layers, allocate, per
+):
+    def flops(kernels, dense, gru):
+        return 2 * (12 * kernels + kernels * dense + 3 * gru * (dense + gru) + 3 * gru)
+
+    model, full = mixed(), {"kernels": 9, "dense": 12, "gru": 10}
+    assert measured(model, "flops", all_layers) == flops(**full)
+    limit = int(0.6 * flops(**full))
+    asked = {"budget": "flops=60%", "allocate": allocate, "per": per, "criterion": "l2"}
+    result = prune(model, layers=layers, **asked)
+    kept = full | {n: len(layer.keep[0]) for n, layer in result.plan.layers.items() if n in full}
+    assert kept != full
+    assert measured(result.model, "flops", all_layers) == flops(**kept) <= limit
+    for name in [name for name in full if kept[name] < full[name]]:
+        assert flops(**kept | {name: kept[name] + 1}) > limit
+    only = prune(model, budget="flops=60%", criterion="l2").plan.layers["gru"].keep[0]
+    assert 3 * len(only) * (12 + len(only)) <= 0.6 * 660 < 3 * (len(only) + 1) * (13 + len(only))
+
+
+def test_inspect_counts_the_operations_that_half_of_a_dense_layer_saves():
+    layers = {row["name"]: row for row in inspect(mixed(), layers=("all",))["layers"]}
+    assert layers["dense"]["half"]["flops"] == 2 * 6 * (9 + 30)
+    assert layers["kernels"]["half"]["flops"] == 2 * 4 * (12 + 12)
+    assert layers["gru"]["half"]["flops"] == 2 * (660 - 3 * 5 * 17 + 3 * 5)
 
 
 def test_what_is_counted_is_what_is_written():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,9 @@ from onnx_rnn_prune.trace.trace import Trace
 
 Counts = Sequence[int]
 
+Find = Callable[[gs.Graph], list[Layer]]
+"""Finds the layers of a graph whose operations count."""
+
 # What a reference to a weight may take more than is counted: a long file name, aligned places.
 _SPARE = 320
 
@@ -37,14 +41,14 @@ class _Size:
         constants: per dependent axis, the entries that nobody owns, [axes].
         factors: per dependent axis and group, entries for each kept unit, [axes, groups].
         itemsize: bytes of an entry.
-        recurrent: whether it is W or R of a recurrent layer.
+        flops: operations per time step, or place, for each entry.
     """
 
     fixed: int
     constants: npt.NDArray[np.int64]
     factors: npt.NDArray[np.int64]
     itemsize: int
-    recurrent: bool
+    flops: int
 
     def entries(self, counts: Counts) -> int:
         """Number of entries when the groups keep so many units."""
@@ -57,7 +61,7 @@ class Cost:
 
     Attributes:
         params: entries of the constants that do not depend on the units.
-        flops: operations per time step that do not depend on them.
+        flops: operations per time step, or place, that do not depend on them.
         bytes: size of the file without the constants that do.
         sizes: the constants that do.
     """
@@ -68,7 +72,7 @@ class Cost:
     sizes: tuple[_Size, ...]
 
     @staticmethod
-    def of(document: Document, trace: Trace, cut: Document, counts: Counts) -> Cost:
+    def of(document: Document, trace: Trace, cut: Document, counts: Counts, find: Find) -> Cost:
         """Looks at one cut of a document, and at what more or fewer units would change in it.
 
         Args:
@@ -77,13 +81,14 @@ class Cost:
             cut: what comes of it. With the most units that a cut may leave, no other one has longer
                 lengths and sizes to write down, and so more bytes than are counted here.
             counts: units that the groups keep in it.
+            find: the layers whose operations count.
         """
-        sizes = tuple(_sizes(document, trace, cut))
+        sizes = tuple(_sizes(document, trace, cut, find))
         held = sum(size.entries(counts) * size.itemsize for size in sizes)
-        recurrent = sum(size.entries(counts) for size in sizes if size.recurrent)
+        flops = sum(size.entries(counts) * size.flops for size in sizes)
         return Cost(
             params=count_params(cut) - sum(size.entries(counts) for size in sizes),
-            flops=2 * (recurrent_weights(cut) - recurrent),
+            flops=count_flops(cut, find) - flops,
             bytes=_most_bytes(cut) - held,
             sizes=sizes,
         )
@@ -93,9 +98,7 @@ class Cost:
         if kind == "params":
             return self.params + sum(size.entries(counts) for size in self.sizes)
         if kind == "flops":
-            return self.flops + 2 * sum(
-                size.entries(counts) for size in self.sizes if size.recurrent
-            )
+            return self.flops + sum(size.entries(counts) * size.flops for size in self.sizes)
         return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
 
 
@@ -106,14 +109,14 @@ def _most_bytes(cut: Document) -> int:
     return total + len(model.graph.initializer) * _SPARE if is_apart(cut.source) else total
 
 
-def limit_of(budget: Budget, document: Document) -> int:
+def limit_of(budget: Budget, document: Document, find: Find) -> int:
     """A budget as a number: a share is of what the document has."""
     if budget.amount is not None:
         return budget.amount
     assert budget.share is not None
     totals = {
         "params": count_params(document),
-        "flops": 2 * recurrent_weights(document),
+        "flops": count_flops(document, find),
         "bytes": stored_bytes(document.write(), like=document.source),
     }
     return int(totals[budget.kind] * budget.share)
@@ -136,15 +139,21 @@ def count_params(document: Document) -> int:
     return sum(int(np.prod(shape)) for shape in shapes if shape)
 
 
-def recurrent_weights(document: Document) -> int:
-    """Entries of W and R of all recurrent layers: multiply-adds per time step and sequence."""
+def count_flops(document: Document, find: Find) -> int:
+    """Operations of the matrix products of some layers: per time step and sequence, or place."""
     return sum(
-        layer.directions * len(layer.cell.gates) * layer.hidden * (layer.input_size + layer.hidden)
-        for layer in find_layers(document.graph)
+        2
+        * layer.directions
+        * len(layer.cell.gates)
+        * layer.hidden
+        * (layer.input_size + layer.hidden)
+        if layer.cell.stacked
+        else layer.flops()
+        for layer in find(document.graph)
     )
 
 
-def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size]:
+def _sizes(document: Document, trace: Trace, result: Document, find: Find) -> Iterator[_Size]:
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
     left = {tensor.name: tensor for tensor in tensors_of(result.graph)}
@@ -156,6 +165,8 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
     heights = np.array([group.size for group in trace.groups])
     layers = find_layers(document.graph)
     keys, shared = {layer.key for layer in layers}, _shared(layers)
+    counted = [layer for layer in find(document.graph) if not layer.cell.stacked]
+    readers = Counter(layer.node.inputs[layer.slot("W")].name for layer in counted)
     seen: set[str] = set()
     picked: set[bytes] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
@@ -170,18 +181,18 @@ def _sizes(document: Document, trace: Trace, result: Document) -> Iterator[_Size
             bounds = _columns(nodes[name], bounds, picked)
         if not bounds or not _is_left(nodes[name], left):
             continue
-        recurrent = name in keys and slot in (1, 2)
+        flops = 2 if name in keys and slot in (1, 2) else 2 * readers[tensor.name]
         read = after[name].inputs[slot : slot + 1] if name in after else []
         held = dequantized(read[0]) if read else None
         if held is None:
             itemsize = (storage_type(tensor) or value.dtype).itemsize
-            yield _size(value.shape, bounds, group_of, heights, itemsize, recurrent)
+            yield _size(value.shape, bounds, group_of, heights, itemsize, flops)
             continue
-        yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, recurrent)
+        yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, flops)
         for part in (held.scale, held.zero):
             own = [bound for bound in bounds if part.shape[bound.axis] > 1]
             if own:
-                yield replace(_size((1,), own, group_of, heights, part.itemsize, False), fixed=1)
+                yield replace(_size((1,), own, group_of, heights, part.itemsize, 0), fixed=1)
 
 
 def _columns(node: gs.Node, bounds: Sequence[Bound], picked: set[bytes]) -> list[Bound]:
@@ -212,7 +223,7 @@ def _size(
     group_of: npt.NDArray[np.int64],
     heights: npt.NDArray[np.int64],
     itemsize: int,
-    recurrent: bool,
+    flops: int,
 ) -> _Size:
     """The size of one constant, given its shape at full width."""
     lines = [_line(bound.labels, bound.axis) for bound in bounds]
@@ -226,7 +237,7 @@ def _size(
         constants=np.array([(line < 0).sum() for line in lines]),
         factors=np.stack(factors),
         itemsize=itemsize,
-        recurrent=recurrent,
+        flops=flops,
     )
 
 

@@ -328,7 +328,8 @@ class Half(Record):
         units: what the layer keeps, and with it the layers in `together`.
         params: weights fewer in the whole model, its readers' included.
         bytes: bytes fewer in files; negative where restoring full width takes more.
-        flops: operations fewer of recurrent layers, per step and sequence.
+        flops: operations fewer, per step and sequence, or place; those of dense layers and
+            convolutions count where such may be cut.
         ms: milliseconds of a run fewer, measured on the cut file, one thread, the median.
         speedup: of the whole model.
     """

@@ -146,7 +146,8 @@ class SizePrediction:
     def __call__(self, kind: Kind, counts: Sequence[int]) -> int:
         left = [n for n, group in enumerate(self._groups) if counts[n] < group.size]
         if not left:
-            return limit_of(Budget(kind, share=1.0), self._traced.opened.document)
+            opened = self._traced.opened
+            return limit_of(Budget(kind, share=1.0), opened.document, opened.find_counted)
         whole = {n for n in self._doubtful if n not in left}
         cut = tuple(n for n in range(len(self._groups)) if n not in whole)
         cost, order = self._cost(cut)
@@ -227,8 +228,11 @@ class Problem:
             goal: with the limits.
             slack: times the longest time that is predicted.
         """
-        trace, document = self.traced.trace, self.traced.opened.document
-        limits = {budget.kind: limit_of(budget, document) for budget in goal.budgets}
+        trace, opened = self.traced.trace, self.traced.opened
+        limits = {
+            budget.kind: limit_of(budget, opened.document, opened.find_counted)
+            for budget in goal.budgets
+        }
         most = None if goal.speed is None else goal.speed.of(self.ms(self.full)) * slack
 
         def fits(counts: list[int]) -> bool:

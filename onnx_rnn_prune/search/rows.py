@@ -178,5 +178,6 @@ def _limits(
             reached = latency.before_ms / latency.speedup
         yield Limit("speed", asked, reached, reached <= asked)
     for budget in goal.budgets:
-        most, has = limit_of(budget, opened.document), report.totals[f"{budget.kind}_after"]
+        most = limit_of(budget, opened.document, opened.find_counted)
+        has = report.totals[f"{budget.kind}_after"]
         yield Limit(budget.kind, most, has, has <= most)

@@ -191,9 +191,10 @@ def _limits(traced: TracedModel, request: Request, price: Price, cost: Callable[
         limits.append(within_keep(request.keep, trace, shared))
     budget = request.budget
     if budget is not None:
-        limit = limit_of(budget, opened.document)
+        counted = opened.find_counted
+        limit = limit_of(budget, opened.document, counted)
         # A model that keeps all is left as it is, and has nothing to bring back to full width.
-        if limit < limit_of(Budget(budget.kind, share=1.0), opened.document):
+        if limit < limit_of(Budget(budget.kind, share=1.0), opened.document, counted):
             least = [request.bounds.floor(group) for group in trace.groups]
             limits.append(within_budget(budget, limit, cost(), least))
     return lambda counts: all(fits(counts) for fits in limits)
@@ -216,4 +217,4 @@ def cost_of_cuts(traced: TracedModel, scores: Matrix, refits: bool) -> Cost:
     place(document, traced, plan)
     smaller = traced.cut_outside(plan, "shrink", document)
     OpenStates(traced.trace, traced.outside.states)(document)
-    return Cost.of(document, trace, smaller, counts)
+    return Cost.of(document, trace, smaller, counts, traced.opened.find_counted)
