@@ -258,6 +258,14 @@ def test_a_file_without_hidden_sizes_is_read_as_it_runs():
     assert not roll_file(FIXTURES / "written_9_lstm.onnx").report.rolled
 
 
+def test_a_negative_size_is_an_open_one():
+    """Some exporters declare open axes so, and onnxruntime ends the process where one is sliced."""
+    model = unrolled(gru(np.random.default_rng(0)), 7)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    report = roll_file(model, size={"x": (7, 2, 5), "batch": 2}).report
+    assert [row.op for row in report.rolled] == ["GRU"]
+
+
 def test_models_roll_from_python():
     result = roll_file(onnx.load(FIXTURES / "keras_gru.onnx"))
     assert [row.op for row in result.report.rolled] == ["GRU"]
