@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import onnx
@@ -15,8 +15,8 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence, collect
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.opened_model import OpenedModel, runs
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, runs
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.recovery.distill.configuration import Loss, read_loss, require_torch
@@ -209,7 +209,7 @@ def proof_feeds(opened: OpenedModel, feeds: Feeds) -> list[Feed]:
     first = next(real)
     run = opened.run()
     run(first)  # what does not suit the original is no fault of what is made of it
-    accepts = runs(run)
+    accepts = partial(runs, run)
     found: list[Feed] = [first]
     if feeds.random:  # they are few, and of several sizes
         found += filter(accepts, real)

@@ -17,7 +17,7 @@ from onnx_rnn_prune.model.constants import check_sizes
 from onnx_rnn_prune.model.document import Document, inline_layers
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runnable import unknown_type
-from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
@@ -303,16 +303,3 @@ def as_run(model: onnx.ModelProto) -> Document | onnx.ModelProto:
     check_sizes(document.graph)
     changed = Pipeline((StateHiddenSize(), TimeFirst()))(document)
     return document if changed else model
-
-
-def runs(runner: Runner) -> Callable[[Feed], bool]:
-    """Whether a model runs on a feed."""
-
-    def accepts(feed: Feed) -> bool:
-        try:
-            runner(feed)
-        except PruneError:
-            return False
-        return True
-
-    return accepts

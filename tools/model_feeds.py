@@ -6,7 +6,8 @@ lengths within the sequence, audio and spectra at the level that the model's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import onnx
 
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.runner import Runner, runs
 from onnx_rnn_prune.opened_model import as_run
 from onnx_rnn_prune.trace.states import state_inputs
 
@@ -129,7 +130,7 @@ def feeds_for(path: Path) -> list[Feed]:
         draw(np.random.default_rng([17, number]), batch, steps)
         for number, (batch, steps) in enumerate(SIZES)
     ]
-    found = list(_accepted(runner, feeds))
+    found = list(filter(partial(runs, runner), feeds))
     if not found:
         runner(feeds[0])
     return found
@@ -142,18 +143,7 @@ def step_feeds(path: Path) -> list[Feed]:
         return []
     draw = PUBLISHED.get(path.stem, _drawn_for(model))
     feed = draw(np.random.default_rng(17), 1, 1)
-    return list(_accepted(Runner(as_run(model), name=path.name), [feed]))
-
-
-def _accepted(runner: Runner, feeds: list[Feed]) -> Iterator[Feed]:
-    from onnx_rnn_prune.errors import PruneError
-
-    for feed in feeds:
-        try:
-            runner(feed)
-        except PruneError:
-            continue
-        yield feed
+    return list(filter(partial(runs, Runner(as_run(model), name=path.name)), [feed]))
 
 
 def _drawn_for(model: onnx.ModelProto) -> Draw:

@@ -28,7 +28,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.constants import MOVING
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed, Runner
+from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed, Runner, runs
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import messages, node_reads
 from onnx_rnn_prune.operators.recurrent import RECURRENT
@@ -351,7 +351,7 @@ def _feeds(
     for number in range(count):
         wanted = search.full(variants[number % len(variants)])
         options = [(wanted, number), (search.full(sizes), number)] if recipe.chooses else []
-        works = (each for each in options if _runs(run, recipe.feed(each[0], number, each[1])))
+        works = (each for each in options if runs(run, recipe.feed(each[0], number, each[1])))
         plans.append(next(works, (wanted, 0)))
 
     def load(number: int) -> dict[str, Array]:
@@ -364,14 +364,6 @@ def _feeds(
     labels = [f"random feed {number}" for number in range(count)]
     source = Listed(f"random, seed {recipe.seed}", labels, load)
     return Feeds(source, check, random=True)
-
-
-def _runs(run: Callable[[Feed], object], feed: Feed) -> bool:
-    try:
-        run(feed)
-    except PruneError:
-        return False
-    return True
 
 
 def _shape(port: Port, sizes: SizeByName) -> list[int]:

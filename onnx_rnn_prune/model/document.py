@@ -71,7 +71,6 @@ class Document:
         Writer(self.origins, store, make).graph(result.graph, self.graph, self.source.graph)
         added = new_initializers(self.graph, self.source.graph, make)
         result.graph.initializer.extend(map(store, added))
-        _leave_open(result.graph)
         if result.ir_version < 4:
             _list_initializers(result.graph)
         _import_domains(result, {node.domain or "" for node in all_nodes(self.graph)})
@@ -121,17 +120,6 @@ def _declare(graph: gs.Graph, message: onnx.GraphProto) -> None:
         for attribute in original.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _declare(node.attrs[attribute.name], attribute.g)
-
-
-def _leave_open(graph: onnx.GraphProto) -> None:
-    """Declares no negative sizes, by which exporters mean open ones.
-
-    onnxruntime ends the process where it infers from one what a Slice makes of it.
-    """
-    for port in (*graph.input, *graph.output, *graph.value_info):
-        for dim in port.type.tensor_type.shape.dim:
-            if dim.dim_value < 0:
-                dim.ClearField("dim_value")
 
 
 def _list_initializers(graph: onnx.GraphProto) -> None:

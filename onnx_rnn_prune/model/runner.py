@@ -421,3 +421,12 @@ class SessionWeights:
 def _is_given(tensor: onnx.TensorProto) -> bool:
     """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"
+
+
+def runs(run: Callable[[Feed], object], feed: Feed) -> bool:
+    """Whether a model runs on a feed."""
+    try:
+        run(feed)
+    except PruneError:
+        return False
+    return True

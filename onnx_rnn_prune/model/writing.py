@@ -69,6 +69,7 @@ class Writer:
             for info in source.value_info
             if info.name not in dropped
         )
+        _leave_open(result)
 
     def _node(self, node: gs.Node) -> onnx.NodeProto:
         names_in = [tensor.name for tensor in node.inputs]
@@ -137,6 +138,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
+
+
+def _leave_open(graph: onnx.GraphProto) -> None:
+    """Declares no negative sizes, by which exporters mean open ones.
+
+    onnxruntime ends the process where it infers from one what a Slice makes of it.
+    """
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        for dim in port.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _inputs(

@@ -11,7 +11,7 @@ RNN: `h' = act(sum)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -353,8 +353,3 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
             gates = (update_form, resets, candidate)
             return Step("GRU", gates, acts, state=state, hidden=hidden)
     return None
-
-
-def leaves_but(step: Step, names: Sequence[tuple[object, ...]]) -> Mapping[object, Leaf]:
-    """The leaves that gates sum, without some."""
-    return {key: leaf for key, leaf in step.sources.items() if key not in names}

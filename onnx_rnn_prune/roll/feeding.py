@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx_rnn_prune.data import StatedSizes, random_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.runner import Array, Feed, Runner, runs
 
 # Lengths that are tried where the model takes them, and batches.
 _LENGTHS = (1, 2, 31)
@@ -43,7 +44,7 @@ def proof_feeds(
         sizes = _sizes(document, found, length, batch)
         if sizes:
             found += _accepted(document, runner, sizes, seed)
-    return [*(dict(feed) for feed in own), found[0], *_running(runner, found[1:])]
+    return [*(dict(feed) for feed in own), found[0], *filter(partial(runs, runner), found[1:])]
 
 
 def _accepted(
@@ -54,15 +55,6 @@ def _accepted(
         return [dict(feed) for feed in made]
     except PruneError:  # it takes no such sizes
         return []
-
-
-def _running(runner: Runner, feeds: Sequence[Feed]) -> Iterator[Feed]:
-    for feed in feeds:
-        try:
-            runner(feed)
-        except PruneError:
-            continue
-        yield feed
 
 
 def _sizes(

@@ -135,6 +135,7 @@ class _Model:
         self.sights = see(document, feeds)
         self.sight = self.sights[0]
         self.kinds = element_types(document)
+        self._seen: dict[str, tuple[Reader, list[Found]]] = {}
 
     def candidates(self, fewest: int) -> Iterator[tuple[str, Attempt]]:
         """Where something may be rolled, and how: a copy of the model in which it is."""
@@ -158,6 +159,11 @@ class _Model:
                     yield _place(chain)
 
     def _read(self, place: Place) -> tuple[Reader, list[Found]]:
+        if place.scope not in self._seen:
+            self._seen[place.scope] = self._read_anew(place)
+        return self._seen[place.scope]
+
+    def _read_anew(self, place: Place) -> tuple[Reader, list[Found]]:
         """Reads a graph; of what is around a body, shapes are known and constants it is given."""
         made = {tensor.name for node in place.graph.nodes for tensor in node.outputs}
         sight = next((s for s in self.sights if not made.isdisjoint(s.shapes)), self.sight)

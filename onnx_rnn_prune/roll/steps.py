@@ -63,13 +63,6 @@ class Chain:
         """A step that has all terms: the last one."""
         return self.steps[-1].step
 
-    @property
-    def state_block(self) -> bytes:
-        """The number of the weights that h is multiplied with."""
-        state = self.states[-1]
-        assert state is not None
-        return self.step.block_keys[state.key]
-
     def inputs(self) -> list[tuple[Leaf, ...]]:
         """The leaves that are multiplied with the same weights, one for each step."""
         blocks: dict[bytes, list[Leaf]] = {}

@@ -216,7 +216,6 @@ def _shown(value: object) -> str:
 
 
 _LOSSES = {"cross-entropy": cross_entropy}
-LOSSES = tuple(_LOSSES)
 
 
 @dataclass(frozen=True)
