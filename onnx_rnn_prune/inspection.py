@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,14 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runner import OURS, Runner
-from onnx_rnn_prune.opened_model import ModelSource, OpenedModel, as_run, written_out
+from onnx_rnn_prune.opened_model import (
+    ModelSource,
+    OpenedModel,
+    as_run,
+    frozen,
+    remedy_of,
+    written_out,
+)
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.options import Inputs, Options
 from onnx_rnn_prune.progress import Progress
@@ -49,7 +56,6 @@ from onnx_rnn_prune.report.schema import (
 from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import unprofitable_layers
-from onnx_rnn_prune.trace.decomposed import advice
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
@@ -113,7 +119,7 @@ def inspect_model(
         raise PruneError(
             "has no LSTM, GRU or RNN node, and none that is written out",
             where=opened.name,
-            remedy="give a model with recurrent layers",
+            remedy=remedy_of(opened, written, asked.roll) or "give a model with recurrent layers",
         )
     total = count_params(opened.document)
     left = opened.invalid_nodes or not opened.layers
@@ -131,7 +137,7 @@ def inspect_model(
         refused=[RefusedRow(**item, text=str(item)) for item in opened.invalid_nodes],
         remedies=[
             *dict.fromkeys(item.remedy for item in opened.invalid_nodes),
-            *filter(None, [advice(written, opened.model.producer_name)]),
+            *map(Note, filter(None, [remedy_of(opened, written, asked.roll)])),
         ],
         share_of_time=seen.share,
         share_of_others=seen.others,
@@ -214,15 +220,10 @@ def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progre
     half = halves(traced, data, free, progress)
     outlets = outlet_rows(opened.layers, traced.ends, traced.restored)
     late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
-    notes = (
-        [
-            f"what pruning {late} of the layers would save was not measured, for lack of time; they"
-            " are the ones that take least of a run"
-        ]
-        if late
-        else []
-    )
-    return replace(seen, outlets=outlets, pinned=pinned, half=half, warnings=tuple(notes))
+    least = "the layer that takes" if late == 1 else f"the {late} layers that take"
+    note = f"for lack of time, it was not measured what pruning {least} least of a run would save"
+    notes = (note,) if late else ()
+    return replace(seen, outlets=outlets, pinned=pinned, half=half, warnings=notes)
 
 
 def halves(
@@ -293,6 +294,8 @@ def compare(
     size: object = None,
     stream: bool | None = None,
     max_nrmse: float | None = None,
+    freeze: Mapping[str, object] | None = None,
+    threads: int = 1,
     seed: int = 0,
 ) -> CompareReport:
     """How far the outputs of b are from those of a, and how size and latency compare.
@@ -305,15 +308,18 @@ def compare(
         stream: whether inputs follow one another, see `api.prune`; each model carries its own
             states along.
         max_nrmse: the largest deviation of an output that passes.
+        freeze: inputs to fix to one value, by name, in those of the models that have them.
+        threads: of a run that is timed.
         seed: for made-up inputs.
     """
     options = Options.of(locals())
     asked, most = options.inputs, options.target.max_nrmse
-    models = [load_model(source) for source in (a, b)]
+    models = _read((a, b), asked)
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
     narrow = narrow_states(models[0], models[1], names)
     first, second = (
-        Runner(as_run(model), name=name) for model, name in zip(models, names, strict=True)
+        Runner(as_run(model), name=name, threads=options.effort.threads)
+        for model, name in zip(models, names, strict=True)
     )
     feeds = _feeds(models[0], asked, first)
     judged = judged_beside(models[0], models[1])
@@ -332,7 +338,9 @@ def compare(
     return CompareReport(
         drift=rows,
         bytes=FileSizes(*sizes),
-        latency=latency(first, StateRunner(second, narrow), feeds.opening()),
+        latency=latency(
+            first, StateRunner(second, narrow), feeds.opening(), threads=options.effort.threads
+        ),
         max_nrmse=most,
         passed=most is None or off is None or (off[1] is not None and off[1] <= most),
         streams=None if feeds.random else states,
@@ -346,14 +354,18 @@ def bench(
     data: object = None,
     size: object = None,
     stream: bool | None = None,
+    freeze: Mapping[str, object] | None = None,
     threads: int = 1,
     seed: int = 0,
 ) -> BenchReport:
-    """Times models against each other on one feed; the first is what the others compare with."""
+    """Times models against each other on one feed; the first is what the others compare with.
+
+    Arguments are as in `compare`.
+    """
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
     options = Options.of(locals())
-    read = [load_model(source) for source in models]
+    read = _read(models, options.inputs)
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
     runners = [
         Runner(as_run(model), name=name, threads=options.effort.threads)
@@ -373,6 +385,17 @@ def bench(
         threads=options.effort.threads,
         warnings=_made_up(feeds),
     )
+
+
+def _read(sources: Iterable[ModelSource], asked: Inputs) -> list[onnx.ModelProto]:
+    """Models with inputs fixed, each of those that it has: of pruned ones, they may be gone."""
+    models, values = [load_model(source) for source in sources], asked.freeze or {}
+    ports = [{port.name for port in signature.inputs(model)} for model in models]
+    lost = values.keys() - set().union(*ports)
+    return [
+        frozen(model, {name: values[name] for name in values if name in {*own, *lost}})
+        for model, own in zip(models, ports, strict=True)
+    ]
 
 
 def _drift(

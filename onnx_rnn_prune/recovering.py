@@ -51,7 +51,7 @@ def recover_units(
     chosen = best if asked == "auto" else last
     if math.isinf(chosen.error) and not math.isinf(best.error):
         raise PruneError(
-            f"with {asked}, outputs are not finite on held-out feeds",
+            f"with {asked}, outputs are not finite on the validation feeds",
             where="--recover",
             remedy="leave it out to get the best one",
         )
@@ -180,7 +180,7 @@ def _reason(chosen: Recovered, errors: Mapping[str, float], measure: str) -> str
     text = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
     lowest = min(errors.values())
     if len(set(errors.values())) == 1:
-        return f"all have the same {measure} on held-out feeds ({text})"
+        return f"all have the same {measure} on the validation feeds ({text})"
     if chosen.error > lowest:
-        return f"asked for, though not the lowest {measure} on held-out feeds ({text})"
-    return f"lowest {measure} on held-out feeds ({text})"
+        return f"asked for, though not the lowest {measure} on the validation feeds ({text})"
+    return f"lowest {measure} on the validation feeds ({text})"

@@ -217,7 +217,7 @@ def test_a_small_layer_whose_states_cost_more_than_it_saves_is_left_alone():
     (layer,) = found.report["layers"]
     assert "full width" in layer["pinned"] and layer["hidden_after"] == 4
     assert found.report["totals"]["bytes_after"] == small.ByteSize()
-    assert f"rnn is left alone: {layer['pinned']}" in found.report["warnings"]
+    assert not any(layer["pinned"] in text for text in found.report["warnings"])
     assert inspect(small)["layers"][0]["pinned"] == layer["pinned"]
     wanted = Plan(found.plan.model, {"rnn": LayerPlan(4, ((0, 3),))})
     (layer,) = apply(small, wanted).report["layers"]

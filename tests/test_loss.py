@@ -181,7 +181,9 @@ class TestDistill:
         assert self.agreement(result, data) > 0.5  # half of the lessons imitate the original
         found = result.report["recovery"]
         assert result.report["oracle"]["passed"] and found["used"] == "distill"
-        assert found["reason"].startswith("lowest mean of error and heavy on held-out feeds (none ")
+        assert found["reason"].startswith(
+            "lowest mean of error and heavy on the validation feeds (none "
+        )
         assert found["learning"]["after"] < found["learning"]["before"]
 
     def test_its_error_is_the_mean_of_deviation_and_loss_on_held_out_feeds(self, monkeypatch):

@@ -386,7 +386,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
     for options in ({}, {"lossless": True}, {"budget": "params=100%"}, {"sparsify": "50%"}):
         result = onnx_rnn_prune.prune(model, **options)
         assert result.report["layers"][0]["hidden_after"] == 1
-        assert "one is left alone: it has one unit" in result.report["warnings"]
+        assert result.report["layers"][0]["pinned"] == "it has one unit"
     with pytest.raises(ConstraintError, match="the fewest units that may stay"):
         onnx_rnn_prune.prune(model, budget="params=50%")
 

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 
 import onnx
@@ -82,9 +83,6 @@ def drift_rows(
 ) -> dict[str, DriftRow]:
     """How far outputs are off, and the signals that some are judged by.
 
-    Outputs have a `kind` where their own numbers say little, which is so of states that callers
-    hand back, and signals a list of the outputs that they are the `signal_of`.
-
     Args:
         found: by output or signal.
         judged: what outputs are judged by.
@@ -96,14 +94,13 @@ def drift_rows(
         for signal in judged.signals[output]:
             if signal not in judged.outputs:
                 signal_of.setdefault(signal, []).append(output)
-    return {
-        name: DriftRow(
-            **values,
-            kind=judged.kinds.get(name, STATE if name in states else None),
-            signal_of=signal_of.get(name),
-        )
-        for name, values in found.items()
-    }
+    rows = {}
+    for name, values in found.items():
+        kind = judged.kinds.get(name, STATE if name in states else None)
+        row = DriftRow(**values, kind=kind, signal_of=signal_of.get(name))
+        # Which entry of a state is the largest means nothing.
+        rows[name] = replace(row, top1_agreement=None) if kind == STATE else row
+    return rows
 
 
 def total_rows(opened: OpenedModel, after: onnx.ModelProto) -> Totals:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 
 from rich import box
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from onnx_rnn_prune.report import words
 from onnx_rnn_prune.report.names import Cell, brief, place, short_names
 from onnx_rnn_prune.report.rolled import RollReport
 from onnx_rnn_prune.report.schema import (
@@ -22,28 +24,11 @@ from onnx_rnn_prune.report.schema import (
     Candidate,
     CompareReport,
     LayerRow,
-    Limit,
     PruneReport,
     SearchRows,
     StageRow,
 )
-from onnx_rnn_prune.report.words import (
-    amount,
-    change,
-    drift_sentences,
-    duration,
-    faster,
-    fewer,
-    kind,
-    outcome,
-    percent,
-    sentences,
-    size,
-    streams,
-    times,
-    untold,
-    worst,
-)
+from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size
 from onnx_rnn_prune.text import presentable, visible
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.validate import Latency
@@ -100,23 +85,14 @@ def prune_table(report: PruneReport) -> Group:
     parts: list[RenderableType] = [_layers(report.layers), _gains(report)]
     if report.stages:
         parts.append(_stages(report.stages))
-    parts += [sentence(label, text) for label, text in sentences(report)]
-    parts += map(warning, untold(report))
-    return Group(*parts, *note_on_names(shortened))
+    parts += [sentence(label, text) for label, text in words.sentences(report)]
+    return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
 
 
 def _layers(layers: Sequence[LayerRow]) -> Table:
-    table = new_table(
-        "Layer", "Type", "Units", "Parameters", "Its output", numbers=("Units", "Parameters")
-    )
-    for layer in layers:
-        table.add_row(
-            Cell(layer.name),
-            kind(layer),
-            change(str(layer.hidden_before), str(layer.hidden_after)),
-            change(amount(layer.params_before), amount(layer.params_after)),
-            Cell(outcome(layer)),
-        )
+    table = new_table(*words.LAYER_COLUMNS, numbers=words.LAYER_COLUMNS[2:4])
+    for name, *others, outputs in words.layer_cells(layers):
+        table.add_row(Cell(name), *others, Cell(outputs))
     return table
 
 
@@ -129,12 +105,8 @@ def _gains(report: PruneReport) -> Table:
         ("File size", size, totals.bytes_before, totals.bytes_after),
     ):
         table.add_row(label, show(before), show(after), fewer(before, after))
-    table.add_row(f"Time per run ({_threads(latency.threads)})", *_times(latency))
+    table.add_row(f"Time per run ({words.threads(latency.threads)})", *_times(latency))
     return table
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def _times(latency: Latency) -> tuple[str, str, str]:
@@ -147,12 +119,12 @@ def _stages(stages: Sequence[StageRow]) -> Table:
     numbers = ("File size", "Compressed", "Speed", "Deviation")
     table = new_table("Step", *numbers, numbers=numbers)
     for stage in stages:
-        found = worst(stage.drift)
+        found = words.worst(stage.drift)
         table.add_row(
             Text(stage.name),
             size(stage.bytes),
             size(stage.compressed_bytes),
-            times(stage.speedup, stage.speedup_quartiles),
+            words.times(stage.speedup, stage.speedup_quartiles),
             percent(found[1]) if found else "unknown",
         )
     return table
@@ -169,7 +141,7 @@ def plan_table(plan: Plan) -> Group:
         after = len(layer.keep[0])
         table.add_row(
             Cell(visible(short[places[name]])),
-            change(str(before), str(after)),
+            words.change(str(before), str(after)),
             percent(after / before),
         )
     return Group(table, *map(warning, presentable(plan.notes)))
@@ -178,13 +150,13 @@ def plan_table(plan: Plan) -> Group:
 def compare_table(report: CompareReport) -> Group:
     """How far the outputs of two models are apart, and what the second one gains."""
     report = presentable(report)
-    parts = [sentence(label, text) for label, text in drift_sentences(report.drift)]
+    parts = [sentence(label, text) for label, text in words.drift_sentences(report.drift)]
     a, b = report.bytes.a, report.bytes.b
     parts.append(sentence("File size", f"{size(a)} -> {size(b)} ({fewer(a, b)})"))
     before, after, gain = _times(report.latency)
     parts.append(sentence("Time per run", f"{before} -> {after}, {gain}"))
     if report.streams is not None:
-        parts.append(sentence("States", streams(report.streams)))
+        parts.append(sentence("States", words.streams(report.streams)))
     return Group(*parts, *map(warning, report.warnings))
 
 
@@ -195,7 +167,7 @@ def bench_table(report: BenchReport) -> Group:
     for number, row in enumerate(report.rows):
         relation = "" if number == 0 else _against_first(row)
         table.add_row(Text(row.model), duration(row.ms), relation)
-    caption = f"Median of interleaved runs, {_threads(report.threads)}."
+    caption = f"Median of interleaved runs, {words.threads(report.threads)}."
     return Group(table, Text(caption), *map(warning, report.warnings))
 
 
@@ -217,13 +189,12 @@ def roll_table(report: RollReport) -> Group:
     latency = report.latency
     if latency is not None:
         change = faster(latency.speedup, latency.speedup_quartiles)
-        fed = ", ".join(f"{name} {list(sizes)}" for name, sizes in report.timed_on.items())
         parts += [
             sentence("Proof", f"equal to {report.max_abs_diff:.1e} on {report.feeds} feeds"),
             sentence(
                 "Speed",
                 f"{duration(latency.before_ms)} -> {duration(latency.after_ms)} a run, {change},"
-                f" {_threads(latency.threads)}, on {fed}",
+                f" {words.threads(latency.threads)}, on {words.shapes(report.timed_on)}",
             ),
             sentence(
                 "Size",
@@ -244,44 +215,42 @@ def search_table(report: PruneReport) -> Group:
     return Group(prune_table(report), cuts, *lines)
 
 
-def quality(value: float | None) -> str:
-    """A quality in its own units."""
-    return "unknown" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
 def _frontier(search: SearchRows, layers: Sequence[str]) -> Table:
     wide = max(map(len, layers), default=0) > _LONG
     kept = "Units kept by the layers above" if wide else "Units kept"
-    numbers = ("No.", "Parameters", "File size", "Predicted\ntime", search.quality)
+    numbers = (
+        "No.",
+        "Parameters",
+        "File size",
+        "Predicted\ntime",
+        words.quality_name(search.quality).capitalize(),
+    )
     table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
     rows = [row for row in search.candidates if row.frontier or row.picked]
     for row in _thinned(sorted(rows, key=lambda row: row.ms)):
         state = "picked" if row.picked else "met" if row.meets else "missed"
         table.add_row(
             str(row.number),
-            Text(_counts(row.kept, layers) if wide else _kept(row.kept)),
+            # Names would take most of the table.
+            Text(
+                ", ".join(
+                    f"{'' if wide else name + ' '}{row.kept.get(name, 'all')}" for name in layers
+                )
+            ),
             amount(row.params),
             size(row.bytes),
             duration(row.ms),
-            _estimate(row.quality, row.spread),
+            _estimate(search.quality, row),
             state,
         )
     return table
 
 
-def _estimate(value: float, spread: float) -> str:
+def _estimate(name: str, row: Candidate) -> str:
     """A quality and its standard error, which a limit must leave room for."""
-    known = math.isfinite(spread) and spread > 0.0
-    return f"{quality(value)} ± {spread:.2g}" if known else quality(value)
-
-
-def _kept(kept: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in kept.items())
-
-
-def _counts(kept: Mapping[str, int], layers: Sequence[str]) -> str:
-    """The same without names, which would take most of the table."""
-    return ", ".join(str(kept.get(name, "all")) for name in layers)
+    known = math.isfinite(row.spread) and row.spread > 0.0
+    error = f" ± {words.quality(name, row.spread)}" if known else ""
+    return words.quality(name, row.quality) + error
 
 
 def _thinned(rows: Sequence[Candidate]) -> list[Candidate]:
@@ -291,7 +260,7 @@ def _thinned(rows: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
-    splits, test = search.splits, search.test
+    name, splits, test = search.quality, search.splits, search.test
     shared = f" ({splits.shared})" if splits.shared else ""
     lines = [
         ("Goal", search.goal),
@@ -303,22 +272,27 @@ def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
         ("After ±", "the standard error, for which a limit must leave room"),
         (
             "Feeds",
-            f"{splits.calibration} to calibrate, {splits.validation} to select by,"
-            f" {splits.test} to report on{shared}",
+            f"{splits.calibration} for calibration, {splits.validation} for validation,"
+            f" {splits.test} for test{shared}",
         ),
         (
-            "On the last",
-            f"{search.quality} {quality(test.quality)}, of the original {quality(test.original)}",
+            "Test",
+            f"{words.quality_name(name)} {words.quality(name, test.quality)}, of the original"
+            f" {words.quality(name, test.original)}",
         ),
     ]
-    return lines + [(f"Limit of {limit.name}", _judgement(limit)) for limit in search.limits]
-
-
-def _judgement(limit: Limit) -> str:
-    show = {"speed": duration, "params": amount, "bytes": size}.get(limit.name, quality)
-    what = "lost " if limit.name == "quality" else ""
-    verdict = "met" if limit.met else "MISSED"
-    return f"{what}{show(limit.reached)} of {show(limit.asked)} allowed: {verdict}"
+    show: dict[str, Callable[[float], str]] = {
+        "speed": duration,
+        "params": amount,
+        "bytes": size,
+        "quality": partial(words.quality, name),
+    }
+    for limit in search.limits:
+        what = "loss of " if limit.name == "quality" else ""
+        reached, asked = (show[limit.name](value) for value in (limit.reached, limit.asked))
+        verdict = "met" if limit.met else "MISSED"
+        lines.append((f"Limit of {limit.name}", f"{what}{reached}, at most {asked}: {verdict}"))
+    return lines
 
 
 class ProgressBars:

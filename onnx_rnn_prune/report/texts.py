@@ -9,23 +9,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from onnx_rnn_prune.model.files import write_atomically
+from onnx_rnn_prune.report import words
 from onnx_rnn_prune.report.names import brief
-from onnx_rnn_prune.report.schema import CompareReport, DriftRow, LayerRow, PruneReport
-from onnx_rnn_prune.report.words import (
-    amount,
-    change,
-    compared,
-    duration,
-    faster,
-    fewer,
-    kind,
-    outcome,
-    percent,
-    sentences,
-    size,
-    untold,
-    verdict,
-)
+from onnx_rnn_prune.report.schema import CompareReport, DriftRow, PruneReport
+from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size
 from onnx_rnn_prune.text import markdown, presentable
 from onnx_rnn_prune.validate import Latency
 
@@ -98,12 +85,12 @@ def prune_summary(report: PruneReport) -> str:
     sizes = _file(report.totals.bytes_before, report.totals.bytes_after)
     parts = [
         f"### Pruned: {markdown(PurePath(report.model).name)}",
-        markdown(verdict(report)),
+        markdown(words.verdict(report)),
         _table(_GAINS, _GAINS[1:], [params, sizes, _time(report.latency)]),
-        _layers(report.layers),
+        _table(words.LAYER_COLUMNS, words.LAYER_COLUMNS[2:4], words.layer_cells(report.layers)),
         _drift(report.drift),
         _said(report),
-        _warnings(untold(report)),
+        _warnings(report.warnings),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -116,7 +103,7 @@ def compare_summary(report: CompareReport) -> str:
         title += ": passed" if report.passed else ": limit missed"
     parts = [
         title,
-        markdown(compared(report)),
+        markdown(words.compared(report)),
         _table(_GAINS, _GAINS[1:], [_file(report.bytes.a, report.bytes.b), _time(report.latency)]),
         _drift(report.drift),
         _warnings(report.warnings),
@@ -142,21 +129,6 @@ def _time(latency: Latency) -> tuple[str, ...]:
     return "Time per run", duration(latency.before_ms), duration(latency.after_ms), gain
 
 
-def _layers(layers: Sequence[LayerRow]) -> str:
-    columns = ("Layer", "Type", "Units", "Parameters", "Its outputs")
-    rows = [
-        (
-            layer.name,
-            kind(layer),
-            change(str(layer.hidden_before), str(layer.hidden_after)),
-            change(amount(layer.params_before), amount(layer.params_after)),
-            outcome(layer),
-        )
-        for layer in layers
-    ]
-    return _table(columns, ("Units", "Parameters"), rows)
-
-
 def _drift(drift: Mapping[str, DriftRow]) -> str:
     columns = ("Output", "Deviation", "RMSE", "Largest difference", "Same top answer")
     rows = [
@@ -180,7 +152,7 @@ def _said(report: PruneReport) -> str:
     """What is in no table."""
     lines = [
         f"- **{markdown(label)}**: {markdown(text)}"
-        for label, text in sentences(report)
+        for label, text in words.sentences(report)
         if label in ("Recovery", "Data", "States", "Self-check")
     ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from onnx_rnn_prune.data.streams import Streams
+from onnx_rnn_prune.errors import as_arguments, as_flags
 from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
 from onnx_rnn_prune.report.schema import (
     CompareReport,
@@ -19,6 +20,7 @@ from onnx_rnn_prune.report.schema import (
     Recovery,
 )
 from onnx_rnn_prune.validate import Oracle
+from onnx_rnn_prune.validate.quality import NRMSE
 
 # Quartiles of a speedup that lie further apart than this share of it are shown.
 _WIDE = 0.2
@@ -107,6 +109,23 @@ def change(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
 
 
+LAYER_COLUMNS = ("Layer", "Type", "Units", "Parameters", "Its output")
+
+
+def layer_cells(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
+    """What became of each layer, by LAYER_COLUMNS."""
+    return [
+        (
+            layer.name,
+            kind(layer),
+            change(str(layer.hidden_before), str(layer.hidden_after)),
+            change(amount(layer.params_before), amount(layer.params_after)),
+            outcome(layer),
+        )
+        for layer in layers
+    ]
+
+
 def outcome(layer: LayerRow) -> str:
     """What became of a layer's outputs, or why it is as it was."""
     if layer.hidden_before == layer.hidden_after:
@@ -142,7 +161,11 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def sentences(report: PruneReport) -> list[tuple[str, str]]:
-    """What there is to say about a prune beyond its tables: subjects, and a sentence on each."""
+    """What there is to say about a prune beyond its tables: subjects, and a sentence on each.
+
+    Options are named as flags in the report of a command, and as arguments in any other.
+    """
+    named = as_arguments if report.command is None else as_flags
     lines = [("Rolled", str(row)) for row in report.rolled or ()]
     lines += [("Self-check", _self_check(report.oracle, report.mode))]
     lines += [
@@ -154,13 +177,7 @@ def sentences(report: PruneReport) -> list[tuple[str, str]]:
     lines += [("Recovery", _recovery(report.recovery)), ("Data", _data(report.data))]
     if report.data.streams is not None:
         lines.append(("States", streams(report.data.streams)))
-    return lines
-
-
-def untold(report: PruneReport) -> list[str]:
-    """The warnings, without those that the table of layers gives as the reason of a row."""
-    told = {f"{row.name} is left alone: {row.pinned}" for row in report.layers}
-    return [text for text in report.warnings if text not in told]
+    return [(label, named(text)) for label, text in lines]
 
 
 def drift_sentences(drift: Mapping[str, DriftRow]) -> list[tuple[str, str]]:
@@ -237,9 +254,7 @@ def _data(data: DataRow) -> str:
             f"{text}, used to calibrate and to judge by, so the deviations may look better than "
             "they are (give others with --eval-data)"
         )
-    return (
-        f"{text}: {data.calibration_feeds} to calibrate, {data.heldout_feeds} held out to judge by"
-    )
+    return f"{text}: {data.calibration_feeds} for calibration, {data.heldout_feeds} for validation"
 
 
 def streams(row: Streams) -> str:
@@ -259,6 +274,16 @@ def streams(row: Streams) -> str:
     )
 
 
+def shapes(feed: Mapping[str, Sequence[int]]) -> str:
+    """Shapes of inputs, by name."""
+    return ", ".join(f"{name} {list(sizes)}" for name, sizes in feed.items())
+
+
+def threads(count: int) -> str:
+    """A number of threads in words."""
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
 def amount(value: float) -> str:
     """A count to three digits: `950`, `12.3 k`, `1.23 M`."""
     return _scaled(value, ("", " k", " M", " G", " T"))
@@ -272,6 +297,18 @@ def size(value: float) -> str:
 def duration(ms: float) -> str:
     """A time given in milliseconds: `0.412 ms`, `12.3 ms`, `1.23 s`."""
     return f"{_digits(ms / 1000)} s" if ms >= 999.5 else f"{_digits(ms)} ms"
+
+
+def quality_name(name: str) -> str:
+    """What people call a quality."""
+    return "deviation" if name == NRMSE.name else name
+
+
+def quality(name: str, value: float | None) -> str:
+    """A quality in its own units; deviations are shares."""
+    if value is None or not math.isfinite(value):
+        return "unknown"
+    return percent(value) if name == NRMSE.name else f"{value:.4g}"
 
 
 def percent(share: float | None) -> str:

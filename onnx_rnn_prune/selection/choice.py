@@ -131,10 +131,8 @@ def choose_plan(
     plan = Plan.from_mask(fingerprint(opened.model), traced.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
         plan = pin_unprofitable(traced, plan, request.refits(data))
-    plan = replace(plan, pinned={**traced.left, **plan.pinned})
-    notes = [f"{name} is left alone: {reason}" for name, reason in plan.pinned.items()]
-    notes += request.bounds.notes(traced.trace.groups)
-    return replace(plan, notes=tuple(map(Note, notes))), traced
+    notes = tuple(map(Note, request.bounds.notes(traced.trace.groups)))
+    return replace(plan, pinned={**traced.left, **plan.pinned}, notes=notes), traced
 
 
 def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
@@ -240,8 +238,7 @@ def lossless_plan(
         plan = pin_unprofitable(traced, plan, refits=True)
         pinned.update({**traced.left, **plan.pinned})
         if plan.cut() in ((), tuple(trace.units.lanes)):
-            notes = tuple(f"{name} is left alone: {reason}" for name, reason in pinned.items())
-            plan = replace(plan, pinned=pinned, notes=notes)
+            plan = replace(plan, pinned=pinned)
             return Lossless(plan, traced, _rows(found, plan))
         names = plan.cut()  # what is equal may hang on layers that stay whole
 
