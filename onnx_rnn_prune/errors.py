@@ -78,7 +78,7 @@ def as_arguments(text: str) -> str:
     def argument(found: re.Match[str]) -> str:
         name, value = found[1].replace("-", "_"), found[2]
         if value is None:
-            return f"{name}="
+            return f"{name[3:]}=False" if name.startswith("no_") else f"{name}="
         key, equals, size = value.partition("=")
         return f"{name}={{{key!r}: {size!r}}}" if equals else f"{name}={_literal(value)}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -148,28 +148,37 @@ def open_model(
     opened.run()
     check_globs(opened, layers)
     if not opened.layers:
-        written = written_out(opened)
         raise PruneError(
-            "; ".join([*opened.notes, *map(str, written), *_unrolled(opened)])
+            "; ".join([*opened.notes, *stays_written_out(opened)])
             or "has no LSTM, GRU or RNN node",
             where=opened.name,
-            remedy=advice(written, opened.model.producer_name)
-            or _other_layers(opened)
+            remedy=remedy_of(opened, written_out(opened), asked.roll)
             or "give a model with recurrent layers whose weights are constants",
         )
     return opened
 
 
-def _other_layers(opened: OpenedModel) -> str:
-    """What to do where all that can be cut is not recurrent."""
-    others = all_layers(opened.document.graph)
-    return "--layers=all cuts its dense layers and convolutions" if others else ""
+def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], rolls: bool) -> str:
+    """What helps where recurrences are written out, or nothing but other layers can be cut.
+
+    Args:
+        opened: the model.
+        written: its recurrences that are written out.
+        rolls: whether such were to become layers.
+    """
+    if written and not rolls:
+        return "leave --no-roll out, and what is written out becomes a layer where that is proven"
+    others = not opened.layers and all_layers(opened.document.graph)
+    return advice(written, opened.model.producer_name) or (
+        "--layers=all cuts its dense layers and convolutions" if others else ""
+    )
 
 
-def _unrolled(opened: OpenedModel) -> list[str]:
-    """Why recurrences stay written out."""
+def stays_written_out(opened: OpenedModel) -> list[str]:
+    """The recurrences that are no layers, and why they did not become some, a sentence each."""
     left = opened.rolling.left if opened.rolling is not None else {}
-    return [f"it is no layer since {reason}" for reason in dict.fromkeys(left.values())]
+    reasons = [f"it is no layer since {reason}" for reason in dict.fromkeys(left.values())]
+    return [*map(str, written_out(opened)), *reasons]
 
 
 def read_model(
@@ -188,12 +197,20 @@ def read_model(
         PruneError: it is no model.
     """
     name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
-    model = load_model(source)
-    if asked.freeze:
-        document = Document.read(model)
-        Pipeline((Freeze(asked.freeze), TakeBranches(), DropUnread()))(document)
-        model = document.write()
-    return follow(model, name, layers, asked.roll)
+    return follow(frozen(load_model(source), asked.freeze), name, layers, asked.roll)
+
+
+def frozen(model: onnx.ModelProto, values: Mapping[str, str] | None) -> onnx.ModelProto:
+    """The model with some inputs fixed; they and the branches not taken are gone.
+
+    Raises:
+        PruneError: it has no such input, or a value is none that the input takes.
+    """
+    if not values:
+        return model
+    document = Document.read(model)
+    Pipeline((Freeze(values), TakeBranches(), DropUnread()))(document)
+    return document.write()
 
 
 def follow(
@@ -212,13 +229,10 @@ def follow(
     """
     feed_forward = () if set(layers) == {RECURRENT_ONLY} else FEED_FORWARD
     inlined = inline_layers(model, [*(cell.op for cell in CELLS), *feed_forward])
-    document = Document.read(inlined)
-    check_sizes(document.graph)
+    document = read_document(inlined)
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
-    UniqueNames()(document)
-    SortNodes()(document)
     rolling = _rolled(document, inlined, name) if rolls else None
     document = rolling.document if rolling is not None else document
     ListBounds()(document)

@@ -31,7 +31,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart, whole_model
 from onnx_rnn_prune.model.files import check_output, save_apart, save_model
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.opened_model import OpenedModel
+from onnx_rnn_prune.opened_model import OpenedModel, stays_written_out
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.options import Interface, Options, Selection
@@ -353,7 +353,7 @@ def _left(traced: TracedModel, keep: Mask) -> Recovered:
 def _untouched(
     opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
 ) -> PruneResult:
-    """A plan that keeps everything leaves the units as they are."""
+    """A plan that keeps everything leaves the units as they are; what is no layer is named."""
     plan, stages = planned.plan, planned.treatment.stages
     document, steps = run_stages(opened, opened.document.copy(), stages, data, progress)
     model = document.write()
@@ -363,6 +363,7 @@ def _untouched(
         oracle=Oracle(0.0, True, 0),
         recovery=Recovery("none", "none", None, 0, None, "nothing was cut"),
         stages=steps,
+        notes=stays_written_out(opened),
     )  # fmt: skip
     return PruneResult(model, plan, report, is_apart(opened.model))
 

@@ -263,9 +263,14 @@ def trace_plan(
     """The same for just the layers that a plan cuts.
 
     Raises:
-        PruneError: layers that share a state keep different numbers of units.
+        PruneError: one of them cannot be cut, or layers that share a state keep different numbers
+            of units.
     """
     traced = trace_model(opened, plan.cut(), feeds, interface, progress)
+    for name, reason in traced.left.items():
+        raise PruneError(
+            f"it cannot be cut: {reason}", where=f"plan for {name}", remedy="let it keep all units"
+        )
     check_states(traced, plan)
     return traced
 

@@ -1,17 +1,19 @@
 """Layers in the bodies of If, Loop and Scan, in functions, and behind frozen inputs."""
 
 import cProfile
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import PruneError, inspect, prune
+from onnx_rnn_prune import PruneError, apply, bench, compare, inspect, prune
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.trace.plan import LayerPlan
 
 HIDDEN, WIDTH = 8, 3
 RNG = np.random.default_rng(0)
@@ -154,10 +156,17 @@ def test_a_branch_that_no_input_takes_is_left_alone():
     original = model(IF.replace(gru("y", "n"), gru("y", "n", "3")))
     result = prune(original, keep=4, data=feeds(8, yes=[True]))
     assert result.report["oracle"]["passed"]
-    assert any(
-        "is left alone: no input runs if.else_branch" in w for w in result.report["warnings"]
-    )
-    assert sorted(row["hidden_after"] for row in result.report["layers"]) == [4, 8]
+    cut, idle = sorted(result.report["layers"], key=lambda row: row["hidden_after"])
+    assert (cut["hidden_after"], cut["pinned"]) == (4, None)
+    assert idle["hidden_after"] == 8 and "no input runs if.else_branch" in idle["pinned"]
+    layers = {
+        name: replace(kept, keep=tuple(lane[:4] for lane in kept.keep))
+        for name, kept in result.plan.layers.items()
+    }
+    wanted = LayerPlan(8, ((0, 1, 2, 3),), idle["scope"])
+    both = replace(result.plan, layers={**layers, idle["name"]: wanted})
+    with pytest.raises(PruneError, match=f"^plan for {idle['name']}: it cannot be cut: no input"):
+        apply(original, both, data=feeds(8, yes=[True]))
 
 
 def test_equal_layers_that_read_other_units_are_fitted_apart():
@@ -189,6 +198,12 @@ def test_a_frozen_input_takes_its_branch_along():
     feed = feeds(1)[0]
     wanted = Runner(original)({**feed, "yes": np.array(False)})["scores"]
     assert np.allclose(Runner(whole.model)(feed)["scores"], wanted, atol=1e-6)
+    asked = {"freeze": {"yes": False}, "data": feeds(8)}  # as if the second had the input
+    found = compare(original, whole.model, **asked, threads=2)
+    assert found.drift["scores"].max_abs < 1e-6 and found.latency.threads == 2
+    assert len(bench([original, whole.model], **asked).rows) == 2
+    with pytest.raises(PruneError, match="no input 'no'"):
+        compare(original, whole.model, freeze={"no": 1})
 
 
 @pytest.mark.parametrize("values", [{"no": 1}, {"yes": "maybe"}, 3])

@@ -64,6 +64,7 @@ def test_keys_are_options(project):
         distill-minutes = 2
         freeze = {rate = 16000, mode = "fast"}
         quantize = "int8"
+        no-roll = true
         """,
         *PRUNE,
     )
@@ -75,6 +76,7 @@ def test_keys_are_options(project):
     assert found["distill_minutes"] == 2.0
     assert found["freeze"] == {"rate": "16000", "mode": "fast"}
     assert found["quantize"] == "int8"
+    assert found["roll"] is False
 
 
 TWO = """

@@ -95,9 +95,15 @@ def test_fixtures_are_named(name):
         assert (row["like"], row["kind"], row["steps"]) == (like, kind, steps)
         assert row["units"] == UNITS
         assert row["nodes"] and names.issuperset((row["at"], *row["nodes"]))
-        with pytest.raises(PruneError) as caught:
+        with pytest.raises(PruneError, match="leave roll=False out") as caught:
             prune(path, roll=False)
         assert row["text"] in str(caught.value) and report["remedies"][0] in str(caught.value)
+        assert "leave --no-roll out" in caught.value.for_shell
+
+
+def test_a_prune_that_cuts_nothing_says_what_is_no_layer():
+    report = prune(model(unrolled(3)), layers="all", keep=1.0, roll=False).report
+    assert [text for text in report.warnings if "is written out, unrolled over 3 steps" in text]
 
 
 def nodes_of(graph):

@@ -193,7 +193,7 @@ def _options(command: click.Command) -> ClickOptions:
         flag.removeprefix("--").replace("-", "_"): parameter
         for parameter in command.params
         if isinstance(parameter, click.Option)
-        for flag in parameter.opts
+        for flag in (*parameter.opts, *parameter.secondary_opts)
         if flag.startswith("--")
     }
 
@@ -213,7 +213,7 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
     if option.is_flag:
         if not isinstance(given, bool):
             raise PruneError(f"{given!r} is neither", where=place, remedy="give true or false")
-        value = given
+        value = given != _denies(option, keys[-1])
     else:
         texts = [_located(config, option, text) for text in _texts(option, given, place)]
         value = texts if option.multiple else texts[0]
@@ -223,6 +223,11 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
         remedy = f"give what {option.opts[-1]} takes"
         raise PruneError(error.message.rstrip("."), where=place, remedy=remedy) from error
     return value
+
+
+def _denies(option: click.Option, key: str) -> bool:
+    """Whether a key is that of a flag such as --no-roll."""
+    return f"--{key.replace('_', '-')}" in option.secondary_opts
 
 
 def _texts(option: click.Option, given: object, place: str) -> Iterator[str]:
