@@ -2,9 +2,10 @@
 
 `python tests/fuzzing.py --seed 7 --count 1000` makes 1000 cases, seeds 7, 8, ..., each in a process
 of its own, which onnxruntime may abort; `--only 42` makes one and keeps its folder. A case is a
-model of `oracle.draw`, data, a plan, a study, a cache of timings, configuration and options, of
-which one or more were changed: structures where they have one, bytes where not; and a command or a
-call from Python with options of all kinds.
+model (a fixture, a random one of `oracle`, or a recurrence that `rolling` wrote out), data, a plan,
+a study, a cache of timings, configuration and options, of which one or more were changed:
+structures where they have one, bytes where not; and a command or a call from Python with options of
+all kinds. At the end it prints how often each command ended in which way, and each flag was given.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -39,6 +41,7 @@ import onnx
 from onnx import numpy_helper
 
 import onnx_rnn_prune
+import rolling
 from onnx_rnn_prune import cli
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.checks import tensors
@@ -46,6 +49,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.text import visible
 from onnx_rnn_prune.trace.plan import fingerprint
+from oracle.around import draw_around
 from oracle.draw import draw_model
 
 # Seconds and bytes that no case may take beyond what an empty process takes.
@@ -233,11 +237,11 @@ def make_case(seed: int, folder: Path) -> Case:
     model, every = draw_base(rng)
     feeds = every[: rng.choice((1, 3, 5))]
     case = Case(seed, rng, folder, model, feeds)
-    parts = ["model", "data", "plan", "study", "cache", "config", "options"]
+    parts = ["model", "data", "plan", "study", "cache", "cache", "config", "options"]
     broken = rng.sample(parts, rng.choice((1, 1, 1, 2, 3)))
     if rng.random() < 0.4 and "model" not in broken:
         broken.append("model")
-    case.command = draw_command(rng, broken, [port.name for port in model.graph.input])
+    case.command = draw_command(rng, broken, model)
     if rng.random() < 0.1:
         case.command = draw_call(rng)
     write_model(case, "model" in broken)
@@ -253,13 +257,25 @@ def make_case(seed: int, folder: Path) -> Case:
 def draw_base(rng: random.Random) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
     """A sound model and feeds for it."""
     names = sorted(path.name for path in FIXTURES.glob("*.onnx"))
-    return fixture(rng.choice(names)) if rng.random() < 0.25 else drawn(rng.randrange(400))
+    kind = rng.random()
+    if kind < 0.25:
+        return fixture(rng.choice(names))
+    if kind < 0.4:
+        return written_out(rng.randrange(200))
+    return drawn(rng.choice((draw_model, draw_model, draw_around)), rng.randrange(400))
 
 
 @cache
-def drawn(number: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
-    builder = draw_model(number)
+def drawn(draw: Callable[[int], Any], number: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    builder = draw(number)
     return builder.model(), [dict(builder.feeds(4 + n % 2, 2, n)) for n in range(5)]
+
+
+@cache
+def written_out(number: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    """A recurrence as people write it, which becomes a layer."""
+    model, steps = rolling.random_model(np.random.default_rng(number))
+    return model, rolling.feeds(model, steps, (4, 1, 2, 3, 2))
 
 
 @cache
@@ -279,8 +295,12 @@ def fitting(model: onnx.ModelProto, seed: int) -> dict[str, Any]:
     return feed
 
 
-def draw_command(rng: random.Random, broken: list[str], inputs: list[str]) -> list[str]:
-    wanted = {"plan": ["apply"], "study": ["search", "sensitivity"], "cache": ["prune", "search"]}
+# Those that do the most; a cache that means nothing keeps none of them from doing all of it.
+SLOW = ["prune", "apply", "search", "sensitivity", "bench", "inspect", "roll"]
+
+
+def draw_command(rng: random.Random, broken: list[str], model: onnx.ModelProto) -> list[str]:
+    wanted = {"plan": ["apply"], "study": ["search", "sensitivity"], "cache": SLOW}
     every = [
         "inspect",
         "prune",
@@ -291,6 +311,7 @@ def draw_command(rng: random.Random, broken: list[str], inputs: list[str]) -> li
         "bench",
         "search",
         "sensitivity",
+        "roll",
     ]
     name = rng.choice(wanted.get(broken[0], every))
     data = ["--data", "data"] if rng.random() < 0.6 or name in ("search", "sensitivity") else []
@@ -303,11 +324,18 @@ def draw_command(rng: random.Random, broken: list[str], inputs: list[str]) -> li
         "bench": ["bench", "model.onnx", "other.onnx"],
         "search": ["search", "model.onnx", "-o", "out.onnx", "--params", "80%", "--trials", "2"],
         "sensitivity": ["sensitivity", "model.onnx"],
+        "roll": ["roll", "model.onnx", "-o", "out.onnx"],
     }[name] + data
+    known = {option.name for option in cli.cli.commands[name].params}
+    if "layers" in known and rng.random() < 0.25:
+        command += ["--layers", "all"]
+    states = min(len(model.graph.input), len(model.graph.output)) > 1
+    if "stream" in known and data and rng.random() < (0.4 if states else 0.02):
+        command += ["--stream"]
     if name in ("search", "sensitivity") and (broken[0] == "study" or rng.random() < 0.3):
         command += ["--study", "study.db"]
     if rng.random() < 0.5:
-        command += draw_options(name, inputs, rng)
+        command += draw_options(name, [port.name for port in model.graph.input], rng)
     if name in ("prune", "apply") and rng.random() < 0.2:
         command += ["--html", "page.html", "--json", "report.json"]
     if "options" in broken:
@@ -335,6 +363,7 @@ GIVEN = {
     "budget": ("params=60%", "flops=50%", "bytes=90%", "params=1", "bytes=1kB"),
     "size": ("batch=2", "x=4x2x3", "x=1", "time=5"),
     "criterion": ("l1", "l2+0.5*activation", "density", "taylor", "reconstruction", "ablation"),
+    "layers": ("all", "recurrent", "*", "absent"),
     "only": ("*", "LSTM*", "absent", "[!a]*"),
     "skip": ("*", "GRU*", "absent", "y?"),
     "loss": ("cross-entropy",),
@@ -358,6 +387,16 @@ GIVEN = {
 }
 
 
+# What an option is refused without.
+NEEDS = {
+    "state_metadata": ["--shrink-states"],
+    "sparsify_by": ["--sparsify", "50%"],
+    "sparse_initializers": ["--sparsify", "50%"],
+    "better": ["--metric", "nrmse"],
+    "loss": ["--criterion", "taylor"],
+}
+
+
 def draw_options(name: str, inputs: list[str], rng: random.Random) -> list[str]:
     """Some options of a command, each with a value that it may have."""
     drawn = []
@@ -377,10 +416,14 @@ def draw_options(name: str, inputs: list[str], rng: random.Random) -> list[str]:
             drawn.append(rng.choice(flags))
         elif values:
             drawn += [flags[-1], str(rng.choice(values))]
+        if rng.random() < 0.8:
+            drawn += NEEDS.get(option.name, [])
     return drawn
 
 
-FUNCTIONS = ("inspect", "prune", "plan", "apply", "compare", "bench", "search", "sensitivity")
+FUNCTIONS = (
+    "inspect", "prune", "plan", "apply", "compare", "bench", "search", "sensitivity", "roll",
+)  # fmt: skip
 
 
 def draw_call(rng: random.Random) -> list[str]:
@@ -400,7 +443,7 @@ def call(case: Case) -> int:
     values += [*TEXTS, {1: 2}, ["a", 3], iter([]), {"*": 0.5}, np.zeros((1, 4), bool), {"x": "y"}]
     names = [name for name in inspect.signature(function).parameters if name not in NEVER]
     for name in rng.sample(names, rng.choice((0, 1, 1, 2, 3))):
-        given[name] = rng.choice(values)
+        given[name] = rng.choice(values if rng.random() < 0.5 else GIVEN.get(name, (True, 1, 2)))
     if case.command[1] == "search":
         given = {"params": 0.8, "trials": 2, **given}
     arguments = (
@@ -416,6 +459,9 @@ def call(case: Case) -> int:
             result.save("out.json" if case.command[1] == "plan" else "out.onnx")
     except onnx_rnn_prune.PruneError as error:
         print(f"Error: {visible(str(error))}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
         return 1
     return 0
 
@@ -559,7 +605,7 @@ def write_plan(case: Case, broken: bool) -> None:
     for node in nodes:
         hidden = node.attrs.get("hidden_size")
         if isinstance(hidden, int) and 0 < hidden < 100 and node.op in ("LSTM", "GRU", "RNN"):
-            directions = 2 if node.attrs.get("direction") == "bidirectional" else 1
+            directions = 2 if str(node.attrs.get("direction")) == "bidirectional" else 1
             keep = [list(range(max(1, hidden // 2)))] * directions
             layers[node.name] = {"scope": "", "hidden_size": hidden, "keep": keep}
     plan: Any = {
@@ -570,9 +616,12 @@ def write_plan(case: Case, broken: bool) -> None:
     text = json.dumps(plan)
     if broken:
         for _ in range(case.rng.choice((1, 1, 2, 5))):
-            plan = change_value(plan, case.rng)
+            if case.rng.random() < 0.7 and isinstance(plan, dict):
+                plan = {**plan, "layers": change_value(plan.get("layers"), case.rng)}
+            else:
+                plan = change_value(plan, case.rng)
         text = json.dumps(plan)
-        if case.rng.random() < 0.2:
+        if case.rng.random() < 0.1:
             text = change_bytes(text.encode(), case.rng).decode(errors="surrogateescape")
     (case.folder / "plan.json").write_bytes(text.encode(errors="surrogateescape"))
 
@@ -619,14 +668,15 @@ def write_cache(case: Case, broken: bool) -> None:
 
 def write_config(case: Case) -> None:
     rng = case.rng
-    lines = ["[tool.onnx-rnn-prune]", "seed = 1", 'data = "data"']
+    given = {"seed": 1, "data": "data"}
     for _ in range(rng.choice((1, 2, 4))):
         word = rng.choice((*WORDS, *GIVEN)).strip("-").replace("_", "-")
         meant = rng.choice(GIVEN.get(word.replace("-", "_"), ("x",)))
         value = meant if rng.random() < 0.5 else change_value(meant, rng)
-        lines.append(f"{word} = {json.dumps(value)}")
-    content = "\n".join(lines).encode(errors="replace")
-    if rng.random() < 0.3:
+        given[word] = value
+    lines = [f"{word} = {json.dumps(value)}" for word, value in given.items()]
+    content = "\n".join(["[tool.onnx-rnn-prune]", *lines]).encode(errors="replace")
+    if rng.random() < 0.1:
         content = change_bytes(content, rng)
     (case.folder / "pyproject.toml").write_bytes(content)
 
@@ -727,7 +777,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def broken_promise(folder: Path, code: int, memory: int) -> str:
     if (folder / "fuzzing").exists():
-        return f"the case could not be made: {(folder / 'fuzzing').read_text().splitlines()[-1]}"
+        raised = (folder / "fuzzing").read_text().strip().splitlines()[-1]
+        return f"the case could not be made: {raised}"
     err = (folder / "stderr").read_text(errors="replace") if (folder / "stderr").exists() else ""
     out = (folder / "stdout").read_text(errors="replace") if (folder / "stdout").exists() else ""
     if code not in CODES:
@@ -792,6 +843,7 @@ def check_written(folder: Path) -> str:
 
 
 BASE_MEMORY = 0
+FLAGS = sorted({flag for each in cli.cli.commands.values() for o in each.params for flag in o.opts})
 
 
 def main() -> int:
@@ -810,13 +862,15 @@ def main() -> int:
         folder = Path(tempfile.mkdtemp())
         print(*run_case(given.only, folder), folder, sep="\n")
         return 0
-    end, found, codes = time.monotonic() + given.seconds, Counter(), Counter()
+    end, found = time.monotonic() + given.seconds, Counter()
+    codes, flags = Counter(), Counter()
     seed, stopped = given.seed, []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     while seed < given.seed + given.count and time.monotonic() < end and not stopped:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             command, code, wrong = run_case(seed, Path(name))
             codes[f"{command.partition(',')[0][2:-1]} {code}"] += 1
+            flags.update(flag for flag in FLAGS if f"'{flag}'" in command)
             if wrong:
                 found[wrong[:60]] += 1
                 print(f"seed {seed}: {command}: {wrong}", flush=True)
@@ -826,9 +880,8 @@ def main() -> int:
         if seed % 500 == 0:
             print(f"up to seed {seed}: {sum(found.values())} broke a promise", flush=True)
     wrong = sum(found.values())
-    print(
-        f"seeds {given.seed} to {seed - 1}, {wrong} broke a promise; ends: {sorted(codes.items())}"
-    )
+    print(f"seeds {given.seed} to {seed - 1}, {wrong} broke a promise")
+    print(f"ends: {sorted(codes.items())}", f"given: {flags.most_common()}", sep="\n")
     return 1 if found else 0
 
 

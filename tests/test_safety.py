@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import onnx
@@ -474,6 +475,29 @@ def with_an_imaginary_shape(proto):
     proto.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["zeros"]))
 
 
+def without_an_end(trips, proto):
+    """A Loop that goes on as long as its trip count says, or for ever where it says nothing."""
+    body = onnx.parser.parse_graph("""
+        body (int64 i, bool go, float[N, 1] v) => (bool on, float[N, 1] v2, float[N, 1] out) {
+            on = Identity (go)  v2 = Identity (v)  out = Identity (v)
+        }""")
+    proto.graph.node[-1].output[0] = "before"
+    for name, value in (("trips", np.array(2**40)), ("go", np.array(True))):
+        proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    inputs, outputs = [trips, "go", "before"], ["logits", "all"]
+    proto.graph.node.append(helper.make_node("Loop", inputs, outputs, body=body))
+
+
+def with_an_attribute_of_no_function(proto):
+    proto.graph.node[0].attribute.append(helper.make_attribute("direction", "forward"))
+    proto.graph.node[0].attribute[-1].ref_attr_name = "elsewhere"
+
+
+def with_a_body_as_layout(proto):
+    attribute = helper.make_attribute("layout", helper.make_graph([], "body", [], []))
+    proto.graph.node[0].attribute.append(attribute)
+
+
 BROKEN = {
     cut_short: "weight 'W': its shape takes 288 bytes, and it has 287",
     said_huge: "its shape takes",
@@ -487,6 +511,10 @@ BROKEN = {
     with_bytes_as_text: "cannot be read as a graph",
     named_twice: "onnxruntime cannot load it",
     with_an_empty_body: "node 'Loop': its body lacks a counter or a condition",
+    partial(without_an_end, "trips"): "Loop logits: nothing ends it",
+    partial(without_an_end, ""): "Loop logits: nothing ends it",
+    with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
+    with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",
     with_an_imaginary_shape: "onnxruntime cannot load it",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -33,7 +34,7 @@ from onnx_rnn_prune.model.external import (
 from onnx_rnn_prune.model.walk import messages, parts
 
 _TYPES = frozenset(onnx.TensorProto.DataType.values())
-_ATTRIBUTES = frozenset(onnx.AttributeProto.AttributeType.values())
+_ATTRIBUTES = dict(onnx.AttributeProto.AttributeType.items())
 _REMEDY = "export the model again, or get the whole file"
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
@@ -56,15 +57,40 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
             _require(
                 kind.elem_type in _TYPES, f"tensor '{info.name}'", "its type is none of ONNX's"
             )
+    for attribute in messages(model.graph, onnx.AttributeProto):
+        _require(
+            not attribute.ref_attr_name,
+            f"attribute '{attribute.name}'",
+            "it refers to one of a function, and is in none",
+        )
     for node in messages(model, onnx.NodeProto):
         for attribute in node.attribute:
-            where = f"node '{node.name or node.op_type}'"
-            known = attribute.type in _ATTRIBUTES
-            _require(known, where, f"the type of its '{attribute.name}' is none of ONNX's")
-            body = attribute.g if node.op_type == "Loop" and attribute.HasField("g") else None
-            whole = body is None or (len(body.input) > 1 and len(body.output) > 0)
-            _require(whole, where, "its body lacks a counter or a condition")
+            _check_attribute(node, attribute)
     return model
+
+
+def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+    where = f"node '{node.name or node.op_type}'"
+    known = attribute.type in _ATTRIBUTES.values()
+    _require(known, where, f"the type of its '{attribute.name}' is none of ONNX's")
+    # What ONNX declares is also how the operators of others that are made of its own are read.
+    kinds = _declared().get((node.op_type.removeprefix("DynamicQuantize"), attribute.name))
+    fits = kinds is None or attribute.type in kinds or not attribute.type
+    _require(fits, where, f"its '{attribute.name}' is of another type than ONNX says")
+    body = attribute.g if node.op_type == "Loop" and attribute.HasField("g") else None
+    whole = body is None or (len(body.input) > 1 and len(body.output) > 0)
+    _require(whole, where, "its body lacks a counter or a condition")
+
+
+@cache
+def _declared() -> dict[tuple[str, str], set[int]]:
+    """The types that an operator's attribute has in any version of ONNX."""
+    kinds: dict[tuple[str, str], set[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        for name, attribute in schema.attributes.items():
+            known = kinds.setdefault((schema.name, name), set())
+            known.add(_ATTRIBUTES[str(attribute.type).rpartition(".")[2]])
+    return kinds
 
 
 def _check_tensor(tensor: onnx.TensorProto) -> None:

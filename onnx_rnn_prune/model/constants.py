@@ -25,7 +25,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import sparse_values, tensor_values
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.model.walk import all_nodes, node_key
 from onnx_rnn_prune.model.writing import make_attribute
 
 MOVING = frozenset(
@@ -80,6 +80,8 @@ _KNOWN = _MOVING | _ARITHMETIC | {"DequantizeLinear"}
 _DEQUANTIZE = 21
 # A constant of more entries than this must be held by the file, or be made of not much fewer.
 _MOST_MADE, _MOST_TIMES = 1 << 25, 16
+# Rounds that a loop may always take; the longest recordings have a hundredth of these.
+_MOST_ROUNDS = 1 << 20
 _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 
@@ -104,15 +106,22 @@ def require_constant(tensor: gs.Tensor, opset: int | None = None) -> Array:
 
 
 def check_sizes(graph: gs.Graph) -> None:
-    """Refuses constants that a few bytes of a file claim to make very large.
+    """Refuses constants that a few bytes of a file claim to make very large, and endless loops.
 
-    onnxruntime makes them when it loads the model, and so does whoever looks at a weight.
+    onnxruntime makes such constants when it loads the model, and so does whoever looks at a weight;
+    nothing ends a loop of it, whose outputs may grow with each round.
 
     Raises:
         PruneError: there is one.
     """
     made: dict[int, int] = {}
     for node in all_nodes(graph):
+        if node.op == "Loop" and not node.domain and _rounds(node, graph.opset) > _MOST_ROUNDS:
+            raise PruneError(
+                "nothing ends it",
+                where=f"Loop {node.name or node_key(node)}",
+                remedy="export the model again, or correct its trip count",
+            )
         made_here = node.op in ("Concat", "ConstantOfShape", "Expand", "Tile") and not node.domain
         if not made_here or not node.inputs or not node.outputs:
             continue
@@ -124,6 +133,22 @@ def check_sizes(graph: gs.Graph) -> None:
                 where=f"{node.op} {node.name or node.outputs[0].name}",
                 remedy="export the model again, or correct the shape that this node reads",
             )
+
+
+def _rounds(loop: gs.Node, opset: int) -> float:
+    """How many rounds a loop takes whatever the model is given; 0 where that is not known."""
+    trips, body = loop.inputs[:1], loop.attrs.get("body")
+    count = constant_value(trips[0], opset) if trips and trips[0].name else np.array([np.inf])
+    if count is None or count.size != 1 or count.dtype.kind not in "iuf" or body is None:
+        return 0
+    goes_on = body.outputs[0]
+    for _ in body.nodes:  # which may stand in a circle
+        maker = _maker(goes_on)
+        if maker is not None and maker.op == "Identity" and maker.inputs:
+            goes_on = maker.inputs[0]
+    value = constant_value(goes_on, opset)
+    always = goes_on is body.inputs[1] if value is None else bool(value.all())
+    return float(count.item()) if always else 0
 
 
 def _held_entries(tensor: gs.Tensor) -> int:
