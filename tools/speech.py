@@ -2,7 +2,8 @@
 
 Only NumPy and the standard library. Audio is a float64 array [samples] at 16 kHz, full scale 1.
 NSNet2's frames are those of its published inference code at 16 kHz: 20 ms, hop 10 ms, the root of
-a symmetric Hann window both ways, powers from 1e-12 up, gains from -80 dB to 0 dB.
+a symmetric Hann window both ways, powers from 1e-12 up, gains from -80 dB to 0 dB; at 48 kHz the
+same, with the transform of 1024 points that 513 bins take.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Features = npt.NDArray[np.float32]
 
 RATE = 16000
 FRAME = 320
-HOP = 160
+SIZES = {RATE: FRAME, 48000: 1024}  # of the transform, for frames of 20 ms
 LEAST_POWER = 1e-12
 LEAST_GAIN = 1e-4
 SHORTEST = 1.5
@@ -205,30 +206,39 @@ def snr_db(clean: Audio, estimate: Audio) -> float:
     return 10.0 * math.log10(float(np.sum(np.square(clean))) / max(error, 1e-20))
 
 
-def window() -> Audio:
-    """The window [320] before the transform and after its inverse."""
-    return np.sqrt(np.hanning(FRAME))
+def upsampled(audio: Audio, times: int) -> Audio:
+    """Band-limited audio [samples * times] at a rate so many times as high."""
+    return np.fft.irfft(np.fft.rfft(audio), audio.size * times) * times
 
 
-def spectra(audio: Audio) -> Spectra:
-    """Short-time spectra [frames, 161] of audio [samples]: a frame each 160 samples, from 0 on."""
-    frames = -(-audio.size // HOP)
-    padded = np.pad(audio, (0, (frames + 1) * HOP - audio.size))
-    views = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP]
-    return np.fft.rfft(views * window())
+def window(frame: int = FRAME) -> Audio:
+    """The window [frame] before the transform and after its inverse."""
+    return np.sqrt(np.hanning(frame))
+
+
+def spectra(audio: Audio, rate: int = RATE) -> Spectra:
+    """Short-time spectra [frames, bins] of audio [samples]: a frame each 10 ms, from 0 on."""
+    hop, size = rate // 100, SIZES[rate]
+    frames = -(-audio.size // hop)
+    padded = np.pad(audio, (0, (frames + 1) * hop - audio.size))
+    views = np.lib.stride_tricks.sliding_window_view(padded, 2 * hop)[::hop]
+    return np.fft.rfft(views * window(2 * hop), size)
 
 
 def features(spectrum: Spectra) -> Features:
-    """The model's input [1, frames, 161], log10 of the power, for spectra [frames, 161]."""
+    """The model's input [1, frames, bins], log10 of the power, for spectra [frames, bins]."""
     power = np.maximum(np.square(np.abs(spectrum)), LEAST_POWER)
     return np.log10(power)[None].astype(np.float32)
 
 
-def resynthesize(spectrum: Spectra, gain: npt.NDArray[np.floating], samples: int) -> Audio:
-    """Audio [samples] of spectra [frames, 161] times gains [frames, 161], by overlap and add."""
+def resynthesize(
+    spectrum: Spectra, gain: npt.NDArray[np.floating], samples: int, rate: int = RATE
+) -> Audio:
+    """Audio [samples] of spectra [frames, bins] times gains [frames, bins], by overlap and add."""
+    hop = rate // 100
     limited = np.clip(gain.astype(np.float64), LEAST_GAIN, 1.0)
-    frames = np.fft.irfft(spectrum * limited, FRAME) * window()
-    audio = np.zeros((len(frames) + 1, HOP))
-    audio[:-1] += frames[:, :HOP]
-    audio[1:] += frames[:, HOP:]
+    frames = np.fft.irfft(spectrum * limited, SIZES[rate])[:, : 2 * hop] * window(2 * hop)
+    audio = np.zeros((len(frames) + 1, hop))
+    audio[:-1] += frames[:, :hop]
+    audio[1:] += frames[:, hop:]
     return audio.reshape(-1)[:samples]

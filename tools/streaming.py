@@ -53,6 +53,7 @@ DETECTORS = {
     "silero_vad_op15": Detector(SAMPLE_RATE, "output"),
     "silero_vad_half": Detector({}, "output"),
     "silero_vad_sequence": Detector({}, "speech_probs"),
+    "silero_vad_no_lstm": Detector(SAMPLE_RATE, "output"),
 }
 
 
@@ -79,12 +80,12 @@ def recordings(models: Path) -> tuple[list[Audio], Audio]:
         return np.split(synthetic(CALIBRATION, 0), STREAMS), synthetic(EVALUATION, 1)
     sets = split(folder)
     return (
-        [_joined(sets["calibration"][n::STREAMS], CALIBRATION / STREAMS) for n in range(STREAMS)],
-        _joined(sets["evaluation"], EVALUATION),
+        [joined(sets["calibration"][n::STREAMS], CALIBRATION / STREAMS) for n in range(STREAMS)],
+        joined(sets["evaluation"], EVALUATION),
     )
 
 
-def _joined(paths: Sequence[Path], seconds: float) -> Audio:
+def joined(paths: Sequence[Path], seconds: float) -> Audio:
     """Recordings one after the other, with pauses of faint noise."""
     rng = np.random.default_rng(0)
     parts: list[Audio] = []

@@ -1,0 +1,251 @@
+"""How much faster published models get at the same quality: `python tools/bench_models.py`.
+
+For each model `search` looks for the fastest cut of recurrent layers, and of all layers, within a
+limit on what may be lost; then 8-bit integers are tried on what it found. What has been measured
+is kept in a file (`--results`), so that a run goes on where another stopped.
+`python tools/fetch_models.py` gets what it needs; pictures of text take Pillow and Matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+
+from fetch_models import default_folder
+from onnx_rnn_prune import prune, search
+from onnx_rnn_prune.calibration import opened_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.pipeline import PruneResult
+from onnx_rnn_prune.validate import timings
+from pages import markdown, write_section
+from trials import fingerprint
+from workloads import WORKLOADS, Workload, outcomes
+
+WAYS = {"recurrent": "recurrent layers", "all": "all layers"}
+INTEGERS = "all layers, int8"
+LABELS = (*WAYS.values(), INTEGERS)
+SECONDS_PER_MODEL = 3.0
+NOTE = """\
+Speed at the limit: an agreement with the original's decisions of 99 %, or 1 % less of the task's
+metric (SNR in dB, F1). `search` has chosen on validation feeds with a standard error to spare; the
+value beside each speed is that of test feeds, which neither fitted nor chose anything: other
+recordings, messages, paragraphs or words. No training. *int8*: `--quantize int8` on the cut of all
+layers, where it is within the limit and faster still. Speeds are medians of the ratios of
+interleaved runs of one thread on a busy machine; 1x means that `search` found nothing faster within
+the limit, and wrote nothing. By `python tools/bench_models.py`."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What became of a model in one way.
+
+    Attributes:
+        speed: the original's time over its own; 1 where it stayed as it was.
+        value: of the quality on the test feeds.
+        params: those left, a share.
+        widths: units kept, by layer.
+        seconds: that it took to find.
+        reason: why it stayed as it was.
+    """
+
+    speed: float
+    value: float
+    params: float
+    widths: Mapping[str, int]
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in all ways.
+
+    Attributes:
+        name: of the model.
+        metric: what its quality is called.
+        text: how to write it.
+        kind: of data.
+        original: the quality of the original on the test feeds.
+        limit: the lowest quality that is accepted.
+        code: checksum of the code that measured.
+        versions: by label, see `LABELS`.
+    """
+
+    name: str
+    metric: str
+    text: str
+    kind: str
+    original: float
+    limit: float
+    code: str
+    versions: Mapping[str, Version]
+
+    @staticmethod
+    def read(values: Mapping[str, object]) -> Row:
+        """What `asdict` made of one."""
+        versions = values["versions"]
+        assert isinstance(versions, dict)
+        read = {label: Version(**each) for label, each in versions.items()}
+        return Row(**{**values, "versions": read})  # type: ignore[arg-type]
+
+
+def measure(path: Path, work: Workload, minutes: float) -> Row:
+    """Looks for the fastest cut in every way; all that were found are timed in turns."""
+    found: dict[str, PruneResult] = {}
+    reasons: dict[str, str] = {}
+    took: dict[str, float] = {}
+    for layers, label in WAYS.items():
+        start = time.perf_counter()
+        print(f"{work.name}, {label}", file=sys.stderr)
+        try:
+            found[label] = sought(path, work, layers, minutes)
+        except PruneError as error:
+            reasons[label] = str(error)
+            print(error, file=sys.stderr)
+        took[label] = time.perf_counter() - start
+    cut = next((found[label] for label in reversed(WAYS.values()) if label in found), None)
+    start = time.perf_counter()
+    try:
+        source = path if cut is None else cut.model
+        found[INTEGERS] = integers(path, work, source)
+    except PruneError as error:
+        reasons[INTEGERS] = str(error)
+    took[INTEGERS] = time.perf_counter() - start
+    return compared(path, work, found, reasons, took)
+
+
+def sought(path: Path, work: Workload, layers: str, minutes: float) -> PruneResult:
+    """What `search` finds within the limit."""
+    return search(
+        path,
+        data=work.data,
+        eval_data=work.tests,
+        stream=work.streams or None,
+        metric=work.measure,
+        max_drop=f"{work.drop:.0%}",
+        layers=layers,
+        minutes=minutes,
+    )
+
+
+def integers(path: Path, work: Workload, source: Path | onnx.ModelProto) -> PruneResult:
+    """A model that computes in integers of 8 bits, within the limit on the feeds that selected it.
+
+    Raises:
+        PruneError: it has nothing to compute so, or loses more.
+    """
+    result = prune(source, keep=1.0, quantize="int8")
+    value = work.measure(outcomes(path, result.model, work.data))
+    least = work.least(work.measure(outcomes(path, onnx.load(path), work.data)))
+    if value < least:
+        texts = work.text.format(value), work.text.format(least)
+        raise PruneError("{} of at least {}".format(*texts), where="int8", remedy="leave it out")
+    return result
+
+
+def compared(
+    path: Path,
+    work: Workload,
+    found: Mapping[str, PruneResult],
+    reasons: Mapping[str, str],
+    took: Mapping[str, float],
+) -> Row:
+    """The row of a model; all that was found is run in turns."""
+    original = onnx.load(path)
+    models = [original, *(result.model for result in found.values())]
+    runners = [Runner(model, name=work.name) for model in models]
+    feeds: Sequence[Feed] = list(work.timed)
+    if work.streams:
+        feeds = list(opened_feeds(open_model(path), [feeds], True))
+    times = timings(runners, feeds, seconds=SECONDS_PER_MODEL * len(runners), rounds=1000)
+    values = [work.measure(outcomes(path, model, work.tests)) for model in models]
+    before = values[0]
+    versions = {
+        label: Version(1.0, before, 1.0, {}, took[label], reason)
+        for label, reason in reasons.items()
+    }
+    for (label, result), timing, value in zip(found.items(), times[1:], values[1:], strict=True):
+        totals = result.report.totals
+        widths = {row.name: row.hidden_after for row in result.report.layers}
+        share = totals.params_after / totals.params_before
+        versions[label] = Version(timing.ratio, value, share, widths, took[label])
+    limit = work.least(before)
+    return Row(work.name, work.metric, work.text, work.kind, before, limit, fingerprint(), versions)
+
+
+class Results:
+    """A file of rows, by model, which is written whole whenever there is a new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self.rows = {name: Row.read(values) for name, values in known.items()}
+
+    def add(self, row: Row) -> None:
+        """Keeps a row in place of an older one."""
+        self.rows[row.name] = row
+        text = json.dumps({name: asdict(each) for name, each in self.rows.items()}, indent=1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(text + "\n", "utf-8")
+        partial.replace(self._path)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    header = ["model", "data", "original", *LABELS, "parameters left", "took"]
+    lines = []
+    for row in rows:
+        cells = [_cell(row, label) for label in LABELS]
+        left = row.versions[WAYS["all"]].params
+        took = sum(each.seconds for each in row.versions.values())
+        value = f"{row.metric} {row.text.format(row.original)}"
+        lines.append([row.name, row.kind, value, *cells, f"{left:.0%}", f"{took / 60:.1f} min"])
+    return f"{markdown(header, lines)}\n\n{NOTE}"
+
+
+def _cell(row: Row, label: str) -> str:
+    version = row.versions[label]
+    others = [row.versions[way].speed for way in WAYS.values()]
+    if version.reason or (label == INTEGERS and version.speed <= max(others)):
+        return "" if label == INTEGERS else "1x"
+    return f"{version.speed:.2f}x ({row.text.format(version.value)})"
+
+
+def main() -> int:
+    """Measures what the command line asks for; the exit code says whether it could."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--minutes", type=float, default=3.0, help="that each search may take")
+    parser.add_argument("--results", type=Path, default=default_folder().parent / "models.json")
+    parser.add_argument("--again", action="store_true", help="measure what is in results, too")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
+    choices = parser.parse_args()
+    results = Results(choices.results)
+    try:
+        for name in choices.only:
+            if choices.again or name not in results.rows:
+                work = WORKLOADS[name](choices.models, name)
+                results.add(measure(choices.models / f"{name}.onnx", work, choices.minutes))
+        text = table([results.rows[name] for name in WORKLOADS if name in results.rows])
+        print(text)
+        if choices.write:
+            write_section("models", text)
+    except (PruneError, ValueError, OSError) as error:
+        print(f"bench_models: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

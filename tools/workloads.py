@@ -1,0 +1,463 @@
+"""What published models read and what they are for: data of the model's own kind, and a quality.
+
+Each workload has feeds to calibrate and select with and others to report on, which share nothing:
+other recordings, other paragraphs, other messages, other words. What is synthetic says so.
+"""
+
+from __future__ import annotations
+
+import gettext
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bench_nsnet2 import CALIBRATION, KINDS, LONG
+from bench_search import text_task
+from onnx_rnn_prune.calibration import opened_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Runner, Streaming
+from onnx_rnn_prune.opened_model import open_model
+from speech import (
+    RATE,
+    Audio,
+    Mixture,
+    features,
+    mixtures,
+    resynthesize,
+    snr_db,
+    spectra,
+    split,
+    upsampled,
+)
+from streaming import DETECTORS, chunks, joined
+
+Feed = dict[str, Any]
+Numbers = npt.NDArray[Any]
+Outputs = dict[str, Numbers]
+Pair = tuple[Feed, Outputs]
+Metric = Callable[[Iterable[Pair]], float]
+
+DROP = 0.01
+STREAM_SECONDS, STREAMS, TESTED_STREAMS = 15.0, 16, 8
+SPEECH_SECONDS, TESTED_SECONDS = 2 * CALIBRATION, 150.0
+LINES, WINDOWS, NAMES = 140, 48, 900
+TESTED = 3  # one of so many messages, lines and windows is to test on
+AROUND = 21  # characters that oskut looks at to decide about one
+EEG_RATE = 200
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+FONTS = [
+    *(f"DejaVu{style}.ttf" for style in ("Sans", "Sans-Bold", "Sans-Oblique", "SansMono", "Serif")),
+    *(f"DejaVu{style}.ttf" for style in ("Serif-Bold", "Serif-Italic", "SansMono-Bold")),
+    *(f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")),
+    *("cmr10.ttf", "cmss10.ttf", "cmtt10.ttf"),
+]
+THAI = {
+    "c": "กขฃคฆงจชซญฎฏฐฑฒณดตถทธนบปพฟภมยรลวศษสฬอ",
+    "n": "ฅฉผฟฌหฝฮฤ",
+    "v": "ัะาำิีืึุู",
+    "w": "เแโใไ",
+    "t": "่้๊๋็",
+    "s": "์ๆฯ.",
+    "d": "0123456789๑๒๓๔๕๖๗๘๙",
+    "q": "\"'\u2018\u2019",
+    "p": " <>`~\u0e50;:-({)},./+*/-?!@#$%^&=][",
+    "s_e": "abcdefghijklmnopqrstuvwxyz",
+    "b_e": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+}
+KINDS_OF_CHARACTERS = ("b_e", "c", "d", "n", "o", "p", "q", "s", "s_e", "t", "v", "w")
+CHARACTERS = [
+    "\n",
+    *" !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_abcdefghijklmno",
+    "other",
+    *"pqrstuvwxyz}~กขฃคฅฆงจฉชซฌญฎฏฐฑฒณดตถทธนบปผฝพฟภมยรฤลวศษสหฬอฮฯะัาำิีึืฺุูเแโใไๅๆ็่้๊๋์ํ๐๑๒๓๔๕๖๗๘๙",
+    "\u2018",
+    "\u2019",
+    "\ufeff",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A model's job.
+
+    Attributes:
+        name: of the model.
+        metric: what its quality is called.
+        text: how to write a value of it.
+        kind: of data, in a few words.
+        data: feeds, or streams of feeds, to calibrate and select with.
+        tests: others to report on.
+        measure: the quality, of pairs of a feed with its labels and the outputs.
+        drop: how much of it may be lost, as a share of what the original reaches.
+        timed: the feeds that are timed in turn; calls of one stream where there are streams.
+    """
+
+    name: str
+    metric: str
+    text: str
+    kind: str
+    data: Sequence[Any]
+    tests: Sequence[Any]
+    measure: Metric
+    drop: float
+    timed: Sequence[Feed]
+
+    def least(self, original: float) -> float:
+        """What is accepted where the original reaches so much."""
+        return original - self.drop * abs(original)
+
+    @property
+    def streams(self) -> bool:
+        """Whether states are carried from call to call."""
+        return not isinstance(self.data[0], dict)
+
+
+def decisions(model: str) -> Callable[[Outputs], Numbers]:
+    """How a model's outputs are read by those who use it, as whole numbers."""
+    if model in DETECTORS:
+        return lambda outputs: outputs[DETECTORS[model].probability].reshape(-1) > 0.5
+    if model == "oskut":
+        return lambda outputs: next(iter(outputs.values())).reshape(-1) > 0.5
+    if model == "tashkeel":
+        return lambda outputs: outputs["predictions"]
+    return lambda outputs: list(outputs.values())[-1].argmax(-1)
+
+
+def agreement(model: str) -> Metric:
+    """The share of decisions that are the original's, which lie in the feeds as labels."""
+    decide = decisions(model)
+
+    def measure(pairs: Iterable[Pair]) -> float:
+        same = count = 0
+        for feed, outputs in pairs:
+            found = decide(outputs)
+            same += int(np.count_nonzero(found == feed["labels"]))
+            count += found.size
+        return same / max(count, 1)
+
+    return measure
+
+
+def outcomes(path: Path, model: onnx.ModelProto, given: Sequence[Any]) -> Iterator[Pair]:
+    """Each feed, its labels included, with all outputs; states are carried within streams.
+
+    Args:
+        path: of the original, which says what a state is.
+        model: it, or what is left of it.
+        given: feeds, or streams of feeds.
+    """
+    streams = not isinstance(given[0], dict)
+    run = Streaming(Runner(model, name=path.stem))
+    for feed in opened_feeds(open_model(path), given, streams or None):
+        labels = {} if feed.labels is None else {"labels": feed.labels}
+        yield {**feed, **labels}, dict(run(feed))
+
+
+def compared(
+    path: Path, kind: str, feeds: Sequence[Any], tests: Sequence[Any], timed: Sequence[Feed]
+) -> Workload:
+    """A model that is judged by how often it decides as the original does."""
+    decide, model = decisions(path.stem), onnx.load(path)
+
+    def labelled(given: Sequence[Any]) -> list[Any]:
+        found = (decide(outputs) for _, outputs in outcomes(path, model, given))
+        if isinstance(given[0], dict):
+            return [{**feed, "labels": next(found)} for feed in given]
+        return [[{**feed, "labels": next(found)} for feed in stream] for stream in given]
+
+    return Workload(
+        name=path.stem,
+        metric="agreement",
+        text="{:.1%}",
+        kind=kind,
+        data=labelled(feeds),
+        tests=labelled(tests),
+        measure=agreement(path.stem),
+        drop=DROP,
+        timed=timed,
+    )
+
+
+def parted(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """What is to calibrate with, and every third to test on."""
+    known = [item for number, item in enumerate(items) if number % TESTED]
+    return known, list(items[::TESTED])
+
+
+def denoiser(rate: int, folder: Path, name: str) -> Workload:
+    """NSNet2 on noisy speech, its quality that of what is heard."""
+    sets = split(_there(folder, "speech"))
+    paths = [*sets["calibration"], *sets["selection"]]
+    kinds = [kind for kind in KINDS if kind != "babble"]  # which the original itself makes worse
+    data = [_noisy(each, rate) for each in mixtures(paths, SPEECH_SECONDS, LONG, 0, kinds)]
+    tests = mixtures(sets["evaluation"], TESTED_SECONDS, LONG, 2, kinds)
+    tested = [_noisy(each, rate) for each in tests]
+    return Workload(
+        name=name,
+        metric="SNR",
+        text="{:.2f} dB",
+        kind="noisy speech" if rate == RATE else "noisy speech, upsampled",
+        data=data,
+        tests=tested,
+        measure=partial(heard, rate),
+        drop=DROP,
+        timed=[{"input": tested[0]["input"][:, :500]}],
+    )
+
+
+def _noisy(piece: Mixture, rate: int) -> Feed:
+    both = [upsampled(audio, rate // RATE) for audio in (piece.noisy, piece.clean)]
+    return {"input": features(spectra(both[0], rate)), "labels": np.stack(both)}
+
+
+def heard(rate: int, pairs: Iterable[Pair]) -> float:
+    """Signal-to-noise ratio in dB, the mean over pieces; labels are noisy and clean audio."""
+    ratios = []
+    for feed, outputs in pairs:
+        noisy, clean = feed["labels"]
+        gain = next(iter(outputs.values()))[0]
+        ratios.append(snr_db(clean, resynthesize(spectra(noisy, rate), gain, clean.size, rate)))
+    return float(np.mean(ratios))
+
+
+def detector(folder: Path, name: str) -> Workload:
+    """Silero on recordings, chunk by chunk, or a stretch at a time where it takes sequences."""
+    sets = split(_there(folder, "speech"))
+    known = _streams([*sets["calibration"], *sets["selection"]], STREAMS)
+    others = _streams(sets["evaluation"], TESTED_STREAMS)
+    way = DETECTORS[name]
+    if name == "silero_vad_sequence":  # of fixed states: a second at a time
+        feeds, tests = ([_stretches(chunks(way, a)) for a in part] for part in (known, others))
+    else:
+        feeds, tests = ([chunks(way, audio) for audio in part] for part in (known, others))
+    return compared(folder / f"{name}.onnx", "speech", feeds, tests, tests[0])
+
+
+def _streams(paths: Sequence[Path], count: int) -> list[Audio]:
+    """So many stretches of recordings, over faint noise, with pauses."""
+    rng = np.random.default_rng(0)
+    audio = [joined(paths[n::count], STREAM_SECONDS) for n in range(count)]
+    return [each * 10 ** rng.uniform(-0.8, 0.2) for each in audio]
+
+
+def _stretches(given: Sequence[Feed]) -> list[Feed]:
+    rows = np.concatenate([feed["input"] for feed in given])
+    return [{"input": rows[start : start + 32]} for start in range(0, len(rows), 32)]
+
+
+def segmenter(folder: Path, name: str) -> Workload:
+    """lac on a newspaper, its quality F1 of words."""
+    task = text_task(folder)
+    measure = task.goal["metric"]
+    return Workload(
+        name, "F1", "{:.1%}", "newspaper", task.data, task.tests, measure, DROP, [task.timed]
+    )
+
+
+def thai(folder: Path, name: str) -> Workload:
+    """oskut on messages of software, behind its own first guess."""
+    tables = _there(folder, "oskut_tables")
+    guess = Runner(onnx.load(tables / "deepcut.onnx"), name="deepcut")
+    words = frozenset((tables / "words.txt").read_text("utf-8-sig").split("\n"))
+    known, others = parted([_around(text, guess, words) for text in messages(folder, "th", 12)])
+    return compared(folder / f"{name}.onnx", "messages", known, others, others[:1])
+
+
+def _around(text: str, guess: Runner, words: frozenset[str]) -> Feed:
+    """What oskut reads of each character: those around it, their kinds, and hints."""
+    ids = {character: number for number, character in enumerate(CHARACTERS)}
+    kind = {each: KINDS_OF_CHARACTERS.index(k) for k, group in THAI.items() for each in group}
+    half = AROUND // 2
+    padded = [" "] * half + list(text) + [" "] * half
+    rows = []
+    for place in range(half, half + len(text)):
+        before, after = padded[place - half : place], padded[place + 1 : place + half + 1]
+        rows.append([*after, *reversed(before), padded[place]])
+    chars = np.array([[ids.get(each, ids["other"]) for each in row] for row in rows], np.float32)
+    kinds = np.array([[kind.get(each, 4) for each in row] for row in rows], np.float32)
+    first = guess(dict(zip(guess.inputs, (chars, kinds), strict=True)))
+    begins = next(iter(first.values())).reshape(-1)
+    shares = np.stack([1.0 - begins, begins], 1)
+    shares /= np.linalg.norm(shares, axis=1, keepdims=True)
+    hints = np.zeros_like(chars)
+    hints[:, 0] = -(shares * np.log(np.maximum(shares, 1e-15))).sum(1)
+    hints[:, 1] = begins
+    for start in range(len(text)):
+        for end in range(start + 1, min(len(text), start + AROUND) + 1):
+            if text[start:end] in words:
+                hints[start, 2] = hints[end - 1, 3] = 1.0
+    return {"input1": chars, "input2": kinds, "input3": hints}
+
+
+def arabic(folder: Path, name: str) -> Workload:
+    """tashkeel on messages of software without vowel signs."""
+    ids = json.loads((_there(folder, "tashkeel_tables") / "input_id_map.json").read_text("utf-8"))
+    found = [[ids[c] for c in text if c in ids] for text in messages(folder, "ar", 12)]
+    feeds = [
+        {
+            "char_inputs": np.array([row]),
+            "diac_inputs": np.ones((1, len(row)), np.int64),
+            "input_lengths": np.array([len(row)]),
+        }
+        for row in found
+    ]
+    known, others = parted(feeds)
+    longest = max(others, key=lambda feed: feed["char_inputs"].size)
+    return compared(folder / f"{name}.onnx", "messages", known, others, [longest])
+
+
+def domains(folder: Path, name: str) -> Workload:
+    """dksplit on made-up domain names: words of messages, and sometimes a number, joined."""
+    words = english(folder)
+    rng = np.random.default_rng(0)
+
+    def draw(known: Sequence[str], count: int) -> list[Feed]:
+        names = []
+        for _ in range(count):
+            parts = [str(word) for word in rng.choice(known, rng.integers(2, 5))]
+            parts += [str(rng.integers(1, 2000))] if rng.random() < 0.15 else []
+            ids = [LETTERS.index(each) + 2 for each in "".join(parts)[:64]]
+            names.append({"chars": np.array([ids])})
+        return names
+
+    known, others = parted(words)
+    tests = draw(others, NAMES // 2)
+    kind = "domain names (synthetic)"
+    return compared(folder / f"{name}.onnx", kind, draw(known, NAMES), tests, tests[:1])
+
+
+def lines(folder: Path, name: str) -> Workload:
+    """ppocr on pictures of lines of text, drawn in many fonts over noise."""
+    known, others = parted(english(folder))
+    feeds = [picture(known, number) for number in range(LINES)]
+    tests = [picture(others, LINES + number) for number in range(LINES // 2)]
+    return compared(folder / f"{name}.onnx", "lines (synthetic)", feeds, tests, tests[:1])
+
+
+def picture(words: Sequence[str], seed: int) -> Feed:
+    """A line of a few words as a picture [1, 3, 32, width], from -1 to 1."""
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+    rng = np.random.default_rng(seed)
+    drawn = [str(rng.choice(words)) for _ in range(int(rng.integers(1, 4)))]
+    drawn = [each.capitalize() if rng.random() < 0.3 else each for each in drawn]
+    if rng.random() < 0.3:
+        drawn.append(str(rng.integers(1, 100000)))
+    text = " ".join(drawn)
+    path = Path(get_data_path()) / "fonts" / "ttf" / str(rng.choice(FONTS))
+    font = ImageFont.truetype(str(path), int(rng.integers(20, 40)))
+    left, top, right, bottom = font.getbbox(text)
+    paper, ink = int(rng.integers(150, 256)), int(rng.integers(0, 90))
+    pads = rng.integers(2, 8, 4)
+    size = (int(right - left + pads[0] + pads[1]), int(bottom - top + pads[2] + pads[3]))
+    image = Image.new("L", size, paper)
+    ImageDraw.Draw(image).text((pads[0] - left, pads[2] - top), text, fill=ink, font=font)
+    image = image.rotate(rng.uniform(-1.5, 1.5), Image.Resampling.BILINEAR, fillcolor=paper)
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 1.0)))
+    image = image.resize((max(32, 32 * size[0] // size[1]), 32), Image.Resampling.BILINEAR)
+    grey = np.asarray(image, np.float32) + rng.normal(0.0, rng.uniform(0.0, 12.0), image.size[::-1])
+    scaled = np.clip(grey, 0.0, 255.0) / 127.5 - 1.0
+    return {"x": np.repeat(scaled[None, None], 3, 1).astype(np.float32)}
+
+
+def recording(folder: Path, name: str) -> Workload:
+    """seizure on what looks like EEG, with and without rhythmic discharges."""
+    windows = [spectrogram(eeg(number)) for number in range(WINDOWS)]
+    known, others = parted(windows)
+    return compared(folder / f"{name}.onnx", "EEG (synthetic)", known, others, others[:1])
+
+
+def eeg(seed: int) -> Numbers:
+    """Two minutes at 200 Hz: noise that falls with frequency, alpha rhythm, mains, bursts."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(120 * EEG_RATE) / EEG_RATE
+    spectrum = np.fft.rfft(rng.standard_normal(time.size))
+    hertz = np.maximum(np.fft.rfftfreq(time.size, 1.0 / EEG_RATE), 0.5)
+    signal = np.fft.irfft(spectrum / hertz ** rng.uniform(0.7, 1.3), time.size)
+    signal /= signal.std()
+    swell = np.maximum(0.0, np.sin(2 * np.pi * rng.uniform(0.02, 0.2) * time))
+    signal += rng.uniform(0.0, 1.0) * swell * np.sin(2 * np.pi * rng.uniform(8.0, 12.0) * time)
+    signal += rng.uniform(0.0, 0.2) * np.sin(2 * np.pi * 60.0 * time)
+    for _ in range(int(rng.integers(0, 3))):
+        start, length = rng.uniform(0.0, 90.0), rng.uniform(8.0, 40.0)
+        since = np.clip((time - start) / length, 0.0, 1.0)
+        slowing = 2 * np.pi * np.cumsum(rng.uniform(5.0, 9.0) - 3.0 * since) / EEG_RATE
+        burst = np.sin(slowing) + 0.7 * np.sin(2 * slowing) + 0.5 * np.sin(3 * slowing)
+        signal += rng.uniform(1.0, 6.0) * np.sin(np.pi * since) * burst
+    return signal
+
+
+def spectrogram(signal: Numbers) -> Feed:
+    """The model's input [1, 100, columns]: powers of a second each, scaled band by band."""
+    flanks = EEG_RATE // 8
+    ramp = 0.5 * (1.0 - np.cos(np.pi * np.arange(flanks) / flanks))
+    taper = np.concatenate([ramp, np.ones(EEG_RATE - 2 * flanks), ramp[::-1]])
+    views = np.lib.stride_tricks.sliding_window_view(signal, EEG_RATE)[:: EEG_RATE // 2]
+    views = views - views.mean(1, keepdims=True)
+    power = np.square(np.abs(np.fft.rfft(views * taper)))[:, :100].T
+    power = (power - power.mean(1, keepdims=True)) / power.std(1, keepdims=True)
+    return {"x": power[None].astype(np.float32)}
+
+
+def messages(folder: Path, language: str, least: int) -> list[str]:
+    """The messages of a language that have so many letters of its script, without duplicates."""
+    scripts = {"ar": "\u0621-\u064a", "th": "\u0e01-\u0e4e"}
+    found = dict.fromkeys(text for _, text in _catalogue(folder, language))
+    letters = re.compile(f"[{scripts[language]}]")
+    return [text for text in found if len(letters.findall(text)) >= least]
+
+
+def english(folder: Path) -> list[str]:
+    """The English words of the same messages, in no order."""
+    texts = [text for text, _ in _catalogue(folder, "ar")]
+    words = {word.lower() for text in texts for word in re.findall("[A-Za-z]{3,}", text)}
+    found = sorted(words)
+    np.random.default_rng(0).shuffle(found)
+    return found
+
+
+def _catalogue(folder: Path, language: str) -> list[tuple[str, str]]:
+    pairs = []
+    for path in sorted(_there(folder, "messages").glob(f"{language}_*.mo")):
+        with path.open("rb") as file:
+            known = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+        for key, text in known.items():
+            first = key if isinstance(key, str) else key[0]
+            if first:
+                pairs.append(
+                    (first, re.sub(r"%\([a-z_]+\)[sd]|%[sd]|<[^>]*>|\n", " ", text).strip())
+                )
+    return pairs
+
+
+def _there(folder: Path, name: str) -> Path:
+    if not (folder / name).is_dir():
+        remedy = f"run python tools/fetch_models.py {name} --to {folder}"
+        raise PruneError(f"no {name}", where=str(folder), remedy=remedy)
+    return folder / name
+
+
+WORKLOADS: dict[str, Callable[[Path, str], Workload]] = {
+    "nsnet2": partial(denoiser, RATE),
+    "nsnet2_48k": partial(denoiser, 3 * RATE),
+    "silero_vad": detector,
+    "silero_vad_op15": detector,
+    "silero_vad_half": detector,
+    "silero_vad_sequence": detector,
+    "silero_vad_no_lstm": detector,
+    "lac": segmenter,
+    "oskut": thai,
+    "seizure": recording,
+    "ppocr_rec": lines,
+    "tashkeel": arabic,
+    "dksplit": domains,
+}
