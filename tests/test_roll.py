@@ -208,6 +208,29 @@ def test_outputs_that_are_inputs_of_the_next_step_are_refused():
     assert [item.steps for item in found.rolled] in ([], [4])  # x enters R by way of h
 
 
+@pytest.mark.parametrize("how", ["condition", "count"])
+def test_an_early_exit_that_depends_on_data_is_refused(how):
+    """It stops once the state is large, or takes as many turns as an input says."""
+    model = repeated(gru(np.random.default_rng(3)))
+    loop = next(node for node in model.graph.node if node.op_type == "Loop")
+    given = long_and_short(model)
+    if how == "count":
+        loop.input[0] = "wanted"
+        model.graph.input.append(onnx.helper.make_tensor_value_info("wanted", 7, []))
+        given = [{**feed, "wanted": np.array(len(feed["x"]))} for feed in given]
+    else:
+        body = loop.attribute[0].g
+        most = onnx.numpy_helper.from_array(np.array(0.9, np.float32), "most")
+        model.graph.initializer.append(most)
+        made = onnx.helper.make_node
+        largest = made("ReduceMax", [body.output[1].name], ["largest"], keepdims=0)
+        body.node.extend([largest, made("Less", ["largest", "most"], ["not_yet"])])
+        body.output[0].name = "not_yet"
+    _, found = rolled(model, given)
+    assert not found.rolled
+    assert "it depends on data how many turns it takes" in found.left.values()
+
+
 def test_a_norm_on_one_gate_is_refused():
     cell = lstm(np.random.default_rng(3))
 

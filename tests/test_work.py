@@ -10,12 +10,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import rolling
 from onnx_rnn_prune.calibration import open_data
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.opened_model import follow, written_out
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.roll.rolling import roll
 from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.trace.decomposed import find_decomposed
 from onnx_rnn_prune.traced_model import trace_model
 
 UNITS, WIDTH = 8, 5
@@ -122,12 +126,12 @@ def chain(steps):
 
 
 def calls_in_package(task):
-    """How many functions of the package a task calls."""
+    """How many functions of the package a task calls, and how many others these call."""
     count = 0
 
     def watch(frame, event, _):
         nonlocal count
-        count += event == "call" and "onnx_rnn_prune" in frame.f_code.co_filename
+        count += event in ("call", "c_call") and "onnx_rnn_prune" in frame.f_code.co_filename
 
     sys.setprofile(watch)
     try:
@@ -151,6 +155,31 @@ def test_walks_take_steps_in_proportion_to_the_nodes(look):
         opened = follow(chain(steps), "model")
         counts.append(calls_in_package(partial(look, opened)))
     assert counts[2] - counts[1] < 2.5 * (counts[1] - counts[0])
+
+
+def unrolled_cell(steps):
+    return rolling.unrolled(rolling.lstm(np.random.default_rng(0)), steps)
+
+
+def dense_layers(count):
+    """No recurrence at all, but as many weights as products."""
+    g, x, rng = rolling.Graph(), "x", np.random.default_rng(0)
+    for number in range(4 * count):
+        weight = g.constant(rolling.drawn(rng, UNITS, UNITS), f"weight_{number}")
+        x = g("Add", g("Tanh", g("MatMul", x, weight)), 0.5)
+    return g.model({"x": ["batch", UNITS]}, {x: 2})
+
+
+@pytest.mark.parametrize("make", [unrolled_cell, dense_layers])
+def test_recognition_takes_steps_in_proportion_to_the_nodes(make):
+    counts = []
+    for steps in (20, 40, 80):
+        document = Document.read(make(steps))
+        feeds = rolling.feeds(document.source, steps)
+        recognise = partial(roll, document, feeds)
+        look = partial(find_decomposed, document.graph)
+        counts.append(calls_in_package(recognise) + calls_in_package(look))
+    assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0])
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])

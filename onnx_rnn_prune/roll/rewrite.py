@@ -6,7 +6,7 @@ is made anew from `Y`, `Y_h` and `Y_c`. The nodes of the steps then have no read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,15 +74,7 @@ def placed(leaves: Sequence[Leaf], reader: Reader) -> tuple[Leaf, ...]:
     shapes, stem = reader.seen.shapes, leaves[0].tensor
     if any(leaf.tensor != stem for leaf in leaves) or stem not in shapes:
         return tuple(leaves)
-    found = {stem: tuple(leaves)}
-    for name, value in reader.known.items():
-        if isinstance(value, Value) and value.form is None and value.tensor == stem:
-            places = np.full(int(np.prod(shapes[stem])), -1)
-            places[value.labels.reshape(-1)] = np.arange(value.labels.size)
-            moved = tuple(Leaf(name, places[leaf.index], leaf.boolean) for leaf in leaves)
-            if not any((leaf.index < 0).any() for leaf in moved) and name in shapes:
-                found[name] = moved
-    for name, moved in found.items():
+    for name, moved in _views(leaves, reader):
         try:
             for leaf in moved:
                 layout_of(leaf.index, shapes[name])
@@ -90,6 +82,22 @@ def placed(leaves: Sequence[Leaf], reader: Reader) -> tuple[Leaf, ...]:
             continue
         return moved
     raise NotRollableError("what it reads does not lie along axes of a tensor")
+
+
+def _views(leaves: Sequence[Leaf], reader: Reader) -> Iterator[tuple[str, tuple[Leaf, ...]]]:
+    """The tensors that hold all of some entries, the one that they stem from first."""
+    shapes, stem = reader.seen.shapes, leaves[0].tensor
+    yield stem, tuple(leaves)
+    fewest = len(np.unique(np.concatenate([leaf.index.reshape(-1) for leaf in leaves])))
+    for name, value in reader.known.items():
+        seen = isinstance(value, Value) and value.form is None and value.tensor == stem
+        # Slices of single steps are passed over: there are as many as steps.
+        if seen and isinstance(value, Value) and value.labels.size >= fewest and name in shapes:
+            places = np.full(int(np.prod(shapes[stem])), -1)
+            places[value.labels.reshape(-1)] = np.arange(value.labels.size)
+            moved = tuple(Leaf(name, places[leaf.index], leaf.boolean) for leaf in leaves)
+            if not any((leaf.index < 0).any() for leaf in moved):
+                yield name, moved
 
 
 def layout_of_value(value: Value) -> Layout:
