@@ -151,14 +151,7 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
 def stream_row(
     document: Document, asked: bool | None, test: Feeds, *others: Feeds
 ) -> Streams | None:
-    """What reports say of states that callers carry from call to call; None where there are none.
-
-    Args:
-        document: the model.
-        asked: what the user says of streams.
-        test: the feeds on which deviations are reported.
-        others: that serve something else.
-    """
+    """What reports say of states that callers carry along; None where there are none."""
     states = {**known_states(document), **test.states}
     if not states:
         return None
@@ -182,9 +175,6 @@ def feeds_for(
     """The user's data as feeds for a model, joined to streams where they follow one another.
 
     Args:
-        model: as read.
-        document: of it, with layers that can be followed.
-        run: loads it, if that is needed.
         source: see `data.open_feeds`.
         stream: True where each folder, or iterable, is a stream in order; False where each feed
             stands alone; None where the states in the feeds tell.
@@ -242,9 +232,7 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
     """The data with a loss of the labels in them.
 
     Args:
-        data: feeds.
         loss: as the user gives it; None for none.
-        opened: the original, on which the loss is tried.
         learning: whether what could learn from the loss is asked for.
 
     Raises:

@@ -237,10 +237,8 @@ def halves(
     Those that take most time come first; what a few seconds do not do is left out.
 
     Args:
-        traced: the model, with all of its layers.
         data: feeds, on one of which each cut is timed.
         times: by layer, for those that are to be cut.
-        progress: is told how far the work is.
 
     Returns:
         By layer.

@@ -131,7 +131,6 @@ def open_model(
     """Reads a model that is to be pruned, and loads it in onnxruntime.
 
     Args:
-        source: a path or a model.
         asked: which inputs to fix, and whether to roll what an exporter wrote out.
         layers: which layers may be cut: recurrent, all, or globs of names.
         planned: names of layers that may be cut, too, if there are such.
@@ -162,7 +161,6 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
     """What helps where recurrences are written out, or nothing but other layers can be cut.
 
     Args:
-        opened: the model.
         written: its recurrences that are written out.
         rolls: whether such were to become layers.
     """
@@ -189,9 +187,7 @@ def read_model(
     """Reads a model, which may have no recurrent layer and may not run.
 
     Args:
-        source: a path or a model.
         asked: which inputs to fix, and whether to roll what an exporter wrote out.
-        layers: which layers may be cut, as in `open_model`.
 
     Raises:
         PruneError: it is no model.
@@ -223,9 +219,6 @@ def follow(
 
     Args:
         model: with weights in it, or absolute paths to them.
-        name: how errors call it.
-        layers: which layers may be cut, as in `open_model`.
-        rolls: whether recurrences that are written out become layers.
     """
     feed_forward = () if set(layers) == {RECURRENT_ONLY} else FEED_FORWARD
     inlined = inline_layers(model, [*(cell.op for cell in CELLS), *feed_forward])

@@ -106,7 +106,6 @@ class TracedModel:
         """What a plan makes of the model, with states at full width.
 
         Args:
-            plan: which units are kept.
             mode: shrink, or zero to keep all shapes.
             document: the model with other weights; it is not changed.
         """
@@ -122,9 +121,7 @@ class TracedModel:
         """Runs the zeroed and the shrunk model against each other.
 
         Args:
-            plan: which units are kept.
             document: the model with the weights that are to be written.
-            feeds: to run on.
 
         Raises:
             ConstraintError: they differ.
@@ -160,10 +157,8 @@ class TracedModel:
         """The cut that callers get, whose states hold kept units only where that was asked for.
 
         Args:
-            plan: which units are kept.
             document: the model with the weights that are to be written.
             shrunk: its cut with states at full width, which is proven.
-            feeds: to prove on.
 
         Raises:
             ConstraintError: it does not compute the same.
@@ -211,10 +206,7 @@ def trace_model(
 
     Args:
         opened: the model; it is not changed.
-        names: the layers to follow.
-        feeds: what the model runs on, to see shapes with.
-        interface: what callers of a cut model see.
-        progress: is told how far the work is.
+        feeds: what it runs on, to see shapes with.
 
     Raises:
         PruneError: a weight that reads units is no number.
@@ -411,8 +403,6 @@ def as_proven(
     """Loads a cut model in the way in which another cut of it can be compared with it.
 
     Args:
-        document: the cut model.
-        name: how errors call it.
         rewritten: whether onnxruntime may rewrite it.
         outputs: what is compared; all outputs where nothing is named.
     """

@@ -72,8 +72,6 @@ class Command(click.Command):
 
     Args:
         work: named as the command; its docstring is the help.
-        params: arguments and options.
-        epilog: of the help.
     """
 
     def __init__(

@@ -39,11 +39,7 @@ _PIPE_WIDTH = 120
 
 
 def check_outputs(given: Given) -> None:
-    """Refuses what cannot be written, or must not be, before the work is done.
-
-    Args:
-        given: all that was given on the command line, by name.
-    """
+    """Refuses what cannot be written, or must not be, before the work is done."""
     paths = [Path(given[word]) for word in FILES if isinstance(given.get(word), str)]
     read: list[object] = []
     for word, value in given.items() if paths else ():
@@ -64,8 +60,6 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
     """Writes nothing that is worse than the original.
 
     Args:
-        result: of a prune.
-        model: how errors call the original.
         pays: what a cut must save: bytes, and ms of a run.
 
     Raises:
@@ -91,9 +85,7 @@ def write(
     """Writes a result and what comes with it, and shows its report.
 
     Args:
-        result: of a function.
         given: where to write, by name of the option.
-        table: makes the report readable.
 
     Raises:
         PruneError: a place cannot be written; where it is not that of the result itself, all else

@@ -160,8 +160,6 @@ class Unpack:
 
     Args:
         graph: for names that it does not have.
-        name: of the weight.
-        dtype: of the weight.
     """
 
     def __init__(self, graph: gs.Graph, name: str, dtype: np.dtype[Any]) -> None:

@@ -401,7 +401,6 @@ def read_zeros(sparsify: object, by: str | None, given: bool) -> Stage:
     Args:
         sparsify: the pattern as text.
         by: one of `options.SPARSIFIERS`; None for obs where there is data, magnitude where not.
-        given: whether there is data.
 
     Raises:
         PruneError: the pattern means nothing.

@@ -39,7 +39,6 @@ def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where
 
     Args:
         raw: a mapping from input names to arrays or what NumPy makes arrays of.
-        ports: the model's inputs.
         states: inputs that may be missing and then start at zero.
         where: what errors call the feed.
 
@@ -364,7 +363,6 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
             dicts, or of iterables of dicts; a function that returns one; a CalibrationDataReader;
             or Feeds, which are checked against these ports instead of their own. A folder may also
             hold such folders, each with feeds that belong together.
-        ports: the model's inputs.
         states: names of inputs that are recurrent states: a feed may leave them out, and then they
             are zero.
 

@@ -60,8 +60,6 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
     """The shapes of tensors, as far as they follow from those of the inputs.
 
     Args:
-        model: the outline of a model.
-        ports: its inputs.
         sizes: a number or a name for each open size.
     """
     try:
@@ -120,8 +118,6 @@ def solved(
     """For each open size of the inputs its number, or the name of the one that it equals.
 
     Args:
-        model: the outline of a model.
-        ports: its inputs.
         given: sizes that are settled, whatever follows from the graph.
     """
     names = [

@@ -162,11 +162,8 @@ class SizeSearch:
     """Looks for sizes with which a model runs.
 
     Args:
-        model: its outline.
-        ports: its inputs.
         solved: for each open size its number, or the name of the one that it equals.
         batches: those that count sequences, see `meanings.batch_sizes`.
-        run: runs the model.
         probe: runs it with nodes of the outline's names, so that errors name those.
     """
 

@@ -53,9 +53,6 @@ class Listed:
     """Feeds that can be loaded by number, so that unwanted ones cost nothing.
 
     Args:
-        name: what to call the source.
-        labels: what to call each feed.
-        load: loads the feed of a number.
         starts: numbers of feeds that come first in a part of the source.
     """
 
@@ -88,7 +85,6 @@ class Streamed:
     one run through them.
 
     Args:
-        name: what to call the source.
         start: starts an iteration over feeds, or over parts that are iterables of feeds; must give
             the same ones each time.
     """

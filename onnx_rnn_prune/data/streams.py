@@ -47,10 +47,8 @@ def as_streams(
     """The feeds as streams.
 
     Args:
-        feeds: each by itself.
         pairs: what may be a state, see `possible_pairs`.
         known: inputs that are states for certain, each with its output.
-        run: the original.
         asked: True where files, folders or iterables are streams as they are laid out; None where
             streams are those that the states in the feeds show; False where there are none.
 

@@ -83,13 +83,7 @@ class Meaning:
 
 
 def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> dict[str, Meaning]:
-    """What the numbers in each input stand for.
-
-    Args:
-        model: the outline of a model.
-        ports: its inputs.
-        shapes: of its tensors.
-    """
+    """What the numbers in each input stand for."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in messages(model.graph, onnx.NodeProto):
         for name in node_reads(node):
@@ -217,7 +211,6 @@ class Recipe:
         """A feed; the same for the same arguments.
 
         Args:
-            sizes: all open sizes.
             number: feeds of other numbers hold other random ones.
             choice: which of the values it has that the graph asks for.
         """
@@ -291,11 +284,8 @@ def random_feeds(
     another are no stream.
 
     Args:
-        document: the model.
         run: runs it, or raises a PruneError.
         seed: feeds are the same for the same seed and model.
-        count: the number of feeds.
-        states: inputs that are states.
         asked: sizes that the user states, see `StatedSizes`.
 
     Raises:

@@ -29,8 +29,6 @@ def refine(traced: TracedModel, products: Sequence[Product], zero: Mask, mergeab
     """The first unit of the class of each unit, [units].
 
     Args:
-        traced: the model.
-        products: all products with units.
         zero: units that are always 0, [units]; their columns do not count.
         mergeable: units that may be equal to others at all, [units].
     """

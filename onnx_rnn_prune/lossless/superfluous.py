@@ -69,8 +69,6 @@ def constant_states(trace: Trace, layers: Sequence[Layer], still: Mask) -> Const
     """The states of units whose gates read nothing that changes.
 
     Args:
-        trace: of the units.
-        layers: their layers.
         still: which units are so, [units].
     """
     count = trace.units.count

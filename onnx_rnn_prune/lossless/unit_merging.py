@@ -61,7 +61,6 @@ def equal_units(traced: TracedModel, keep: Mask) -> StandIns:
     """For duplicates the first of their kind, and for constants what they hold: this loses nothing.
 
     Args:
-        traced: the model.
         keep: per unit, True where it stays; `find_superfluous` says which need not.
     """
     found = find_superfluous(traced)
@@ -97,7 +96,6 @@ def fit_stand_ins(traced: TracedModel, keep: Mask, stand_ins: StandIns) -> dict[
 
     Args:
         traced: the model, at full width.
-        keep: per unit, True where it stays.
         stand_ins: what stands for the others.
     """
     found: dict[str, Fit] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from itertools import chain
 from math import prod
@@ -47,8 +48,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         PruneError: it cannot.
     """
     if not all(_is_text(value) for _, _, value in _texts(model)):
-        original, model = model, onnx.ModelProto()
-        model.CopyFrom(original)
+        model = deepcopy(model)
         _decode(model)
     for tensor in messages(model, onnx.TensorProto):
         _check_tensor(tensor)
@@ -170,18 +170,13 @@ def _fields(message: Any) -> list[tuple[Any, Any]]:
     return [(kinds[name], getattr(message, name)) for name in names if name in kinds]
 
 
-def tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """All tensors in a message of ONNX, at any depth."""
-    return messages(message, onnx.TensorProto)
-
-
 def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Those of a model without the initializers of the main graph."""
     outside = ((name, part) for name, part in parts(model, onnx.TensorProto) if name != "graph")
     inside = parts(model.graph, onnx.TensorProto)
     inside = ((name, part) for name, part in inside if name != "initializer")
     for _, part in chain(outside, inside):
-        yield from tensors(part)
+        yield from messages(part, onnx.TensorProto)
 
 
 def find_weights(model: onnx.ModelProto, path: Path) -> None:
@@ -191,12 +186,11 @@ def find_weights(model: onnx.ModelProto, path: Path) -> None:
 
     Args:
         model: as its file holds it; it is changed.
-        path: of that file.
 
     Raises:
         PruneError: a file is missing, too short, or in another folder.
     """
-    for tensor in tensors(model):
+    for tensor in messages(model, onnx.TensorProto):
         if is_reference(tensor):
             anchor(tensor, path)
     for tensor in model.graph.initializer:
@@ -277,7 +271,7 @@ def weight_files(path: str | Path) -> list[Path]:
         return []
     names = {
         entry.value
-        for tensor in tensors(model)
+        for tensor in messages(model, onnx.TensorProto)
         for entry in tensor.external_data
         if entry.key == "location"
         and isinstance(entry.value, str)  # bytes that are no UTF-8 are not

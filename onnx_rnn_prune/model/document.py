@@ -21,7 +21,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import raw_length
 from onnx_rnn_prune.model.scratch import give_back
 from onnx_rnn_prune.model.walk import all_nodes, messages
-from onnx_rnn_prune.model.writing import Make, Origins, Store, Writer, copy_field, new_initializers
+from onnx_rnn_prune.model.writing import Make, Origins, Store, Writer, copy_fields, new_initializers
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Document:
             make: makes one of a value that was set here, and a name.
         """
         result = onnx.ModelProto()
-        for field, _ in self.source.ListFields():
-            if field.name != "graph":
-                copy_field(self.source, result, field.name)
+        copy_fields(self.source, result, {"graph"})
         Writer(self.origins, store, make).graph(result.graph, self.graph, self.source.graph)
         added = new_initializers(self.graph, self.source.graph, make)
         result.graph.initializer.extend(map(store, added))

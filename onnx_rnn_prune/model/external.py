@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -25,7 +26,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.writing import copy_field
+from onnx_rnn_prune.model.writing import copy_fields
 
 # Smaller tensors stay in the message: shape inference looks at the values of some.
 LEAST = 1 << 10
@@ -61,9 +62,8 @@ def reference_path(tensor: onnx.TensorProto) -> Path:
 
 def referring(tensor: onnx.TensorProto, path: str) -> onnx.TensorProto:
     """A reference to the same place of a file that goes by another name."""
-    result, place = onnx.TensorProto(), _place(tensor)
-    result.CopyFrom(tensor)
-    refer(result, replace(place, path=path))
+    result = deepcopy(tensor)
+    refer(result, replace(_place(tensor), path=path))
     return result
 
 
@@ -134,7 +134,6 @@ class WeightsFile:
     Args:
         name: of the file, as references call it.
         put: takes the bytes of a tensor to a place; nothing is written where only sizes matter.
-        alignment: what places are multiples of.
     """
 
     def __init__(self, name: str, put: Put | None = None, alignment: int = _ALIGNMENT) -> None:
@@ -149,10 +148,7 @@ class WeightsFile:
         start = self.reserve(length)
         if self._put is not None:
             self._put(start, tensor)
-        result = onnx.TensorProto()
-        for field, _ in tensor.ListFields():
-            if field.name != "raw_data":
-                copy_field(tensor, result, field.name)
+        result = _without_bytes(tensor)
         refer(result, Location(self._name, start, length))
         return result
 
@@ -172,7 +168,6 @@ def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
     """The size of a model in files, the one with its weights included.
 
     Args:
-        model: the model.
         like: has its weights apart if the model's will be. Then the size is as if the files were
             called `model.onnx`: each reference holds a name.
     """
@@ -197,12 +192,13 @@ def _message_bytes(model: onnx.ModelProto) -> int:
 
 def _hollow(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """A large tensor without its bytes."""
-    if raw_length(tensor) < LEAST or not tensor.HasField("raw_data"):
-        return tensor
+    large = raw_length(tensor) >= LEAST and tensor.HasField("raw_data")
+    return _without_bytes(tensor) if large else tensor
+
+
+def _without_bytes(tensor: onnx.TensorProto) -> onnx.TensorProto:
     result = onnx.TensorProto()
-    for field, _ in tensor.ListFields():
-        if field.name != "raw_data":
-            copy_field(tensor, result, field.name)
+    copy_fields(tensor, result, {"raw_data"})
     return result
 
 
@@ -226,17 +222,11 @@ def with_weights(
     """A copy of a model.
 
     Args:
-        model: the model.
         store: takes each initializer, and gives what is written in its place.
     """
     result = onnx.ModelProto()
-    for source, target, apart in (
-        (model, result, "graph"),
-        (model.graph, result.graph, "initializer"),
-    ):
-        for field, _ in source.ListFields():
-            if field.name != apart:
-                copy_field(source, target, field.name)
+    copy_fields(model, result, {"graph"})
+    copy_fields(model.graph, result.graph, {"initializer"})
     result.graph.initializer.extend(map(store, model.graph.initializer))
     return result
 
@@ -292,12 +282,9 @@ def refer(tensor: onnx.TensorProto, place: Location) -> None:
     """Says that the values of a tensor lie in a place."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]
-    for key, value in (
-        ("location", place.path),
-        ("offset", place.offset),
-        ("length", place.length),
-    ):
-        tensor.external_data.add(key=key, value=str(value))
+    tensor.external_data.add(key="location", value=place.path)
+    tensor.external_data.add(key="offset", value=str(place.offset))
+    tensor.external_data.add(key="length", value=str(place.length))
 
 
 def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:

@@ -16,7 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.checks import checked, find_weights, real_path, tensors
+from onnx_rnn_prune.model.checks import checked, find_weights, real_path
 from onnx_rnn_prune.model.external import (
     LEAST,
     WeightsFile,
@@ -28,6 +28,7 @@ from onnx_rnn_prune.model.external import (
     with_weights,
 )
 from onnx_rnn_prune.model.scratch import owned, remove_left
+from onnx_rnn_prune.model.walk import messages
 
 # Seconds to wait for another process that puts files in place, which takes it some milliseconds.
 _PATIENCE = 5.0
@@ -42,7 +43,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         PruneError: the file cannot be read or holds no ONNX model, or one with weights elsewhere.
     """
     if isinstance(source, onnx.ModelProto):
-        for tensor in tensors(source):
+        for tensor in messages(source, onnx.TensorProto):
             if is_reference(tensor):
                 raise PruneError(
                     "it refers to a file whose folder is not known",
@@ -95,8 +96,6 @@ def save_model(
     """Writes a model file, whole or not at all; returns its path.
 
     Args:
-        model: with all its weights.
-        path: where to.
         inputs: files that must stay, even where they are weights of what was there before.
 
     Raises:
@@ -197,7 +196,6 @@ def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
     """Refuses a place that cannot be written, or must not be, before there is anything to write.
 
     Args:
-        path: where a file is to be written.
         inputs: files that are read, and folders of such.
 
     Raises:

@@ -8,6 +8,7 @@ Nor do its LSTM and GRU take sequences without entries: they end the process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,6 @@ def _sort_out(
 
 def _needed(graph: onnx.GraphProto, wanted: set[str]) -> list[onnx.NodeProto]:
     kept: list[onnx.NodeProto] = []
-    wanted = set(wanted)
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             kept.append(node)
@@ -127,11 +127,10 @@ def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
 
     It fails as any model does that cannot run on a feed, and else computes the same.
     """
-    endangered = set(_all_endangered(model))
+    endangered = may_be_empty(model)
     if not endangered:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     for graph in list(messages(result.graph, onnx.GraphProto))[::-1]:  # bodies before what has them
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
@@ -144,13 +143,9 @@ def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def is_endangered(model: onnx.ModelProto) -> bool:
-    """Whether a layer may get a sequence without entries."""
-    return any(_all_endangered(model))
-
-
-def _all_endangered(model: onnx.ModelProto) -> Iterator[str]:
-    return _endangered(model.graph, {port.name for port in model.graph.input})
+def may_be_empty(model: onnx.ModelProto) -> set[str]:
+    """The keys of layers that may get a sequence without entries."""
+    return set(_endangered(model.graph, {port.name for port in model.graph.input}))
 
 
 def _endangered(graph: onnx.GraphProto, filled: set[str]) -> Iterator[str]:
@@ -185,14 +180,12 @@ def _guard(layer: onnx.NodeProto) -> list[onnx.NodeProto]:
     x, name = layer.input[0], f"onnx_rnn_prune/guard/{_key(layer)}"
     layer.input[0] = f"{name}/x"
     node, entry = onnx.helper.make_node, x
-    made = [
-        node("Constant", [], [f"{name}/0"], value=numpy_helper.from_array(np.array(0, np.int64)))
-    ]
+    zero = numpy_helper.from_array(np.array(0, np.int64))
+    made = [node("Constant", [], [f"{name}/0"], value=zero)]
     for number, axis in enumerate(_FILLED[layer.op_type]):
         taken = node("Gather", [entry, f"{name}/0"], [f"{name}/in{number}"], axis=axis)
-        taken.name = (
-            f"axis {number + axis} of what {_key(layer)} is made of has no entries"  # for errors
-        )
+        # For errors.
+        taken.name = f"axis {number + axis} of what {_key(layer)} is made of has no entries"
         made.append(taken)
         entry = f"{name}/in{number}"
     return [

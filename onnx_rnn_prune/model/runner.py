@@ -34,7 +34,7 @@ from onnx_rnn_prune.model.external import (
 from onnx_rnn_prune.model.runnable import (
     as_single,
     guarded,
-    is_endangered,
+    may_be_empty,
     narrowed,
     runnable_outputs,
     unknown_type,
@@ -108,7 +108,10 @@ class Runner:
         self._session = self._load(model)
         # Until it ran, it may have to be loaded anew.
         self._spare = model if self._levels else None
-        self._unsafe = model if self._asked is None and _is_endangered(model) else None
+        self._unsafe = None
+        if self._asked is None:
+            light = model.write(without_values) if isinstance(model, Document) else model
+            self._unsafe = model if may_be_empty(light) else None
         self._proven: set[tuple[tuple[int, ...], ...]] = set()
         self._takes, self._gives = _conversions(
             model.source if isinstance(model, Document) else model
@@ -153,12 +156,9 @@ class Runner:
 
     def _given(self, name: str, feed: Feed) -> Array:
         value, dtype = feed[name], self._takes.get(name)
-        if dtype is None or value.dtype == dtype:
-            return value
-        if dtype == np.float32:
+        if dtype == np.float32 and value.dtype != dtype:
             return narrowed(value, f"input '{name}' of {getattr(feed, 'name', 'the feed')}")
-        converted: Array = value.astype(dtype)
-        return converted
+        return value if dtype is None else value.astype(dtype, copy=False)
 
     def _load(self, model: onnx.ModelProto | Document) -> ort.InferenceSession:
         """Loads it, rewritten as little as that takes."""
@@ -286,11 +286,6 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
     return model if outputs is None else guarded(model)
 
 
-def _is_endangered(model: onnx.ModelProto | Document) -> bool:
-    light = model.write(without_values) if isinstance(model, Document) else model
-    return is_endangered(light)
-
-
 def first_line(error: BaseException) -> str:
     """The part of an onnxruntime message that a person reads."""
     text = str(error).strip() or type(error).__name__
@@ -331,9 +326,6 @@ class Streaming:
 
     Where a feed goes on from the one before, its state inputs are replaced by what this model gave
     for the call before; all other feeds are passed on as they are.
-
-    Args:
-        run: one call: what computes the outputs of a feed, state outputs included.
     """
 
     def __init__(self, run: Callable[[Feed], Mapping[str, Any]]) -> None:
@@ -363,11 +355,6 @@ class SessionWeights:
     A session takes names below one folder only, and no links out of it. That is the folder of the
     model's own files, where it has any, or else that of the new one; no other can be read, whatever
     the model names. What lies outside it is given to the session as values.
-
-    Args:
-        path: of the new file.
-        file: the same, open.
-        source: the model as read.
     """
 
     def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:

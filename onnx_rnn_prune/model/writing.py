@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -48,9 +49,7 @@ class Writer:
     def graph(self, result: onnx.GraphProto, graph: gs.Graph, source: onnx.GraphProto) -> None:
         """Writes a graph into an empty message."""
         rebuilt = {"node", "initializer", "sparse_initializer", "input", "output", "value_info"}
-        for field, _ in source.ListFields():
-            if field.name not in rebuilt:
-                copy_field(source, result, field.name)
+        copy_fields(source, result, rebuilt)
         for node in graph.nodes:
             result.node.append(self._node(node))
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
@@ -81,8 +80,7 @@ class Writer:
             made.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
             return made
         _, original = self.origins[id(node)]
-        result = onnx.NodeProto()
-        result.CopyFrom(original)
+        result = deepcopy(original)
         result.input[:] = names_in
         result.output[:] = names_out
         if node.name != original.name:
@@ -100,8 +98,7 @@ class Writer:
     def _attribute(self, original: onnx.AttributeProto, node: gs.Node) -> onnx.AttributeProto:
         value = node.attrs.get(original.name)
         if isinstance(value, gs.Graph):
-            result = onnx.AttributeProto()
-            result.CopyFrom(original)
+            result = deepcopy(original)
             result.g.Clear()
             self.graph(result.g, value, original.g)
             return result
@@ -112,15 +109,17 @@ class Writer:
         return original if unchanged else make_attribute(original.name, value)
 
 
-def copy_field(source: Any, target: Any, name: str) -> None:
-    """Copies one field of a message, whatever its kind."""
-    value = getattr(source, name)
-    if hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    elif hasattr(value, "extend"):
-        getattr(target, name).extend(value)
-    else:
-        setattr(target, name, value)
+def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
+    """Copies what is set in a message, but for some fields, to another one."""
+    for field, value in source.ListFields():
+        if field.name in without:
+            continue
+        if hasattr(value, "CopyFrom"):
+            getattr(target, field.name).CopyFrom(value)
+        elif hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
@@ -179,11 +178,8 @@ def _inputs(
 
 def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProto:
     """A port with the name and the dims that its tensor now has."""
-    result = _with_shape(port, tensor)
-    if result.name != tensor.name:
-        result = onnx.ValueInfoProto()
-        result.CopyFrom(_with_shape(port, tensor))
-        result.name = tensor.name
+    result = deepcopy(_with_shape(port, tensor))
+    result.name = tensor.name
     return result
 
 
@@ -254,12 +250,10 @@ def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.Val
     """The original description, with the dims in which the tensor now differs."""
     before = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
     after = getattr(tensor, "shape", None)
-    if before is None or after is None or list(before) == list(after):
+    # One of another rank is another declaration of the same tensor, which is not ours to judge.
+    if before is None or after is None or len(before) != len(after):
         return info
-    if len(before) != len(after):
-        return info  # another declaration of the same tensor, which is not ours to judge
-    result = onnx.ValueInfoProto()
-    result.CopyFrom(info)
+    result = deepcopy(info)
     for dim, old, new in zip(result.type.tensor_type.shape.dim, before, after, strict=True):
         if old != new and isinstance(new, int):
             dim.dim_value = new

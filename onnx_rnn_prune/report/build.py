@@ -81,13 +81,7 @@ def outlet_rows(
 def drift_rows(
     found: Mapping[str, Drift], judged: Judged, streams: Streams | None
 ) -> dict[str, DriftRow]:
-    """How far outputs are off, and the signals that some are judged by.
-
-    Args:
-        found: by output or signal.
-        judged: what outputs are judged by.
-        streams: what the report says of states.
-    """
+    """How far outputs are off, and the signals that some are judged by."""
     states = set(streams.states.values()) if streams is not None else set()
     signal_of: dict[str, list[str]] = {}
     for output in judged.kinds:

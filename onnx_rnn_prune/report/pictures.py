@@ -98,7 +98,6 @@ def candidates(search: SearchRows, name: str, scale: float, unit: str) -> Pictur
     """All cuts of known quality, over time; None where there are none.
 
     Args:
-        search: what was tried.
         name: of the quality.
         scale: what qualities are multiplied by.
         unit: what they are in then.
@@ -147,7 +146,6 @@ def curves(report: SensitivityReport, metric: bool, way: Way = ()) -> list[Pictu
 
     Args:
         report: with the names that are shown.
-        metric: whether the metric is shown.
         way: to the report, where it is a part of another.
     """
     key, scale = ("metric", 1.0) if metric else ("nrmse", 100.0)
@@ -190,9 +188,6 @@ def _levels(curve: Curve, metric: bool, scale: float) -> dict[int, float]:
 
 def sensitivity_png(report: SensitivityReport) -> bytes:
     """The pictures of the page; where there is a metric, those of it and of the deviation.
-
-    Args:
-        report: what `sensitivity` returns.
 
     Raises:
         PruneError: matplotlib is not installed.

@@ -123,9 +123,7 @@ def axis(low: float, high: float, label: str, *, count: int = 4, whole: bool = F
     """An axis over a range, with about so many round numbers.
 
     Args:
-        low: the least number to show.
         high: the largest one; where it is not above `low`, the range is made up around them.
-        label: what they are.
         count: about how many steps from tick to tick.
         whole: numbers between integers mean nothing.
     """

@@ -27,7 +27,6 @@ def to_json(report: Mapping[str, Any], encoding: str = "utf-8") -> str:
     cannot be seen, which a terminal may obey, and that an encoding lacks are escaped.
 
     Args:
-        report: the report.
         encoding: in which the text will be written.
     """
     text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)

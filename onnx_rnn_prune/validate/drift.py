@@ -273,7 +273,6 @@ class Course:
         """Adds differences [steps, ...]; those that are not numbers are left out.
 
         Args:
-            differences: of steps in a row.
             start: the number of the first of them.
         """
         rows = differences.reshape(len(differences), math.prod(differences.shape[1:]))
@@ -328,9 +327,6 @@ def drift_in_detail(
     """As `drift`, in the same run through the feeds; memory grows with neither feeds nor steps.
 
     Args:
-        a: the original.
-        b: the other.
-        feeds: what both run on.
         time_axes: outputs that hold sequences, with the axis of their steps.
         skip: outputs that are not compared.
 

@@ -80,8 +80,6 @@ class StateRunner:
     """A model as seen by who holds its states in another form.
 
     Args:
-        runner: the model.
-        states: of another width.
         takes: what it is given of the caller's states.
         gives: what the caller gets of its own.
     """

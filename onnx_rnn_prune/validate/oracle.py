@@ -133,9 +133,6 @@ def either_order(
 
     Args:
         load: the zeroed and the shrunk model; told whether onnxruntime is to rewrite them.
-        feeds: the inputs.
-        tolerance: as of `oracle`.
-        original: as of `oracle`.
     """
     found = oracle(*load(False), feeds, tolerance, original)
     return found if found else oracle(*load(True), feeds, tolerance, original)

@@ -147,11 +147,7 @@ class Outcome:
 
 
 class Recorded:
-    """A model that runs each feed once, as long as what it made of them fits into memory.
-
-    Args:
-        load: opens the model.
-    """
+    """A model that runs each feed once, as long as what it made of them fits into memory."""
 
     def __init__(self, load: Callable[[], Runner]) -> None:
         self._load = load
@@ -196,9 +192,6 @@ def results(
     """Runs both models on one feed after the other, each with its own states carried along.
 
     Args:
-        a: the original.
-        b: another model.
-        feeds: what they run on.
         outputs: those that are looked at; all by default.
 
     Raises:
