@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -75,40 +75,27 @@ _STAND_INS = {"merge": nearest_units, "lossless": equal_units}
 
 
 @dataclass(frozen=True, eq=False)
-class PruneResult:
-    """A pruned model and the proof beside it.
+class Result:
+    """A model that was made of another one.
 
     Attributes:
-        written: the pruned model; weights that were not touched may lie in the original's files.
-        plan: which units were kept.
-        report: its attributes, or as a mapping its keys, are those of the JSON report.
+        written: the model; weights that were not touched may lie in the original's files.
         apart: whether weights are saved in a file of their own, as the original's are.
         inputs: files and folders that were read.
     """
 
     written: onnx.ModelProto
-    plan: Plan
-    report: PruneReport
-    apart: bool = False
-    inputs: tuple[Path, ...] = ()
+    apart: bool = field(default=False, kw_only=True)
+    inputs: tuple[Path, ...] = field(default=(), kw_only=True)
 
     @property
     def model(self) -> onnx.ModelProto:
-        """The pruned model with all of its weights.
+        """The model with all of its weights.
 
         Raises:
             PruneError: it is larger than one message can be.
         """
         return whole_model(self.written)
-
-    def save_html(self, path: str | Path) -> None:
-        """Writes the report as one HTML file that needs nothing else, and never over an input.
-
-        Raises:
-            PruneError: the place cannot be written.
-        """
-        check_output(path, self.inputs)
-        write_html(self.report, path)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Writes the model, whole or not at all, and never over an input.
@@ -119,6 +106,28 @@ class PruneResult:
         check_output(path, self.inputs)
         save = save_apart if self.apart else save_model
         return save(self.written, path, self.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult(Result):
+    """A pruned model and the proof beside it.
+
+    Attributes:
+        plan: which units were kept.
+        report: its attributes, or as a mapping its keys, are those of the JSON report.
+    """
+
+    plan: Plan
+    report: PruneReport
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the report as one HTML file that needs nothing else, and never over an input.
+
+        Raises:
+            PruneError: the place cannot be written.
+        """
+        check_output(path, self.inputs)
+        write_html(self.report, path)
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,7 @@ def finish(
         states=narrowed.states,
         notes=[*write_states(model, keys, narrowed.states), *narrowed.notes],
     )  # fmt: skip
-    return PruneResult(model, plan, report, is_apart(opened.model))
+    return PruneResult(model, plan, report, apart=is_apart(opened.model))
 
 
 def _followed(
@@ -365,7 +374,7 @@ def _untouched(
         stages=steps,
         notes=stays_written_out(opened),
     )  # fmt: skip
-    return PruneResult(model, plan, report, is_apart(opened.model))
+    return PruneResult(model, plan, report, apart=is_apart(opened.model))
 
 
 def _report(

@@ -11,18 +11,13 @@ import onnx
 from onnx_rnn_prune.calibration import feeds_for
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import is_apart, stored_bytes, whole_model
-from onnx_rnn_prune.model.files import (
-    check_output,
-    load_model,
-    save_apart,
-    save_model,
-    write_atomically,
-)
+from onnx_rnn_prune.model.external import is_apart, stored_bytes
+from onnx_rnn_prune.model.files import check_output, load_model, write_atomically
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.opened_model import ModelSource, as_run, read_document
 from onnx_rnn_prune.options import Options
+from onnx_rnn_prune.pipeline import Result
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.rolled import RollReport, rolling_row
 from onnx_rnn_prune.roll.feeding import proof_feeds
@@ -36,43 +31,22 @@ _MOST_FEEDS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class RollResult:
+class RollResult(Result):
     """A model with operators where recurrences were written out.
 
     Attributes:
-        written: the model; weights that were not touched may lie in the original's files.
         report: its attributes, or as a mapping its keys, are those of the JSON report.
-        inputs: files and folders that were read.
     """
 
-    written: onnx.ModelProto
     report: RollReport
-    inputs: tuple[Path, ...] = ()
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The model with all of its weights.
-
-        Raises:
-            PruneError: it is larger than one message can be.
-        """
-        return whole_model(self.written)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
-        """Writes the model, whole or not at all, and never over an input.
-
-        Where nothing was rolled, a file is copied to the byte.
-
-        Returns:
-            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
-        """
+        """As any result; where nothing was rolled, a file is copied to the byte."""
+        if self.apart or self.report.rolled or not Path(self.report.model).is_file():
+            return super().save(path)
         check_output(path, self.inputs)
-        if is_apart(self.written):
-            return save_apart(self.written, path, self.inputs)
-        if not self.report.rolled and Path(self.report.model).is_file():
-            write_atomically(path, Path(self.report.model).read_bytes())
-            return (Path(path),)
-        return save_model(self.written, path, self.inputs)
+        write_atomically(path, Path(self.report.model).read_bytes())
+        return (Path(path),)
 
 
 def roll(
@@ -131,7 +105,7 @@ def roll(
         timed_on={name: list(value.shape) for name, value in timed.items()},
         seconds=time.perf_counter() - start,
     )
-    return RollResult(written, report, inputs)
+    return RollResult(written, report, apart=is_apart(written), inputs=inputs)
 
 
 def _entries(feed: Feed) -> int:

@@ -122,6 +122,13 @@ def _asked(given: Given) -> Given:
     }
 
 
+def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
+    """What a function gives for a model, and a plan, while a bar shows how far it is."""
+    with report.ProgressBars() as progress:
+        files = [given[place] for place in ("model", *places)]
+        return function(*files, **_asked(given), progress=progress)
+
+
 @_command(
     api.inspect,
     _file("model"),
@@ -130,8 +137,7 @@ def _asked(given: Given) -> Given:
 )
 def inspect(given: Given) -> None:
     """List the recurrent layers of MODEL, what they cost and what can be pruned."""
-    with report.ProgressBars() as progress:
-        found = api.inspect(given["model"], **_asked(given), progress=progress)
+    found = _called(api.inspect, given)
     show(found, report.inspect_table, given["as_json"])
 
 
@@ -147,8 +153,7 @@ def inspect(given: Given) -> None:
 )
 def prune(given: Given) -> None:
     """Prune MODEL, check the result and write it to OUT."""
-    with report.ProgressBars() as progress:
-        result = api.prune(given["model"], **_asked(given), progress=progress)
+    result = _called(api.prune, given)
     pays = ("bytes",) if given["budget"] is not None else ("bytes", "ms")
     refuse_worse(result, given["model"], pays)
     write(result, given, report.prune_table)
@@ -169,8 +174,7 @@ def search(given: Given) -> int:
     With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
     or small as asked for.
     """
-    with report.ProgressBars() as progress:
-        result = api.search(given["model"], **_asked(given), progress=progress)
+    result = _called(api.search, given)
     write(result, given, report.search_table)
     if result.report.search is not None and result.report.search.met:
         return 0
@@ -192,8 +196,7 @@ def sensitivity(given: Given) -> None:
     png = given["png"]
     if png is not None:
         report.need_matplotlib()
-    with report.ProgressBars() as progress:
-        found = api.sensitivity(given["model"], **_asked(given), progress=progress)
+    found = _called(api.sensitivity, given)
     picture = None if png is None else report.sensitivity_png(found)
     show(found, report.sensitivity_table, given["as_json"])
     if png is not None and picture is not None:
@@ -210,8 +213,7 @@ def sensitivity(given: Given) -> None:
 )
 def plan(given: Given) -> None:
     """Choose the units of MODEL to keep and write the choice to OUT, for `apply`."""
-    with report.ProgressBars() as progress:
-        chosen = api.plan(given["model"], **_asked(given), progress=progress)
+    chosen = _called(api.plan, given)
     chosen.save(given["output"])
     notes = tuple(for_shell(chosen.notes))
     console().print(report.plan_table(replace(chosen, notes=notes)))
@@ -227,8 +229,7 @@ def plan(given: Given) -> None:
 )
 def apply(given: Given) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
-    with report.ProgressBars() as progress:
-        result = api.apply(given["model"], given["plan"], **_asked(given), progress=progress)
+    result = _called(api.apply, given, "plan")
     write(result, given, report.prune_table)
 
 
@@ -246,8 +247,7 @@ def roll(given: Given) -> None:
 
     Nothing is lost: OUT computes what MODEL computes.
     """
-    with report.ProgressBars() as progress:
-        result = api.roll(given["model"], **_asked(given), progress=progress)
+    result = _called(api.roll, given)
     found = replace(result.report, command=click.get_current_context().obj)
     written: list[str | Path] = [*result.save(given["output"])]
     if given["json"]:

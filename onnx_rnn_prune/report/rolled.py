@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.roll.rolling import Rolling
+from onnx_rnn_prune.roll.rolling import Rolled, Rolling
 from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence
 from onnx_rnn_prune.validate import Latency
 
@@ -16,35 +16,6 @@ class WrittenRow(DecomposedRecurrence):
     """A recurrence that an exporter wrote out, and a sentence on it."""
 
     text: str
-
-
-@dataclass(frozen=True, eq=False)
-class RolledRow(Record):
-    """A recurrence that was written out and became an operator.
-
-    Attributes:
-        name: of the operator.
-        op: LSTM, GRU or RNN, of so many `units`.
-        kind: what it was: unrolled, single step, loop or scan.
-        at: where it was: the first of its nodes, or the one that carries the body.
-        steps: how many were written; 1 where a body repeats them.
-    """
-
-    name: str
-    op: str
-    units: int
-    kind: str
-    at: str
-    steps: int
-
-    def __str__(self) -> str:
-        article = "a" if self.op == "GRU" else "an"
-        how = {
-            "loop": f"in the Loop {self.at}",
-            "scan": f"in the Scan {self.at}",
-            "single step": f"as a single step at {self.at}",
-        }.get(self.kind, f"over {self.steps} steps from {self.at} on")
-        return f"{article} {self.op} of {self.units} units that was written out {how}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +33,7 @@ class RollingRow(Record):
     What is `left` is as it was; the speedup is None where nothing was timed.
     """
 
-    rolled: Sequence[RolledRow]
+    rolled: Sequence[Rolled]
     left: Sequence[LeftRow]
     speedup: float | None
 
@@ -79,7 +50,7 @@ class RollReport(Record):
     """
 
     model: str
-    rolled: Sequence[RolledRow]
+    rolled: Sequence[Rolled]
     left: Sequence[LeftRow]
     feeds: int
     max_abs_diff: float
@@ -95,6 +66,5 @@ class RollReport(Record):
 
 def rolling_row(rolling: Rolling, speedup: float | None) -> RollingRow:
     """What became of recurrences that were written out."""
-    rolled = [RolledRow(r.name, r.op, r.units, r.kind, r.at, r.steps) for r in rolling.rolled]
     left = [LeftRow(at, reason) for at, reason in rolling.left.items()]
-    return RollingRow(rolled, left, speedup)
+    return RollingRow(rolling.rolled, left, speedup)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
-from onnx_rnn_prune.report.rolled import RolledRow, RollingRow, WrittenRow
+from onnx_rnn_prune.report.rolled import RollingRow, WrittenRow
+from onnx_rnn_prune.roll.rolling import Rolled
 from onnx_rnn_prune.trace.invalid_nodes import InvalidNode
 from onnx_rnn_prune.validate import Detail, Drift, Latency, Oracle
 
@@ -317,7 +318,7 @@ class PruneReport(Record):
     search: SearchRows | None = None
     sensitivity: SensitivityReport | None = None
     command: str | None = None
-    rolled: Sequence[RolledRow] | None = None
+    rolled: Sequence[Rolled] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
+from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, slots_of, source
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
@@ -35,9 +36,9 @@ from onnx_rnn_prune.roll.unrolled import roll_chain
 _TYPES = {1: np.float32, 10: np.float16}
 
 
-@dataclass(frozen=True)
-class Rolled:
-    """A recurrence that became an operator.
+@dataclass(frozen=True, eq=False)
+class Rolled(Record):
+    """A recurrence that was written out and became an operator.
 
     Attributes:
         name: of the operator's node.
@@ -54,6 +55,15 @@ class Rolled:
     kind: str
     at: str
     steps: int
+
+    def __str__(self) -> str:
+        article = "a" if self.op == "GRU" else "an"
+        how = {
+            "loop": f"in the Loop {self.at}",
+            "scan": f"in the Scan {self.at}",
+            "single step": f"as a single step at {self.at}",
+        }.get(self.kind, f"over {self.steps} steps from {self.at} on")
+        return f"{article} {self.op} of {self.units} units that was written out {how}"
 
 
 @dataclass(frozen=True, eq=False)
