@@ -112,14 +112,12 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
         )
         streams = stream_row(opened.document, stream, test)
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
-    feeds = opened_feeds(opened, inputs.data, stream)
-    calibration, validation = feeds.split(_VALIDATION)
+    calibration, validation = opened_feeds(opened, inputs.data, stream).split(_VALIDATION)
     test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
-    notes = []
-    if calibration.shared:
-        notes.append("there is one feed only: it was fitted on and judged by; give several")
+    note = "there is one feed only: it was fitted on and judged by; give several"
+    notes = (note,) if calibration.shared else ()
     streams = stream_row(opened.document, stream, test, calibration, validation)
-    return Calibration(calibration, validation, test, True, tuple(notes), streams=streams)
+    return Calibration(calibration, validation, test, True, notes, streams=streams)
 
 
 def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
@@ -139,13 +137,13 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
     else:
         calibration, validation = feeds.split(_VALIDATION)
         test = opened_feeds(opened, eval_data, stream)
-    notes = []
+    notes: tuple[str, ...] = ()
     if calibration.shared:
-        notes = ["there is one feed only: it was fitted on, selected by and reported on"]
+        notes = ("there is one feed only: it was fitted on, selected by and reported on",)
     elif validation.shared and eval_data is None:
-        notes = ["there are two feeds only: one was fitted on, one selected by and reported on"]
+        notes = ("there are two feeds only: one was fitted on, one selected by and reported on",)
     streams = stream_row(opened.document, stream, test, calibration, validation)
-    return Calibration(calibration, validation, test, True, tuple(notes), streams=streams)
+    return Calibration(calibration, validation, test, True, notes, streams=streams)
 
 
 def stream_row(

@@ -27,6 +27,11 @@ from onnx_rnn_prune.model.signature import Port
 # by a few times, and what shrinks by more is made to fill the memory of whoever reads it.
 _MOST_UNPACKED, _SMALL = 100, 1 << 26
 
+# What a file raises that is no archive, or a broken one.
+_BROKEN = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 _FORMS = (
     "give a .npz file, a folder of .npz files, a folder of test_data_set_* folders, "
     "or module:function"
@@ -106,18 +111,12 @@ def read_archive(path: Path) -> dict[str, Array]:
             assert archive.zip is not None
             _check_unpacked(sum(entry.file_size for entry in archive.zip.infolist()), path)
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError) as error:
-        raise _no_archive(path, error) from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise _no_archive(path, error) from error
-
-
-def _no_archive(path: Path, error: Exception) -> PruneError:
-    return PruneError(
-        f"cannot be read as a .npz file: {error}",
-        where=str(path),
-        remedy="write it with numpy.savez(path, input_name=array, ...), without object arrays",
-    )
+    except _BROKEN as error:
+        raise PruneError(
+            f"cannot be read as a .npz file: {error}",
+            where=str(path),
+            remedy="write it with numpy.savez(path, input_name=array, ...), without object arrays",
+        ) from error
 
 
 def _check_unpacked(claimed: int, path: Path) -> None:

@@ -21,7 +21,9 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import all_nodes, messages
+from onnx_rnn_prune.operators import contracts, meets, moves
 from onnx_rnn_prune.operators.recurrent import RECURRENT
+from onnx_rnn_prune.operators.table import Rule, rule_named
 
 # Entries of the largest constant whose values are looked at; shapes and bounds have no more.
 _VALUES = 64
@@ -175,15 +177,16 @@ Shape = tuple[Size, ...]
 Shapes = Mapping[str, Shape]
 Pairs = Iterator[tuple[Size, Size]]
 
-_PRODUCTS = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-_ARITHMETIC = ("Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Pow", "PRelu", "Sub", "Sum")
-_COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-_LOGIC = ("And", "Or", "Where", "Xor")
+
+def layer_inputs(model: onnx.ModelProto, shapes: Shapes) -> list[Shape]:
+    """The shapes of what recurrent layers read, as far as they are known."""
+    nodes = (n for n in messages(model.graph, onnx.NodeProto) if n.op_type in RECURRENT)
+    return [shapes[node.input[0]] for node in nodes if node.input[0] in shapes]
 
 
 def equal(node: onnx.NodeProto, shapes: Shapes) -> Pairs:
     """The sizes that a node takes only if they are equal."""
-    rule = _RULES.get(node.op_type)
+    rule = _OF_OPERATORS.get(node.op_type) or _OF_RULES.get(rule_named(node.op_type))
     if rule is not None:
         read = [shapes.get(name) if name else None for name in node.input]
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
@@ -273,18 +276,25 @@ def _pairs(one: Shape, other: Shape) -> Pairs:
             yield a, b
 
 
-_RULES: Mapping[str, Callable[[Read, Attributes], Pairs]] = {
-    **dict.fromkeys(RECURRENT, _recurrent),
-    "DynamicQuantizeLSTM": partial(_recurrent, features=1),
-    **dict.fromkeys(_PRODUCTS, _product),
-    **dict.fromkeys((*_ARITHMETIC, *_COMPARING, *_LOGIC), _broadcast),
-    "Gemm": _gemm,
-    "Conv": _convolution,
+Equal = Callable[[Read, Attributes], Pairs]
+# By what the table says of an operator, unless it is one of those below.
+_OF_RULES: Mapping[Rule | None, Equal] = {
+    contracts.recurrent: _recurrent,
+    contracts.matmul: _product,
+    contracts.integer_matmul: _product,
+    contracts.quantized_matmul: _product,
+    contracts.gemm: _gemm,
+    contracts.conv: _convolution,
+    meets.meet: _broadcast,
+    meets.normalize: _channels,
+    moves.concat: _concatenated,
+}
+_OF_OPERATORS: Mapping[str, Equal] = {
     "ConvInteger": _convolution,
     "ConvTranspose": _channels,
-    "BatchNormalization": _channels,
-    "InstanceNormalization": _channels,
+    "DynamicQuantizeLSTM": partial(_recurrent, features=1),
     "LayerNormalization": _broadcast,
-    "Concat": _concatenated,
+    "MatMulIntegerToFloat": _product,
+    "Mod": _broadcast,
     "ReverseSequence": _reversed,
 }

@@ -16,11 +16,10 @@ from math import prod
 
 import onnx
 
-from onnx_rnn_prune.data.shapes import Shapes, Size, shapes_of
+from onnx_rnn_prune.data.shapes import Shapes, Size, layer_inputs, shapes_of
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import messages, node_reads
-from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 # By name of an input its sizes, or by name of a dimension that one size.
 StatedSizes = Mapping[str, tuple[int, ...]]
@@ -379,12 +378,7 @@ class SizeSearch:
 
 def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
     """The fewest steps or sequences of a recurrent layer; None where that is not known."""
-    read = [
-        shapes.get(n.input[0])
-        for n in messages(model.graph, onnx.NodeProto)
-        if n.op_type in RECURRENT
-    ]
-    known = [shape for shape in read if shape is not None and len(shape) > 1]
+    known = [shape for shape in layer_inputs(model, shapes) if len(shape) > 1]
     if any(0 in shape[:2] for shape in known):
         return 0
     return min((shape[0] for shape in known if isinstance(shape[0], int)), default=None)

@@ -105,10 +105,8 @@ class Streamed:
     def _counted(self) -> tuple[int, frozenset[int]]:
         if self._seen is None:
             firsts = [first for first, _ in self.run()]
-            self._seen = (
-                len(firsts),
-                frozenset(n for n, first in enumerate(firsts) if first or not n),
-            )
+            starts = frozenset(n for n, first in enumerate(firsts) if first or not n)
+            self._seen = len(firsts), starts
         return self._seen
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
@@ -187,18 +185,10 @@ def named_function(text: str, remedy: str) -> Callable[..., Any]:
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise PruneError(
-                f"the module {module_name} has no {path}",
-                where=text,
-                remedy=remedy,
-            )
+            raise PruneError(f"the module {module_name} has no {path}", where=text, remedy=remedy)
         found = getattr(found, part)
     if not callable(found):
-        raise PruneError(
-            f"{path} is not a function",
-            where=text,
-            remedy=remedy,
-        )
+        raise PruneError(f"{path} is not a function", where=text, remedy=remedy)
     return cast(Callable[..., Any], found)
 
 
@@ -227,8 +217,7 @@ def open_value(value: object) -> Source:
     if isinstance(value, Iterator):
         return _kept(name, value)
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        iterable = value
-        return Streamed(name, lambda: iterable)
+        return Streamed(name, lambda: value)
     if callable(value):
         function = cast(Callable[[], object], value)
         name = getattr(value, "__name__", name)
@@ -252,8 +241,7 @@ def _iterate(value: object, name: str) -> Iterable[object]:
 
 
 def _kept(name: str, feeds: Iterator[object]) -> Source:
-    once = Streamed(name, lambda: feeds)
-    return _listed(name, list(once.run()))
+    return _listed(name, list(Streamed(name, lambda: feeds).run()))
 
 
 def _listed(name: str, feeds: Sequence[tuple[bool, RawFeed]]) -> Source:

@@ -14,7 +14,16 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_rnn_prune.data.feeds import Feeds, check_feed
-from onnx_rnn_prune.data.shapes import Shapes, Size, numbered, outline, ranked, shapes_of, solved
+from onnx_rnn_prune.data.shapes import (
+    Shapes,
+    Size,
+    layer_inputs,
+    numbered,
+    outline,
+    ranked,
+    shapes_of,
+    solved,
+)
 from onnx_rnn_prune.data.sizes import (
     Failure,
     SizeByName,
@@ -37,19 +46,9 @@ from onnx_rnn_prune.operators.recurrent import RECURRENT
 _MOVED = MOVING | {"Cast", "CastLike", "Pad"}
 # Operators that make other numbers of lengths, which still are lengths.
 _COUNTING = {
-    "Abs",
-    "Add",
-    "Ceil",
-    "Clip",
-    "Div",
-    "Floor",
-    "Max",
-    "Min",
-    "Mul",
-    "ReduceMax",
-    "Round",
-}
-_COUNTING |= {"Sub", "TopK", "Where"}
+    "Abs", "Add", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mul", "ReduceMax", "Round", "Sub",
+    "TopK", "Where",
+}  # fmt: skip
 # Where a number is a length or a count, by the operator's inputs.
 _LENGTHS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(RECURRENT, frozenset((4,))),
@@ -97,12 +96,7 @@ def batch_sizes(
 ) -> tuple[str, ...]:
     """The free sizes that count sequences: where layers have them, else by their names."""
     free = dict.fromkeys(size for size in solved.values() if isinstance(size, str))
-    shapes = shapes_of(model, ports, solved)
-    read = [
-        shapes.get(n.input[0], ())
-        for n in messages(model.graph, onnx.NodeProto)
-        if n.op_type in RECURRENT
-    ]
+    read = layer_inputs(model, shapes_of(model, ports, solved))
     named = {solved[key] for key in solved if "batch" in key.lower()}
     named -= {size for shape in read for size in shape[:1]}
     counted = {size for shape in read for size in shape[1:2]} | named
@@ -278,7 +272,7 @@ def random_feeds(
 ) -> Feeds:
     """Feeds of random numbers that a model runs on, each of other sizes where it takes them.
 
-    SizeByName that the model leaves open follow from its weights where these decide; the others are
+    Sizes that the model leaves open follow from its weights where these decide; the others are
     found by running. Signals are normal, token ids lie within their table, lengths are those of the
     sequences, and what the graph compares one number with is fed by turns. Feeds that follow on one
     another are no stream.
@@ -377,14 +371,11 @@ def _is_setting(port: Port) -> bool:
 def _shapeless(port: Port) -> PruneError:
     what = f"the model does not say which shape the input '{port.name}' has"
     if port.dtype is None:
-        return PruneError(
-            f"{what}, so random feeds cannot be made", where="random feeds", remedy="give data"
-        )
-    return PruneError(
-        f"{what}, not even how many axes",
-        where="random feeds",
-        remedy=f"give data, or its shape, as in --size={port.name}=1x100x80",
-    )
+        what, remedy = f"{what}, so random feeds cannot be made", "give data"
+    else:
+        what = f"{what}, not even how many axes"
+        remedy = f"give data, or its shape, as in --size={port.name}=1x100x80"
+    return PruneError(what, where="random feeds", remedy=remedy)
 
 
 def _refusal(

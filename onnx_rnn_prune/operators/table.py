@@ -70,6 +70,11 @@ _FAMILIES: list[tuple[Operator, str]] = [
 _TABLE = {op: row for row, ops in _FAMILIES for op in ops.split()}
 
 
+def rule_named(op: str) -> Rule | None:
+    """The rule for operators of a name, or None where there is none."""
+    return _TABLE[op].rule if op in _TABLE else None
+
+
 def operator_of(node: gs.Node) -> Operator | None:
     """What is known of a node's operator, or None where nothing is."""
     row = _TABLE.get(node.op)

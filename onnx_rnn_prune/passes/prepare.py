@@ -34,6 +34,9 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.trace import Binding, Outlet
 
+# The input that is the bias, and the axis of the weight that is as long.
+_BIASES = {"DynamicQuantizeMatMul": (4, -1), "Conv": (2, 0), "ConvTranspose": (2, 1)}
+
 
 @dataclass(frozen=True)
 class DropZeroStates:
@@ -43,12 +46,10 @@ class DropZeroStates:
 
     def __call__(self, document: Document) -> bool:
         changed = False
-        for layer in _chosen(document, self.layers):
-            for name in STATES:
-                tensor = layer.input(name)
-                if tensor is not None and is_zero(tensor) and not _is_default(document, tensor):
-                    drop_input(layer.node, layer.slot(name))
-                    changed = True
+        for layer, name, tensor in _states(document, self.layers):
+            if is_zero(tensor) and not _is_default(document, tensor):
+                drop_input(layer.node, layer.slot(name))
+                changed = True
         return changed
 
 
@@ -64,14 +65,10 @@ class SelectStates:
 
     def __call__(self, document: Document) -> bool:
         changed = False
-        for layer in _chosen(document, self.layers):
-            for name in STATES:
-                tensor = layer.input(name)
-                if tensor is None:
-                    continue
-                if constant_value(tensor) is None or _is_default(document, tensor):
-                    _select(document.graph, layer, name, tensor)
-                    changed = True
+        for layer, name, tensor in _states(document, self.layers):
+            if constant_value(tensor) is None or _is_default(document, tensor):
+                _select(document.graph, layer, name, tensor)
+                changed = True
         return changed
 
 
@@ -128,6 +125,12 @@ def _is_default(document: Document, tensor: gs.Tensor) -> bool:
 
 def _chosen(document: Document, names: tuple[str, ...]) -> list[Layer]:
     return [layer for layer in all_layers(document.graph) if layer.name in names]
+
+
+def _states(document: Document, names: tuple[str, ...]) -> list[tuple[Layer, str, gs.Tensor]]:
+    """The initial states of some layers, by name of the input."""
+    every = [(layer, name) for layer in _chosen(document, names) for name in STATES]
+    return [(layer, name, t) for layer, name in every if (t := layer.input(name)) is not None]
 
 
 def _identity(graph: gs.Graph, layer: Layer, name: str) -> gs.Constant:
@@ -208,16 +211,13 @@ class AddBiasSlots:
             if node.op in ("MatMul", "MatMulInteger"):
                 shape = bias_shape(weight, bound.slot)
                 changed |= add_zero(document.graph, product_of(node), shape, weight)
-            elif node.op == "DynamicQuantizeMatMul" and not has_bias_input(node, 4):
-                zeros = np.zeros(weight.shape[-1], weight.dtype)
-                set_input(node, 4, add_constant(document.graph, f"{binding.node}_b", zeros))
-                changed = True
             elif node.op == "Gemm" and not has_bias_input(node, 2):
                 _add_to_gemm(document.graph, node, weight)
                 changed = True
-            elif node.op in ("Conv", "ConvTranspose") and not has_bias_input(node, 2):
-                zeros = np.zeros(weight.shape[node.op == "ConvTranspose"], weight.dtype)
-                set_input(node, 2, add_constant(document.graph, f"{binding.node}_b", zeros))
+            elif node.op in _BIASES and not has_bias_input(node, _BIASES[node.op][0]):
+                slot, axis = _BIASES[node.op]
+                zeros = np.zeros(weight.shape[axis], weight.dtype)
+                set_input(node, slot, add_constant(document.graph, f"{binding.node}_b", zeros))
                 changed = True
         return changed
 
