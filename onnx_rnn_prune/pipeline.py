@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -28,8 +28,8 @@ from onnx_rnn_prune.evaluator import Evaluator, Recovered
 from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nearest_units
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import is_apart, whole_model
-from onnx_rnn_prune.model.files import check_output, save_apart, save_model
+from onnx_rnn_prune.model.external import is_apart
+from onnx_rnn_prune.model.files import WrittenModel, check_output
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.opened_model import OpenedModel, stays_written_out
 from onnx_rnn_prune.operators.feed_forward import all_layers
@@ -75,41 +75,7 @@ _STAND_INS = {"merge": nearest_units, "lossless": equal_units}
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """A model that was made of another one.
-
-    Attributes:
-        written: the model; weights that were not touched may lie in the original's files.
-        apart: whether weights are saved in a file of their own, as the original's are.
-        inputs: files and folders that were read.
-    """
-
-    written: onnx.ModelProto
-    apart: bool = field(default=False, kw_only=True)
-    inputs: tuple[Path, ...] = field(default=(), kw_only=True)
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The model with all of its weights.
-
-        Raises:
-            PruneError: it is larger than one message can be.
-        """
-        return whole_model(self.written)
-
-    def save(self, path: str | Path) -> tuple[Path, ...]:
-        """Writes the model, whole or not at all, and never over an input.
-
-        Returns:
-            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
-        """
-        check_output(path, self.inputs)
-        save = save_apart if self.apart else save_model
-        return save(self.written, path, self.inputs)
-
-
-@dataclass(frozen=True, eq=False)
-class PruneResult(Result):
+class PruneResult(WrittenModel):
     """A pruned model and the proof beside it.
 
     Attributes:

@@ -12,12 +12,11 @@ from onnx_rnn_prune.calibration import feeds_for
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
-from onnx_rnn_prune.model.files import check_output, load_model, write_atomically
+from onnx_rnn_prune.model.files import WrittenModel, check_output, load_model, write_atomically
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.opened_model import ModelSource, as_run, read_document
 from onnx_rnn_prune.options import Options
-from onnx_rnn_prune.pipeline import Result
 from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.rolled import RollReport, rolling_row
 from onnx_rnn_prune.roll.feeding import proof_feeds
@@ -31,7 +30,7 @@ _MOST_FEEDS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class RollResult(Result):
+class RollResult(WrittenModel):
     """A model with operators where recurrences were written out.
 
     Attributes:

@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,7 @@ from onnx_rnn_prune.model.external import (
     raw_length,
     referring,
     weights_name,
+    whole_model,
     with_weights,
 )
 from onnx_rnn_prune.model.scratch import owned, remove_left
@@ -143,6 +145,40 @@ def save_apart(
             file.write(light.SerializeToString())
         _put(target, temporary, (aside, temporary_weights), inputs)
     return Path(path), Path(path).with_name(aside.name)
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenModel:
+    """A model that was made of another one.
+
+    Attributes:
+        written: the model; weights that were not touched may lie in the original's files.
+        apart: whether weights are saved in a file of their own, as the original's are.
+        inputs: files and folders that were read.
+    """
+
+    written: onnx.ModelProto
+    apart: bool = field(default=False, kw_only=True)
+    inputs: tuple[Path, ...] = field(default=(), kw_only=True)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model with all of its weights.
+
+        Raises:
+            PruneError: it is larger than one message can be.
+        """
+        return whole_model(self.written)
+
+    def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Writes the model, whole or not at all, and never over an input.
+
+        Returns:
+            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
+        """
+        check_output(path, self.inputs)
+        save = save_apart if self.apart else save_model
+        return save(self.written, path, self.inputs)
 
 
 def _put(
