@@ -9,6 +9,12 @@ covariance E = C - C_S (C_SS)^-1 C_S', and the readers miss tr(W E W'). Keeping 
 off that; the unit that takes most is next, and E is deflated by it. (Greedy column subset selection
 of Farahat et al. 2011, with the readers' weights; the order matches the closed form of recovery.)
 
+Rows of W count by what comes of an error in what they sum: its effect on the state of the unit that
+it belongs to, as the gates pass it on, times that unit's own influence. The influence of a unit is
+found from the last layer to the first, and through a layer's own loop for some steps: the diagonal
+of the observability Gramian, if the errors of different units are independent (Moore 1981, balanced
+truncation, linearized along the calibration data).
+
 All gains are on the diagonals of E and of M = E W' W E. Keeping j deflates both: with c = E_j /
 sqrt(E_jj) and s = M_j / sqrt(E_jj) - c M_jj / (2 E_jj),
 
@@ -24,7 +30,7 @@ The usual choice where there is data: it takes into account what recovery can ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +43,7 @@ from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
+from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 
 Real = npt.NDArray[Any]
@@ -47,6 +54,10 @@ _FLOOR = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
 _LARGE = 1024
 # Picks whose deflations are put off and done together.
 _PICKS = 64
+# Times that an error goes round a layer's own loop, besides the time that it stays in its own unit.
+_ROUNDS = 4
+# What influences are bounded by, so that hundreds of layers do not multiply them out of range.
+_INFLUENCE = (1e-100, 1e100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +144,61 @@ def _score(context: ScoringContext) -> Matrix:
     trace, evidence, readers = context.traced.trace, context.seen, context.readers
     scores = np.zeros(trace.units.count)
     lookup = Lookup.of(context.traced.document)
+    influence = _influence(trace, lookup, readers, evidence.emphasis)
     for lanes in trace.units.lanes.values():
         for lane in lanes:
-            demands = list(_demands(lookup, readers, evidence, lane))
+            demands = list(_demands(lookup, readers, evidence, lane, influence))
             if demands:  # else it is read where it is added to another lane, whose scores count
                 scores[lane] = greedy_gains(demands)
     return scores
+
+
+def _influence(
+    trace: Trace, lookup: Lookup, readers: Sequence[Reader], emphasis: Mapping[str, Matrix]
+) -> Matrix:
+    """How much the square of an error in each unit's state matters, [units]; 0 where not known."""
+    found, lane_of = np.zeros(trace.units.count), trace.units.lane_of
+    same = np.arange(len(found))  # units that are added to one another are read as one
+    for atoms in (atoms for group in trace.groups for atoms in group.atoms):
+        same[atoms] = atoms[:, :1]
+    seen = [same[np.where(reader.labels < 0, 0, reader.labels)] for reader in readers]
+    reads = [
+        set(lane_of[units[r.labels >= 0]].tolist()) for r, units in zip(readers, seen, strict=True)
+    ]
+    for lane in reversed([lane for lanes in trace.units.lanes.values() for lane in lanes]):
+        wanted = set(lane_of[same[lane]].tolist())
+        places = [n for n, lanes in enumerate(reads) if not wanted.isdisjoint(lanes)]
+        own = [n for n in places if np.isin(readers[n].outputs(lookup), lane).any()]
+
+        def passed_on(numbers: Iterable[int], lane: Ids = lane) -> Matrix:
+            total = np.zeros(len(found))
+            for n in numbers:
+                felt = _felt(readers[n], lookup, emphasis, found)
+                np.add.at(total, seen[n], _squares(readers[n], lookup, felt))
+            return total[same[lane]]
+
+        start = found[lane] = passed_on(set(places) - set(own))
+        for _ in range(_ROUNDS if own else 0):
+            found[lane] = np.clip(start + passed_on(own), *_INFLUENCE)
+    return found
+
+
+def _felt(
+    reader: Reader, lookup: Lookup, emphasis: Mapping[str, Matrix], influence: Matrix
+) -> Matrix:
+    """How much the square of an error in each of a reader's outputs matters, [outputs]."""
+    units = reader.outputs(lookup)
+    known = np.where(units < 0, 1.0, influence[units])
+    return emphasis[reader.pool] * (known if known.any() else 1.0)
+
+
+def _squares(reader: Reader, lookup: Lookup, felt: Matrix) -> Matrix:
+    """The diagonal of W' diag(felt) W, [n]; 0 where an entry is of no unit."""
+    lines, total = reader.lines(lookup), np.zeros(len(reader.labels))
+    for rows in blocks(len(felt)):
+        part = lines(np.arange(len(felt))[rows])
+        total += felt[rows] @ np.square(part, dtype=np.float64)
+    return np.where(reader.labels < 0, 0.0, total)
 
 
 def greedy_gains(demands: Sequence[Demand]) -> Matrix:
@@ -172,7 +232,7 @@ def greedy_gains(demands: Sequence[Demand]) -> Matrix:
 
 
 def _demands(
-    lookup: Lookup, readers: Iterable[Reader], evidence: Evidence, lane: Ids
+    lookup: Lookup, readers: Iterable[Reader], evidence: Evidence, lane: Ids, influence: Matrix
 ) -> Iterable[Demand]:
     """The demands on one lane; readers of the same signal are taken together.
 
@@ -182,13 +242,18 @@ def _demands(
     weights: list[Real] = []
     covariances: list[Real] = []
     dtype = np.dtype(np.float32 if len(lane) > _LARGE else np.float64)
-    for reader in readers:
-        columns = None if reader.places else columns_of(reader.labels, lane)
-        if columns is None:
-            continue
-        for places in columns:
+    reading = [(reader, columns_of(reader.labels, lane)) for reader in readers]
+    felt = {
+        reader.name: _felt(reader, lookup, evidence.emphasis, influence)
+        for reader, columns in reading
+        if columns is not None
+    }
+    # In relation to what matters most, all fits into single precision.
+    most = max((rows.max(initial=0.0) for rows in felt.values()), default=0.0) or 1.0
+    for reader, columns in reading:
+        for places in columns or ():
             covariance = evidence.moments.covariance(reader.pool, places, dtype)
-            gram = _gram(reader.weight(lookup), places, evidence.emphasis[reader.pool], dtype)
+            gram = _gram(reader.weight(lookup), places, felt[reader.name] / most, dtype)
             for number, known in enumerate(covariances):
                 if np.array_equal(known, covariance):
                     weights[number] += gram
