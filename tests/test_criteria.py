@@ -271,3 +271,33 @@ def test_picks_in_blocks_are_those_of_one_at_a_time(units, readers):
         == (wanted[: len(wanted) // 2 + 1])
     )
     assert np.all(gains >= 0.0)
+
+
+def test_units_count_by_what_the_last_layer_makes_of_them():
+    """Half of the first layer drives units of the second that the output hardly reads."""
+    weights = {
+        "W1": 0.5 * np.eye(8)[None],
+        "W2": np.diag([0.3] * 4 + [0.6] * 4)[None],
+        "R": 0.2 * np.eye(8)[None],
+        "head": np.diag([1.0] * 4 + [0.01] * 4),
+    }
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        stacked (float[T, 1, 8] x) => (float[T, 1, 8] out) {
+            [first] y1 = RNN <hidden_size = 8> (x, W1, R)
+            x2 = Squeeze (y1, axis)
+            [second] y2 = RNN <hidden_size = 8> (x2, W2, R)
+            y = Squeeze (y2, axis)
+            out = MatMul (y, head)
+        }""")
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    weights["axis"] = np.array([1])
+    for name, value in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    rng = np.random.default_rng(0)
+    given = [{"x": rng.normal(0, 1, (40, 1, 8)).astype(np.float32)} for _ in range(3)]
+    plan = onnx_rnn_prune.plan(model, keep=0.5, data=given)
+    assert {name: layer.keep for name, layer in plan.layers.items()} == {
+        "first": ((0, 1, 2, 3),),
+        "second": ((0, 1, 2, 3),),
+    }
