@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -348,8 +348,10 @@ class CandidateCut:
                     read = read[:, stays]
                 width = read.shape[1]
                 read = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
-                felt = emphasis.get(reader.pool)
-                weights = None if felt is None else teacher.importance(reader, wanted, felt)
+                weights, felt = None, emphasis.get(reader.pool)
+                if felt is not None:
+                    weigh = partial(teacher.importance, reader, wanted, felt)
+                    weights = runs.recall(feed, reader.pool, weigh)
                 seen.gather(reader.pool, read, last=width, weights=weights)
 
 

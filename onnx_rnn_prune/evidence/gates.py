@@ -230,8 +230,11 @@ def _lasting(kept: Matrix, steps: Steps) -> Matrix:
 
     The squares of what is left of it in all steps to come add up to (1 - f^2n) / (1 - f^2).
     """
-    square = np.minimum(kept**2, 1.0 - 1.0 / _LONGEST)
-    return np.sqrt((1.0 - square ** np.minimum(steps.left, _LONGEST)[..., None]) / (1.0 - square))
+    square = np.clip(kept**2, np.finfo(np.float64).tiny, 1.0 - 1.0 / _LONGEST)
+    left = np.minimum(steps.left, _LONGEST)[..., None]
+    # Powers that underflow would take twenty times as long.
+    lasts: Matrix = np.sqrt(-np.expm1(left * np.log(square)) / (1.0 - square))
+    return lasts
 
 
 _CELLS: dict[str, Callable[[Layer, Steps, list[Function]], dict[str, Matrix]]] = {
