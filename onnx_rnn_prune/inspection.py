@@ -244,9 +244,11 @@ def halves(
         By layer.
     """
     opened, trace = traced.opened, traced.trace
-    shares = {number: _share(group, times) for number, group in enumerate(trace.groups)}
-    order = sorted((number for number in shares if shares[number]), key=lambda n: -shares[n])
-    groups = [trace.groups[number] for number in order]
+
+    def share(group: Group) -> float:
+        return sum(times[name].share for name in group.layers if name in times)
+
+    groups = sorted(filter(share, trace.groups), key=share, reverse=True)
     whole = opened.document
     params, flops = count_params(whole), count_flops(whole, opened.find_counted)
     size, model_hash = stored_bytes(opened.model, like=opened.model), fingerprint(opened.model)
@@ -266,22 +268,20 @@ def halves(
         feed = next(islice(data.calibration, spent.feed, None))
         pair = [runner, Runner(model, name="the half-cut model", remedy=OURS)]
         before, after = timings(pair, feed, seconds=_SECONDS)
+        half = Half(
+            units=(group.size + 1) // 2,
+            together=group.layers,
+            params=params - count_params(smaller),
+            bytes=size - stored_bytes(model, like=opened.model),
+            flops=flops - count_flops(smaller, opened.find_counted),
+            ms=before.ms * (1.0 - 1.0 / after.ratio),
+            speedup=after.ratio,
+            speedup_quartiles=after.ratio_quartiles,
+        )
         for name in group.layers:
-            found[name] = Half(
-                units=(group.size + 1) // 2,
-                together=tuple(other for other in group.layers if other != name),
-                params=params - count_params(smaller),
-                bytes=size - stored_bytes(model, like=opened.model),
-                flops=flops - count_flops(smaller, opened.find_counted),
-                ms=before.ms * (1.0 - 1.0 / after.ratio),
-                speedup=after.ratio,
-                speedup_quartiles=after.ratio_quartiles,
-            )
+            others = tuple(other for other in group.layers if other != name)
+            found[name] = replace(half, together=others)
     return found
-
-
-def _share(group: Group, times: Mapping[str, NodeTime]) -> float:
-    return sum(times[name].share for name in group.layers if name in times)
 
 
 def compare(

@@ -381,7 +381,7 @@ def _report(
             *map(Note, notes_on(planned.treatment.stages)),
         ],
         stages=stages,
-        states=[_state_row(state) for state in states],
+        states=[StateRow(list(s.layers), s.source, s.result, s.full, s.width) for s in states],
         layers=layers,
         oracle=oracle,
         recovery=recovery,
@@ -393,10 +393,6 @@ def _report(
         lossless=planned.lossless,
         rolled=rolling_row(opened.rolling, None).rolled if opened.rolling else None,
     )
-
-
-def _state_row(state: NarrowState) -> StateRow:
-    return StateRow(list(state.layers), state.source, state.result, state.full, state.width)
 
 
 def _data_row(data: Calibration) -> DataRow:

@@ -210,7 +210,7 @@ class Factor:
         return f"rank {self.rank}"
 
     def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
-        """Factors with what data shows, or without where that comes closer on held-out feeds.
+        """Factors with what data shows, or without where that comes closer on validation feeds.
 
         Raises:
             PruneError: nowhere do factors of this rank take fewer operations.
@@ -226,7 +226,12 @@ class Factor:
                 where=f"--rank={self.rank}",
                 remedy="give a smaller one, or leave it out",
             )
-        return min(results, key=lambda result: _distance(document, result, data.validation))
+
+        def distance(result: Document) -> float:
+            one, other = Runner(document, remedy=OURS), Runner(result, remedy=OURS)
+            return max((d.nrmse for d in drift(one, other, data.validation).values()), default=0.0)
+
+        return min(results, key=distance)
 
 
 def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[str, Reading]:
@@ -268,12 +273,6 @@ def _reader(layer: Layer, direction: int, twin: str) -> GateReader:
         np.full(size, NOBODY, dtype=np.int64) for size in (layer.input_size, layer.hidden)
     )
     return GateReader(layer.name, direction, layer.cell.gates, ("X",), inputs, lane, twin)
-
-
-def _distance(before: Document, after: Document, feeds: Feeds) -> float:
-    """How far a result is from what it was made of, in the output that differs most."""
-    one, other = Runner(before, remedy=OURS), Runner(after, remedy=OURS)
-    return max((values.nrmse for values in drift(one, other, feeds).values()), default=0.0)
 
 
 def read_rank(value: object) -> Factor:

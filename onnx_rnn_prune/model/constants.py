@@ -125,7 +125,8 @@ def check_sizes(graph: gs.Graph) -> None:
         made_here = node.op in ("Concat", "ConstantOfShape", "Expand", "Tile") and not node.domain
         if not made_here or not node.inputs or not node.outputs:
             continue
-        parts = [made.get(id(item)) or _held_entries(item) for item in node.inputs]
+        held = [prod(t.shape) if isinstance(t, gs.Constant) else 1 for t in node.inputs]
+        parts = [made.get(id(t)) or own for t, own in zip(node.inputs, held, strict=True)]
         total = made[id(node.outputs[0])] = _entries(node, parts, graph.opset)
         if total > max(_MOST_MADE, _MOST_TIMES * sum(parts)):
             raise PruneError(
@@ -149,10 +150,6 @@ def _rounds(loop: gs.Node, opset: int) -> float:
     value = constant_value(goes_on, opset)
     always = goes_on is body.inputs[1] if value is None else bool(value.all())
     return float(count.item()) if always else 0
-
-
-def _held_entries(tensor: gs.Tensor) -> int:
-    return prod(tensor.shape) if isinstance(tensor, gs.Constant) else 1
 
 
 def _entries(node: gs.Node, parts: Sequence[int], opset: int) -> int:

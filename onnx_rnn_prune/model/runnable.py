@@ -214,7 +214,8 @@ def unknown_type(model: onnx.ModelProto) -> str:
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     types.update((port.name, port.type.tensor_type.elem_type) for port in model.graph.input)
     for node in model.graph.node:
-        named = [a.i if a.name == "to" else a.t.data_type for a in node.attribute if _names(a)]
+        named = [a.i for a in node.attribute if a.name == "to"]
+        named += [a.t.data_type for a in node.attribute if a.name == "value" and a.HasField("t")]
         # What computes or moves weights gives the type that it takes.
         taken = [types[name] for name in node.input if name in types]
         kind = named[0] if named else taken[0] if taken else onnx.TensorProto.UNDEFINED
@@ -231,10 +232,6 @@ def as_single(model: onnx.ModelProto) -> onnx.ModelProto:
     for function in result.functions:
         _convert_nodes(function.node)
     return result
-
-
-def _names(attribute: onnx.AttributeProto) -> bool:
-    return attribute.name == "to" or (attribute.name == "value" and attribute.HasField("t"))
 
 
 def _single(tensor: onnx.TensorProto) -> onnx.TensorProto:

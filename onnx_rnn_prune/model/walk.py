@@ -85,15 +85,12 @@ def place_of(graph: gs.Graph, node: gs.Node) -> Place:
     """Where a node is."""
     known: dict[int, Place] = _notes(graph).setdefault("places", {})
     found = known.get(id(node))
-    if found is None or not _holds(found, node):  # it has been moved, or was not there yet
+    there = found is not None and any(item is node for item in found.graph.nodes)
+    if found is None or not there:  # it has been moved, or was not there yet
         known.clear()
         known.update((id(item), place) for place in places(graph) for item in place.graph.nodes)
         found = known[id(node)]
     return found
-
-
-def _holds(place: Place, node: gs.Node) -> bool:
-    return any(item is node for item in place.graph.nodes)
 
 
 def names_in_use(graph: gs.Graph) -> set[str]:

@@ -29,10 +29,6 @@ from onnx_rnn_prune.text import presentable
 UNKNOWN = "\N{EN DASH}"
 
 
-def _share(before: float, after: float) -> str:
-    return percent(after / before) if before else UNKNOWN
-
-
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "text": str,
     "count": lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
@@ -47,7 +43,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 }
 CHANGES: Mapping[str, Callable[[Any, Any], str]] = {
     "fewer": fewer,
-    "share": _share,
+    "share": lambda before, after: percent(after / before) if before else UNKNOWN,
     "faster_than": lambda quartiles, ratio: faster(ratio, quartiles),
     "times_within": lambda quartiles, ratio: times(ratio, quartiles),
 }

@@ -87,7 +87,11 @@ def _wrap(line: str, width: int) -> list[str]:
     for word in _SPACED.findall(line):
         name, pieces = word.strip(), [word]
         if cell_len(name) > width:
-            pieces = [part for piece in _pieces(name) for part in _short(piece, width)]
+            pieces = [
+                part
+                for piece in _pieces(name)
+                for part in ([piece] if cell_len(piece) <= width else _WORD.findall(piece))
+            ]
             pieces[0] = word[: len(word) - len(name)] + pieces[0]
         for piece in pieces:
             if lines[-1] and cell_len(lines[-1] + piece) > width:
@@ -100,10 +104,6 @@ def _pieces(name: str) -> list[str]:
     """What a name may be broken into; what stands for missing parts goes with what follows."""
     first, *others = _parts(name) or [""]
     return [first + others[0], *others[1:]] if first == _GAP and others else [first, *others]
-
-
-def _short(piece: str, width: int) -> list[str]:
-    return [piece] if cell_len(piece) <= width else _WORD.findall(piece)
 
 
 def brief(report: R) -> tuple[R, bool]:

@@ -31,7 +31,9 @@ def to_json(report: Mapping[str, Any], encoding: str = "utf-8") -> str:
     """
     text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
     return "\n".join(
-        line if _is_plain(line, encoding) else "".join(_letter(c, encoding) for c in line)
+        line
+        if _is_plain(line, encoding)
+        else "".join(c if _is_plain(c, encoding) else json.dumps(c)[1:-1] for c in line)
         for line in text.split("\n")
     )
 
@@ -60,10 +62,6 @@ def _is_plain(text: str, encoding: str) -> bool:
     except UnicodeEncodeError:
         return False
     return text.isprintable()
-
-
-def _letter(letter: str, encoding: str) -> str:
-    return letter if _is_plain(letter, encoding) else json.dumps(letter)[1:-1]
 
 
 def _plain(value: object) -> object:

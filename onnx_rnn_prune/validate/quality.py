@@ -89,8 +89,9 @@ def perplexity(results: Iterable[Result]) -> float:
     for result in results:
         labels = _labels(result, "perplexity")
         logs = _log_shares(_scores(result.found, labels.shape, "perplexity"))
-        if labels.dtype.kind not in "iu" or not _within(labels, logs.shape[-1]):
-            raise _unfit("perplexity", f"labels are no classes from 0 to {logs.shape[-1] - 1}")
+        most = logs.shape[-1] - 1
+        if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels > most)):
+            raise _unfit("perplexity", f"labels are no classes from 0 to {most}")
         total -= float(np.take_along_axis(logs, labels[..., None].astype(np.int64), -1).sum())
         count += labels.size
     mean = total / max(count, 1)
@@ -272,10 +273,6 @@ def _log_shares(scores: Array) -> npt.NDArray[np.float64]:
     values -= values.max(-1, keepdims=True)
     logs: npt.NDArray[np.float64] = values - np.log(np.exp(values).sum(-1, keepdims=True))
     return logs
-
-
-def _within(labels: Array, classes: int) -> bool:
-    return not labels.size or (int(labels.min()) >= 0 and int(labels.max()) < classes)
 
 
 def _unfit(name: str, why: str) -> PruneError:
