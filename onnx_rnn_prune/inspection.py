@@ -87,8 +87,6 @@ class Seen:
         others: what dense layers and convolutions take that were not asked for.
         half: by layer, what half of its units would save.
         feed: shapes of the feed that was timed, by input; empty where nothing ran.
-        random: whether feeds were made up.
-        warnings: what could not be found out.
         rolled_speedup: what layers bring that were written out.
     """
 

@@ -102,11 +102,7 @@ class Treatment:
 
     Attributes:
         recover: how kept weights make up for cut ones; auto for the best that the data allows.
-        schedule: how units leave.
-        training: how long a recovery may learn.
         mode: shrink, or zero.
-        interface: what callers of the result see.
-        stages: what is done to the cut model.
     """
 
     recover: str
@@ -157,14 +153,8 @@ class Planned:
     """What is to be cut, and how it came about.
 
     Attributes:
-        plan: what stays.
-        treatment: what is done next.
         begun: when the work began, on the clock of `time.perf_counter`.
         traced: the model with its units, or None where they were not looked at.
-        keep: how many units layers were to keep.
-        criterion: by which units were ranked.
-        allocate: how the cut was shared.
-        budget: what the result may have at most.
         lossless: where only superfluous units go, what there are of them.
     """
 

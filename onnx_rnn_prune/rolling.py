@@ -31,11 +31,7 @@ _MOST_FEEDS = 8
 
 @dataclass(frozen=True, eq=False)
 class RollResult(WrittenModel):
-    """A model with operators where recurrences were written out.
-
-    Attributes:
-        report: its attributes, or as a mapping its keys, are those of the JSON report.
-    """
+    """A model with operators where recurrences were written out."""
 
     report: RollReport
 

@@ -185,7 +185,6 @@ class Narrowed:
     """A document with the interface that was asked for.
 
     Attributes:
-        document: the result.
         states: those that became narrower.
         notes: why others did not.
     """

@@ -42,7 +42,6 @@ class Config:
     """What a file says of options.
 
     Attributes:
-        path: of the file.
         section: the tables around it, with a dot behind each.
         table: keys with underscores, and what is given for them.
         trusted: whether it may name code, files outside its folder and other machines.

@@ -356,11 +356,7 @@ _LEAST_OPSET = 7
 
 @dataclass(frozen=True)
 class Quantize:
-    """Quantizes what is left of a model.
-
-    Attributes:
-        name: what was asked for.
-    """
+    """Quantizes what is left of a model."""
 
     name: str
 

@@ -102,7 +102,6 @@ class FactorInputs:
     """Writes the W of layers as two matrices where that takes fewer operations.
 
     Attributes:
-        rank: how many directions are kept.
         readings: of layers, by the first of those that are the same; there may be none.
     """
 
@@ -196,11 +195,7 @@ _FORMS = "give a share (25%), a number (32), or a share of what is read (energy=
 
 @dataclass(frozen=True)
 class Factor:
-    """Factors the input weights of all layers where that takes fewer operations.
-
-    Attributes:
-        rank: of the factors.
-    """
+    """Factors the input weights of all layers where that takes fewer operations."""
 
     rank: Rank
 

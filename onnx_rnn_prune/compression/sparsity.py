@@ -104,12 +104,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Grouped:
-    """N:M: of every `of` weights next to each other along the input, at most `most` stay.
-
-    Attributes:
-        most: N.
-        of: M.
-    """
+    """N:M: of every `of` weights next to each other along the input, at most `most` stay."""
 
     most: int
     of: int
@@ -128,11 +123,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Small:
-    """Weights whose absolute value is below a limit go, whatever they are worth.
-
-    Attributes:
-        limit: above 0.
-    """
+    """Weights whose absolute value is below a limit go, whatever they are worth."""
 
     limit: float
 
@@ -312,8 +303,6 @@ class Sparsify:
     """Writes zeros into products by a pattern; shapes stay as they are.
 
     Attributes:
-        readers: the products.
-        pattern: which weights may go.
         moments: of what readers read; None where magnitude decides. Where they hold no sample,
             since the branch of a product was not taken, it decides as well.
     """
@@ -350,7 +339,6 @@ class Zeros:
 
     Attributes:
         text: the pattern as the user wrote it.
-        pattern: which weights may go.
         by: magnitude, or obs for those whose absence the others can make up for.
     """
 

@@ -222,7 +222,6 @@ class Feeds:
     feed that goes on from none, and from which none goes on, is a stream by itself.
 
     Attributes:
-        origin: where raw feeds come from.
         check: makes a feed of a raw one, and of what errors call it.
         random: whether they are made up.
         shared: whether they also serve another purpose, because there were too few to split.

@@ -147,7 +147,6 @@ class Failure:
     """Where and why a model does not run.
 
     Attributes:
-        error: what onnxruntime says.
         place: the name of the node, its number in order; empty where that is not known.
         numbers: those in the message, and the sizes of what the node reads.
     """

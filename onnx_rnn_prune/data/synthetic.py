@@ -180,11 +180,7 @@ class Recipe:
     """What the numbers in made-up feeds are.
 
     Attributes:
-        ports: the model's inputs.
         solved: for each open size its number, or the name of the one that it equals.
-        meanings: what the numbers in each input stand for.
-        states: inputs that are states.
-        seed: feeds are the same for the same seed.
         tame: whether all numbers lie between 0 and 1.
     """
 

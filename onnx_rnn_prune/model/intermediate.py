@@ -31,7 +31,6 @@ class _Carrier:
     """A node that puts out parcels.
 
     Attributes:
-        output: the tensor that holds them.
         stacks: whether there is one for each turn.
         bodies: what lies in the parcels of each.
     """

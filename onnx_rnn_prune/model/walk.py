@@ -18,7 +18,6 @@ class Place:
     """Where a node is.
 
     Attributes:
-        graph: the graph that holds it.
         way: from the main graph down: each node that carries a body, and the body's name.
     """
 

@@ -36,7 +36,6 @@ class Zero:
 
     Attributes:
         trace: of the document; nothing in it may be left to restore.
-        keep: per unit, True where it stays.
     """
 
     trace: Trace
@@ -66,11 +65,7 @@ class Shrink:
 
 @dataclass(frozen=True, eq=False)
 class Unshare:
-    """Gives readers of one constant that may lose different entries a constant each.
-
-    Attributes:
-        trace: of the document.
-    """
+    """Gives readers of one constant that may lose different entries a constant each."""
 
     trace: Trace
 

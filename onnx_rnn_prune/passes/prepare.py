@@ -80,8 +80,6 @@ class Restore:
     behind it stays as it was; and recovery fits it like any other weight that reads the units.
 
     Attributes:
-        layers: whose outlets they are.
-        outlets: those that nothing absorbs.
         handed_back: those of them by which a state goes to callers who only hand it back. They get
             a matrix of their own, of which recovery makes one that just places the kept entries.
     """

@@ -58,12 +58,7 @@ class NarrowInterface:
 
 @dataclass(frozen=True, eq=False)
 class OpenStates:
-    """Takes out what selects from some states, and what brings them back to full width.
-
-    Attributes:
-        trace: of the prepared document.
-        states: those that callers carry.
-    """
+    """Takes out what selects from some states, and what brings them back to full width."""
 
     trace: Trace
     states: Sequence[Carried]

@@ -62,11 +62,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text in a cell; where it is narrow, names break where their parts do.
-
-    Attributes:
-        text: words, names, line breaks.
-    """
+    """Text in a cell; where it is narrow, names break where their parts do."""
 
     text: str
 

@@ -87,11 +87,9 @@ class Axis:
     """Numbers from low to high.
 
     Attributes:
-        low: the least number.
         high: the largest one; above `low`.
         ticks: the round numbers between them.
         digits: of ticks behind the point.
-        label: what they are, with the unit.
         power: what is written at a tick are its 10 ** power.
     """
 
@@ -163,15 +161,7 @@ def _ticked(low: float, high: float, step: float, label: str) -> Axis:
 
 @dataclass(frozen=True)
 class Frame:
-    """The place of a plot: two axes, and where they lie.
-
-    Attributes:
-        x: the axis to the right.
-        y: the axis upwards.
-        width: of the picture.
-        height: of the picture.
-        left: room for the numbers at y.
-    """
+    """The place of a plot: two axes, and where they lie."""
 
     x: Axis
     y: Axis

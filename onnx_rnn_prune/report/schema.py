@@ -284,10 +284,8 @@ class PruneReport(Record):
     """What prune, apply or search did.
 
     Attributes:
-        mode: shrink or zero.
         drift: how far outputs are off, and signals behind some of them; details are of outputs.
         stages: what each step did; none where the cut was the only one.
-        states: those that became narrower.
         keep, criterion, allocate, budget: how units were chosen, in the user's words.
         lossless: where only superfluous units went, what there were of them.
         search, sensitivity: of `search` only.

@@ -47,7 +47,6 @@ class Drift(Record):
     Attributes:
         max_abs: the largest absolute difference; infinite where one of the two is not a number, or
             infinite and the other is not.
-        rmse: the root of the mean squared difference.
         nrmse: rmse / standard deviation of the original's output (over its root mean square where
             it is constant; infinite where that is zero, too, and the outputs differ).
         cosine: the cosine of the angle between the two outputs as long vectors; None where one of

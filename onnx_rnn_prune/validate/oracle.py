@@ -36,7 +36,6 @@ class Oracle(Record):
 
     Attributes:
         max_abs_diff: the largest absolute difference of all outputs and feeds.
-        passed: whether every difference is within the tolerance.
         feeds: the number of feeds they ran on.
         reason: where they differ most and how, empty if they agree.
     """

@@ -113,8 +113,6 @@ class Result:
     """What two models make of one feed.
 
     Attributes:
-        feed: the inputs.
-        labels: the right answers, where they are known.
         wanted: outputs of the original.
         found: those of the other model.
     """

@@ -40,7 +40,6 @@ class Timing:
         ratio: how many times faster it is than the first model: the median over rounds of the first
             one's time / its own, so that a machine that slows down for a while slows both.
         ratio_quartiles: what a quarter and three quarters of these ratios do not exceed.
-        rounds: the number of timed runs.
         quartiles_ms: the times that a quarter and three quarters of the runs do not exceed.
     """
 
