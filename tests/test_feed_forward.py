@@ -221,6 +221,13 @@ def recurrent_model():
     return model, feeds
 
 
+def test_a_model_of_dense_layers_is_told_how_to_cut_them():
+    model = dense_model(dense_weights((6, 5, 4)))
+    for call in (inspect, prune):
+        with pytest.raises(PruneError, match="no LSTM, GRU or RNN node.*; layers='all' cuts its d"):
+            call(model)
+
+
 def test_inspect_lists_dense_layers_where_they_are_asked_for():
     model, feeds = recurrent_model()
     report = inspect(model, data=feeds)

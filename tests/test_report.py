@@ -83,6 +83,19 @@ def test_prune_with_one_feed():
     assert "clips, 1 feed, used to calibrate and to judge by" in shown(prune_table(report))
 
 
+def test_sentences_name_options_as_their_reader_does():
+    report = put(pruned(), True, "data", "shared")
+    assert "give others with eval_data=" in to_html(replace(report, command=None))
+    assert "give others with --eval-data" in to_html(replace(report, command="prune a.onnx"))
+
+
+def test_a_reason_that_stands_in_a_row_is_no_warning_as_well():
+    report = pruned()
+    reason = report.layers[1].pinned
+    for text in (to_html(report), prune_summary(report), shown(prune_table(report), width=200)):
+        assert text.count(reason) == 1
+
+
 def test_prune_zero_says_so():
     report = replace(pruned(), mode="zero", oracle=Oracle(math.inf, False, 1))
     text = shown(prune_table(report))
