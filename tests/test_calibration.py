@@ -24,7 +24,7 @@ from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
-from test_allocation import WIDTH, stacked
+from stacked import WIDTH, stacked
 
 INPUTS, HIDDEN, BATCH = 3, 5, 40
 GATES = {"RNN": "i", "GRU": "zrh", "LSTM": "iofc"}

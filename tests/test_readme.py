@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from onnx_rnn_prune.selection.criteria import CRITERIA
-from test_streams import bare, decoder, episodes, policy, words
+from streaming import bare, decoder, episodes, policy, words
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -31,7 +31,7 @@ from onnx_rnn_prune.search.executor import Executor, Work
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.search.worker_context import calibrated
 from onnx_rnn_prune.traced_model import trace_model
-from test_allocation import WIDTH, stacked
+from stacked import WIDTH, stacked
 
 LIMIT = 0.6
 

@@ -386,7 +386,7 @@ def test_metadata_of_a_shared_state_follows():
 
 @pytest.mark.parametrize("name", ["torchscript_gru_2_states", "dynamo_gru_2_states"])
 def test_stacked_states_of_real_exports(name):
-    path = Path(__file__).parent / "fixtures" / f"{name}.onnx"
+    path = Path(__file__).parents[1] / "fixtures" / f"{name}.onnx"
     result = prune(path, keep=5, shrink_states=True)
     assert (dims(result.model, "h")[-1], dims(result.model, "h_out")[-1]) == (5, 5)
     assert result.report["oracle"]["passed"]

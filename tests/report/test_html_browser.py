@@ -7,11 +7,11 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from selenium import webdriver
+from test_html import check_shown
 
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.report import to_html
 from reports import pruned, unknown, whole
-from test_html import check_shown
 
 pytestmark = pytest.mark.browser
 

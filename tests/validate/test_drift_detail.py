@@ -3,11 +3,11 @@
 import numpy as np
 import onnx
 import pytest
+from test_validate import SAME, run, scaled
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.validate import drift, drift_in_detail, time_axes
 from onnx_rnn_prune.validate.drift import Course, Spread
-from test_validate import SAME, run, scaled
 
 
 def spread(values):

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.cli import run
 
-FIXTURES = Path(__file__).resolve().parent / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 # By command line, the ways to all values; `[]` stands for each entry of a list.
 KEYS = FIXTURES / "report_keys.json"
 # With a budget, a file is written also where it takes longer on a busy machine.

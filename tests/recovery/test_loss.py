@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
+from test_learn import feeds, two_layers
 
 from onnx_rnn_prune import apply, pipeline, plan, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data
@@ -21,7 +22,6 @@ from onnx_rnn_prune.recovery.distill.configuration import (
     read_loss,
 )
 from onnx_rnn_prune.traced_model import trace_model
-from test_learn import feeds, two_layers
 
 torch = pytest.importorskip("torch", reason="pip install '.[distill]' brings PyTorch")
 

@@ -435,7 +435,7 @@ def test_a_prune_without_data_is_proven_on_several_sizes():
 
 def test_models_as_exporters_write_them_need_few_runs():
     count = 0
-    for path in sorted((Path(__file__).parent / "fixtures").glob("*.onnx")):
+    for path in sorted((Path(__file__).parents[1] / "fixtures").glob("*.onnx")):
         opened = read_model(path)
         if opened.invalid_nodes:
             continue

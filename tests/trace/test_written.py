@@ -12,7 +12,7 @@ from onnx_rnn_prune import PruneError, inspect, prune
 from onnx_rnn_prune.opened_model import read_model, written_out
 from onnx_rnn_prune.options import Inputs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 sys.path.append(str(ROOT / "tools"))
 

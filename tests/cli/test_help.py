@@ -18,7 +18,7 @@ from onnx_rnn_prune.cli.commands import cli
 
 COMMANDS = tuple(cli.commands)
 NAME = "onnx-rnn-prune"
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_models"
 
 
 def examples(command):

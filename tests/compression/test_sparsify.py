@@ -30,7 +30,7 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
 from oracle.widen import BATCH, draw_weights, widened_model
 
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_models"
 PATTERNS = [Tiles(1, 1, 0.5), Tiles(4, 1, 0.5), Tiles(2, 3, 0.7), Grouped(2, 4), Small(0.5)]
 
 

@@ -27,7 +27,7 @@ from rolling import (
     unrolled,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 sys.path.append(str(ROOT / "tools"))
 

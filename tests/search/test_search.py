@@ -36,7 +36,7 @@ from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import trace_model
 from reports import pruned
-from test_allocation import WIDTH, stacked, widths
+from stacked import WIDTH, stacked, widths
 
 SIZES = (40, 40, 20)
 # What a unit costs, and how much the error falls with the units of each group.
