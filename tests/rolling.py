@@ -304,6 +304,28 @@ def hoisted(model):
     return model
 
 
+def started_at_zero(model):
+    """The same from states of 0, of which exporters leave nothing in the first step."""
+    zeros, same, nodes = {"h0", "c0"}, {}, []
+    for node in model.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        lost = zeros.intersection(node.input)
+        kept = [name for name in node.input if name not in zeros]
+        if not lost:
+            nodes.append(node)
+        elif node.op_type in ("MatMul", "Mul", "Split"):
+            zeros.update(node.output)
+        elif node.op_type == "Sub" and node.input[0] in zeros:
+            nodes.append(helper.make_node("Neg", kept, node.output, node.name))
+        else:  # Add, or Sub of 0
+            same[node.output[0]] = kept[0]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for port in [port for port in model.graph.input if port.name in zeros]:
+        model.graph.input.remove(port)
+    return model
+
+
 def random_model(rng):
     """A random cell, written out in a random way, and its number of steps."""
     kinds = {

@@ -185,6 +185,8 @@ class Runner:
         options.graph_optimization_level = level
         # Memory that is kept for the next run saves time, which only counts where users' runs do.
         options.enable_cpu_mem_arena = self._asked is None
+        # To plan it takes time that grows with the square of the tensors that are kept.
+        options.enable_mem_pattern = self._asked is None
         if level == _REWRITING[0]:  # its weights are read where they are mapped, not copied
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._profile is not None:

@@ -11,8 +11,8 @@ RNN: `h' = act(sum)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
 
@@ -36,6 +36,7 @@ _KNOWN = {
         "ThresholdedRelu",
     )
 } | {CLIPPED: "HardSigmoid"}
+Key = tuple[object, ...]
 # Those for which 1 - f(x) = f(-x), and what the constant is to which -x is added.
 _MIRRORED = {"Sigmoid": 0.0, CLIPPED: 1.0}
 
@@ -353,3 +354,45 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
             gates = (update_form, resets, candidate)
             return Step("GRU", gates, acts, state=state, hidden=hidden)
     return None
+
+
+def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[Form, ...]]]:
+    """A step from states of 0, with other inputs.
+
+    Args:
+        step: a step of the same cell.
+        inputs: for each leaf of it that is no state, by key, what stands there.
+
+    Returns:
+        The step, and the forms that h may have, each with that of c in an LSTM.
+    """
+
+    def moved(form: Form) -> Form:
+        terms = {inputs[key].key: (inputs[key], form.terms[key][1]) for key in inputs.keys() & form.terms}
+        return Form(terms, form.bias)
+
+    def act(number: int, form: Form) -> Form:
+        function = step.activations[number]
+        return Form.of(Activation(function.op, function.attributes, form))
+
+    gates = tuple(map(moved, step.gates))
+    hidden = None if step.hidden is None else moved(step.hidden)
+    first = replace(step, gates=gates, hidden=hidden, state=None, cell=None, next_cell=None)
+    if step.op == "RNN":
+        return first, [(act(0, gates[0]),)]
+    gate, candidate = (gates[0], gates[3]) if step.op == "LSTM" else gates[::2]
+    if hidden is not None:
+        candidate = candidate.plus(act(0, gates[1]).times(hidden))
+    new, turned = act(1, candidate), _mirrored(gate, step.activations[0])
+    entering = [act(0, gate).times(new)]
+    entering += [] if turned is None else [act(0, turned).times(new)]
+    left = [new.plus(part, -1.0) for part in entering]
+    if step.op == "GRU":
+        return first, [(left[0],), *((way,) for way in entering[1:])]
+    ways = []
+    for cell in (entering[0], *left[1:]):
+        out = gates[1]
+        if step.peepholes is not None:
+            out = out.plus(cell.scaled(step.peepholes[step.units : 2 * step.units]))
+        ways.append((act(0, out).times(act(2, cell)), cell))
+    return first, ways

@@ -53,6 +53,8 @@ class Reader:
         self.known: dict[str, Known] = dict(known)
         # Whether it reads a body that is repeated, in which a truth value may hold a state.
         self.turning = False
+        # What leaves were made of that may be states after a first step.
+        self.firsts: dict[tuple[object, ...], Form] = {}
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
         self._computed: dict[tuple[object, ...], tuple[list[Array], list[Known]]] = {}
 

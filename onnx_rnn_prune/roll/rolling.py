@@ -153,8 +153,8 @@ class _Model:
         for place in places(graph):
             if place.way and fewest > 1:  # a body that stays is of one step
                 continue
-            reader, found = self._read(place)
-            for chain in chains(found):
+            reader = self._read(place)[0]
+            for chain in self._chains(place):
                 if len(chain.steps) >= fewest:
                     yield _place(chain), partial(self._unroll, chain, place.scope, reader)
             for node in place.graph.nodes if not place.way else ():
@@ -164,9 +164,13 @@ class _Model:
     def short(self, fewest: int) -> Iterator[str]:
         """Where chains have fewer steps."""
         for place in places(self.document.graph) if fewest > 1 else ():
-            for chain in chains(self._read(place)[1]):
+            for chain in self._chains(place):
                 if len(chain.steps) < fewest:
                     yield _place(chain)
+
+    def _chains(self, place: Place) -> list[Chain]:
+        reader, found = self._read(place)
+        return chains(found, reader.firsts)
 
     def _read(self, place: Place) -> tuple[Reader, list[Found]]:
         if place.scope not in self._seen:

@@ -6,21 +6,23 @@ there on a leaf, and so is the new c of an LSTM: the next step is read as a func
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.walk import bodies_of, tensors_of
-from onnx_rnn_prune.roll.cells import Step, solve, solve_rnn
+from onnx_rnn_prune.roll.cells import Key, Step, from_zero, solve, solve_rnn
 from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, OpaqueError, Product, digest
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.values import MOVES, Value, fresh
 
 _PRODUCTS = ("MatMul", "Gemm")
-Key = tuple[object, ...]
+# More inputs than a first step has.
+_MOST_INPUTS = 3
 
 
 class NotRollableError(Exception):
@@ -100,8 +102,8 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
             elif tensor.name in states and _may_be_first(value.form):
                 for form in _within(value.form):
                     if form.key in named:
-                        _cut(reader, named[form.key])
-                _cut(reader, [tensor.name])
+                        reader.firsts[_cut(reader, named[form.key]).key] = form
+                reader.firsts[_cut(reader, [tensor.name]).key] = value.form
     return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
 
 
@@ -140,7 +142,7 @@ def _within(form: Form) -> list[Form]:
     atom = form.atom()
     factors: tuple[Atom, ...] = atom.factors if isinstance(atom, Product) else ()
     acts = [factor for factor in factors if isinstance(factor, Activation)]
-    return [act.argument for act in acts if len(act.argument.terms) == 1]
+    return [act.argument for act in acts if len(act.argument.terms) <= 2]  # I G, or G - F G
 
 
 def _cut(reader: Reader, names: Sequence[str]) -> Leaf:
@@ -182,8 +184,13 @@ def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
     return frozenset(found)
 
 
-def chains(found: Sequence[Found]) -> list[Chain]:
-    """Steps that go on from one another, in the order of their first steps."""
+def chains(found: Sequence[Found], firsts: Mapping[Key, Form]) -> list[Chain]:
+    """Steps that go on from one another, in the order of their first steps.
+
+    Args:
+        found: the steps.
+        firsts: of leaves that may be states after a first step, what they were made of.
+    """
     holders = {item.output.key: item for item in found}
     runs: list[list[tuple[Found, Leaf | None]]] = []
     ends: dict[int, list[tuple[Found, Leaf | None]]] = {}
@@ -199,7 +206,8 @@ def chains(found: Sequence[Found]) -> list[Chain]:
             runs.append(run)
         run.append((item, state))
         ends[id(item)] = run
-    return [chain for run in runs for chain in [_chain(run)] if chain is not None]
+    made = (_chain(run) for run in runs)
+    return [_with_first(chain, firsts) for chain in made if chain is not None]
 
 
 def _state_before(item: Found, holders: dict[Key, Found]) -> Leaf | None:
@@ -247,6 +255,43 @@ def _chain(run: Sequence[tuple[Found, Leaf | None]]) -> Chain | None:
         elif own or not _starts_at_zero(steps[0].step, steps[1].step, states[1]):
             return None
     return Chain(tuple(steps), tuple(states), states[0], steps[0].step.cell)
+
+
+def _with_first(chain: Chain, firsts: Mapping[Key, Form]) -> Chain:
+    """With a step before the first one, out of which states of 0 were folded."""
+    starts = [leaf for leaf in (chain.initial_h, chain.initial_c) if leaf is not None]
+    forms = [firsts.get(leaf.key) for leaf in starts]
+    if not forms or None in forms:
+        return chain
+    step, state = chain.steps[0].step, chain.states[0]
+    inputs = [key for key in step.sources if state is None or key != state.key]
+    leaves, wanted = _leaves(forms[0]), [form.key for form in forms if form]
+    # A product with a state of 0 may be written.
+    for keys in (inputs, [*inputs, *([state.key] if state else [])]):
+        for chosen in permutations(leaves, len(keys)) if len(leaves) <= _MOST_INPUTS else ():
+            if [leaf.size for leaf in chosen] == [step.sources[key].size for key in keys]:
+                first, ways = from_zero(step, dict(zip(keys, chosen, strict=True)))
+                if wanted in ([form.key for form in way] for way in ways):
+                    before = chosen[-1] if len(keys) > len(inputs) else None
+                    steps = (Found(first, *starts), *chain.steps)
+                    return Chain(steps, (before, *chain.states), before, None)
+    return chain
+
+
+def _leaves(form: Form | None) -> list[Leaf]:
+    """All leaves in a form."""
+    found: dict[Key, Leaf] = {}
+    waiting = [form] if form is not None else []
+    for each in waiting:
+        atoms = [atom for atom, _ in each.terms.values()]
+        for atom in atoms:
+            if isinstance(atom, Leaf):
+                found[atom.key] = atom
+            elif isinstance(atom, Product):
+                atoms += atom.factors
+            else:
+                waiting.append(atom.argument if isinstance(atom, Activation) else atom.form)
+    return list(found.values())
 
 
 def _likely_state(step: Step) -> Leaf | None:

@@ -15,6 +15,7 @@ from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.roll.rolling import SHORT, roll
 from rolling import (
+    STEPS,
     UNITS,
     attributes,
     feeds,
@@ -24,6 +25,7 @@ from rolling import (
     random_model,
     repeated,
     rnn,
+    started_at_zero,
     unrolled,
 )
 
@@ -35,7 +37,7 @@ from model_feeds import feeds_for  # noqa: E402
 
 # Of fixtures with written-out steps: operator, steps that are one operator, and how many of those.
 WRITTEN = {
-    "dynamo_lstm_cell": ("LSTM", 6, 1),  # the first step was folded into constants
+    "dynamo_lstm_cell": ("LSTM", 7, 1),  # states of 0 are folded out of the first step
     "dynamo_rnn_relu_bi": ("RNN", 7, 2),
     "dynamo_rnn_tanh": ("RNN", 7, 1),
     "keras_torch_gru": ("GRU", 1, 1),
@@ -113,6 +115,13 @@ def test_cells_roll(name):
     )
     assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh", "Exp"}
     assert not found.left
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "lstm of one product"])
+def test_first_steps_out_of_which_states_of_zero_were_folded_roll(name):
+    step = CELLS[name](np.random.default_rng(3))
+    _, found = rolled(started_at_zero(unrolled(step)))
+    assert [item.steps for item in found.rolled] == [STEPS]
 
 
 LENGTHS = (5, 1, 24)
