@@ -266,7 +266,7 @@ def feeds(model, steps=STEPS, batches=(4, 1)):
         feed = {}
         for port in model.graph.input:
             dims = [d.dim_value or d.dim_param for d in port.type.tensor_type.shape.dim]
-            sizes = [{"time": steps, "batch": batch}.get(size, size) for size in dims]
+            sizes = [{"time": steps, "batch": batch, "other": 1}.get(size, size) for size in dims]
             feed[port.name] = rng.standard_normal(sizes).astype(np.float32)
         if "mask" in feed:  # the first sequence has no step that counts, the second no other one
             feed["mask"][:, :1] = -1

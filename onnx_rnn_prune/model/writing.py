@@ -222,8 +222,9 @@ def _unedited(
     tensors: dict[str, gs.Tensor], source: onnx.GraphProto
 ) -> Iterator[onnx.SparseTensorProto]:
     """The sparse initializers that stay so; one whose value was set here is written in full."""
-    read_before = _names_read(source) - {port.name for port in source.input}
-    for item in source.sparse_initializer:
+    sparse = source.sparse_initializer
+    read_before = _names_read(source) - {port.name for port in source.input} if sparse else set()
+    for item in sparse:
         tensor = tensors.get(item.values.name)
         gone = tensor is None and item.values.name in read_before
         if not gone and not is_edited(tensor):

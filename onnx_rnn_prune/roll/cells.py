@@ -368,7 +368,9 @@ def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[
     """
 
     def moved(form: Form) -> Form:
-        terms = {inputs[key].key: (inputs[key], form.terms[key][1]) for key in inputs.keys() & form.terms}
+        terms = {
+            inputs[key].key: (inputs[key], form.terms[key][1]) for key in inputs.keys() & form.terms
+        }
         return Form(terms, form.bias)
 
     def act(number: int, form: Form) -> Form:

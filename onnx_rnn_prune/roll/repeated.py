@@ -90,7 +90,7 @@ class Repeated:
         if not groups or any(len(group) != count for group in groups):
             raise NotRollableError("its steps do not read one input each")
         tracks = [self._track(group) for group in groups]
-        falling = all(track is not None and track.places[0] for track in tracks)
+        falling = all(track is not None and track.places[0] > track.places[1] for track in tracks)
         backwards = falling and item.masks is None
         parts = [
             self._before(group) if track is None else self._in_time(track, backwards)
@@ -130,19 +130,38 @@ class Repeated:
         track = find_track(group, self.shapes)
         if track is None:
             raise NotRollableError("a turn does not read the next place of its input")
-        last = self.turns.count - 1
-        if self.shapes[track.tensor][track.axis] != last + 1:
-            raise NotRollableError("it takes fewer turns than its input has steps")
-        if track.places not in (self.turns.read, tuple(last - turn for turn in self.turns.read)):
+        first, last = track.places[0], self.turns.count - 1
+        falls = first > track.places[1]
+        if [first - at if falls else at - first for at in track.places] != list(self.turns.read):
             raise NotRollableError("a turn does not read the next place of its input")
+        size = self.shapes[track.tensor][track.axis]
+        if last + 1 < size and first not in (0, last, size - 1):
+            raise NotRollableError("it takes fewer turns than its input has steps")
         return track
 
     def _in_time(self, track: Track, backwards: bool) -> gs.Tensor:
         """A track as [T, B, n], in the order of the turns, or where all fall in that of places."""
         shape, layout = self.shapes[track.tensor], track.layout
         size = shape[layout.features] if layout.features is not None else 1
-        data = self.builder.as_matrix(self.tensors[track.tensor], layout, size, track.axis)
-        return self.builder.flip(data, 0) if track.places[0] and not backwards else data
+        data = self.tensors[track.tensor]
+        if shape[track.axis] > self.turns.count:
+            data = self._part(data, track)
+        data = self.builder.as_matrix(data, layout, size, track.axis)
+        falls = track.places[0] > track.places[1]
+        return self.builder.flip(data, 0) if falls and not backwards else data
+
+    def _part(self, data: gs.Tensor, track: Track) -> gs.Tensor:
+        """As many places as there are turns, from the front, or of what falls from the back."""
+        build, node = self.builder, self.turns.node
+        count = node.inputs[0] if node.op == "Loop" else gs.Variable.empty()
+        if not count.name or int(self.turns.reader.seen.numbers[count.name]) != self.turns.count:
+            raise NotRollableError("it takes fewer turns than its input has steps")
+        count = build.reshape(count, [1])
+        zero, axis = (build.constant(np.array([number], np.int64)) for number in (0, track.axis))
+        if track.places[0] == self.shapes[track.tensor][track.axis] - 1:
+            end = build.constant(np.array([1 << 62], np.int64))
+            return build.node("Slice", [data, build.node("Neg", [count]), end, axis])
+        return build.node("Slice", [data, zero, count, axis])
 
     def _before(self, group: Sequence[Leaf]) -> gs.Tensor:
         """What an earlier cell of the body puts out."""

@@ -85,6 +85,7 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
             states of cells without gates.
     """
     found: list[Found] = []
+    plain: dict[Key, Step] = {}
     named: dict[bytes, list[str]] = {}
     for node in nodes:
         reader.read(node)
@@ -93,12 +94,14 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
             if not isinstance(value, Value) or value.form is None or node.op in MOVES:
                 continue
             named.setdefault(value.form.key, []).append(tensor.name)
-            step = _solved(value.form, tensor.name in states, found)
+            step = _solved(value.form, tensor.name in states, plain)
             if step is not None:
                 output = _cut(reader, [tensor.name])
                 cell = step.next_cell
                 known = named.get(cell.key, []) if cell is not None else []
                 found.append(Found(step, output, _cut(reader, known) if known else None))
+                if step.op == "RNN":
+                    plain[output.key] = step
             elif tensor.name in states and _may_be_first(value.form):
                 for form in _within(value.form):
                     if form.key in named:
@@ -107,7 +110,7 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
     return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
 
 
-def _solved(form: Form, is_state: bool, before: Sequence[Found]) -> Step | None:
+def _solved(form: Form, is_state: bool, before: Mapping[Key, Step]) -> Step | None:
     try:
         step = solve(form)
         if step is None and (is_state or before):
@@ -119,11 +122,10 @@ def _solved(form: Form, is_state: bool, before: Sequence[Found]) -> Step | None:
     return step
 
 
-def _goes_on(step: Step, before: Sequence[Found]) -> bool:
+def _goes_on(step: Step, before: Mapping[Key, Step]) -> bool:
     """Whether a dense layer is the step of a cell of which others were found; the last one is."""
-    keys = {item.output.key: item for item in before if item.step.op == "RNN"}
     return any(
-        key in keys and _joins(keys[key].step, step, leaf) for key, leaf in step.sources.items()
+        key in before and _joins(before[key], step, leaf) for key, leaf in step.sources.items()
     )
 
 

@@ -147,6 +147,21 @@ def test_bodies_roll(kind, op, backwards):
     assert [(item.kind, item.at) for item in found.rolled] == [(op.lower(), op.lower())]
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_loops_that_read_a_part_of_their_input_roll(backwards):
+    """The mask and the input are longer than the number of turns; that is of a shape, too."""
+    proto = repeated(lstm(np.random.default_rng(3)), "Loop", backwards, "where", ends=True)
+    shape = next(node for node in proto.graph.node if node.op_type == "Shape")
+    shape.input[0] = "shorter"
+    port = onnx.helper.make_tensor_value_info("shorter", 1, ["other"])
+    proto.graph.input.append(port)
+    given = long_and_short(proto)
+    for feed in given:
+        feed["shorter"] = np.zeros(len(feed["x"]) * 2 // 3 + 1, np.float32)
+    model, found = rolled(proto, given)
+    assert len(operators(model)) == 1 and not found.left
+
+
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize(("op", "how"), [("Loop", "blend"), ("Scan", "where")])
 @pytest.mark.parametrize("kind", KINDS)
