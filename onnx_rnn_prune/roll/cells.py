@@ -391,7 +391,7 @@ def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[
     left = [new.plus(part, -1.0) for part in entering]
     if step.op == "GRU":
         return first, [(left[0],), *((way,) for way in entering[1:])]
-    ways = []
+    ways: list[tuple[Form, ...]] = []
     for cell in (entering[0], *left[1:]):
         out = gates[1]
         if step.peepholes is not None:
