@@ -105,6 +105,35 @@ def test_least_squares_finds_the_units_that_are_enough():
     assert result.report["oracle"]["passed"]
 
 
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("pads", "stride", "dilation"), [((1, 1), 1, 1), ((2, 0), 2, 2)])
+def test_least_squares_finds_what_a_kernel_sees_at_other_places(group, pads, stride, dilation):
+    """A channel that is another one, some places later, is computed from that; at borders, too."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        late (float[N, {2 * group}, T] x) => (float[N, {2 * group}, S] y) {{
+            a = Conv <group = {group}, pads = [{dilation}, 0]> (x, W1)
+            b = Relu (a)
+            y = Conv <group = {group}, pads = {list(pads)}, strides = [{stride}],
+                      dilations = [{dilation}]> (b, W2, b2)
+        }}
+        """
+    )
+    model.graph.node[0].name, model.graph.node[2].name = "first", "last"
+    early = np.zeros((2 * group, 2, dilation + 1))
+    early[0::2, 0, -1] = early[1::2, 0, 0] = 1.0
+    reads = rng.normal(size=(2 * group, 2, 3))
+    reads[:, 1, [0, 2]] = 0.0  # of the later one no place that lies outside of the kernel
+    values = {"W1": early, "W2": reads, "b2": rng.normal(size=2 * group)}
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    feeds = [{"x": rng.normal(size=(8, 2 * group, 30)).astype(np.float32)} for _ in range(4)]
+    result = prune(model, layers="first", keep=0.5, data=feeds, recover="lstsq")
+    assert result.report["drift"]["y"]["nrmse"] < 1e-3
+
+
 def test_a_plan_names_dense_layers(tmp_path):
     model = dense_model(dense_weights(SIZES))
     chosen = plan(model, layers=["first", "third"], keep=0.5, data=FEEDS)

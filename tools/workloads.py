@@ -46,9 +46,9 @@ Pair = tuple[Feed, Outputs]
 Metric = Callable[[Iterable[Pair]], float]
 
 DROP = 0.01
-STREAM_SECONDS, STREAMS, TESTED_STREAMS = 15.0, 16, 8
-SPEECH_SECONDS, TESTED_SECONDS = 2 * CALIBRATION, 150.0
-LINES, WINDOWS, NAMES = 140, 48, 900
+STREAM_SECONDS, STREAMS, TESTED_STREAMS = 10.0, 10, 6
+SPEECH_SECONDS, TESTED_SECONDS = 2 * CALIBRATION, 100.0
+LINES, WINDOWS, NAMES = 100, 48, 600
 TESTED = 3  # one of so many messages, lines and windows is to test on
 AROUND = 21  # characters that oskut looks at to decide about one
 EEG_RATE = 200

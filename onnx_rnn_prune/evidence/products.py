@@ -10,7 +10,14 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.readers import STACKED, Lookup, ProductReader, Reader, groups_of
+from onnx_rnn_prune.evidence.readers import (
+    STACKED,
+    Lookup,
+    ProductReader,
+    Reader,
+    groups_of,
+    joint_taps,
+)
 from onnx_rnn_prune.model.constants import MOVING, constant_shape, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import CARRIED
@@ -82,8 +89,16 @@ def _makes_no_number(node: gs.Node) -> bool:
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
-    """Everything that reads the units of a trace, front to back."""
-    return [reader for reader in find_products(document, trace) if (reader.labels >= 0).any()]
+    """Everything that reads the units of a trace, front to back; kernels as a whole if small."""
+    nodes, found = nodes_by_key(document.graph), []
+    for reader in find_products(document, trace):
+        if isinstance(reader, ProductReader):
+            node, slot = nodes[reader.binding.node], reader.binding.bound.slot
+            shape = constant_shape(node.inputs[slot]) or ()
+            reader = replace(reader, kernel=joint_taps(node, shape))
+        if (reader.labels >= 0).any():
+            found.append(reader)
+    return found
 
 
 def find_products(document: Document, trace: Trace) -> list[Reader]:

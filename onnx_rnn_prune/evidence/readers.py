@@ -6,7 +6,8 @@ look at its weight to see how much a unit matters; recovery writes a new weight 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,6 +66,12 @@ STACKED = ("MatMul", "MatMulInteger")
 """Products whose weight may be a stack of matrices."""
 
 Taps = Mapping[str, Array]
+
+# Of one call of a convolution, so many places are looked at for each entry, and so many in any
+# case: what has many places shows the same at most of them.
+_SAMPLES, _ROWS = 8, 2500
+# Channels times taps that are fitted together: that takes time with the cube of them.
+_JOINT = 640
 
 Lines = Callable[[npt.NDArray[np.intp]], Array]
 
@@ -140,6 +147,8 @@ class ProductReader:
         places: whether it brings a state to full width for callers who only hand it back.
         lane: the units that it makes, where it is a layer, [H].
         parts: how many matrices the stack has.
+        kernel: how many taps are entries of what is read; 1 where each makes outputs of its own,
+            fitted to what one place of the signal says alone.
     """
 
     binding: Binding
@@ -149,6 +158,7 @@ class ProductReader:
     places: bool = False
     lane: Labels | None = None
     parts: int = 1
+    kernel: int = 1
 
     @property
     def name(self) -> str:
@@ -156,7 +166,11 @@ class ProductReader:
 
     @property
     def pool(self) -> str:
-        return f"{self.twin}#{self.part}"
+        return (
+            f"{self.twin}#{self.part}"
+            if self.kernel == 1
+            else f"{self.twin}#{self.part}x{self.kernel}"
+        )
 
     @property
     def labels(self) -> Labels:
@@ -165,7 +179,7 @@ class ProductReader:
         lines = lines.reshape(-1, lines.shape[-1])
         if self.op == "Conv":  # a line for each output, several in each group
             line: Labels = lines[0 if len(lines) == 1 else self.part * (len(lines) // self.parts)]
-            return line
+            return np.repeat(line, self.kernel)
         line = lines[self.part if len(lines) > 1 else 0]
         return line
 
@@ -193,9 +207,21 @@ class ProductReader:
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
             stacked = full.reshape(-1, int(np.prod(batch)), *value.shape[-2:])
             value = stacked[:, self.part]
-        if self.op == "Conv" and self.parts > 1:
-            value = np.split(value, self.parts, axis=-1)[self.part]
+        if self.op == "Conv":
+            return self._sampled(node, np.split(value, self.parts, axis=-1)[self.part], lookup)
         return value.reshape(-1, value.shape[-1])
+
+    def _sampled(self, node: gs.Node, value: Array, lookup: Lookup) -> Array:
+        """Channels [..., n], or patches of them, at as many places as a call needs to show."""
+        shape = self._weight(lookup).shape[2:] if self.kernel > 1 else (1,) * (value.ndim - 2)
+        views = patches(node, value, shape) if self.kernel > 1 else value
+        places = views.shape[: value.ndim - 1]
+        count, most = math.prod(places), max(_ROWS, _SAMPLES * value.shape[-1] * self.kernel)
+        if count <= most:
+            return views.reshape(count, -1)
+        chosen = np.random.default_rng(count).choice(count, most, replace=False)
+        rows: Array = views[np.unravel_index(np.sort(chosen), places)]
+        return rows.reshape(most, -1)
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         return np.ones(len(self.weight(lookup)))
@@ -228,7 +254,8 @@ class ProductReader:
         axis, out = self._axis(lookup), self._out(lookup)
         stack = self._stack(lookup).copy()
         stack[self.part][np.ix_(*place)] = weight
-        value = _from_matrix(stack, before, axis, out)
+        joint = self.kernel > 1
+        value = stack.reshape(before.shape) if joint else _from_matrix(stack, before, axis, out)
         set_weight(lookup.graph, node, slot, value)
         if np.any(bias):
             total = np.zeros(stack.shape[1], before.dtype)
@@ -236,8 +263,10 @@ class ProductReader:
             _BIAS[self.op](lookup.graph, self, node, total)
 
     def _stack(self, lookup: Lookup) -> Array:
-        """[stack, outputs, n]; the taps of a convolution count as outputs."""
+        """[stack, outputs, n]; taps of a convolution that are no entries count as outputs."""
         weight, axis, out = self._weight(lookup), self._axis(lookup), self._out(lookup)
+        if self.kernel > 1:
+            return weight.reshape(self.parts, len(weight) // self.parts, -1)
         if weight.ndim == 2 or 0 in (axis, out):  # a matrix, or kernels
             moved = np.moveaxis(weight, (out, axis), (0, -1))
             return moved.reshape(groups_of(self._node(lookup)), -1, weight.shape[axis])
@@ -264,6 +293,41 @@ class ProductReader:
         if self.op in ("Conv", "ConvTranspose"):
             return 1 - self._axis(lookup)
         return 2 * rank - 3 - self._axis(lookup)
+
+
+def patches(node: gs.Node, value: Array, kernel: tuple[int, ...]) -> Array:
+    """What a convolution sees at each place, zeros of its padding included: a view.
+
+    Args:
+        node: the convolution.
+        value: [batch, ..., channels].
+        kernel: its shape.
+
+    Returns:
+        [batch, ..., channels, *kernel].
+    """
+    rank = len(kernel)
+    pads = node.attrs.get("pads", [0] * 2 * rank)
+    dilations = node.attrs.get("dilations", [1] * rank)
+    sides = [(0, 0), *zip(pads[:rank], pads[rank:], strict=True), (0, 0)]
+    spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    axes = tuple(range(1, 1 + rank))
+    views = np.lib.stride_tricks.sliding_window_view(np.pad(value, sides), spans, axes)
+    strides = node.attrs.get("strides", [1] * rank)
+    steps = [*(slice(None, None, step) for step in strides), slice(None)]
+    return views[(slice(None), *steps, *(slice(None, None, step) for step in dilations))]
+
+
+def joint_taps(node: gs.Node, shape: Sequence[int]) -> int:
+    """How many places of a kernel are fitted together; 1 where that takes too long.
+
+    Args:
+        node: that reads.
+        shape: of its weight.
+    """
+    fixed = node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
+    taps = math.prod(shape[2:])
+    return taps if node.op == "Conv" and fixed and shape[1] * taps <= _JOINT else 1
 
 
 def groups_of(node: gs.Node) -> int:
@@ -340,7 +404,7 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
 
 
 def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
-    """Sums the taps: a constant adds the same at every place, but at padded borders.
+    """Sums taps that are outputs: a constant adds the same at every place but padded borders.
 
     Of a transposed convolution with strides, a place has its part of the taps only: their mean.
     """

@@ -52,6 +52,9 @@ Real = npt.NDArray[Any]
 _FLOOR = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
 # Lanes of more units are held in single precision.
 _LARGE = 1024
+# By how much covariances differ, at most, that are taken for the same: those of one signal, at the
+# taps of a kernel, differ by what lies at borders.
+_SAME = 0.05
 # Picks whose deflations are put off and done together.
 _PICKS = 64
 # Times that an error goes round a layer's own loop, besides the time that it stays in its own unit.
@@ -234,7 +237,7 @@ def greedy_gains(demands: Sequence[Demand]) -> Matrix:
 def _demands(
     lookup: Lookup, readers: Iterable[Reader], evidence: Evidence, lane: Ids, influence: Matrix
 ) -> Iterable[Demand]:
-    """The demands on one lane; readers of the same signal are taken together.
+    """The demands on one lane; readers of (nearly) the same signal are taken together.
 
     A state that callers only hand back is a demand of nobody: of its entries, the layer takes those
     of its units again.
@@ -255,7 +258,7 @@ def _demands(
             covariance = evidence.moments.covariance(reader.pool, places, dtype)
             gram = _gram(reader.weight(lookup), places, felt[reader.name] / most, dtype)
             for number, known in enumerate(covariances):
-                if np.array_equal(known, covariance):
+                if np.linalg.norm(known - covariance) <= _SAME * np.linalg.norm(known):
                     weights[number] += gram
                     break
             else:
