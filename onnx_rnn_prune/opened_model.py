@@ -35,6 +35,7 @@ from onnx_rnn_prune.passes.layout import (
 )
 from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.rolling import Rolling, roll
+from onnx_rnn_prune.trace.dataflow import carried_products
 from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence, advice, find_decomposed
 from onnx_rnn_prune.trace.invalid_nodes import InvalidNode, find_invalid_nodes
 from onnx_rnn_prune.trace.judged import Judged, find_judged
@@ -262,6 +263,8 @@ def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | 
 def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:
     """The layers that may be cut."""
     recurrent = {layer.key for layer in find_layers(document.graph)}
+    if RECURRENT_ONLY in layers:
+        recurrent |= carried_products(document.graph)
     return [
         layer
         for layer in all_layers(document.graph)

@@ -28,8 +28,10 @@ from onnx_rnn_prune.passes.prepare import (
     AddBiasSlots,
     DropUnusedBiases,
     DropZeroStates,
+    PickUnits,
     Restore,
     SelectStates,
+    Widen,
 )
 from onnx_rnn_prune.passes.states import (
     NarrowInterface,
@@ -42,7 +44,8 @@ from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import ENDS, Carried, Start, handed_back, leaves_only
-from onnx_rnn_prune.trace.trace import Outlet, Trace, trace
+from onnx_rnn_prune.trace.trace import Trace, trace
+from onnx_rnn_prune.trace.walking import Outlet
 from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
 from onnx_rnn_prune.validate.narrow_states import NarrowState, StateRunner
 
@@ -219,11 +222,13 @@ def trace_model(
     first = _trace(document, wanted, feeds)
     left |= first.left
     wanted = tuple(name for name in wanted if name not in left)
-    absorbing = AddBiasSlots(wanted, first.bindings)
+    adapted = Pipeline((PickUnits(first.selects), Widen(first)))(document)
+    inner = _trace(document, wanted, feeds) if adapted else first
+    absorbing = AddBiasSlots(wanted, inner.bindings)
     leaving = only_leaving(source, first.restored, states)
-    restore = Restore(wanted, first.restored, leaving)
+    restore = Restore(wanted, inner.restored, leaving)
     changed = Pipeline((absorbing, restore))(document)
-    final = _trace(document, wanted, feeds) if changed else first
+    final = _trace(document, wanted, feeds) if changed else inner
     outside = NarrowInterface(final)
     if interface.shrink_states:
         outside = open_states(document, final, source, feeds)
@@ -238,7 +243,7 @@ def trace_model(
         trace=final,
         readers=readers,
         ends=first.ends,
-        restored=first.restored,
+        restored={**first.restored, **first.edge_outlets},
         left={**left, **final.left},
         outside=outside,
     )

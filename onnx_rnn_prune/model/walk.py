@@ -45,6 +45,65 @@ def bodies_of(node: gs.Node) -> Mapping[str, gs.Graph]:
     return {name: value for name, value in node.attrs.items() if isinstance(value, gs.Graph)}
 
 
+@dataclass(frozen=True, eq=False)
+class State:
+    """A value that a Loop or Scan carries from turn to turn.
+
+    Attributes:
+        slot: the node's input in which it starts.
+        source: the body's input.
+        result: the body's output, which is the source of the next turn.
+        final: the node's output, which is what the last turn leaves.
+    """
+
+    slot: int
+    source: gs.Tensor
+    result: gs.Tensor
+    final: gs.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ports:
+    """What a Loop or Scan hands into its body and out of it.
+
+    Attributes:
+        states: what it carries.
+        taken: slots of the node whose entries along an axis are handed in, one a turn, each with
+            the body's input and the axis.
+        stacked: the body's outputs that are laid behind one another, each with the node's output
+            and the axis there.
+    """
+
+    states: tuple[State, ...]
+    taken: tuple[tuple[int, gs.Tensor, int], ...]
+    stacked: tuple[tuple[gs.Tensor, gs.Tensor, int], ...]
+
+
+def ports_of(node: gs.Node) -> Ports | None:
+    """What a Loop or Scan hands on; None for other nodes, and where inputs are too few."""
+    body = next(iter(bodies_of(node).values()), None)
+    if node.op not in ("Loop", "Scan") or body is None:
+        return None
+    loop, scans = node.op == "Loop", int(node.attrs.get("num_scan_inputs", 0))
+    outer = 2 if loop else len(node.inputs) - len(body.inputs)  # sequence_lens, before opset 9
+    inner, left = (2, 1) if loop else (0, 0)
+    count = len(body.inputs) - inner - (0 if loop else scans)
+    results = body.outputs[left:]
+    if outer < 0 or count < 0 or len(node.inputs) < outer + count or len(results) < count:
+        return None
+    finals = [*node.outputs, *(gs.Variable.empty() for _ in results)]
+    carried = zip(body.inputs[inner:][:count], results, finals, strict=False)
+    states = tuple(State(outer + number, *tensors) for number, tensors in enumerate(carried))
+    first, into = (node.attrs.get(f"scan_{end}_axes") or [] for end in ("input", "output"))
+    taken = zip(body.inputs[inner + count :], [*first, *[0] * scans], strict=False)
+    stacked = zip(results[count:], finals[count:], [*into, *[0] * len(results)], strict=False)
+    return Ports(
+        states,
+        tuple((outer + count + number, *item) for number, item in enumerate(taken)),
+        tuple(stacked),
+    )
+
+
 def places(graph: gs.Graph) -> Iterator[Place]:
     """The graph and all graphs inside it."""
     yield from _places(Place(graph))

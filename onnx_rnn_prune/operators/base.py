@@ -33,6 +33,7 @@ class Step:
         altered: per input, what has made another number than 0 of the entries of cut units while
             shapes are kept; empty where they are 0.
         own: the units of the node itself, [D, H], where it is a layer that is followed.
+        yielding: per input, whether it is where a state starts, and takes the units that it meets.
     """
 
     node: gs.Node
@@ -46,6 +47,7 @@ class Step:
     altered: tuple[str, ...]
     zero: Zero = ""
     own: Labels | None = None
+    yielding: tuple[bool, ...] = ()
 
     def value(self, slot: int) -> Array | None:
         """An input's value, constant or as observed."""
@@ -62,7 +64,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Bound:
-    """A constant input whose axis carries labels.
+    """A constant input whose axis carries labels, or one that takes the units that it meets.
 
     Attributes:
         slot: which input.

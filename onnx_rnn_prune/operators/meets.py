@@ -35,7 +35,7 @@ def meet(step: Step) -> Flow | Stop:
             # One number for all entries, which stays when those of cut units become 0.
             alters = alters or (step.node.op if step.zero == "all" else "")
             continue
-        if step.constants[slot] is None:
+        if step.constants[slot] is None and not (step.yielding and step.yielding[slot]):
             return Stop(f"meets another activation in {step.node.op}")
         dead = _DEAD.get((step.node.op, slot), 0.0)
         bound.append(_bind(slot, first, size, unit, dead))

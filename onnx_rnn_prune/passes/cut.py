@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.integers import (
     write_dequantized,
 )
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
+from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, places
 from onnx_rnn_prune.operators.base import Bound, Cut, without_cut
 from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.operators.table import operator_of
@@ -98,7 +98,7 @@ def _rewrite(
     change: Change,
 ) -> bool:
     """Rewrites every bound constant; readers that need the same values go on sharing them."""
-    assert not trace.restored, "prepare the document first"
+    assert not trace.restored and not trace.edges, "prepare the document first"
     nodes = nodes_by_key(document.graph)
     readers: dict[tuple[str, bytes], list[tuple[gs.Node, int]]] = defaultdict(list)
     values: dict[tuple[str, bytes], Array] = {}
@@ -110,12 +110,12 @@ def _rewrite(
         key = tensor.name, _digest(result)
         readers[key].append((nodes[node_name], slot))
         values[key], keyed[key] = result, bounds
-    for key, places in readers.items():
-        integers = _integers(document.graph, places[0], keyed[key], keep, change)
+    for key, reading in readers.items():
+        integers = _integers(document.graph, reading[0], keyed[key], keep, change)
         if integers is None:
-            replace_constants(document.graph, places, values[key])
+            replace_constants(document.graph, reading, values[key])
         else:
-            write_dequantized(document.graph, places, integers)
+            write_dequantized(document.graph, reading, integers)
     return bool(readers)
 
 
@@ -177,7 +177,8 @@ def resize(document: Document, trace: Trace, keep: Mask) -> None:
         if row is not None and row.resize is not None and node.inputs[0].name in cuts:
             row.resize(graph, node, cuts)
     made = [tensor for node in all_nodes(graph) for tensor in node.outputs]
-    for tensor in (*graph.inputs, *made):
+    ports = [tensor for place in places(graph) for tensor in place.graph.inputs]
+    for tensor in (*ports, *made):
         if tensor.name in cuts:
             _declare(tensor, cuts[tensor.name])
 

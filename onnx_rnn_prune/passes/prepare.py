@@ -29,10 +29,12 @@ from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.labels import Labels, varying_axes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import STATES
-from onnx_rnn_prune.trace.trace import Binding, Outlet
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.trace.walking import Binding, Outlet
 
 # The input that is the bias, and the axis of the weight that is as long.
 _BIASES = {"DynamicQuantizeMatMul": (4, -1), "Conv": (2, 0), "ConvTranspose": (2, 1)}
@@ -70,6 +72,128 @@ class SelectStates:
                 _select(document.graph, layer, name, tensor)
                 changed = True
         return changed
+
+
+@dataclass(frozen=True)
+class PickUnits:
+    """Puts a Gather of all entries before each input of full width that units meet.
+
+    Cutting its indices with the units picks the entries that are needed of where a state starts.
+
+    Attributes:
+        selects: by node key and slot, the axis of the units from the end, and their number.
+    """
+
+    selects: Mapping[tuple[str, int], tuple[int, int]]
+
+    def __call__(self, document: Document) -> bool:
+        graph, nodes = document.graph, nodes_by_key(document.graph)
+        for (key, slot), (axis, count) in self.selects.items():
+            full = nodes[key].inputs[slot]
+            label = fresh_name(graph, f"{OWN}{full.name}_picked")
+            picked = gs.Variable(label, dtype=full.dtype)
+            inputs = [full, add_constant(graph, f"{label}_entries", np.arange(count))]
+            nodes[key].inputs[slot] = picked
+            made = gs.Node("Gather", label, {"axis": axis}, inputs, [picked])
+            insert_before(graph, made, before=nodes[key])
+        return bool(self.selects)
+
+
+@dataclass(frozen=True, eq=False)
+class Widen:
+    """Puts an identity matrix where states are read at full width, as `Restore` does for outlets.
+
+    Attributes:
+        trace: of the document; its edges say where that is.
+    """
+
+    trace: Trace
+
+    def __call__(self, document: Document) -> bool:
+        graph, nodes = document.graph, nodes_by_key(document.graph)
+        for layer in _chosen(document, tuple(self.trace.units.lanes)):
+            layer.node.name = layer.name  # its output's name may be its own, and is about to change
+            weight = layer.constant("W")
+        readers: dict[str, list[tuple[gs.Node, int] | None]] = {}
+        for edge in self.trace.edges:
+            reader = (nodes[edge.consumer], edge.slot) if edge.consumer else None
+            readers.setdefault(edge.tensor, []).append(reader)
+        for name, reading in readers.items():
+            assert weight is not None
+            order, eye = _units_last(self.trace.labels[name], self.trace.axes[name])
+            inner, full = _apart(graph, name, [item for item in reading if item is not None])
+            made = _products(graph, inner, full, order, eye.astype(weight.dtype))
+            maker = inner.inputs[0] if inner.inputs else None
+            for node in made if maker is None else reversed(made):
+                if maker is None:
+                    insert_before(graph, node, before=full.outputs[0])
+                else:
+                    insert_node(graph, node, after=maker)
+            product = next(node for node in made if node.op == "MatMul")
+            matrices = product.inputs[1].values
+            add_zero(graph, product, bias_shape(matrices, 1), matrices)
+        return bool(readers)
+
+
+def _units_last(labels: Labels, axis: int) -> tuple[list[int], Array]:
+    """An order of axes for a MatMul to sum that of units, and as many identities as it needs.
+
+    Where units change along another axis, too, there is one for each of its entries; the last axis
+    but one is that of rows, and has to be another.
+    """
+    varying = varying_axes(labels)
+    rows = max(place for place in range(labels.ndim) if place not in (axis, *varying))
+    order = [place for place in range(labels.ndim) if place not in (axis, rows)]
+    batch = [labels.shape[place] if place in varying else 1 for place in order]
+    while batch and batch[0] == 1:
+        batch.pop(0)
+    eye = np.eye(labels.shape[axis])
+    return [*order, rows, axis], np.array(np.broadcast_to(eye, (*batch, *eye.shape)))
+
+
+def _apart(
+    graph: gs.Graph, name: str, readers: list[tuple[gs.Node, int]]
+) -> tuple[gs.Tensor, gs.Tensor]:
+    """A tensor with units, and one of full width that some read, and the model's output if it is.
+
+    Args:
+        graph: what is edited.
+        name: of the tensor.
+        readers: nodes and slots that read full width.
+    """
+    port = next((tensor for tensor in graph.outputs if tensor.name == name), None)
+    if port is None:
+        inner = readers[0][0].inputs[readers[0][1]]
+        full = gs.Variable(fresh_name(graph, f"{name}_full"), dtype=inner.dtype)
+        for node, slot in readers:
+            node.inputs[slot] = full
+        return inner, full
+    inner = gs.Variable(fresh_name(graph, f"{name}_units"), dtype=port.dtype, shape=port.shape)
+    places = {(id(node), slot) for node, slot in readers}
+    for node in all_nodes(graph):
+        for slot, tensor in enumerate(node.inputs):
+            if tensor is port and (id(node), slot) not in places:
+                node.inputs[slot] = inner
+    maker = port.inputs[0]
+    maker.outputs[maker.outputs.index(port)] = inner
+    return inner, port
+
+
+def _products(
+    graph: gs.Graph, inner: gs.Tensor, full: gs.Tensor, order: list[int], eye: Array
+) -> list[gs.Node]:
+    """Nodes that multiply the axis that an order puts last with a matrix."""
+    label = fresh_name(graph, f"{OWN}{inner.name}_restore")
+    weight = add_constant(graph, f"{label}_weight", eye)
+    if order == sorted(order):
+        return [gs.Node("MatMul", label, inputs=[inner, weight], outputs=[full])]
+    turned = [gs.Variable(fresh_name(graph, f"{label}_{end}"), dtype=full.dtype) for end in "io"]
+    back = np.argsort(order).tolist()
+    return [
+        gs.Node("Transpose", f"{label}_turned", {"perm": order}, [inner], [turned[0]]),
+        gs.Node("MatMul", label, {}, [turned[0], weight], [turned[1]]),
+        gs.Node("Transpose", f"{label}_back", {"perm": back}, [turned[1]], [full]),
+    ]
 
 
 @dataclass(frozen=True)

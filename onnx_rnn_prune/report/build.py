@@ -20,7 +20,7 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.report.schema import DriftRow, Environment, LayerRow, OutletRow, Totals
 from onnx_rnn_prune.trace.judged import STATE, Judged
-from onnx_rnn_prune.trace.trace import GRAPH_OUTPUT, Outlet
+from onnx_rnn_prune.trace.walking import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.validate import Drift
 
 Ends = Mapping[Outlet, tuple[str, ...]]

@@ -16,18 +16,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
-from onnx_rnn_prune.model.walk import all_nodes, bodies_of
+from onnx_rnn_prune.model.walk import all_nodes, bodies_of, node_key, ports_of
 from onnx_rnn_prune.operators import contracts, meets, moves, quantizes
 from onnx_rnn_prune.operators.table import Rule, rule_of
 
 # A tensor by its name, a product by its weight.
 Vertex = Hashable
 Edges = dict[Vertex, dict[Vertex, None]]
-# How far the lists of a body's inputs, the node's inputs, the body's outputs and the node's outputs
-# are apart, position by position.
-_LOOP = (2, 2, 1, 0)
-_SCAN = (0, 0, 0, 0)
-
 _PRODUCTS: tuple[Rule, ...] = (
     contracts.matmul,
     contracts.gemm,
@@ -118,7 +113,7 @@ def reach(
 def dataflow(graph: gs.Graph) -> Dataflow:
     """Follows the values of a graph in which tensors of different bodies have different names."""
     nodes = tuple(all_nodes(graph))
-    links = [link for node in nodes for link in _links(node)]
+    links = [link for node in nodes for link in links_of(node)]
     found = _Weights(links)
     products = _products(nodes, found)
     after: Edges = {}
@@ -128,7 +123,8 @@ def dataflow(graph: gs.Graph) -> Dataflow:
             if tensor.name:
                 after.setdefault(tensor.name, {}).update(made)
     for source, target, _ in links:
-        after.setdefault(source.name, {})[target.name] = None
+        if source.name and target.name:
+            after.setdefault(source.name, {})[target.name] = None
     for vertex, product in products.items():
         for name in product.operands:
             after.setdefault(name, {})[vertex] = None
@@ -140,6 +136,60 @@ def dataflow(graph: gs.Graph) -> Dataflow:
             before.setdefault(target, {})[source] = None
     carried = {target.name: (source.name, node) for source, target, node in links if node}
     return Dataflow(nodes, after, before, products, carried)
+
+
+def circles(flow: Dataflow) -> Iterator[set[Vertex]]:
+    """Vertices from each of which one comes to all others.
+
+    By Kosaraju's algorithm, since there may be as many products as nodes.
+    """
+    seen: set[Vertex] = set()
+    for vertex in reversed(_finished(flow.after)):
+        if vertex not in seen:
+            circle = {vertex, *reach(flow.before, [vertex], seen.__contains__)} - seen
+            seen |= circle
+            if len(circle) > 1 or vertex in flow.after.get(vertex, ()):
+                yield circle
+
+
+def _finished(edges: Edges) -> list[Vertex]:
+    """Vertices in the order in which a search in depth is done with them."""
+    found: list[Vertex] = []
+    seen: set[Vertex] = set()
+    for root in edges:
+        waiting = [] if root in seen else [(root, iter(edges[root]))]
+        seen.add(root)
+        while waiting:
+            vertex, others = waiting[-1]
+            following = next((other for other in others if other not in seen), None)
+            if following is None:
+                found.append(vertex)
+                waiting.pop()
+            else:
+                seen.add(following)
+                waiting.append((following, iter(edges.get(following, ()))))
+    return found
+
+
+def carried_products(graph: gs.Graph) -> frozenset[str]:
+    """Keys of the products whose sums are in a state: **recurrent layers without an operator**.
+
+    A state is a value that comes back to itself, from turn to turn of a Loop or Scan, or because
+    steps that were written one after another share a weight. What multiplies with such a weight,
+    and what reaches the state through no other product, makes entries of the state.
+    """
+    turning = any(node.op in ("Loop", "Scan") for node in all_nodes(graph))
+    weights = [node.inputs[1].name for node in all_nodes(graph) if rule_of(node) in _PRODUCTS[:3]]
+    if not turning and len(set(weights)) == len(weights):
+        return frozenset()
+    flow = dataflow(graph)
+    states = set().union(*circles(flow))
+    found: set[str] = set()
+    for vertex, product in flow.products.items():
+        made = reach(flow.after, [vertex], lambda item: item in flow.products)
+        if vertex in states or states & (made - flow.products.keys()):
+            found.update(map(node_key, product.nodes))
+    return frozenset(found)
 
 
 def _going_on(node: gs.Node) -> list[gs.Tensor]:
@@ -161,7 +211,7 @@ def _going_on(node: gs.Node) -> list[gs.Tensor]:
 Link = tuple[gs.Tensor, gs.Tensor, gs.Node | None]
 
 
-def _links(node: gs.Node) -> Iterator[Link]:
+def links_of(node: gs.Node) -> Iterator[Link]:
     """Pairs of tensors with the same value, into bodies and out of them.
 
     With the node where the first is of one turn and the second of the next.
@@ -170,18 +220,15 @@ def _links(node: gs.Node) -> Iterator[Link]:
         if node.op == "If":
             yield from ((*pair, None) for pair in zip(body.outputs, node.outputs, strict=False))
             continue
-        own, outer, left, made = _LOOP if node.op == "Loop" else _SCAN
-        if node.op == "Scan":
-            outer = len(node.inputs) - len(body.inputs)  # sequence_lens, before opset 9
-            states = len(body.inputs) - int(node.attrs.get("num_scan_inputs", 0))
-        else:
-            states = len(body.inputs) - own
-        pairs = zip(node.inputs[outer:], body.inputs[own:], strict=False)
-        yield from ((*pair, None) for pair in pairs)
-        pairs = zip(body.outputs[left:], node.outputs[made:], strict=False)
-        yield from ((*pair, None) for pair in pairs)
-        pairs = zip(body.outputs[left:], body.inputs[own:][:states], strict=False)
-        yield from ((*pair, node) for pair in pairs)
+        ports = ports_of(node)
+        if ports is None:
+            continue
+        for state in ports.states:
+            yield node.inputs[state.slot], state.source, None
+            yield state.result, state.final, None
+            yield state.result, state.source, node
+        yield from ((node.inputs[slot], inner, None) for slot, inner, _ in ports.taken)
+        yield from ((inner, outer, None) for inner, outer, _ in ports.stacked)
 
 
 class _Weights:

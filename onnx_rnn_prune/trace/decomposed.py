@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.walk import node_key, places
 from onnx_rnn_prune.operators.recurrent import CELLS
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.trace.dataflow import Dataflow, Edges, Product, Vertex, dataflow, reach
+from onnx_rnn_prune.trace.dataflow import Dataflow, Product, Vertex, circles, dataflow, reach
 
 # Those that the specification gives LSTM, GRU and RNN.
 _ACTIVATIONS = frozenset(
@@ -139,39 +139,14 @@ def _written(
 
 
 def _circles(flow: Dataflow) -> list[set[Vertex]]:
-    """Vertices from each of which one comes to all others, with a product and an activation.
-
-    By Kosaraju's algorithm, since there may be as many products as nodes.
-    """
-    found, seen = {}, set[Vertex]()
+    """Vertices from each of which one comes to all others, with a product and an activation."""
     numbers = {vertex: number for number, vertex in enumerate(flow.products)}
-    for vertex in reversed(_finished(flow.after)):
-        if vertex not in seen:
-            circle = {vertex, *reach(flow.before, [vertex], seen.__contains__)} - seen
-            seen |= circle
-            first = min((numbers[v] for v in circle if v in numbers), default=None)
-            if first is not None and len(circle) > 1 and _activations(flow, circle):
-                found[first] = circle
+    found = {}
+    for circle in circles(flow):
+        first = min((numbers[vertex] for vertex in circle if vertex in numbers), default=None)
+        if first is not None and _activations(flow, circle):
+            found[first] = circle
     return [found[number] for number in sorted(found)]
-
-
-def _finished(edges: Edges) -> list[Vertex]:
-    """Vertices in the order in which a search in depth is done with them."""
-    found: list[Vertex] = []
-    seen: set[Vertex] = set()
-    for root in edges:
-        waiting = [] if root in seen else [(root, iter(edges[root]))]
-        seen.add(root)
-        while waiting:
-            vertex, others = waiting[-1]
-            following = next((other for other in others if other not in seen), None)
-            if following is None:
-                found.append(vertex)
-                waiting.pop()
-            else:
-                seen.add(following)
-                waiting.append((following, iter(edges.get(following, ()))))
-    return found
 
 
 def _activations(flow: Dataflow, vertices: set[Vertex]) -> list[gs.Node]:

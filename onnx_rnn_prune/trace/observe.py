@@ -14,10 +14,11 @@ from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.walk import all_nodes, places
+from onnx_rnn_prune.model.walk import all_nodes, places, ports_of
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.moves import move
 from onnx_rnn_prune.operators.table import Shape, rule_of
+from onnx_rnn_prune.trace.dataflow import links_of
 
 _SUFFIX = "__observed_shape"
 # Most runs that are made to come by every branch.
@@ -98,7 +99,10 @@ def _wanted(
     shapes: dict[str, None] = dict.fromkeys(sources)
     values: dict[str, None] = {}
     for node in _behind(document.graph, layers, shapes):
-        for tensor in (*node.inputs, *node.outputs):
+        handed = (
+            [tensor for link in links_of(node) for tensor in link[:2]] if ports_of(node) else ()
+        )
+        for tensor in (*node.inputs, *node.outputs, *handed):
             if tensor.name in reachable and not isinstance(tensor, gs.Constant):
                 shapes[tensor.name] = None
         how = node.inputs[1:] if rule_of(node) is move else ()  # it moves its data
@@ -121,15 +125,28 @@ def _ask_for_shapes(document: Document, names: list[str]) -> dict[str, str]:
 
 
 def _behind(graph: gs.Graph, layers: Sequence[Layer], sources: Iterable[str]) -> list[gs.Node]:
-    """The layers, and nodes that they or a source reach through operators that have a rule."""
+    """The layers, and nodes that they or a source reach through operators that have a rule.
+
+    What a Loop or Scan carries comes back to the nodes that stand before what makes it.
+    """
     reached = {id(layer.node) for layer in layers}
     names = {tensor.name for layer in layers for tensor in layer.node.outputs if tensor.name}
     names.update(sources)
-    found = []
-    for node in all_nodes(graph):
-        if id(node) in reached or any(tensor.name in names for tensor in node.inputs):
-            if rule_of(node) is None:
-                continue
-            found.append(node)
-            names.update(tensor.name for tensor in node.outputs if tensor.name)
-    return found
+    found: dict[int, gs.Node] = {}
+    nodes, before = list(all_nodes(graph)), -1
+    links = {id(node): list(links_of(node)) for node in nodes if ports_of(node) is not None}
+    while before < len(names):
+        before = len(names)
+        for node in nodes:
+            inner = links.get(id(node), ())
+            arriving = [*node.inputs, *(source for source, _, _ in inner)]
+            if id(node) in reached or any(tensor.name in names for tensor in arriving):
+                if rule_of(node) is None and not inner:
+                    continue
+                found[id(node)] = node
+                made = node.outputs if not inner else ()
+                names.update(tensor.name for tensor in made if tensor.name)
+                names.update(target.name for source, target, _ in inner if source.name in names)
+        if not links:
+            break
+    return list(found.values())

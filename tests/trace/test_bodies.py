@@ -273,3 +273,36 @@ def calls_per_layer(depth):
 
 def test_layers_in_nested_branches_take_work_in_proportion():
     assert calls_per_layer(4) < 1.2 * calls_per_layer(2)
+
+
+MIN_GRU = f"""
+m (float[t, b, {WIDTH}] x) => (float[t, b, 2] scores, float[b, 2] end) {{
+    total = ReduceSum (x, axes)
+    start = MatMul (total, zeros)
+    [scan] last, hs = Scan <num_scan_inputs = 1, body = turn (
+        float[b, {HIDDEN}] h, float[b, {WIDTH}] xt
+    ) => (float[b, {HIDDEN}] h_next, float[b, {HIDDEN}] out) {{
+        zx = MatMul (xt, U) zb = Add (zx, c) z = Sigmoid (zb)
+        nx = MatMul (xt, N) n = Add (nx, c)
+        stay = Sub (unit, z) kept = Mul (stay, h) new = Mul (z, n)
+        h_next = Add (kept, new) out = Identity (h_next)
+    }}> (start, x)
+    scores = MatMul (hs, V)
+    end = MatMul (last, V)
+}}"""
+
+
+@pytest.mark.parametrize("keep", [6, 4, 2])
+def test_units_come_back_from_turn_to_turn(keep):
+    """A minGRU: no product reads its state, which holds the units of two dense layers."""
+    original = model(MIN_GRU)
+    for name, shape in {"U": (WIDTH, HIDDEN), "N": (WIDTH, HIDDEN), "c": (HIDDEN,)}.items():
+        add(original, name, RNG.standard_normal(shape).astype(np.float32))
+    add(original, "zeros", np.zeros((WIDTH, HIDDEN), np.float32))
+    add(original, "unit", np.float32(1))
+    add(original, "axes", np.array([0]))
+    original.graph.node[0].attribute.append(onnx.helper.make_attribute("keepdims", 0))
+    result = prune(original, keep=keep, data=feeds(8))
+    assert result.report["oracle"]["passed"]
+    assert {row["hidden_after"] for row in result.report["layers"]} == {keep}
+    onnx.checker.check_model(result.model, full_check=True)

@@ -1,0 +1,361 @@
+"""One pass over the nodes of a graph, with the labels of its layers.
+
+**From turn to turn.** What a Loop or Scan carries is one tensor at four places: the initial value,
+the body's input, the body's output, the node's output. The body's output says which units it holds,
+and walks are repeated until that fits what they began with: in the first, a state is *pending*, and
+takes the labels of whatever it meets. The initial value then meets the state: units of another
+layer become the same atoms, a constant is cut like any that meets units, and of a computed value,
+which has full width, the entries of the units are picked. Outside, labels go on. Nothing is asked
+of the values of a cut unit but that they are numbers, since all that reads them are zeroed weights;
+where 0 is not what comes of 0, the labels say what altered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value, is_zero
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.walk import Ports, State, bodies_of, node_key, places, ports_of
+from onnx_rnn_prune.operators.labels import (
+    Labels,
+    can_vanish,
+    same_order,
+    tied_lanes,
+    uniform,
+    unit_axis,
+    varying_axes,
+)
+from onnx_rnn_prune.operators.layers import find_duplicates
+from onnx_rnn_prune.operators.table import Flow, Step, Stop, operator_of, rule_of
+from onnx_rnn_prune.trace.states import moved_inputs
+from onnx_rnn_prune.trace.units import Ids
+from onnx_rnn_prune.trace.walking import (
+    GRAPH_OUTPUT,
+    Binding,
+    Edge,
+    Held,
+    Outlet,
+    Start,
+    Walk,
+    is_select,
+    meet,
+    title_of,
+)
+
+
+def walk(start: Start) -> Walk:
+    """Follows labels through all nodes once."""
+    names = {layer.key: layer.name for layer in start.layers}
+    found = Walk(start, start.units, names)
+    for source, labels in start.carried.items():
+        found.labels[source], found.altered[source] = labels, ""
+        found.axes[source] = found.axis_of(labels)
+        found.lane_outputs[source] = source, ""
+    _begin(found, find_duplicates(start.layers))
+    graph = start.document.graph
+    _follow(found, graph)
+    for place in places(graph):
+        what = f"leaves {place.scope or 'the model'} as its output"
+        leaving = {state.result for state in start.states} if place.graph is graph else set()
+        for tensor in place.graph.outputs:
+            if tensor.name in leaving | found.handed_on:
+                continue
+            came = found.arriving(tensor, GRAPH_OUTPUT, 0)
+            if came and place.graph is graph:
+                edge = Edge(tensor.name, GRAPH_OUTPUT, 0)
+                found.stop_at(edge, came, f"{what} {tensor.name}")
+            elif came:
+                found.stop(came, f"{what} {tensor.name}")
+    return found
+
+
+def _begin(walk: Walk, duplicates: Mapping[str, str]) -> None:
+    """Puts labels on the outputs of all layers."""
+    lanes, shapes = walk.units.lanes, walk.start.observation.shapes
+    for layer in walk.start.layers:
+        # One that reads no states of its own, and is written out for each step, is one all the way.
+        own = lanes[layer.name if layer.sums else duplicates[layer.name]]
+        for name in layer.cell.outputs:
+            tensor = layer.output(name)
+            if tensor is None:
+                continue
+            labels = layer.placed(name, own, shapes.get(tensor.name))
+            walk.labels[tensor.name] = labels
+            walk.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
+            walk.lane_outputs[tensor.name] = (layer.name, name)
+            walk.origins[tensor.name] = frozenset({Outlet(layer.name, name, GRAPH_OUTPUT, 0)})
+            walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
+    for name, first in duplicates.items():
+        # One plan for both, so that they go on sharing their weights.
+        pair = lanes[first].reshape(-1), lanes[name].reshape(-1)
+        walk.meetings.append((*pair, frozenset(), name))
+
+
+def _follow(walk: Walk, graph: gs.Graph) -> None:
+    opset = walk.start.document.graph.opset
+    for node in graph.nodes:
+        ports = ports_of(node) if node.op != "Scan" or opset > 8 else None
+        if ports is None:
+            _visit(walk, node, opset)
+        else:
+            _enter(walk, node, ports)
+        for body in bodies_of(node).values():
+            _follow(walk, body)
+        if ports is not None:
+            _leave(walk, node, ports)
+
+
+def _enter(walk: Walk, node: gs.Node, ports: Ports) -> None:
+    """Hands labels into the body of a Loop or Scan."""
+    key, title = node_key(node), title_of(node)
+    handed = {state.slot for state in ports.states} | {slot for slot, _, _ in ports.taken}
+    for slot, tensor in enumerate(node.inputs):
+        came = walk.arriving(tensor, key, slot)
+        if came and slot not in handed:
+            walk.stop_at(Edge(tensor.name, key, slot), came, f"decides how often {title} turns")
+    for state in ports.states:
+        _begin_state(walk, node, state)
+    for slot, inner, axis in ports.taken:
+        outer = node.inputs[slot]
+        came = walk.arriving(outer, key, slot)
+        if outer.name in walk.pending:
+            walk.pending.add(inner.name)
+        if came and uniform(walk.labels[outer.name], axis):
+            labels = walk.labels[outer.name].take([0], axis).squeeze(axis)
+            walk.place(inner.name, labels, came, walk.altered[outer.name])
+        elif came:
+            edge = Edge(outer.name, key, slot)
+            walk.stop_at(edge, came, f"is taken apart unit by unit by {title}")
+
+
+def _begin_state(walk: Walk, node: gs.Node, state: State) -> None:
+    key, title, source = node_key(node), title_of(node), state.source.name
+    outer = node.inputs[state.slot]
+    came = walk.arriving(outer, key, state.slot)
+    if source not in walk.start.known:
+        walk.pending.add(source)
+        return
+    found = walk.start.known[source]
+    if found is None:
+        if came:
+            edge = Edge(outer.name, key, state.slot)
+            walk.stop_at(edge, came, f"enters a state of {title} that holds something else")
+        return
+    altered = found.altered
+    if came:
+        labels = walk.labels[outer.name]
+        altered = altered or walk.altered[outer.name]
+        if labels.ndim != found.labels.ndim or np.any((labels < 0) != (found.labels < 0)):
+            walk.stop(came | found.origins, f"enters a state of {title} that holds other units")
+            return
+        walk.meetings.append((labels, found.labels, came | found.origins, title))
+    else:
+        axis = walk.axis_of(found.labels)
+        altered = altered or ("" if is_zero(outer) else title)
+        if not meet(walk, node, state.slot, found.labels, axis - found.labels.ndim):
+            walk.stop(found.origins, f"starts in {title} with what cannot be cut")
+            return
+    walk.place(source, found.labels, found.origins | (came or frozenset()), altered)
+
+
+def _leave(walk: Walk, node: gs.Node, ports: Ports) -> None:
+    """Hands labels out of the body of a Loop or Scan, and notes what its states hold."""
+    for state in ports.states:
+        walk.handed_on.add(state.result.name)
+        walk.known[state.source.name] = held = _held(walk, node, state)
+        if held is not None and state.final.name:
+            result = walk.labels[state.result.name]
+            walk.place(state.final.name, result, held.origins, held.altered)
+            walk.outside.add(state.final.name)
+    for inner, outer, axis in ports.stacked:
+        walk.handed_on.add(inner.name)
+        came = walk.arriving(inner, GRAPH_OUTPUT, 0)
+        shape = walk.start.observation.shapes.get(outer.name)
+        if came and shape is not None and outer.name:
+            labels = np.expand_dims(walk.labels[inner.name], axis)
+            labels = np.array(np.broadcast_to(labels, shape))
+            walk.place(outer.name, labels, came, walk.altered[inner.name])
+            walk.outside.add(outer.name)
+
+
+def _held(walk: Walk, node: gs.Node, state: State) -> Held | None:
+    """What a state holds at the end of a turn."""
+    known, source, result = walk.start.known, state.source.name, state.result.name
+    came = walk.arriving(state.result, GRAPH_OUTPUT, 0)
+    before = known.get(source)
+    if came and source in known and before is None:
+        walk.stop(came, f"is left in {title_of(node)} as a state that holds something else")
+    if not came or (source in known and before is None):
+        return None
+    labels, altered = walk.labels[result], walk.altered[result]
+    if before is None:
+        return Held(labels, came, altered)
+    same = labels.shape == before.labels.shape and np.all((labels < 0) == (before.labels < 0))
+    if not same:
+        walk.stop(came, f"is moved from turn to turn of {title_of(node)}")
+        return None
+    walk.meetings.append((labels, before.labels, came, title_of(node)))
+    altered = before.altered or altered or walk.altered[source]
+    return Held(before.labels, before.origins | came | walk.origins[source], altered)
+
+
+def _visit(walk: Walk, node: gs.Node, opset: int) -> None:
+    key = node_key(node)
+    arriving = [walk.arriving(tensor, key, slot) for slot, tensor in enumerate(node.inputs)]
+    came = frozenset().union(*(outlets for outlets in arriving if outlets))
+    if not came:
+        if any(tensor.name in walk.pending for tensor in node.inputs):
+            walk.pending.update(tensor.name for tensor in node.outputs)
+        return
+    title = title_of(node)
+    result: Flow | Stop
+    if rule_of(node) is not None and not _together(walk, node):
+        result = Stop(f"is read in a branch that ran on other data, or on none ({title})")
+    else:
+        step = _make_step(walk, node, arriving, opset)
+        result = _answer(step, walk.units.lane_of)
+        if isinstance(result, Stop):
+            result = Stop(f"{result.reason} ({title})", result.lanes)
+        elif step.own is not None and any((found >= 0).any() for found in result.outputs.values()):
+            walk.crossed[walk.layers[key]] = f"other units lie along another axis there ({title})"
+            return
+    if isinstance(result, Stop):
+        for slot, outlets in enumerate(arriving):
+            if outlets:
+                edge = Edge(node.inputs[slot].name, key, slot)
+                walk.stop_at(edge, outlets, result.reason, result.lanes)
+        return
+    _take(walk, node, step, result, came)
+
+
+def _take(walk: Walk, node: gs.Node, step: Step, flow: Flow, came: frozenset[Outlet]) -> None:
+    """Notes what a rule answers."""
+    key, title = node_key(node), title_of(node)
+    outside = any(
+        tensor.name in walk.outside
+        for tensor, labels in zip(node.inputs, step.labels, strict=True)
+        if labels is not None
+    )
+    for slot, labels in flow.outputs.items():
+        name = node.outputs[slot].name
+        if name and (labels >= 0).any():
+            walk.place(name, labels, came, flow.alters or next(filter(None, step.altered), ""))
+            if outside:
+                walk.outside.add(name)
+    for bound in flow.bound:
+        if step.constants[bound.slot] is not None:
+            walk.bindings.append(Binding(key, bound))
+        elif node.inputs[bound.slot].name not in walk.pending and not meet(
+            walk, node, bound.slot, bound.labels, bound.axis
+        ):
+            walk.stop(came, f"meets another activation in {node.op} ({title})")
+    axes = [(bound.labels, bound.axis % bound.labels.ndim) for bound in flow.bound]
+    walk.ties += [tied_lanes(labels, axis, walk.units.lane_of) for labels, axis in axes]
+    walk.meetings += [(left, right, came, title) for left, right in flow.same]
+    if any(bound.reads is not None for bound in flow.bound):
+        for outlet in came:
+            walk.ends.setdefault(outlet, []).append(title)
+
+
+def _together(walk: Walk, node: gs.Node) -> bool:
+    """Whether the sizes of a node's tensors are from one run."""
+    if node.name.startswith(OWN):
+        return True  # a select or restore, of which all is known
+    met = [tensor.name for tensor in node.inputs if tensor.name in walk.labels]
+    return walk.start.observation.together((*met, *(t.name for t in node.outputs if t.name)))
+
+
+def _make_step(
+    walk: Walk, node: gs.Node, arriving: list[frozenset[Outlet] | None], opset: int
+) -> Step:
+    observation = walk.start.observation
+    constants = tuple(
+        constant_value(tensor, opset) if tensor.name and came is None else None
+        for tensor, came in zip(node.inputs, arriving, strict=True)
+    )
+    shapes = tuple(
+        observation.shapes.get(tensor.name) if value is None else value.shape
+        for tensor, value in zip(node.inputs, constants, strict=True)
+    )
+    inputs = [
+        (tensor.name if came else None) for tensor, came in zip(node.inputs, arriving, strict=True)
+    ]
+    return Step(
+        node=node,
+        labels=tuple(None if name is None else walk.labels[name] for name in inputs),
+        axes=tuple(None if name is None else walk.axes[name] for name in inputs),
+        shapes=shapes,
+        constants=constants,
+        observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
+        results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
+        opset=opset,
+        zero=row.zero if (row := operator_of(node)) is not None else "",
+        altered=tuple("" if name is None else walk.altered[name] for name in inputs),
+        own=walk.units.lanes.get(walk.layers.get(node_key(node), "")),
+        yielding=tuple(
+            came is None and value is None and _yields(walk, tensor, arriving)
+            for tensor, came, value in zip(node.inputs, arriving, constants, strict=True)
+        ),
+    )
+
+
+def _yields(walk: Walk, tensor: gs.Tensor, arriving: Sequence[frozenset[Outlet] | None]) -> bool:
+    """Whether a value without units takes those that it meets: it is where a state starts."""
+    if tensor.name in walk.pending:
+        return True
+    came = frozenset().union(*(outlets for outlets in arriving if outlets))
+    if not tensor.name or not {outlet.layer for outlet in came} <= walk.start.recurrent:
+        return False
+    return is_select(tensor) or is_zero(tensor) or moved_inputs(walk.start.document, tensor)
+
+
+def _answer(step: Step, lane_of: Ids) -> Flow | Stop:
+    """What becomes of the labels that have reached a node.
+
+    Args:
+        step: the node.
+        lane_of: the lane of each unit.
+    """
+    rule = rule_of(step.node)
+    if rule is None:
+        return Stop(f"is read by {step.node.op}, through which units cannot be followed")
+    result = rule(step)
+    return _check_even(step, result, lane_of) if isinstance(result, Flow) else result
+
+
+def _check_even(step: Step, flow: Flow, lane_of: Ids) -> Flow | Stop:
+    """Stops labels that a cut would leave ragged or out of order, or leave nothing of."""
+    op, before, own = step.node.op, step.labels[0], step.axes[0]
+    for labels in flow.outputs.values():
+        if not (labels >= 0).any():
+            continue
+        axis = unit_axis(labels, lane_of)
+        if axis is None:
+            last = varying_axes(labels)[-1:]
+            parts = _parts(labels, last[0], lane_of) if last else 1
+            return Stop(f"{op} splits its units unevenly", parts)
+        if can_vanish(labels, axis, lane_of):
+            parts = _parts(labels, axis, lane_of)
+            return Stop(f"{op} takes some of its units only, which may all be cut", parts)
+        if op in ("Reshape", "Flatten"):
+            assert before is not None and own is not None
+            if not same_order(before, own, labels, axis):
+                return Stop(f"{op} mixes the order of its units")
+    for bound in flow.bound:
+        axis = bound.axis % bound.labels.ndim
+        if len(varying_axes(bound.labels)) > 1 and unit_axis(bound.labels, lane_of) != axis:
+            parts = _parts(bound.labels, axis, lane_of)
+            return Stop(f"its units do not fill the groups of {op} evenly", parts)
+    return flow
+
+
+def _parts(labels: Labels, axis: int, lane_of: Ids) -> int:
+    """Into how many parts to divide each lane for a line to hold whole ones; 1 if that is none."""
+    line = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+    found, counts = np.unique(lane_of[np.unique(line[line >= 0])], return_counts=True)
+    sizes = np.bincount(lane_of)[found]
+    return int(max(sizes // counts)) if len(found) and not np.any(sizes % counts) else 1

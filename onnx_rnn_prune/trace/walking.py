@@ -1,0 +1,295 @@
+"""What one pass over the nodes of a graph begins with, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_shape
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.walk import node_key, places
+from onnx_rnn_prune.operators.labels import (
+    Labels,
+    squeeze_to,
+    tied_lanes,
+    uniform,
+    unit_axis,
+    varying_axes,
+)
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
+from onnx_rnn_prune.operators.table import Bound
+from onnx_rnn_prune.trace.dataflow import links_of
+from onnx_rnn_prune.trace.observe import Observation
+from onnx_rnn_prune.trace.states import Carried
+from onnx_rnn_prune.trace.units import Ids, Units
+
+GRAPH_OUTPUT = ""
+
+
+@dataclass(frozen=True, order=True)
+class Outlet:
+    """One way in which a layer's output leaves it.
+
+    Attributes:
+        layer: the layer's name; that of an input of the model where units come in by a state.
+        output: Y, Y_h or Y_c; empty for an input.
+        consumer: key of the node that reads it there; empty for a graph output.
+        slot: that node's input.
+    """
+
+    layer: str
+    output: str
+    consumer: str
+    slot: int
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A constant input of a node whose axis carries labels; see `Bound`."""
+
+    node: str
+    bound: Bound
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """A place where a tensor is read.
+
+    Attributes:
+        tensor: its name.
+        consumer: key of the node that reads it; empty for an output of the model.
+        slot: that node's input.
+    """
+
+    tensor: str
+    consumer: str
+    slot: int
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The units that a state holds, as far as a walk has found out.
+
+    Attributes:
+        labels: of the state.
+        origins: the outlets whose units they are.
+        altered: as in `Step`.
+    """
+
+    labels: Labels
+    origins: frozenset[Outlet]
+    altered: str
+
+    def same_as(self, other: Held | None) -> bool:
+        """Whether it is no more than was known."""
+        if other is None:
+            return False
+        same = np.array_equal(self.labels, other.labels)
+        return same and (self.origins, self.altered) == (other.origins, other.altered)
+
+
+# By the body's input: what it holds, and None where that is no units; the others are pending.
+Known = Mapping[str, Held | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a walk begins with.
+
+    Attributes:
+        document: the model.
+        observation: of it.
+        layers: whose units are followed.
+        units: their units.
+        recurrent: names of those without a recurrent operator whose units a state holds.
+        states: which callers carry from an output of the model to an input.
+        closed: outlets that are not followed, each with the reason.
+        edges: places where full width is read, each with the reason.
+        carried: by input, the labels with which these come in.
+        known: of the states of Loops and Scans.
+    """
+
+    document: Document
+    observation: Observation
+    layers: tuple[Layer, ...]
+    units: Units
+    recurrent: frozenset[str]
+    states: Sequence[Carried]
+    closed: Mapping[Outlet, str] = field(default_factory=dict)
+    edges: Mapping[Edge, str] = field(default_factory=dict)
+    carried: Mapping[str, Labels] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
+
+
+@dataclass
+class Walk:
+    """What one pass finds; layers are found by the node's key."""
+
+    start: Start
+    units: Units
+    layers: Mapping[str, str]
+    lane_outputs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    labels: dict[str, Labels] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
+    origins: dict[str, frozenset[Outlet]] = field(default_factory=dict)
+    altered: dict[str, str] = field(default_factory=dict)
+    bindings: list[Binding] = field(default_factory=list)
+    selects: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    ends: dict[Outlet, list[str]] = field(default_factory=dict)
+    meetings: list[tuple[Labels, Labels, frozenset[Outlet], str]] = field(default_factory=list)
+    ties: list[Ids] = field(default_factory=list)
+    stops: dict[Outlet, str] = field(default_factory=dict)
+    edge_stops: dict[Edge, str] = field(default_factory=dict)
+    crossed: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
+    known: dict[str, Held | None] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+    outside: set[str] = field(default_factory=set)
+    handed_on: set[str] = field(default_factory=set)
+    before: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
+
+    def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
+        """The outlets whose units arrive at an input, or None where none do."""
+        if tensor.name not in self.labels:
+            return None
+        if Edge(tensor.name, consumer, slot) in self.start.edges:
+            return None
+        if tensor.name in self.lane_outputs:
+            outlet = Outlet(*self.lane_outputs[tensor.name], consumer, slot)
+            return None if outlet in self.start.closed else frozenset({outlet})
+        return self.origins[tensor.name]
+
+    def axis_of(self, labels: Labels) -> int:
+        """The axis along which units lie."""
+        axis = unit_axis(labels, self.units.lane_of)
+        assert axis is not None
+        return axis
+
+    def place(self, name: str, labels: Labels, came: frozenset[Outlet], altered: str) -> None:
+        """Puts labels on a tensor."""
+        self.labels[name], self.origins[name], self.altered[name] = labels, came, altered
+        self.axes[name] = axis = self.axis_of(labels)
+        self.ties.append(tied_lanes(labels, axis, self.units.lane_of))
+
+    def carried(self) -> dict[str, Labels]:
+        """By input, the labels with which states of callers leave."""
+        leaving = {state.source: gs.Variable(state.result) for state in self.start.states}
+        open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}
+        return {name: self.labels[tensor.name] for name, tensor in open_.items()}
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nothing stopped labels."""
+        return not (self.stops or self.crossed or self.edge_stops)
+
+    def settled(self) -> bool:
+        """Whether states hold what the walk began with."""
+        known = self.start.known
+        return self.known.keys() == known.keys() and all(
+            held is known[name] or (held is not None and held.same_as(known[name]))
+            for name, held in self.known.items()
+        )
+
+    def stop(self, outlets: Iterable[Outlet], reason: str, parts: int = 1) -> None:
+        """Labels from some outlets can flow no further."""
+        for outlet in outlets:
+            self.stops.setdefault(outlet, reason)
+            if parts > 1:
+                self.parts.setdefault(outlet.layer, parts)
+
+    def stop_at(self, edge: Edge, came: frozenset[Outlet], reason: str, parts: int = 1) -> None:
+        """Labels can flow no further than to an edge, where full width may do.
+
+        That is so behind a recurrence, for what holds its states. In front of it, what is brought
+        to full width would come back as another activation.
+        """
+        names = frozenset(outlet.layer for outlet in came)
+        behind = edge.tensor in self.outside or names <= self.start.recurrent
+        labels = self.labels[edge.tensor]
+        behind = behind and len({*varying_axes(labels), self.axis_of(labels)}) < labels.ndim
+        if parts > 1 or not behind or edge.consumer in self._upstream(names):
+            self.stop(came, reason, parts)
+        else:
+            self.edge_stops.setdefault(edge, reason)
+
+    def _upstream(self, names: frozenset[str]) -> frozenset[str]:
+        """Keys of the nodes of which some layers are computed, and their twins."""
+        if names not in self.before:
+            twins = find_duplicates(self.start.layers)
+            wanted = {twins.get(name) for name in names}
+            keys = {layer.key for layer in self.start.layers if twins[layer.name] in wanted}
+            self.before[names] = upstream(self.start.document.graph, keys)
+        return self.before[names]
+
+
+def upstream(graph: gs.Graph, keys: Iterable[str]) -> frozenset[str]:
+    """Keys of some nodes, and of all of which they are computed, from turn to turn."""
+    made: dict[str, gs.Node] = {}
+    sources: dict[str, list[str]] = {}
+    for place in places(graph):
+        for node in place.graph.nodes:
+            made.update((tensor.name, node) for tensor in node.outputs if tensor.name)
+            for source, target, _ in links_of(node):
+                sources.setdefault(target.name, []).append(source.name)
+    waiting, found = list(keys), set(keys)
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        waiting += sources.get(name, ())
+        if name in made:
+            found.add(node_key(made[name]))
+            waiting += [tensor.name for tensor in made[name].inputs if tensor.name]
+    return frozenset(found)
+
+
+def is_select(tensor: gs.Tensor) -> bool:
+    """Whether a tensor holds entries that were picked for units."""
+    maker = tensor.inputs[0] if tensor.inputs else None
+    return maker is not None and maker.op == "Gather" and bool(maker.name.startswith(OWN))
+
+
+def meet(walk: Walk, node: gs.Node, slot: int, labels: Labels, axis: int) -> bool:
+    """Lets a value without units meet some: a constant is cut, of another one entries are picked.
+
+    Returns whether it can be.
+
+    Args:
+        walk: is told of it.
+        node: which reads the value.
+        slot: that input.
+        labels: the units that it meets.
+        axis: along which they lie, from the end.
+    """
+    tensor = node.inputs[slot]
+    shape = constant_shape(tensor)
+    if shape is not None:
+        for place in range(-len(shape), 0):
+            if shape[place] == 1 and place != axis:
+                if not uniform(labels, place):
+                    return False
+                labels = labels.take([0], place)
+        if len(shape) != labels.ndim or shape[axis] != labels.shape[axis]:
+            return False
+        walk.bindings.append(Binding(node_key(node), Bound(slot, axis, labels)))
+        return True
+    line = squeeze_to(labels, (axis % labels.ndim,))
+    if line is None:
+        return False
+    if is_select(tensor):
+        bound = Bound(1, -1, line.reshape(-1), dead=None)
+        walk.bindings.append(Binding(node_key(tensor.inputs[0]), bound))
+    else:
+        walk.selects[node_key(node), slot] = axis, line.size
+    return True
+
+
+def title_of(node: gs.Node) -> str:
+    """How messages call a node."""
+    return node.name or f"{node.op} {node_key(node)}"
