@@ -351,7 +351,7 @@ class CandidateCut:
                 weights, felt = None, emphasis.get(reader.pool)
                 if felt is not None:
                     weigh = partial(teacher.importance, reader, wanted, felt)
-                    weights = runs.recall(feed, reader.pool, weigh)
+                    weights = runs.recall(feed, reader.name, weigh)
                 seen.gather(reader.pool, read, last=width, weights=weights)
 
 
