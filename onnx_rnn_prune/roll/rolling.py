@@ -14,6 +14,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
 from onnx_rnn_prune.record import Record
+from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, slots_of, source
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
@@ -44,7 +45,8 @@ class Rolled(Record):
         name: of the operator's node.
         op: LSTM, GRU or RNN.
         units: H.
-        kind: what it was: unrolled, single step, loop or scan.
+        kind: what it was: unrolled, single step, loop or scan; or turned, where it is an operator
+            whose sequence was turned around, or both directions, where it was two.
         at: where it was: the first tensor that held its state, or the node that carried it.
         steps: how many steps were written; 1 where a body repeats them.
     """
@@ -58,6 +60,10 @@ class Rolled(Record):
 
     def __str__(self) -> str:
         article = "a" if self.op == "GRU" else "an"
+        if self.kind == "turned":
+            return f"{article} {self.op} of {self.units} units that {self.at} turned around"
+        if self.kind == "both directions":
+            return f"{article} {self.op} of {self.units} units in both directions, with {self.at}"
         how = {
             "loop": f"in the Loop {self.at}",
             "scan": f"in the Scan {self.at}",
@@ -160,6 +166,13 @@ class _Model:
             for node in place.graph.nodes if not place.way else ():
                 if node.op in REPEATING and not node.domain:
                     yield node.name or node_key(node), partial(self._repeated, node_key(node))
+        seen = self.sight.turn(0)
+        for node in graph.nodes:
+            if turnable(graph, node, seen):
+                yield node.name or node_key(node), partial(self._turn, node_key(node))
+        for pair in pairs(graph):
+            keys = node_key(pair.forward), node_key(pair.reverse)
+            yield pair.reverse.name or keys[1], partial(self._merge, keys)
 
     def short(self, fewest: int) -> Iterator[str]:
         """Where chains have fewer steps."""
@@ -236,6 +249,27 @@ class _Model:
             for new, item in zip(made, items, strict=True)
         ]
         return document, rolled
+
+    def _turn(self, key: str) -> tuple[Document, list[Rolled]]:
+        """An operator that reads what was turned around."""
+        document = self.document.copy()
+        graph = document.graph
+        node = next(node for node in graph.nodes if node_key(node) == key)
+        turned = turn(Builder(graph, graph, node.name or key), node, self.sight.turn(0))
+        tidy(graph)
+        units = int(node.attrs["hidden_size"])
+        return document, [Rolled(node.name, node.op, units, "turned", turned.name or key, 1)]
+
+    def _merge(self, keys: tuple[str, str]) -> tuple[Document, list[Rolled]]:
+        """Two operators that read the same from both ends."""
+        document = self.document.copy()
+        graph = document.graph
+        pair = next(p for p in pairs(graph) if keys == (node_key(p.forward), node_key(p.reverse)))
+        node = merge(Builder(graph, graph, pair.forward.name or keys[0]), pair)
+        tidy(graph)
+        at = pair.reverse.name or keys[1]
+        units = int(node.attrs["hidden_size"])
+        return document, [Rolled(node.name, node.op, units, "both directions", at, 1)]
 
     def _dtype(self, chain: Chain) -> np.dtype[np.generic]:
         dtype = _TYPES.get(self.kinds.get(_place(chain), 0))

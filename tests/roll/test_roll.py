@@ -99,8 +99,11 @@ def test_fixtures_roll(name):
     op, steps, count = WRITTEN[name]
     path = FIXTURES / f"{name}.onnx"
     model, found = rolled(onnx.load(path), feeds_for(path), fewest=1)
-    assert [node.op_type for node in operators(model)] == [op] * count
-    assert [(item.op, item.steps, item.units) for item in found.rolled] == [(op, steps, 8)] * count
+    merged = [item for item in found.rolled if item.kind == "both directions"]
+    assert [node.op_type for node in operators(model)] == [op] * (count - len(merged))
+    assert len(merged) == (name == "dynamo_rnn_relu_bi")
+    written = [item for item in found.rolled if item not in merged]
+    assert [(item.op, item.steps, item.units) for item in written] == [(op, steps, 8)] * count
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -426,3 +429,94 @@ def test_inputs_whose_axes_were_joined_are_read_where_they_are_joined():
         onnx.numpy_helper.from_array(np.array([0, 0, 6], np.int64), "sizes")
     )
     assert len(operators(rolled(model)[0])) == 1
+
+
+BOTH = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[b, t, 5] x, int64[b] given, float[1, b, 6] h0) => (float[b, t, 12] y, float[b, 12] last) {
+    xt = Transpose <perm = [1, 0, 2]> (x)
+    shape = Shape (x) zero = Constant <value = int64[1] {0}> ()
+    one = Constant <value = int64[1] {1}> () two = Constant <value = int64[1] {2}> ()
+    batch = Slice (shape, zero, one) time = Slice (shape, one, two)
+    all = Expand (time, batch)
+    SHORTER
+    Y1, H1 = GRU <hidden_size = 6> (xt, W, R, B, LENGTHS)
+    turned = ReverseSequence <batch_axis = 0, time_axis = 1> (x, TURNED)
+    xr = Transpose <perm = [1, 0, 2]> (turned)
+    Y2, H2 = GRU <hidden_size = UNITS> (xr, W2, R2, , LENGTHS, h0)
+    y1 = Squeeze (Y1, one) y1t = Transpose <perm = [1, 0, 2]> (y1)
+    y2 = Squeeze (Y2, one) y2t = Transpose <perm = [1, 0, 2]> (y2)
+    back = ReverseSequence <batch_axis = 0, time_axis = 1> (y2t, TURNED)
+    y = Concat <axis = 2> (ORDER)
+    h1 = Squeeze (H1, zero) h2 = Squeeze (H2, zero)
+    last = Concat <axis = -1> (h1, h2)
+}"""
+
+
+def both_ways(lengths="", turned="all", order="y1t, back", units=6):
+    """Two GRUs, one of which reads what was turned around, as tf2onnx writes them."""
+    text = BOTH.replace("TURNED", turned).replace("LENGTHS", lengths).replace("ORDER", order)
+    text = text.replace("SHORTER", "short = Cast <to = 6> (given)" if lengths else "")
+    text = text.replace("UNITS", str(units)).replace("float[1, b, 6]", f"float[1, b, {units}]")
+    text = text.replace(
+        "int64[b] given, ", "int64[b] given, " if "given" in (lengths, turned) else ""
+    )
+    text = text.replace("t, 12]", f"t, {6 + units}]").replace("[b, 12]", f"[b, {6 + units}]")
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    shapes = {"W": (1, 18, 5), "R": (1, 18, 6), "B": (1, 36)}
+    shapes |= {"W2": (1, 3 * units, 5), "R2": (1, 3 * units, units)}
+    for name, shape in shapes.items():
+        value = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    given = []
+    for time, batch in ((7, 3), (4, 2), (1, 1)):
+        feed = {"x": rng.standard_normal((batch, time, 5)).astype(np.float32)}
+        feed["h0"] = rng.standard_normal((1, batch, units)).astype(np.float32)
+        if turned == "given":
+            feed["given"] = rng.integers(1, time + 1, batch)
+        given.append(feed)
+    return model, given
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"order": "back, y1t"}, {"lengths": "short", "turned": "given"}],
+    ids=["whole", "reverse first", "lengths"],
+)
+def test_two_operators_that_read_from_both_ends_become_one(choices):
+    model, found = rolled(*both_ways(**choices))
+    (node,) = operators(model)
+    assert attributes(node)["direction"] == b"bidirectional"
+    assert "ReverseSequence" not in {node.op_type for node in model.graph.node}
+    assert [row.kind for row in found.rolled] == ["turned", "both directions"]
+
+
+def test_operators_of_unequal_size_stay_two():
+    model, _ = rolled(*both_ways(units=4))
+    assert len(operators(model)) == 2
+    assert "ReverseSequence" not in {node.op_type for node in model.graph.node}
+
+
+def test_a_part_that_is_turned_around_is_not_the_whole():
+    """The operator goes on behind the part, in another order than from the back."""
+    _, found = rolled(*both_ways(turned="given"))
+    assert not found.rolled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_in_both_directions_become_one_operator(kind):
+    rng = np.random.default_rng(3)
+    model = unrolled(KINDS[kind](rng))
+    other = unrolled(KINDS[kind](rng), backwards=True)
+    other = onnx.compose.add_prefix(other, "back_")
+    same = {f"back_{name}": name for name in ("x", "h0", "c0")}
+    for node in other.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+    model.graph.node.extend(other.graph.node)
+    model.graph.initializer.extend(other.graph.initializer)
+    names = [model.graph.output[0].name, other.graph.output[0].name]
+    model.graph.node.append(onnx.helper.make_node("Concat", names, ["both"], "join", axis=2))
+    model.graph.output[0].name = "both"
+    model, _ = rolled(model)
+    assert [attributes(node)["direction"] for node in operators(model)] == [b"bidirectional"]

@@ -1,0 +1,322 @@
+"""Operators that read from the back, and those that read in both directions.
+
+A sequence that is turned around, read and turned back is read from the back; two operators that
+read one sequence from both ends are one of two directions.
+
+What lies between an operator and what turns or joins only moves axes, which are followed by name:
+T, D, B, I and H as the specification has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.roll.form import digest
+from onnx_rnn_prune.roll.reading import Seen
+from onnx_rnn_prune.roll.rewrite import Builder
+from onnx_rnn_prune.roll.values import MOVES, SAME
+
+# The axes of each output.
+_OUTPUTS = ("TDBH", "DBH", "DBH")
+_ACTIVATIONS = frozenset(("activations", "activation_alpha", "activation_beta"))
+# Inputs that differ by direction, and what a direction is that has none: zeros.
+_WEIGHTS = (1, 2, 3, 7)
+_STATES = (5, 6)
+_LENGTHS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A node that turns the axis of time around.
+
+    Attributes:
+        node: the node.
+        lengths: how much of each sequence; None for all of it.
+    """
+
+    node: gs.Node
+    lengths: gs.Tensor | None
+
+
+def turnable(graph: gs.Graph, node: gs.Node, seen: Seen) -> bool:
+    """Whether what an operator reads was turned around, and what it gives is turned back."""
+    turn = _turn_before(node, seen)[0] if _direction(node) == "forward" else None
+    if turn is None or not _same(turn.lengths, _given(node, _LENGTHS)):
+        return False
+    turns = [_turn(end.node, end.axes, seen) for end in _ends(graph, node.outputs[0], "TDBH")]
+    return all(it is not None and _same(it.lengths, turn.lengths) for it in turns)
+
+
+def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
+    """Lets an operator read from the back, and drops what turned its output around.
+
+    Returns:
+        What turned its input around.
+    """
+    before, moves = _turn_before(node, seen)
+    assert before is not None
+    data = before.node.inputs[0]
+    for move in reversed(moves):
+        data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
+    node.inputs[0] = data
+    node.attrs["direction"] = "reverse"
+    for end in list(_ends(builder.graph, node.outputs[0], "TDBH")):
+        assert end.node is not None
+        builder.copy(end.tensor, end.node.outputs[0])
+    return before.node
+
+
+def _direction(node: gs.Node) -> str:
+    """Of an operator whose time comes first; empty of any other node."""
+    known = node.op in {cell.op for cell in CELLS} and not node.domain
+    if not known or node.attrs.get("layout", 0) or "hidden_size" not in node.attrs:
+        return ""
+    direction = node.attrs.get("direction", "forward")
+    return direction.decode() if isinstance(direction, bytes) else str(direction)
+
+
+def _given(node: gs.Node, slot: int) -> gs.Tensor | None:
+    """An input; None where it is omitted."""
+    tensor = node.inputs[slot] if slot < len(node.inputs) else None
+    return tensor if tensor is not None and tensor.name else None
+
+
+def _turn_before(node: gs.Node, seen: Seen) -> tuple[Turn | None, list[gs.Node]]:
+    """What turned the input of an operator around, and what moves axes in between."""
+    moves = list(_moves_before(node.inputs[0]))
+    tensor = moves[-1].inputs[0] if moves else node.inputs[0]
+    return _turn(tensor.inputs[0] if tensor.inputs else None, _axes_before(moves), seen), moves
+
+
+def _moves_before(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    while tensor.inputs and tensor.inputs[0].op in ("Transpose", "Identity"):
+        yield tensor.inputs[0]
+        tensor = tensor.inputs[0].inputs[0]
+
+
+def _axes_before(moves: Sequence[gs.Node]) -> str:
+    """The axes of what comes to an operator through moves, of which the last one is next to it."""
+    axes = "TBI"
+    for move in moves:
+        if move.op == "Transpose":
+            order = list(move.attrs.get("perm", (2, 1, 0)))
+            axes = "".join(axes[order.index(axis)] for axis in range(3))
+    return axes
+
+
+def _turn(node: gs.Node | None, axes: str, seen: Seen) -> Turn | None:
+    """A node as one that turns time around, if it is one."""
+    if node is None or "T" not in axes:
+        return None
+    time = axes.index("T")
+    if node.op == "ReverseSequence" and "B" in axes:
+        where = node.attrs.get("time_axis", 0), node.attrs.get("batch_axis", 1)
+        if where != (time, axes.find("B")):
+            return None
+        known = constant_value(node.inputs[1])
+        lengths = seen.numbers.get(node.inputs[1].name, known)
+        size = seen.shapes.get(node.inputs[0].name, (0,) * len(axes))[time]
+        whole = lengths is not None and bool(np.all(lengths == size))
+        return Turn(node, None if whole else node.inputs[1])
+    if node.op != "Slice" or len(node.inputs) < 5:
+        return None
+    bounds = [constant_value(tensor) for tensor in node.inputs[1:5]]
+    if any(bound is None or bound.size != 1 for bound in bounds):
+        return None
+    start, end, axis, step = (int(bound.reshape(-1)[0]) for bound in bounds if bound is not None)
+    turned = (start, step, axis % len(axes)) == (-1, -1, time) and end < -(1 << 30)
+    return Turn(node, None) if turned else None
+
+
+def _same(one: gs.Tensor | None, other: gs.Tensor | None) -> bool:
+    """Whether lengths are the same, of whatever type of numbers."""
+    return _lengths(one) == _lengths(other)
+
+
+def _lengths(tensor: gs.Tensor | None) -> str:
+    while tensor is not None and tensor.inputs and tensor.inputs[0].op in ("Cast", "Identity"):
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor.name if tensor is not None else ""
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """Where a tensor goes, behind what moves its axes.
+
+    Attributes:
+        node: what reads it; None where it is an output of the graph.
+        tensor: what is read.
+        axes: of that.
+    """
+
+    node: gs.Node | None
+    tensor: gs.Tensor
+    axes: str
+
+
+def _ends(graph: gs.Graph, tensor: gs.Tensor, axes: str) -> Iterator[_End]:
+    if any(tensor is output for output in graph.outputs):
+        yield _End(None, tensor, axes)
+    for node in tensor.outputs:
+        moved = _moved(node, axes)
+        if moved is None:
+            yield _End(node, tensor, axes)
+        else:
+            yield from _ends(graph, node.outputs[0], moved)
+
+
+def _moved(node: gs.Node, axes: str) -> str | None:
+    """The axes behind a node that moves them; None if it is another one."""
+    if node.domain or node.op not in ("Transpose", "Identity", "Squeeze"):
+        return None
+    if node.op == "Transpose":
+        return "".join(axes[at] for at in node.attrs.get("perm", range(len(axes))[::-1]))
+    if node.op == "Identity":
+        return axes
+    given = constant_value(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("axes")
+    lost = {int(at) % len(axes) for at in np.reshape(given, -1)} if given is not None else set()
+    return axes.replace("D", "") if lost == {axes.find("D")} else None
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two operators that read the same from both ends, and what joins their outputs.
+
+    Attributes:
+        forward: the one.
+        reverse: the other.
+        joins: Concats of an output of each: the number of the output, what the Concat reads of the
+            forward one, and whether that is the first of its inputs.
+    """
+
+    forward: gs.Node
+    reverse: gs.Node
+    joins: tuple[tuple[int, _End, bool], ...]
+
+
+def pairs(graph: gs.Graph) -> Iterator[Pair]:
+    """Operators that may become one of two directions."""
+    readers: dict[object, list[gs.Node]] = {}
+    for node in graph.nodes:
+        if _direction(node) == "reverse":
+            readers.setdefault(_key(node), []).append(node)
+    for node in graph.nodes:
+        if _direction(node) == "forward":
+            for other in readers.get(_key(node), ()):
+                joins = tuple(_joins(graph, node, other))
+                constant = all(
+                    tensor is None or constant_value(tensor) is not None
+                    for each in (node, other)
+                    for tensor in (_given(each, slot) for slot in _WEIGHTS)
+                )
+                if joins and constant and _activations(node, other) is not None:
+                    yield Pair(node, other, joins)
+
+
+def _key(node: gs.Node) -> object:
+    """Equal for operators that read the same in the same way."""
+    rest = {k: v for k, v in node.attrs.items() if k not in {*_ACTIVATIONS, "direction"}}
+    lengths = _lengths(_given(node, _LENGTHS))
+    return node.op, repr(sorted(rest.items())), _content(node.inputs[0]), lengths
+
+
+def _content(tensor: gs.Tensor) -> object:
+    """Equal for tensors that are the same entries of one tensor, moved in the same way."""
+    value = constant_value(tensor)
+    if value is not None:
+        return digest(value)
+    maker = tensor.inputs[0] if tensor.inputs else None
+    if maker is None or maker.op not in MOVES or len(maker.outputs) > 1:
+        return tensor.name
+    if maker.op in SAME:
+        return _content(maker.inputs[0])
+    attrs = repr(sorted(maker.attrs.items()))
+    return maker.op, attrs, tuple(_content(item) for item in maker.inputs if item.name)
+
+
+def _activations(one: gs.Node, other: gs.Node) -> dict[str, object] | None:
+    """Those of both directions; None where numbers would have to be told apart."""
+    both = [{key: node.attrs.get(key) for key in _ACTIVATIONS} for node in (one, other)]
+    names = [
+        each["activations"] or next(c for c in CELLS if c.op == one.op).activations for each in both
+    ]
+    if any(each["activation_alpha"] or each["activation_beta"] for each in both):
+        if both[0] != both[1]:
+            return None
+        return {key: [*value, *value] for key, value in both[0].items() if value}
+    given = any(each["activations"] for each in both)
+    return {"activations": [*names[0], *names[1]]} if given else {}
+
+
+def _joins(graph: gs.Graph, one: gs.Node, other: gs.Node) -> Iterator[tuple[int, _End, bool]]:
+    for slot, (mine, its) in enumerate(zip(one.outputs, other.outputs, strict=False)):
+        theirs = list(_ends(graph, its, _OUTPUTS[slot]))
+        for end in _ends(graph, mine, _OUTPUTS[slot]):
+            node = end.node
+            if node is None or node.op != "Concat" or len(node.inputs) != 2:
+                continue
+            met = [e for e in theirs if e.node is node and e.axes == end.axes]
+            axis = int(node.attrs["axis"]) % len(end.axes)
+            if met and end.axes[axis] == "H" and axis == len(end.axes) - 1 and "D" not in end.axes:
+                yield slot, end, node.inputs[0] is end.tensor
+
+
+def merge(builder: Builder, pair: Pair) -> gs.Node:
+    """Puts one operator of two directions in their place."""
+    both = pair.forward, pair.reverse
+    inputs = [pair.forward.inputs[0]]
+    for slot in range(1, max(len(node.inputs) for node in both)):
+        one, other = (_given(node, slot) for node in both)
+        if slot == _LENGTHS or (one is None and other is None):
+            inputs.append(one if one is not None else gs.Variable.empty())
+        elif slot in _STATES:
+            parts = [one or _zeros_like(builder, other), other or _zeros_like(builder, one)]
+            inputs.append(builder.node("Concat", parts, {"axis": 0}))
+        else:
+            inputs.append(_beside(builder, one, other))
+    forward = pair.forward
+    attrs = {k: v for k, v in forward.attrs.items() if k not in _ACTIVATIONS}
+    attrs |= {**(_activations(*both) or {}), "direction": "bidirectional"}
+    outputs = [gs.Variable(builder.fresh(f"{forward.op}/out")) for _ in forward.outputs]
+    name = builder.fresh(forward.op)
+    result = gs.Node(forward.op, name, attrs, inputs, outputs)
+    builder.home.nodes.append(result)
+    for slot, end, first in pair.joins:
+        assert end.node is not None
+        builder.copy(
+            _joined(builder, outputs[slot], _OUTPUTS[slot], end.axes, first), end.node.outputs[0]
+        )
+    for place, node in enumerate(both):
+        for slot, tensor in enumerate(node.outputs):
+            if tensor.name and slot < len(outputs):
+                axis = _OUTPUTS[slot].index("D")
+                builder.copy(builder.slice(outputs[slot], axis, place, place + 1), tensor)
+    return result
+
+
+def _beside(builder: Builder, one: gs.Tensor | None, other: gs.Tensor | None) -> gs.Tensor:
+    """Constants of both directions; zeros where one has none."""
+    values = [None if tensor is None else constant_value(tensor) for tensor in (one, other)]
+    known = next(value for value in values if value is not None)
+    return builder.constant(
+        np.concatenate([np.zeros_like(known) if value is None else value for value in values])
+    )
+
+
+def _zeros_like(builder: Builder, tensor: gs.Tensor | None) -> gs.Tensor:
+    zero = builder.constant(np.zeros(1, np.float32))
+    return builder.node("ConstantOfShape", [builder.node("Shape", [tensor])], {"value": zero})
+
+
+def _joined(builder: Builder, data: gs.Tensor, axes: str, wanted: str, first: bool) -> gs.Tensor:
+    """Both directions of an output beside one another, on axes of which H is the last."""
+    if not first:
+        data = builder.take(data, axes.index("D"), np.array([1, 0], np.int64))
+    order = [axes.index(axis) for axis in f"{wanted[:-1]}DH"]
+    return builder.reshape(builder.transpose(data, order), [0] * (len(wanted) - 1) + [-1])
