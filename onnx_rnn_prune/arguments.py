@@ -49,7 +49,7 @@ class File(Text):
 
     def read(self, value: object, flag: str) -> object:
         if value is not None and (not isinstance(value, str | Path) or not str(value)):
-            raise PruneError(f"{value!r} is no path", where=flag, remedy="name a file")
+            raise PruneError(f"{value!r} is not a path", where=flag, remedy="name a file")
         return value
 
 
@@ -67,7 +67,9 @@ class Address:
 
     def read(self, value: object, flag: str) -> str:
         if not isinstance(value, str) or not value:
-            raise PruneError(f"{value!r} is no address", where=flag, remedy="give tcp://host:port")
+            raise PruneError(
+                f"{value!r} is not an address", where=flag, remedy="give tcp://host:port"
+            )
         return value
 
 
@@ -161,7 +163,7 @@ class Names:
         for item in given if isinstance(given, Iterable) else [value]:
             if not isinstance(item, str):
                 raise PruneError(
-                    f"{item!r} is no name", where=flag, remedy="give names of layers, with *"
+                    f"{item!r} is not a name", where=flag, remedy="give names of layers, with *"
                 )
             found.append(item)
         return tuple(found)
@@ -299,5 +301,5 @@ def check_progress(value: Progress) -> None:
     """
     if not callable(value):
         raise PruneError(
-            f"{value!r} is no function", where="progress", remedy="give one, or leave it out"
+            f"{value!r} is not a function", where="progress", remedy="give one, or leave it out"
         )

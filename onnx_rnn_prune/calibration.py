@@ -114,7 +114,7 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
     calibration, validation = opened_feeds(opened, inputs.data, stream).split(_VALIDATION)
     test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
-    note = "there is one feed only: it was fitted on and judged by; give several"
+    note = "there is only one feed, which served for both calibration and validation; give several"
     notes = (note,) if calibration.shared else ()
     streams = stream_row(opened.document, stream, test, calibration, validation)
     return Calibration(calibration, validation, test, True, notes, streams=streams)
@@ -139,9 +139,11 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
         test = opened_feeds(opened, eval_data, stream)
     notes: tuple[str, ...] = ()
     if calibration.shared:
-        notes = ("there is one feed only: it was fitted on, selected by and reported on",)
+        notes = ("there is only one feed, which served for calibration, validation and test",)
     elif validation.shared and eval_data is None:
-        notes = ("there are two feeds only: one was fitted on, one selected by and reported on",)
+        notes = (
+            "there are only two feeds: one for calibration, the other for both validation and test",
+        )
     streams = stream_row(opened.document, stream, test, calibration, validation)
     return Calibration(calibration, validation, test, True, notes, streams=streams)
 

@@ -176,7 +176,7 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
 def stays_written_out(opened: OpenedModel) -> list[str]:
     """The recurrences that are no layers, and why they did not become some, a sentence each."""
     left = opened.rolling.left if opened.rolling is not None else {}
-    reasons = [f"it is no layer since {reason}" for reason in dict.fromkeys(left.values())]
+    reasons = [f"it stays written out, since {reason}" for reason in dict.fromkeys(left.values())]
     return [*map(str, written_out(opened)), *reasons]
 
 

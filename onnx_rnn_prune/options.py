@@ -210,7 +210,9 @@ class Compression(Group):
 
     def check(self) -> None:
         if self.sparsify_by is not None and self.sparsify is None:
-            raise PruneError("no weights go", where="--sparsify-by", remedy="add --sparsify")
+            raise PruneError(
+                "no weights are removed", where="--sparsify-by", remedy="add --sparsify"
+            )
 
 
 @dataclass(frozen=True)
@@ -297,7 +299,7 @@ class Effort(Group):
     def check(self) -> None:
         if self.cluster is not None and self.jobs != 1:
             raise PruneError(
-                "both say where trials are made",
+                "both say where trials run",
                 where="--jobs and --cluster",
                 remedy="leave one of them out; a cluster has as many workers as were started",
             )
@@ -381,7 +383,9 @@ def _check_mode(options: Options) -> None:
     if options.interface.shrink_states:
         raise PruneError("zeros leave states as they are", where="--shrink-states", remedy=remedy)
     if options.selection.budget is not None:
-        raise PruneError("zeros take as much room as weights", where="--budget", remedy=remedy)
+        raise PruneError(
+            "zeros take as much space as other weights", where="--budget", remedy=remedy
+        )
 
 
 def _check_compression(options: Options) -> None:
@@ -413,7 +417,7 @@ def _clash(what: str, where: str) -> PruneError:
 
 def _says_all(where: str, others: list[str]) -> PruneError:
     return PruneError(
-        f"it says by itself what stays, and {', '.join(others)} would say it again",
+        f"it determines which units stay, and so would {', '.join(others)}",
         where=where,
         remedy="leave one of them out",
     )

@@ -117,7 +117,7 @@ def test_what_is_no_model_is_an_error(source):
         (lambda m: prune(m, recover=["lstsq"]), r"recover=: there is no \['lstsq'\]"),
         (lambda m: prune(m, recover=""), "recover=: there is no ''; choose one of none, bias"),
         (lambda m: prune(m, eval_data=5), "data: int is not a form of data"),
-        (lambda m: apply(m, 5), "plan: int is no plan; give a Plan or a path"),
+        (lambda m: apply(m, 5), "plan: int is not a plan; give a Plan or a path"),
         (lambda m: apply(m, plan(m), mode=3), "mode=: there is no 3"),
         (lambda m: apply(m, plan(m), recover=3), "recover=: there is no 3"),
         (lambda m: apply(m, plan(m), seed=-3), "seed=: -3 is not a whole number from 0 on"),
@@ -129,8 +129,8 @@ def test_what_is_no_model_is_an_error(source):
         (lambda m: bench([m], threads=0), "threads=: 0 is not a whole number from 1 on"),
         (lambda m: bench([m], threads=100_000), "100000 threads are too many for this machine"),
         (lambda m: search(m, data=[], params=0.5, jobs=100_000), "100000 jobs are too many"),
-        (lambda m: search(m, data=[], params=0.5, study=3), "study=: 3 is no path; name a file"),
-        (lambda m: search(m, data=[], params=0.5, study=""), "study=: '' is no path"),
+        (lambda m: search(m, data=[], params=0.5, study=3), "study=: 3 is not a path; name a file"),
+        (lambda m: search(m, data=[], params=0.5, study=""), "study=: '' is not a path"),
         (lambda m: prune(m, data="n" * 300), "n: there is no such file or folder"),
         (lambda m: prune(m, eval_data="\0"), r"\\x00: there is no such file or folder"),
         (lambda m: apply(m, "n" * 300), "n: cannot be read"),
@@ -141,7 +141,7 @@ def test_what_is_no_model_is_an_error(source):
         (lambda m: prune(m, quantize=np.ones(2)), "quantize=: "),
         (lambda m: prune(m, keep=np.ones(2)), "keep=: "),
         (lambda m: prune(m, steps=2**31), "steps=: 2147483648 steps are too many"),
-        (lambda m: prune(m).save(3), "int is no path; name a file"),
+        (lambda m: prune(m).save(3), "int is not a path; name a file"),
     ],
 )
 def test_other_arguments_of_a_wrong_type(call, message):

@@ -269,7 +269,7 @@ def test_errors_in_workers_are_those_of_this_process(feeds):
 
     with pytest.raises(PruneError) as caught:
         onnx_rnn_prune.search(stacked(None), data=feeds, metric=metric, max_drop=0.1, jobs=2)
-    assert str(caught.value) == "metric: it failed with ValueError: no such thing; mend it"
+    assert str(caught.value) == "metric: it failed with ValueError: no such thing; fix it"
 
 
 def test_a_killed_process_is_one_clear_error():
@@ -338,7 +338,7 @@ def blas():
     ("choices", "message"),
     [
         ({"jobs": 0}, r"^jobs=: 0 is not a whole number"),
-        ({"cluster": 8786}, r"^cluster=: 8786 is no address"),
+        ({"cluster": 8786}, r"^cluster=: 8786 is not an address"),
         ({"jobs": 2, "cluster": "tcp://127.0.0.1:1"}, r"^jobs= and cluster=: both say"),
         ({"cluster": "nonsense://here"}, r"^nonsense://here: no Dask scheduler answers"),
         ({"cluster": "tcp://127.0.0.1:1"}, r"^tcp://127.0.0.1:1: no Dask scheduler answers"),
@@ -368,9 +368,9 @@ def test_dask_is_needed_for_clusters_only(feeds, monkeypatch):
 
 @pytest.mark.parametrize("kind", [PruneError, ConstraintError])
 def test_errors_travel_whole(kind):
-    error = pickle.loads(pickle.dumps(kind("is wrong", where="here", remedy="mend it")))
-    assert type(error) is kind and str(error) == "here: is wrong; mend it"
-    assert (error.what, error.where, error.remedy) == ("is wrong", "here", "mend it")
+    error = pickle.loads(pickle.dumps(kind("is wrong", where="here", remedy="fix it")))
+    assert type(error) is kind and str(error) == "here: is wrong; fix it"
+    assert (error.what, error.where, error.remedy) == ("is wrong", "here", "fix it")
 
 
 @pytest.mark.parametrize("width", [3, 400])  # in memory, in a file

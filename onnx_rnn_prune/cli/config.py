@@ -88,13 +88,13 @@ def read_config(name: str | None) -> Config | None:
             f"cannot be read ({error.strerror or error})", where=str(path), remedy="check --config"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise PruneError(f"is not TOML: {error}", where=str(path), remedy="mend it") from error
+        raise PruneError(f"is not TOML: {error}", where=str(path), remedy="fix it") from error
     if path.name != PROJECT:
         return Config(path, "", _underscored(table), trusted)
     for key in ("tool", SECTION):
         table = table.get(key, table.get(key.replace("-", "_"), {}))
         if not isinstance(table, dict):
-            raise PruneError("is no table", where=f"{path}, {key}", remedy="make it one")
+            raise PruneError("is not a table", where=f"{path}, {key}", remedy="make it one")
     return Config(path, f"tool.{SECTION}.", _underscored(table), trusted)
 
 
@@ -211,7 +211,7 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
     value: bool | str | list[str]
     if option.is_flag:
         if not isinstance(given, bool):
-            raise PruneError(f"{given!r} is neither", where=place, remedy="give true or false")
+            raise PruneError(f"{given!r} is not true or false", where=place, remedy="give one")
         value = given != _denies(option, keys[-1])
     else:
         texts = [_located(config, option, text) for text in _texts(option, given, place)]
@@ -234,7 +234,7 @@ def _texts(option: click.Option, given: object, place: str) -> Iterator[str]:
     for item in _several(option, given):
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             kinds = "texts or numbers" if option.multiple else "a text or a number"
-            raise PruneError(f"{item!r} is no value", where=place, remedy=f"give {kinds}")
+            raise PruneError(f"{item!r} is not a value", where=place, remedy=f"give {kinds}")
         yield str(item)
 
 

@@ -217,7 +217,7 @@ class Factor:
         results = [result for way in ways if way(result := document.copy())]
         if not results:
             raise PruneError(
-                "two factors of this rank are smaller than the weight in no layer",
+                "no layer has a weight that is larger than two factors of this rank",
                 where=f"--rank={self.rank}",
                 remedy="give a smaller one, or leave it out",
             )
@@ -278,12 +278,12 @@ def read_rank(value: object) -> Factor:
     """
     text = str(value).strip()
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise PruneError(f"{value!r} is no rank", where="--rank", remedy=_FORMS)
+        raise PruneError(f"{value!r} is not a rank", where="--rank", remedy=_FORMS)
     if text.isdecimal() and int(text[:18]) > 0:
         return Factor(Rank(count=int(text[:18])))
     kind, equals, amount = (part.strip() for part in text.rpartition("="))
     known = kind in ("", "energy")
     share = read_share(amount, "--rank", "a number such as 32") if known else None
     if share is None:
-        raise PruneError(f"'{text}' is no rank", where="--rank", remedy=_FORMS)
+        raise PruneError(f"'{text}' is not a rank", where="--rank", remedy=_FORMS)
     return Factor(Rank(energy=share) if equals else Rank(share=share))

@@ -155,7 +155,7 @@ def parse_pattern(text: object) -> Pattern:
         pattern = make(*found.groups()) if found else None
         if pattern is not None:
             return pattern
-    raise PruneError(f"'{text}' is no pattern of zeros", where="--sparsify", remedy=_FORMS)
+    raise PruneError(f"'{text}' is not a sparsity pattern", where="--sparsify", remedy=_FORMS)
 
 
 def _tiles(rows: str, columns: str, number: str, percent: str | None) -> Pattern | None:

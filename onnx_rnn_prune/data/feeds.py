@@ -145,7 +145,7 @@ def _labels(value: object, where: str) -> Array:
 def _convert(value: object, port: Port, where: str) -> Array:
     if port.dtype is None:
         raise PruneError(
-            "the model takes something else than a tensor here, which feeds cannot hold",
+            "the model takes something other than a tensor here, which feeds cannot hold",
             where=where,
             remedy="export the model with tensor inputs",
         )
@@ -260,7 +260,7 @@ class Feeds:
             )
         if count != len(self):
             raise PruneError(
-                f"it gave {count} feeds where it gave {len(self)} before",
+                f"it gave {count} feeds, but {len(self)} before",
                 where=self.source,
                 remedy="make it give the same feeds each time",
             )

@@ -146,7 +146,7 @@ class Streamed:
         return PruneError(
             f"making the feeds failed with {type(error).__name__}: {error}",
             where=self.name,
-            remedy="mend the code that makes them",
+            remedy="fix the code that makes them",
         )
 
 

@@ -55,7 +55,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         return checked(source)
     if not isinstance(source, str | Path):
         raise PruneError(
-            f"{type(source).__name__} is no model",
+            f"{type(source).__name__} is not a model",
             where="model",
             remedy="give a path or an onnx.ModelProto",
         )
@@ -276,10 +276,10 @@ def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
 def _target(path: str | Path) -> Path:
     """Where a file ends up that is written to a path, links followed."""
     if not isinstance(path, str | Path):
-        raise PruneError(f"{type(path).__name__} is no path", remedy="name a file")
+        raise PruneError(f"{type(path).__name__} is not a path", remedy="name a file")
     target = real_path(path)
     if os.path.exists(target) and not target.is_file():
-        kind = "a folder" if target.is_dir() else "no regular file"
+        kind = "a folder" if target.is_dir() else "not a regular file"
         raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")
     if not target.parent.is_dir():
         raise PruneError("its folder does not exist", where=str(path), remedy="make it first")

@@ -207,7 +207,7 @@ def _parse(name: str, text: str, dtype: np.dtype[np.generic]) -> Array:
         return np.array(text, dtype) if dtype.kind == "O" else np.array(text).astype(dtype)
     except (KeyError, ValueError, OverflowError) as error:
         raise PruneError(
-            f"'{text}' is no {dtype.name}", where=f"--freeze={name}", remedy="give one value"
+            f"'{text}' is not a {dtype.name}", where=f"--freeze={name}", remedy="give one value"
         ) from error
 
 

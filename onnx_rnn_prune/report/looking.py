@@ -159,11 +159,10 @@ def sensitivity_table(report: SensitivityReport) -> Group:
         f"{splits.calibration} for calibration, {splits.validation} for validation, {splits.test}"
         " left to test a search on"
     )
-    parts.append(sentence("Feeds", splits.shared or feeds))
+    parts.append(sentence("Feeds", feeds))
     if report.streams is not None:
         parts.append(sentence("States", words.streams(report.streams)))
-    parts += [warning(text) for text in report.warnings if text != splits.shared]
-    return Group(*parts, *note_on_names(shortened))
+    return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
 
 
 def _curves(curves: Sequence[Curve], show: Callable[[Point], str]) -> Table:

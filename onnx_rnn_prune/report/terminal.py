@@ -261,7 +261,6 @@ def _thinned(rows: Sequence[Candidate]) -> list[Candidate]:
 
 def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
     name, splits, test = search.quality, search.splits, search.test
-    shared = f" ({splits.shared})" if splits.shared else ""
     lines = [
         ("Goal", search.goal),
         (
@@ -273,7 +272,7 @@ def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
         (
             "Feeds",
             f"{splits.calibration} for calibration, {splits.validation} for validation,"
-            f" {splits.test} for test{shared}",
+            f" {splits.test} for test",
         ),
         (
             "Test",

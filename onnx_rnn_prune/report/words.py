@@ -30,10 +30,10 @@ _NEAR = 1.05
 
 _RECOVERIES = {
     "none": "none, the kept weights are the original's",
-    "lossless": "what the removed units did is in the biases and weights of others",
-    "merge": "what read a removed unit reads the kept one whose weights are most alike",
+    "lossless": "what the removed units did was moved into the biases and weights of others",
+    "merge": "readers of a removed unit read the kept one with the most similar weights",
     "bias": "what the removed units contribute on average is added to the biases",
-    "lstsq": "the kept weights are refitted so as to stand in for the removed units",
+    "lstsq": "the kept weights are refitted to make up for the removed units",
     "distill": "the smaller model is trained to compute what the original computes",
 }
 _ENDS_SHOWN = 3
@@ -145,7 +145,7 @@ def ends(outlets: Sequence[OutletRow]) -> str:
             lines.append(f"{output}: read by smaller weights" + (f" in {where}" if where else ""))
         elif end == "restored":
             at = f" for {where}" if where else ""
-            lines.append(f"{output}: brought back to full size{at}" + (reason and f" ({reason})"))
+            lines.append(f"{output}: restored to full width{at}" + (reason and f" ({reason})"))
         elif end == "narrow":
             lines.append(f"{output}: leaves with kept units only")
         else:
@@ -251,8 +251,8 @@ def _data(data: DataRow) -> str:
     text = f"{data.source}, {data.feeds} feed{'s' if data.feeds != 1 else ''}"
     if data.shared:
         return (
-            f"{text}, used to calibrate and to judge by, so the deviations may look better than "
-            "they are (give others with --eval-data)"
+            f"{text}, used for both calibration and validation, so the deviations may look better"
+            " than they are (give others with --eval-data)"
         )
     return f"{text}: {data.calibration_feeds} for calibration, {data.heldout_feeds} for validation"
 

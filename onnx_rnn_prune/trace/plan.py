@@ -128,7 +128,7 @@ class Plan:
         """
         if not isinstance(path, str | Path):
             raise PruneError(
-                f"{type(path).__name__} is no plan", where="plan", remedy="give a Plan or a path"
+                f"{type(path).__name__} is not a plan", where="plan", remedy="give a Plan or a path"
             )
         require_plain(Path(path))
         try:

@@ -160,7 +160,9 @@ def read_quality(name: object, better: str | None) -> Quality:
     if isinstance(name, str) and name in known:
         if better is not None:
             raise PruneError(
-                f"what is better is known of {name}", where="--better", remedy="leave it out"
+                f"it is known which values of {name} are better",
+                where="--better",
+                remedy="leave it out",
             )
         return known[name]
     higher = better != "lower"
@@ -213,7 +215,7 @@ def _of_user(function: Callable[..., object], name: str) -> Measure:
             if failed:
                 raise failed[0] from error
             raise PruneError(
-                f"it failed with {type(error).__name__}: {error}", where=name, remedy="mend it"
+                f"it failed with {type(error).__name__}: {error}", where=name, remedy="fix it"
             ) from error
         if isinstance(value, bool) or not isinstance(value, Real | np.number):
             raise PruneError(

@@ -148,7 +148,7 @@ def test_apply_does_not_overwrite_its_plan(model, capsys):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (PruneError("odd", where="here", remedy="mend it"), 1, "Error: here: odd; mend it"),
+        (PruneError("odd", where="here", remedy="fix it"), 1, "Error: here: odd; fix it"),
         (ConstraintError("too large"), 3, "Error: too large"),
         (MemoryError(), 1, "Error: out of memory"),
         (OSError(28, "No space left on device", "out.onnx"), 1, "Error: out.onnx: No space left"),

@@ -175,18 +175,18 @@ def test_defaults_stand_in_help(project, capsys):
         ("help = true", "tool.onnx-rnn-prune.help: there is no such option"),
         ("seed = 1.5", "tool.onnx-rnn-prune.seed: '1.5' is not a valid integer"),
         ("seed = -1", "tool.onnx-rnn-prune.seed: -1 is not in the range x>=0; give what --seed"),
-        ("seed = true", "tool.onnx-rnn-prune.seed: True is no value; give a text or a number"),
-        ("seed = [1]", "tool.onnx-rnn-prune.seed: [1] is no value"),
-        ("seed = {a = 1}", "tool.onnx-rnn-prune.seed: {'a': 1} is no value"),
-        ("seed = 1979-05-27", f"seed: {datetime.date(1979, 5, 27)!r} is no value"),
-        ("only = [['a']]", "tool.onnx-rnn-prune.only: ['a'] is no value; give texts or numbers"),
-        ("only = {a = 1}", "tool.onnx-rnn-prune.only: {'a': 1} is no value"),
-        ("lossless = 'yes'", "tool.onnx-rnn-prune.lossless: 'yes' is neither; give true or false"),
+        ("seed = true", "tool.onnx-rnn-prune.seed: True is not a value; give a text or a number"),
+        ("seed = [1]", "tool.onnx-rnn-prune.seed: [1] is not a value"),
+        ("seed = {a = 1}", "tool.onnx-rnn-prune.seed: {'a': 1} is not a value"),
+        ("seed = 1979-05-27", f"seed: {datetime.date(1979, 5, 27)!r} is not a value"),
+        ("only = [['a']]", "tool.onnx-rnn-prune.only: ['a'] is not a value; give texts or numbers"),
+        ("only = {a = 1}", "tool.onnx-rnn-prune.only: {'a': 1} is not a value"),
+        ("lossless = 'yes'", "tool.onnx-rnn-prune.lossless: 'yes' is not true or false; give one"),
         ("mode = 'best'", "tool.onnx-rnn-prune.mode: 'best' is not one of 'shrink', 'zero'"),
         ("criterion = 'best'", "tool.onnx-rnn-prune.criterion: there is no"),
         ("freeze = 'a'", "tool.onnx-rnn-prune.freeze: give NAME=VALUE"),
         ("data = ''", "tool.onnx-rnn-prune.data: the name is empty"),
-        ("json = true", "tool.onnx-rnn-prune.json: True is no value"),
+        ("json = true", "tool.onnx-rnn-prune.json: True is not a value"),
         ("[tool.onnx-rnn-prune.prune]\nthreads = 1", "prune.threads: there is no such option"),
         ("[tool.onnx-rnn-prune.bench]\nkeep = 1", "bench.keep: there is no such option"),
         ("seed = ", "pyproject.toml: is not TOML: Invalid value"),
@@ -202,7 +202,7 @@ def test_faults_name_the_file_and_the_key(line, message, project, capsys):
 @pytest.mark.parametrize("text", ["tool = 3", "[tool]\nonnx-rnn-prune = 3"])
 def test_a_section_that_is_none(text, project, capsys):
     assert project(text, *PRUNE) == 1
-    assert "is no table" in error_of(capsys)
+    assert "is not a table" in error_of(capsys)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a = " + b"[" * 100_000])

@@ -179,13 +179,13 @@ def test_stages_of_a_prune():
 
 def test_a_rank_that_saves_nothing_is_refused():
     model = real_model(hidden=16)
-    with pytest.raises(PruneError, match=r"rank=6: .* in no layer"):
+    with pytest.raises(PruneError, match=r"rank=6: no layer has a weight"):
         prune(model, keep=1.0, rank=6)
 
 
 def test_a_model_in_integers_is_refused():
     model = quantized(real_model(hidden=16))
-    with pytest.raises(PruneError, match=r"rank=3: .* in no layer"):
+    with pytest.raises(PruneError, match=r"rank=3: no layer has a weight"):
         prune(model, keep=1.0, rank=3, data=feeds_of(model))
 
 

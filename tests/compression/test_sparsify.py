@@ -68,7 +68,7 @@ WRONG = (
 
 @pytest.mark.parametrize("text", [*WRONG.split(), "", None, 0.5, 2, ["2:4"]])
 def test_what_is_no_pattern_is_an_error(text):
-    with pytest.raises(PruneError, match="sparsify=: .* is no pattern of zeros; give 50%"):
+    with pytest.raises(PruneError, match="sparsify=: .* is not a sparsity pattern; give 50%"):
         parse_pattern(text)
 
 
@@ -265,7 +265,7 @@ def test_units_and_weights_are_cut_in_one_go(feeds):
     ("options", "message"),
     [
         ({"sparsify": "half"}, "sparsify=: 'half' is no pattern"),
-        ({"sparsify_by": "obs"}, "sparsify_by=: no weights go; add sparsify="),
+        ({"sparsify_by": "obs"}, "sparsify_by=: no weights are removed; add sparsify="),
         ({"sparsify": "2:4", "sparsify_by": "best"}, "sparsify_by=: there is no 'best'"),
         ({"sparsify": "2:4", "sparsify_by": "obs"}, "sparsify_by=: obs looks at .* pass data="),
         ({"sparse_initializers": 1}, "sparse_initializers=: 1 is neither True nor False"),

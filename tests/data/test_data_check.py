@@ -96,7 +96,7 @@ def test_a_feed_must_be_a_dict():
 
 
 def test_an_input_that_is_no_tensor_is_refused():
-    with pytest.raises(PruneError, match="something else than a tensor"):
+    with pytest.raises(PruneError, match="something other than a tensor"):
         check({"s": []}, (Port("s", None, None),))
 
 

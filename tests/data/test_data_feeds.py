@@ -287,7 +287,7 @@ def test_an_iteration_that_changes_is_noticed():
         runs.append(None)
         return [feed(0)] * (4 - len(runs))
 
-    with pytest.raises(PruneError, match="gave 2 feeds where it gave 3 before"):
+    with pytest.raises(PruneError, match="gave 2 feeds, but 3 before"):
         list(opened(shrinking))
 
 

@@ -452,7 +452,7 @@ def narrow_zeros():
         ({"shrink_states": "yes"}, "shrink_states=: 'yes' is neither True nor False"),
         ({"state_metadata": "width"}, "state_metadata=: states stay as they are"),
         ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeros leave states"),
-        ({"shrink_states": True, "state_metadata": 3}, "state_metadata=: 3 is no name"),
+        ({"shrink_states": True, "state_metadata": 3}, "state_metadata=: 3 is not a name"),
     ],
 )
 def test_arguments_that_mean_nothing(arguments, reason):

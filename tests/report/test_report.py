@@ -44,7 +44,7 @@ def shown(renderable, width=120):
         "400 -> 160",
         "1.28 M -> 308 k",
         "Y: read by smaller weights in /fc/MatMul, /fc/MatMul_1",
-        "Y_h: brought back to full size for hn (graph output)",
+        "Y_h: restored to full width for hn (graph output)",
         "Y_c: not used",
         "unchanged: restoring costs more than shrinking saves",
         "File size 5.20 MB 1.30 MB 75 % less",
@@ -54,7 +54,7 @@ def shown(renderable, width=120):
         "Output logits: deviates 2.1 % from the original (RMS, relative to the original's spread); "
         "same top answer in 98.7 %",
         "Output hn: the same as the original's",
-        "Recovery: the kept weights are refitted so as to stand in for the removed units "
+        "Recovery: the kept weights are refitted to make up for the removed units "
         "(least squares, lambda 0.01); least deviation",
         "Data: clips, 12 feeds: 9 for calibration, 3 for validation",
         "Warning: the model has [odd] names",
@@ -80,7 +80,7 @@ def test_prune_without_data():
 
 def test_prune_with_one_feed():
     report = put(put(pruned(), True, "data", "shared"), 1, "data", "feeds")
-    assert "clips, 1 feed, used to calibrate and to judge by" in shown(prune_table(report))
+    assert "clips, 1 feed, used for both calibration and validation" in shown(prune_table(report))
 
 
 def test_sentences_name_options_as_their_reader_does():

@@ -435,7 +435,7 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
         ({"max_nrmse": -1}, r"^max_nrmse=: "),
         ({"metric": "kl", "max_drop": "little"}, r"^max_drop=: 'little' is no loss"),
         ({"metric": "kl", "max_drop": float("nan")}, r"^max_drop=: "),
-        ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^better=: what is better is known"),
+        ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^better=: it is known which"),
         ({"metric": "wisdom", "max_drop": 1}, r"^metric=: there is no metric 'wisdom'"),
         ({"params": "150%"}, r"^params=: "),
         ({"bytes": "much"}, r"^bytes=: "),
