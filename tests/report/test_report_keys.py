@@ -13,6 +13,7 @@ from onnx_rnn_prune.cli import run
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 # By command line, the ways to all values; `[]` stands for each entry of a list.
 KEYS = FIXTURES / "report_keys.json"
+WRITTEN = FIXTURES / "dynamo_lstm_cell.onnx"
 # With a budget, a file is written also where it takes longer on a busy machine.
 SMALL = ("-o", "o.onnx", "--json", "r.json", "--budget", "params=60%")
 OUT = SMALL[:4]
@@ -26,7 +27,7 @@ COMMANDS = {
     "search": ("search", "model.onnx", *OUT, "--data", "clips", "--params", "80%"),
     "sensitivity": ("sensitivity", "model.onnx", "--data", "clips", "--json"),
     "inspect": ("inspect", "model.onnx", "--data", "clips", "--json"),
-    "inspect written out": ("inspect", str(FIXTURES / "dynamo_lstm_cell.onnx"), "--json"),
+    "inspect written out": ("inspect", str(WRITTEN), "--no-roll", "--json"),
     "inspect refused": ("inspect", str(FIXTURES / "dynamo_lstm_proj.onnx"), "--json"),
     "compare": ("compare", "model.onnx", "o.onnx", "--json"),
     "compare streams": ("compare", "policy.onnx", "policy.onnx", "--data", "calls", "--json"),
