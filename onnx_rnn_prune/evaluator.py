@@ -13,7 +13,7 @@ import numpy as np
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
-from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped
+from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped, let_go
 from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
 from onnx_rnn_prune.model import signature
@@ -353,6 +353,8 @@ class CandidateCut:
                     weigh = partial(teacher.importance, reader, wanted, felt)
                     weights = runs.recall(feed, reader.name, weigh)
                 seen.gather(reader.pool, read, last=width, weights=weights)
+            let_go(wanted)
+            let_go(real)
 
 
 def _error(drift: Drift, kind: str | None) -> float:

@@ -52,8 +52,10 @@ from onnx_rnn_prune.trace.plan import fingerprint
 from oracle.around import draw_around
 from oracle.draw import draw_model
 
-# Seconds and bytes that no case may take beyond what an empty process takes.
+# Seconds of the processor and bytes that no case may take beyond what an empty process takes. On a
+# busy machine, a case waits for longer than it works.
 SECONDS, BYTES = 60.0, 1 << 30
+WAIT = 5 * SECONDS
 CODES = {0, 1, 2, 3}
 
 NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**62, -(2**31), -(2**63), 2**63 - 1)
@@ -717,7 +719,7 @@ def run_case(seed: int, folder: Path) -> tuple[str, int, str]:
             traceback.print_exc(file=(folder / "fuzzing").open("a"))
         finally:
             os._exit(code)
-    end = time.monotonic() + SECONDS + 20
+    end = time.monotonic() + WAIT
     usage = None
     while time.monotonic() < end:
         pid, status, usage = os.wait4(child, os.WNOHANG)
@@ -727,7 +729,7 @@ def run_case(seed: int, folder: Path) -> tuple[str, int, str]:
     else:
         os.kill(child, signal.SIGKILL)
         os.wait4(child, 0)
-        return shown(folder), -signal.SIGKILL, f"takes more than {SECONDS:.0f} s"
+        return shown(folder), -signal.SIGKILL, f"has not ended after {WAIT:.0f} s"
     code = os.waitstatus_to_exitcode(status)
     return shown(folder), code, broken_promise(folder, code, usage.ru_maxrss * 1024)
 
@@ -756,9 +758,9 @@ def in_child(seed: int, folder: Path) -> int:
         return really(text, error, code)
 
     cli._fail = fail
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     code = call(case) if case.command[0] == "python" else cli.run(case.command)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     sys.stdout.flush()
     sys.stderr.flush()
     (folder / "loads").write_text(check_written(inside))
@@ -783,7 +785,7 @@ def broken_promise(folder: Path, code: int, memory: int) -> str:
     out = (folder / "stdout").read_text(errors="replace") if (folder / "stdout").exists() else ""
     if code not in CODES:
         return (
-            f"takes more than {SECONDS:.0f} s" if code == -signal.SIGALRM else f"ends with {code}"
+            f"takes more than {SECONDS:.0f} s" if code == -signal.SIGPROF else f"ends with {code}"
         )
     if "defect" in err:
         return f"calls itself a defect: {err.strip().splitlines()[-1][:150]}"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,9 @@ from onnx import numpy_helper
 
 import rolling
 from onnx_rnn_prune.calibration import open_data
+from onnx_rnn_prune.evidence.moments import Runs
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import NamedFeed, Streaming
 from onnx_rnn_prune.opened_model import follow, written_out
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
@@ -204,3 +207,23 @@ def test_weights_are_looked_at_without_copies_of_them(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * units * units * 8  # of copies in float64, there were several
+
+
+def test_what_was_run_before_is_read_from_its_file_when_it_is_looked_at():
+    feed = NamedFeed({}, "one")
+    given = {"large": np.arange(9000, dtype=np.float32).reshape(90, 100), "small": np.ones(3)}
+    runs = Runs()
+    first = runs(feed, given, lambda _: dict(given))
+    second = runs(feed, given, lambda _: pytest.fail("it was run before"))
+    assert not isinstance(second["large"], np.ndarray)
+    for name, value in given.items():
+        assert np.array_equal(first[name], value) and np.array_equal(second[name], value)
+
+
+def test_a_stream_keeps_its_states_and_nothing_else():
+    state = np.zeros(2)
+    streaming = Streaming(lambda feed: {"y": np.ones(3), "state_out": state}, {"state_out"})
+    output = weakref.ref(streaming({})["y"])
+    assert output() is None
+    follows = NamedFeed({"state": np.ones(2)}, "next", follows={"state": "state_out"})
+    assert streaming.given(follows)["state"] is state

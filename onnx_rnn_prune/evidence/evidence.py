@@ -7,18 +7,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, Runs
+from onnx_rnn_prune.evidence.moments import LARGE, Matrix, MomentStore, Runs
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import fresh_name
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
+from onnx_rnn_prune.model.scratch import trim
 from onnx_rnn_prune.model.walk import tensors_of
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
@@ -33,7 +36,16 @@ SAMPLES = 64
 _PROBES = 8
 
 
-Seen = Mapping[str, list[Array]]
+Seen = dict[str, list[Any]]
+"""By tensor, an array, or what `numpy.asarray` makes one of, for every time it was computed."""
+
+
+def let_go(seen: Seen) -> None:
+    """Gives the memory of what one feed showed back before another one runs."""
+    size = sum(getattr(value, "nbytes", 0) for values in seen.values() for value in values)
+    seen.clear()
+    if size > LARGE:
+        trim()
 
 
 class Tapped:
@@ -72,14 +84,14 @@ class Tapped:
         )
         self._outputs = {*self._shown.outputs, *states.values()}
         self._runs = runs
-        self._streaming = Streaming(self._run)
+        self._streaming = Streaming(self._run, set(states.values()))
 
     def __call__(self, feed: Feed) -> Seen:
         """The tapped tensors of one feed, each with its value for every time it was computed."""
         values = self._streaming(feed)
         return self._shown.calls(values) | {name: [values[name]] for name in self._fed}
 
-    def _run(self, feed: Feed) -> dict[str, Array]:
+    def _run(self, feed: Feed) -> dict[str, npt.ArrayLike]:
         found = self._runs(feed, self._outputs, self._ask) if self._runs else self._ask(feed)
         return {**{name: feed[name] for name in self._fed}, **found}
 
@@ -112,7 +124,8 @@ class Tapped:
         names = [name for name in reader.taps(self._lookup) if name in seen]
         inside = [len(seen[name]) for name in names if self._is_inside(name)]
         for call in range(min(inside, default=1)):
-            yield {name: seen[name][call if self._is_inside(name) else 0] for name in names}
+            shown = {name: seen[name][call if self._is_inside(name) else 0] for name in names}
+            yield {name: np.asarray(value) for name, value in shown.items()}
 
     def _is_inside(self, name: str) -> bool:
         return name in self._shown.inner
@@ -258,5 +271,6 @@ def tally(
             if units.any():
                 np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
                 np.add.at(samples, reader.labels[units], len(signal))
+        let_go(taps)
     progress("calibrating", total, total)
     return Tally(moments, emphasis, weighed, absolute, samples, feeds.streams)

@@ -87,11 +87,11 @@ def blocks(rows: int) -> Iterator[slice]:
 
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
-_IN_FILE, _LARGE = 1 << 20, 1 << 23
+_IN_FILE, LARGE = 1 << 20, 1 << 23
 # Samples of so many bytes are worth summing up; so many of all names together are too much.
 _FEW, _MANY = 1 << 20, 1 << 25
-# What runs may take in files.
-_MOST_BYTES = 1 << 28
+# What runs may take in files; what of them is so large is read when it is looked at.
+_MOST_BYTES, _READ_LATE = 1 << 28, 1 << 14
 
 
 @dataclass
@@ -126,7 +126,7 @@ class MomentStore:
         count, mean = self._heads[name]
         small = self._small.get(name)
         comoment = np.load(self._path(name)) if small is None else small.copy()
-        if comoment.nbytes > _LARGE:
+        if comoment.nbytes > LARGE:
             trim()
         return Moments(count, mean, comoment)
 
@@ -162,7 +162,7 @@ class MomentStore:
         self._numbers.setdefault(name, len(self._numbers))
         with written_in(self._folder.name):
             np.save(self._path(name), moments.comoment)
-        if moments.comoment.nbytes > _LARGE:
+        if moments.comoment.nbytes > LARGE:
             trim()
 
     def gather(
@@ -234,7 +234,20 @@ class InFile:
 
 def put_away(values: Array) -> Array | InFile:
     """An array that is to be kept for long; in a file where it is large."""
-    return InFile(values) if values.nbytes > _LARGE else values
+    return InFile(values) if values.nbytes > LARGE else values
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An array at a place in a file; `numpy.asarray` reads it anew."""
+
+    path: Path
+    start: int
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return np.asarray(np.load(file, allow_pickle=False), dtype=dtype)
 
 
 class Runs:
@@ -245,14 +258,16 @@ class Runs:
 
     def __init__(self) -> None:
         self._folder = temporary_folder()
-        self._kept: dict[str, tuple[Path, list[str]]] = {}
+        self._kept: dict[str, tuple[Path, dict[str, _Place | None]]] = {}
         self._left = _MOST_BYTES
         self._small: dict[tuple[str, str], Matrix] = {}
 
     def __call__(
         self, feed: Feed, names: Collection[str], run: Callable[[Feed], dict[str, Array]]
-    ) -> dict[str, Array]:
+    ) -> Mapping[str, npt.ArrayLike]:
         """What the model gives for a feed; from a run, unless that is known.
+
+        What is large stays in its file, for `numpy.asarray` to read.
 
         Args:
             feed: it is not known again without a name.
@@ -260,14 +275,16 @@ class Runs:
             run: runs the model.
         """
         label = str(getattr(feed, "name", ""))
-        path, kept = self._kept.get(label, (None, []))
-        if path is not None and kept == sorted(names):
-            with path.open("rb") as file:
-                return {name: np.load(file, allow_pickle=False) for name in kept}
+        if label in self._kept and self._kept[label][1].keys() == set(names):
+            return self._known(label)
         found = run(feed)
         self._left -= sum(value.nbytes for value in found.values())
-        if label and path is None and self._left >= 0:
+        if label and label not in self._kept and self._left >= 0:
             self._keep(label, found)
+            if sum(value.nbytes for value in found.values()) > LARGE and label in self._kept:
+                found.clear()
+                trim()
+                return self._known(label)
         return found
 
     def recall(self, feed: Feed, what: str, make: Callable[[], Matrix]) -> Matrix:
@@ -280,17 +297,25 @@ class Runs:
             self._small[key] = found
         return self._small[key]
 
+    def _known(self, label: str) -> Mapping[str, npt.ArrayLike]:
+        path, places = self._kept[label]
+        with path.open("rb") as file:  # those without a place lie in it first
+            return {n: place or np.load(file, allow_pickle=False) for n, place in places.items()}
+
     def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
         """Another process runs feeds by itself: that takes less than to send what they gave."""
         return Runs, ()
 
     def _keep(self, label: str, found: Mapping[str, Array]) -> None:
-        path, names = Path(self._folder.name) / f"{len(self._kept)}.npy", sorted(found)
+        path = Path(self._folder.name) / f"{len(self._kept)}.npy"
+        places: dict[str, _Place | None] = {}
         try:
             with path.open("wb") as file:
-                for name in names:
+                for name in sorted(found, key=lambda name: found[name].nbytes > _READ_LATE):
+                    late = found[name].nbytes > _READ_LATE
+                    places[name] = _Place(path, file.tell()) if late else None
                     np.save(file, found[name], allow_pickle=False)
         except (OSError, ValueError):  # a full disk, or texts: these are run again
             path.unlink(missing_ok=True)
         else:
-            self._kept[label] = path, names
+            self._kept[label] = path, places

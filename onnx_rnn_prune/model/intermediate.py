@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,11 +90,11 @@ class IntermediateOutputs:
         """The tensors of the main graph that a run has to show."""
         return [*self.main, *(carrier.output for carrier in self.carriers)]
 
-    def calls(self, shown: Mapping[str, Array]) -> dict[str, list[Array]]:
-        """The values of each tensor, one for each time that its graph ran."""
-        found: dict[str, list[Array]] = {name: [] for name in self.inner}
+    def calls(self, shown: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The values of each tensor, one for each time that its graph ran; main ones untouched."""
+        found: dict[str, list[Any]] = {name: [] for name in self.inner}
         for carrier in self.carriers:
-            value = shown[carrier.output]
+            value = np.asarray(shown[carrier.output])
             turns = len(value) if carrier.stacks else 1
             carrier.read(value.reshape(-1), turns, found, 0)
         return found | {name: [shown[name]] for name in self.main}

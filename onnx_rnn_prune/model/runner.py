@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -327,11 +327,15 @@ class Streaming:
     """A model that is called with feeds in order, and carries its own states along.
 
     Where a feed goes on from the one before, its state inputs are replaced by what this model gave
-    for the call before; all other feeds are passed on as they are.
+    for the call before; all other feeds are passed on as they are. What it keeps of a call are the
+    outputs that `states` names, or all.
     """
 
-    def __init__(self, run: Callable[[Feed], Mapping[str, Any]]) -> None:
+    def __init__(
+        self, run: Callable[[Feed], Mapping[str, Any]], states: Collection[str] | None = None
+    ) -> None:
         self._run = run
+        self._states = states
         self._last: Mapping[str, Any] = {}
 
     def __call__(self, feed: Feed) -> Mapping[str, Any]:
@@ -342,12 +346,13 @@ class Streaming:
         """The next feed as the model gets it, with its own states."""
         if not isinstance(feed, NamedFeed) or not feed.follows:
             return feed
-        states = {name: self._last[output] for name, output in feed.follows.items()}
+        states = {name: np.asarray(self._last[out]) for name, out in feed.follows.items()}
         return NamedFeed({**feed, **states}, feed.name, feed.labels, feed.follows)
 
     def gave(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Takes the states that the model left, for the feed after this one."""
-        self._last = outputs
+        states = outputs if self._states is None else outputs.keys() & self._states
+        self._last = {name: outputs[name] for name in states}
         return outputs
 
 

@@ -13,12 +13,23 @@ NOBODY = -1
 
 def uniform(labels: Labels, axis: int) -> bool:
     """Whether labels do not change along an axis."""
+    if labels.strides[axis] == 0:
+        return True
     return bool(np.all(labels == labels.take([0], axis))) if labels.shape[axis] else True
 
 
 def varying_axes(labels: Labels) -> list[int]:
     """The axes along which labels change."""
     return [axis for axis in range(labels.ndim) if not uniform(labels, axis)]
+
+
+def repeated(labels: Labels) -> Labels:
+    """The same labels, read-only, those that are the same along an axis held once."""
+    held = labels
+    for axis in range(labels.ndim):
+        if labels.shape[axis] and uniform(labels, axis):
+            held = held.take([0], axis)
+    return np.broadcast_to(held, labels.shape)
 
 
 def squeeze_to(labels: Labels, axes: tuple[int, ...]) -> Labels | None:

@@ -178,7 +178,7 @@ class Layer:
         if directions is not None:
             sizes[directions] = self.directions
         labels = lanes.reshape(sizes)
-        return labels if shape is None else np.array(np.broadcast_to(labels, shape))
+        return labels if shape is None else np.broadcast_to(labels, shape)
 
     @property
     def sums(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

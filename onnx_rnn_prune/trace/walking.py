@@ -14,6 +14,7 @@ from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import node_key, places
 from onnx_rnn_prune.operators.labels import (
     Labels,
+    repeated,
     squeeze_to,
     tied_lanes,
     uniform,
@@ -171,6 +172,7 @@ class Walk:
 
     def place(self, name: str, labels: Labels, came: frozenset[Outlet], altered: str) -> None:
         """Puts labels on a tensor."""
+        labels = repeated(labels)
         self.labels[name], self.origins[name], self.altered[name] = labels, came, altered
         self.axes[name] = axis = self.axis_of(labels)
         self.ties.append(tied_lanes(labels, axis, self.units.lane_of))

@@ -7,6 +7,7 @@ from onnx_rnn_prune.operators.labels import (
     can_vanish,
     compress,
     kept,
+    repeated,
     same_order,
     squeeze_to,
     tied_lanes,
@@ -31,6 +32,14 @@ def test_axes_along_which_labels_change():
     assert squeeze_to(grid, (1,)).tolist() == [[0, 1, 2]]
     assert squeeze_to(grid, (0,)) is None
     assert uniform(np.zeros((0, 3), dtype=np.int64), 0)
+
+
+def test_labels_that_are_the_same_for_each_step_take_the_memory_of_one():
+    grid = np.tile(labels([0, 1, 2], [3, 4, 5]), (500, 1, 1))
+    held = repeated(grid)
+    assert np.array_equal(held, grid) and held.shape == grid.shape
+    assert held.base.nbytes == grid[0].nbytes
+    assert [uniform(held, axis) for axis in range(3)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
