@@ -134,6 +134,33 @@ def rnn(rng, activation="Tanh", width=WIDTH):
     return step
 
 
+def operator(rng, op, **choices):
+    """A step that an operator takes which stands in the body."""
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    sizes = {"W": (WIDTH,), "R": (UNITS,), "B": ()}
+    weights = {n: drawn(rng, 1, (1 + (n == "B")) * gates * UNITS, *s) for n, s in sizes.items()}
+
+    def step(g, x, h, c):
+        first = np.array([0])
+        given = [g.constant(value, f"{op}_{name}") for name, value in weights.items()]
+        states = [g("Unsqueeze", state, first) for state in (h, c)[: 1 + (op == "LSTM")]]
+        ends = g(
+            op,
+            g("Unsqueeze", x, first),
+            *given,
+            "",
+            *states,
+            outputs=2 + (op == "LSTM"),
+            hidden_size=UNITS,
+            **choices,
+        )
+        h, *c = (g("Squeeze", end, first) for end in ends[1:])
+        return h, *(c or [""])
+
+    step.cells = 1 + (op == "LSTM")
+    return step
+
+
 def unrolled(step, steps=STEPS, backwards=False, ends=False, change=None):
     """Steps one after another, on x [T, B, WIDTH], with the states before them as inputs."""
     g = Graph()
@@ -178,7 +205,8 @@ def repeated(
         zero: outputs are 0 where that is 0, not held.
         ends: whether the states after the last step are asked for, too.
         two: the step of a second cell that reads the first one's h.
-        joined: of a Loop, puts outputs into a sequence that is joined along this new axis.
+        joined: of a Loop, puts outputs into a sequence that is joined along this new axis, or by
+            ScatterND or ScatterElements into a tensor that was made before.
     """
     g, b = Graph(), Graph(prefix="b_")
     b.weights = g.weights
@@ -224,6 +252,22 @@ def repeated(
         last = "ys" if joined is None else "all"
         if joined is None:
             body = body_of(ports, [*ends_, (put, *STATE)], b)
+        elif isinstance(joined, str):
+            where = b("Reshape", at, np.array([1, 1]))
+            row = b("Unsqueeze", put, np.array([0]))
+            if joined == "ScatterElements":
+                where = b("Expand", b("Reshape", at, np.array([1, 1, 1])), b("Shape", row))
+            so_far = b(joined, "so_far", where, row, **({"axis": 0} if "El" in joined else {}))
+            body = body_of(
+                [*ports, ("so_far", TensorProto.FLOAT, ["time", "batch", UNITS])],
+                [*ends_, (so_far, TensorProto.FLOAT, ["time", "batch", UNITS])],
+                b,
+            )
+            sizes = g(
+                "Concat", g("Slice", shape, np.array([0]), np.array([2])), np.array([UNITS]), axis=0
+            )
+            inputs.append(g("Expand", np.zeros((1, 1, 1)), sizes))
+            last = "ys"
         else:
             grown = b("SequenceInsert", "so_far", put)
             body = body_of(ports, ends_, b)
@@ -231,7 +275,7 @@ def repeated(
                 side.append(helper.make_tensor_sequence_value_info(word, *STATE))
             inputs.append(g("SequenceEmpty"))
         g.nodes.append(helper.make_node("Loop", inputs, [*finals, last], "loop", body=body))
-        if joined is not None:
+        if isinstance(joined, int):
             join = {"axis": joined, "new_axis": 1}
             g.nodes.append(helper.make_node("ConcatFromSequence", [last], ["ys"], "join", **join))
     else:

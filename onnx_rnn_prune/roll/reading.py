@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.roll.form import Atom, Form, Leaf, Matrix, OpaqueError, Product
-from onnx_rnn_prune.roll.rules import RULES
+from onnx_rnn_prune.roll.rules import OPERATORS, RULES, operator_step
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
 # Of larger tensors nothing is read but that they are there.
@@ -136,6 +136,8 @@ class Reader:
             raise OpaqueError
         if node.op in MOVES or node.op == "Cast":
             return self._moved(node, given)
+        if node.op in OPERATORS and self.turning:
+            return self._step(node, given, shape)
         rule = RULES.get(node.op)
         if rule is None or any(item is None for item in given[:2]):
             raise OpaqueError
@@ -144,6 +146,18 @@ class Reader:
         if found.shape != tuple(shape) or (blends and not self.turning):
             raise OpaqueError
         return [self._named(found, node.outputs[0].name)]
+
+    def _step(
+        self, node: gs.Node, given: Sequence[Known | None], shape: tuple[int, ...]
+    ) -> list[Value]:
+        """An operator in a body, of which each turn is a step: Y is Y_h with an axis more."""
+        h, *cell = operator_step(self, node, given)
+        y = self._named(formed(h, shape, 3), node.outputs[0].name)
+        return [
+            y,
+            replace(y, labels=y.labels[0], plain=None),
+            *(formed(form, shape[1:], 2) for form in cell),
+        ]
 
     def _named(self, value: Value, name: str) -> Value:
         """Remembers where the values of an atom stand."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import evaluate
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update, source
 from onnx_rnn_prune.roll.reading import Reader
@@ -226,8 +228,11 @@ class Repeated:
             if not _is_read(output, self.builder.graph):
                 continue
             added = _added(initial, taken, given)
+            scattered = _scattered(taken, given)
             if source(given) is taken:
                 found.append((self.tensors[initial.name], output))
+            elif scattered is not None:
+                found.append((self._collected(scattered), output))
             elif added is not None:
                 found += self._gathered(added, output)
             else:
@@ -286,6 +291,40 @@ class Repeated:
             found.append((self.builder.from_matrix(data, laid, axis), reader.outputs[0]))
         return found
 
+    def _collected(self, node: gs.Node) -> gs.Tensor:
+        """What is made of the tensor in which each turn fills a place, until all are full."""
+        target, added = node.inputs[0], node.inputs[2]
+        shape = self.turns.readers[0].seen.shapes[target.name]
+        filled = [self._filled(node, reader, shape) for reader in self.turns.readers]
+        axes = [axis for axis, size in enumerate(shape) if size == self.turns.count]
+        last = self.turns.count - 1
+        for axis in axes:
+            places = [
+                np.flatnonzero((labels >= 0).any(axis=_others(axis, shape))) for labels in filled
+            ]
+            if any(len(place) != 1 for place in places):
+                continue
+            at = tuple(int(place[0]) for place in places)
+            parts = [np.take(labels, it, axis) for labels, it in zip(filled, at, strict=True)]
+            back = at != self.turns.read
+            if back and at != tuple(last - turn for turn in self.turns.read):
+                continue
+            if (parts[0] < 0).any() or any((part != parts[0]).any() for part in parts):
+                continue
+            data, value = self._all_steps(added, back)
+            moved = replace(value, labels=value.labels.reshape(-1)[parts[0]], plain=None)
+            return self.builder.from_matrix(data, shift(layout_of_value(moved), axis), axis)
+        raise NotRollableError(f"{target.name} is filled in no order of places")
+
+    def _filled(self, node: gs.Node, reader: Reader, shape: tuple[int, ...]) -> Array:
+        """What a turn fills of a tensor: the number of an entry that it puts there, or -1."""
+        where = reader.get(node.inputs[1])
+        size = reader.seen.shapes[node.inputs[2].name]
+        if not isinstance(where, np.ndarray):
+            raise NotRollableError(f"it depends on data where {node.inputs[0].name} is filled")
+        added = np.arange(np.prod(size, dtype=np.int64)).reshape(size)
+        return evaluate(node, [np.full(shape, -1), where, added], reader.opset)[0]
+
     def _with_mask(self, made: Made, updates: Sequence[Update], given: gs.Tensor) -> gs.Tensor:
         """All h, where steps do not count held or zero."""
         build, data = self.builder, made.steps
@@ -329,6 +368,20 @@ def _added(initial: gs.Tensor, taken: gs.Tensor, given: gs.Tensor) -> gs.Tensor 
     empty = bool(initial.inputs) and initial.inputs[0].op == "SequenceEmpty"
     at_end = len(node.inputs) < 3 or not node.inputs[2].name
     return node.inputs[1] if empty and at_end else None
+
+
+def _scattered(taken: gs.Tensor, given: gs.Tensor) -> gs.Node | None:
+    """What puts a part into a tensor that is read by nothing else in the body."""
+    kept = source(given)
+    node = kept.inputs[0] if kept.inputs else None
+    if node is None or node.op not in ("ScatterND", "ScatterElements"):
+        return None
+    only = source(node.inputs[0]) is taken and node.attrs.get("reduction", "none") == "none"
+    return node if only else None
+
+
+def _others(axis: int, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(other for other in range(len(shape)) if other != axis)
 
 
 def shift(layout: Layout, axis: int) -> Layout:

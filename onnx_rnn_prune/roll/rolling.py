@@ -21,6 +21,7 @@ from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
 from onnx_rnn_prune.roll.rewrite import Builder
+from onnx_rnn_prune.roll.rules import OPERATORS
 from onnx_rnn_prune.roll.seeing import element_types, see
 from onnx_rnn_prune.roll.steps import (
     Chain,
@@ -233,7 +234,10 @@ class _Model:
         items = recurrences(turns)
         if not items:
             raise NotRollableError("no cell was recognised in its body")
+        operators = {t.name for n in turns.body.nodes if n.op in OPERATORS for t in n.outputs}
         for item in items:
+            if item.chain.steps[0].output.tensor in operators:  # it is its own equations
+                continue
             nodes = [*before, *turns.bindings(0), *turns.body.nodes]
             first = turns.readers[0]
             prove_step(nodes, item.chain.steps[0], first.seen, first.known, graph.opset)

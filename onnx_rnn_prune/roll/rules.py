@@ -26,6 +26,9 @@ FUNCTIONS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "LeakyRelu": (("alpha", 0.01),),
     "ThresholdedRelu": (("alpha", 1.0),),
 }
+# Gates and usual activations of the operators.
+OPERATORS = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 # The part of a line between 0 and 1, of which each HardSigmoid is one.
 CLIPPED = "Clipped"
 
@@ -237,6 +240,67 @@ def _spread(value: Value, shape: tuple[int, ...]) -> Value:
 def _result(reader: Source, node: gs.Node, form: Form, axis: int) -> Value:
     """The value of a node's output."""
     return formed(form, reader.shape(node), axis)
+
+
+def operator_step(reader: Source, node: gs.Node, given: Given) -> list[Form]:
+    """What an operator of one step gives: h, and of an LSTM c.
+
+    Raises:
+        OpaqueError: it takes more, does not start from a state, or has what templates have not.
+    """
+    x, w, r, b, lengths, h, c, peepholes = (*given, *[None] * 8)[:8]
+    known = isinstance(x, Value) and x.shape[0] == 1 and isinstance(h, Value)
+    if not known or lengths is not None or peepholes is not None or _is_special(node):
+        raise OpaqueError
+    if not isinstance(w, np.ndarray) or not isinstance(r, np.ndarray):
+        raise OpaqueError
+    assert isinstance(x, Value) and isinstance(h, Value)
+    gates = OPERATORS[node.op]
+    units = r.shape[-1]
+    bias = np.zeros(2 * gates * units) if b is None else np.asarray(b, np.float64).reshape(-1)
+    own, recurrent = (np.split(part, gates) for part in np.split(bias, 2))
+    state = h.along(2)
+
+    def total(form: Form, weight: Array, number: int) -> Form:
+        return form.then(reader.matrix(np.split(weight[0], gates)[number], True))
+
+    sums = [total(x.along(2), w, n).plus(Form.constant(own[n])) for n in range(gates)]
+    again = [total(state, r, n).plus(Form.constant(recurrent[n])) for n in range(gates)]
+    acts = _activations(node)
+    if node.op == "RNN":
+        return [acts[0](sums[0].plus(again[0]))]
+    if node.op == "LSTM":
+        if not isinstance(c, Value):
+            raise OpaqueError
+        i, o, f, g = (one.plus(two) for one, two in zip(sums, again, strict=True))
+        new = acts[0](f).times(c.along(2)).plus(acts[0](i).times(acts[1](g)))
+        return [acts[0](o).times(acts[2](new)), new]
+    z, reset = (acts[0](sums[n].plus(again[n])) for n in (0, 1))
+    if node.attrs.get("linear_before_reset", 0):
+        candidate = reset.times(again[2])
+    else:
+        candidate = total(reset.times(state), r, 2).plus(Form.constant(recurrent[2]))
+    n = acts[1](sums[2].plus(candidate))
+    return [z.times(state).plus(n).plus(z.times(n), -1.0)]
+
+
+def _is_special(node: gs.Node) -> bool:
+    """Whether an operator has what templates have not."""
+    numbers = ("clip", "input_forget", "layout", "activation_alpha", "activation_beta")
+    names = node.attrs.get("activations", ())
+    plain = all(FUNCTIONS.get(name, True) == () for name in names)
+    return (
+        node.attrs.get("direction", "forward") != "forward"
+        or not plain
+        or any(node.attrs.get(key) for key in numbers)
+    )
+
+
+def _activations(node: gs.Node) -> list[Callable[[Form], Form]]:
+    def function(name: str) -> Callable[[Form], Form]:
+        return lambda form: Form.of(Activation(name, (), form))
+
+    return [function(name) for name in node.attrs.get("activations", _USUAL[node.op])]
 
 
 RULES: Mapping[str, Rule] = {

@@ -89,25 +89,40 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
     named: dict[bytes, list[str]] = {}
     for node in nodes:
         reader.read(node)
-        for tensor in node.outputs:
-            value = reader.known.get(tensor.name)
-            if not isinstance(value, Value) or value.form is None or node.op in MOVES:
-                continue
-            named.setdefault(value.form.key, []).append(tensor.name)
-            step = _solved(value.form, tensor.name in states, plain)
+        forms = _forms(reader, node)
+        for form, names in forms.values():
+            named.setdefault(form.key, []).extend(names)
+        for form, names in forms.values():
+            is_state = not states.isdisjoint(names)
+            step = _solved(form, is_state, plain) if _form(reader, names[0]) is form else None
             if step is not None:
-                output = _cut(reader, [tensor.name])
+                output = _cut(reader, names)
                 cell = step.next_cell
                 known = named.get(cell.key, []) if cell is not None else []
                 found.append(Found(step, output, _cut(reader, known) if known else None))
                 if step.op == "RNN":
                     plain[output.key] = step
-            elif tensor.name in states and _may_be_first(value.form):
-                for form in _within(value.form):
-                    if form.key in named:
-                        reader.firsts[_cut(reader, named[form.key]).key] = form
-                reader.firsts[_cut(reader, [tensor.name]).key] = value.form
+            elif is_state and _may_be_first(form):
+                for inner in _within(form):
+                    if inner.key in named:
+                        reader.firsts[_cut(reader, named[inner.key]).key] = inner
+                reader.firsts[_cut(reader, names).key] = form
     return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
+
+
+def _form(reader: Reader, name: str) -> Form | None:
+    value = reader.known.get(name)
+    return value.form if isinstance(value, Value) else None
+
+
+def _forms(reader: Reader, node: gs.Node) -> dict[bytes, tuple[Form, list[str]]]:
+    """The forms of a node's outputs, with their names: an operator puts its last h out twice."""
+    found: dict[bytes, tuple[Form, list[str]]] = {}
+    for tensor in node.outputs if node.op not in MOVES else ():
+        form = _form(reader, tensor.name)
+        if form is not None:
+            found.setdefault(form.key, (form, []))[1].append(tensor.name)
+    return found
 
 
 def _solved(form: Form, is_state: bool, before: Mapping[Key, Step]) -> Step | None:

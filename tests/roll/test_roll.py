@@ -21,6 +21,7 @@ from rolling import (
     feeds,
     gru,
     lstm,
+    operator,
     operators,
     random_model,
     repeated,
@@ -184,6 +185,29 @@ def test_sequences_that_a_loop_fills_roll(mask, axis):
     model, _ = rolled(proto, long_and_short(proto))
     assert len(operators(model)) == 1
     assert not {item.op_type for item in model.graph.node} & {"Loop", "ConcatFromSequence"}
+
+
+@pytest.mark.parametrize("how", ["ScatterND", "ScatterElements"])
+@pytest.mark.parametrize(("mask", "backwards"), [(None, True), ("where", False), (None, False)])
+def test_tensors_that_a_loop_fills_roll(how, mask, backwards):
+    step = lstm(np.random.default_rng(3))
+    proto = repeated(step, "Loop", backwards, mask, joined=how, ends=True)
+    model, _ = rolled(proto, long_and_short(proto))
+    assert len(operators(model)) == 1
+    assert not {item.op_type for item in model.graph.node} & {"Loop", how}
+
+
+@pytest.mark.parametrize("way", ["Loop", "Scan", "masked Loop"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "GRU linear_before_reset", "RNN", "RNN Relu"])
+def test_operators_of_one_step_leave_a_body(op, way):
+    op, _, more = op.partition(" ")
+    choices = {"activations": [more]} if op == "RNN" and more else {more: 1} if more else {}
+    step = operator(np.random.default_rng(3), op, **choices)
+    mask = "where" if "masked" in way else None
+    proto = repeated(step, way.split()[-1], mask=mask, ends=True)
+    model, found = rolled(proto, long_and_short(proto))
+    assert [node.op_type for node in operators(model)] == [op], found.left
+    assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
 
 
 def test_two_cells_in_one_body_become_two_operators():
