@@ -403,18 +403,7 @@ def inspect(
     """The layers of a model, what they cost, and where their units end.
 
     Also recurrences that an exporter wrote out, which of them become layers, and what to do about
-    the others.
-
-    Args:
-        model: a path or a model; it is not changed.
-        data: inputs to measure time on, see `data.open_feeds`; made up where there are none.
-        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
-        stream: as in `prune`.
-        layers: which layers to look at, as in `prune`.
-        freeze: inputs to fix to one value, by name.
-        roll: as in `prune`.
-        seed: for made-up inputs.
-        progress: is told how far the work is.
+    the others. Arguments are as in `prune`; time is measured on `data`.
 
     Raises:
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.

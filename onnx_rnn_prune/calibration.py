@@ -162,15 +162,11 @@ def stream_row(
 
 def opened_feeds(opened: OpenedModel, source: object, stream: bool | None) -> Feeds:
     """The user's data as feeds for a model, see `feeds_for`."""
-    return feeds_for(opened.model, opened.document, opened.run, source, stream)
+    return feeds_for(opened.document, opened.run, source, stream)
 
 
 def feeds_for(
-    model: onnx.ModelProto,
-    document: Document,
-    run: Callable[[], Runner],
-    source: object,
-    stream: bool | None,
+    document: Document, run: Callable[[], Runner], source: object, stream: bool | None
 ) -> Feeds:
     """The user's data as feeds for a model, joined to streams where they follow one another.
 
@@ -182,8 +178,8 @@ def feeds_for(
     Raises:
         PruneError: data cannot be read, or `stream` does not suit the model.
     """
-    ports = signature.inputs(model)
-    pairs = possible_pairs(ports, signature.outputs(model))
+    ports = signature.inputs(document.source)
+    pairs = possible_pairs(ports, signature.outputs(document.source))
     left_out = state_inputs(document) | ({name for name, _ in pairs} if stream else set())
     feeds, runner = open_feeds(source, ports, frozenset(left_out)), cache(run)
     return as_streams(feeds, pairs, known_states(document), lambda feed: runner()(feed), stream)

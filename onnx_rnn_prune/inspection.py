@@ -296,17 +296,14 @@ def compare(
 ) -> CompareReport:
     """How far the outputs of b are from those of a, and how size and latency compare.
 
+    Other arguments are as in `api.prune`; in streams, each model carries its own states along.
+
     Args:
         a: the original, a path or a model.
         b: the other one.
-        data: inputs, see `data.open_feeds`; made up where there are none.
-        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
-        stream: whether inputs follow one another, see `api.prune`; each model carries its own
-            states along.
         max_nrmse: the largest deviation of an output that passes.
         freeze: inputs to fix to one value, by name, in those of the models that have them.
         threads: of a run that is timed.
-        seed: for made-up inputs.
     """
     options = Options.of(locals())
     asked, most = options.inputs, options.target.max_nrmse
@@ -437,7 +434,7 @@ def _feeds(model: onnx.ModelProto, asked: Inputs, runner: Runner) -> Feeds:
         if not isinstance(document, Document):
             document = Document.read(document)
         return made_up(document, runner, asked)
-    return feeds_for(model, Document.read(model), lambda: runner, asked.data, asked.stream)
+    return feeds_for(Document.read(model), lambda: runner, asked.data, asked.stream)
 
 
 def _name(source: ModelSource, otherwise: str) -> str:

@@ -57,12 +57,7 @@ def roll(
     Each is proven: one step in double precision to 1e-10, the whole model in onnxruntime to 1e-5.
     What cannot be proven stays as it is, and the report says why.
 
-    Args:
-        model: a path or a model; it is not changed.
-        data: inputs to prove and to time it on, too, see `data.open_feeds`.
-        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
-        seed: for made-up inputs.
-        progress: is told how far the work is.
+    Arguments are as in `api.prune`; the model is proven and timed on `data` as well.
 
     Raises:
         PruneError: it is no model, does not load, or no inputs can be made up for it.
@@ -78,7 +73,7 @@ def roll(
     progress("rolling", 0, None)
     feeds: list[Feed] = []
     if data is not None:
-        given = feeds_for(original, document, lambda: before, data, None)
+        given = feeds_for(document, lambda: before, data, None)
         feeds = [dict(feed) for feed, _ in zip(given, range(_MOST_FEEDS), strict=False)]
     feeds += proof_feeds(document, before, asked.size or {}, asked.seed)
     found = roll_document(document, feeds, _FEWEST)

@@ -197,12 +197,11 @@ def sensitivity(given: Given) -> None:
     if png is not None:
         report.need_matplotlib()
     found = _called(api.sensitivity, given)
-    picture = None if png is None else report.sensitivity_png(found)
     show(found, report.sensitivity_table, given["as_json"])
-    if png is not None and picture is not None:
-        write_atomically(png, picture)
-    if png is not None and not given["as_json"]:
-        say_written(png)
+    if png is not None:
+        write_atomically(png, report.sensitivity_png(found))
+        if not given["as_json"]:
+            say_written(png)
 
 
 @_command(

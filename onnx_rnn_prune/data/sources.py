@@ -121,33 +121,22 @@ class Streamed:
     def run(self) -> Iterator[tuple[bool, RawFeed]]:
         """Runs the user's own code, whose exceptions of any type are the user's to mend."""
         try:
-            feeds = flat(self._start())
+            for number, feed in enumerate(flat(self._start())):
+                if number == _MOST_FEEDS:
+                    raise PruneError(
+                        f"there are {_MOST_FEEDS} feeds in it, and it may never end",
+                        where=self.name,
+                        remedy="give fewer feeds",
+                    )
+                yield feed
         except PruneError:
             raise
         except FAILURES as error:
-            raise self._failed(error) from error
-        for _ in range(_MOST_FEEDS):
-            try:
-                feed = next(feeds)
-            except StopIteration:
-                return
-            except PruneError:
-                raise
-            except FAILURES as error:
-                raise self._failed(error) from error
-            yield feed
-        raise PruneError(
-            f"there are {_MOST_FEEDS} feeds in it, and it may never end",
-            where=self.name,
-            remedy="give fewer feeds",
-        )
-
-    def _failed(self, error: BaseException) -> PruneError:
-        return PruneError(
-            f"making the feeds failed with {type(error).__name__}: {error}",
-            where=self.name,
-            remedy="fix the code that makes them",
-        )
+            raise PruneError(
+                f"making the feeds failed with {type(error).__name__}: {error}",
+                where=self.name,
+                remedy="fix the code that makes them",
+            ) from error
 
 
 _FORMS = "give a dict of arrays, an iterable of such dicts, or a function that returns one"

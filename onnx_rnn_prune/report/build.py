@@ -116,14 +116,11 @@ def total_rows(opened: OpenedModel, after: onnx.ModelProto) -> Totals:
 def environment() -> Environment:
     """Where something is measured."""
     # Versions are of what changes how, or how fast, a model computes.
+    packages = ("onnx_rnn_prune", "onnx", "onnxruntime", "onnx_graphsurgeon", "numpy")
     return Environment(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         python=platform.python_version(),
-        onnx_rnn_prune=_version("onnx_rnn_prune"),
-        onnx=_version("onnx"),
-        onnxruntime=_version("onnxruntime"),
-        onnx_graphsurgeon=_version("onnx_graphsurgeon"),
-        numpy=_version("numpy"),
+        **{name: _version(name) for name in packages},
         platform=platform.platform(),
         cpu_count=os.cpu_count(),
     )

@@ -159,6 +159,10 @@ def _ticked(low: float, high: float, step: float, label: str) -> Axis:
     return Axis(low, high, ticks, digits, label, power)
 
 
+# Room around a plot, for the numbers at its axes.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 26, 36
+
+
 @dataclass(frozen=True)
 class Frame:
     """The place of a plot: two axes, and where they lie."""
@@ -167,16 +171,11 @@ class Frame:
     y: Axis
     width: int = 360
     height: int = 212
-    left: int = 42
-    right: int = 12
-    top: int = 26
-    bottom: int = 36
 
     def at(self, x: float, y: float) -> Point:
         """Where a point lies in the picture."""
-        across = self.width - self.left - self.right
-        up = self.height - self.top - self.bottom
-        return self.left + across * self.x.share(x), self.top + up * (1 - self.y.share(y))
+        across, up = self.width - _LEFT - _RIGHT, self.height - _TOP - _BOTTOM
+        return _LEFT + across * self.x.share(x), _TOP + up * (1 - self.y.share(y))
 
     def across(self, y: float) -> list[Point]:
         """The ends of a line at one height."""
@@ -189,7 +188,7 @@ class Frame:
         for tick in self.y.ticks:
             ends = self.across(tick)
             parts.append(Line(ends, "grid"))
-            parts.append(Text((self.left - 6, ends[0][1] + 3.5), self.y.written(tick), "tick end"))
+            parts.append(Text((_LEFT - 6, ends[0][1] + 3.5), self.y.written(tick), "tick end"))
         for tick in self.x.ticks:
             place = self.at(tick, self.y.low)[0]
             parts.append(Line([(place, start[1]), (place, start[1] + 4)], "base"))
