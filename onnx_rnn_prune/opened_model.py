@@ -18,6 +18,7 @@ from onnx_rnn_prune.model.document import Document, inline_layers
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runnable import unknown_type
 from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
@@ -34,7 +35,9 @@ from onnx_rnn_prune.passes.layout import (
     UniqueNames,
 )
 from onnx_rnn_prune.roll.feeding import proof_feeds
+from onnx_rnn_prune.roll.loops import REPEATING
 from onnx_rnn_prune.roll.rolling import Rolling, roll
+from onnx_rnn_prune.roll.rules import OPERATORS
 from onnx_rnn_prune.trace.dataflow import carried_products
 from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence, advice, find_decomposed
 from onnx_rnn_prune.trace.invalid_nodes import InvalidNode, find_invalid_nodes
@@ -251,13 +254,25 @@ def follow(
 
 def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | None:
     """The document with layers where recurrences were written out; None where there are none."""
-    if not find_decomposed(document.graph):
+    if not find_decomposed(document.graph) and not _has_operators_in_turns(document):
         return None
     try:
         feeds = proof_feeds(document, Runner(model, name=name))
         return roll(document, feeds, fewest=1)
     except PruneError as error:  # it does not run, or not on what can be made up
         return Rolling(document, left={name: error.what})
+
+
+def _has_operators_in_turns(document: Document) -> bool:
+    """Whether a body that is repeated holds layers, which are faster outside of it."""
+    turning = [
+        place.graph
+        for place in places(document.graph)
+        if place.way and place.way[-1][0].op in REPEATING
+    ]
+    return any(
+        node.op in OPERATORS and not node.domain for graph in turning for node in graph.nodes
+    )
 
 
 def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:

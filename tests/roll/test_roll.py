@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnx_rnn_prune import PruneError
+from onnx_rnn_prune import PruneError, prune
 from onnx_rnn_prune import roll as roll_file
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.model.document import Document
@@ -208,6 +208,12 @@ def test_operators_of_one_step_leave_a_body(op, way):
     model, found = rolled(proto, long_and_short(proto))
     assert [node.op_type for node in operators(model)] == [op], found.left
     assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
+
+
+def test_prune_takes_operators_out_of_a_loop_first():
+    report = prune(repeated(operator(np.random.default_rng(3), "LSTM")), keep=0.5).report
+    assert [(row.op, row.kind) for row in report["rolled"]] == [("LSTM", "loop")]
+    assert [layer["name"] for layer in report["layers"]] == ["loop/LSTM"]
 
 
 def test_two_cells_in_one_body_become_two_operators():
