@@ -44,9 +44,9 @@ import onnx_rnn_prune
 import rolling
 from onnx_rnn_prune import cli
 from onnx_rnn_prune.model import signature
-from onnx_rnn_prune.model.checks import tensors
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.walk import messages
 from onnx_rnn_prune.text import visible
 from onnx_rnn_prune.trace.plan import fingerprint
 from oracle.around import draw_around
@@ -298,11 +298,11 @@ def fitting(model: onnx.ModelProto, seed: int) -> dict[str, Any]:
 
 
 # Those that do the most; a cache that means nothing keeps none of them from doing all of it.
-SLOW = ["prune", "apply", "search", "sensitivity", "bench", "inspect", "roll"]
+DEEP = ["prune", "prune", "apply", "apply", "search", "sensitivity", "bench", "inspect", "roll"]
 
 
 def draw_command(rng: random.Random, broken: list[str], model: onnx.ModelProto) -> list[str]:
-    wanted = {"plan": ["apply"], "study": ["search", "sensitivity"], "cache": SLOW}
+    wanted = {"plan": ["apply"], "study": ["search", "sensitivity"], "cache": DEEP}
     every = [
         "inspect",
         "prune",
@@ -508,7 +508,7 @@ def changed(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
 def put_apart(case: Case, model: onnx.ModelProto, broken: bool) -> None:
     """Weights in a file, or said to be in one that is not theirs to read."""
     content = b""
-    for tensor in list(tensors(model)):
+    for tensor in list(messages(model, onnx.TensorProto)):
         if not tensor.raw_data or case.rng.random() < 0.3:
             continue
         place = {"location": "weights.bin", "offset": str(len(content)), "length": None}
