@@ -27,9 +27,9 @@ from onnx_rnn_prune.model.edit import (
 )
 from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key
+from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, place_of
 from onnx_rnn_prune.operators.feed_forward import all_layers
-from onnx_rnn_prune.operators.labels import Labels, varying_axes
+from onnx_rnn_prune.operators.labels import Labels, squeeze_to, varying_axes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import STATES
@@ -118,20 +118,27 @@ class Widen:
         for edge in self.trace.edges:
             reader = (nodes[edge.consumer], edge.slot) if edge.consumer else None
             readers.setdefault(edge.tensor, []).append(reader)
+        shared: dict[tuple[object, ...], gs.Constant] = {}
         for name, reading in readers.items():
             assert weight is not None
-            order, eye = _units_last(self.trace.labels[name], self.trace.axes[name])
+            labels, axis = self.trace.labels[name], self.trace.axes[name]
             inner, full = _apart(graph, name, [item for item in reading if item is not None])
-            made = _products(graph, inner, full, order, eye.astype(weight.dtype))
-            maker = inner.inputs[0] if inner.inputs else None
-            for node in made if maker is None else reversed(made):
-                if maker is None:
-                    insert_before(graph, node, before=full.outputs[0])
+            place = inner.inputs[0] if inner.inputs else full.outputs[0]
+            order, matrices = _units_last(labels, axis)
+            lines = squeeze_to(labels, (axis, *varying_axes(labels)))
+            assert lines is not None
+            key = (id(place_of(graph, place).graph), lines.shape, lines.tobytes())
+            if key not in shared:  # one for all steps that are written out
+                eye = matrices.astype(weight.dtype)
+                shared[key] = add_constant(graph, f"{OWN}{name}_restore_weight", eye)
+            made = _products(graph, inner, full, order, shared[key])
+            for node in reversed(made) if inner.inputs else made:
+                if inner.inputs:
+                    insert_node(graph, node, after=place)
                 else:
-                    insert_node(graph, node, after=maker)
+                    insert_before(graph, node, before=place)
             product = next(node for node in made if node.op == "MatMul")
-            matrices = product.inputs[1].values
-            add_zero(graph, product, bias_shape(matrices, 1), matrices)
+            add_zero(graph, product, bias_shape(matrices, 1), shared[key].values)
         return bool(readers)
 
 
@@ -180,11 +187,10 @@ def _apart(
 
 
 def _products(
-    graph: gs.Graph, inner: gs.Tensor, full: gs.Tensor, order: list[int], eye: Array
+    graph: gs.Graph, inner: gs.Tensor, full: gs.Tensor, order: list[int], weight: gs.Constant
 ) -> list[gs.Node]:
     """Nodes that multiply the axis that an order puts last with a matrix."""
     label = fresh_name(graph, f"{OWN}{inner.name}_restore")
-    weight = add_constant(graph, f"{label}_weight", eye)
     if order == sorted(order):
         return [gs.Node("MatMul", label, inputs=[inner, weight], outputs=[full])]
     turned = [gs.Variable(fresh_name(graph, f"{label}_{end}"), dtype=full.dtype) for end in "io"]

@@ -8,7 +8,7 @@ to it where a Loop or Scan carries it from turn to turn.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -30,6 +30,11 @@ _PRODUCTS: tuple[Rule, ...] = (
     contracts.integer_matmul,
     contracts.quantized_matmul,
 )
+# What normalizes a state leaves one; written out, that ends with a Div.
+_NORMALIZING = frozenset(
+    ("Div", "GroupNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization",
+     "MeanVarianceNormalization", "SimplifiedLayerNormalization")
+)  # fmt: skip
 # Of what others read, only the first input goes on.
 _MOVES: tuple[Rule, ...] = (moves.move, moves.pad, moves.pass_on, quantizes.in_steps)
 _MEETS: tuple[Rule, ...] = (meets.meet, meets.normalize, moves.concat, quantizes.quantize)
@@ -110,8 +115,13 @@ def reach(
     return found
 
 
-def dataflow(graph: gs.Graph) -> Dataflow:
-    """Follows the values of a graph in which tensors of different bodies have different names."""
+def dataflow(graph: gs.Graph, through: Container[str] = ()) -> Dataflow:
+    """Follows the values of a graph in which tensors of different bodies have different names.
+
+    Args:
+        graph: the graph.
+        through: operators whose first input goes on as well.
+    """
     nodes = tuple(all_nodes(graph))
     links = [link for node in nodes for link in links_of(node)]
     found = _Weights(links)
@@ -119,7 +129,7 @@ def dataflow(graph: gs.Graph) -> Dataflow:
     after: Edges = {}
     for node in nodes:
         made = {out.name: None for out in node.outputs if out.name}
-        for tensor in _going_on(node):
+        for tensor in node.inputs[:1] if node.op in through else _going_on(node):
             if tensor.name:
                 after.setdefault(tensor.name, {}).update(made)
     for source, target, _ in links:
@@ -175,21 +185,40 @@ def carried_products(graph: gs.Graph) -> frozenset[str]:
     """Keys of the products whose sums are in a state: **recurrent layers without an operator**.
 
     A state is a value that comes back to itself, from turn to turn of a Loop or Scan, or because
-    steps that were written one after another share a weight. What multiplies with such a weight,
-    and what reaches the state through no other product, makes entries of the state.
+    steps that were written one after another share a weight; or one in which the products of three
+    such steps meet. What multiplies with such a weight, and what reaches the state through no other
+    product, makes entries of the state.
     """
     turning = any(node.op in ("Loop", "Scan") for node in all_nodes(graph))
     weights = [node.inputs[1].name for node in all_nodes(graph) if rule_of(node) in _PRODUCTS[:3]]
     if not turning and len(set(weights)) == len(weights):
         return frozenset()
-    flow = dataflow(graph)
+    flow = dataflow(graph, _NORMALIZING)
     states = set().union(*circles(flow))
+    for product in flow.products.values():
+        states |= _meeting(flow, product)
     found: set[str] = set()
     for vertex, product in flow.products.items():
         made = reach(flow.after, [vertex], lambda item: item in flow.products)
         if vertex in states or states & (made - flow.products.keys()):
             found.update(map(node_key, product.nodes))
     return frozenset(found)
+
+
+def _meeting(flow: Dataflow, product: Product) -> set[Vertex]:
+    """The tensors in which the first three steps of a product meet, entry by entry."""
+    if len(product.nodes) < 3:
+        return set()
+    beside = {t.name for node in flow.nodes if node.op == "Concat" for t in node.outputs}
+    steps = [
+        reach(
+            flow.after,
+            [out.name for out in node.outputs],
+            lambda v: v in flow.products or v in beside,
+        )
+        for node in product.nodes[:3]
+    ]
+    return set.intersection(*steps) - beside - flow.products.keys()
 
 
 def _going_on(node: gs.Node) -> list[gs.Tensor]:

@@ -108,13 +108,6 @@ def state_inputs(document: Document) -> frozenset[str]:
     return frozenset(found & inputs)
 
 
-def moved_inputs(document: Document, tensor: gs.Tensor) -> bool:
-    """Whether a tensor is nothing but entries of inputs of the model."""
-    known = {id(port) for port in document.graph.inputs}
-    sources = list(_sources(tensor, _MOVING))
-    return bool(sources) and all(id(source) in known for source in sources)
-
-
 def plain_outputs(document: Document) -> tuple[str, ...]:
     """The outputs that are not just states; all of them where there are no others."""
     outputs, states = [t.name for t in document.graph.outputs], state_outputs(document)

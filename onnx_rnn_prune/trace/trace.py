@@ -136,15 +136,18 @@ def _stopped(start: Start, found: Walk, whole: Container[str], left: dict[str, s
     if not found.stops and not found.crossed:
         return replace(start, edges={**start.edges, **found.edge_stops})
     divided = _divided(start.layers, found.parts)
-    split = {new.name for new, old in zip(divided, start.layers, strict=True) if new is not old}
-    stops = {outlet: text for outlet, text in found.stops.items() if outlet.layer not in split}
-    closed = {**start.closed, **stops}
+    if any(new is not old for new, old in zip(divided, start.layers, strict=True)):
+        # Others may have been stopped by what could not flow on, and units get other numbers.
+        return replace(
+            start, layers=divided, units=_number(divided), carried={}, known={}, edges={}
+        )
+    closed = {**start.closed, **found.stops}
     gone = {outlet.layer: text for outlet, text in closed.items() if outlet.layer in whole}
     gone |= found.crossed
     start = replace(start, closed=closed, edges={}, known={})
-    if gone or split:  # all units have other numbers then
+    if gone:  # all units have other numbers then
         left |= gone
-        layers = tuple(layer for layer in divided if layer.name not in left)
+        layers = tuple(layer for layer in start.layers if layer.name not in left)
         start = replace(start, layers=layers, units=_number(layers), carried={})
     return start
 

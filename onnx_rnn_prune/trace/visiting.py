@@ -12,7 +12,7 @@ where 0 is not what comes of 0, the labels say what altered it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -31,7 +31,6 @@ from onnx_rnn_prune.operators.labels import (
 )
 from onnx_rnn_prune.operators.layers import find_duplicates
 from onnx_rnn_prune.operators.table import Flow, Step, Stop, operator_of, rule_of
-from onnx_rnn_prune.trace.states import moved_inputs
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.trace.walking import (
     GRAPH_OUTPUT,
@@ -41,7 +40,6 @@ from onnx_rnn_prune.trace.walking import (
     Outlet,
     Start,
     Walk,
-    is_select,
     meet,
     title_of,
 )
@@ -281,6 +279,7 @@ def _make_step(
         observation.shapes.get(tensor.name) if value is None else value.shape
         for tensor, value in zip(node.inputs, constants, strict=True)
     )
+    all_came = frozenset().union(*(outlets for outlets in arriving if outlets))
     inputs = [
         (tensor.name if came else None) for tensor, came in zip(node.inputs, arriving, strict=True)
     ]
@@ -297,20 +296,16 @@ def _make_step(
         altered=tuple("" if name is None else walk.altered[name] for name in inputs),
         own=walk.units.lanes.get(walk.layers.get(node_key(node), "")),
         yielding=tuple(
-            came is None and value is None and _yields(walk, tensor, arriving)
+            came is None and value is None and _yields(walk, tensor, all_came)
             for tensor, came, value in zip(node.inputs, arriving, constants, strict=True)
         ),
     )
 
 
-def _yields(walk: Walk, tensor: gs.Tensor, arriving: Sequence[frozenset[Outlet] | None]) -> bool:
-    """Whether a value without units takes those that it meets: it is where a state starts."""
-    if tensor.name in walk.pending:
-        return True
-    came = frozenset().union(*(outlets for outlets in arriving if outlets))
-    if not tensor.name or not {outlet.layer for outlet in came} <= walk.start.recurrent:
-        return False
-    return is_select(tensor) or is_zero(tensor) or moved_inputs(walk.start.document, tensor)
+def _yields(walk: Walk, tensor: gs.Tensor, came: frozenset[Outlet]) -> bool:
+    """Whether a value without units takes those that it meets: entries are picked of it."""
+    held = {outlet.layer for outlet in came} <= walk.start.recurrent
+    return bool(tensor.name) and (held or tensor.name in walk.pending)
 
 
 def _answer(step: Step, lane_of: Ids) -> Flow | Stop:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
-from onnx_rnn_prune.model.walk import node_key, places
+from onnx_rnn_prune.model.walk import node_key
 from onnx_rnn_prune.operators.labels import (
     Labels,
     repeated,
@@ -21,9 +21,8 @@ from onnx_rnn_prune.operators.labels import (
     unit_axis,
     varying_axes,
 )
-from onnx_rnn_prune.operators.layers import Layer, find_duplicates
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.table import Bound
-from onnx_rnn_prune.trace.dataflow import links_of
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.states import Carried
 from onnx_rnn_prune.trace.units import Ids, Units
@@ -151,7 +150,6 @@ class Walk:
     pending: set[str] = field(default_factory=set)
     outside: set[str] = field(default_factory=set)
     handed_on: set[str] = field(default_factory=set)
-    before: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
 
     def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
         """The outlets whose units arrive at an input, or None where none do."""
@@ -206,49 +204,16 @@ class Walk:
     def stop_at(self, edge: Edge, came: frozenset[Outlet], reason: str, parts: int = 1) -> None:
         """Labels can flow no further than to an edge, where full width may do.
 
-        That is so behind a recurrence, for what holds its states. In front of it, what is brought
-        to full width would come back as another activation.
+        That is so of what holds the states of a recurrence: there it takes one matrix, where the
+        outputs of its layers would each take one.
         """
-        names = frozenset(outlet.layer for outlet in came)
-        behind = edge.tensor in self.outside or names <= self.start.recurrent
+        held = {outlet.layer for outlet in came} <= self.start.recurrent
         labels = self.labels[edge.tensor]
-        behind = behind and len({*varying_axes(labels), self.axis_of(labels)}) < labels.ndim
-        if parts > 1 or not behind or edge.consumer in self._upstream(names):
-            self.stop(came, reason, parts)
-        else:
+        free = len({*varying_axes(labels), self.axis_of(labels)}) < labels.ndim
+        if parts == 1 and free and (held or edge.tensor in self.outside):
             self.edge_stops.setdefault(edge, reason)
-
-    def _upstream(self, names: frozenset[str]) -> frozenset[str]:
-        """Keys of the nodes of which some layers are computed, and their twins."""
-        if names not in self.before:
-            twins = find_duplicates(self.start.layers)
-            wanted = {twins.get(name) for name in names}
-            keys = {layer.key for layer in self.start.layers if twins[layer.name] in wanted}
-            self.before[names] = upstream(self.start.document.graph, keys)
-        return self.before[names]
-
-
-def upstream(graph: gs.Graph, keys: Iterable[str]) -> frozenset[str]:
-    """Keys of some nodes, and of all of which they are computed, from turn to turn."""
-    made: dict[str, gs.Node] = {}
-    sources: dict[str, list[str]] = {}
-    for place in places(graph):
-        for node in place.graph.nodes:
-            made.update((tensor.name, node) for tensor in node.outputs if tensor.name)
-            for source, target, _ in links_of(node):
-                sources.setdefault(target.name, []).append(source.name)
-    waiting, found = list(keys), set(keys)
-    seen: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        waiting += sources.get(name, ())
-        if name in made:
-            found.add(node_key(made[name]))
-            waiting += [tensor.name for tensor in made[name].inputs if tensor.name]
-    return frozenset(found)
+        else:
+            self.stop(came, reason, parts)
 
 
 def is_select(tensor: gs.Tensor) -> bool:

@@ -14,6 +14,9 @@ from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.trace.plan import LayerPlan
+from oracle.cells import draw_written, draw_written_case
+from oracle.check import TRACED, check_case, check_prepared
+from oracle.recovered import recovered
 
 HIDDEN, WIDTH = 8, 3
 RNG = np.random.default_rng(0)
@@ -306,3 +309,20 @@ def test_units_come_back_from_turn_to_turn(keep):
     assert result.report["oracle"]["passed"]
     assert {row["hidden_after"] for row in result.report["layers"]} == {keep}
     onnx.checker.check_model(result.model, full_check=True)
+
+
+MANY = [*range(18), *(pytest.param(seed, marks=pytest.mark.draws) for seed in range(18, 150))]
+
+
+@pytest.mark.parametrize("seed", MANY)
+def test_zero_is_shrink_for_cells_that_are_no_operator(seed):
+    """minGRU, SRU, coupled gates, projections, ConvLSTM, a norm; in Loop and Scan, and unrolled."""
+    b = draw_written(seed)
+    case = draw_written_case(b, seed)
+    assert not case.traced.left and case.traced.layers
+    check_prepared(case)
+    check_case(case)
+    if seed % 3 == 0:
+        found = [b.feeds(*TRACED, seed=number) for number in range(4)]
+        keep = case.plan.mask(case.traced.trace)
+        check_case(case, recovered(case.traced, keep, found, ridge=1e-2))
