@@ -209,16 +209,11 @@ def _meeting(flow: Dataflow, product: Product) -> set[Vertex]:
     """The tensors in which the first three steps of a product meet, entry by entry."""
     if len(product.nodes) < 3:
         return set()
-    beside = {t.name for node in flow.nodes if node.op == "Concat" for t in node.outputs}
-    steps = [
-        reach(
-            flow.after,
-            [out.name for out in node.outputs],
-            lambda v: v in flow.products or v in beside,
-        )
-        for node in product.nodes[:3]
-    ]
-    return set.intersection(*steps) - beside - flow.products.keys()
+    apart = ("Concat", "If")
+    ends = {t.name for node in flow.nodes if node.op in apart for t in node.outputs}
+    ends |= flow.products.keys()
+    made = [[out.name for out in node.outputs] for node in product.nodes[:3]]
+    return set.intersection(*(reach(flow.after, names, ends.__contains__) for names in made)) - ends
 
 
 def _going_on(node: gs.Node) -> list[gs.Tensor]:
