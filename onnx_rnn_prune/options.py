@@ -65,8 +65,8 @@ class Inputs(Group):
         "Inputs to report on.", Source(), metavar="PATH", without="Part of --data without it."
     )
     stream: bool | None = option(
-        "Take each folder of inputs as one stream, in order, whose states may be left out; or "
-        "judge each call by itself. By default, the states in the inputs tell.",
+        "Treat each folder of inputs as one stream of consecutive calls, which may lack states; or "
+        "judge each call by itself. By default, this follows from the states in the inputs.",
         Switch(),
     )
     freeze: Mapping[str, str] | None = option(
@@ -76,7 +76,7 @@ class Inputs(Group):
         many=True,
     )
     roll: bool = option(
-        "Make layers of recurrences that an exporter wrote out, before anything else.",
+        "First turn recurrences that an exporter wrote out into layers.",
         Switch(),
         True,
     )
@@ -117,12 +117,14 @@ class Selection(Group):
         metavar="NAME",
     )
     allocate: str = option(
-        "How the cut is shared between layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
+        "How the cut is shared among layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
     )
-    per: str = option("What a cut is counted in where layers share it.", Choice(PRICES), PRICES[0])
+    per: str = option(
+        "What a cut is counted in that is shared among layers.", Choice(PRICES), PRICES[0]
+    )
     layers: tuple[str, ...] = option(
-        "Layers that may lose units: recurrent ones, all with dense layers and convolutions, or "
-        "those of a name with *.",
+        "Layers that may lose units: recurrent ones; all, with dense layers and convolutions; or "
+        "those whose names match, with *.",
         Names(),
         ("recurrent",),
         metavar="recurrent|all|GLOB",
@@ -163,7 +165,9 @@ class Cut(Group):
         "Remove units, or only set them to zero.", Choice(("shrink", "zero")), "shrink"
     )
     schedule: str = option(
-        "How units leave: at once, by degrees, or some of both.", Choice(SCHEDULES), SCHEDULES[0]
+        "How units are removed: at once, gradually, or some of both.",
+        Choice(SCHEDULES),
+        SCHEDULES[0],
     )
     steps: int = option(
         "Number of steps in which units are chosen, or fade out.", Whole(1, 1000), 1
