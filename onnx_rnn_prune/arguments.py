@@ -129,28 +129,17 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class FromZero:
-    """A number from 0 on."""
+class Number:
+    """A number from 0 on, or a finite one above 0."""
+
+    above: bool = False
 
     def read(self, value: object, flag: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
-            raise PruneError(
-                f"{value!r} is not a number from 0 on", where=flag, remedy="give 0 or more"
-            )
-        return float(value)
-
-
-@dataclass(frozen=True)
-class AboveZero:
-    """A finite number above 0."""
-
-    def read(self, value: object, flag: str) -> float:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
-        if not 0 < number < math.inf:
-            raise PruneError(
-                f"{value!r} is not a number above 0", where=flag, remedy="give more than 0"
-            )
-        return number
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
+        if 0 < number < math.inf if self.above else number >= 0:
+            return number
+        what, remedy = ("above 0", "more than 0") if self.above else ("from 0 on", "0 or more")
+        raise PruneError(f"{value!r} is not a number {what}", where=flag, remedy=f"give {remedy}")
 
 
 @dataclass(frozen=True)

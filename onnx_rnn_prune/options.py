@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx_rnn_prune.arguments import (
-    AboveZero,
     Address,
     Choice,
     File,
-    FromZero,
     Group,
     Named,
     Names,
+    Number,
     Option,
     Sizes,
     Source,
@@ -182,7 +181,7 @@ class Recovery(Group):
         "How the kept weights make up for the removed units.", Choice((*RECOVERIES, "auto"))
     )
     distill_minutes: float = option(
-        "How long --recover distill may train, in minutes.", AboveZero(), 10.0
+        "How long --recover distill may train, in minutes.", Number(above=True), 10.0
     )
     loss: Any = option(
         "What taylor, fisher and distill learn from labels in the data: cross-entropy, or "
@@ -249,7 +248,7 @@ class Target(Group):
     """What a result must be like."""
 
     max_nrmse: float | None = option(
-        "Largest deviation of an output: RMS difference / spread.", FromZero(), metavar="X"
+        "Largest deviation of an output: RMS difference / spread.", Number(), metavar="X"
     )
     metric: Any = option(
         "How good a model is: {known}; or module:function.", Named(), metavar="NAME"
@@ -282,7 +281,7 @@ class Effort(Group):
     """What work may cost, and where it is done."""
 
     trials: int = option("The most cuts to try.", Whole(), 200)
-    minutes: float = option("Time limit of the whole search.", AboveZero(), 15.0)
+    minutes: float = option("Time limit of the whole search.", Number(above=True), 15.0)
     study: Any = option(
         "Remember trials in this file; a search that was stopped resumes from it.",
         File(),

@@ -64,7 +64,7 @@ def test_every_option_is_a_key_of_a_configuration_file(command):
         kind = OPTIONS[name].kind
         value = values.get(name, getattr(kind, "names", ["1"])[0])
         table[name] = True if isinstance(kind, Switch) else value
-    found = defaults(Config(Path("a.toml"), "", table, trusted=True), cli, command).values
+    found = defaults(Config(Path("a.toml"), "", table, trusted=True), cli, command)[0]
     assert set(found) == set(table)
     assert {parameter.name for parameter in cli.commands[command].params} >= set(found)
 

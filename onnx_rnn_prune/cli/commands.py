@@ -56,15 +56,15 @@ def cli(context: click.Context, config: str | None) -> None:
         found = read_config(config)
         if found is None or name is None:
             return
-        chosen = defaults(found, cli, name)
+        values, ignored = defaults(found, cli, name)
     except PruneError as error:
         if not {"-h", "--help"}.intersection(shlex.split(str(context.obj))):
             raise
         click.echo(f"Warning: {error.for_shell}", err=True)
         return
-    context.default_map = {name: chosen.values}
-    if chosen.ignored:
-        click.echo(f"Warning: {visible(chosen.ignored)}", err=True)
+    context.default_map = {name: values}
+    if ignored:
+        click.echo(f"Warning: {visible(ignored)}", err=True)
 
 
 class Command(click.Command):

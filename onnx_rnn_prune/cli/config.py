@@ -19,11 +19,12 @@ from typing import Any
 
 import click
 
-from onnx_rnn_prune.cli.options import Address, FileName
+from onnx_rnn_prune.arguments import Address, File
 from onnx_rnn_prune.data.sources import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.checks import real_path
 from onnx_rnn_prune.model.files import require_plain
+from onnx_rnn_prune.options import OPTIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,19 +58,6 @@ class Config:
         return f"{self.path}, {self.section}{'.'.join(keys)}"
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a file says for one command.
-
-    Attributes:
-        values: by the names of its parameters.
-        ignored: which keys such a file may not set, and why, in one line; empty without any.
-    """
-
-    values: Mapping[str, Any]
-    ignored: str
-
-
 def read_config(name: str | None) -> Config | None:
     """Reads a file that is named, or the nearest pyproject.toml of the project one is in.
 
@@ -98,8 +86,12 @@ def read_config(name: str | None) -> Config | None:
     return Config(path, f"tool.{SECTION}.", _underscored(table), trusted)
 
 
-def defaults(config: Config, group: click.Group, name: str) -> Defaults:
+def defaults(config: Config, group: click.Group, name: str) -> tuple[dict[str, Any], str]:
     """What a file says for one command.
+
+    Returns:
+        Values by the names of its parameters, and in one line which keys such a file may not set,
+        and why; empty without any.
 
     Raises:
         PruneError: a key is no option of any command, also of others than this, or a value is none
@@ -126,7 +118,7 @@ def defaults(config: Config, group: click.Group, name: str) -> Defaults:
             found[str(option.name)] = _value(config, keys, option, given)
         else:
             ignored.append(".".join(keys))
-    return Defaults(found, _ignored(config, ignored) if ignored else "")
+    return found, _ignored(config, ignored) if ignored else ""
 
 
 def _ignored(config: Config, keys: Sequence[str]) -> str:
@@ -140,12 +132,13 @@ def _ignored(config: Config, keys: Sequence[str]) -> str:
 
 def _is_plain(config: Config, option: click.Option, given: object) -> bool:
     """Whether a value names neither code, nor another machine, nor a file outside the folder."""
+    kind = OPTIONS[str(option.name)].kind
     for text in _several(option, given):
         if not isinstance(text, str):
             continue
-        if is_function_name(text) or isinstance(option.type, Address):
+        if is_function_name(text) or isinstance(kind, Address):
             return False
-        if isinstance(option.type, FileName):
+        if isinstance(kind, File):
             home = real_path(config.path.parent)
             if not real_path(home / text).is_relative_to(home):
                 return False
@@ -252,4 +245,5 @@ def _located(config: Config, option: click.Option, text: str) -> str:
         if str(real_path(folder)) not in sys.path:
             sys.path.insert(0, str(real_path(folder)))
         return text
-    return str(folder / text) if text and isinstance(option.type, FileName) else text
+    named = text and isinstance(OPTIONS[str(option.name)].kind, File)
+    return str(folder / text) if named else text

@@ -46,10 +46,6 @@ class FileName(click.types.StringParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-class Address(click.types.StringParamType):
-    """Another machine, which is sent models and data, and whose answers are run."""
-
-
 name = FileName()
 
 
@@ -96,14 +92,12 @@ def _made(word: str, declared: Option, required: bool) -> click.Option:
 def _type(kind: arguments.Kind) -> click.ParamType[Any]:
     if isinstance(kind, arguments.File):
         return name
-    if isinstance(kind, arguments.Address):
-        return Address()
     if isinstance(kind, arguments.Choice):
         return click.Choice(kind.names)
     if isinstance(kind, arguments.Whole):
         return click.IntRange(min=kind.least)
-    if isinstance(kind, arguments.FromZero | arguments.AboveZero):
-        return click.FloatRange(min=0, min_open=isinstance(kind, arguments.AboveZero))
+    if isinstance(kind, arguments.Number):
+        return click.FloatRange(min=0, min_open=kind.above)
     return click.STRING
 
 

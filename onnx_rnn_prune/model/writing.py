@@ -252,7 +252,7 @@ def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.Val
     before = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
     after = getattr(tensor, "shape", None)
     # One of another rank is another declaration of the same tensor, which is not ours to judge.
-    if before is None or after is None or len(before) != len(after):
+    if before is None or after is None or len(before) != len(after) or list(before) == list(after):
         return info
     result = deepcopy(info)
     for dim, old, new in zip(result.type.tensor_type.shape.dim, before, after, strict=True):

@@ -43,11 +43,10 @@ def verdict(report: PruneReport) -> str:
     """A few sentences on what a prune gained, what it cost, and whether that is proven."""
     latency, totals = report.latency, report.totals
     change = fewer(totals.bytes_before, totals.bytes_after)
-    share, _, word = change.rpartition(" ")
-    word = {"less": "smaller", "more": "larger"}.get(word, "")
-    sizes = f"its file {share} {word}" if word else "its file as large as before"
+    size = {"the same": "as large as before"}.get(change, change)
+    size = size.replace("less", "smaller").replace("more", "larger")
     gain = faster(latency.speedup, latency.speedup_quartiles)
-    sentences = [f"The pruned model is {gain} and {sizes}."]
+    sentences = [f"The pruned model is {gain} and its file {size}."]
     found = worst(report.drift)
     if found is not None:
         sentences.append(_deviation(report, found[1]))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
-from onnx_rnn_prune.arguments import AboveZero
+from onnx_rnn_prune.arguments import Number
 from onnx_rnn_prune.cost.budget import Budget, parse_budget
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.options import Target
@@ -166,12 +166,12 @@ def _read_speed(target: Target) -> Speed | None:
 def _read_factor(value: object) -> float:
     if isinstance(value, str):
         return _number(value.strip().removesuffix("x"), value, "--speedup", "give a factor: 2x")
-    return AboveZero().read(value, "--speedup")
+    return Number(above=True).read(value, "--speedup")
 
 
 def _read_time(value: object) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
-        return AboveZero().read(value, "--latency")
+        return Number(above=True).read(value, "--latency")
     found = _TIME.fullmatch(str(value))
     remedy = "give a time: 5ms"
     if found is None:
