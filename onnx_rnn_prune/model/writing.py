@@ -80,7 +80,8 @@ class Writer:
             made.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
             return made
         _, original = self.origins[id(node)]
-        result = deepcopy(original)
+        result = onnx.NodeProto()
+        result.CopyFrom(original)  # deepcopy takes several times as long
         result.input[:] = names_in
         result.output[:] = names_out
         if node.name != original.name:
