@@ -13,7 +13,9 @@ Rows of W count by what comes of an error in what they sum: its effect on the st
 it belongs to, as the gates pass it on, times that unit's own influence. The influence of a unit is
 found from the last layer to the first, and through a layer's own loop for some steps: the diagonal
 of the observability Gramian, if the errors of different units are independent (Moore 1981, balanced
-truncation, linearized along the calibration data).
+truncation, linearized along the calibration data). They are not, and recovery makes up for some of
+them: its root counts, which is halfway to none. On NSNet2 with 120 units, SNR changes by -0.36 dB
+with all of it, +0.05 dB with none, and +0.16 dB with the root (200 s of calibration).
 
 All gains are on the diagonals of E and of M = E W' W E. Keeping j deflates both: with c = E_j /
 sqrt(E_jj) and s = M_j / sqrt(E_jj) - c M_jj / (2 E_jj),
@@ -247,7 +249,7 @@ def _demands(
     dtype = np.dtype(np.float32 if len(lane) > _LARGE else np.float64)
     reading = [(reader, columns_of(reader.labels, lane)) for reader in readers]
     felt = {
-        reader.name: _felt(reader, lookup, evidence.emphasis, influence)
+        reader.name: _felt(reader, lookup, evidence.emphasis, np.sqrt(influence))
         for reader, columns in reading
         if columns is not None
     }
