@@ -400,7 +400,7 @@ def _data_row(data: Calibration) -> DataRow:
 
 def _defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
     return [
-        f"the default value of the input '{name}' was pruned: a value of the original's that is fed"
-        " in its place does not fit any more"
+        f"the default value of the input '{name}' was pruned: values of the"
+        " original's size no longer fit in its place"
         for name in signature.changed_defaults(before, after)
     ]

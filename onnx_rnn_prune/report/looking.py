@@ -138,7 +138,8 @@ def _timed(report: InspectReport) -> list[str]:
     made = "made-up inputs (give typical ones with --data)" if timed.random else "inputs given"
     return [
         *lines,
-        f"one thread, on {made}: {fed}; speed is that of files that were cut, and timed in turns",
+        f"one thread, on {made}: {fed}; speedups are those of pruned files, timed in turns with the"
+        " original",
     ]
 
 

@@ -265,8 +265,8 @@ def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
         ("Goal", search.goal),
         (
             "Tried",
-            f"{len(search.candidates)} cuts; number {search.picked} was picked; any other"
-            " one can be had with --pick NUMBER and the same --study",
+            f"{len(search.candidates)} cuts; number {search.picked} was picked; --pick NUMBER"
+            " with the same --study writes another one",
         ),
         ("After ±", "the standard error, for which a limit must leave room"),
         (

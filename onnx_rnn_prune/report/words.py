@@ -201,7 +201,7 @@ def _apart(values: DriftRow) -> str:
     if values.kind == "index" and agreement is not None:
         return f"the same as the original's in {percent(agreement)}"
     if not math.isfinite(values.nrmse):
-        return f"deviates without measure: one of the two is zero throughout or not a number{top}"
+        return f"its deviation cannot be measured: one of the two is all zero or not a number{top}"
     return (
         f"deviates {percent(values.nrmse)} from the original (RMS, relative to the original's"
         f" spread){top}"

@@ -27,7 +27,9 @@ from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel
 
-REASON = "to bring its states and outputs to full width takes as many bytes as fewer units save"
+REASON = (
+    "restoring its states and outputs to full width takes as much space as removing units saves"
+)
 
 # Bytes that one matrix takes at most apart from its entries: its nodes and their names.
 _NAMES = 4096

@@ -105,7 +105,7 @@ def test_prune_zero_says_so():
 
 def test_a_deviation_without_measure():
     report = put(pruned(), math.inf, "drift", "logits", "nrmse")
-    assert "logits: deviates without measure" in shown(prune_table(report))
+    assert "logits: its deviation cannot be measured" in shown(prune_table(report))
 
 
 def test_many_places_are_summed_up():
