@@ -43,7 +43,14 @@ from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.plan import Plan
-from onnx_rnn_prune.trace.states import ENDS, Carried, Start, handed_back, leaves_only
+from onnx_rnn_prune.trace.states import (
+    ENDS,
+    Carried,
+    Start,
+    handed_back,
+    leaves_only,
+    turning_states,
+)
 from onnx_rnn_prune.trace.trace import Trace, trace
 from onnx_rnn_prune.trace.walking import Outlet
 from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
@@ -218,8 +225,11 @@ def trace_model(
     states = come_back_in_place(source, handed_back(source), feeds)
     document = source.copy()
     wanted, left = _reached(document, tuple(names), feeds)
-    Pipeline((DropZeroStates(wanted), SelectStates(wanted)))(document)
+    turning = turning_states(document)
+    Pipeline((DropZeroStates(wanted), SelectStates(wanted, turning)))(document)
     first = _trace(document, wanted, feeds)
+    if turning and SelectStates(wanted, first.labels)(document):
+        first = _trace(document, wanted, feeds)
     left |= first.left
     wanted = tuple(name for name in wanted if name not in left)
     adapted = Pipeline((PickUnits(first.selects), Widen(first)))(document)

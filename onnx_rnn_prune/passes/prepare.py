@@ -5,7 +5,7 @@ Products without a bias get one of zero, for recovery to write to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,17 +61,30 @@ class SelectStates:
 
     Cutting its columns with the units selects the entries that the cut layer needs from a state
     that stays at full width.
+
+    Attributes:
+        layers: whose states they are.
+        narrow: names of those that hold units themselves.
     """
 
     layers: tuple[str, ...]
+    narrow: Container[str] = ()
 
     def __call__(self, document: Document) -> bool:
         changed = False
-        for layer, name, tensor in _states(document, self.layers):
-            if constant_value(tensor) is None or _is_default(document, tensor):
-                _select(document.graph, layer, name, tensor)
-                changed = True
+        for layer in _chosen(document, self.layers):
+            for name in STATES:
+                tensor = layer.input(name)
+                if tensor is None or tensor.name in self.narrow or _is_selected(tensor):
+                    continue
+                if constant_value(tensor) is None or _is_default(document, tensor):
+                    _select(document.graph, layer, name, tensor)
+                    changed = True
         return changed
+
+
+def _is_selected(state: gs.Tensor) -> bool:
+    return bool(state.inputs) and bool(state.inputs[0].name.startswith(OWN))
 
 
 @dataclass(frozen=True)

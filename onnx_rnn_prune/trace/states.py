@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import MOVING
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.walk import node_key, nodes_by_key, places
+from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, places, ports_of
 from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
 # What copies entries makes another state of one.
@@ -106,6 +106,19 @@ def state_inputs(document: Document) -> frozenset[str]:
             if tensor is not None:
                 found.update(source.name for source in _sources(tensor, _MOVING))
     return frozenset(found & inputs)
+
+
+def turning_states(document: Document) -> frozenset[str]:
+    """The initial states of layers that come from the turn before, of a Loop or Scan, by moves."""
+    ports = [found for node in all_nodes(document.graph) if (found := ports_of(node)) is not None]
+    sources = {id(state.source) for found in ports for state in found.states}
+    turning = set()
+    for layer in find_layers(document.graph) if sources else ():
+        for name in ENDS:
+            tensor = layer.input(name)
+            if tensor is not None and sources.intersection(map(id, way_back(tensor))):
+                turning.add(tensor.name)
+    return frozenset(turning)
 
 
 def plain_outputs(document: Document) -> tuple[str, ...]:

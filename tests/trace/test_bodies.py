@@ -311,6 +311,62 @@ def test_units_come_back_from_turn_to_turn(keep):
     onnx.checker.check_model(result.model, full_check=True)
 
 
+LARGE = 32
+DECODER = f"""
+m (int64 n, float[1, b, {LARGE}] h0, float[1, b, {WIDTH}] x) => (
+    float[n, b, {WIDTH}] ys, float[1, b, {LARGE}] hn
+) {{
+    true = Constant <value = bool {{1}}> ()
+    size = Shape (h0)
+    c0 = ConstantOfShape (size)
+    hn, cn, last, ys = Loop (n, true, h0, c0, x) <body = turn (
+        int64 i, bool go, float[1, b, {LARGE}] h, float[1, b, {LARGE}] c, float[1, b, {WIDTH}] z
+    ) => (
+        bool on, float[1, b, {LARGE}] h1, float[1, b, {LARGE}] c1, float[1, b, {WIDTH}] z1,
+        float[b, {WIDTH}] y
+    ) {{
+        on = Identity (go) s, h1, c1 = LSTM <hidden_size = {LARGE}> (z, L, K, , , h, c)
+        two = Squeeze (s, both) y = MatMul (two, E) z1 = Unsqueeze (y, zero)
+    }}>
+}}"""
+
+
+@pytest.mark.parametrize("keep", [24, 16, 8])
+def test_states_of_a_layer_stay_narrow_from_turn_to_turn(keep):
+    """A decoder reads what it made; its own states are picked once, and widened once."""
+    original = model(DECODER)
+    shapes = {
+        "L": (1, 4 * LARGE, WIDTH),
+        "K": (1, 4 * LARGE, LARGE),
+        "E": (LARGE, WIDTH),
+    }
+    for name, shape in shapes.items():
+        add(original, name, (0.4 * RNG.standard_normal(shape)).astype(np.float32))
+    add(original, "both", np.array([0, 1]))
+    add(original, "zero", np.array([0]))
+    data = [
+        {
+            "n": np.array(3 + number % 2),
+            "h0": RNG.standard_normal((1, 2, LARGE)).astype(np.float32),
+            "x": RNG.standard_normal((1, 2, WIDTH)).astype(np.float32),
+        }
+        for number in range(8)
+    ]
+    result = prune(original, keep=keep, data=data)
+    assert result.report["oracle"]["passed"]
+    assert [row["hidden_after"] for row in result.report["layers"]] == [keep]
+    (loop,) = (node for node in result.model.graph.node if node.op_type == "Loop")
+    ops = [node.op_type for node in loop.attribute[0].g.node]
+    assert [op for op in ops if op != "Add"] == [
+        "Identity",
+        "LSTM",
+        "Squeeze",
+        "MatMul",
+        "Unsqueeze",
+    ]
+    assert loop.attribute[0].g.input[2].type.tensor_type.shape.dim[2].dim_value == keep
+
+
 MANY = [*range(18), *(pytest.param(seed, marks=pytest.mark.draws) for seed in range(18, 150))]
 
 
