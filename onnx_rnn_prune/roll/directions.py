@@ -49,7 +49,8 @@ def turnable(graph: gs.Graph, node: gs.Node, seen: Seen) -> bool:
     turn = _turn_before(node, seen)[0] if _direction(node) == "forward" else None
     if turn is None or not _same(turn.lengths, _given(node, _LENGTHS)):
         return False
-    turns = [_turn(end.node, end.axes, seen) for end in _ends(graph, node.outputs[0], "TDBH")]
+    ends = [end for end in _ends(graph, node.outputs[0], "TDBH") if not _asks_shape(end)]
+    turns = [_turn(end.node, end.axes, seen) for end in ends]
     return all(it is not None and _same(it.lengths, turn.lengths) for it in turns)
 
 
@@ -67,8 +68,8 @@ def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
     node.inputs[0] = data
     node.attrs["direction"] = "reverse"
     for end in list(_ends(builder.graph, node.outputs[0], "TDBH")):
-        assert end.node is not None
-        builder.copy(end.tensor, end.node.outputs[0])
+        if end.node is not None and not _asks_shape(end):
+            builder.copy(end.tensor, end.node.outputs[0])
     return before.node
 
 
@@ -169,6 +170,11 @@ def _ends(graph: gs.Graph, tensor: gs.Tensor, axes: str) -> Iterator[_End]:
             yield _End(node, tensor, axes)
         else:
             yield from _ends(graph, node.outputs[0], moved)
+
+
+def _asks_shape(end: _End) -> bool:
+    """Whether it is the same for a sequence that is turned around."""
+    return end.node is not None and end.node.op in ("Shape", "Size")
 
 
 def _moved(node: gs.Node, axes: str) -> str | None:

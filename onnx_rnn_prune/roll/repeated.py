@@ -101,9 +101,7 @@ class Repeated:
         build = self.builder
         sequence = build.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
         initial = [
-            None
-            if leaf is None
-            else initial_state(build, leaf, sequence, self.tensors, self.shapes)
+            None if leaf is None else self._initial(leaf, sequence)
             for leaf in (item.chain.initial_h, item.chain.initial_c)
         ]
         if item.masks is not None:
@@ -332,7 +330,7 @@ class Repeated:
         assert made.mask is not None and made.item.masks is not None and unseen is not None
         if mask is None or mask.key != made.item.masks[0].key:
             raise NotRollableError(f"{given.name} is read where a step does not count")
-        if held is None:
+        if held is None or (held.tensor in self.tensors and is_zero(self.tensors[held.tensor])):
             zero = build.constant(np.zeros((), self.dtype))
             return build.node("Where", [made.mask, data, zero])
         for number, (initial, taken, inner, _) in enumerate(self.turns.slots.states):
@@ -400,6 +398,8 @@ def _shapes(turns: Turns) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors outside, those of constants included."""
     reader: Reader = turns.reader
     found = dict(reader.seen.shapes)
+    for initial, *_ in turns.slots.states:  # which may be a constant that no node read
+        reader.get(initial)
     for name, value in reader.known.items():
         if isinstance(value, np.ndarray):
             found[name] = value.shape
