@@ -1,0 +1,178 @@
+"""Beside onnxsim's structured pruning: `python tools/bench_onnxsim.py` (needs onnxsim).
+
+onnxsim cuts chains of convolutions and dense layers and leaves recurrent operators whole. It gets
+the same data: to weigh channels by (Wanda), and for its ridge finetune of dense layers. `search`
+then looks for the best model with as many parameters, and for the best one that is as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fetch_models import default_folder
+from onnx_rnn_prune import compare, search
+from onnx_rnn_prune.calibration import opened_feeds
+from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.runner import Feed, Runner
+from onnx_rnn_prune.opened_model import open_model
+from onnx_rnn_prune.validate import timings
+from pages import markdown, write_section
+from streaming import DETECTORS
+from workloads import WORKLOADS, Workload, outcomes
+
+NAMES = ("seizure", "silero_vad_sequence", "silero_vad_half", "ppocr_rec")
+SPARSITIES = (0.25, 0.5)
+SECONDS_PER_MODEL = 3.0
+# Calls that onnxsim is calibrated with: it holds what they show in memory.
+CALLS = 200
+NOTE = """\
+*onnxsim*: its structured pruning of that share of channels, weighed with calibration data, and its
+ridge finetune on the same; *same size* and *same speed*: `search --layers all` with `--params` at
+the number that onnxsim's result has, and with `--speedup` at its speed. Deviation and agreement of
+test data as in [models](models.md); speeds are medians of ratios of interleaved runs of one thread
+on a busy machine. Where onnxsim finds no chain that it cuts, there is its unchanged row only. By
+`python tools/bench_onnxsim.py`."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A model by one of the two.
+
+    Attributes:
+        label: by which, and how.
+        model: it.
+        params: left, a share of the original's.
+    """
+
+    label: str
+    model: onnx.ModelProto
+    params: float
+
+
+def theirs(path: Path, work: Workload, sparsity: float) -> Rival:
+    """What onnxsim makes of a model, with all that it has for this."""
+    import onnxsim  # type: ignore[import-not-found,unused-ignore]
+
+    original = onnx.load(path)
+    simple, _ = onnxsim.simplify(original)
+    data = _plain(path, work, CALLS)
+    cut = onnxsim.apply_structured_wanda_pruning(simple, data, sparsity=sparsity)
+    cut = onnxsim.apply_pruning_finetune(simple, cut, calibration_data=data)
+    return Rival(f"onnxsim {sparsity:.0%}", cut, _params(cut) / _params(simple))
+
+
+def _plain(path: Path, work: Workload, calls: int) -> list[dict[str, Any]]:
+    """Feeds as the original gets them, states included, without labels."""
+    inputs = {value.name for value in onnx.load(path).graph.input}
+    found = []
+    for feed, _ in outcomes(path, onnx.load(path), work.data):
+        found.append({name: value for name, value in feed.items() if name in inputs})
+    return found[:: max(len(found) // calls, 1)]
+
+
+def _params(model: onnx.ModelProto) -> int:
+    return sum(int(np.prod(each.dims)) for each in model.graph.initializer)
+
+
+def ours(path: Path, work: Workload, label: str, minutes: float, goal: Mapping[str, Any]) -> Rival:
+    """The best cut that `search` finds for a goal."""
+    result = search(
+        path,
+        data=work.data,
+        eval_data=work.tests,
+        stream=work.streams or None,
+        layers="all",
+        minutes=minutes,
+        **goal,
+    )
+    totals = result.report.totals
+    return Rival(label, result.model, totals.params_after / totals.params_before)
+
+
+def measure(path: Path, work: Workload, minutes: float) -> list[list[str]]:
+    """The cells of a model's rows."""
+    original, rows = onnx.load(path), []
+    for sparsity in SPARSITIES:
+        rival = theirs(path, work, sparsity)
+        versions = [rival]
+        if rival.params < 1.0:
+            speed = _speeds(path, work, [original, rival.model])[0]
+            goals: dict[str, dict[str, Any]] = {"same size": {"params": f"{rival.params:.2%}"}}
+            if speed > 1.0:
+                goals["same speed"] = {"speedup": speed}
+            for label, goal in goals.items():
+                print(f"{work.name}, {sparsity:.0%}, {label}", file=sys.stderr)
+                try:
+                    versions.append(ours(path, work, label, minutes, goal))
+                except PruneError as error:
+                    print(error, file=sys.stderr)
+        speeds = _speeds(path, work, [original, *(each.model for each in versions)])
+        rows += [_row(path, work, *pair) for pair in zip(versions, speeds, strict=True)]
+        if rival.params == 1.0:
+            break
+    return rows
+
+
+def _speeds(path: Path, work: Workload, models: Sequence[onnx.ModelProto]) -> list[float]:
+    """How much faster than the first the others are."""
+    feeds: Sequence[Feed] = list(work.timed)
+    if work.streams:
+        feeds = list(opened_feeds(open_model(path), [feeds], True))
+    runners = [Runner(model, name=work.name) for model in models]
+    found = timings(runners, feeds, seconds=SECONDS_PER_MODEL * len(models), rounds=1000)
+    return [each.ratio for each in found[1:]]
+
+
+def _row(path: Path, work: Workload, version: Rival, speed: float) -> list[str]:
+    detector = DETECTORS.get(work.name)
+    report = compare(path, version.model, data=work.tests, stream=work.streams or None)
+    output = list(report.drift)[-1] if detector is None else detector.probability
+    value = work.measure(outcomes(path, version.model, work.tests))
+    texts = [f"{version.params:.0%}", f"{speed:.2f}x", f"{report.drift[output].nrmse:.1%}"]
+    return [work.name, version.label, *texts, work.text.format(value)]
+
+
+def main() -> int:
+    """Measures what the command line asks for; the exit code says whether it could."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--minutes", type=float, default=2.0, help="that each search may take")
+    parser.add_argument("--results", type=Path, default=default_folder().parent / "onnxsim.json")
+    parser.add_argument("--again", action="store_true", help="measure what is in results, too")
+    parser.add_argument("--write", action="store_true", help="put the table into tools/results")
+    choices = parser.parse_args()
+    path = choices.results
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    try:
+        for name in choices.only:
+            if choices.again or name not in known:
+                work = WORKLOADS[name](choices.models, name)
+                known[name] = measure(choices.models / f"{name}.onnx", work, choices.minutes)
+                path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+        rows = [row for name in NAMES for row in known.get(name, ())]
+        header = ["model", "cut by", "parameters left", "speed", "deviation", "agreement"]
+        text = f"{markdown(header, rows)}\n\n{NOTE}"
+        print(text)
+        if choices.write:
+            write_section("onnxsim", text)
+    except ImportError:
+        print("bench_onnxsim: pip install onnxsim==0.8.1", file=sys.stderr)
+        return 1
+    except (PruneError, ValueError, OSError) as error:
+        print(f"bench_onnxsim: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
