@@ -224,6 +224,46 @@ def test_units_that_only_scale_others_go_with_them():
     assert result.report["oracle"]["passed"]
 
 
+SHUFFLE = """
+    c = Reshape <allowzero = 0> (b, apart)
+    d = Transpose <perm = [0, 2, 1, 3]> (c)
+    e = Reshape (d, mixed)
+"""
+WITH_CHANNELS = [
+    pytest.param(SHUFFLE, 4, id="channels that are shuffled go in all groups at once"),
+    pytest.param("e = Sqrt (b)", 4, id="roots"),
+    pytest.param("e = GroupNormalization <num_groups = 8> (b, s, s)", 4, id="each alone"),
+    pytest.param("e = GroupNormalization <num_groups = 2> (b, s, s)", 8, id="groups stay"),
+]
+
+
+@pytest.mark.parametrize(("nodes", "units"), WITH_CHANNELS)
+def test_channels_are_followed_through(nodes, units):
+    model = onnx.parser.parse_model(
+        f"""
+        <ir_version: 8, opset_import: ["": 21]>
+        channels (float[N, 3, 6] x) => (float[N, 2, 6] y) {{
+            a = Conv (x, W)
+            b = Relu (a)
+            {nodes}
+            f = Conv <group = 2, pads = [1, 1]> (e, U)
+            y = Conv (f, Z)
+        }}
+        """
+    )
+    model.graph.node[0].name = "first"
+    rng = np.random.default_rng(0)
+    shapes = {"W": (8, 3, 1), "U": (4, 4, 3), "Z": (2, 4, 1), "s": (8,)}
+    values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    values |= {"apart": np.array([0, 2, 4, 6]), "mixed": np.array([0, 8, 6])}
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    feeds = [{"x": rng.normal(size=(2, 3, 6)).astype(np.float32)} for _ in range(4)]
+    result = prune(model, layers="first", keep=0.5, data=feeds)
+    assert result.report["layers"][0]["hidden_after"] == units
+    assert result.report["oracle"]["passed"]
+
+
 def recurrent_model():
     """A dense layer, a GRU, and two more dense layers."""
     model = onnx.parser.parse_model(

@@ -105,6 +105,18 @@ def same_order(before: Labels, axis: int, after: Labels, to: int) -> bool:
     )
 
 
+def beside(labels: Labels, axis: int) -> tuple[Labels, Labels]:
+    """Units, and those at the same place of the first of the lines that lie inside one another.
+
+    Where these are joined, all such lines are cut alike, and a Reshape leaves entries in order: so
+    channels of groups are shuffled.
+    """
+    first = labels
+    for inner in range(axis + 1, labels.ndim):
+        first = first.take([0], inner)
+    return labels, np.array(np.broadcast_to(first, labels.shape))
+
+
 def _whole_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:
     """Whether each line along an axis holds whole lanes, equally many in every line."""
     sizes = np.bincount(lane_of)

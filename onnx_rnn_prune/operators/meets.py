@@ -54,6 +54,8 @@ def normalize(step: Step) -> Flow | Stop:
         return Stop(f"its units do not lie on the channels of {op}")
     if any(value is None for value in step.constants[1:]):
         return Stop(f"meets another activation in {op}")
+    if step.node.attrs.get("num_groups", reduced.size) != reduced.size:
+        return Stop(f"is normalized together with other units by {op}")
     lane = reduced.reshape(-1)
     slots = range(1, len(step.constants))
     return Flow({0: labels}, tuple(Bound(n, -1, lane, 1.0 if n == 4 else 0.0) for n in slots))

@@ -195,8 +195,10 @@ def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.in
 
 
 def resize_groups(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """A depthwise convolution: as many groups as channels."""
+    """As many groups of a depthwise convolution as channels; or as are normalized alone."""
     new, old = cuts[node.inputs[0].name].ratio
+    if "num_groups" in node.attrs:
+        node.attrs["num_groups"] = new
     if int(node.attrs.get("group", 1)) == old > 1:
         node.attrs["group"] = new
 

@@ -36,7 +36,7 @@ _FAMILIES: list[tuple[Operator, str]] = [
     (
         Operator(meets.meet, "each"),
         "Abs Ceil Celu Div Elu Erf Floor Gelu HardSwish LeakyRelu Mish Mul Neg PRelu Pow Relu Round"
-        " Selu Sign Sin Softsign Swish Tanh ThresholdedRelu",
+        " Selu Sign Sin Softsign Sqrt Swish Tanh ThresholdedRelu",
     ),
     (Operator(meets.meet, "all"), "Add Max Mean Min Sub Sum"),
     (
@@ -45,6 +45,7 @@ _FAMILIES: list[tuple[Operator, str]] = [
         " Softplus Where Xor",
     ),
     (Operator(meets.normalize), "BatchNormalization InstanceNormalization"),
+    (Operator(meets.normalize, resize=resize_groups), "GroupNormalization"),
     (Operator(contracts.matmul), "MatMul"),
     (Operator(contracts.gemm), "Gemm"),
     (Operator(contracts.conv, resize=resize_groups), "Conv ConvTranspose"),

@@ -13,6 +13,7 @@ where 0 is not what comes of 0, the labels say what altered it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,6 +23,7 @@ from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.walk import Ports, State, bodies_of, node_key, places, ports_of
 from onnx_rnn_prune.operators.labels import (
     Labels,
+    beside,
     can_vanish,
     same_order,
     tied_lanes,
@@ -339,7 +341,10 @@ def _check_even(step: Step, flow: Flow, lane_of: Ids) -> Flow | Stop:
         if op in ("Reshape", "Flatten"):
             assert before is not None and own is not None
             if not same_order(before, own, labels, axis):
-                return Stop(f"{op} mixes the order of its units")
+                pairs = (beside(before, own), beside(labels, axis))
+                if any(np.any(held < 0) for held, _ in pairs):
+                    return Stop(f"{op} mixes the order of its units")
+                flow = replace(flow, same=(*flow.same, *pairs))
     for bound in flow.bound:
         axis = bound.axis % bound.labels.ndim
         if len(varying_axes(bound.labels)) > 1 and unit_axis(bound.labels, lane_of) != axis:

@@ -45,7 +45,9 @@ def _blocks(b: Builder, x: Value, count: int) -> Value:
 
 def activation(b: Builder, x: Value) -> Value:
     """One operator, several that exporters write, or none."""
-    kind = b.rng.choice(["Relu", "Sigmoid", "Tanh", "none", "swish", "gelu", "PRelu", "Clip"])
+    kind = b.rng.choice(
+        ["Relu", "Sigmoid", "Tanh", "none", "swish", "gelu", "PRelu", "Clip", "root"]
+    )
     if kind == "none":
         return x
     if kind == "swish":
@@ -53,6 +55,8 @@ def activation(b: Builder, x: Value) -> Value:
     if kind == "gelu":
         inner = b.like("Erf", b.like("Div", x, b.const(np.float32(1.4142135))))
         return b.like("Mul", x, b.like("Add", inner, b.const(np.float32(1.0))))
+    if kind == "root":
+        return b.like("Sqrt", b.like("Abs", x))
     if kind == "PRelu":
         slopes = b.numbers(*[1] * (len(x.shape) - 1), x.width)
         return b.like("PRelu", x, b.const(slopes))
@@ -237,6 +241,35 @@ def grouped(b: Builder, x: Value) -> Value:
     return made
 
 
+def shuffled(b: Builder, x: Value) -> Value:
+    """Channels of groups in turns, as ShuffleNet has them, between convolutions of groups."""
+    groups, each = b.rng.choice([2, 3]), b.rng.randint(2, 3)
+    made = _conv(b, x, groups * each, 1)
+    batch, _, rows, steps = made.shape
+    if b.rng.random() < 0.5:
+        weight = b.weight(b.numbers(groups * each, each, 1, 1))
+        made = b.like("Conv", b.like("Relu", made), weight, group=groups)
+    made = activation_of_channels(b, made)
+    apart = b.reshape(made, b.ints(0, groups, each, rows, -1), batch, groups, each, rows, steps)
+    turned = b.transpose(apart, 0, 2, 1, 3, 4)
+    wide = groups * each
+    mixed = b.reshape(turned, b.ints(0, wide, rows, -1), batch, wide, rows, steps)
+    return _conv(b, mixed, b.rng.randint(2, 5), 3)
+
+
+def normalized(b: Builder, x: Value) -> Value:
+    """Channels that are normalized in groups, or each alone, which opset 18 has."""
+    groups = b.rng.randint(2, 4)
+    width = groups * b.rng.choice([1, 1, 2])
+    made = _conv(b, x, width, 3)
+    if b.opset < 18:
+        return made
+    shape = (groups,) if b.opset < 21 else (width,)
+    scale, shift = (b.const(b.numbers(*shape)) for _ in range(2))
+    made = b.like("GroupNormalization", made, scale, shift, num_groups=groups)
+    return b.like("Relu", made)
+
+
 def shortcut(b: Builder, x: Value) -> Value:
     """A residual connection around two convolutions."""
     made = activation_of_channels(b, _conv(b, x, b.rng.randint(2, 4), 3))
@@ -278,6 +311,8 @@ IMAGES: tuple[Block, ...] = (
     separable,
     excited,
     grouped,
+    shuffled,
+    normalized,
     shortcut,
     stacked,
     pooled,
