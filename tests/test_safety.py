@@ -25,6 +25,7 @@ from onnx_rnn_prune.model import checks, runner
 from onnx_rnn_prune.model.checks import find_weights
 from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.walk import messages
 from onnx_rnn_prune.search.study import Study
 
 SECRET = "secret.bin"
@@ -140,7 +141,7 @@ def test_all_tensors_are_taken_from_the_folder(place, model):
     (model.parent / "w.bin").write_bytes(bytes(range(256)) * 64)
     PLACES[place](proto, "w.bin")
     find_weights(proto, model)
-    left = [t for t in checks.tensors(proto) if t.data_location == TensorProto.EXTERNAL]
+    left = [t for t in messages(proto, TensorProto) if t.data_location == TensorProto.EXTERNAL]
     assert [t.name for t in left] == (["leak"] if place == "initializer" else [])
 
 

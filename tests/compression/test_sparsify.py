@@ -264,7 +264,7 @@ def test_units_and_weights_are_cut_in_one_go(feeds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsify": "half"}, "sparsify=: 'half' is no pattern"),
+        ({"sparsify": "half"}, "sparsify=: 'half' is not a sparsity pattern"),
         ({"sparsify_by": "obs"}, "sparsify_by=: no weights are removed; add sparsify="),
         ({"sparsify": "2:4", "sparsify_by": "best"}, "sparsify_by=: there is no 'best'"),
         ({"sparsify": "2:4", "sparsify_by": "obs"}, "sparsify_by=: obs looks at .* pass data="),
