@@ -239,9 +239,11 @@ def make_case(seed: int, folder: Path) -> Case:
     model, every = draw_base(rng)
     feeds = every[: rng.choice((1, 3, 5))]
     case = Case(seed, rng, folder, model, feeds)
-    parts = ["model", "data", "plan", "study", "cache", "cache", "config", "options"]
+    parts = ["model", "data", "plan", "study", "cache", "config", "options"]
     broken = rng.sample(parts, rng.choice((1, 1, 1, 2, 3)))
-    if rng.random() < 0.4 and "model" not in broken:
+    if rng.random() < 0.3:  # nothing stops what is done then
+        broken = ["cache"]
+    elif rng.random() < 0.4 and "model" not in broken:
         broken.append("model")
     case.command = draw_command(rng, broken, model)
     if rng.random() < 0.1:
