@@ -11,6 +11,7 @@ from onnx_rnn_prune.operators.feed_forward import all_layers
 from oracle.around import draw_around
 from oracle.check import TRACED, check_case, check_prepared, draw_case
 from oracle.recovered import recovered
+from quantized import quantized
 
 MANY = [*range(12), *(pytest.param(seed, marks=pytest.mark.draws) for seed in range(12, 200))]
 
@@ -262,6 +263,40 @@ def test_channels_are_followed_through(nodes, units):
     result = prune(model, layers="first", keep=0.5, data=feeds)
     assert result.report["layers"][0]["hidden_after"] == units
     assert result.report["oracle"]["passed"]
+
+
+@pytest.mark.parametrize("op", ["MatMulInteger", "DynamicQuantizeMatMul"])
+def test_products_of_integers_are_layers(op):
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        integers (float[N, 40] x) => (float[N, 3] y) {
+            a = MatMul (x, W1)
+            b = Add (a, b1)
+            c = Relu (b)
+            d = MatMul (c, W2)
+            e = Relu (d)
+            y = MatMul (e, W3)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"W1": (40, 48), "b1": (48,), "W2": (48, 32), "W3": (32, 3)}
+    for name, shape in shapes.items():
+        value = rng.normal(0, 0.2, shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    feeds = [{"x": rng.normal(size=(300, 40)).astype(np.float32)} for _ in range(4)]
+    if op == "MatMulInteger":
+        model = quantized(model)
+    else:
+        model = prune(model, layers="all", keep=1.0, quantize="int8").model
+    assert op in {node.op_type for node in model.graph.node}
+    result = prune(model, layers="all", keep=0.75, data=feeds)
+    assert [row["hidden_after"] for row in result.report["layers"]] == [36, 24, 3]
+    assert result.report["oracle"]["passed"]
+    assert result.report["drift"]["y"]["nrmse"] < 0.5
+    totals = result.report["totals"]
+    assert totals["bytes_after"] < 0.85 * totals["bytes_before"]
 
 
 def recurrent_model():

@@ -6,18 +6,23 @@
 | Gemm | columns | one matrix, transposed or not; a bias that is constant |
 | Conv | channels, a lane of them for each group | kernels; a bias that is constant |
 | ConvTranspose | channels | kernels of one group; a bias that is constant |
+| MatMulInteger | columns of x W | one matrix in integers, of one scale behind the product |
+| DynamicQuantizeMatMul | columns of x W | one matrix in integers; a bias that is constant |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, is_float
 from onnx_rnn_prune.model.edit import CARRIED, OWN
+from onnx_rnn_prune.model.integers import MICROSOFT, scaled
 from onnx_rnn_prune.operators.layers import Cell, Layer, named_nodes
 from onnx_rnn_prune.operators.recurrent import find_layers
 
@@ -56,6 +61,23 @@ _GEMM = _cell("Gemm", units=1, features=0, place=1)
 _GEMM_TURNED = _cell("Gemm", units=0, features=1, place=1)
 _CONV = _cell("Conv", units=0, features=1, place=1)
 _CONV_TRANSPOSE = _cell("ConvTranspose", units=1, features=0, place=1)
+_ZERO = ("W_zero_point",)
+_INTEGER = replace(
+    _COLUMNS,
+    op="MatMulInteger",
+    inputs=("X", "W", "X_zero_point", *_ZERO),
+    unit_axes={**_COLUMNS.unit_axes, **dict.fromkeys(_ZERO, ((-1, 1),))},
+    scales=_ZERO,
+)
+_SCALES = ("W_scale", *_ZERO)
+_QUANTIZED = replace(
+    _COLUMNS,
+    op="DynamicQuantizeMatMul",
+    inputs=("X", "W", *_SCALES, "B"),
+    unit_axes={**_COLUMNS.unit_axes, **dict.fromkeys((*_SCALES, "B"), ((-1, 1),))},
+    domain=MICROSOFT,
+    scales=_SCALES,
+)
 
 
 def all_layers(graph: gs.Graph) -> list[Layer]:
@@ -78,7 +100,8 @@ def all_layers(graph: gs.Graph) -> list[Layer]:
 
 def _cell_of(node: gs.Node) -> Cell | None:
     """The row of a node; None where it is none, or its parameters are no constants."""
-    if node.domain or node.op not in _OF or len(node.inputs) < 2:
+    row = _OF.get(node.op)
+    if row is None or (node.domain or "") != row.domain or len(node.inputs) < 2:
         return None
     if node.name.startswith((OWN, CARRIED)):
         return None
@@ -94,6 +117,11 @@ def _cell_of(node: gs.Node) -> Cell | None:
         return None
     if groups > 1 and (node.op == "ConvTranspose" or weight[1] == 1):
         return None  # what is depthwise passes units on
+    if row.scales:
+        given = [tensor for tensor in node.inputs[2:] if tensor.name]
+        apart = node.op == "MatMulInteger"
+        known = all(constant_shape(tensor) is not None for tensor in given[apart:])
+        return row if known and (not apart or scaled(node) is not None) else None
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     cell = _GEMM_TURNED if node.op == "Gemm" and node.attrs.get("transB", 0) else _OF[node.op]
     sizes = (1, weight[cell.unit_axes["W"][0][0]])
@@ -102,7 +130,7 @@ def _cell_of(node: gs.Node) -> Cell | None:
     return cell
 
 
-_OF = {"MatMul": _COLUMNS, "Gemm": _GEMM, "Conv": _CONV, "ConvTranspose": _CONV_TRANSPOSE}
+_OF = {cell.op: cell for cell in (_COLUMNS, _GEMM, _CONV, _CONV_TRANSPOSE, _INTEGER, _QUANTIZED)}
 FEED_FORWARD = tuple(_OF)
 
 
@@ -112,4 +140,5 @@ def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:
     dtype = getattr(tensor, "dtype", None)
     if isinstance(dtype, int):  # types that NumPy lacks are told by their number
         dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
-    return rank and 0 not in shape and (dtype is None or is_float(dtype))
+    number = dtype is None or is_float(dtype) or np.dtype(dtype).itemsize == 1
+    return rank and 0 not in shape and number
