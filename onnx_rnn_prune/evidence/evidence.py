@@ -73,9 +73,9 @@ class Tapped:
                 if layer.node.outputs:
                     layer.node.outputs[0] = gs.Variable(name)
         graph = self._document.graph
-        self._lookup = Lookup.of(self._document)
-        self._widths = {reader.name: sum(reader.widths(self._lookup)) for reader in readers}
-        taps = {tap for reader in readers for tap in reader.taps(self._lookup)}
+        self.lookup = Lookup.of(self._document)
+        self._widths = {reader.name: sum(reader.widths(self.lookup)) for reader in readers}
+        taps = {tap for reader in readers for tap in reader.taps(self.lookup)}
         fed = {tensor.name for tensor in graph.inputs}
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
@@ -105,23 +105,23 @@ class Tapped:
 
     def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
         """How much errors in one reader's outputs matter, [outputs]."""
-        found = [reader.emphasis(self._lookup, taps) for taps in self._calls(reader, seen)]
-        return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self._lookup)))
+        found = [reader.emphasis(self.lookup, taps) for taps in self.calls(reader, seen)]
+        return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self.lookup)))
 
     def importance(self, reader: Reader, seen: Seen, emphasis: Matrix) -> Matrix:
         """How much errors matter when one reader reads each of its samples, [N]."""
-        calls = self._calls(reader, seen)
-        found = [reader.importance(self._lookup, taps, emphasis) for taps in calls]
+        calls = self.calls(reader, seen)
+        found = [reader.importance(self.lookup, taps, emphasis) for taps in calls]
         return np.concatenate(found) if found else np.zeros(0)
 
     def signal(self, reader: Reader, seen: Seen) -> Array:
         """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""
-        found = [reader.signal(self._lookup, taps) for taps in self._calls(reader, seen)]
+        found = [reader.signal(self.lookup, taps) for taps in self.calls(reader, seen)]
         return np.concatenate(found) if found else np.zeros((0, self._widths[reader.name]))
 
-    def _calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
+    def calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
         """What a reader's tensors held each time that it ran; what is outside stays the same."""
-        names = [name for name in reader.taps(self._lookup) if name in seen]
+        names = [name for name in reader.taps(self.lookup) if name in seen]
         inside = [len(seen[name]) for name in names if self._is_inside(name)]
         for call in range(min(inside, default=1)):
             shown = {name: seen[name][call if self._is_inside(name) else 0] for name in names}

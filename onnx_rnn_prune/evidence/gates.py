@@ -19,7 +19,7 @@ deviated by 31.8 % on other speech and now do by 30.1 %.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -133,6 +133,17 @@ class Steps:
         """The function at a place of the operator's list; None where it is not known here."""
         return activation_of(self._layer, self._direction, place)
 
+    def rows(self, name: str, letter: str) -> Array:
+        """The rows of a gate in W or R, [H, n], in single precision at least."""
+        weight = self._constant(name)
+        assert weight is not None
+        own = weight[self._direction][self._place(letter)]
+        return np.asarray(own, np.result_type(weight.dtype, np.float32))
+
+    def _place(self, letter: str) -> slice:
+        first = self._layer.cell.gates.index(letter) * self._layer.hidden
+        return slice(first, first + self._layer.hidden)
+
     def running_sum(self, factor: Matrix, term: Matrix) -> Matrix:
         """c with c_t = factor_t c_(t-1) + term_t, starting from initial_c: before each step."""
         result = np.zeros_like(term)
@@ -155,13 +166,10 @@ class Steps:
         return taps[tensor.name] if constant is None else constant
 
     def _part(self, name: str, letter: str, signal: Matrix, first_block: int) -> Matrix:
-        layer = self._layer
-        hidden, place = layer.hidden, layer.cell.gates.index(letter)
-        rows = slice(place * hidden, (place + 1) * hidden)
-        weight, bias = self._constant(name), self._constant("B")
-        assert weight is not None
+        layer, bias, block = self._layer, self._constant("B"), self.rows(name, letter)
+        hidden = layer.hidden
+        rows = self._place(letter)
         # One product of matrices for all steps, in the precision in which the runtime has it.
-        block = weight[self._direction][rows].astype(np.result_type(weight.dtype, np.float32))
         flat = signal.reshape(-1, signal.shape[-1]).astype(block.dtype, copy=False)
         total: Matrix = (flat @ block.T).astype(np.float64).reshape(*signal.shape[:-1], hidden)
         if bias is not None:
@@ -177,12 +185,31 @@ _LONGEST = 100.0
 _FELT, _LEAST = 1e-9, 0.03
 
 
-def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
-    """The derivative of the states to come by what each gate sums, [T, B, H] by letter.
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """The derivatives of one step of a layer, each [T, B, H].
+
+    Attributes:
+        memory: of what the layer keeps from step to step, by what each gate sums.
+        direct: of the state, by what each gate sums, where that is not kept.
+        shown: of the state by what is kept.
+        kept: of what is kept by what was kept before.
+        loops: by letter, the letter of the rows of R that lead back to it, and what scales the
+            state before that.
 
     For a GRU with linear_before_reset, the letter H stands for the candidate's R h + Rb, which the
-    reset gate scales. None where an activation is not known.
+    reset gate scales.
     """
+
+    memory: Mapping[str, Matrix]
+    direct: Mapping[str, Matrix]
+    shown: Matrix
+    kept: Matrix
+    loops: Mapping[str, tuple[str, Matrix | float]]
+
+
+def slopes(layer: Layer, steps: Steps) -> Slopes | None:
+    """The derivatives of each step; None where an activation is not known."""
     functions = [steps.activation(place) for place in range(len(layer.cell.activations))]
     if any(function is None for function in functions):
         return None
@@ -190,39 +217,80 @@ def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
     return _CELLS[layer.cell.gates](layer, steps, known)
 
 
-def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
-    return {"i": functions[0].slope(functions[0](steps.gate("i")))}
+def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
+    """The derivative of the states to come by what each gate sums, [T, B, H] by letter."""
+    found = slopes(layer, steps)
+    if found is None:
+        return None
+    through = _lasting(found.kept, steps) * found.shown
+    return {**{name: through * own for name, own in found.memory.items()}, **found.direct}
 
 
-def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
+    """The derivatives of a weighted sum of all states by what each gate sums, [T, B, H] by letter.
+
+    That is back-propagation through time, from the last step to the first.
+
+    Args:
+        layer: the layer.
+        steps: along which it runs.
+        weights: of the states in the sum, [T, B, H].
+    """
+    found = slopes(layer, steps)
+    if found is None:
+        return None
+    result = {name: np.zeros_like(weights) for name in (*found.memory, *found.direct)}
+    carried = felt = np.zeros_like(weights[0])
+    order = range(len(weights)) if steps.backward else reversed(range(len(weights)))
+    for step in order:
+        state = (weights[step] + felt) * steps.valid[step][:, None]
+        memory = state * found.shown[step] + carried * steps.valid[step][:, None]
+        carried, felt = memory * found.kept[step], np.zeros_like(state)
+        for name, own in result.items():
+            if name in found.memory:
+                own[step] = memory * found.memory[name][step]
+            else:
+                own[step] = state * found.direct[name][step]
+            if name in found.loops:
+                letter, scale = found.loops[name]
+                back = own[step] @ steps.rows("R", letter)
+                felt += back * (scale if isinstance(scale, float) else scale[step])
+    return result
+
+
+def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
+    own = functions[0].slope(functions[0](steps.gate("i")))
+    nothing = np.zeros_like(own)
+    return Slopes({}, {"i": own}, nothing, nothing, {"i": ("i", 1.0)})
+
+
+def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> Slopes:
     gate, candidate = functions
     z, r = gate(steps.gate("z")), gate(steps.gate("r"))
     linear = bool(layer.node.attrs.get("linear_before_reset", 0))
     recurrent = steps.state_part("h") if linear else steps.state_part("h", r * steps.states)
     n = candidate(steps.input_part("h") + (r * recurrent if linear else recurrent))
-    lasts = _lasting(z, steps)
-    through = lasts * (1.0 - z) * candidate.slope(n)
-    return {
-        "z": lasts * (steps.states - n) * gate.slope(z),
+    through = (1.0 - z) * candidate.slope(n)
+    memory = {
+        "z": (steps.states - n) * gate.slope(z),
         "r": through * recurrent * gate.slope(r),
         "h": through,
         "H": through * r,
     }
+    last = {"H": ("h", 1.0)} if linear else {"h": ("h", r)}
+    loops: dict[str, tuple[str, Matrix | float]] = {"z": ("z", 1.0), "r": ("r", 1.0), **last}
+    return Slopes(memory, {}, np.ones_like(z), z, loops)
 
 
-def _lstm(_: Layer, steps: Steps, functions: list[Function]) -> dict[str, Matrix]:
+def _lstm(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
     gate, cell, out = functions
     i, o, f = (gate(steps.gate(letter)) for letter in "iof")
     g = cell(steps.gate("c"))
     before = steps.running_sum(f, i * g)
     shown = out(f * before + i * g)
-    through = _lasting(f, steps) * o * out.slope(shown)
-    return {
-        "i": through * g * gate.slope(i),
-        "o": shown * gate.slope(o),
-        "f": through * before * gate.slope(f),
-        "c": through * i * cell.slope(g),
-    }
+    memory = {"i": g * gate.slope(i), "f": before * gate.slope(f), "c": i * cell.slope(g)}
+    loops: dict[str, tuple[str, Matrix | float]] = {letter: (letter, 1.0) for letter in "iofc"}
+    return Slopes(memory, {"o": shown * gate.slope(o)}, o * out.slope(shown), f, loops)
 
 
 def _lasting(kept: Matrix, steps: Steps) -> Matrix:
@@ -237,7 +305,7 @@ def _lasting(kept: Matrix, steps: Steps) -> Matrix:
     return lasts
 
 
-_CELLS: dict[str, Callable[[Layer, Steps, list[Function]], dict[str, Matrix]]] = {
+_CELLS: dict[str, Callable[[Layer, Steps, list[Function]], Slopes]] = {
     "i": _rnn,
     "zrh": _gru,
     "iofc": _lstm,
@@ -313,6 +381,38 @@ class GateReader:
         share: Matrix = squares @ (1.0 / emphasis[felt]) / np.count_nonzero(felt)
         return share + _LEAST
 
+    def walk(self, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
+        """Calls that go on from one another as one, of so many steps of all sequences at most."""
+        read, made = self.source(lookup), self.taps(lookup)[-1]
+        joined = {
+            name: np.concatenate([call[name] for call in calls])[: max(1, most // batch)]
+            for name in (read, made)
+            for batch in (max(1, calls[0][read].shape[1]),)
+        }
+        lengths = self._layer(lookup).input("sequence_lens")
+        if lengths is not None and lengths.name in calls[0]:
+            last = sum(len(call[read]) for call in calls[:-1])
+            ends = last + np.asarray(calls[-1][lengths.name])
+            joined[lengths.name] = np.minimum(ends, len(joined[read]))
+        return Steps(self._layer(lookup), self.direction, {**calls[0], **joined})
+
+    def derivatives(self, lookup: Lookup, steps: Steps, weights: Matrix) -> Matrix:
+        """Of a weighted sum of all states by what is summed, [N, outputs].
+
+        Args:
+            lookup: of the document.
+            steps: along which the layer runs.
+            weights: of the states, [T, B, H].
+        """
+        found = adjoints(self._layer(lookup), steps, weights)
+        if found is None:
+            return np.tile(weights[steps.valid], len(self.gates))
+        return self._side_by_side(found, steps)
+
+    def _side_by_side(self, found: Mapping[str, Matrix], steps: Steps) -> Matrix:
+        letters = "H" if self.sources == ("H",) else self.gates
+        return np.concatenate([found[letter][steps.valid] for letter in letters], axis=1)
+
     def _squares(self, lookup: Lookup, taps: Taps) -> Matrix:
         """Of how what comes answers each output, [N, outputs]; ones where that is not known."""
         layer = self._layer(lookup)
@@ -320,8 +420,7 @@ class GateReader:
         found = answers(layer, steps)
         if found is None:
             return np.ones((np.count_nonzero(steps.valid), len(self.gates) * layer.hidden))
-        letters = "H" if self.sources == ("H",) else self.gates
-        return np.concatenate([found[letter][steps.valid] ** 2 for letter in letters], axis=1)
+        return np.square(self._side_by_side(found, steps))
 
     def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))

@@ -135,6 +135,13 @@ class MomentStore:
         self._settle(name)
         return self._heads[name][0]
 
+    def variance(self, name: str) -> Matrix:
+        """Of each entry, [n]."""
+        self._settle(name)
+        count, small = max(self._heads[name][0], 1), self._small.get(name)
+        comoment = np.load(self._path(name), mmap_mode="r") if small is None else small
+        return np.diag(comoment) / count
+
     def covariance(
         self, name: str, places: npt.NDArray[np.int64], dtype: npt.DTypeLike = np.float64
     ) -> Array:

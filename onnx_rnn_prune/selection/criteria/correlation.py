@@ -11,7 +11,7 @@ import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext, order_of_leaving
-from onnx_rnn_prune.selection.criteria.reconstruction import columns_of
+from onnx_rnn_prune.selection.influence import columns_of
 from onnx_rnn_prune.trace.units import Ids
 
 

@@ -1,0 +1,231 @@
+"""How much an error in what is read matters in the end: observability, seen on calibration data.
+
+Let J be the derivative of all outputs to come by an error in what a reader sums. The expected
+damage of errors e is e' E[J'J] e: the observability Gramian of balanced truncation (Moore 1981),
+along the trajectories that the data take. It is estimated as Hutchinson (1990) does a trace: a sum
+of all outputs with random weights of unit variance has derivatives g with E[gg'] = E[J'J]. These go
+back through a layer's own loop step by step, and from the last layer to the first. Between layers
+just their distribution counts: what arrives at a layer is drawn anew for each of its steps. Where
+no further unit is behind a reader, errors count in relation to the variance of what it sums.
+
+Half of the units of a streaming denoiser (DTLN), chosen in this way, deviate by NN % on other
+speech; by 32.3 % where errors count by what the next layer makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.evidence.evidence import Evidence, Tapped
+from onnx_rnn_prune.evidence.gates import GateReader, Steps
+from onnx_rnn_prune.evidence.moments import Matrix, blocks
+from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
+from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.trace.units import Ids
+from onnx_rnn_prune.traced_model import TracedModel
+
+Real = npt.NDArray[Any]
+
+# Steps that are looked at: so many, or fewer where layers are large or many.
+_STEPS = 4096
+_ENTRIES, _ALL_ENTRIES = 1 << 19, 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What comes of errors in what readers sum.
+
+    Attributes:
+        rows: by reader, how much the square of an error in each output matters, [outputs].
+        drawn: by reader of gates, derivatives by its outputs, [N, outputs]; they tell more.
+    """
+
+    rows: dict[str, Matrix]
+    drawn: dict[str, Array]
+
+    def gram(
+        self, reader: Reader, lookup: Lookup, places: Ids, dtype: npt.DTypeLike = np.float64
+    ) -> Real:
+        """E[J'J] of some entries of a reader's signal, [places, places]."""
+        weight = reader.weight(lookup)
+        if reader.name in self.drawn:
+            felt = (self.drawn[reader.name] @ weight[:, places]).astype(dtype, copy=False)
+            return np.asarray(felt.T @ felt / len(felt), dtype)
+        total = np.zeros((len(places), len(places)), dtype)
+        felt = np.sqrt(self.rows[reader.name])[:, None]
+        for lines in blocks(len(weight)):
+            part = (weight[lines][:, places] * felt[lines]).astype(dtype, copy=False)
+            for rows in blocks(len(places)):  # it is symmetric
+                total[rows, : rows.stop] += part[:, rows].T @ part[:, : rows.stop]
+        for rows in blocks(len(places)):
+            total[rows, rows.stop :] = total[rows.stop :, rows].T
+        return total
+
+    def draw(
+        self, reader: Reader, lookup: Lookup, places: Ids, count: int, rng: np.random.Generator
+    ) -> Matrix:
+        """Derivatives by some entries of a reader's signal, [count, places]."""
+        if reader.name in self.drawn:
+            known = self.drawn[reader.name]
+            drawn = known[rng.integers(len(known), size=count)] * rng.choice(
+                (-1.0, 1.0), (count, 1)
+            )
+        else:
+            rows = self.rows[reader.name]
+            drawn = rng.normal(size=(count, len(rows))) * np.sqrt(rows)
+        return np.asarray(drawn @ reader.weight(lookup)[:, places], np.float64)
+
+
+def influence_of(
+    traced: TracedModel, readers: Sequence[Reader], evidence: Evidence, feeds: Feeds
+) -> Influence:
+    """The influence of all that reads units.
+
+    Args:
+        traced: the model.
+        readers: those that count.
+        evidence: of the calibration feeds.
+        feeds: to calibrate on, of which some are looked at.
+    """
+    lookup = Lookup.of(traced.document)
+    found = Influence({r.name: _relative(r, lookup, evidence) for r in readers}, {})
+    walks = _walks(traced, [r for r in readers if isinstance(r, GateReader)], evidence, feeds)
+    back = _Back(readers, lookup, _read_as(traced.trace), walks, found)
+    for lane in reversed([lane for lanes in traced.trace.units.lanes.values() for lane in lanes]):
+        back(lane)
+    return found
+
+
+Walks = dict[tuple[str, int], list[Steps]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Back:
+    """Goes from a lane's readers back to those that make its units.
+
+    Attributes:
+        readers: all that count.
+        lookup: of the document.
+        same: for each unit, the one as which it is read, see `_read_as`.
+        walks: by layer and direction, what happened there.
+        found: what is known of later lanes; that of this one is added.
+    """
+
+    readers: Sequence[Reader]
+    lookup: Lookup
+    same: Ids
+    walks: Walks
+    found: Influence
+
+    def __call__(self, lane: Ids) -> None:
+        own = [r for r in self.readers if np.isin(r.outputs(self.lookup), lane).any()]
+        gates = [reader for reader in own if isinstance(reader, GateReader)]
+        walks = self.walks[gates[0].layer, gates[0].direction] if gates else []
+        shapes = [walk.states.shape for walk in walks] or [(_STEPS, 1, len(lane))]
+        arriving = self._arriving(lane, {reader.name for reader in own}, shapes)
+        felt = np.mean([np.square(each).mean(axis=(0, 1)) for each in arriving], axis=0)
+        if not felt.any():  # it is read before it is made, so that nothing is known of that yet
+            return
+        for reader in own:
+            if not isinstance(reader, GateReader):
+                units = np.searchsorted(lane, reader.outputs(self.lookup))
+                self.found.rows[reader.name] = self.found.rows[reader.name] * felt[units]
+                continue
+            drawn = [
+                reader.derivatives(self.lookup, *each) for each in zip(walks, arriving, strict=True)
+            ]
+            if drawn:
+                self.found.drawn[reader.name] = np.concatenate(drawn).astype(np.float32)
+
+    def _arriving(
+        self, lane: Ids, own: set[str], shapes: Sequence[tuple[int, ...]]
+    ) -> list[Matrix]:
+        """Derivatives by the states of a lane, as far as others read them, one array a shape."""
+        rng, found = np.random.default_rng(0), [np.zeros(shape) for shape in shapes]
+        read_as = self.same[lane]
+        for reader in self.readers:
+            read = np.where(reader.labels < 0, -1, self.same[reader.labels])
+            columns = None if reader.name in own else columns_of(read, np.sort(read_as))
+            for places in columns or ():
+                places = places[np.argsort(np.argsort(read_as))]
+                for each in found:
+                    count = each.shape[0] * each.shape[1]
+                    drawn = self.found.draw(reader, self.lookup, places, count, rng)
+                    each += drawn.reshape(each.shape)
+        return found
+
+
+def _read_as(trace: Trace) -> Ids:
+    """For each unit the one as which it is read: those that are added to one another are as one."""
+    same = np.arange(trace.units.count)
+    for group in trace.groups:
+        for atoms in group.atoms:
+            same[atoms] = atoms[:, :1]
+    return same
+
+
+def _relative(reader: Reader, lookup: Lookup, evidence: Evidence) -> Matrix:
+    """How much the square of an error in each output matters to its unit, or else, [outputs]."""
+    emphasis = evidence.emphasis[reader.pool]
+    if (reader.outputs(lookup) >= 0).any():
+        return emphasis
+    lines, variance = reader.lines(lookup), evidence.moments.variance(reader.pool)
+    spread = 0.0
+    for rows in blocks(len(emphasis)):
+        squares = np.square(lines(np.arange(len(emphasis))[rows]), dtype=np.float64)
+        spread += float(emphasis[rows] @ (squares @ variance))
+    return emphasis / (spread or 1.0)
+
+
+def _walks(
+    traced: TracedModel, gates: Sequence[GateReader], evidence: Evidence, feeds: Feeds
+) -> Walks:
+    """What layers did over some of the feeds; calls that follow one another are joined."""
+    lanes = {(reader.layer, reader.direction): reader for reader in gates}
+    widths = [len(reader.lane) for reader in lanes.values()] or [1]
+    most = max(1, min(_STEPS, _ENTRIES // max(widths), _ALL_ENTRIES // sum(widths)))
+    tapped = Tapped(traced.document, traced.readers, feeds.states, evidence.runs)
+    calls: dict[tuple[str, int], list[list[Taps]]] = {lane: [] for lane in lanes}
+    known = 0
+    for feed in feeds if lanes else ():
+        if known >= most and not getattr(feed, "follows", False):
+            break
+        seen = tapped(feed)
+        for lane, reader in lanes.items():
+            found = list(tapped.calls(reader, seen))
+            if getattr(feed, "follows", False) and len(found) == 1 and calls[lane]:
+                calls[lane][-1] += found
+            else:
+                calls[lane] += [[each] for each in found]
+        known = min(
+            sum(
+                each[reader.source(tapped.lookup)][..., 0].size
+                for walk in calls[lane]
+                for each in walk
+            )
+            for lane, reader in lanes.items()
+        )
+    return {
+        lane: [reader.walk(tapped.lookup, each, most) for each in calls[lane]]
+        for lane, reader in lanes.items()
+    }
+
+
+def columns_of(labels: Ids, lane: Ids) -> list[Ids] | None:
+    """Where a signal holds a lane: one array of H places for each time it does."""
+    inside = np.isin(labels, lane)
+    if not inside.any():
+        return None
+    places = np.flatnonzero(inside)
+    order = places[np.argsort(labels[places], kind="stable")]
+    repeats = len(order) // len(lane)
+    if repeats * len(lane) != len(order):
+        return None
+    return list(order.reshape(len(lane), repeats).T)
