@@ -19,7 +19,7 @@ deviated by 31.8 % on other speech and now do by 30.1 %.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -226,38 +226,6 @@ def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
     return {**{name: through * own for name, own in found.memory.items()}, **found.direct}
 
 
-def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
-    """The derivatives of a weighted sum of all states by what each gate sums, [T, B, H] by letter.
-
-    That is back-propagation through time, from the last step to the first.
-
-    Args:
-        layer: the layer.
-        steps: along which it runs.
-        weights: of the states in the sum, [T, B, H].
-    """
-    found = slopes(layer, steps)
-    if found is None:
-        return None
-    result = {name: np.zeros_like(weights) for name in (*found.memory, *found.direct)}
-    carried = felt = np.zeros_like(weights[0])
-    order = range(len(weights)) if steps.backward else reversed(range(len(weights)))
-    for step in order:
-        state = (weights[step] + felt) * steps.valid[step][:, None]
-        memory = state * found.shown[step] + carried * steps.valid[step][:, None]
-        carried, felt = memory * found.kept[step], np.zeros_like(state)
-        for name, own in result.items():
-            if name in found.memory:
-                own[step] = memory * found.memory[name][step]
-            else:
-                own[step] = state * found.direct[name][step]
-            if name in found.loops:
-                letter, scale = found.loops[name]
-                back = own[step] @ steps.rows("R", letter)
-                felt += back * (scale if isinstance(scale, float) else scale[step])
-    return result
-
-
 def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
     own = functions[0].slope(functions[0](steps.gate("i")))
     nothing = np.zeros_like(own)
@@ -351,13 +319,13 @@ class GateReader:
         return f"{self.direction}{self.gates}{'+'.join(self.sources)}"
 
     def source(self, lookup: Lookup) -> str:
-        tensor = self._layer(lookup).input("X")
+        tensor = self.layer_of(lookup).input("X")
         assert tensor is not None
         name: str = tensor.name
         return name
 
     def taps(self, lookup: Lookup) -> list[str]:
-        layer = self._layer(lookup)
+        layer = self.layer_of(lookup)
         inputs = [layer.input(name) for name in ("X", "sequence_lens", "initial_h", "initial_c")]
         wanted = [tensor.name for tensor in inputs if tensor is not None]
         output = layer.output("Y")
@@ -365,7 +333,7 @@ class GateReader:
         return [*wanted, output.name]
 
     def signal(self, lookup: Lookup, taps: Taps) -> Array:
-        steps = Steps(self._layer(lookup), self.direction, taps)
+        steps = Steps(self.layer_of(lookup), self.direction, taps)
         parts = [self._source(name, steps)[steps.valid] for name in self.sources]
         return np.concatenate(parts, axis=1)
 
@@ -381,56 +349,29 @@ class GateReader:
         share: Matrix = squares @ (1.0 / emphasis[felt]) / np.count_nonzero(felt)
         return share + _LEAST
 
-    def walk(self, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
-        """Calls that go on from one another as one, of so many steps of all sequences at most."""
-        read, made = self.source(lookup), self.taps(lookup)[-1]
-        joined = {
-            name: np.concatenate([call[name] for call in calls])[: max(1, most // batch)]
-            for name in (read, made)
-            for batch in (max(1, calls[0][read].shape[1]),)
-        }
-        lengths = self._layer(lookup).input("sequence_lens")
-        if lengths is not None and lengths.name in calls[0]:
-            last = sum(len(call[read]) for call in calls[:-1])
-            ends = last + np.asarray(calls[-1][lengths.name])
-            joined[lengths.name] = np.minimum(ends, len(joined[read]))
-        return Steps(self._layer(lookup), self.direction, {**calls[0], **joined})
-
-    def derivatives(self, lookup: Lookup, steps: Steps, weights: Matrix) -> Matrix:
-        """Of a weighted sum of all states by what is summed, [N, outputs].
-
-        Args:
-            lookup: of the document.
-            steps: along which the layer runs.
-            weights: of the states, [T, B, H].
-        """
-        found = adjoints(self._layer(lookup), steps, weights)
-        if found is None:
-            return np.tile(weights[steps.valid], len(self.gates))
-        return self._side_by_side(found, steps)
-
-    def _side_by_side(self, found: Mapping[str, Matrix], steps: Steps) -> Matrix:
+    def side_by_side(self, found: Mapping[str, Matrix], steps: Steps) -> Matrix:
+        """What there is of each gate, [T, B, H] by letter, as outputs lie, [N, outputs]."""
         letters = "H" if self.sources == ("H",) else self.gates
         return np.concatenate([found[letter][steps.valid] for letter in letters], axis=1)
 
     def _squares(self, lookup: Lookup, taps: Taps) -> Matrix:
         """Of how what comes answers each output, [N, outputs]; ones where that is not known."""
-        layer = self._layer(lookup)
+        layer = self.layer_of(lookup)
         steps = Steps(layer, self.direction, taps)
         found = answers(layer, steps)
         if found is None:
             return np.ones((np.count_nonzero(steps.valid), len(self.gates) * layer.hidden))
-        return np.square(self._side_by_side(found, steps))
+        return np.square(self.side_by_side(found, steps))
 
     def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
-        layer = self._layer(lookup)
+        layer = self.layer_of(lookup)
         return tuple(layer.input_size if name == "X" else layer.hidden for name in self.sources)
 
     def weight(self, lookup: Lookup) -> Array:
-        layer = self._layer(lookup)
+        layer = self.layer_of(lookup)
         matrices = [self._matrix(layer, name) for name in self.sources]
         width, hidden = sum(self.widths(lookup)), layer.hidden
         result = np.empty((len(self.gates) * hidden, width), matrices[0].dtype)
@@ -441,12 +382,12 @@ class GateReader:
         return result
 
     def lines(self, lookup: Lookup) -> Lines:
-        layer = self._layer(lookup)
+        layer = self.layer_of(lookup)
         own, matrices = self._rows(layer, 0), [self._matrix(layer, name) for name in self.sources]
         return lambda rows: np.concatenate([matrix[own[rows]] for matrix in matrices], axis=1)
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
-        layer = self._layer(lookup)
+        layer = self.layer_of(lookup)
         lines, columns = place
         rows = self._rows(layer, 0)[lines]
         first = 0
@@ -464,7 +405,7 @@ class GateReader:
             value[self.direction, self._rows(layer, block)[lines]] += bias
             layer.set_constant(lookup.graph, "B", value)
 
-    def _layer(self, lookup: Lookup) -> Layer:
+    def layer_of(self, lookup: Lookup) -> Layer:
         return lookup.layers[self.layer]
 
     def _rows(self, layer: Layer, first_block: int) -> npt.NDArray[np.int64]:

@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.evidence.evidence import Evidence, Tapped
-from onnx_rnn_prune.evidence.gates import GateReader, Steps
+from onnx_rnn_prune.evidence.gates import GateReader, Steps, slopes
 from onnx_rnn_prune.evidence.moments import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.traced_model import TracedModel
@@ -139,7 +140,8 @@ class _Back:
                 self.found.rows[reader.name] = self.found.rows[reader.name] * felt[units]
                 continue
             drawn = [
-                reader.derivatives(self.lookup, *each) for each in zip(walks, arriving, strict=True)
+                _derivatives(reader, self.lookup, *each)
+                for each in zip(walks, arriving, strict=True)
             ]
             if drawn:
                 self.found.drawn[reader.name] = np.concatenate(drawn).astype(np.float32)
@@ -213,9 +215,69 @@ def _walks(
             for lane, reader in lanes.items()
         )
     return {
-        lane: [reader.walk(tapped.lookup, each, most) for each in calls[lane]]
+        lane: [_walk(reader, tapped.lookup, each, most) for each in calls[lane]]
         for lane, reader in lanes.items()
     }
+
+
+def _walk(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
+    """Calls that go on from one another as one, of so many steps of all sequences at most."""
+    layer, read, made = reader.layer_of(lookup), reader.source(lookup), reader.taps(lookup)[-1]
+    limit = max(1, most // max(1, calls[0][read].shape[1]))
+    walk = dict(calls[0])
+    walk |= {n: np.concatenate([call[n] for call in calls])[:limit] for n in (read, made)}
+    lengths = layer.input("sequence_lens")
+    if lengths is not None and lengths.name in walk:
+        before = sum(len(call[read]) for call in calls[:-1])
+        walk[lengths.name] = np.minimum(before + calls[-1][lengths.name], len(walk[read]))
+    return Steps(layer, reader.direction, walk)
+
+
+def _derivatives(reader: GateReader, lookup: Lookup, steps: Steps, weights: Matrix) -> Matrix:
+    """Of a weighted sum of all states by what is summed, [N, outputs].
+
+    Args:
+        reader: of gates.
+        lookup: of the document.
+        steps: along which the layer runs.
+        weights: of the states, [T, B, H].
+    """
+    found = _adjoints(reader.layer_of(lookup), steps, weights)
+    if found is None:
+        return np.tile(weights[steps.valid], len(reader.gates))
+    return reader.side_by_side(found, steps)
+
+
+def _adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
+    """The derivatives of a weighted sum of all states by what each gate sums, [T, B, H] by letter.
+
+    That is back-propagation through time, from the last step to the first.
+
+    Args:
+        layer: the layer.
+        steps: along which it runs.
+        weights: of the states in the sum, [T, B, H].
+    """
+    found = slopes(layer, steps)
+    if found is None:
+        return None
+    result = {name: np.zeros_like(weights) for name in (*found.memory, *found.direct)}
+    carried = felt = np.zeros_like(weights[0])
+    order = range(len(weights)) if steps.backward else reversed(range(len(weights)))
+    for step in order:
+        state = (weights[step] + felt) * steps.valid[step][:, None]
+        memory = state * found.shown[step] + carried * steps.valid[step][:, None]
+        carried, felt = memory * found.kept[step], np.zeros_like(state)
+        for name, own in result.items():
+            if name in found.memory:
+                own[step] = memory * found.memory[name][step]
+            else:
+                own[step] = state * found.direct[name][step]
+            if name in found.loops:
+                letter, scale = found.loops[name]
+                back = own[step] @ steps.rows("R", letter)
+                felt += back * (scale if isinstance(scale, float) else scale[step])
+    return result
 
 
 def columns_of(labels: Ids, lane: Ids) -> list[Ids] | None:
