@@ -274,7 +274,7 @@ class CandidateCut:
     def best_of(
         self, start: Recovered, pairs: Pairs, ridges: Iterable[float], until: float = math.inf
     ) -> Recovered:
-        """The last of fits with these lambdas, in turn, that still runs clearly better than before.
+        """The last of fits with these lambdas that runs clearly better, while errors fall from each on.
 
         Args:
             start: a fit with a lambda beside the first of these.
@@ -282,15 +282,16 @@ class CandidateCut:
             ridges: rising or falling.
             until: when there is no time left, see `TrainingConfig`.
         """
-        best = start
+        best, lowest = start, start.error
         for ridge in ridges:
             if time.monotonic() > until:
                 break
             other = self.fitted(pairs, ridge, start.rounds)
-            if other.error < CLEARLY * best.error:
-                best = other
-            elif math.isfinite(best.error):
+            if lowest <= other.error and math.isfinite(lowest):
                 break
+            lowest = other.error
+            if lowest < CLEARLY * best.error:
+                best = other
         return best
 
     def fitted(self, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:

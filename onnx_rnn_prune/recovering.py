@@ -21,8 +21,8 @@ from onnx_rnn_prune.recovery.least_squares import (
 from onnx_rnn_prune.recovery.schedules import Fading, Schedule
 
 _ROUNDS = 4
-# The most that the error may be of the lowest one for a refit to be taken. Refits nearly always come
-# closer to the original on other data, also where a few validation feeds do not show it.
+# The most that the error may be of the lowest one for a refit to be taken. Refits nearly always
+# come closer to the original on other data, also where a few validation feeds do not show it.
 _TOLERATED = 1.1
 # The most that the error may be of what it is otherwise, for states to be computed.
 _WORTH_COMPUTING = 0.9
