@@ -274,7 +274,7 @@ class CandidateCut:
     def best_of(
         self, start: Recovered, pairs: Pairs, ridges: Iterable[float], until: float = math.inf
     ) -> Recovered:
-        """The last of fits with these lambdas that runs clearly better, while errors fall from each on.
+        """The last of fits with these lambdas, as long as errors fall, that runs clearly better.
 
         Args:
             start: a fit with a lambda beside the first of these.
