@@ -294,7 +294,8 @@ def test_a_fit_to_few_samples_does_not_run_away(count):
     errors = {ridge: cut.fitted(cut.pairs, ridge).error for ridge in RIDGES}
     assert cut.error(cut.quick()) == min(errors.values()) < 0.75 * errors[RIDGE]
     found, _ = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)
-    assert found.error <= min(errors.values())
+    # Refits are taken unless they are clearly worse.
+    assert found.error <= 1.1 * min(errors.values())
 
 
 CACHED = f"""
