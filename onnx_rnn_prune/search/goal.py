@@ -12,8 +12,6 @@ from onnx_rnn_prune.arguments import Number
 from onnx_rnn_prune.cost.budget import Budget, parse_budget
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.options import Target
-from onnx_rnn_prune.search.space import Trial
-from onnx_rnn_prune.selection.allocation import Fits
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, read_quality
 
 _TIME = re.compile(r"\s*([0-9]+\.?[0-9]*)\s*(us|ms|s)\s*")
@@ -113,29 +111,6 @@ class Goal:
         quality = [] if self.drop is None else [f"{named} {self.drop}"]
         speed = [] if self.speed is None else [str(self.speed)]
         return ", ".join([*quality, *speed, *map(str, self.budgets)])
-
-
-@dataclass(frozen=True)
-class Aim:
-    """A goal in numbers, of one model.
-
-    Attributes:
-        most: the largest loss, or None for as little as can be.
-        fits: whether a cut is within all that limits its cost.
-    """
-
-    most: float | None
-    fits: Fits
-
-    def meets(self, trial: Trial) -> bool:
-        """Whether a trial is all that is asked for: good enough, with a standard error to spare."""
-        good = self.most is None or trial.loss + trial.spread <= self.most
-        return good and self.fits(list(trial.counts))
-
-    def rank(self, trial: Trial) -> tuple[bool, bool, float]:
-        """The lower, the better: what fits, of that what is good enough, of that the fastest."""
-        fits, meets = self.fits(list(trial.counts)), self.meets(trial)
-        return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
 
 
 def _read_drop(target: Target) -> Drop | None:

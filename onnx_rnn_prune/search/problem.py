@@ -24,7 +24,6 @@ from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.search.executor import Mapper, Work, Workers
 from onnx_rnn_prune.search.goal import Goal
-from onnx_rnn_prune.search.space import Ask, Counts, Space, Trial, Verdict
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.search.worker_context import (
     Shard,
@@ -44,6 +43,7 @@ from onnx_rnn_prune.selection.profitability import (
 )
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.sharing import cost_of_cuts
+from onnx_rnn_prune.selection.space import Ask, Counts, Space, Trial, Verdict
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.traced_model import TracedModel, trace_model

@@ -22,9 +22,9 @@ from onnx_rnn_prune.report.schema import (
     Splits,
     Tested,
 )
-from onnx_rnn_prune.search.goal import Aim, Goal
+from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.problem import Problem
-from onnx_rnn_prune.search.space import QUICK, Trial
+from onnx_rnn_prune.selection.space import QUICK, Aim, Trial
 from onnx_rnn_prune.validate.quality import NRMSE
 from onnx_rnn_prune.validate.results import Recorded
 

@@ -20,15 +20,15 @@ from onnx_rnn_prune.pipeline import Planned, PruneResult, Treatment, finish
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report.schema import SensitivityReport
 from onnx_rnn_prune.search.executor import Executor, Workers
-from onnx_rnn_prune.search.goal import Aim, Goal
+from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.problem import Problem, open_problem
 from onnx_rnn_prune.search.rows import search_rows, sensitivity_rows, tested_rows
-from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Strategy, Trial
-from onnx_rnn_prune.search.strategies import STRATEGIES, curve_asks
 from onnx_rnn_prune.search.study import Study, key_of
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Space, Strategy, Trial
+from onnx_rnn_prune.selection.strategies import STRATEGIES, curve_asks
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.validate.quality import Quality
 

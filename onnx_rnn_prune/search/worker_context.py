@@ -21,10 +21,10 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovering import recover_units
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.schedules import Schedule
-from onnx_rnn_prune.search.space import FULL, Ask, Verdict
 from onnx_rnn_prune.search.study import key_of
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.selection.space import FULL, Ask, Verdict
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
 

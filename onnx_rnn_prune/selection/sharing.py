@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
-
-import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget
@@ -20,7 +17,6 @@ from onnx_rnn_prune.passes.states import OpenStates
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.selection.allocation import (
     ALLOCATORS,
-    Allocation,
     Fits,
     Urgency,
     choose,
@@ -29,80 +25,10 @@ from onnx_rnn_prune.selection.allocation import (
 )
 from onnx_rnn_prune.selection.profitability import filled, place
 from onnx_rnn_prune.selection.request import Request
+from onnx_rnn_prune.selection.space import QUICK, Aim, Counts, Space, Trial
+from onnx_rnn_prune.selection.strategies import shared
 from onnx_rnn_prune.trace.plan import Plan
-from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel
-
-SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """The error of the outputs as one group is cut.
-
-    Attributes:
-        layers: the group's layers.
-        kept: numbers of units, rising; the last is all of them, [n].
-        error: mean NRMSE on validation feeds, with least squares as recovery; 0 for all units, [n].
-    """
-
-    layers: tuple[str, ...]
-    kept: Matrix
-    error: Matrix
-
-    def slopes(self) -> Matrix:
-        """What each further unit takes off the squared error: those of the lower convex hull, [H].
-
-        A step that takes nothing off may have to be made on the way to one that does.
-        """
-        size = int(self.kept[-1])
-        squared = np.interp(np.arange(size + 1), self.kept, self.error**2)
-        slopes = np.zeros(size + 1)
-        unit = 0
-        while unit < size:
-            ahead = (squared[unit] - squared[unit + 1 :]) / np.arange(1, size - unit + 1)
-            stretch = int(ahead.argmax()) + 1
-            slopes[unit : unit + stretch] = ahead[stretch - 1]
-            unit += stretch
-        return slopes
-
-
-def sensitivity(
-    evaluator: Evaluator, scores: Matrix, bounds: Allocation, progress: Progress
-) -> tuple[Curve, ...]:
-    """Cuts each group alone to several widths, and runs what is left.
-
-    Args:
-        evaluator: judges cuts of the model.
-        scores: of the units, higher is kept.
-        bounds: widths below its floor are left out.
-        progress: is told how far the work is.
-    """
-    trace = evaluator.traced.trace
-    curves = []
-    for number, group in enumerate(trace.groups):
-        progress("cutting layers one by one", number, len(trace.groups))
-        widths = sorted({max(round(share * group.size), bounds.floor(group)) for share in SHARES})
-        errors = []
-        for width in widths:
-            counts = [other.size for other in trace.groups]
-            counts[number] = width
-            errors.append(evaluator.quick_error(choose(trace, scores, counts)))
-        rising = np.array([*errors, 0.0])
-        curves.append(Curve(group.layers, np.array([*widths, group.size], float), rising))
-    return tuple(curves)
-
-
-def by_slopes(curves: Sequence[Curve]) -> Urgency:
-    """The most urgent group is the one whose next unit takes most off the error."""
-    slopes = [curve.slopes() for curve in curves]
-    return lambda number, kept: float(slopes[number][kept])
-
-
-Shares = Callable[[Urgency], list[int]]
-
-# How often units are moved from one group to another, and how many: a part of a group's own.
-_MOVES, _PART = 8, 16
 
 
 def share_out(
@@ -132,55 +58,29 @@ def share_out(
             remedy="pass --data, or choose uniform or global",
         )
     data.evidence(traced, progress)
-    return _joint(Evaluator.of(traced, data), scores, request, shares, fits, progress)
+    space = Space(trace, scores, request.bounds, price, fits)
+    return _joint(Evaluator.of(traced, data), space, progress)
 
 
-def _joint(
-    evaluator: Evaluator,
-    scores: Matrix,
-    request: Request,
-    shares: Shares,
-    fits: Fits,
-    progress: Progress,
-) -> list[int]:
-    """The best of several ways to share, then with units moved between groups while that helps.
+def _joint(evaluator: Evaluator, space: Space, progress: Progress) -> list[int]:
+    """The counts with the least error among those that the search's way of sharing tries.
 
-    Each layer's sensitivity is measured alone; since errors of several layers add up otherwise than
-    alone, what comes of it is cut and measured, too, beside the shares of the other allocators.
+    What a cut is counted in stands for time.
     """
-    trace = evaluator.traced.trace
 
-    def error(counts: list[int]) -> float:
-        return evaluator.quick_error(choose(trace, scores, counts))
+    def tried(counts: Counts) -> Trial:
+        error = evaluator.quick_error(choose(space.trace, space.scores, list(counts)))
+        return Trial(counts, QUICK, error, error, 0.0, error, space.ms(counts), 0, 0, 0.0)
 
-    curves = sensitivity(evaluator, scores, request.bounds, progress)
-    ways = [allocator(trace, scores) for allocator in ALLOCATORS.values()]
-    best = min((shares(urgency) for urgency in [*ways, by_slopes(curves)]), key=error)
-    for move in range(_MOVES):
-        progress("moving units between layers", move, _MOVES)
-        found = min([best, *_moved(trace.groups, request, best, fits)], key=error)
-        if found == best:
-            break
-        best = found
-    return best
-
-
-def _moved(
-    groups: Sequence[Group], request: Request, counts: list[int], fits: Fits
-) -> Iterator[list[int]]:
-    """The same cut with some units of one group given up for as many as fit of another."""
-    for giver, group in enumerate(groups):
-        less = max(counts[giver] - max(group.size // _PART, 1), request.bounds.floor(group))
-        for taker, other in enumerate(groups):
-            after = [less if n == giver else count for n, count in enumerate(counts)]
-            while taker != giver and after[taker] < other.size:
-                more = list(after)
-                more[taker] = request.bounds.step(other, after[taker])
-                if not fits(more):
-                    break
-                after = more
-            if after[giver] < counts[giver] and after[taker] > counts[taker]:
-                yield after
+    steps, number = shared(space, Aim(None, space.fits)), 0
+    asks = next(steps)
+    try:
+        while True:
+            progress("sharing the cut between layers", number, None)
+            number += len(asks)
+            asks = steps.send([tried(ask.counts) for ask in asks])
+    except StopIteration as end:
+        return list(end.value.counts)
 
 
 def _limits(traced: TracedModel, request: Request, price: Price, cost: Callable[[], Cost]) -> Fits:

@@ -24,15 +24,15 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.report import to_json
 from onnx_rnn_prune.report.schema import Limit
 from onnx_rnn_prune.search import problem, rows
-from onnx_rnn_prune.search.goal import Aim, Goal
+from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.problem import SizePrediction
 from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import SearchBounds, finishing, run
-from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Space, Trial
-from onnx_rnn_prune.search.strategies import STRATEGIES
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.selection.allocation import Allocation
 from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
+from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Space, Trial
+from onnx_rnn_prune.selection.strategies import STRATEGIES
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import trace_model
 from reports import pruned

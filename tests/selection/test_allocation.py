@@ -14,7 +14,7 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.recovery.schedules import Fading, Schedule
-from onnx_rnn_prune.selection.sharing import Curve
+from onnx_rnn_prune.selection.strategies import Curve
 from onnx_rnn_prune.traced_model import trace_model
 from stacked import HIDDEN, WIDTH, stacked, widths
 

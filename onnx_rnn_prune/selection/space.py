@@ -132,3 +132,35 @@ class Space:
             near = round(count / step) * step
             found.append(min(max(near, self.bounds.floor(group)), group.size))
         return self.profitable(tuple(found))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A goal in numbers, of one model.
+
+    Attributes:
+        most: the largest loss, or None for as little as can be.
+        fits: whether a cut is within all that limits its cost.
+        nrmse: the largest NRMSE, beside a loss that is another quality's.
+    """
+
+    most: float | None
+    fits: Fits
+    nrmse: float = math.inf
+
+    def meets(self, trial: Trial) -> bool:
+        """Whether a trial is all that is asked for: good enough, with a standard error to spare."""
+        good = self.most is None or trial.loss + trial.spread <= self.most
+        return good and trial.nrmse <= self.nrmse and self.fits(list(trial.counts))
+
+    def rank(self, trial: Trial) -> tuple[bool, bool, float]:
+        """The lower, the better: what fits, of that what is good enough, of that the fastest."""
+        fits, meets = self.fits(list(trial.counts)), self.meets(trial)
+        return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
+
+    def for_quick(self, quick: Trial, full: Trial) -> Aim:
+        """What quick trials must reach, if one in full makes up for as much as it did here."""
+        if self.most is None:
+            return self
+        most = self.most + max(quick.loss + quick.spread - full.loss - full.spread, 0.0)
+        return Aim(most, self.fits, self.nrmse + max(quick.nrmse - full.nrmse, 0.0))

@@ -1,11 +1,14 @@
-"""Who says what a search tries next.
+"""Who says which cut is tried next.
 
 The built-in strategy, greedy, takes sensitivities, bisects ways to share, then moves units:
 
-1. Each group alone is cut to several widths.
+1. What a group loses as it is cut follows the scores of its units, which with data are what readers
+   lose in closed form. So much as measured is lost: each group alone is cut to several widths, or
+   of many groups those that save most time to one.
 2. Ways to share a cut (equal shares, one ranking over all groups, slopes of these curves by what
    they save) make a row of cuts each, from slow to fast. Where the goal is a quality, the fastest
    cut of each row that keeps it is found by bisection; else each row's first that fits is tried.
+   What a recovery in full makes up for is seen in the best, and allowed for in another bisection.
 3. From the best, units are taken from one group, or moved from one to another, while that helps.
 4. The best are recovered in full, which keeps more of the quality; what that leaves to spare is
    used to cut further.
@@ -20,29 +23,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.search.goal import Aim
-from onnx_rnn_prune.search.space import FULL, QUICK, Ask, Counts, Space, Strategy, Trial
-from onnx_rnn_prune.selection.allocation import ALLOCATORS
-from onnx_rnn_prune.selection.sharing import SHARES, Curve, by_slopes
+from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.selection.allocation import ALLOCATORS, Urgency
+from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Counts, Space, Strategy, Trial
+from onnx_rnn_prune.trace.units import Group
 
 Row = Callable[[float], Counts]
 Steps = Generator[Sequence[Ask], Sequence[Trial], Trial]
 
-# Rounds of bisection, to within 1 % of the range of times.
-_HALVINGS = 7
-# Moves are of these parts of a group, one after the other, and as many are tried at a time.
+# Widths at which one group is cut alone, as shares; of many groups the middle one does, and so many
+# cuts at most are made for all.
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
+_ALONE = 40
+# The least share that the closed form may say is lost by a cut.
+_LEAST = 1e-6
+# Rounds of bisection, to within 1 % of the range of times; and of allowing for a recovery in full.
+_HALVINGS, _ALLOWANCES = 7, 2
+# Moves are of these parts of a group, one after the other; so many groups give or take, and so many
+# moves are tried at a time.
 _PARTS = (8, 16, 32)
-_BATCH = 8
+_BATCH, _PARTNERS = 8, 12
 _MOVES = 8
 _LAST_HALVINGS = 4
 
 
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The error of the outputs as one group is cut.
+
+    Attributes:
+        layers: the group's layers.
+        kept: numbers of units, rising; the last is all of them, [n].
+        error: NRMSE on validation feeds, with least squares as recovery; 0 for all units, [n].
+    """
+
+    layers: tuple[str, ...]
+    kept: Matrix
+    error: Matrix
+
+    def slopes(self) -> Matrix:
+        """What each further unit takes off the squared error: those of the lower convex hull, [H].
+
+        A step that takes nothing off may have to be made on the way to one that does.
+        """
+        size = int(self.kept[-1])
+        squared = np.interp(np.arange(size + 1), self.kept, self.error**2)
+        slopes = np.zeros(size + 1)
+        unit = 0
+        while unit < size:
+            ahead = (squared[unit] - squared[unit + 1 :]) / np.arange(1, size - unit + 1)
+            stretch = int(ahead.argmax()) + 1
+            slopes[unit : unit + stretch] = ahead[stretch - 1]
+            unit += stretch
+        return slopes
+
+
+def by_slopes(curves: Sequence[Curve]) -> Urgency:
+    """The most urgent group is the one whose next unit takes most off the error."""
+    slopes = [curve.slopes() for curve in curves]
+    return lambda number, kept: float(slopes[number][kept])
+
+
 def greedy(space: Space, aim: Aim) -> Strategy:
     """Asks for trials; the best of them is what is looked for."""
+    yield from finals(space, aim, (yield from shared(space, aim)))
+
+
+def shared(space: Space, aim: Aim) -> Steps:
+    """The best way to share a cut between groups, as quick trials tell."""
     curves = yield from _curves(space)
     rows = [
         _row(space, allocator(space.trace, space.scores), by_time=False)
@@ -52,10 +105,13 @@ def greedy(space: Space, aim: Aim) -> Strategy:
     if aim.most is None:
         asks = list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
         best = min((yield asks), key=aim.rank)
-    else:
-        best = yield from _bisected(space, aim, rows)
-    best = yield from _moved(space, aim, curves, best)
-    yield from finals(space, aim, best)
+        return (yield from _moved(space, aim, curves, best))
+    quick, best = aim, (yield from _bisected(space, aim, rows))
+    for _ in range(_ALLOWANCES):
+        full = (yield [Ask(best.counts, FULL)])[0]
+        quick = aim.for_quick(best, full)
+        best = yield from _bisected(space, quick, rows)
+    return (yield from _moved(space, quick, curves, best))
 
 
 def equal(space: Space, aim: Aim) -> Strategy:
@@ -72,29 +128,51 @@ def _row(space: Space, urgency: Callable[[int, int], float], by_time: bool) -> R
     return lambda ms: space.within(ms, urgency, price)
 
 
-def curve_asks(space: Space) -> dict[int, list[Ask]]:
+def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list[Ask]]:
     """Cuts of each group alone, by its number."""
     found = {}
     for number, group in enumerate(space.groups):
         cuts = [
             space.aligned([share * g.size if g is group else g.size for g in space.groups])
-            for share in SHARES
+            for share in shares
         ]
         found[number] = [Ask(cut) for cut in sorted(set(cuts)) if cut != space.full]
     return found
 
 
 def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curve]]:
-    asks = curve_asks(space)
-    asked = [ask for own in asks.values() for ask in own]
+    """What each group loses: the closed form, scaled to what was measured."""
+    many = len(SHARES) * len(space.groups) > _ALONE
+    asks = curve_asks(space, SHARES[2:3] if many else SHARES)
+    cuttable = [number for number, own in asks.items() if own]
+    dearest = sorted(cuttable, key=lambda n: min(space.ms(ask.counts) for ask in asks[n]))
+    measured = sorted(dearest[:_ALONE])
+    asked = [ask for number in measured for ask in asks[number]]
     trials = iter((yield asked) if asked else ())
+    lost = [_lost(group, space.scores) for group in space.groups]
+    scales: dict[int, tuple[list[int], Matrix]] = {}
+    for number in measured:
+        found = [next(trials) for _ in asks[number]]
+        kept = [trial.counts[number] for trial in found]
+        squares = np.array([min(trial.nrmse, 1e3) ** 2 for trial in found])
+        scales[number] = kept, squares / np.maximum(lost[number][kept], _LEAST)
+    usual = np.median(np.concatenate([s for _, s in scales.values()] or [np.ones(1)]))
     curves = []
-    for number, own in asks.items():
-        found = [next(trials) for _ in own]
-        kept = [*(trial.counts[number] for trial in found), space.groups[number].size]
-        error = [*(min(trial.nrmse, 1e3) for trial in found), 0.0]
-        curves.append(Curve(space.groups[number].layers, np.array(kept, float), np.array(error)))
+    for number, group in enumerate(space.groups):
+        kept, scale = scales.get(number, ([group.size], np.array([usual])))
+        every = np.arange(group.size + 1)
+        error = np.sqrt(np.maximum(lost[number], _LEAST) * np.interp(every, kept, scale))
+        error[-1] = 0.0
+        curves.append(Curve(group.layers, every.astype(np.float64), error))
     return curves
+
+
+def _lost(group: Group, scores: Matrix) -> Matrix:
+    """The share of what units score that is gone when so many of the best stay, [H + 1]."""
+    values = np.sort(np.sum([scores[atoms].sum(axis=1) for atoms in group.atoms], axis=0))
+    values = values - min(float(values[0]), 0.0)
+    gone: Matrix = np.concatenate([[0.0], np.cumsum(values)])[::-1]
+    return gone / gone[0] if gone[0] > 0.0 else np.linspace(1.0, 0.0, len(gone))
 
 
 def _bisected(space: Space, aim: Aim, rows: Sequence[Row], recovery: str = QUICK) -> Steps:
@@ -135,24 +213,36 @@ def _promising(
             return worse
         return worse / max(best.ms - space.ms(counts), 1e-12)
 
-    moves = [m for m in _moves(space, best.counts, part) if space.fits(list(m))]
+    moves = [m for m in _moves(space, curves, best.counts, part) if space.fits(list(m))]
     if aim.most is not None:
         moves = [move for move in moves if space.ms(move) < best.ms]
     return [Ask(move) for move in sorted(dict.fromkeys(moves), key=promise)[:_BATCH]]
 
 
-def _moves(space: Space, counts: Counts, part: int) -> Iterator[Counts]:
-    """Fewer units in one group, and a few more of another in exchange."""
-    for giver, group in enumerate(space.groups):
-        fewer = space.aligned(_changed(counts, giver, -max(group.size / part, 1)))
-        if fewer == counts:
-            continue
+def _moves(space: Space, curves: Sequence[Curve], counts: Counts, part: int) -> Iterator[Counts]:
+    """Fewer units in one group, and a few more of another in exchange; the likeliest of many."""
+    before, ms = _foretold(curves, counts), space.ms(counts)
+
+    def ratio(changed: Counts) -> float:
+        """What a change costs for the time that it saves, or gains for what it takes."""
+        return (_foretold(curves, changed) - before) / max(abs(ms - space.ms(changed)), 1e-12)
+
+    def changed(by: float) -> list[tuple[int, float]]:
+        """Groups of which a part goes, or is added, the likeliest first."""
+        least = math.copysign(1.0, by)
+        sizes = [max(abs(group.size * by), 1.0) * least for group in space.groups]
+        each = {n: space.aligned(_changed(counts, n, size)) for n, size in enumerate(sizes)}
+        found = sorted((n for n in each if each[n] != counts), key=lambda n: ratio(each[n]))
+        return [(n, sizes[n]) for n in found[:_PARTNERS]]
+
+    takers = [*changed(0.5 / part), *changed(1.0 / part)]
+    for giver, less in changed(-1.0 / part):
+        fewer = space.aligned(_changed(counts, giver, less))
         yield fewer
-        for taker, other in enumerate(space.groups):
-            for share in (2 * part, part):
-                more = space.aligned(_changed(fewer, taker, max(other.size / share, 1)))
-                if taker != giver and more != fewer:
-                    yield more
+        for taker, by in takers:
+            more = space.aligned(_changed(fewer, taker, by))
+            if taker != giver and more != fewer:
+                yield more
 
 
 def _changed(counts: Counts, number: int, by: float) -> list[float]:
