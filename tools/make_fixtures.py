@@ -27,8 +27,20 @@ import onnx
 import onnxruntime as ort
 
 from fixtures.common import Case, Exporter
-from fixtures.keras_cases import KERAS_EXPORTER, KERAS_TORCH_EXPORTER, TF2ONNX_EXPORTER
-from fixtures.other_cases import JAX_EXPORTER, MINDSPORE_EXPORTER, PADDLE_EXPORTER, UNUSABLE
+from fixtures.keras_cases import (
+    KERAS_EXPORTER,
+    KERAS_TORCH_EXPORTER,
+    TF2ONNX_EXPORTER,
+    WHILE_EXPORTER,
+)
+from fixtures.other_cases import (
+    FLAX_EXPORTER,
+    HAIKU_EXPORTER,
+    JAX_EXPORTER,
+    MINDSPORE_EXPORTER,
+    PADDLE_EXPORTER,
+    UNUSABLE,
+)
 from fixtures.torch_cases import DYNAMO_EXPORTER, TORCHSCRIPT_EXPORTER
 from fixtures.written import WRITTEN_EXPORTER
 
@@ -40,9 +52,12 @@ EXPORTERS = (
     KERAS_EXPORTER,
     KERAS_TORCH_EXPORTER,
     TF2ONNX_EXPORTER,
+    WHILE_EXPORTER,
     PADDLE_EXPORTER,
     MINDSPORE_EXPORTER,
     JAX_EXPORTER,
+    FLAX_EXPORTER,
+    HAIKU_EXPORTER,
     WRITTEN_EXPORTER,
 )
 RECURRENT = ("LSTM", "GRU", "RNN")

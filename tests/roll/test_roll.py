@@ -43,7 +43,15 @@ WRITTEN = {
     "dynamo_rnn_tanh": ("RNN", 7, 1),
     "keras_torch_gru": ("GRU", 1, 1),
     "keras_torch_lstm": ("LSTM", 1, 1),
+    "dynamo_gru_scan": ("GRU", 1, 1),
+    "flax_gru": ("GRU", 1, 1),
+    "haiku_gru": ("GRU", 1, 1),
+    "jax_gru": ("GRU", 1, 1),
     "jax_lstm": ("LSTM", 1, 1),
+    "keras_rnn_bi": ("RNN", 1, 2),
+    "tf_while_gru": ("GRU", 1, 1),
+    "tf_while_lstm": ("LSTM", 1, 1),
+    "torchscript_lstm_loop": ("LSTM", 1, 1),
     "keras_gru": ("GRU", 1, 1),
     "tf2onnx_gru_reset_before": ("GRU", 1, 1),
     "tf2onnx_lstm_masked": ("LSTM", 1, 1),
@@ -100,10 +108,14 @@ def test_fixtures_roll(name):
     op, steps, count = WRITTEN[name]
     path = FIXTURES / f"{name}.onnx"
     model, found = rolled(onnx.load(path), feeds_for(path), fewest=1)
-    merged = [item for item in found.rolled if item.kind == "both directions"]
-    assert [node.op_type for node in operators(model)] == [op] * (count - len(merged))
-    assert len(merged) == (name == "dynamo_rnn_relu_bi")
-    written = [item for item in found.rolled if item not in merged]
+    both = name.endswith("_bi")  # and become one in the end
+    assert [node.op_type for node in operators(model)] == [op] * (count - both)
+    kinds = ("turned", "both directions")
+    assert [item.kind for item in found.rolled if item.kind in kinds] == {
+        "dynamo_rnn_relu_bi": ["both directions"],
+        "keras_rnn_bi": ["turned", "both directions"],
+    }.get(name, [])
+    written = [item for item in found.rolled if item.kind not in kinds]
     assert [(item.op, item.steps, item.units) for item in written] == [(op, steps, 8)] * count
 
 

@@ -23,7 +23,14 @@ FOUND = {
     "dynamo_lstm_cell": ("LSTM", 1, "unrolled", 7),
     "dynamo_rnn_relu_bi": ("RNN", 2, "unrolled", 7),
     "dynamo_rnn_tanh": ("RNN", 1, "unrolled", 7),
+    "dynamo_gru_scan": ("GRU", 1, "scan", 1),
+    "flax_gru": ("GRU", 1, "loop", 1),
+    "haiku_gru": ("GRU", 1, "loop", 1),
+    "jax_gru": ("GRU", 1, "loop", 1),
     "jax_lstm": ("LSTM", 1, "loop", 1),
+    "keras_rnn_bi": ("RNN", 2, "loop", 1),
+    "tf_while_gru": ("GRU", 1, "loop", 1),
+    "tf_while_lstm": ("LSTM", 1, "loop", 1),
     "keras_gru": ("GRU", 1, "loop", 1),
     "keras_torch_gru": ("GRU", 1, "single step", 1),
     "keras_torch_lstm": ("LSTM", 1, "single step", 1),
@@ -90,11 +97,13 @@ def test_fixtures_are_named(name):
     path = FIXTURES / f"{name}.onnx"
     names = {node.name for node in nodes_of(onnx.load(path).graph)}
     report = inspect(path, roll=False)
-    assert report["layers"] == [] and len(report["written_out"]) == count
+    assert len(report["written_out"]) == count
     for row in report["written_out"]:
         assert (row["like"], row["kind"], row["steps"]) == (like, kind, steps)
         assert row["units"] == UNITS
         assert row["nodes"] and names.issuperset((row["at"], *row["nodes"]))
+        if report["layers"]:  # its products are cut where they stand
+            continue
         with pytest.raises(PruneError, match="leave roll=False out") as caught:
             prune(path, roll=False)
         assert row["text"] in str(caught.value) and report["remedies"][0] in str(caught.value)
