@@ -32,17 +32,7 @@ from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 from onnx_rnn_prune.validate.quality import read_quality
 
-__all__ = [
-    "apply",
-    "bench",
-    "compare",
-    "inspect",
-    "plan",
-    "prune",
-    "roll",
-    "search",
-    "sensitivity",
-]
+__all__ = ["apply", "bench", "compare", "inspect", "plan", "prune", "roll", "search", "sensitivity"]
 
 Amount = str | float | Mapping[str, str | float] | Sequence[str | float]
 

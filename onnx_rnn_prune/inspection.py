@@ -225,10 +225,7 @@ def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progre
 
 
 def halves(
-    traced: TracedModel,
-    data: Calibration,
-    times: Mapping[str, NodeTime],
-    progress: Progress,
+    traced: TracedModel, data: Calibration, times: Mapping[str, NodeTime], progress: Progress
 ) -> dict[str, Half]:
     """Cuts one group of layers after another to half of its units.
 

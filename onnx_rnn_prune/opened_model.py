@@ -184,9 +184,7 @@ def stays_written_out(opened: OpenedModel) -> list[str]:
 
 
 def read_model(
-    source: ModelSource,
-    asked: Inputs = AS_IT_IS,
-    layers: Sequence[str] = (RECURRENT_ONLY,),
+    source: ModelSource, asked: Inputs = AS_IT_IS, layers: Sequence[str] = (RECURRENT_ONLY,)
 ) -> OpenedModel:
     """Reads a model, which may have no recurrent layer and may not run.
 
@@ -214,10 +212,7 @@ def frozen(model: onnx.ModelProto, values: Mapping[str, str] | None) -> onnx.Mod
 
 
 def follow(
-    model: onnx.ModelProto,
-    name: str,
-    layers: Sequence[str] = (RECURRENT_ONLY,),
-    rolls: bool = True,
+    model: onnx.ModelProto, name: str, layers: Sequence[str] = (RECURRENT_ONLY,), rolls: bool = True
 ) -> OpenedModel:
     """Opens a model that was read.
 

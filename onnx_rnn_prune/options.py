@@ -75,9 +75,7 @@ class Inputs(Group):
         many=True,
     )
     roll: bool = option(
-        "First turn recurrences that an exporter wrote out into layers.",
-        Switch(),
-        True,
+        "First turn recurrences that an exporter wrote out into layers.", Switch(), True
     )
     seed: int = option("Seed for random choices and random inputs.", Whole(0), 0)
 

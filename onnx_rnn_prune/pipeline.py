@@ -41,13 +41,7 @@ from onnx_rnn_prune.recovering import recover_units, refitted
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.recovery.schedules import Schedule
-from onnx_rnn_prune.report.build import (
-    drift_rows,
-    environment,
-    layer_rows,
-    outlet_rows,
-    total_rows,
-)
+from onnx_rnn_prune.report.build import drift_rows, environment, layer_rows, outlet_rows, total_rows
 from onnx_rnn_prune.report.html import write_html
 from onnx_rnn_prune.report.rolled import rolling_row
 from onnx_rnn_prune.report.schema import (

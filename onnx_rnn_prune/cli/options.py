@@ -101,9 +101,7 @@ def _type(kind: arguments.Kind) -> click.ParamType[Any]:
     return click.STRING
 
 
-def _callback(
-    kind: arguments.Kind,
-) -> Callable[[click.Context, click.Parameter, Any], Any] | None:
+def _callback(kind: arguments.Kind) -> Callable[[click.Context, click.Parameter, Any], Any] | None:
     if isinstance(kind, arguments.Values | arguments.Sizes):
         return _name_values
     if isinstance(kind, arguments.Named | arguments.Source):

@@ -18,12 +18,7 @@ from onnx_rnn_prune.report.plots import (
     rounded,
     to_png,
 )
-from onnx_rnn_prune.report.schema import (
-    Candidate,
-    Curve,
-    SearchRows,
-    SensitivityReport,
-)
+from onnx_rnn_prune.report.schema import Candidate, Curve, SearchRows, SensitivityReport
 from onnx_rnn_prune.text import presentable
 from onnx_rnn_prune.validate import Latency
 from onnx_rnn_prune.validate.drift import Histogram, OverTime
