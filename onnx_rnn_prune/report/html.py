@@ -21,7 +21,7 @@ from markupsafe import Markup
 from onnx_rnn_prune.report import pictures, words
 from onnx_rnn_prune.report.names import brief, place
 from onnx_rnn_prune.report.plots import Way
-from onnx_rnn_prune.report.schema import PruneReport, SearchRows
+from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.report.texts import write_text
 from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.text import presentable
@@ -62,9 +62,7 @@ def to_html(report: PruneReport) -> str:
     )
     templates.filters.update(show=show, change=change, at=at, percent=percent)
     templates.tests["known"] = lambda fact: fact.value is not None
-    templates.globals.update(
-        words=words, pictures=pictures, place=place, frontier=frontier, trend=trend
-    )
+    templates.globals.update(words=words, pictures=pictures, place=place, trend=trend)
     page = templates.get_template("page.html").render(
         report=Fact(report), short=short, title=PurePath(report.model).name
     )
@@ -139,12 +137,6 @@ def at(report: Fact, way: Way) -> Fact:
     for step in way:
         report = report[step]
     return report
-
-
-def frontier(search: SearchRows) -> list[int]:
-    """The numbers of the pick and of cuts that no other beats, the fastest first."""
-    shown = [n for n, row in enumerate(search.candidates) if row.frontier or row.picked]
-    return sorted(shown, key=lambda n: search.candidates[n].ms)
 
 
 def trend(errors: Sequence[float]) -> str:

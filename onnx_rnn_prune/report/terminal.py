@@ -218,25 +218,20 @@ def search_table(report: PruneReport) -> Group:
 def _frontier(search: SearchRows, layers: Sequence[str]) -> Table:
     wide = max(map(len, layers), default=0) > _LONG
     kept = "Units kept by the layers above" if wide else "Units kept"
-    numbers = (
-        "No.",
-        "Parameters",
-        "File size",
-        "Predicted\ntime",
-        words.quality_name(search.quality).capitalize(),
-    )
+    quality = words.quality_name(search.quality).capitalize()
+    numbers = ("No.", "Parameters", "File size", "Predicted\ntime", quality)
     table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
-    rows = [row for row in search.candidates if row.frontier or row.picked]
-    for row in _thinned(sorted(rows, key=lambda row: row.ms)):
+    rows = [search.candidates[number] for number in words.frontier(search)]
+    # Evenly fewer where there are many; the picked one stays.
+    every = -(-len(rows) // _MOST_ROWS)
+    for row in (row for n, row in enumerate(rows) if n % every == 0 or row.picked):
         state = "picked" if row.picked else "met" if row.meets else "missed"
+        counts = [f"{name} {count}" for name, count in row.kept.items()]
+        if wide:  # names would take most of the table
+            counts = [str(row.kept.get(name, "all")) for name in layers]
         table.add_row(
             str(row.number),
-            # Names would take most of the table.
-            Text(
-                ", ".join(
-                    f"{'' if wide else name + ' '}{row.kept.get(name, 'all')}" for name in layers
-                )
-            ),
+            Text(", ".join(counts)),
             amount(row.params),
             size(row.bytes),
             duration(row.ms),
@@ -251,12 +246,6 @@ def _estimate(name: str, row: Candidate) -> str:
     known = math.isfinite(row.spread) and row.spread > 0.0
     error = f" ± {words.quality(name, row.spread)}" if known else ""
     return words.quality(name, row.quality) + error
-
-
-def _thinned(rows: Sequence[Candidate]) -> list[Candidate]:
-    """Evenly fewer rows where there are many; the picked one stays."""
-    every = -(-len(rows) // _MOST_ROWS)
-    return [row for n, row in enumerate(rows) if n % every == 0 or row.picked]
 
 
 def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
