@@ -15,7 +15,7 @@ from onnx_rnn_prune.cli.commands import cli
 from onnx_rnn_prune.cli.config import Config, defaults
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.options import ALLOCATIONS, GROUPS, OPTIONS, STRATEGIES, Options, Outputs
-from onnx_rnn_prune.search import strategies
+from onnx_rnn_prune.selection import strategies
 from onnx_rnn_prune.selection.allocation import ALLOCATORS
 
 MANUAL = Path(__file__).resolve().parent.parent / "tools" / "docs"
