@@ -132,6 +132,7 @@ class Widen:
             reader = (nodes[edge.consumer], edge.slot) if edge.consumer else None
             readers.setdefault(edge.tensor, []).append(reader)
         shared: dict[tuple[object, ...], gs.Constant] = {}
+        biases: dict[int, gs.Tensor] = {}
         for name, reading in readers.items():
             assert weight is not None
             labels, axis = self.trace.labels[name], self.trace.axes[name]
@@ -152,6 +153,8 @@ class Widen:
                     insert_before(graph, node, before=place)
             product = next(node for node in made if node.op == "MatMul")
             add_zero(graph, product, bias_shape(matrices, 1), shared[key].values)
+            total = product.outputs[0].outputs[0]
+            total.inputs[1] = biases.setdefault(id(shared[key]), total.inputs[1])
         return bool(readers)
 
 

@@ -153,6 +153,7 @@ class _Model:
         self.sight = self.sights[0]
         self.kinds = element_types(document)
         self._seen: dict[str, tuple[Reader, list[Found]]] = {}
+        self._shared: frozenset[str] = frozenset()
 
     def candidates(self, fewest: int) -> Iterator[tuple[str, Attempt]]:
         """Where something may be rolled, and how: a copy of the model in which it is."""
@@ -162,7 +163,7 @@ class _Model:
                 continue
             reader = self._read(place)[0]
             for chain in self._chains(place):
-                if len(chain.steps) >= fewest:
+                if len(chain.steps) >= max(fewest, 2) or (fewest == 1 and self._alone(chain)):
                     yield _place(chain), partial(self._unroll, chain, place.scope, reader)
             for node in place.graph.nodes if not place.way else ():
                 if node.op in REPEATING and not node.domain:
@@ -174,6 +175,14 @@ class _Model:
         for pair in pairs(graph):
             keys = node_key(pair.forward), node_key(pair.reverse)
             yield pair.reverse.name or keys[1], partial(self._merge, keys)
+
+    def _alone(self, chain: Chain) -> bool:
+        """Whether a single step is no part of others that share its weights.
+
+        Where something stands between such steps, they are cut where they are, with one plan.
+        """
+        leaves = chain.step.sources.values()
+        return len(chain.steps) == 1 and not any(leaf.tensor in self._shared for leaf in leaves)
 
     def short(self, fewest: int) -> Iterator[str]:
         """Where chains have fewer steps."""
@@ -202,7 +211,9 @@ class _Model:
                 if isinstance(value, np.ndarray):
                     reader.known[taken.name] = value
         nodes = place.graph.nodes
-        return reader, read_cells(reader, nodes, shared_operands(nodes))
+        shared = shared_operands(nodes)
+        self._shared |= shared
+        return reader, read_cells(reader, nodes, shared)
 
     def _unroll(self, chain: Chain, scope: str, reader: Reader) -> tuple[Document, list[Rolled]]:
         document = self.document.copy()

@@ -18,7 +18,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.recovery.least_squares import Recover, place_states
+from onnx_rnn_prune.recovery.least_squares import Fit, Recover, place_states
 from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.report.words import faster
 from onnx_rnn_prune.selection.allocation import choose
@@ -133,13 +133,13 @@ def filled(traced: TracedModel) -> Document:
     Then nothing that makes room for them can be dropped. Where entries are just placed, nothing is.
     """
     document = traced.document.copy()
-    lookup = Lookup.of(document)
+    lookup, fits = Lookup.of(document), {}
     for reader in traced.readers:
-        if reader.places:
-            continue
-        values = np.full_like(reader.weight(lookup), 0.5)
-        rows, columns = map(np.arange, values.shape)
-        reader.store(lookup, (rows, columns), values, np.ones(len(rows)))
+        if not reader.places:
+            values = np.full_like(reader.weight(lookup), 0.5)
+            fits[reader.name] = Fit(values, np.ones(len(values)))
+    everything = np.ones(traced.trace.units.count, dtype=bool)
+    Recover(traced.readers, everything, fits)(document)
     return document
 
 

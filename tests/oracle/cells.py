@@ -281,6 +281,22 @@ def _normed(b: Written, p: str, x: str, states: list[str]) -> tuple[str, list[st
     )
 
 
+def _normed_lstm(b: Written, p: str, x: str, states: list[str]) -> tuple[str, list[str]]:
+    """An LSTM whose output is normalized before the next step reads it."""
+    u, h, c = b.units, *states
+    b.weight("W", WIDTH, 4 * u), b.weight("U", u, 4 * u), b.weight("bias", 4 * u)
+    b.weight("scale", u)
+    return (
+        f"""{p}wx = MatMul ({x}, W) {p}uh = MatMul ({h}, U) {p}wu = Add ({p}wx, {p}uh)
+        {p}s = Add ({p}wu, bias) {p}g0, {p}g1, {p}g2, {p}g3 = Split <axis = -1> ({p}s)
+        {p}i = Sigmoid ({p}g0) {p}f = Sigmoid ({p}g1) {p}n = Tanh ({p}g2) {p}o = Sigmoid ({p}g3)
+        {p}k = Mul ({p}f, {c}) {p}w = Mul ({p}i, {p}n) {p}c = Add ({p}k, {p}w)
+        {p}t = Tanh ({p}c) {p}m = Mul ({p}o, {p}t)
+        {p}h = LayerNormalization ({p}m, scale)""",
+        [f"{p}h", f"{p}c"],
+    )
+
+
 CELLS = {
     "min_gru": _min_gru,
     "sru": _sru,
@@ -288,6 +304,7 @@ CELLS = {
     "lstmp": _lstmp,
     "conv_lstm": _conv_lstm,
     "normed": _normed,
+    "normed_lstm": _normed_lstm,
 }
 COUNTS = {"min_gru": 1, "normed": 1}
 
