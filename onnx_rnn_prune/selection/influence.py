@@ -136,8 +136,10 @@ class _Back:
             return
         for reader in own:
             if not isinstance(reader, GateReader):
-                units = np.searchsorted(lane, reader.outputs(self.lookup))
-                self.found.rows[reader.name] = self.found.rows[reader.name] * felt[units]
+                outputs = reader.outputs(self.lookup)
+                made = np.isin(outputs, lane)  # others may be of other lanes
+                rows = self.found.rows[reader.name] = self.found.rows[reader.name].copy()
+                rows[made] *= felt[np.searchsorted(lane, outputs[made])]
                 continue
             drawn = [
                 _derivatives(reader, self.lookup, *each)
