@@ -143,7 +143,7 @@ class _Back:
                 continue
             drawn = [
                 _derivatives(reader, self.lookup, *each)
-                for each in zip(walks, arriving, strict=True)
+                for each in zip(walks, arriving[: len(walks)], strict=True)  # some ran on no feed
             ]
             if drawn:
                 self.found.drawn[reader.name] = np.concatenate(drawn).astype(np.float32)
