@@ -39,7 +39,12 @@ from onnx_rnn_prune.roll.loops import REPEATING
 from onnx_rnn_prune.roll.rolling import Rolling, roll
 from onnx_rnn_prune.roll.rules import OPERATORS
 from onnx_rnn_prune.trace.dataflow import carried_products
-from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence, advice, find_decomposed
+from onnx_rnn_prune.trace.decomposed import (
+    DecomposedRecurrence,
+    advice,
+    find_decomposed,
+    with_reasons,
+)
 from onnx_rnn_prune.trace.invalid_nodes import InvalidNode, find_invalid_nodes
 from onnx_rnn_prune.trace.judged import Judged, find_judged
 from onnx_rnn_prune.trace.trace import Trace
@@ -253,7 +258,7 @@ def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | 
         return None
     try:
         feeds = proof_feeds(document, Runner(model, name=name))
-        return roll(document, feeds, fewest=1)
+        return with_reasons(roll(document, feeds, fewest=1))
     except PruneError as error:  # it does not run, or not on what can be made up
         return Rolling(document, left={name: error.what})
 

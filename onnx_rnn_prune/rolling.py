@@ -21,6 +21,7 @@ from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.report.rolled import RollReport, rolling_row
 from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.rolling import roll as roll_document
+from onnx_rnn_prune.trace.decomposed import with_reasons
 from onnx_rnn_prune.validate import latency
 
 # A single step gains nothing by being an operator.
@@ -76,7 +77,7 @@ def roll(
         given = feeds_for(document, lambda: before, data, None)
         feeds = [dict(feed) for feed, _ in zip(given, range(_MOST_FEEDS), strict=False)]
     feeds += proof_feeds(document, before, asked.size or {}, asked.seed)
-    found = roll_document(document, feeds, _FEWEST)
+    found = with_reasons(roll_document(document, feeds, _FEWEST))
     written = found.document.write() if found.rolled else original
     timed = feeds[0] if data is not None or asked.size else max(feeds, key=_entries)
     after = Runner(as_run(written), name="the rolled model", remedy=OURS)

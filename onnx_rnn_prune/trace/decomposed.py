@@ -21,9 +21,11 @@ from math import inf
 
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.walk import node_key, places
+from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 from onnx_rnn_prune.operators.recurrent import CELLS
 from onnx_rnn_prune.record import Record
+from onnx_rnn_prune.roll.rolling import Rolling
+from onnx_rnn_prune.roll.steps import downstream
 from onnx_rnn_prune.trace.dataflow import Dataflow, Product, Vertex, circles, dataflow, reach
 
 # Those that the specification gives LSTM, GRU and RNN.
@@ -42,6 +44,7 @@ _ADVICE = {
     f" reset_after=True; else {_REBUILD}",
     ("jax2onnx", "loop"): _REBUILD,
 }
+NO_CELL = "what its steps compute is no LSTM, GRU or RNN"
 _ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
 # More than a cell has between its products and its new state; sums of long residuals have more.
 _MOST = 64
@@ -106,6 +109,17 @@ def find_decomposed(graph: gs.Graph) -> tuple[DecomposedRecurrence, ...]:
     for step in _single_steps(flow, makers, known):
         found.append(_written(STEP, None, step, 1, max(product.width for product in step)))
     return tuple(replace(item, scope=scopes[item.at]) for item in found)
+
+
+def with_reasons(rolling: Rolling) -> Rolling:
+    """What became of a model, with a reason for each recurrence that stays written out."""
+    graph, left = rolling.document.graph, dict(rolling.left)
+    nodes = list(all_nodes(graph))
+    for item in find_decomposed(graph):
+        made = {out.name for node in nodes if _title(node) in item.nodes for out in node.outputs}
+        if item.at not in left and downstream(nodes, made).isdisjoint(left):
+            left[item.at] = NO_CELL
+    return replace(rolling, left=left)
 
 
 def advice(written: Iterable[DecomposedRecurrence], producer: str) -> str:

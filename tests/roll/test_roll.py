@@ -18,6 +18,7 @@ from rolling import (
     STEPS,
     UNITS,
     attributes,
+    drawn,
     feeds,
     gru,
     lstm,
@@ -356,6 +357,31 @@ def test_a_negative_size_is_an_open_one():
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     report = roll_file(model, size={"x": (7, 2, 5), "batch": 2}).report
     assert [row.op for row in report.rolled] == ["GRU"]
+
+
+def mingru(g, x, h, c):
+    """h' = (1 - z) h + z n, where neither z nor n knows h."""
+    rng = np.random.default_rng(0)
+    z, n = (g("MatMul", x, g.constant(drawn(rng, 5, UNITS), name)) for name in ("Z", "N"))
+    z = g("Sigmoid", z)
+    return g("Add", g("Mul", g("Sub", 1.0, z), h), g("Mul", z, n)), c
+
+
+def clipped(g, x, h, c):
+    """An RNN whose state is kept within bounds, as cells of TensorFlow can."""
+    rng = np.random.default_rng(0)
+    w, r = (drawn(rng, size, UNITS) for size in (5, UNITS))
+    both = g("Add", g("MatMul", x, g.constant(w, "W")), g("MatMul", h, g.constant(r, "R")))
+    return g("Clip", g("Tanh", both), np.float32(-0.5), np.float32(0.5)), c
+
+
+@pytest.mark.parametrize("how", [unrolled, repeated])
+@pytest.mark.parametrize("step", [mingru, clipped])
+def test_what_stays_written_out_has_a_reason(step, how):
+    report = roll_file(how(step)).report
+    assert not report.rolled
+    if step is clipped or how is repeated:  # without a product, nothing shows an unrolled one
+        assert len(report.left) == 1
 
 
 def test_models_roll_from_python():
