@@ -209,7 +209,7 @@ class Walk:
         """
         held = {outlet.layer for outlet in came} <= self.start.recurrent
         labels = self.labels[edge.tensor]
-        free = len({*varying_axes(labels), self.axis_of(labels)}) < labels.ndim
+        free = len({*varying_axes(labels), self.axes[edge.tensor]}) < labels.ndim
         if parts == 1 and free and (held or edge.tensor in self.outside):
             self.edge_stops.setdefault(edge, reason)
         else:
