@@ -26,6 +26,7 @@ from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.layout import (
+    EinsumProducts,
     Freeze,
     ListBounds,
     SortNodes,
@@ -233,6 +234,7 @@ def follow(
     rolling = _rolled(document, inlined, name) if rolls else None
     document = rolling.document if rolling is not None else document
     ListBounds()(document)
+    EinsumProducts()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     found = _wanted(document, layers)

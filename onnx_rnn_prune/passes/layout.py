@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.constants import constant_value, evaluate
+from onnx_rnn_prune.model.constants import constant_shape, constant_value, evaluate
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
     add_constant,
@@ -43,6 +44,46 @@ class TimeFirst:
                 _turn(document.graph, layer)
                 changed = True
         return changed
+
+
+@dataclass(frozen=True)
+class EinsumProducts:
+    """Rewrites an Einsum as the MatMul that it is: `abc,cd->abd` with a constant matrix."""
+
+    def __call__(self, document: Document) -> bool:
+        changed = False
+        for node in list(all_nodes(document.graph)):
+            if node.op != "Einsum" or len(node.inputs) != 2:
+                continue
+            parts = re.fullmatch(r"(.*)(\w),(\w)(\w)->(.*)(\w)", _equation(node))
+            shape = constant_shape(node.inputs[1])
+            if parts is None or shape is None or len(shape) != 2:
+                continue
+            before, summed, one, other, after, made = parts.groups()
+            letters = {*before} - {"."}
+            plain = len({*letters, summed, made}) == len(before.replace("...", "")) + 2
+            if before != after or not plain or {one, other} != {summed, made}:
+                continue
+            if one == made:
+                _turn_weight(document.graph, node)
+            data, results = list(node.inputs), list(node.outputs)
+            node.outputs.clear()
+            product = gs.Node("MatMul", node.name, {}, data, results)
+            insert_before(document.graph, product, before=node)
+            remove_node(document.graph, node)
+            changed = True
+        return changed
+
+
+def _equation(node: gs.Node) -> str:
+    return str(node.attrs.get("equation", "")).replace(" ", "")
+
+
+def _turn_weight(graph: gs.Graph, node: gs.Node) -> None:
+    turned = gs.Variable(fresh_name(graph, f"{node.inputs[1].name}_turned"))
+    made = gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [node.inputs[1]], [turned])
+    node.inputs[1] = turned
+    insert_before(graph, made, before=node)
 
 
 @dataclass(frozen=True)

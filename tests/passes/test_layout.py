@@ -10,7 +10,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import GRU, LSTM, RNN
-from onnx_rnn_prune.passes.layout import SortNodes, TimeFirst
+from onnx_rnn_prune.passes.layout import EinsumProducts, SortNodes, TimeFirst
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 CELLS = (LSTM, GRU, RNN)
@@ -171,3 +171,28 @@ def test_slices_from_scalar_bounds():
     result = prune(model, keep=4, data=feeds)
     assert result.report["oracle"]["passed"]
     assert Runner(result.model, optimize=False)(feeds[0])["y"].shape == (5, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("equation", "becomes"),
+    [
+        ("abc,cd->abd", "MatMul"),
+        ("abc, dc -> abd", "MatMul"),
+        ("...c,cd->...d", "MatMul"),
+        ("abc,cd->adb", "Einsum"),
+        ("abb,bd->abd", "Einsum"),
+        ("abc,cc->abc", "Einsum"),
+    ],
+)
+def test_an_einsum_that_is_a_product_is_one(equation, becomes):
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        m (float[2, 3, 3] x) => (float[2, 3, 3] y) {{ y = Einsum <equation = "{equation}"> (x, W) }}
+    """)
+    weight = np.arange(9, dtype=np.float32).reshape(3, 3)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "W"))
+    document = Document.read(model)
+    assert EinsumProducts()(document) == (becomes == "MatMul")
+    assert document.graph.nodes[-1].op == becomes
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)}
+    assert np.allclose(Runner(document)(feed)["y"], Runner(model)(feed)["y"], atol=1e-5)
