@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -219,11 +220,12 @@ def test_feeds_are_read_from_their_folder(model, outside, tmp_path, capsys):
 COMMANDS = """
 import sys
 from onnx_rnn_prune import prune
-from onnx_rnn_prune.cli import run
-model, clips, out = sys.argv[1:]
+from onnx_rnn_prune.cli import cli, run
+model, clips, out, written_out = sys.argv[1:]
 cut = ["--data", clips, "-o"]
-for command in (
-    ["inspect", model],
+commands = [
+    ["inspect", model, "--layers", "all"],
+    ["roll", written_out, "-o", out + "/rolled.onnx"],
     ["plan", model, *cut, out + "/plan.json"],
     ["apply", model, out + "/plan.json", *cut, out + "/applied.onnx"],
     ["prune", model, *cut, out + "/pruned.onnx", "--html", out + "/page.html"],
@@ -231,11 +233,14 @@ for command in (
     ["sensitivity", model, "--data", clips],
     ["compare", model, out + "/pruned.onnx"],
     ["bench", model, out + "/pruned.onnx"],
-):
+]
+assert {command[0] for command in commands} == set(cli.commands)
+for command in commands:
     assert run(command) == 0, command
 """
 
 
+WRITTEN_OUT = Path(__file__).with_name("fixtures") / "keras_gru.onnx"
 PLANTED = "open(__file__ + '.ran', 'w')"
 
 
@@ -256,7 +261,7 @@ def test_nothing_is_sent_nor_run(model, clips, tmp_path):
     (tmp_path / "commands.py").write_text(COMMANDS)
     for module in ("joblib", "multiprocessing", "numpy", "onnxruntime", "torch", "queue"):
         (out / f"{module}.py").write_text(PLANTED)
-    command = [*watch, sys.executable, tmp_path / "commands.py", model, clips, out]
+    command = [*watch, sys.executable, tmp_path / "commands.py", model, clips, out, WRITTEN_OUT]
     done = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True)
     if "strace: " in done.stderr and not out.joinpath("plan.json").exists():
         pytest.skip(f"strace cannot look at processes here: {done.stderr.strip()}")
