@@ -1,8 +1,8 @@
 """Beside onnxsim's structured pruning: `python tools/bench_onnxsim.py` (needs onnxsim).
 
 onnxsim cuts chains of convolutions and dense layers and leaves recurrent operators whole. It gets
-the same data: to weigh channels by (Wanda), and for its ridge finetune of dense layers. `search`
-then looks for the best model with as many parameters, and for the best one that is as fast.
+the same data: to weigh channels by (Wanda), and for its ridge finetune of dense layers. `prune` then
+leaves as many parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from fetch_models import default_folder
-from onnx_rnn_prune import compare, search
+from onnx_rnn_prune import compare, prune
 from onnx_rnn_prune.calibration import opened_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Feed, Runner
@@ -34,13 +34,15 @@ SPARSITIES = (0.25, 0.5)
 SECONDS_PER_MODEL = 3.0
 # Calls that onnxsim is calibrated with: it holds what they show in memory.
 CALLS = 200
+# Where ours is slower at the same size, it gets so much smaller until it is not.
+SMALLER = 0.85
 NOTE = """\
 *onnxsim*: its structured pruning of that share of channels, weighed with calibration data, and its
-ridge finetune on the same; *same size* and *same speed*: `search --layers all` with `--params` at
-the number that onnxsim's result has, and with `--speedup` at its speed. Deviation and agreement of
-test data as in [models](models.md); speeds are medians of ratios of interleaved runs of one thread
-on a busy machine. Where onnxsim finds no chain that it cuts, there is its unchanged row only. By
-`python tools/bench_onnxsim.py`."""
+ridge finetune on the same. *same size*: `prune --layers all --allocate global --per params` with
+`--budget` at the share of parameters that onnxsim left; *same speed*, where that is slower: the
+same, smaller. Deviation of the output and agreement on test data, as in [models](models.md); speeds
+are medians of ratios of interleaved runs of one thread on a busy machine. Where onnxsim finds
+nothing that it cuts, there is its row only. By `python tools/bench_onnxsim.py`."""
 
 
 @dataclass(frozen=True)
@@ -83,38 +85,38 @@ def _params(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(each.dims)) for each in model.graph.initializer)
 
 
-def ours(path: Path, work: Workload, label: str, minutes: float, goal: Mapping[str, Any]) -> Rival:
-    """The best cut that `search` finds for a goal."""
-    result = search(
+def ours(path: Path, work: Workload, label: str, share: float) -> Rival:
+    """What `prune` leaves with that share of the parameters, in one step."""
+    result = prune(
         path,
+        budget=f"params={share:.2%}",
+        layers="all",
+        allocate="global",
+        per="params",
         data=work.data,
         eval_data=work.tests,
         stream=work.streams or None,
-        layers="all",
-        minutes=minutes,
-        **goal,
     )
     totals = result.report.totals
     return Rival(label, result.model, totals.params_after / totals.params_before)
 
 
-def measure(path: Path, work: Workload, minutes: float) -> list[list[str]]:
+def measure(path: Path, work: Workload) -> list[list[str]]:
     """The cells of a model's rows."""
     original, rows = onnx.load(path), []
     for sparsity in SPARSITIES:
+        print(f"{work.name}, {sparsity:.0%}", file=sys.stderr)
         rival = theirs(path, work, sparsity)
         versions = [rival]
         if rival.params < 1.0:
-            speed = _speeds(path, work, [original, rival.model])[0]
-            goals: dict[str, dict[str, Any]] = {"same size": {"params": f"{rival.params:.2%}"}}
-            if speed > 1.0:
-                goals["same speed"] = {"speedup": speed}
-            for label, goal in goals.items():
-                print(f"{work.name}, {sparsity:.0%}, {label}", file=sys.stderr)
-                try:
-                    versions.append(ours(path, work, label, minutes, goal))
-                except PruneError as error:
-                    print(error, file=sys.stderr)
+            versions.append(ours(path, work, "same size", rival.params))
+            their, own = _speeds(path, work, [original, *(each.model for each in versions)])
+            share = rival.params
+            while own < their and share > 0.3:
+                share *= SMALLER
+                faster = ours(path, work, "same speed", share)
+                own = _speeds(path, work, [original, faster.model])[0]
+                versions[2:] = [faster]
         speeds = _speeds(path, work, [original, *(each.model for each in versions)])
         rows += [_row(path, work, *pair) for pair in zip(versions, speeds, strict=True)]
         if rival.params == 1.0:
@@ -146,7 +148,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--minutes", type=float, default=2.0, help="that each search may take")
     parser.add_argument("--results", type=Path, default=default_folder().parent / "onnxsim.json")
     parser.add_argument("--again", action="store_true", help="measure what is in results, too")
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
@@ -157,7 +158,7 @@ def main() -> int:
         for name in choices.only:
             if choices.again or name not in known:
                 work = WORKLOADS[name](choices.models, name)
-                known[name] = measure(choices.models / f"{name}.onnx", work, choices.minutes)
+                known[name] = measure(choices.models / f"{name}.onnx", work)
                 path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
         rows = [row for name in NAMES for row in known.get(name, ())]
         header = ["model", "cut by", "parameters left", "speed", "deviation", "agreement"]
