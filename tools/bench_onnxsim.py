@@ -1,8 +1,8 @@
 """Beside onnxsim's structured pruning: `python tools/bench_onnxsim.py` (needs onnxsim).
 
 onnxsim cuts chains of convolutions and dense layers and leaves recurrent operators whole. It gets
-the same data: to weigh channels by (Wanda), and for its ridge finetune of dense layers. `prune` then
-leaves as many parameters.
+the same data: to weigh channels by (Wanda), and for its ridge finetune of dense layers. `prune`
+then leaves as many parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
