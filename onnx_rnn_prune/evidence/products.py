@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,17 +44,40 @@ def moved_states(document: Document, trace: Trace) -> frozenset[str]:
     return frozenset(found)
 
 
-def kept_zeros(document: Document, trace: Trace) -> frozenset[str]:
-    """The tensors that are 0 wherever a layer's output that they come from is."""
-    found = _leaving(document, trace, ("Y", "Y_h", "Y_c"))
+def kept_zeros(document: Document, trace: Trace) -> Mapping[str, Mask]:
+    """The tensors that are 0 wherever a layer's output that they come from is.
+
+    Returns:
+        By name the units of which that is not so: what is added to them is not 0, [units].
+    """
+    none = np.zeros(max(trace.units.count, 1), dtype=bool)
+    found = dict.fromkeys(_leaving(document, trace, ("Y", "Y_h", "Y_c")), none)
     for node in all_nodes(document.graph):
         row = operator_of(node)
         spoilt = _makes_no_number(node) or (node.op == "Pad" and _fills(node, trace))
         zero = "" if row is None or spoilt else row.zero
-        alone = all(tensor.name in trace.labels for tensor in node.inputs)
-        if zero == "each" or (zero == "all" and alone):
-            _pass_on(node, trace, found)
-    return frozenset(found)
+        carrying = [tensor.name for tensor in node.inputs if tensor.name in trace.labels]
+        results = [tensor.name for tensor in node.outputs if tensor.name in trace.labels]
+        if not zero or not carrying or not results or not found.keys() >= set(carrying):
+            continue
+        other = none if zero == "each" else _other_than_zero(node, trace, trace.labels[results[0]])
+        if other is not None:
+            changed = np.any([other, *(found[name] for name in carrying)], axis=0)
+            found |= dict.fromkeys(results, changed)
+    return found
+
+
+def _other_than_zero(node: gs.Node, trace: Trace, labels: Labels) -> Mask | None:
+    """The units that meet a constant that is not 0 for them, [units]; None for another value."""
+    result = np.zeros(max(trace.units.count, 1), dtype=bool)
+    for tensor in node.inputs:
+        value = None if tensor.name in trace.labels else constant_value(tensor)
+        if value is not None and value.ndim <= labels.ndim:
+            met = labels[np.broadcast_to(value != 0, labels.shape)]
+            result[met[met >= 0]] = True
+        elif tensor.name not in trace.labels:
+            return None
+    return result
 
 
 def _leaving(document: Document, trace: Trace, names: Sequence[str]) -> set[str]:
@@ -230,11 +253,16 @@ def find_matrices(document: Document, trace: Trace) -> list[Product]:
                 outputs=reader.outputs(lookup),
                 labels=reader.labels,
                 moved=own | (name in moved),
-                zeros=own | (name in zeros),
+                zeros=own | _zero_columns(zeros.get(name), reader.labels),
                 exact=_is_exact(reader, lookup),
             )
         )
     return found
+
+
+def _zero_columns(spoilt: Mask | None, labels: Labels) -> Mask:
+    """The columns that read 0 of a unit that is 0, [n]; for None there are none."""
+    return np.zeros(len(labels), bool) if spoilt is None else ~spoilt[labels] & (labels >= 0)
 
 
 def _is_exact(reader: Reader, lookup: Lookup) -> bool:

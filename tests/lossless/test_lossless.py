@@ -184,11 +184,14 @@ def two_layers(between="Identity (Y)", seed=0):
 
 
 def written(between, values):
-    model = onnx.parser.parse_model(TWO.format(between=between))
+    model = onnx.parser.parse_model(
+        TWO.format(between=between).replace("z = Sqrt", "p = Abs (Y)\n z = Sqrt")
+    )
     for name, value in values.items():
         tensor = numpy_helper.from_array(value.astype(np.float32), name)
         model.graph.initializer.append(tensor)
     others = {"one": np.array([1]), "zero": np.array(0), "c": np.array([2, 1, 3, 0.5], np.float32)}
+    others["gap"] = others["c"] * np.array([1, 1, 0, 1], np.float32)
     others["hole"] = others["c"] * np.array([1, 1, 1, 0], np.float32)
     others["inf"] = np.where(others["hole"] > 0, others["c"], np.float32(np.inf))
     for name, value in others.items():
@@ -260,6 +263,7 @@ KEEP_ZEROS = {
         "Elu (Y)", "Erf (Y)", "Floor (Y)", "HardSwish (Y)", "Identity (Y)", "LeakyRelu (Y)",
         "Mul (Y, c)", "Neg (Y)", "PRelu (Y, c)", "Pow (Y, c)", "Relu (Y)", "Round (Y)", "Selu (Y)",
         "Sign (Y)", "Sin (Y)", "Softsign (Y)", "Sum (Y)", "Tanh (Y)", "ThresholdedRelu (Y)",
+        "Sqrt (p)", "Add (Y, gap)", "Sub (gap, Y)", "Max (Y, gap)",
     ),
     18: ("Mish (Y)",),
     20: ("Gelu (Y)",),
