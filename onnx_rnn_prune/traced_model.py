@@ -382,7 +382,7 @@ def _prove_narrow(
         return seen, slim(rewritten)
 
     # What is infinite there was proven to be so in the original.
-    whole = as_proven(shrunk, "the shrunk model", False)
+    whole = as_proven(shrunk, "the shrunk model", False, outputs)
     proven = StateRunner(whole, states, NarrowState.same, NarrowState.select)
     for load in (zero, wide):
         found = either_order(load, feeds, tolerance_of(result), proven)

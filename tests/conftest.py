@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import onnx_rnn_prune  # noqa: F401  it turns off what onnxruntime sends, before a test imports it
+from onnx_rnn_prune.selection import profitability
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
@@ -40,6 +41,21 @@ def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def any_speed(request, monkeypatch):
+    """Models of ten microseconds are written whether or not they run faster here and now.
+
+    Tests of what is refused as slower ask for `speed_counts`; they say themselves how fast it is.
+    """
+    if "speed_counts" not in request.fixturenames:
+        monkeypatch.setattr(profitability, "_SLOWER", 0.0)
+
+
+@pytest.fixture
+def speed_counts():
+    """What is slower is refused, as it is in use."""
 
 
 @pytest.fixture

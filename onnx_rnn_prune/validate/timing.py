@@ -27,6 +27,8 @@ from onnx_rnn_prune.validate.results import Called
 _FEEDS = 8
 _ROUNDS = 20
 _SECONDS = 1.0
+# Seconds in which the median ratio of two models of 10 us is known to 0.3 %.
+_LEAST = 0.1
 # About so many notes are read, each of which takes as long as many a node.
 _EVENTS = 40_000
 
@@ -74,6 +76,7 @@ def timings(
     *,
     seconds: float = 2.0,
     rounds: int = 200,
+    least: float = 0.0,
 ) -> tuple[Timing, ...]:
     """Times models against each other: warmed up, interleaved, each round in another order.
 
@@ -81,7 +84,9 @@ def timings(
         models: the models; the first is the one the others are compared with.
         feed: one feed that all of them take, or calls that follow one another and come in turn.
         seconds: about how long to measure in all; slow models get at least one round.
-        rounds: the most rounds to run.
+        rounds: the most rounds to run, unless they take less than `least`.
+        least: seconds for which to go on in any case: what else the machine does in one moment is
+            then not all that is seen of short runs.
     """
     start = time.perf_counter()
     feeds = cycle([feed] if isinstance(feed, Mapping) else feed)
@@ -91,9 +96,9 @@ def timings(
             model(feed)
         if time.perf_counter() - start > seconds / 5:
             break
-    order = list(range(len(models)))
+    order, warm = list(range(len(models))), time.perf_counter()
     times: list[list[float]] = [[] for _ in models]
-    while len(times[0]) < rounds:
+    while len(times[0]) < rounds or time.perf_counter() - warm < least:
         feed = next(feeds)
         for index in order:
             run, ready = models[index].runner, models[index].ready(used[index].given(feed))
@@ -116,7 +121,7 @@ def latency(
     seconds: float = 2.0,
 ) -> Latency:
     """Times two models against each other; `threads` is what both runners were opened with."""
-    old, new = timings([before, after], feed, seconds=seconds)
+    old, new = timings([before, after], feed, seconds=seconds, least=_LEAST)
     return Latency(
         before_ms=old.ms,
         after_ms=new.ms,

@@ -593,3 +593,69 @@ def test_a_state_and_what_else_reads_it_have_a_matrix_each():
         other[name] = one[name][..., list(result.plan.layers["Y"].keep[0])]
     found, expected = (Runner(m.model)(f)["z"] for m, f in ((result, one), (small, other)))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def agent():
+    """A policy of 12 units as Unity's ML-Agents writes it: h and c side by side in `recurrent_in`,
+    masked actions of which one is drawn, and constants that say how wide the memory is."""
+    rng, width = np.random.default_rng(0), 12
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 15]>
+        torch_jit (float[batch, 5] obs_0, float[batch, 3] action_masks,
+                   float[1, batch, 24] recurrent_in)
+            => (float[1] version_number, float[1] memory_size, int64[batch, 1] discrete_actions,
+                int64[batch, 1] deterministic_discrete_actions, float[1, batch, 24] recurrent_out) {
+            encoded = Gemm (obs_0, E)
+            swish = Sigmoid (encoded)
+            seen = Mul (encoded, swish)
+            x = Unsqueeze (seen, first)
+            h = Slice (recurrent_in, zero, middle, last)
+            c = Slice (recurrent_in, middle, end, last)
+            [memory] Y, Y_h, Y_c = LSTM <hidden_size = 12> (x, W, R, B, , h, c)
+            recurrent_out = Concat <axis = 2> (Y_h, Y_c)
+            y = Squeeze (Y, both)
+            logits = Gemm (y, A, a)
+            inverse = Sub (one, action_masks)
+            penalty = Mul (inverse, large)
+            masked = Add (logits, penalty)
+            chances = Softmax <axis = 1> (masked)
+            log = Log (chances)
+            discrete_actions = Multinomial <dtype = 7, sample_size = 1> (log)
+            deterministic_discrete_actions = ArgMax <axis = 1> (chances)
+            version_number = Identity (version)
+            memory_size = Identity (size)
+        }""")
+    shapes = {"E": (5, 8), "W": (1, 48, 8), "R": (1, 48, 12), "B": (1, 96), "A": (12, 3), "a": (3,)}
+    values = {name: rng.normal(0, 0.5, shape) for name, shape in shapes.items()}
+    values |= {"one": 1.0, "large": -1e8, "version": [3.0], "size": [2.0 * width]}
+    values = {name: np.array(value, np.float32) for name, value in values.items()}
+    places = {"zero": [0], "middle": [12], "end": [24], "first": [0], "last": [2], "both": [0, 1]}
+    values |= {name: np.array(value, np.int64) for name, value in places.items()}
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return model
+
+
+def test_an_agent_of_unity_keeps_its_interface_or_says_how_it_changed():
+    model, rng = agent(), np.random.default_rng(1)
+    streams = [
+        [
+            {
+                "obs_0": rng.normal(size=(1, 5)).astype(np.float32),
+                "action_masks": np.float32([[1, 1, call % 2]]),
+            }
+            for call in range(12)
+        ]
+        for _ in range(4)
+    ]
+    result = prune(model, keep=6, data=streams, stream=True)
+    assert result.report["oracle"]["passed"] and result.report["data"]["streams"]
+    assert [port.name for port in result.model.graph.output] == [o.name for o in model.graph.output]
+    assert any("'discrete_actions' is drawn at random" in t for t in result.report["warnings"])
+    small = prune(
+        model, keep=6, data=streams, stream=True, shrink_states=True, state_metadata="memory_size"
+    )
+    zeros = {"recurrent_in": np.zeros((1, 1, 12), np.float32)}
+    found = Runner(small.model)({**streams[0][0], **zeros})
+    assert (found["memory_size"], found["version_number"]) == ([12], [3])
+    assert found["recurrent_out"].shape == (1, 1, 12)

@@ -186,3 +186,20 @@ def test_processes_judge_by_the_same_signals():
         return [row["quality"] for row in found.report["search"]["candidates"]]
 
     assert qualities(1) == qualities(2)
+
+
+@pytest.mark.parametrize(
+    "classes", ['strings = ["a", "b", "c", "d", "e"]', "int64s = [2, 3, 5, 7, 9]"]
+)
+def test_maps_of_classifiers_are_judged_by_their_numbers(classes):
+    """As scikit-learn's converter ends classifiers: a sequence of maps from class to chance."""
+    proto = model(
+        f"""chances = Softmax <axis = 1> (logits) label = ArgMax <axis = 1> (chances)
+            out = ai.onnx.ml.ZipMap <classlabels_{classes}> (chances)""",
+        "out label",
+    )
+    result = prune(proto, keep=8, data=feeds())
+    assert result.report["recovery"]["used"] == "lstsq" and result.report["oracle"]["passed"]
+    assert 0 < result.report["drift"]["out"]["nrmse"] < 0.9
+    assert compare(proto, result.model, data=feeds())["drift"]["out"]["nrmse"] > 0
+    assert search(proto, data=feeds(15), max_nrmse=0.9, trials=6).report["search"]["met"]
