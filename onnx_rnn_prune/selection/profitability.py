@@ -33,7 +33,7 @@ REASON = (
 
 # Bytes that one matrix takes at most apart from its entries: its nodes and their names.
 _NAMES = 4096
-# What counts as slower: a difference on which three of four pairs of runs agree, and that reports do
+# What counts as slower: a difference that three of four pairs of runs agree on, and that reports do
 # not call equally fast. Of two copies of one file, medians of 300 pairs differed by up to 1 %.
 _SLOWER = 0.98
 
