@@ -75,7 +75,8 @@ def test_heads_absorb_units(pruned):
         pytest.skip("a state cannot be laid beside that of a layer that is left alone")
     ends = [outlet for layer in layers for outlet in layer["outlets"]]
     restored = [outlet["reason"] for outlet in ends if outlet["end"] == "restored"]
-    assert all("leaves the model as its output" in reason for reason in restored)
+    known = ("leaves the model as its output", "is read by LayerNormalization")
+    assert all(any(text in reason for text in known) for reason in restored)
 
 
 @pytest.mark.parametrize("name", [name for name in STACKED if "written" not in name])

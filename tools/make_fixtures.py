@@ -26,6 +26,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from fixtures.cells import CELLS_EXPORTER
 from fixtures.common import Case, Exporter
 from fixtures.keras_cases import (
     KERAS_EXPORTER,
@@ -59,6 +60,7 @@ EXPORTERS = (
     FLAX_EXPORTER,
     HAIKU_EXPORTER,
     WRITTEN_EXPORTER,
+    CELLS_EXPORTER,
 )
 RECURRENT = ("LSTM", "GRU", "RNN")
 SIZES = {"time": 7, "lengths": 7}

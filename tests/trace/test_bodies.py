@@ -14,7 +14,7 @@ from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import all_nodes
 from onnx_rnn_prune.trace.plan import LayerPlan
-from oracle.cells import CELLS, FORMS, Written, draw_written, draw_written_case
+from oracle.cells import CELLS, FORMS, Cell, draw_written, draw_written_case
 from oracle.check import TRACED, check_case, check_prepared
 from oracle.recovered import recovered
 
@@ -387,7 +387,7 @@ def test_zero_is_shrink_for_cells_that_are_no_operator(seed):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CELLS)
 def test_cells_that_are_no_operator_are_cut_where_they_are(name, form):
-    b = Written(name, form, "zeros", "head", 40, np.random.default_rng(0))
+    b = Cell(name, form, "zeros", "head", 40, np.random.default_rng(0))
     data = [b.feeds(5, 2 + number % 2, number) for number in range(6)]
     # Rolling multiplies a projection into R, which is larger.
     result = prune(b.model(), keep=0.5, data=data, roll=name != "lstmp")
