@@ -70,7 +70,7 @@ def prune(
     sparsify: str | None = None,
     sparsify_by: str | None = None,
     sparse_initializers: bool = False,
-    layers: str | Sequence[str] = "recurrent",
+    layers: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -123,7 +123,7 @@ def prune(
         sparsify_by: magnitude or obs; obs with data, magnitude without.
         sparse_initializers: stores weights as their entries that are not zero, where that is less.
         layers: which layers may lose units: "recurrent", "all" with dense layers and convolutions,
-            or globs of names.
+            or globs of names; all in a search or with a budget, else recurrent ones.
         only: a glob of the layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
         align: keep a multiple of so many units.
@@ -169,7 +169,7 @@ def plan(
     per: str = "units",
     steps: int = 1,
     shrink_states: bool = False,
-    layers: str | Sequence[str] = "recurrent",
+    layers: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -255,7 +255,7 @@ def search(
     loss: str | Callable[..., Any] | None = None,
     recover: str | None = None,
     distill_minutes: float = 10.0,
-    layers: str | Sequence[str] = "recurrent",
+    layers: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -330,7 +330,7 @@ def sensitivity(
     cluster: str | None = None,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
-    layers: str | Sequence[str] = "recurrent",
+    layers: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     align: int = 1,
@@ -384,7 +384,7 @@ def inspect(
     data: object = None,
     size: object = None,
     stream: bool | None = None,
-    layers: str | Sequence[str] = "recurrent",
+    layers: str | Sequence[str] = (),
     freeze: Mapping[str, object] | None = None,
     roll: bool = True,
     seed: int = 0,
@@ -399,7 +399,7 @@ def inspect(
         PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
     """
     options = Options.of(locals())
-    asked, wanted = options.inputs, options.selection.layers
+    asked, wanted = options.inputs, options.layers
     progress("reading", 0, None)
     path = str(model) if isinstance(model, str | Path) else None
     opened = read_model(model, asked, wanted)

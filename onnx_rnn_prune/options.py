@@ -121,9 +121,9 @@ class Selection(Group):
     )
     layers: tuple[str, ...] = option(
         "Layers that may lose units: recurrent ones; all, with dense layers and convolutions; or "
-        "those whose names match, with *.",
+        "those whose names match, with *. All in a search or with a budget, else recurrent ones.",
         Names(),
-        ("recurrent",),
+        (),
         metavar="recurrent|all|GLOB",
         many=True,
     )
@@ -337,6 +337,15 @@ class Options:
     interface: Interface
     target: Target
     effort: Effort
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Which layers may lose units; what is to be fast or small as a whole may lose any."""
+        target = self.target
+        goals = (target.max_nrmse, target.max_drop, target.speedup, target.latency)
+        limits = (target.params, target.bytes, self.selection.budget)
+        whole = any(asked is not None for asked in (*goals, *limits))
+        return self.selection.layers or ("all" if whole else "recurrent",)
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Options:

@@ -185,8 +185,11 @@ class Search:
             workers, study, goal.pays, progress,
         )  # fmt: skip
         evaluator, slack = problem.evaluator, 1.0
-        for _ in range(_ROUNDS):
-            aim, trials = self._tried(problem, slack, progress)
+        for tightened in range(_ROUNDS):
+            space = problem.space(request, goal, slack)
+            if tightened and not space.fits(list(space.floor)):
+                break  # it was as fast as any cut is predicted to be
+            aim, trials = self._tried(problem, space, progress)
             begun = self.bounds.now()
             picked = self._picked(problem, aim, trials)
             result = self._finished(problem, trials, picked, progress)
@@ -209,8 +212,7 @@ class Search:
         report = replace(result.report, search=rows, sensitivity=curves, seconds=seconds)
         return replace(result, report=report)
 
-    def _tried(self, problem: Problem, slack: float, progress: Progress) -> tuple[Aim, list[Trial]]:
-        space = problem.space(self.request, self.goal, slack)
+    def _tried(self, problem: Problem, space: Space, progress: Progress) -> tuple[Aim, list[Trial]]:
         if not space.fits(list(space.floor)):
             raise ConstraintError(
                 f"not even the fewest units that may stay are within {self.goal}",

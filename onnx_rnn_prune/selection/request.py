@@ -68,7 +68,7 @@ class Request:
             per=asked.per,
             steps=Schedule(cut.schedule, cut.steps).choices,
             recover=options.recovery.recover or "auto",
-            layers=asked.layers,
+            layers=options.layers,
             only=asked.only,
             skip=asked.skip,
             bounds=Allocation(asked.align, asked.min_units),

@@ -68,7 +68,8 @@ def test_the_file_obeys_and_no_unit_more_would_fit(kind, direction, data, recove
     model = stack(direction)
     limit = int(0.4 * measured(model, kind))
     budget = f"{kind}={limit}"
-    result = prune(model, budget=budget, data=data, recover=recover, criterion="l2")
+    asked = {"criterion": "l2", "layers": "recurrent"}
+    result = prune(model, budget=budget, data=data, recover=recover, **asked)
     assert measured(result.model, kind) <= limit
     assert result.report["recovery"]["used"] == (recover or "none")
     for name, layer in result.plan.layers.items():
@@ -132,7 +133,9 @@ def test_operations_of_dense_layers_and_convolutions_count_where_these_may_be_cu
     assert measured(result.model, "flops", all_layers) == flops(**kept) <= limit
     for name in [name for name in full if kept[name] < full[name]]:
         assert flops(**kept | {name: kept[name] + 1}) > limit
-    only = prune(model, budget="flops=60%", criterion="l2").plan.layers["gru"].keep[0]
+    assert prune(model, **asked).plan == prune(model, layers="all", **asked).plan
+    asked["layers"] = "recurrent"
+    only = prune(model, **asked).plan.layers["gru"].keep[0]
     assert 3 * len(only) * (12 + len(only)) <= 0.6 * 660 < 3 * (len(only) + 1) * (13 + len(only))
 
 

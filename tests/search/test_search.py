@@ -301,7 +301,7 @@ def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatc
         row for row in rows if not row["picked"] and row["kept"] != {"first": 8, "second": 8}
     )
     picked = search(feeds, max_nrmse=0.1, study=study, pick=other["number"])
-    assert widths(picked) == other["kept"]
+    assert widths(picked).items() >= other["kept"].items()
     with pytest.raises(PruneError, match=r"^pick=: there is no candidate 999"):
         search(feeds, max_nrmse=0.1, study=study, pick=999)
 
