@@ -1,15 +1,20 @@
 """What rolling and pruning bring where a recurrence is written out: `python tools/bench_roll.py`.
 
 Without arguments it writes cells out itself, at 128 units and 100 steps, one sequence, one thread.
-Models that are named are measured, too: `MODEL.onnx`, or `MODEL.onnx:INPUT=1x100x16`. `--keras
-FILE` exports a Keras 3 model (Masking, two GRUs, Dense) and does nothing else, where Keras is
-installed. With `--write`, the table goes into tools/results/roll.md.
+Models that are named are measured, too: `MODEL.onnx`, or `MODEL.onnx:INPUT=1x100x16`. With
+`--make`, Keras 3 and TensorFlow are installed into an environment of their own, which goes again,
+and a model that they export is measured: Masking, two GRUs, Dense. `--keras FILE` exports that and
+does nothing else. With `--write`, the table goes into tools/results/roll.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +27,7 @@ import onnx
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 UNITS, INPUTS, STEPS = 128, 16, 100
+KERAS = ("keras==3.15.1", "tensorflow-cpu==2.21.0", "tf2onnx==1.17.0", "onnx")
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,25 @@ def export_keras(path: str) -> None:
     """Writes the Keras model."""
     keras: Any = import_module("keras")
     keras.utils.set_random_seed(0)
-    given = keras.Input((None, INPUTS))
+    given = keras.Input((None, INPUTS), name="x")
     found = keras.layers.Masking()(given)
     for _ in range(2):
         found = keras.layers.GRU(UNITS, return_sequences=True)(found)
     model = keras.Model(given, keras.layers.Dense(10)(found))
     model(np.zeros((2, STEPS, INPUTS), np.float32))
     model.export(path, format="onnx", verbose=False)
+
+
+def made(folder: Path) -> Case:
+    """The Keras model, from an environment in this folder."""
+    venv.create(folder / "environment", with_pip=True)
+    python = str(folder / "environment" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", *KERAS], check=True)
+    path = folder / "keras.onnx"
+    keras = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    subprocess.run([python, __file__, "--keras", str(path)], check=True, env=keras)
+    name = "Keras 3: Masking, two GRUs, Dense"
+    return Case(name, onnx.load(path), {"x": (1, STEPS, INPUTS)})
 
 
 def written() -> Iterator[Case]:
@@ -100,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--keras", metavar="FILE")
+    parser.add_argument("--make", action="store_true")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     if given.keras:
@@ -108,6 +127,9 @@ def main() -> None:
     from pages import markdown, write_section
 
     cases = list(written())
+    if given.make:
+        with tempfile.TemporaryDirectory() as folder:
+            cases.append(made(Path(folder)))
     for text in given.models:
         path, _, sizes = text.partition(":")
         pairs = (item.split("=") for item in sizes.split(",") if item)
