@@ -164,11 +164,21 @@ def test_bodies_roll(kind, op, backwards):
     assert [(item.kind, item.at) for item in found.rolled] == [(op.lower(), op.lower())]
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-def test_loops_that_read_a_part_of_their_input_roll(backwards):
-    """The mask and the input are longer than the number of turns; that is of a shape, too."""
-    proto = repeated(lstm(np.random.default_rng(3)), "Loop", backwards, "where", ends=True)
+@pytest.mark.parametrize("start", ["first", "turns", "last"])
+def test_loops_that_read_a_part_of_their_input_roll(start):
+    """Fewer turns than steps: from the first on, back to it, or from the last one back."""
+    mask = None if start == "last" else "where"
+    proto = repeated(lstm(np.random.default_rng(3)), "Loop", start != "first", mask, ends=True)
     shape = next(node for node in proto.graph.node if node.op_type == "Shape")
+    if start == "last":
+        loop = next(node for node in proto.graph.node if node.op_type == "Loop")
+        index = next(node for node in loop.attribute[0].g.node if "steps" in node.input)
+        index.input[0] = "length"
+        made = onnx.helper.make_node
+        zero = onnx.numpy_helper.from_array(np.array(0), "front")
+        proto.graph.initializer.append(zero)
+        proto.graph.node.insert(0, made("Gather", ["all_sizes", "front"], ["length"]))
+        proto.graph.node.insert(0, made("Shape", ["x"], ["all_sizes"]))
     shape.input[0] = "shorter"
     port = onnx.helper.make_tensor_value_info("shorter", 1, ["other"])
     proto.graph.input.append(port)
