@@ -38,21 +38,9 @@ from onnx_rnn_prune.opened_model import (
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.options import Inputs, Options
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.report.build import drift_rows, outlet_rows
 from onnx_rnn_prune.report.rolled import WrittenRow, rolling_row
-from onnx_rnn_prune.report.schema import (
-    BenchReport,
-    BenchRow,
-    CompareReport,
-    FileSizes,
-    Half,
-    InspectedLayer,
-    InspectReport,
-    ModelRow,
-    OutletRow,
-    RefusedRow,
-    TimedOn,
-)
 from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import unprofitable_layers
@@ -90,12 +78,12 @@ class Seen:
         rolled_speedup: what layers bring that were written out.
     """
 
-    outlets: Mapping[str, Sequence[OutletRow]] = field(default_factory=dict)
+    outlets: Mapping[str, Sequence[schema.OutletRow]] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, NodeTime] = field(default_factory=dict)
     share: float | None = None
     others: float | None = None
-    half: Mapping[str, Half] = field(default_factory=dict)
+    half: Mapping[str, schema.Half] = field(default_factory=dict)
     feed: Mapping[str, list[int]] = field(default_factory=dict)
     random: bool = True
     warnings: tuple[str, ...] = ()
@@ -104,7 +92,7 @@ class Seen:
 
 def inspect_model(
     opened: OpenedModel, path: str | None, asked: Inputs, progress: Progress
-) -> InspectReport:
+) -> schema.InspectReport:
     """The layers of a model, what they cost, and where their units end.
 
     Raises:
@@ -122,8 +110,8 @@ def inspect_model(
     total = count_params(opened.document)
     left = opened.invalid_nodes or not opened.layers
     seen = Seen() if left else _look(opened, asked, progress)
-    return InspectReport(
-        model=ModelRow(
+    return schema.InspectReport(
+        model=schema.ModelRow(
             path=path,
             bytes=stored_bytes(opened.model, like=opened.model),
             params=total,
@@ -132,22 +120,22 @@ def inspect_model(
         ),
         layers=_rows(opened, seen, total),
         written_out=[WrittenRow(**item, text=str(item)) for item in written],
-        refused=[RefusedRow(**item, text=str(item)) for item in opened.invalid_nodes],
+        refused=[schema.RefusedRow(**item, text=str(item)) for item in opened.invalid_nodes],
         remedies=[
             *dict.fromkeys(item.remedy for item in opened.invalid_nodes),
             *map(Note, filter(None, [remedy_of(opened, written, asked.roll)])),
         ],
         share_of_time=seen.share,
         share_of_others=seen.others,
-        timed_on=TimedOn(seen.feed, seen.random, threads=1),
+        timed_on=schema.TimedOn(seen.feed, seen.random, threads=1),
         warnings=[Note(text) for text in (*opened.notes, *seen.warnings)],
         rolling=rolling_row(opened.rolling, seen.rolled_speedup) if opened.rolling else None,
     )
 
 
-def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[InspectedLayer]:
+def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[schema.InspectedLayer]:
     return [
-        InspectedLayer(
+        schema.InspectedLayer(
             name=layer.name,
             op=layer.cell.op,
             direction=layer.direction,
@@ -226,7 +214,7 @@ def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progre
 
 def halves(
     traced: TracedModel, data: Calibration, times: Mapping[str, NodeTime], progress: Progress
-) -> dict[str, Half]:
+) -> dict[str, schema.Half]:
     """Cuts one group of layers after another to half of its units.
 
     Those that take most time come first; what a few seconds do not do is left out.
@@ -248,7 +236,7 @@ def halves(
     params, flops = count_params(whole), count_flops(whole, opened.find_counted)
     size, model_hash = stored_bytes(opened.model, like=opened.model), fingerprint(opened.model)
     runner, start = opened.run(), time.perf_counter()
-    found: dict[str, Half] = {}
+    found: dict[str, schema.Half] = {}
     for number, group in enumerate(groups):
         gone = time.perf_counter() - start
         if gone + gone / max(number, 1) > _MOST_SECONDS:
@@ -263,7 +251,7 @@ def halves(
         feed = next(islice(data.calibration, spent.feed, None))
         pair = [runner, Runner(model, name="the half-cut model", remedy=OURS)]
         before, after = timings(pair, feed, seconds=_SECONDS)
-        half = Half(
+        half = schema.Half(
             units=(group.size + 1) // 2,
             together=group.layers,
             params=params - count_params(smaller),
@@ -290,7 +278,7 @@ def compare(
     freeze: Mapping[str, object] | None = None,
     threads: int = 1,
     seed: int = 0,
-) -> CompareReport:
+) -> schema.CompareReport:
     """How far the outputs of b are from those of a, and how size and latency compare.
 
     Other arguments are as in `api.prune`; in streams, each model carries its own states along.
@@ -325,9 +313,9 @@ def compare(
     rows = drift_rows(found, judged, states)
     off = worst(rows)
     sizes = [stored_bytes(model, like=model) for model in models]
-    return CompareReport(
+    return schema.CompareReport(
         drift=rows,
-        bytes=FileSizes(*sizes),
+        bytes=schema.FileSizes(*sizes),
         latency=latency(
             first, StateRunner(second, narrow), feeds.opening(), threads=options.effort.threads
         ),
@@ -347,7 +335,7 @@ def bench(
     freeze: Mapping[str, object] | None = None,
     threads: int = 1,
     seed: int = 0,
-) -> BenchReport:
+) -> schema.BenchReport:
     """Times models against each other on one feed; the first is what the others compare with.
 
     Arguments are as in `compare`.
@@ -367,9 +355,9 @@ def bench(
         for model, runner in zip(read[1:], runners[1:], strict=True)
     ]
     found = timings([runners[0], *others], feeds.opening())
-    return BenchReport(
+    return schema.BenchReport(
         rows=[
-            BenchRow(name, timing.ms, timing.ratio, timing.ratio_quartiles)
+            schema.BenchRow(name, timing.ms, timing.ratio, timing.ratio_quartiles)
             for name, timing in zip(names, found, strict=True)
         ],
         threads=options.effort.threads,

@@ -41,18 +41,10 @@ from onnx_rnn_prune.recovering import recover_units, refitted
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.recovery.schedules import Schedule
+from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.report.build import drift_rows, environment, layer_rows, outlet_rows, total_rows
 from onnx_rnn_prune.report.html import write_html
 from onnx_rnn_prune.report.rolled import rolling_row
-from onnx_rnn_prune.report.schema import (
-    DataRow,
-    LayerRow,
-    LosslessRow,
-    PruneReport,
-    Recovery,
-    StageRow,
-    StateRow,
-)
 from onnx_rnn_prune.selection.choice import (
     check_lossless,
     choose_plan,
@@ -78,7 +70,7 @@ class PruneResult(WrittenModel):
     """
 
     plan: Plan
-    report: PruneReport
+    report: schema.PruneReport
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one HTML file that needs nothing else, and never over an input.
@@ -160,7 +152,7 @@ class Planned:
     criterion: str | None = None
     allocate: str | None = None
     budget: str | None = None
-    lossless: Sequence[LosslessRow] | None = None
+    lossless: Sequence[schema.LosslessRow] | None = None
 
 
 def choose(
@@ -221,7 +213,7 @@ def finish(
         traced.original, data, model, planned, progress,
         layers=_layer_rows(traced, plan, model, narrowed),
         oracle=proof,
-        recovery=Recovery(
+        recovery=schema.Recovery(
             treatment.recover, recovered.used, recovered.ridge, recovered.rounds,
             recovered.learning, reason,
         ),
@@ -263,7 +255,7 @@ def _proven(
 
 def _layer_rows(
     traced: TracedModel, plan: Plan, model: onnx.ModelProto, narrowed: Narrowed
-) -> list[LayerRow]:
+) -> list[schema.LayerRow]:
     opened = traced.original
     states = traced.outside.states if narrowed.states else ()
     leaving = only_leaving(opened.document, traced.restored, states)
@@ -320,7 +312,7 @@ def _untouched(
         opened, data, model, planned, progress,
         layers=layer_rows(opened.layers, opened.layers, {}, planned.plan.pinned),
         oracle=Oracle(0.0, True, 0),
-        recovery=Recovery("none", "none", None, 0, None, "nothing was cut"),
+        recovery=schema.Recovery("none", "none", None, 0, None, "nothing was cut"),
         stages=steps,
         notes=stays_written_out(opened),
     )  # fmt: skip
@@ -334,13 +326,13 @@ def _report(
     planned: Planned,
     progress: Progress,
     *,
-    layers: Sequence[LayerRow],
+    layers: Sequence[schema.LayerRow],
     oracle: Oracle,
-    recovery: Recovery,
-    stages: Sequence[StageRow],
+    recovery: schema.Recovery,
+    stages: Sequence[schema.StageRow],
     states: Sequence[NarrowState] = (),
     notes: Sequence[str] = (),
-) -> PruneReport:
+) -> schema.PruneReport:
     """Measures a result; the rest says how it came about."""
     judged, timed = (
         (before, StateRunner(after, states) if states else after)
@@ -350,7 +342,7 @@ def _report(
     drifts, details = drift_in_detail(
         *judged, data.test, time_axes(opened.document), [state.result for state in states]
     )
-    return PruneReport(
+    return schema.PruneReport(
         model=opened.name,
         mode=planned.treatment.mode,
         totals=total_rows(opened, model),
@@ -365,7 +357,9 @@ def _report(
             *map(Note, notes_on(planned.treatment.stages)),
         ],
         stages=stages,
-        states=[StateRow(list(s.layers), s.source, s.result, s.full, s.width) for s in states],
+        states=[
+            schema.StateRow(list(s.layers), s.source, s.result, s.full, s.width) for s in states
+        ],
         layers=layers,
         oracle=oracle,
         recovery=recovery,
@@ -379,9 +373,9 @@ def _report(
     )
 
 
-def _data_row(data: Calibration) -> DataRow:
+def _data_row(data: Calibration) -> schema.DataRow:
     feeds = data.calibration
-    return DataRow(
+    return schema.DataRow(
         source=feeds.source,
         feeds=data.count,
         random=feeds.random,

@@ -15,19 +15,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.report import words
+from onnx_rnn_prune.report import schema, words
 from onnx_rnn_prune.report.names import Cell, brief, place, short_names
 from onnx_rnn_prune.report.rolled import RollReport
-from onnx_rnn_prune.report.schema import (
-    BenchReport,
-    BenchRow,
-    Candidate,
-    CompareReport,
-    LayerRow,
-    PruneReport,
-    SearchRows,
-    StageRow,
-)
 from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size
 from onnx_rnn_prune.text import presentable, visible
 from onnx_rnn_prune.trace.plan import Plan
@@ -79,7 +69,7 @@ def note_on_names(shortened: bool) -> list[Text]:
     return [sentence("Names of layers", text)]
 
 
-def prune_table(report: PruneReport) -> Group:
+def prune_table(report: schema.PruneReport) -> Group:
     """What a prune did: layers, sizes, speed, checks, warnings."""
     report, shortened = brief(presentable(report))
     parts: list[RenderableType] = [_layers(report.layers), _gains(report)]
@@ -89,14 +79,14 @@ def prune_table(report: PruneReport) -> Group:
     return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
 
 
-def _layers(layers: Sequence[LayerRow]) -> Table:
+def _layers(layers: Sequence[schema.LayerRow]) -> Table:
     table = new_table(*words.LAYER_COLUMNS, numbers=words.LAYER_COLUMNS[2:4])
     for name, *others, outputs in words.layer_cells(layers):
         table.add_row(Cell(name), *others, Cell(outputs))
     return table
 
 
-def _gains(report: PruneReport) -> Table:
+def _gains(report: schema.PruneReport) -> Table:
     table = new_table("", "Before", "After", "", numbers=("Before", "After"))
     totals, latency = report.totals, report.latency
     for label, show, before, after in (
@@ -114,7 +104,7 @@ def _times(latency: Latency) -> tuple[str, str, str]:
     return duration(latency.before_ms), duration(latency.after_ms), gain
 
 
-def _stages(stages: Sequence[StageRow]) -> Table:
+def _stages(stages: Sequence[schema.StageRow]) -> Table:
     """What each step did, each against the original."""
     numbers = ("File size", "Compressed", "Speed", "Deviation")
     table = new_table("Step", *numbers, numbers=numbers)
@@ -147,7 +137,7 @@ def plan_table(plan: Plan) -> Group:
     return Group(table, *map(warning, presentable(plan.notes)))
 
 
-def compare_table(report: CompareReport) -> Group:
+def compare_table(report: schema.CompareReport) -> Group:
     """How far the outputs of two models are apart, and what the second one gains."""
     report = presentable(report)
     parts = [sentence(label, text) for label, text in words.drift_sentences(report.drift)]
@@ -160,7 +150,7 @@ def compare_table(report: CompareReport) -> Group:
     return Group(*parts, *map(warning, report.warnings))
 
 
-def bench_table(report: BenchReport) -> Group:
+def bench_table(report: schema.BenchReport) -> Group:
     """How long the models take for one run."""
     report = presentable(report)
     table = new_table("Model", "Time per run", "", numbers=("Time per run",))
@@ -171,7 +161,7 @@ def bench_table(report: BenchReport) -> Group:
     return Group(table, Text(caption), *map(warning, report.warnings))
 
 
-def _against_first(row: BenchRow) -> str:
+def _against_first(row: schema.BenchRow) -> str:
     change = faster(row.ratio, row.ratio_quartiles)
     if change == "equally fast":
         return f"{change} as the first"
@@ -205,7 +195,7 @@ def roll_table(report: RollReport) -> Group:
     return Group(*parts)
 
 
-def search_table(report: PruneReport) -> Group:
+def search_table(report: schema.PruneReport) -> Group:
     """The cuts that no other one beats, what was picked, and whether it is what was asked for."""
     shown, _ = brief(presentable(report))
     if shown.search is None:
@@ -215,7 +205,7 @@ def search_table(report: PruneReport) -> Group:
     return Group(prune_table(report), cuts, *lines)
 
 
-def _frontier(search: SearchRows, layers: Sequence[str]) -> Table:
+def _frontier(search: schema.SearchRows, layers: Sequence[str]) -> Table:
     wide = max(map(len, layers), default=0) > _LONG
     kept = "Units kept by the layers above" if wide else "Units kept"
     quality = words.quality_name(search.quality).capitalize()
@@ -241,14 +231,14 @@ def _frontier(search: SearchRows, layers: Sequence[str]) -> Table:
     return table
 
 
-def _estimate(name: str, row: Candidate) -> str:
+def _estimate(name: str, row: schema.Candidate) -> str:
     """A quality and its standard error, which a limit must leave room for."""
     known = math.isfinite(row.spread) and row.spread > 0.0
     error = f" ± {words.quality(name, row.spread)}" if known else ""
     return words.quality(name, row.quality) + error
 
 
-def _search_sentences(search: SearchRows) -> list[tuple[str, str]]:
+def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
     name, splits, test = search.quality, search.splits, search.test
     lines = [
         ("Goal", search.goal),

@@ -8,18 +8,7 @@ from collections.abc import Mapping, Sequence
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.errors import as_arguments, as_flags
 from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
-from onnx_rnn_prune.report.schema import (
-    CompareReport,
-    DataRow,
-    DriftRow,
-    InspectedLayer,
-    LayerRow,
-    LosslessRow,
-    OutletRow,
-    PruneReport,
-    Recovery,
-    SearchRows,
-)
+from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.validate import Oracle
 from onnx_rnn_prune.validate.quality import NRMSE
 
@@ -40,7 +29,7 @@ _RECOVERIES = {
 _ENDS_SHOWN = 3
 
 
-def verdict(report: PruneReport) -> str:
+def verdict(report: schema.PruneReport) -> str:
     """A few sentences on what a prune gained, what it cost, and whether that is proven."""
     latency, totals = report.latency, report.totals
     change = fewer(totals.bytes_before, totals.bytes_after)
@@ -59,7 +48,7 @@ def verdict(report: PruneReport) -> str:
     return " ".join(sentences)
 
 
-def compared(report: CompareReport) -> str:
+def compared(report: schema.CompareReport) -> str:
     """Whether the second of two models is close enough to the first, in a sentence."""
     found, limit = worst(report.drift), report.max_nrmse
     apart = "cannot be measured" if found is None or found[1] is None else percent(found[1])
@@ -70,7 +59,7 @@ def compared(report: CompareReport) -> str:
     return f"{state}: {text[0].lower()}{text[1:]}; the limit is {percent(limit)}."
 
 
-def worst(drift: Mapping[str, DriftRow]) -> tuple[str, float | None] | None:
+def worst(drift: Mapping[str, schema.DriftRow]) -> tuple[str, float | None] | None:
     """The output that deviates most and by how much, None where that is without measure.
 
     States that callers hand back count where there is nothing else. None where there are no
@@ -88,7 +77,7 @@ def worst(drift: Mapping[str, DriftRow]) -> tuple[str, float | None] | None:
     return name, numbers[name].nrmse
 
 
-def _deviation(report: PruneReport, error: float | None) -> str:
+def _deviation(report: schema.PruneReport, error: float | None) -> str:
     where = " on made-up inputs, which says little about real ones" if report.data.random else ""
     if error is None:
         return f"How far its outputs deviate from the original's cannot be measured{where}."
@@ -99,7 +88,7 @@ def _deviation(report: PruneReport, error: float | None) -> str:
     )
 
 
-def kind(layer: LayerRow | InspectedLayer) -> str:
+def kind(layer: schema.LayerRow | schema.InspectedLayer) -> str:
     """The operator, with its direction where that is not the usual one."""
     return layer.op if layer.direction == "forward" else f"{layer.op}, {layer.direction}"
 
@@ -112,7 +101,7 @@ def change(before: str, after: str) -> str:
 LAYER_COLUMNS = ("Layer", "Type", "Units", "Parameters", "Its output")
 
 
-def layer_cells(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
+def layer_cells(layers: Sequence[schema.LayerRow]) -> list[tuple[str, ...]]:
     """What became of each layer, by LAYER_COLUMNS."""
     return [
         (
@@ -126,14 +115,14 @@ def layer_cells(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
     ]
 
 
-def outcome(layer: LayerRow) -> str:
+def outcome(layer: schema.LayerRow) -> str:
     """What became of a layer's outputs, or why it is as it was."""
     if layer.hidden_before == layer.hidden_after:
         return f"unchanged: {layer.pinned}" if layer.pinned else "unchanged"
     return ends(layer.outlets)
 
 
-def ends(outlets: Sequence[OutletRow]) -> str:
+def ends(outlets: Sequence[schema.OutletRow]) -> str:
     """Where a layer's outputs end, each way in a line."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for outlet in outlets:
@@ -160,7 +149,7 @@ def _enumerate(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def sentences(report: PruneReport) -> list[tuple[str, str]]:
+def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
     """What there is to say about a prune beyond its tables: subjects, and a sentence on each.
 
     Options are named as flags in the report of a command, and as arguments in any other.
@@ -180,24 +169,24 @@ def sentences(report: PruneReport) -> list[tuple[str, str]]:
     return [(label, named(text)) for label, text in lines]
 
 
-def frontier(search: SearchRows) -> list[int]:
+def frontier(search: schema.SearchRows) -> list[int]:
     """The numbers of the pick and of cuts that no other beats, the fastest first."""
     shown = [n for n, row in enumerate(search.candidates) if row.frontier or row.picked]
     return sorted(shown, key=lambda n: search.candidates[n].ms)
 
 
-def drift_sentences(drift: Mapping[str, DriftRow]) -> list[tuple[str, str]]:
+def drift_sentences(drift: Mapping[str, schema.DriftRow]) -> list[tuple[str, str]]:
     """For each output, how far it is from the original's, in words."""
     return [(_title(name, values), _apart(values)) for name, values in drift.items()]
 
 
-def _title(name: str, values: DriftRow) -> str:
+def _title(name: str, values: schema.DriftRow) -> str:
     if values.signal_of:
         return f"Signal {name}, behind {_enumerate(values.signal_of)}"
     return f"Output {name}, a state" if values.kind == "state" else f"Output {name}"
 
 
-def _apart(values: DriftRow) -> str:
+def _apart(values: schema.DriftRow) -> str:
     agreement = values.top1_agreement
     top = "" if agreement is None else f"; same top answer in {percent(agreement)}"
     if values.unequal:
@@ -225,7 +214,7 @@ def _self_check(oracle: Oracle, mode: str) -> str:
     return f"{pair} (largest difference {oracle.max_abs_diff:.1g}): {state}"
 
 
-def _superfluous(row: LosslessRow) -> str:
+def _superfluous(row: schema.LosslessRow) -> str:
     """What of a layer provably changes nothing, and how much of that goes."""
     kinds = {"dead": row.dead, "zero": row.zero, "constant": row.constant}
     kinds["duplicate"] = row.duplicate
@@ -233,7 +222,7 @@ def _superfluous(row: LosslessRow) -> str:
     return f"{row.layer}: {found or 'no unit'}" + (f"; {row.removed} go" if found else "")
 
 
-def _recovery(recovery: Recovery) -> str:
+def _recovery(recovery: schema.Recovery) -> str:
     text = _RECOVERIES[recovery.used]
     if recovery.ridge is not None and recovery.used == "lstsq":
         text += f" (least squares, lambda {recovery.ridge:.2g})"
@@ -248,7 +237,7 @@ def _learning(learning: TrainingSummary) -> str:
     return f"{learning.steps} steps in {learning.seconds:.0f} s, trained {scope}"
 
 
-def _data(data: DataRow) -> str:
+def _data(data: schema.DataRow) -> str:
     if data.random:
         return (
             f"none given; random numbers were used ({data.source}) and nothing was calibrated, "
