@@ -5,6 +5,7 @@ Products without a bias get one of zero, for recovery to write to.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -236,9 +237,12 @@ class Restore:
 
     def __call__(self, document: Document) -> bool:
         changed = False
+        found: dict[tuple[str, str], set[Outlet]] = defaultdict(set)
+        for outlet in self.outlets:
+            found[outlet.layer, outlet.output].add(outlet)
         for layer in _chosen(document, self.layers):
             for name in layer.cell.outputs:
-                closed = {o for o in self.outlets if (o.layer, o.output) == (layer.name, name)}
+                closed = found[layer.name, name]
                 back = closed & self.handed_back
                 if closed:
                     kinds = {CARRIED: back, OWN: closed - back}
@@ -312,7 +316,7 @@ def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[O
     for kind in kinds.keys() - results.keys():
         results[kind] = gs.Variable(fresh_name(graph, f"{full.name}_full"), dtype=full.dtype)
     places = {(o.consumer, o.slot): results[kind] for kind in kinds for o in kinds[kind]}
-    for node in all_nodes(graph):
+    for node in {id(reader): reader for reader in full.outputs}.values():
         for slot, tensor in enumerate(node.inputs):
             if tensor is full:
                 node.inputs[slot] = places.get((node_key(node), slot), inner)

@@ -8,6 +8,8 @@ import platform
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
+from itertools import groupby
+from operator import attrgetter
 
 import onnx
 
@@ -59,11 +61,12 @@ def outlet_rows(
 ) -> dict[str, list[OutletRow]]:
     """Where the units of each layer end, by layer name; `narrow` leave with kept units only."""
     rows: dict[str, list[OutletRow]] = {}
+    outlets = {
+        name: list(own) for name, own in groupby(sorted({*ends, *restored}), attrgetter("layer"))
+    }
     for layer in layers:
         found = []
-        for outlet in sorted(set(ends) | set(restored)):
-            if outlet.layer != layer.name:
-                continue
+        for outlet in outlets.get(layer.name, ()):
             reason = restored.get(outlet)
             if reason is None:
                 found += [OutletRow(outlet.output, "absorbed", at, "") for at in ends[outlet]]
