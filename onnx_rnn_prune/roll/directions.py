@@ -16,6 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.recurrent import CELLS
 from onnx_rnn_prune.roll.form import digest
 from onnx_rnn_prune.roll.reading import Seen
@@ -162,14 +163,17 @@ class _End:
 
 
 def _ends(graph: gs.Graph, tensor: gs.Tensor, axes: str) -> Iterator[_End]:
-    if any(tensor is output for output in graph.outputs):
-        yield _End(None, tensor, axes)
-    for node in tensor.outputs:
-        moved = _moved(node, axes)
-        if moved is None:
-            yield _End(node, tensor, axes)
-        else:
-            yield from _ends(graph, node.outputs[0], moved)
+    waiting = [(tensor, axes)]
+    while waiting:
+        tensor, axes = waiting.pop()
+        if any(tensor is output for output in graph.outputs):
+            yield _End(None, tensor, axes)
+        for node in tensor.outputs:
+            moved = _moved(node, axes)
+            if moved is None:
+                yield _End(node, tensor, axes)
+            else:
+                waiting.append((node.outputs[0], moved))
 
 
 def _asks_shape(end: _End) -> bool:
@@ -232,18 +236,18 @@ def _key(node: gs.Node) -> object:
     return node.op, repr(sorted(rest.items())), _content(node.inputs[0]), lengths
 
 
-def _content(tensor: gs.Tensor) -> object:
+def _content(tensor: gs.Tensor, depth: int = 20) -> object:
     """Equal for tensors that are the same entries of one tensor, moved in the same way."""
     value = constant_value(tensor)
     if value is not None:
         return digest(value)
     maker = tensor.inputs[0] if tensor.inputs else None
-    if maker is None or maker.op not in MOVES or len(maker.outputs) > 1:
+    if not depth or maker is None or maker.op not in MOVES or len(maker.outputs) > 1:
         return tensor.name
     if maker.op in SAME:
-        return _content(maker.inputs[0])
+        return _content(maker.inputs[0], depth - 1)
     attrs = repr(sorted(maker.attrs.items()))
-    return maker.op, attrs, tuple(_content(item) for item in maker.inputs if item.name)
+    return maker.op, attrs, tuple(_content(item, depth - 1) for item in maker.inputs if item.name)
 
 
 def _activations(one: gs.Node, other: gs.Node) -> dict[str, object] | None:
@@ -282,7 +286,9 @@ def merge(builder: Builder, pair: Pair) -> gs.Node:
         if slot == _LENGTHS or (one is None and other is None):
             inputs.append(one if one is not None else gs.Variable.empty())
         elif slot in _STATES:
-            parts = [one or _zeros_like(builder, other), other or _zeros_like(builder, one)]
+            weight = constant_value(pair.forward.inputs[1])
+            zero = np.zeros(1, weight.dtype if weight is not None else np.float32)
+            parts = [tensor or _zeros_like(builder, one or other, zero) for tensor in (one, other)]
             inputs.append(builder.node("Concat", parts, {"axis": 0}))
         else:
             inputs.append(_beside(builder, one, other))
@@ -315,9 +321,9 @@ def _beside(builder: Builder, one: gs.Tensor | None, other: gs.Tensor | None) ->
     )
 
 
-def _zeros_like(builder: Builder, tensor: gs.Tensor | None) -> gs.Tensor:
-    zero = builder.constant(np.zeros(1, np.float32))
-    return builder.node("ConstantOfShape", [builder.node("Shape", [tensor])], {"value": zero})
+def _zeros_like(builder: Builder, tensor: gs.Tensor, zero: Array) -> gs.Tensor:
+    shape = builder.node("Shape", [tensor])
+    return builder.node("ConstantOfShape", [shape], {"value": builder.constant(zero)})
 
 
 def _joined(builder: Builder, data: gs.Tensor, axes: str, wanted: str, first: bool) -> gs.Tensor:
