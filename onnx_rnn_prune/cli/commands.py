@@ -11,18 +11,9 @@ from typing import Any
 import click
 
 from onnx_rnn_prune import api, report
+from onnx_rnn_prune.cli import outputs
 from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
 from onnx_rnn_prune.cli.options import name, options_for
-from onnx_rnn_prune.cli.outputs import (
-    FILES,
-    check_outputs,
-    console,
-    for_shell,
-    refuse_worse,
-    say_written,
-    show,
-    write,
-)
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.files import write_atomically
 from onnx_rnn_prune.options import OPTIONS
@@ -82,7 +73,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> int | None:
         """Refuses files that cannot be written, and does the work."""
-        check_outputs(ctx.params)
+        outputs.check_outputs(ctx.params)
         return self._work(ctx.params)
 
 
@@ -118,7 +109,7 @@ def _asked(given: Given) -> Given:
     return {
         word: OPTIONS[word].default if OPTIONS[word].many and not value else value
         for word, value in given.items()
-        if word in OPTIONS and word not in FILES
+        if word in OPTIONS and word not in outputs.FILES
     }
 
 
@@ -138,7 +129,7 @@ def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
 def inspect(given: Given) -> None:
     """List the recurrent layers of MODEL, what they cost and what can be pruned."""
     found = _called(api.inspect, given)
-    show(found, report.inspect_table, given["as_json"])
+    outputs.show(found, report.inspect_table, given["as_json"])
 
 
 @_command(
@@ -155,8 +146,8 @@ def prune(given: Given) -> None:
     """Prune MODEL, check the result and write it to OUT."""
     result = _called(api.prune, given)
     pays = ("bytes",) if given["budget"] is not None else ("bytes", "ms")
-    refuse_worse(result, given["model"], pays)
-    write(result, given, report.prune_table)
+    outputs.refuse_worse(result, given["model"], pays)
+    outputs.write(result, given, report.prune_table)
 
 
 @_command(
@@ -175,7 +166,7 @@ def search(given: Given) -> int:
     or small as asked for.
     """
     result = _called(api.search, given)
-    write(result, given, report.search_table)
+    outputs.write(result, given, report.search_table)
     if result.report.search is not None and result.report.search.met:
         return 0
     click.echo("Error: a limit is missed on the feeds that chose nothing, see above", err=True)
@@ -197,11 +188,11 @@ def sensitivity(given: Given) -> None:
     if png is not None:
         report.need_matplotlib()
     found = _called(api.sensitivity, given)
-    show(found, report.sensitivity_table, given["as_json"])
+    outputs.show(found, report.sensitivity_table, given["as_json"])
     if png is not None:
         write_atomically(png, report.sensitivity_png(found))
         if not given["as_json"]:
-            say_written(png)
+            outputs.say_written(png)
 
 
 @_command(
@@ -214,9 +205,9 @@ def plan(given: Given) -> None:
     """Choose the units of MODEL to keep and write the choice to OUT, for `apply`."""
     chosen = _called(api.plan, given)
     chosen.save(given["output"])
-    notes = tuple(for_shell(chosen.notes))
-    console().print(report.plan_table(replace(chosen, notes=notes)))
-    say_written(given["output"])
+    notes = tuple(outputs.for_shell(chosen.notes))
+    outputs.console().print(report.plan_table(replace(chosen, notes=notes)))
+    outputs.say_written(given["output"])
 
 
 @_command(
@@ -229,7 +220,7 @@ def plan(given: Given) -> None:
 def apply(given: Given) -> None:
     """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
     result = _called(api.apply, given, "plan")
-    write(result, given, report.prune_table)
+    outputs.write(result, given, report.prune_table)
 
 
 @_command(
@@ -252,8 +243,8 @@ def roll(given: Given) -> None:
     if given["json"]:
         report.write_json(found, given["json"])
         written.append(given["json"])
-    show(found, report.roll_table)
-    say_written(*written)
+    outputs.show(found, report.roll_table)
+    outputs.say_written(*written)
 
 
 @_command(
@@ -272,7 +263,7 @@ def compare(given: Given) -> int:
     Exits with 3 if an output deviates by more than --max-nrmse.
     """
     found = api.compare(given["a"], given["b"], **_asked(given))
-    show(found, report.compare_table, given["as_json"])
+    outputs.show(found, report.compare_table, given["as_json"])
     if given["summary"]:
         report.write_text(report.compare_summary(found), given["summary"])
     if found["passed"]:
@@ -289,4 +280,4 @@ def compare(given: Given) -> int:
 )
 def bench(given: Given) -> None:
     """Time models against each other in one run."""
-    show(api.bench(given["models"], **_asked(given)), report.bench_table, given["as_json"])
+    outputs.show(api.bench(given["models"], **_asked(given)), report.bench_table, given["as_json"])

@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import edit
 from onnx_rnn_prune.model.constants import (
     constant_shape,
     constant_value,
@@ -31,14 +32,6 @@ from onnx_rnn_prune.model.constants import (
     storage_type,
 )
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import (
-    HELD,
-    add_constant,
-    fresh_name,
-    insert_before,
-    remove_node,
-    set_input,
-)
 from onnx_rnn_prune.model.integers import MICROSOFT
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes
@@ -150,7 +143,7 @@ class QuantizeWeights:
             if held is not None:
                 graph.nodes[:0] = unpack.nodes
                 for node, slot in readers:
-                    set_input(node, slot, held)
+                    edit.set_input(node, slot, held)
                 changed = True
         return changed
 
@@ -164,7 +157,7 @@ class Unpack:
 
     def __init__(self, graph: gs.Graph, name: str, dtype: np.dtype[Any]) -> None:
         self._graph, self._dtype = graph, dtype
-        self._name = fresh_name(graph, f"{HELD}{name}")
+        self._name = edit.fresh_name(graph, f"{edit.HELD}{name}")
         self._made = 0
         self.nodes: list[gs.Node] = []
 
@@ -178,7 +171,7 @@ class Unpack:
 
     def constant(self, value: Array) -> gs.Constant:
         """Stored as it is."""
-        return add_constant(self._graph, self._fresh(), value)
+        return edit.add_constant(self._graph, self._fresh(), value)
 
     def number(self, value: float) -> gs.Constant:
         """One number in the type of the weight."""
@@ -219,7 +212,7 @@ def _is_computed_from_integers(tensor: gs.Tensor) -> bool:
     waiting = [tensor]
     while waiting:
         for node in waiting.pop().inputs:
-            if node.op == "DequantizeLinear" or node.name.startswith(HELD):
+            if node.op == "DequantizeLinear" or node.name.startswith(edit.HELD):
                 return True
             waiting += node.inputs
     return False
@@ -287,7 +280,9 @@ class _IntegerWeights:
             values = np.rint(weight / scale).astype(np.int8)
             scale = scale.squeeze(-2)
             parts = {"integers": values, "scale": scale, "zero": np.zeros(scale.shape, np.int8)}
-            made = [add_constant(self._graph, f"{tensor.name}_{n}", v) for n, v in parts.items()]
+            made = [
+                edit.add_constant(self._graph, f"{tensor.name}_{n}", v) for n, v in parts.items()
+            ]
             self._made[key] = tensor, made  # held, so that no other one gets its id
         return self._made[key][1]
 
@@ -310,7 +305,7 @@ def _replace_layer(graph: gs.Graph, layer: Layer, store: _IntegerWeights) -> Non
     for name in ("W", "R"):
         parts = store(node.inputs[layer.slot(name)], True)
         for part, tensor in zip(("", "_scale", "_zero_point"), parts, strict=True):
-            set_input(made, QUANTIZED_LSTM.inputs.index(f"{name}{part}"), tensor)
+            edit.set_input(made, QUANTIZED_LSTM.inputs.index(f"{name}{part}"), tensor)
     _put(graph, made, node)
 
 
@@ -327,7 +322,7 @@ def _replace_product(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> 
         value = constant_value(node.inputs[2], graph.opset)
         if value is None or node.attrs.get("beta", 1.0) != 1.0 or value.size != outputs:
             return False
-        bias = add_constant(graph, f"{node.inputs[2].name}_row", value.reshape(-1))
+        bias = edit.add_constant(graph, f"{node.inputs[2].name}_row", value.reshape(-1))
     inputs = [node.inputs[0], *store(weight, turned), *([] if bias is None else [bias])]
     made = gs.Node("DynamicQuantizeMatMul", node.name, inputs=inputs, domain=MICROSOFT)
     _put(graph, made, node)
@@ -339,8 +334,8 @@ def _put(graph: gs.Graph, made: gs.Node, node: gs.Node) -> None:
     outputs = list(node.outputs)
     node.outputs.clear()
     made.outputs = outputs
-    insert_before(graph, made, before=node)
-    remove_node(graph, node)
+    edit.insert_before(graph, made, before=node)
+    edit.remove_node(graph, node)
 
 
 QUANTIZE_FORMS = "int8, fp16 or bits=K with K from 2 to 8"

@@ -29,14 +29,8 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.moments import Matrix, Moments
+from onnx_rnn_prune.model import edit
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import (
-    add_constant,
-    fresh_name,
-    insert_before,
-    replace_constants,
-    set_input,
-)
 from onnx_rnn_prune.model.integers import dequantized
 from onnx_rnn_prune.model.runner import OURS, Array, Runner
 from onnx_rnn_prune.operators.labels import NOBODY
@@ -168,26 +162,26 @@ def _write(
     given = first.constant("B")
     total = np.zeros((shape[0], 2 * shape[1]), dtype) if given is None else given.copy()
     total[:, : shape[1]] += bias.reshape(shape[:2]).astype(dtype)
-    before = add_constant(graph, f"{first.name}_factor", inner.T.astype(dtype))
+    before = edit.add_constant(graph, f"{first.name}_factor", inner.T.astype(dtype))
     for layer in layers:
         _project(graph, layer, before)
     value: Array = outer.reshape(*shape[:2], -1).astype(dtype)
-    replace_constants(graph, [(layer.node, slots["W"]) for layer in layers], value)
+    edit.replace_constants(graph, [(layer.node, slots["W"]) for layer in layers], value)
     if given is not None:
-        replace_constants(graph, [(layer.node, slots["B"]) for layer in layers], total)
+        edit.replace_constants(graph, [(layer.node, slots["B"]) for layer in layers], total)
     elif np.any(bias):
-        added = add_constant(graph, f"{first.name}_B", total)
+        added = edit.add_constant(graph, f"{first.name}_B", total)
         for layer in layers:
-            set_input(layer.node, slots["B"], added)
+            edit.set_input(layer.node, slots["B"], added)
 
 
 def _project(graph: gs.Graph, layer: Layer, factor: gs.Tensor) -> None:
     """Puts a product in front of a layer."""
     node = layer.node
-    result = gs.Variable(fresh_name(graph, f"{layer.name}_projected"))
+    result = gs.Variable(edit.fresh_name(graph, f"{layer.name}_projected"))
     made = gs.Node("MatMul", result.name, inputs=[node.inputs[0], factor], outputs=[result])
-    insert_before(graph, made, before=node)
-    set_input(node, 0, result)
+    edit.insert_before(graph, made, before=node)
+    edit.set_input(node, 0, result)
 
 
 _FORMS = "give a share (25%), a number (32), or a share of what is read (energy=99%)"

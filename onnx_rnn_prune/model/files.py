@@ -17,18 +17,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import external
 from onnx_rnn_prune.model.checks import checked, find_weights, real_path
-from onnx_rnn_prune.model.external import (
-    LEAST,
-    WeightsFile,
-    is_reference,
-    raw_chunks,
-    raw_length,
-    referring,
-    weights_name,
-    whole_model,
-    with_weights,
-)
 from onnx_rnn_prune.model.scratch import owned, remove_left
 from onnx_rnn_prune.model.walk import messages
 
@@ -46,7 +36,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """
     if isinstance(source, onnx.ModelProto):
         for tensor in messages(source, onnx.TensorProto):
-            if is_reference(tensor):
+            if external.is_reference(tensor):
                 raise PruneError(
                     "it refers to a file whose folder is not known",
                     where=f"weight '{tensor.name}'",
@@ -123,7 +113,7 @@ def save_apart(
     Raises:
         PruneError: the place cannot be written.
     """
-    if all(raw_length(tensor) < LEAST for tensor in model.graph.initializer):
+    if all(external.raw_length(tensor) < external.LEAST for tensor in model.graph.initializer):
         return save_model(model, path, inputs)
     target, digest = _target(path), hashlib.sha256()
     with _temporary(target) as temporary, _temporary(target) as temporary_weights:
@@ -132,15 +122,15 @@ def save_apart(
             def put(start: int, tensor: onnx.TensorProto) -> None:
                 file.seek(start)
                 digest.update(b"%d " % start)
-                for chunk in raw_chunks(tensor):
+                for chunk in external.raw_chunks(tensor):
                     digest.update(chunk)
                     file.write(chunk)
 
-            light = with_weights(model, WeightsFile(target.name, put).take)
-        aside = target.with_name(weights_name(target.name, digest.hexdigest()))
+            light = external.with_weights(model, external.WeightsFile(target.name, put).take)
+        aside = target.with_name(external.weights_name(target.name, digest.hexdigest()))
         for tensor in light.graph.initializer:
-            if is_reference(tensor):
-                tensor.CopyFrom(referring(tensor, aside.name))
+            if external.is_reference(tensor):
+                tensor.CopyFrom(external.referring(tensor, aside.name))
         with _written(temporary, target) as file:
             file.write(light.SerializeToString())
         _put(target, temporary, (aside, temporary_weights), inputs)
@@ -168,7 +158,7 @@ class WrittenModel:
         Raises:
             PruneError: it is larger than one message can be.
         """
-        return whole_model(self.written)
+        return external.whole_model(self.written)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Writes the model, whole or not at all, and never over an input.
@@ -197,7 +187,9 @@ def _put(
                 aside.unlink(missing_ok=True)
             raise
         kept = tuple(inputs)
-        name = re.compile(re.escape(weights_name(target.name, "?")).replace(r"\?", "[0-9a-f]+"))
+        name = re.compile(
+            re.escape(external.weights_name(target.name, "?")).replace(r"\?", "[0-9a-f]+")
+        )
         for other in target.parent.iterdir():
             if other == aside or not name.fullmatch(other.name):
                 continue

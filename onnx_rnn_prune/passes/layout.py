@@ -12,16 +12,9 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model import edit
 from onnx_rnn_prune.model.constants import constant_shape, constant_value, evaluate
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import (
-    add_constant,
-    fresh_name,
-    insert_before,
-    insert_node,
-    remove_node,
-    replace_constant,
-)
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import inputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of, place_of, places
@@ -69,8 +62,8 @@ class EinsumProducts:
             data, results = list(node.inputs), list(node.outputs)
             node.outputs.clear()
             product = gs.Node("MatMul", node.name, {}, data, results)
-            insert_before(document.graph, product, before=node)
-            remove_node(document.graph, node)
+            edit.insert_before(document.graph, product, before=node)
+            edit.remove_node(document.graph, node)
             changed = True
         return changed
 
@@ -80,10 +73,10 @@ def _equation(node: gs.Node) -> str:
 
 
 def _turn_weight(graph: gs.Graph, node: gs.Node) -> None:
-    turned = gs.Variable(fresh_name(graph, f"{node.inputs[1].name}_turned"))
+    turned = gs.Variable(edit.fresh_name(graph, f"{node.inputs[1].name}_turned"))
     made = gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [node.inputs[1]], [turned])
     node.inputs[1] = turned
-    insert_before(graph, made, before=node)
+    edit.insert_before(graph, made, before=node)
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ class UniqueNames:
                     renamed.append(tensor)
                 taken.add(tensor.name)
         for tensor in renamed:
-            tensor.name = fresh_name(document.graph, tensor.name)
+            tensor.name = edit.fresh_name(document.graph, tensor.name)
         return bool(renamed)
 
 
@@ -152,7 +145,7 @@ class ListBounds:
             for slot in range(1, len(node.inputs)) if node.op == "Slice" else ():
                 bound = constant_value(node.inputs[slot], document.graph.opset)
                 if bound is not None and bound.ndim == 0:
-                    replace_constant(document.graph, node, slot, bound.reshape(1))
+                    edit.replace_constant(document.graph, node, slot, bound.reshape(1))
                     changed = True
         return changed
 
@@ -162,17 +155,17 @@ def _turn(graph: gs.Graph, layer: Layer) -> None:
     for name, axes in _INPUTS.items():
         tensor = layer.input(name)
         if tensor is not None:
-            turned = gs.Variable(fresh_name(graph, f"{layer.name}_{name}_time_first"))
+            turned = gs.Variable(edit.fresh_name(graph, f"{layer.name}_{name}_time_first"))
             made = gs.Node("Transpose", turned.name, {"perm": axes}, [tensor], [turned])
             layer.node.inputs[layer.slot(name)] = turned
-            insert_before(graph, made, before=layer.node)
+            edit.insert_before(graph, made, before=layer.node)
     for slot, name in enumerate(layer.cell.outputs):
         tensor = layer.output(name)
         if tensor is not None:
-            inner = gs.Variable(fresh_name(graph, f"{layer.name}_{name}_time_first"))
+            inner = gs.Variable(edit.fresh_name(graph, f"{layer.name}_{name}_time_first"))
             layer.node.outputs[slot] = inner
             made = gs.Node("Transpose", inner.name, {"perm": _OUTPUTS[name]}, [inner], [tensor])
-            insert_node(graph, made, after=layer.node)
+            edit.insert_node(graph, made, after=layer.node)
 
 
 @dataclass(frozen=True)
@@ -199,7 +192,7 @@ class Freeze:
             value = _parse(name, text, port.dtype)
             shape = [dim if isinstance(dim, int) else 1 for dim in port.dims or ()]
             tensor = next(item for item in graph.inputs if item.name == name)
-            frozen = add_constant(graph, f"{name}_frozen", np.full(shape, value))
+            frozen = edit.add_constant(graph, f"{name}_frozen", np.full(shape, value))
             for node in list(tensor.outputs):
                 for slot, item in enumerate(node.inputs):
                     if item is tensor:
@@ -261,12 +254,14 @@ def _take(graph: gs.Graph, node: gs.Node, body: gs.Graph) -> None:
         for slot, tensor in enumerate(inner.inputs):
             if isinstance(tensor, gs.Constant):  # it may be seen in the body only
                 value = constant_value(tensor)
-                inner.inputs[slot] = gs.Constant(fresh_name(graph, f"{tensor.name}_taken"), value)
+                inner.inputs[slot] = gs.Constant(
+                    edit.fresh_name(graph, f"{tensor.name}_taken"), value
+                )
     outputs = list(node.outputs)
     node.outputs.clear()
     for result, output in zip(results, outputs, strict=True):
         if output.name:
-            name = fresh_name(graph, f"{output.name}_taken")
+            name = edit.fresh_name(graph, f"{output.name}_taken")
             moved.append(gs.Node("Identity", name, inputs=[result], outputs=[output]))
     siblings[position:position] = moved
-    remove_node(graph, node)
+    edit.remove_node(graph, node)
