@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 
 from fetch_models import default_folder
-from onnx_rnn_prune import prune
+from onnx_rnn_prune import prune, search
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.options import RECOVERIES as ALL
@@ -40,14 +40,18 @@ CALIBRATION = 60.0
 # To train on: more speech than that, with other noise each time, so many pieces to a feed, for so
 # many minutes.
 TRAINING, TIMES, ROWS, MINUTES = 600.0, 4, 16, 7.2
+# What search may take, on so much speech: about a fifteenth of the time.
+SEARCHED, SEARCH_MINUTES, FOUND = 300.0, 6.0, "6.4%"
 EVALUATION = 300.0
 TIMED_FRAMES = 500
 SECONDS_PER_MODEL = 4.0
 NOTE = f"""\
 Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech
 (distill: {TRAINING:.0f} s, {TIMES} times with other noise, and {MINUTES:g} minutes of training on
-two cores), SNR and gains on {EVALUATION:.0f} s of other recordings of the same speaker (white,
-pink, speech-shaped noise and hum at 0 to 15 dB), speed at {TIMED_FRAMES} frames on one thread.
+two cores; search: {SEARCHED:.0f} s, `search nsnet2.onnx --params {FOUND} --align 8 --jobs 2
+--minutes {SEARCH_MINUTES:g}` over all layers), SNR and gains on {EVALUATION:.0f} s of other
+recordings of the same speaker (white, pink, speech-shaped noise and hum at 0 to 15 dB), speed at
+{TIMED_FRAMES} frames on one thread.
 Babble of the speaker's own voice, which the original makes worse than it was, stands apart. By
 `python tools/bench_nsnet2.py`."""
 
@@ -57,7 +61,7 @@ class Row:
     """What one version of the model does on the recordings for evaluation.
 
     Attributes:
-        units: units of each layer.
+        units: units of each recurrent layer, or of all layers.
         recovery: what made up for the removed units.
         speedup: the original's time / its own.
         snr_db: mean signal-to-noise ratio of what it makes of them. This and the next three leave
@@ -70,7 +74,7 @@ class Row:
         pieces_db: the signal-to-noise ratio of each piece.
     """
 
-    units: int
+    units: str
     recovery: str
     speedup: float
     snr_db: float
@@ -87,7 +91,7 @@ class Pruned:
     """A pruned model and how it came about."""
 
     model: onnx.ModelProto
-    units: int
+    units: str
     recovery: str
     seconds: float
 
@@ -120,7 +124,16 @@ def cut(
         distill_minutes=MINUTES,
     )
     seconds = time.perf_counter() - start
-    return Pruned(result.model, units, str(result.report["recovery"]["used"]), seconds)
+    return Pruned(result.model, str(units), str(result.report["recovery"]["used"]), seconds)
+
+
+def found(path: Path, feeds: Sequence[Feed]) -> Pruned:
+    """What one search finds among all layers: the best with a part of the parameters."""
+    start = time.perf_counter()
+    result = search(path, data=feeds, params=FOUND, align=8, jobs=2, minutes=SEARCH_MINUTES)
+    seconds = time.perf_counter() - start
+    widths = [row["hidden_after"] for row in result.report["layers"] if row["hidden_after"] != 161]
+    return Pruned(result.model, "/".join(map(str, widths)), "search", seconds)
 
 
 def listen(runner: Runner, pieces: Sequence[Mixture]) -> Heard:
@@ -160,7 +173,7 @@ def row(
 
 def measure(path: Path, models: Sequence[Pruned], pieces: Sequence[Mixture]) -> list[Row]:
     """Rows of the original and the pruned models; they are timed in turns, on one thread."""
-    models = [Pruned(onnx.load(path), HIDDEN, "", 0.0), *models]
+    models = [Pruned(onnx.load(path), f"{HIDDEN} (original)", "", 0.0), *models]
     runners = [Runner(each.model, name=f"{each.units} units") for each in models]
     sample = {"input": feed(pieces[0])["input"][:, :TIMED_FRAMES]}
     times = timings(runners, sample, seconds=SECONDS_PER_MODEL * len(runners))
@@ -179,12 +192,12 @@ def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
     lines = [["noisy input", "", "", f"{noisy:.2f} dB", *[""] * 5]]
     for each in rows:
         speed, snr = f"{each.speedup:.2f}x", f"{each.snr_db:.2f} dB"
-        if each.units == HIDDEN:
-            lines.append([f"{HIDDEN} (original)", "", speed, snr, *[""] * 5])
+        if not each.recovery:
+            lines.append([each.units, "", speed, snr, *[""] * 5])
             continue
         changes = [f"{value:+.2f} dB" for value in (each.change_db, each.worst_db)]
         errors = [f"{value:.3f}" for value in (each.gain_rmse, each.babble_rmse)]
-        cells = [str(each.units), each.recovery, speed, snr, *changes, *errors]
+        cells = [each.units, each.recovery, speed, snr, *changes, *errors]
         lines.append([*cells, f"{each.seconds:.0f} s"])
     return f"{markdown(header, lines)}\n\n{NOTE}"
 
@@ -201,7 +214,11 @@ def noisy(paths: Sequence[Path], seconds: float, times: int, rows: int) -> list[
 
 
 def bench(
-    folder: Path, units: Sequence[int], recoveries: Sequence[str], dense: Sequence[int] = ()
+    folder: Path,
+    units: Sequence[int],
+    recoveries: Sequence[str],
+    dense: Sequence[int] = (),
+    searched: bool = True,
 ) -> tuple[list[Row], list[Mixture]]:
     """The rows, the original's first, and the pieces they were measured on."""
     path, recordings = folder / "nsnet2.onnx", folder / "speech"
@@ -224,6 +241,9 @@ def bench(
     for count, recovery in asked:
         print(f"{count} units, recovery {recovery}", file=sys.stderr)
         models.append(cut(path, count, recovery, more if recovery == "distill" else feeds, dense))
+    if searched:
+        print("search", file=sys.stderr)
+        models.append(found(path, noisy(training, SEARCHED, 1, 1)))
     return measure(path, models, pieces), pieces
 
 
@@ -242,11 +262,14 @@ def main() -> int:
     parser.add_argument(
         "--dense", type=int, nargs=3, default=(), help="units of the dense layers to keep, too"
     )
+    parser.add_argument("--no-search", action="store_true", help="leave the search out")
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     try:
-        rows, pieces = bench(choices.models, choices.units, choices.recover, choices.dense)
+        rows, pieces = bench(
+            choices.models, choices.units, choices.recover, choices.dense, not choices.no_search
+        )
         text = table(rows, pieces)
         print(text)
         if choices.json:

@@ -209,7 +209,7 @@ class Problem:
             return []
         return [
             f"restoring the states or outputs of {', '.join(names)} to full width costs more than"
-            " small cuts save: allow more loss, or prune with --shrink-states"
+            " small cuts save: allow more loss"
         ]
 
     def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:

@@ -9,7 +9,8 @@ The built-in strategy, greedy, takes sensitivities, bisects ways to share, then 
    they save) make a row of cuts each, from slow to fast. Where the goal is a quality, the fastest
    cut of each row that keeps it is found by bisection; else each row's first that fits is tried.
    What a recovery in full makes up for is seen in the best, and allowed for in another bisection.
-3. From the best, units are taken from one group, or moved from one to another, while that helps.
+3. From the best, units are taken from one group, or moved from one to another, while that helps;
+   where the best within a cost is looked for, in the end with a recovery in full.
 4. The best are recovered in full, which keeps more of the quality; what that leaves to spare is
    used to cut further.
 
@@ -49,6 +50,9 @@ _HALVINGS, _ALLOWANCES = 7, 2
 _PARTS = (8, 16, 32)
 _BATCH, _PARTNERS = 8, 12
 _MOVES = 8
+# Where the best is looked for that costs no more than asked, what a recovery in full makes of moves
+# decides in the end.
+_FULL_PARTS, _FULL_BATCH, _FULL_MOVES = (4, 8), 4, 3
 _LAST_HALVINGS = 4
 
 
@@ -91,12 +95,21 @@ def by_slopes(curves: Sequence[Curve]) -> Urgency:
 
 def greedy(space: Space, aim: Aim) -> Strategy:
     """Asks for trials; the best of them is what is looked for."""
-    yield from finals(space, aim, (yield from shared(space, aim)))
-
-
-def shared(space: Space, aim: Aim) -> Steps:
-    """The best way to share a cut between groups, as quick trials tell."""
     curves = yield from _curves(space)
+    best = yield from shared(space, aim, curves)
+    if aim.most is None and best.counts != space.full:
+        best = (yield [Ask(best.counts, FULL)])[0]
+        best = yield from _moved(space, aim, curves, best, _FULL_PARTS)
+    yield from finals(space, aim, best)
+
+
+def sharing(space: Space, aim: Aim) -> Steps:
+    """The same with nothing but quick trials."""
+    return (yield from shared(space, aim, (yield from _curves(space))))
+
+
+def shared(space: Space, aim: Aim, curves: Sequence[Curve]) -> Steps:
+    """The best way to share a cut between groups, as quick trials tell."""
     rows = [
         _row(space, allocator(space.trace, space.scores), by_time=False)
         for allocator in ALLOCATORS.values()
@@ -189,11 +202,15 @@ def _bisected(space: Space, aim: Aim, rows: Sequence[Row], recovery: str = QUICK
     return best
 
 
-def _moved(space: Space, aim: Aim, curves: Sequence[Curve], best: Trial) -> Steps:
-    """Units leave one group, or go from one to another, while that helps."""
-    for part in _PARTS:
-        for _ in range(_MOVES):
-            asks = _promising(space, aim, curves, best, part)
+def _moved(
+    space: Space, aim: Aim, curves: Sequence[Curve], best: Trial, parts: Sequence[int] = _PARTS
+) -> Steps:
+    """Units leave one group, or go from one to another, while that helps, recovered as the best."""
+    batch, most = (_BATCH, _MOVES) if best.recovery == QUICK else (_FULL_BATCH, _FULL_MOVES)
+    for part in parts:
+        for _ in range(most):
+            moves = _promising(space, aim, curves, best, part)[:batch]
+            asks = [Ask(move, best.recovery) for move in moves]
             found = min([best, *((yield asks) if asks else [])], key=aim.rank)
             if found is best:
                 break
@@ -203,7 +220,7 @@ def _moved(space: Space, aim: Aim, curves: Sequence[Curve], best: Trial) -> Step
 
 def _promising(
     space: Space, aim: Aim, curves: Sequence[Curve], best: Trial, part: int
-) -> list[Ask]:
+) -> list[Counts]:
     """The moves for which the curves foretell least error, or least for the time that they gain."""
     before = _foretold(curves, best.counts)
 
@@ -216,7 +233,7 @@ def _promising(
     moves = [m for m in _moves(space, curves, best.counts, part) if space.fits(list(m))]
     if aim.most is not None:
         moves = [move for move in moves if space.ms(move) < best.ms]
-    return [Ask(move) for move in sorted(dict.fromkeys(moves), key=promise)[:_BATCH]]
+    return sorted(dict.fromkeys(moves), key=promise)
 
 
 def _moves(space: Space, curves: Sequence[Curve], counts: Counts, part: int) -> Iterator[Counts]:
