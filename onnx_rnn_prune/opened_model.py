@@ -39,10 +39,10 @@ from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.loops import REPEATING
 from onnx_rnn_prune.roll.rolling import Rolling, roll
 from onnx_rnn_prune.roll.rules import OPERATORS
-from onnx_rnn_prune.trace.dataflow import carried_products
 from onnx_rnn_prune.trace.decomposed import (
     DecomposedRecurrence,
     advice,
+    carried_products,
     find_decomposed,
     with_reasons,
 )

@@ -16,25 +16,20 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
-from onnx_rnn_prune.model.walk import all_nodes, bodies_of, node_key, ports_of
+from onnx_rnn_prune.model.walk import all_nodes, bodies_of, ports_of
 from onnx_rnn_prune.operators import contracts, meets, moves, quantizes
 from onnx_rnn_prune.operators.table import Rule, rule_of
 
 # A tensor by its name, a product by its weight.
 Vertex = Hashable
 Edges = dict[Vertex, dict[Vertex, None]]
-_PRODUCTS: tuple[Rule, ...] = (
+PRODUCTS: tuple[Rule, ...] = (
     contracts.matmul,
     contracts.gemm,
     contracts.conv,
     contracts.integer_matmul,
     contracts.quantized_matmul,
 )
-# What normalizes a state leaves one; written out, that ends with a Div.
-_NORMALIZING = frozenset(
-    ("Div", "GroupNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization",
-     "MeanVarianceNormalization", "SimplifiedLayerNormalization")
-)  # fmt: skip
 # Of what others read, only the first input goes on.
 _MOVES: tuple[Rule, ...] = (moves.move, moves.pad, moves.pass_on, quantizes.in_steps)
 _MEETS: tuple[Rule, ...] = (meets.meet, meets.normalize, moves.concat, quantizes.quantize)
@@ -181,41 +176,6 @@ def _finished(edges: Edges) -> list[Vertex]:
     return found
 
 
-def carried_products(graph: gs.Graph) -> frozenset[str]:
-    """Keys of the products whose sums are in a state: **recurrent layers without an operator**.
-
-    A state is a value that comes back to itself, from turn to turn of a Loop or Scan, or because
-    steps that were written one after another share a weight; or one in which the products of three
-    such steps meet. What multiplies with such a weight, and what reaches the state through no other
-    product, makes entries of the state.
-    """
-    turning = any(node.op in ("Loop", "Scan") for node in all_nodes(graph))
-    weights = [node.inputs[1].name for node in all_nodes(graph) if rule_of(node) in _PRODUCTS[:3]]
-    if not turning and len(set(weights)) == len(weights):
-        return frozenset()
-    flow = dataflow(graph, _NORMALIZING)
-    states = set().union(*circles(flow))
-    for product in flow.products.values():
-        states |= _meeting(flow, product)
-    found: set[str] = set()
-    for vertex, product in flow.products.items():
-        made = reach(flow.after, [vertex], lambda item: item in flow.products)
-        if vertex in states or states & (made - flow.products.keys()):
-            found.update(map(node_key, product.nodes))
-    return frozenset(found)
-
-
-def _meeting(flow: Dataflow, product: Product) -> set[Vertex]:
-    """The tensors in which the first three steps of a product meet, entry by entry."""
-    if len(product.nodes) < 3:
-        return set()
-    apart = ("Concat", "If")
-    ends = {t.name for node in flow.nodes if node.op in apart for t in node.outputs}
-    ends |= flow.products.keys()
-    made = [[out.name for out in node.outputs] for node in product.nodes[:3]]
-    return set.intersection(*(reach(flow.after, names, ends.__contains__) for names in made)) - ends
-
-
 def _going_on(node: gs.Node) -> list[gs.Tensor]:
     """The inputs whose entries are in the outputs, moved or each computed of its own."""
     rule = rule_of(node)
@@ -300,7 +260,7 @@ def _products(nodes: Iterable[gs.Node], weight_of: _Weights) -> dict[Vertex, Pro
     """The products of a graph by vertex; those with the same weight are one."""
     found: list[tuple[gs.Node, int, Weight]] = []
     for node in nodes:
-        if rule_of(node) in _PRODUCTS and len(node.inputs) > 1:
+        if rule_of(node) in PRODUCTS and len(node.inputs) > 1:
             weights = [weight_of(tensor) for tensor in node.inputs[:2]]
             known = [(slot, weight) for slot, weight in enumerate(weights) if weight is not None]
             if len(known) == 1:

@@ -23,15 +23,30 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.walk import all_nodes, node_key, places
 from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.operators.table import rule_of
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.rolling import Rolling
 from onnx_rnn_prune.roll.steps import downstream
-from onnx_rnn_prune.trace.dataflow import Dataflow, Product, Vertex, circles, dataflow, reach
+from onnx_rnn_prune.trace.dataflow import (
+    PRODUCTS,
+    Dataflow,
+    Product,
+    Vertex,
+    circles,
+    dataflow,
+    reach,
+)
 
 # Those that the specification gives LSTM, GRU and RNN.
 _ACTIVATIONS = frozenset(
     ("Sigmoid", "Tanh", "Relu", "HardSigmoid", "LeakyRelu", "ThresholdedRelu", "Elu", "Softsign")
 )
+# What normalizes a state leaves one; written out, that ends with a Div.
+_NORMALIZING = frozenset(
+    ("Div", "GroupNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization",
+     "MeanVarianceNormalization", "SimplifiedLayerNormalization")
+)  # fmt: skip
+_GATES = frozenset(("Sigmoid", "HardSigmoid"))
 _SUMS = frozenset(("Add", "Sub", "Sum"))
 UNROLLED, STEP = "unrolled", "single step"
 _LAYERS = "export torch.nn.LSTM, GRU or RNN where the model has cells in a Python loop"
@@ -297,3 +312,44 @@ def _products_before(flow: Dataflow, node: gs.Node) -> set[Vertex]:
 def _operands(flow: Dataflow, node: gs.Node) -> set[str]:
     """What the products multiply whose sums go into an activation."""
     return {name for v in _products_before(flow, node) for name in flow.products[v].operands}
+
+
+def carried_products(graph: gs.Graph) -> frozenset[str]:
+    """Keys of the products whose sums are in a state: **recurrent layers without an operator**.
+
+    A state is a value that comes back to itself: from turn to turn of a Loop or Scan; through an
+    activation, because steps that were written one after another share a weight; through a gate,
+    also behind a normalization; or one in which the products of three such steps meet. What
+    multiplies with such a weight, and what reaches the state through no other product, makes
+    entries of the state.
+    """
+    nodes = list(all_nodes(graph))
+    turning = any(node.op in ("Loop", "Scan") for node in nodes)
+    weights = [node.inputs[1].name for node in nodes if rule_of(node) in PRODUCTS[:3]]
+    if not turning and len(set(weights)) == len(weights):
+        return frozenset()
+    flow = dataflow(graph, _NORMALIZING)
+    results = {result for result, _ in flow.carried.values()}
+    states = set().union(*_circles(dataflow(graph)))
+    for circle in circles(flow):
+        gated = any(node.op in _GATES for node in _activations(flow, circle))
+        states |= circle if gated or not results.isdisjoint(circle) else set()
+    for product in flow.products.values():
+        states |= _meeting(flow, product)
+    found: set[str] = set()
+    for vertex, product in flow.products.items():
+        made = reach(flow.after, [vertex], flow.products.__contains__)
+        if vertex in states or states & (made - flow.products.keys()):
+            found.update(map(node_key, product.nodes))
+    return frozenset(found)
+
+
+def _meeting(flow: Dataflow, product: Product) -> set[Vertex]:
+    """The tensors in which the first three steps of a product meet, entry by entry."""
+    if len(product.nodes) < 3:
+        return set()
+    apart = ("Concat", "If")
+    ends = {t.name for node in flow.nodes if node.op in apart for t in node.outputs}
+    ends |= flow.products.keys()
+    made = [[out.name for out in node.outputs] for node in product.nodes[:3]]
+    return set.intersection(*(reach(flow.after, names, ends.__contains__) for names in made)) - ends

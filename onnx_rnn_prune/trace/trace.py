@@ -10,7 +10,7 @@ import numpy as np
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
-from onnx_rnn_prune.trace.dataflow import carried_products
+from onnx_rnn_prune.trace.decomposed import carried_products
 from onnx_rnn_prune.trace.observe import Observation
 from onnx_rnn_prune.trace.states import Carried
 from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes

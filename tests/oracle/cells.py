@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.feed_forward import all_layers
-from onnx_rnn_prune.trace.dataflow import carried_products
+from onnx_rnn_prune.trace.decomposed import carried_products
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import PROVED, TRACED, Case, draw_mask
