@@ -40,8 +40,10 @@ metric (SNR in dB, F1). `search` has chosen on validation feeds with a standard 
 value beside each speed is that of test feeds, which neither fitted nor chose anything: other
 recordings, messages, paragraphs or words. No training. *int8*: `--quantize int8` on the cut of all
 layers, where it is within the limit and faster still. Speeds are medians of the ratios of
-interleaved runs of one thread on a busy machine; 1x means that `search` found nothing faster within
-the limit, and wrote nothing. By `python tools/bench_models.py`."""
+interleaved runs of one thread; 1x means that `search` found nothing faster within the limit in the
+time that it had, and wrote nothing. The machine was so busy that a search of three minutes had some
+30 seconds of a processor, which for large models is not enough to begin: what this table has is a
+lower bound. By `python tools/bench_models.py`."""
 
 
 @dataclass(frozen=True)
