@@ -18,7 +18,15 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update, source
 from onnx_rnn_prune.roll.reading import Reader
-from onnx_rnn_prune.roll.rewrite import Builder, Layout, layout_of_value, placed, put_operator
+from onnx_rnn_prune.roll.rewrite import (
+    Builder,
+    Layout,
+    front,
+    layout_of_value,
+    placed,
+    put_operator,
+    rows_at,
+)
 from onnx_rnn_prune.roll.steps import NotRollableError
 from onnx_rnn_prune.roll.unrolled import (
     Track,
@@ -30,6 +38,8 @@ from onnx_rnn_prune.roll.unrolled import (
 from onnx_rnn_prune.roll.values import Value
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Comparisons of a step's number with a length, and in which order they read these.
+_COMPARED = {"Less": 1, "LessOrEqual": 1, "Greater": -1, "GreaterOrEqual": -1}
 Tensors = Mapping[str, gs.Tensor]
 
 
@@ -184,13 +194,19 @@ class Repeated:
         build = self.builder
         mask = self._mask(item)
         counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
-        order, lengths = _front(build, counts)
-        moved = _rows(build, sequence, order)
+        if self._is_prefix(item):
+            lengths = build.node(
+                "Cast", [build.axes("Squeeze", build.total(counts, 0), [0])], {"to": 6}
+            )
+            moved = sequence
+        else:
+            order, lengths = front(build, counts)
+            moved = rows_at(build, sequence, order)
         made = put_operator(build, item.chain, moved, initial, self.dtype, lengths=lengths)
         seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
         one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
         place = build.node("Max", [build.node("Sub", [seen, one]), zero])
-        steps = _rows(build, made.y, place)
+        steps = rows_at(build, made.y, place)
         unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
         last = []
         for end, start in zip((made.y_h, made.y_c), initial, strict=False):
@@ -202,6 +218,22 @@ class Repeated:
             elif end is not None:  # it starts at 0, which is what a sequence without steps gives
                 last.append(end)
         return Made(made.node, item, steps, False, tuple(last), mask, unseen)
+
+    def _is_prefix(self, item: Recurrence) -> bool:
+        """Whether the steps that count come first: their number is compared with a length."""
+        assert item.masks is not None
+        track = self._track([mask.select(None, np.zeros(1, np.int64)) for mask in item.masks])
+        makers = self.tensors[track.tensor].inputs if track is not None else []
+        if track is None or not makers or track.places[0] > 0 or makers[0].op not in _COMPARED:
+            return False
+        shape = self.shapes[track.tensor]
+        number, length = makers[0].inputs[:: _COMPARED[makers[0].op]]
+        known, size = self.turns.reader.get(number), self.shapes.get(length.name, length.shape)
+        if not isinstance(known, np.ndarray) or size is None:
+            return False
+        rises = bool((np.diff(np.broadcast_to(known, shape), axis=track.axis) > 0).all())
+        sizes = [1] * (len(shape) - len(size)) + list(size)
+        return rises and sizes[track.axis] == 1
 
     def _mask(self, item: Recurrence) -> gs.Tensor:
         """Which steps count: [T, B, 1]."""
@@ -408,36 +440,3 @@ def _shapes(turns: Turns) -> dict[str, tuple[int, ...]]:
 
 def _is_read(tensor: gs.Tensor, graph: gs.Graph) -> bool:
     return bool(tensor.outputs) or any(tensor is output for output in graph.outputs)
-
-
-def _front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
-    """The order in which the steps that count come first, and how many these are.
-
-    Args:
-        build: makes nodes.
-        counts: 1 where a step counts: [T, B].
-
-    Returns:
-        places [T, B], and lengths [B] as the operators take them.
-    """
-    lengths = build.axes("Squeeze", build.total(counts, 0), [0])
-    steps = build.slice(build.node("Shape", [counts]), 0, 0, 1)
-    first = build.constant(np.array(0, np.int64))
-    numbers = build.node("CumSum", [build.ones_like(counts), first])
-    # Those that count get T more than their number from the back, so that no two are equal.
-    rank = build.node("Sub", [build.node("Mul", [counts, steps]), numbers])
-    order, sizes = gs.Variable(build.fresh("order")), gs.Variable(build.fresh("ranks"))
-    node = gs.Node("TopK", build.fresh("TopK"), {"axis": 0}, [rank, steps], [sizes, order])
-    build.home.nodes.append(node)
-    return order, build.node("Cast", [lengths], {"to": 6})
-
-
-def _rows(build: Builder, data: gs.Tensor, places: gs.Tensor) -> gs.Tensor:
-    """Of each sequence of [T, B, n], what stands at its places [T, B]."""
-    batch = build.slice(build.node("Shape", [places]), 0, 1, 2)
-    zero, one = (build.constant(np.array(number, np.int64)) for number in (0, 1))
-    many = build.axes("Squeeze", batch, [0])
-    own = build.node("Range", [zero, many, one])
-    at = build.node("Add", [build.node("Mul", [places, batch]), own])
-    rows = build.node("Flatten", [data], {"axis": 2})
-    return build.node("Gather", [rows, at], {"axis": 0})

@@ -329,3 +329,36 @@ def leaf_matrix(
     layout = layout_of(leaf.index, shape)
     size = shape[layout.features] if layout.features is not None else 1
     return builder.as_matrix(tensors[leaf.tensor], layout, size)
+
+
+def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+    """The order in which the steps that count come first, and how many these are.
+
+    Args:
+        build: makes nodes.
+        counts: 1 where a step counts: [T, B].
+
+    Returns:
+        places [T, B], and lengths [B] as the operators take them.
+    """
+    lengths = build.axes("Squeeze", build.total(counts, 0), [0])
+    steps = build.slice(build.node("Shape", [counts]), 0, 0, 1)
+    first = build.constant(np.array(0, np.int64))
+    numbers = build.node("CumSum", [build.ones_like(counts), first])
+    # Those that count get T more than their number from the back, so that no two are equal.
+    rank = build.node("Sub", [build.node("Mul", [counts, steps]), numbers])
+    order, sizes = gs.Variable(build.fresh("order")), gs.Variable(build.fresh("ranks"))
+    node = gs.Node("TopK", build.fresh("TopK"), {"axis": 0}, [rank, steps], [sizes, order])
+    build.home.nodes.append(node)
+    return order, build.node("Cast", [lengths], {"to": 6})
+
+
+def rows_at(build: Builder, data: gs.Tensor, places: gs.Tensor) -> gs.Tensor:
+    """Of each sequence of [T, B, n], what stands at its places [T, B]."""
+    batch = build.slice(build.node("Shape", [places]), 0, 1, 2)
+    zero, one = (build.constant(np.array(number, np.int64)) for number in (0, 1))
+    many = build.axes("Squeeze", batch, [0])
+    own = build.node("Range", [zero, many, one])
+    at = build.node("Add", [build.node("Mul", [places, batch]), own])
+    rows = build.node("Flatten", [data], {"axis": 2})
+    return build.node("Gather", [rows, at], {"axis": 0})

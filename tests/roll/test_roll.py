@@ -17,6 +17,7 @@ from onnx_rnn_prune.roll.rolling import SHORT, roll
 from rolling import (
     STEPS,
     UNITS,
+    Graph,
     attributes,
     drawn,
     feeds,
@@ -200,6 +201,32 @@ def test_masked_bodies_roll(kind, op, how, zero):
         model, _ = rolled(proto, long_and_short(proto))
         assert len(operators(model)) == 1
         assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_masks_that_compare_with_a_length_become_lengths(zero):
+    """No step is moved to the front, where steps that count come first for sure."""
+    proto = repeated(lstm(np.random.default_rng(3)), mask="where", zero=zero, ends=True)
+    flags = next(node for node in proto.graph.node if node.name == "flags")
+    at = list(proto.graph.node).index(flags)
+    g = Graph(prefix="prefix_")
+    count = g("Gather", g("Shape", "x"), np.int64(0), axis=0)
+    numbers = g("Unsqueeze", g("Range", np.int64(0), count, np.int64(1)), np.array([1]))
+    shorter = g("Less", numbers, "lengths")
+    g.nodes.append(onnx.helper.make_node("Unsqueeze", [shorter, g.constant([2])], ["flags"]))
+    proto.graph.node.remove(flags)
+    for node in reversed(g.nodes):
+        proto.graph.node.insert(at, node)
+    for name, value in g.weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    port = next(port for port in proto.graph.input if port.name == "mask")
+    port.CopyFrom(onnx.helper.make_tensor_value_info("lengths", 7, ["batch"]))
+    given = long_and_short(proto)
+    for feed in given:
+        feed["lengths"] = np.arange(feed["x"].shape[1]) * len(feed["x"]) // 2
+    model, _ = rolled(proto, given)
+    assert len(operators(model)) == 1
+    assert not {item.op_type for item in model.graph.node} & {"Loop", "TopK"}
 
 
 @pytest.mark.parametrize(("mask", "axis"), [(None, 0), ("where", 1), (None, -1)])
