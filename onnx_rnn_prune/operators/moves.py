@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from onnx_rnn_prune.model.constants import evaluate
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.base import Flow, Step, Stop
+from onnx_rnn_prune.operators.base import Bound, Flow, Shape, Step, Stop
 from onnx_rnn_prune.operators.labels import NOBODY, Labels, uniform, varying_axes
 
 
@@ -36,6 +36,50 @@ def move(step: Step) -> Flow | Stop:
 def concat(step: Step) -> Flow | Stop:
     """Labels laid side by side; inputs without units are nobody's."""
     return _run(step, [_labels_or_nobody(step, slot) for slot in range(len(step.labels))])
+
+
+def place_elements(step: Step) -> Flow | Stop:
+    """GatherElements and ScatterElements along another axis than that of the units.
+
+    Indices are as wide as what they move, and are cut with it.
+    """
+    op, result, size = step.node.op, step.results[0], step.shapes[1]
+    slots = [0, 2] if op == "ScatterElements" else [0]
+    if 1 in step.labelled or result is None or size is None:
+        return Stop(f"feeds a parameter of {op}")
+    first = step.labelled[0]
+    labels, unit = step.labels[first], step.axes[first]
+    assert labels is not None and unit is not None
+    axis = int(step.node.attrs.get("axis", 0)) % labels.ndim
+    if axis == unit or not uniform(labels, axis) or size[unit] != labels.shape[unit]:
+        return Stop(f"its units are picked one by one by {op}")
+    line, met, bound = labels.take([0], axis), [], []
+    for slot in (1, *slots):
+        own = _first_entries(line, axis, step.shapes[slot] or ())
+        labelled, loose = step.labels[slot], step.constants[slot] is None
+        if own is None or (labelled is None and loose and not step.yielding[slot]):
+            return Stop(f"meets another activation in {op}")
+        if labelled is None:
+            bound.append(Bound(slot, unit - own.ndim, own, dead=None if slot == 1 else 0.0))
+        elif np.any((own < 0) != (labelled < 0)):
+            return Stop(f"meets another activation in {op}")
+        else:
+            met.append((own, labelled))
+    made = _first_entries(line, axis, result)
+    assert made is not None
+    return Flow({0: made}, tuple(bound), tuple(met))
+
+
+def _first_entries(line: Labels, axis: int, shape: Shape) -> Labels | None:
+    """Labels that are the same along an axis, in another shape; None where that is larger."""
+    if len(shape) != line.ndim:
+        return None
+    sizes = [*line.shape]
+    sizes[axis] = shape[axis]
+    full = np.broadcast_to(line, sizes)
+    if any(wanted > size for wanted, size in zip(shape, sizes, strict=True)):
+        return None
+    return np.array(full[tuple(slice(wanted) for wanted in shape)])
 
 
 def pad(step: Step) -> Flow | Stop:

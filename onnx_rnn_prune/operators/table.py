@@ -31,6 +31,7 @@ _FAMILIES: list[tuple[Operator, str]] = [
     *((Operator(moves.move, "each", _SIZES.get(op)), op) for op in MOVING - {"Concat", "Identity"}),
     (Operator(moves.pass_on, "each"), "Identity Cast Dropout"),
     (Operator(moves.concat, "each"), "Concat"),
+    (Operator(moves.place_elements, "all"), "GatherElements ScatterElements"),
     (Operator(moves.pad, "each"), "Pad"),
     (Operator(moves.shape, resize=resize_shape), "Shape"),
     (

@@ -298,16 +298,17 @@ def _make_step(
         altered=tuple("" if name is None else walk.altered[name] for name in inputs),
         own=walk.units.lanes.get(walk.layers.get(node_key(node), "")),
         yielding=tuple(
-            came is None and value is None and _yields(walk, tensor, all_came)
+            came is None and value is None and _yields(walk, node, tensor, all_came)
             for tensor, came, value in zip(node.inputs, arriving, constants, strict=True)
         ),
     )
 
 
-def _yields(walk: Walk, tensor: gs.Tensor, came: frozenset[Outlet]) -> bool:
+def _yields(walk: Walk, node: gs.Node, tensor: gs.Tensor, came: frozenset[Outlet]) -> bool:
     """Whether a value without units takes those that it meets: entries are picked of it."""
     held = {outlet.layer for outlet in came} <= walk.start.recurrent
-    return bool(tensor.name) and (held or tensor.name in walk.pending)
+    picked = held or node.op == "GatherElements" or tensor.name in walk.pending
+    return bool(tensor.name) and picked
 
 
 def _answer(step: Step, lane_of: Ids) -> Flow | Stop:

@@ -397,3 +397,39 @@ def test_cells_that_are_no_operator_are_cut_where_they_are(name, form):
     assert {row["op"] for row in rows} <= {"MatMul", "Gemm", "Conv", "LSTM"}
     assert not any("written out" in text for text in result.report["warnings"])
     assert result.report["totals"]["bytes_after"] < result.report["totals"]["bytes_before"]
+
+
+PLACED = f"""
+m (float[t, b, {WIDTH}] x) => (float[t, b, 2] scores) {{
+    shape = Shape (x) first = Constant <value = int64 {{0}}> ()
+    t = Gather <axis = 0> (shape, first) second = Constant <value = int64 {{1}}> ()
+    b = Gather <axis = 0> (shape, second) true = Constant <value = bool {{1}}> ()
+    zero = Constant <value = int64[1] {{0}}> () wide = Constant <value = int64[1] {{{HIDDEN}}}> ()
+    b1 = Reshape (b, one) t1 = Reshape (t, one)
+    single = Concat <axis = 0> (b1, wide) all = Concat <axis = 0> (t1, b1, wide)
+    h0 = ConstantOfShape (single) empty = ConstantOfShape (all)
+    last, hs = Loop (t, true, h0, empty) <body = turn (
+        int64 i, bool go, float[b, {HIDDEN}] h, float[t, b, {HIDDEN}] seen
+    ) => (bool on, float[b, {HIDDEN}] h1, float[t, b, {HIDDEN}] now) {{
+        on = Identity (go) xi = Gather <axis = 0> (x, i)
+        zx = MatMul (xi, U) z = Sigmoid (zx) nx = MatMul (xi, N) n = Tanh (nx)
+        kept = Mul (z, h) h1 = Add (kept, n)
+        u = Unsqueeze (h1, zero) form = Shape (u) at = Expand (i, form)
+        now = ScatterElements <axis = 0> (seen, at, u)
+    }}>
+    d = Shape (hs) back = Sub (t, one) places = Expand (back, d)
+    turned = GatherElements <axis = 0> (hs, places)
+    sum = Add (turned, hs) scores = MatMul (sum, V)
+}}"""
+
+
+@pytest.mark.parametrize("keep", [6, 4, 2])
+def test_units_are_placed_step_by_step(keep):
+    original = model(PLACED)
+    for name in "UN":
+        add(original, name, RNG.standard_normal((WIDTH, HIDDEN)).astype(np.float32))
+    result = prune(original, keep=keep, data=feeds(8))
+    assert result.report["oracle"]["passed"]
+    assert [row["hidden_after"] for row in result.report["layers"]] == [keep, keep]
+    ends = [outlet["end"] for row in result.report["layers"] for outlet in row["outlets"]]
+    assert set(ends) == {"absorbed"}
