@@ -140,8 +140,11 @@ def count_params(document: Document) -> int:
 
 
 def count_flops(document: Document, find: Find) -> int:
-    """Operations of the matrix products of some layers: per time step and sequence, or place."""
-    return sum(
+    """Operations of the matrix products of some layers: per time step and sequence, or place.
+
+    Depthwise convolutions, which are no layers, count where those without recurrence do.
+    """
+    layers = sum(
         2
         * layer.directions
         * len(layer.cell.gates)
@@ -151,6 +154,20 @@ def count_flops(document: Document, find: Find) -> int:
         else layer.flops()
         for layer in find(document.graph)
     )
+    shapes = [constant_shape(weight) for weight in _depthwise(document.graph, find)]
+    return layers + 2 * sum(int(np.prod(shape)) for shape in shapes if shape)
+
+
+def _depthwise(graph: gs.Graph, find: Find) -> list[gs.Tensor]:
+    """The weights of depthwise convolutions, if such operations count."""
+    nodes = [] if find is find_layers else all_nodes(graph)
+    return [
+        node.inputs[1]
+        for node in nodes
+        if node.op in ("Conv", "ConvTranspose")
+        and node.attrs.get("group", 1) > 1
+        and (constant_shape(node.inputs[1]) or (0, 0))[1] == 1
+    ]
 
 
 def _sizes(document: Document, trace: Trace, result: Document, find: Find) -> Iterator[_Size]:
@@ -166,7 +183,8 @@ def _sizes(document: Document, trace: Trace, result: Document, find: Find) -> It
     layers = find_layers(document.graph)
     keys, shared = {layer.key for layer in layers}, _shared(layers)
     counted = [layer for layer in find(document.graph) if not layer.cell.stacked]
-    readers = Counter(layer.node.inputs[layer.slot("W")].name for layer in counted)
+    weights = [layer.node.inputs[layer.slot("W")] for layer in counted]
+    readers = Counter(t.name for t in (*weights, *_depthwise(document.graph, find)))
     seen: set[str] = set()
     picked: set[bytes] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():

@@ -139,6 +139,23 @@ def test_operations_of_dense_layers_and_convolutions_count_where_these_may_be_cu
     assert 3 * len(only) * (12 + len(only)) <= 0.6 * 660 < 3 * (len(only) + 1) * (13 + len(only))
 
 
+def test_operations_of_depthwise_convolutions_count():
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 3, 8] x) => (float[2, 2, 8] z) {
+            [kernels] c = Conv (x, K)
+            d = Conv <group = 16, pads = [1, 1]> (c, D)
+            z = Conv (d, V)
+        }
+    """)
+    for name, shape in {"K": (16, 3, 1), "D": (16, 1, 3), "V": (2, 16, 1)}.items():
+        values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    assert measured(model, "flops", all_layers) == 2 * 16 * (3 + 3 + 2)
+    kept = prune(model, budget="flops=60%", criterion="l2").plan.layers["kernels"].keep[0]
+    assert len(kept) == 9
+
+
 def test_inspect_counts_the_operations_that_half_of_a_dense_layer_saves():
     layers = {row["name"]: row for row in inspect(mixed(), layers=("all",))["layers"]}
     assert layers["dense"]["half"]["flops"] == 2 * 6 * (9 + 30)
