@@ -70,14 +70,18 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
     name = f"model {fingerprint(opened.model)} {shapes} {sorted(keys)} {doubtful}"
 
     def measured(names: Sequence[str]) -> list[dict[str, Any]]:
-        whole = timings([opened.run()], feed)[0].ms
+        original = timings([opened.run()], feed)[0].ms
+        whole = original
+        if opened.rolling is not None:  # cuts start from the rolled model, limits from what it was
+            rolled = Runner(opened.document, name="the rolled model", remedy=OURS)
+            whole = timings([rolled], feed)[0].ms
         nodes = node_times(opened.document, list(keys.values()), [feed], opened.name).nodes
         shares = {name: nodes[key].share for name, key in keys.items() if key in nodes}
-        found: dict[str, Any] = {"ms": whole, "shares": shares, "more": {}}
+        found: dict[str, Any] = {"original": original, "ms": whole, "shares": shares, "more": {}}
         price = predicted(traced, found)
         for number in doubtful:
             half = halved(trace, number)
-            took = whole / _speedup(traced, half, feed)
+            took = original / _speedup(traced, half, feed)
             found["more"][str(number)] = max(took - price(half), 0.0)
         return [found]
 
@@ -181,6 +185,7 @@ class Problem:
         scores: of the units; of a group, those with the highest stay.
         verdicts: makes and judges them, wherever that is.
         ms: what a run is predicted to take.
+        original_ms: what a run of the original takes.
         size: parameters and bytes.
         profitable: leaves groups whole whose cut does not pay.
         study: remembers trials.
@@ -191,6 +196,7 @@ class Problem:
     scores: Matrix
     verdicts: Mapper[Ask, Verdict]
     ms: Price
+    original_ms: float
     size: SizePrediction
     profitable: ProfitableCuts
     study: Study
@@ -233,7 +239,7 @@ class Problem:
             budget.kind: limit_of(budget, opened.document, opened.find_counted)
             for budget in goal.budgets
         }
-        most = None if goal.speed is None else goal.speed.of(self.ms(self.full)) * slack
+        most = None if goal.speed is None else goal.speed.of(self.original_ms) * slack
 
         def fits(counts: list[int]) -> bool:
             if most is not None and self.ms(counts) > most:
@@ -292,6 +298,7 @@ def open_problem(
             Work(partial(judged, evaluator, scores), partial(judge, context, evidence, scores))
         ),
         ms=ms,
+        original_ms=float(times["original"]),
         size=size,
         profitable=profitable,
         study=study,

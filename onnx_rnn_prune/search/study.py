@@ -108,7 +108,7 @@ def _sealed(key: str, text: str) -> str:
 
 
 # What trials mean; to be changed when that does.
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Request) -> str:
