@@ -30,19 +30,21 @@ STACKS = {
     **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100, 400)},
     "steps": (256, 1, (10, 40, 200)),
 }
-NAMES = ("text_lstm", "nsnet2", "large_lstm", *STACKS)
+NAMES = ("text_lstm", "nsnet2", "large_lstm", "convolutions", *STACKS)
 FACTOR, BASE_MB = 4, 300
 UNITS, WIDTH, CLASSES, STEPS = 1280, 512, 128, 24
 FRAMES, BANDS = 300, 161
 STACK_STEPS, STACK_WIDTH = 500, 32
+CONVOLUTIONS, CHANNELS, PICTURE = 6, 192, 24
 NOTE = f"""\
 Peak of the resident memory of the whole process, `prune` at 50 % with recovery; the limit is
 {FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with random
 weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of 256, with
-random weights and feeds of {STACK_STEPS} steps. Time is that of the processor, one thread: ranking
-and least squares multiply H x H matrices, so it grows with the cube of the units H, and in
-proportion to layers and steps. One layer of 4096 units and 400 layers do not keep to the limit
-with data.
+random weights and feeds of {STACK_STEPS} steps; convolutions are {CONVOLUTIONS} of {CHANNELS}
+channels, 3 x 3, on pictures of {PICTURE} x {PICTURE}, cut with `--layers all`. Time is that of the
+processor, one thread: ranking and least squares multiply H x H matrices, so it grows with the cube
+of the units H, and in proportion to layers and steps. What one feed shows is in memory at a time:
+with far longer feeds or far more layers, that takes more than the {BASE_MB} MB leave room for.
 `python tools/measure_memory.py` measures it."""
 
 Result = TypeVar("Result")
@@ -56,6 +58,7 @@ class Case:
     model: Path
     write_feeds: Callable[[Path, int], None]
     counts: Sequence[int]
+    layers: str = "recurrent"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def measure(model: Path, feeds: Path, count: int) -> Peak:
+def measure(model: Path, feeds: Path, count: int, layers: str) -> Peak:
     """Prunes a model, without data where there are no feeds; to be called in a fresh process."""
     from onnx_rnn_prune import prune
 
@@ -118,7 +121,8 @@ def measure(model: Path, feeds: Path, count: int) -> Peak:
     def watch(stage: str, done: int, total: int | None) -> None:
         stages.append((stage, peak_mb()))
 
-    result = prune(model, keep=0.5, data=feeds if count else None, progress=watch)
+    data = feeds if count else None
+    result = prune(model, keep=0.5, data=data, layers=layers, progress=watch)
     result.save(feeds / "pruned.onnx")
     most = peak_mb()
     # A peak that is there at the start of a stage was reached in the one before it.
@@ -185,6 +189,39 @@ def write_stack(path: Path, units: int, layers: int) -> None:
     onnx.save(model, path)
 
 
+def write_convolutions(path: Path) -> None:
+    """Writes convolutions with random weights one behind the other, [batch, channels, 24, 24]."""
+    import numpy as np
+    import onnx
+
+    rng = np.random.default_rng(0)
+    shape = f"float[batch, {CHANNELS}, {PICTURE}, {PICTURE}]"
+    lines, source = [], "x"
+    for number in range(CONVOLUTIONS):
+        lines.append(f"c{number} = Conv <pads = [1, 1, 1, 1]> ({source}, w{number})")
+        lines.append(f"r{number} = Relu (c{number})")
+        source = f"r{number}"
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        convolutions ({shape} x) => ({shape} {source}) {{ {" ".join(lines)} }}
+    """)
+    for number in range(CONVOLUTIONS):
+        value = rng.standard_normal((CHANNELS, CHANNELS, 3, 3), np.float32)
+        value *= np.float32(np.sqrt(2 / (9 * CHANNELS)))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, f"w{number}"))
+    onnx.save(model, path)
+
+
+def picture_feeds(folder: Path, count: int) -> None:
+    """Writes feeds of noise for `write_convolutions`'s model."""
+    import numpy as np
+
+    rng = np.random.default_rng(4)
+    for number in range(count):
+        x = rng.standard_normal((1, CHANNELS, PICTURE, PICTURE), np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
+
+
 def stack_feeds(folder: Path, count: int) -> None:
     """Writes feeds of noise for `write_stack`'s models."""
     import numpy as np
@@ -232,8 +269,13 @@ def text_feeds(folder: Path, count: int) -> None:
 def cases(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Path) -> list[Case]:
     """The models to prune; one that is not there is left out, and it is said so."""
     large, published = scratch / "large_lstm.onnx", models / "nsnet2.onnx"
-    if "large_lstm" in names:
-        apart(write_large, large)
+    convolutions = scratch / "convolutions.onnx"
+    for name, path, write in (
+        ("large_lstm", large, write_large),
+        ("convolutions", convolutions, write_convolutions),
+    ):
+        if name in names:
+            apart(write, path)
     if "nsnet2" in names and not published.exists():
         remedy = f"python tools/fetch_models.py nsnet2 --to {models}"
         print(f"skipped nsnet2: no {published}; run {remedy}", file=sys.stderr)
@@ -241,6 +283,7 @@ def cases(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Pa
         Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds, counts),
         Case("nsnet2", published, nsnet2_feeds, counts),
         Case("large_lstm", large, large_feeds, counts),
+        Case("convolutions", convolutions, picture_feeds, (0, 8), layers="all"),
     ]
     for name, (units, layers, numbers) in STACKS.items():
         if name in names:
@@ -258,7 +301,7 @@ def rows(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Pat
             folder = scratch / f"{case.name}_{count}"
             folder.mkdir()
             apart(case.write_feeds, folder, count)
-            peak = apart(measure, case.model, folder, count)
+            peak = apart(measure, case.model, folder, count, case.layers)
             found.append(Row(case.name, case.model.stat().st_size / 1e6, count, peak))
     return found
 

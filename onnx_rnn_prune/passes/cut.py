@@ -84,11 +84,14 @@ class Unshare:
 
 
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
+    zeroed = None
     for bound in bounds:
         if bound.dead is None:
             continue
-        value = np.where(kept(bound.labels, keep), value, np.array(bound.dead, value.dtype))
-    return value
+        zeroed = value.copy() if zeroed is None else zeroed  # one copy, however many axes are cut
+        dead = np.array(bound.dead, value.dtype)
+        np.copyto(zeroed, dead, where=~kept(bound.labels, keep))
+    return value if zeroed is None else zeroed
 
 
 def _rewrite(
