@@ -246,7 +246,11 @@ class Problem:
                 return False
             return all(self.size(kind, counts) <= limit for kind, limit in limits.items())
 
-        return Space(trace, self.scores, request.bounds, self.ms, fits, self.profitable)
+        kernels = {layer.name for layer in trace.layers if layer.cell.op.startswith("Conv")}
+        eights = frozenset(
+            n for n, g in enumerate(trace.groups) if not kernels.isdisjoint(g.layers)
+        )
+        return Space(trace, self.scores, request.bounds, self.ms, fits, self.profitable, eights)
 
 
 def open_problem(

@@ -19,6 +19,8 @@ Counts = tuple[int, ...]
 # How a cut is made up for while it is tried: least squares with one lambda, or all that the final
 # one gets.
 QUICK, FULL = "quick", "full"
+# Units of a group from which on steps of 8 are small.
+_MANY = 32
 
 
 class Ask(NamedTuple):
@@ -92,6 +94,8 @@ class Space:
         ms: what a run is predicted to take.
         fits: whether a cut is within all that limits its cost.
         profitable: leaves groups whole whose cut does not pay.
+        eights: the numbers of groups that keep multiples of 8 where counts are rounded: the
+            channels of convolutions, which run faster then.
     """
 
     trace: Trace
@@ -100,6 +104,7 @@ class Space:
     ms: Price
     fits: Fits
     profitable: Callable[[Counts], Counts] = tuple
+    eights: frozenset[int] = frozenset()
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -127,8 +132,9 @@ class Space:
     def aligned(self, counts: Sequence[float]) -> Counts:
         """Real numbers as the nearest numbers of units that are allowed."""
         found = []
-        for group, count in zip(self.groups, counts, strict=True):
-            step = self.bounds.align
+        for number, (group, count) in enumerate(zip(self.groups, counts, strict=True)):
+            eight = number in self.eights and group.size >= _MANY
+            step = math.lcm(self.bounds.align, 8 if eight else 1)
             near = round(count / step) * step
             found.append(min(max(near, self.bounds.floor(group)), group.size))
         return self.profitable(tuple(found))

@@ -120,6 +120,10 @@ def test_widths_are_aligned(strategy):
         assert all(n % 8 == 0 or n == size for n, size in zip(trial.counts, SIZES, strict=True))
 
 
+def test_channels_of_convolutions_are_rounded_to_multiples_of_8():
+    assert replace(space(), eights=frozenset({0, 2})).aligned([21.0, 21.0, 11.0]) == (24, 21, 11)
+
+
 @pytest.mark.parametrize("trials", [1, 5, 17])
 def test_no_more_is_tried_than_asked_for(trials):
     assert len(searched("greedy", Aim(0.2, anything), trials=trials)) == trials
