@@ -197,25 +197,19 @@ def _walks(
     most = max(1, min(_STEPS, _ENTRIES // max(widths), _ALL_ENTRIES // sum(widths)))
     tapped = Tapped(traced.document, traced.readers, feeds.states, evidence.runs)
     calls: dict[tuple[str, int], list[list[Taps]]] = {lane: [] for lane in lanes}
-    known = 0
-    for feed in feeds if lanes else ():
-        if known >= most and not getattr(feed, "follows", False):
+    left = dict.fromkeys(lanes, most)
+    for feed in feeds:
+        if all(steps <= 0 for steps in left.values()):
             break
-        seen = tapped(feed)
+        seen, follows = tapped(feed), getattr(feed, "follows", False)
         for lane, reader in lanes.items():
-            found = list(tapped.calls(reader, seen))
-            if getattr(feed, "follows", False) and len(found) == 1 and calls[lane]:
+            found = list(tapped.calls(reader, seen)) if left[lane] > 0 else []
+            if follows and len(found) == 1 and calls[lane]:
                 calls[lane][-1] += found
             else:
                 calls[lane] += [[each] for each in found]
-        known = min(
-            sum(
-                each[reader.source(tapped.lookup)][..., 0].size
-                for walk in calls[lane]
-                for each in walk
-            )
-            for lane, reader in lanes.items()
-        )
+            read = reader.source(tapped.lookup)
+            left[lane] -= sum(each[read][..., 0].size for each in found)
     return {
         lane: [_walk(reader, tapped.lookup, each, most) for each in calls[lane]]
         for lane, reader in lanes.items()
