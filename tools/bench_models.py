@@ -41,9 +41,9 @@ value beside each speed is that of test feeds, which neither fitted nor chose an
 recordings, messages, paragraphs or words. No training. *int8*: `--quantize int8` on the cut of all
 layers, where it is within the limit and faster still. Speeds are medians of the ratios of
 interleaved runs of one thread; 1x means that `search` found nothing faster within the limit in the
-time that it had, and wrote nothing. The machine was so busy that a search of three minutes had some
-30 seconds of a processor, which for large models is not enough to begin: what this table has is a
-lower bound. By `python tools/bench_models.py`."""
+time that it had, and wrote nothing. The machine was so busy that a search of 1.5 to 3 minutes had
+15 to 30 seconds of a processor, which for large models is not enough to begin: what this table has
+is a lower bound. By `python tools/bench_models.py`."""
 
 
 @dataclass(frozen=True)
