@@ -499,6 +499,10 @@ def with_an_attribute_of_no_function(proto):
     proto.graph.node[0].attribute[-1].ref_attr_name = "elsewhere"
 
 
+def with_one_factor(proto):
+    del next(node for node in proto.graph.node if node.op_type == "MatMul").input[1:]
+
+
 def with_a_body_as_layout(proto):
     attribute = helper.make_attribute("layout", helper.make_graph([], "body", [], []))
     proto.graph.node[0].attribute.append(attribute)
@@ -519,6 +523,7 @@ BROKEN = {
     with_an_empty_body: "node 'Loop': its body lacks a counter or a condition",
     partial(without_an_end, "trips"): "Loop logits: nothing ends it",
     partial(without_an_end, ""): "Loop logits: nothing ends it",
+    with_one_factor: "onnxruntime cannot load it",
     with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
     with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",
     with_an_imaginary_shape: "onnxruntime cannot load it",

@@ -325,7 +325,8 @@ def carried_products(graph: gs.Graph) -> frozenset[str]:
     """
     nodes = list(all_nodes(graph))
     turning = any(node.op in ("Loop", "Scan") for node in nodes)
-    weights = [node.inputs[1].name for node in nodes if rule_of(node) in PRODUCTS[:3]]
+    products = [node for node in nodes if rule_of(node) in PRODUCTS[:3] and len(node.inputs) > 1]
+    weights = [node.inputs[1].name for node in products]
     if not turning and len(set(weights)) == len(weights):
         return frozenset()
     flow = dataflow(graph, _NORMALIZING)
