@@ -84,14 +84,16 @@ class Unshare:
 
 
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
-    zeroed = None
+    """One copy, however many axes are cut; as large as what the labels are of."""
+    bounds = [bound for bound in bounds if bound.dead is not None]
+    if not bounds:
+        return value
+    shapes = [bound.labels.shape for bound in bounds]
+    zeroed = np.array(np.broadcast_to(value, np.broadcast_shapes(value.shape, *shapes)))
     for bound in bounds:
-        if bound.dead is None:
-            continue
-        zeroed = value.copy() if zeroed is None else zeroed  # one copy, however many axes are cut
         dead = np.array(bound.dead, value.dtype)
         np.copyto(zeroed, dead, where=~kept(bound.labels, keep))
-    return value if zeroed is None else zeroed
+    return zeroed
 
 
 def _rewrite(
