@@ -258,7 +258,7 @@ def test_training_on_streams_brings_the_closed_loop_nearer(monkeypatch):
         pipeline, "TrainingConfig", partial(TrainingConfig, steps=200, trials=4, rate=0.1)
     )
     model = faint(made(*PACKED), 8)
-    data, others = streams(model, 32, 24, 0), streams(model, 8, 24, 1)
+    data, others = streams(model, 96, 24, 0), streams(model, 96, 24, 1)
     fitted, trained = (
         prune(model, keep=8, data=data, stream=True, recover=recover)
         for recover in ("lstsq", "distill")
