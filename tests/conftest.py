@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 from fetch_models import default_folder
 
+SLOWER = profitability._SLOWER
+
 # By marker: whether what its tests need is here, and what brings it.
 NEEDS = {
     "torch": (importlib.util.find_spec("torch"), "pip install '.[distill]' brings PyTorch"),
@@ -43,19 +45,18 @@ def cache_folder(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True)
-def any_speed(request, monkeypatch):
-    """Models of ten microseconds are written whether or not they run faster here and now.
-
-    Tests of what is refused as slower ask for `speed_counts`; they say themselves how fast it is.
-    """
-    if "speed_counts" not in request.fixturenames:
-        monkeypatch.setattr(profitability, "_SLOWER", 0.0)
+@pytest.fixture(autouse=True, scope="session")
+def any_speed():
+    """Models of ten microseconds are written whether or not they run faster here and now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profitability, "_SLOWER", 0.0)
+        yield
 
 
 @pytest.fixture
-def speed_counts():
-    """What is slower is refused, as it is in use."""
+def speed_counts(monkeypatch):
+    """What is slower is refused, as it is in use; a test says itself how fast it is."""
+    monkeypatch.setattr(profitability, "_SLOWER", SLOWER)
 
 
 @pytest.fixture
