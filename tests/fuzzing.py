@@ -789,7 +789,7 @@ def broken_promise(folder: Path, code: int, memory: int) -> str:
         return (
             f"takes more than {SECONDS:.0f} s" if code == -signal.SIGPROF else f"ends with {code}"
         )
-    if "defect" in err:
+    if "defect" in err or "report this" in err:
         return f"calls itself a defect: {err.strip().splitlines()[-1][:150]}"
     if "Traceback" in err or ("Warning: " in err and ".py:" in err):
         return f"shows its inside: {err.strip().splitlines()[-1][:150]}"

@@ -500,6 +500,12 @@ def with_an_attribute_of_no_function(proto):
     proto.graph.node[0].attribute[-1].ref_attr_name = "elsewhere"
 
 
+def with_another_number_of_parts(proto):
+    proto.graph.node[-1].output[0] = "before"
+    node = helper.make_node("Split", ["before"], ["logits", "rest"], axis=0, num_outputs=1)
+    proto.graph.node.append(node)
+
+
 def with_one_factor(proto):
     del next(node for node in proto.graph.node if node.op_type == "MatMul").input[1:]
 
@@ -524,6 +530,7 @@ BROKEN = {
     with_an_empty_body: "node 'Loop': its body lacks a counter or a condition",
     partial(without_an_end, "trips"): "Loop logits: nothing ends it",
     partial(without_an_end, ""): "Loop logits: nothing ends it",
+    with_another_number_of_parts: "node 'Split': it has 2 outputs where it says 1",
     with_one_factor: "onnxruntime cannot load it",
     with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
     with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",

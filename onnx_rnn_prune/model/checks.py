@@ -77,6 +77,10 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
     kinds = _declared().get((node.op_type.removeprefix("DynamicQuantize"), attribute.name))
     fits = kinds is None or attribute.type in kinds or not attribute.type
     _require(fits, where, f"its '{attribute.name}' is of another type than ONNX says")
+    # onnxruntime takes its word for it, and ends the process.
+    parts = len(node.output)
+    if (node.op_type, attribute.name) == ("Split", "num_outputs"):
+        _require(attribute.i == parts, where, f"it has {parts} outputs where it says {attribute.i}")
     body = attribute.g if node.op_type == "Loop" and attribute.HasField("g") else None
     whole = body is None or (len(body.input) > 1 and len(body.output) > 0)
     _require(whole, where, "its body lacks a counter or a condition")
