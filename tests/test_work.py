@@ -22,6 +22,7 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.roll.rolling import roll
 from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
+from onnx_rnn_prune.selection.influence import influence_of
 from onnx_rnn_prune.trace.decomposed import find_decomposed
 from onnx_rnn_prune.traced_model import trace_model
 
@@ -185,20 +186,27 @@ def test_recognition_takes_steps_in_proportion_to_the_nodes(make):
     assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0])
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])
-def test_weights_are_looked_at_without_copies_of_them(name):
-    units = 1000
+def wide_gru(units):
+    """A GRU of many units, which lead to two outputs."""
     model = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[time, batch, {WIDTH}] x) => (float[time, 1, batch, {units}] y) {{
+        g (float[time, batch, {WIDTH}] x) => (float[time, 1, batch, 2] z) {{
             y = GRU <hidden_size = {units}> (x, W, R)
+            z = MatMul (y, V)
         }}
     """)
     rng = np.random.default_rng(0)
-    for letter, width in (("W", WIDTH), ("R", units)):
-        value = rng.normal(size=(1, 3 * units, width)).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(value, letter))
-    opened = follow(model, "model")
+    shapes = {"W": (1, 3 * units, WIDTH), "R": (1, 3 * units, units), "V": (units, 2)}
+    for name, shape in shapes.items():
+        value = rng.normal(size=shape).astype(np.float32) / units
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return follow(model, "model")
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])
+def test_weights_are_looked_at_without_copies_of_them(name):
+    units = 1000
+    opened = wide_gru(units)
     data = open_data(opened, Inputs())
     traced = trace_model(opened, [opened.layers[0].name], data.calibration)
     context = ScoringContext(traced, data, 0, silent)
@@ -207,6 +215,20 @@ def test_weights_are_looked_at_without_copies_of_them(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * units * units * 8  # of copies in float64, there were several
+
+
+def test_influence_on_many_feeds_holds_weights_once():
+    units = 400
+    opened = wide_gru(units)
+    feeds = [{"x": np.full((4, 1, WIDTH), number, np.float32)} for number in range(30)]
+    data = open_data(opened, Inputs(data=feeds))
+    traced = trace_model(opened, [opened.layers[0].name], data.calibration)
+    evidence = data.evidence(traced)
+    tracemalloc.start()
+    influence_of(traced, traced.readers, evidence, data.calibration)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 3 * units * units * 4
 
 
 def test_what_was_run_before_is_read_from_its_file_when_it_is_looked_at():

@@ -140,6 +140,10 @@ class Steps:
         own = weight[self._direction][self._place(letter)]
         return np.asarray(own, np.result_type(weight.dtype, np.float32))
 
+    def forget(self) -> None:
+        """Lets go of the weights that were looked up, of which each walk has a copy."""
+        self._constant.cache_clear()
+
     def _place(self, letter: str) -> slice:
         first = self._layer.cell.gates.index(letter) * self._layer.hidden
         return slice(first, first + self._layer.hidden)

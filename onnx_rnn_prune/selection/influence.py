@@ -239,6 +239,7 @@ def _derivatives(reader: GateReader, lookup: Lookup, steps: Steps, weights: Matr
         weights: of the states, [T, B, H].
     """
     found = _adjoints(reader.layer_of(lookup), steps, weights)
+    steps.forget()
     if found is None:
         return np.tile(weights[steps.valid], len(reader.gates))
     return reader.side_by_side(found, steps)
