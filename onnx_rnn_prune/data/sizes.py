@@ -128,7 +128,7 @@ _BATCH = 2
 _LENGTH = 7
 # Sizes of pictures and spectra, then of pieces of sound.
 _LADDER = (16, 32, 64, 96, 128, 224, 256, 512, 1600, 4096, 16000, 48000)
-# The largest that several sizes at once are set to.
+# The largest that several sizes at once, and numbers of sequences, are set to.
 _SEVERAL = 512
 # Most runs; sizes that are tried one after the other where nothing tells more; the largest size.
 _RUNS = 200
@@ -316,7 +316,7 @@ class SizeSearch:
                 yield from self._aimed(sizes, key, failure.numbers, found.numbers)
         for key in moved or keys:
             tried = (*dict.fromkeys(sizes.values()), *_LADDER)
-            yield from ({**sizes, key: size} for size in tried)
+            yield from ({**sizes, key: s} for s in tried if s <= self._largest(key))
         for key in lengths:
             yield from ({**sizes, key: size} for size in range(1, _SCAN))
 
@@ -341,13 +341,17 @@ class SizeSearch:
                     break
                 slope = (size[0] - before[0]) / (size[1] - before[1])
                 other = {**sizes, key: round(size[0] + (aim - size[1]) * slope)}
-                if not 0 < other[key] <= _LARGEST_SIZE:
+                if not 0 < other[key] <= self._largest(key):
                     break
                 yield other
                 found = self.attempt(other)
                 if found is None or len(found.numbers) <= at:
                     break
                 before, size = size, (other[key], found.numbers[at])
+
+    def _largest(self, key: str) -> int:
+        """No model takes thousands of sequences only, and what compares all takes their square."""
+        return _SEVERAL if key in self.batches else _LARGEST_SIZE
 
     def _lengthened(self, sizes: SizeByName) -> SizeByName:
         """Sizes with some steps for each recurrent layer, if there are such."""

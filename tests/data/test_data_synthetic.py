@@ -308,6 +308,20 @@ def test_numbers_that_suit_are_found():
         assert feed["scale"].min() >= 0
 
 
+def test_no_thousands_of_sequences_are_tried():
+    """Each is compared with each other one, so that memory would grow with their square."""
+    model = build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5))
+    tried = []
+
+    def run(feed):
+        tried.append(feed["x"].shape)
+        raise PruneError("it runs on nothing")
+
+    with pytest.raises(PruneError, match="no size was found"):
+        random_feeds(Document.read(model), run, seed=0, count=1)
+    assert max(batch for _, batch, _ in tried) <= 512 < max(steps for steps, _, _ in tried)
+
+
 def test_sizes_that_are_asked_for():
     model = build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5))
     assert {f["x"].shape for f in made(model, asked={"x": (30, 4, 5)})} == {(30, 4, 5)}
