@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import apply, bench, compare, plan, prune
+from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
@@ -519,6 +519,15 @@ def test_other_sizes_than_those_of_states_are_refused():
     other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5
     with pytest.raises(PruneError, match="'x' has different sizes in the two"):
         compare(model, other)
+
+
+def test_a_state_behind_an_operator_that_nobody_knows():
+    """That it comes back cannot be seen, so it is restored as any other output is."""
+    path = Path(__file__).parents[1] / "fixtures" / "torchscript_gru_2_states.onnx"
+    model = onnx.load(path)
+    next(n for n in model.graph.node if n.name == "/recurrent/Constant_5").op_type = "Mystery"
+    feeds = [{"x": np.ones((4, 1, 5), np.float32), "h": np.zeros((2, 1, 8), np.float32)}] * 2
+    assert [layer["op"] for layer in inspect(model, data=feeds)["layers"]] == ["GRU", "GRU"]
 
 
 def own(model):
