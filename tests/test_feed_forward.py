@@ -405,3 +405,40 @@ def test_criteria_rank_units_of_all_layers(criterion):
     result = prune(model, data=feeds, layers="all", criterion=criterion, recover="merge")
     assert [row["hidden_after"] for row in result.report["layers"]] == [10, 8, 12, 3]
     assert result.report["oracle"]["passed"]
+
+
+def test_convolutions_of_large_pictures_are_refitted():
+    """Of more places than a fit needs some are drawn, the same of the original and of the cut."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[n, 1, h, w] x) => (float[n, 2, h, w] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, W1)
+            b = Relu (a)
+            y = Conv <pads = [1, 1, 1, 1]> (b, W2)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in (("W1", (64, 1, 3, 3)), ("W2", (2, 64, 3, 3))):
+        value = rng.standard_normal(shape).astype(np.float32) / 8
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    data = [{"x": rng.standard_normal((1, 1, 60, 60)).astype(np.float32)} for _ in range(4)]
+    result = prune(model, keep=0.5, data=data, layers="all", recover="lstsq")
+    assert result.report.recovery.used == "lstsq"
+
+
+def test_a_root_of_what_a_cut_unit_leaves_negative_is_a_stop():
+    """sqrt(relu(h) + c - 1): without its unit and its c, -1 would be left."""
+    text = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 5] x) => (float[N, 3] y) <float one = {1.0}> {
+            a = MatMul (x, W1)  b = Relu (a)  c = Add (b, C)  d = Sub (c, one)
+            e = Sqrt (d)  y = MatMul (e, W2)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    weights = {"W1": rng.normal(size=(5, 20)), "W2": rng.normal(size=(20, 3))}
+    for name, value in {**weights, "C": rng.uniform(2, 3, 20)}.items():
+        text.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    data = [{"x": rng.normal(size=(6, 5)).astype(np.float32)} for _ in range(4)]
+    result = prune(text, keep=0.5, data=data, layers="all")
+    assert [row.hidden_after for row in result.report.layers] == [20, 3]

@@ -216,7 +216,7 @@ class ProductReader:
         shape = self._weight(lookup).shape[2:] if self.kernel > 1 else (1,) * (value.ndim - 2)
         views = patches(node, value, shape) if self.kernel > 1 else value
         places = views.shape[: value.ndim - 1]
-        count, most = math.prod(places), max(_ROWS, _SAMPLES * value.shape[-1] * self.kernel)
+        count, most = math.prod(places), max(_ROWS, _SAMPLES * len(self.labels))
         if count <= most:
             return views.reshape(count, -1)
         chosen = np.random.default_rng(count).choice(count, most, replace=False)

@@ -28,7 +28,7 @@ from onnx_rnn_prune.model.edit import (
 )
 from onnx_rnn_prune.model.integers import product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, place_of
+from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, place_of, places
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, varying_axes
 from onnx_rnn_prune.operators.layers import Layer
@@ -147,16 +147,22 @@ class Widen:
                 eye = matrices.astype(weight.dtype)
                 shared[key] = add_constant(graph, f"{OWN}{name}_restore_weight", eye)
             made = _products(graph, inner, full, order, shared[key])
-            for node in reversed(made) if inner.inputs else made:
+            for node in reversed(made):
                 if inner.inputs:
                     insert_node(graph, node, after=place)
-                else:
-                    insert_before(graph, node, before=place)
+                else:  # before all that may read it, branches included
+                    _home(graph, inner).nodes.insert(0, node)
             product = next(node for node in made if node.op == "MatMul")
             add_zero(graph, product, bias_shape(matrices, 1), shared[key].values)
             total = product.outputs[0].outputs[0]
             total.inputs[1] = biases.setdefault(id(shared[key]), total.inputs[1])
         return bool(readers)
+
+
+def _home(graph: gs.Graph, tensor: gs.Tensor) -> gs.Graph:
+    """The graph or body of which a tensor is an input."""
+    graphs = (place.graph for place in places(graph))
+    return next(each for each in graphs if any(port is tensor for port in each.inputs))
 
 
 def _units_last(labels: Labels, axis: int) -> tuple[list[int], Array]:

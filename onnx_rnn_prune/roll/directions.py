@@ -295,7 +295,8 @@ def merge(builder: Builder, pair: Pair) -> gs.Node:
     forward = pair.forward
     attrs = {k: v for k, v in forward.attrs.items() if k not in _ACTIVATIONS}
     attrs |= {**(_activations(*both) or {}), "direction": "bidirectional"}
-    outputs = [gs.Variable(builder.fresh(f"{forward.op}/out")) for _ in forward.outputs]
+    count = max(len(node.outputs) for node in both)
+    outputs = [gs.Variable(builder.fresh(f"{forward.op}/out")) for _ in range(count)]
     name = builder.fresh(forward.op)
     result = gs.Node(forward.op, name, attrs, inputs, outputs)
     builder.home.nodes.append(result)
@@ -305,8 +306,8 @@ def merge(builder: Builder, pair: Pair) -> gs.Node:
             _joined(builder, outputs[slot], _OUTPUTS[slot], end.axes, first), end.node.outputs[0]
         )
     for place, node in enumerate(both):
-        for slot, tensor in enumerate(node.outputs):
-            if tensor.name and slot < len(outputs):
+        for slot, tensor in enumerate(tuple(node.outputs)):  # copying takes them off the node
+            if tensor.name:
                 axis = _OUTPUTS[slot].index("D")
                 builder.copy(builder.slice(outputs[slot], axis, place, place + 1), tensor)
     return result

@@ -287,6 +287,7 @@ class Repeated:
         for given, output, axis, back in self.turns.slots.stacked:
             if _is_read(output, self.builder.graph):
                 data, value = self._all_steps(given, back)
+                axis %= len(value.shape) + 1
                 shifted = shift(layout_of_value(value), axis)
                 found.append((self.builder.from_matrix(data, shifted, axis), output))
         return found

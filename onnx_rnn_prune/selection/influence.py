@@ -238,14 +238,14 @@ def _derivatives(reader: GateReader, lookup: Lookup, steps: Steps, weights: Matr
         steps: along which the layer runs.
         weights: of the states, [T, B, H].
     """
-    found = _adjoints(reader.layer_of(lookup), steps, weights)
+    found = adjoints(reader.layer_of(lookup), steps, weights)
     steps.forget()
     if found is None:
         return np.tile(weights[steps.valid], len(reader.gates))
     return reader.side_by_side(found, steps)
 
 
-def _adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
+def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
     """The derivatives of a weighted sum of all states by what each gate sums, [T, B, H] by letter.
 
     That is back-propagation through time, from the last step to the first.
@@ -266,7 +266,10 @@ def _adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] 
         memory = state * found.shown[step] + carried * steps.valid[step][:, None]
         carried, felt = memory * found.kept[step], np.zeros_like(state)
         for name, own in result.items():
-            if name in found.memory:
+            if name in found.scaling:
+                other, slope = found.scaling[name]
+                own[step] = result[other][step] @ steps.rows("R", other) * slope[step]
+            elif name in found.memory:
                 own[step] = memory * found.memory[name][step]
             else:
                 own[step] = state * found.direct[name][step]

@@ -153,6 +153,8 @@ def _begin_state(walk: Walk, node: gs.Node, state: State) -> None:
             walk.stop(came | found.origins, f"enters a state of {title} that holds other units")
             return
         walk.meetings.append((labels, found.labels, came | found.origins, title))
+        for outlet in came:
+            walk.ends.setdefault(outlet, []).append(title)
     else:
         axis = walk.axis_of(found.labels)
         altered = altered or ("" if is_zero(outer) else title)
@@ -199,8 +201,9 @@ def _held(walk: Walk, node: gs.Node, state: State) -> Held | None:
         walk.stop(came, f"is moved from turn to turn of {title_of(node)}")
         return None
     walk.meetings.append((labels, before.labels, came, title_of(node)))
-    altered = before.altered or altered or walk.altered[source]
-    return Held(before.labels, before.origins | came | walk.origins[source], altered)
+    altered = before.altered or altered or walk.altered.get(source, "")
+    origins = walk.origins.get(source, frozenset())
+    return Held(before.labels, before.origins | came | origins, altered)
 
 
 def _visit(walk: Walk, node: gs.Node, opset: int) -> None:

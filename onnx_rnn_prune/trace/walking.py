@@ -249,6 +249,9 @@ def meet(walk: Walk, node: gs.Node, slot: int, labels: Labels, axis: int) -> boo
     line = squeeze_to(labels, (axis % labels.ndim,))
     if line is None:
         return False
+    shape = walk.start.observation.shapes.get(tensor.name)
+    if shape is not None and (len(shape) < -axis or shape[axis] != line.size):
+        return False  # one entry meets all units
     if is_select(tensor):
         bound = Bound(1, -1, line.reshape(-1), dead=None)
         walk.bindings.append(Binding(node_key(tensor.inputs[0]), bound))

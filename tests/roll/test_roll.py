@@ -597,6 +597,31 @@ def test_two_operators_that_read_from_both_ends_become_one(choices):
     assert [row.kind for row in found.rolled] == ["turned", "both directions"]
 
 
+def test_two_directions_whose_last_states_are_read_become_one():
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[t, b, 5] x) => (float[t, b, 12] y, float[1, b, 6] last) {
+        f, fh = GRU <hidden_size = 6> (x, W, R)
+        r, last = GRU <hidden_size = 6, direction = "reverse"> (x, W2, R2)
+        f1 = Squeeze (f, one) r1 = Squeeze (r, one) y = Concat <axis = 2> (f1, r1)
+    }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in {
+        "W": (1, 18, 5),
+        "R": (1, 18, 6),
+        "W2": (1, 18, 5),
+        "R2": (1, 18, 6),
+    }.items():
+        value = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    given = [{"x": rng.standard_normal((4, 2, 5)).astype(np.float32)}]
+    made, _ = rolled(model, given)
+    (node,) = operators(made)
+    assert attributes(node)["direction"] == b"bidirectional"
+
+
 def test_operators_of_unequal_size_stay_two():
     model, _ = rolled(*both_ways(units=4))
     assert len(operators(model)) == 2

@@ -11,7 +11,9 @@ import onnx_rnn_prune
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.gates import Steps
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.passes.cut import Zero
@@ -21,6 +23,7 @@ from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.criteria.ablation import MaskedModel
 from onnx_rnn_prune.selection.criteria.reconstruction import Demand, greedy_gains
 from onnx_rnn_prune.selection.criterion import parse_criterion
+from onnx_rnn_prune.selection.influence import adjoints
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import draw_case, runner
 from oracle.draw import draw_model
@@ -301,3 +304,66 @@ def test_units_count_by_what_the_last_layer_makes_of_them():
         "first": ((0, 1, 2, 3),),
         "second": ((0, 1, 2, 3),),
     }
+
+
+@pytest.mark.parametrize("linear", [0, 1])
+def test_influence_is_the_derivative_of_what_gates_sum(linear):
+    """Beside finite differences of the equations of the specification, in double."""
+    rng = np.random.default_rng(0)
+    steps, width, hidden = 3, 2, 3
+    w, r, bias = (rng.normal(size=s) for s in ((9, width), (9, hidden), 18))
+
+    def run(errors):
+        h, states = np.zeros((1, hidden)), []
+        for x, error in zip(inputs, errors, strict=True):
+            z, reset = (
+                1 / (1 + np.exp(-(x @ w[k].T + h @ r[k].T + bias[k] + bias[9:][k] + error[:, k])))
+                for k in (slice(0, 3), slice(3, 6))
+            )
+            k = slice(6, 9)
+            back = (
+                reset * (h @ r[k].T + bias[9:][k]) if linear else (reset * h) @ r[k].T + bias[9:][k]
+            )
+            h = (1 - z) * np.tanh(x @ w[k].T + bias[k] + back + error[:, k]) + z * h
+            states.append(h)
+        return np.array(states)
+
+    inputs, weights = rng.normal(size=(steps, 1, width)), rng.normal(size=(steps, 1, hidden))
+    nothing = np.zeros((steps, 1, 9))
+    wanted = np.zeros_like(nothing)
+    for place in np.ndindex(nothing.shape):
+        error = np.zeros_like(nothing)
+        error[place] = 1e-6
+        wanted[place] = ((run(error) - run(-error)) * weights).sum() / 2e-6
+    helper = onnx.helper
+    node = helper.make_node(
+        "GRU", ["x", "W", "R", "B"], ["Y"], "gru", hidden_size=hidden, linear_before_reset=linear
+    )
+    ports = [helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, None) for n in ("x", "Y")]
+    held = [onnx.numpy_helper.from_array(v[None], n) for n, v in (("W", w), ("R", r), ("B", bias))]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (layer,) = find_layers(Document.read(model).graph)
+    states = run(nothing)
+    found = adjoints(layer, Steps(layer, 0, {"x": inputs, "Y": states[:, None]}), weights)
+    for letter, part in zip("zrh", np.split(wanted, 3, axis=-1), strict=True):
+        np.testing.assert_allclose(found[letter], part, atol=1e-8)
+
+
+def test_lengths_of_more_steps_than_are_looked_at_are_cut_with_them():
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[100, 64, 3] x) => (float[100, 64, 2] y) <int64[1] one = {1}> {
+        Y = GRU <hidden_size = 8, direction = "reverse"> (x, W, R, , lengths)
+        s = Squeeze (Y, one)  y = MatMul (s, V)
+    }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("W", (1, 24, 3)), ("R", (1, 24, 8)), ("V", (8, 2))):
+        value = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    lengths = onnx.numpy_helper.from_array(np.full(64, 100, np.int32), "lengths")
+    model.graph.initializer.append(lengths)
+    data = [{"x": rng.standard_normal((100, 64, 3)).astype(np.float32)} for _ in range(2)]
+    result = onnx_rnn_prune.prune(model, keep=0.5, data=data)
+    assert result.report.layers[0].hidden_after == 4

@@ -433,3 +433,67 @@ def test_units_are_placed_step_by_step(keep):
     assert [row["hidden_after"] for row in result.report["layers"]] == [keep, keep]
     ends = [outlet["end"] for row in result.report["layers"] for outlet in row["outlets"]]
     assert set(ends) == {"absorbed"}
+
+
+def carried(body, start="float[b, 40] h"):
+    """A simple cell in a Loop, whose state starts as `h`."""
+    given = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        main (float[t, b, 60] x, bool flag, {start}) => (float[t, b, m] y, float[b, 2] z)
+            <int64 zero = {{0}}> {{
+            sizes = Shape (x)
+            n = Gather (sizes, zero)
+            none = Identity (flag)
+            [loop] last, y = Loop (n, , h) <body = turn (int64 i, bool go, float[b, k] s)
+                => (bool on, float[b, k] new, float[b, m] out) {{
+                on = Identity (go)
+                xt = Gather (x, i)
+                [in] xw = MatMul (xt, W)
+                [back] sr = MatMul (s, R)
+                sum = Add (xw, sr)
+                new = Tanh (sum)
+                {body}
+            }}>
+            [head] z = MatMul (last, V)
+        }}
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in (("W", (60, 40)), ("R", (40, 40)), ("V", (40, 2))):
+        add(given, name, (rng.standard_normal(shape) / 6).astype(np.float32))
+    return given
+
+
+def carried_feeds(**sizes):
+    rng = np.random.default_rng(1)
+    feeds = []
+    for number in range(6):
+        batch = 1 + number % 3
+        feed = {
+            "x": rng.standard_normal((4 + number, batch, 60)),
+            "flag": np.array(number % 2 == 0),
+        }
+        feed |= {name: rng.standard_normal((batch, size)) for name, size in sizes.items()}
+        feeds.append({k: v if v.dtype == bool else v.astype(np.float32) for k, v in feed.items()})
+    return feeds
+
+
+def test_a_state_is_widened_before_all_branches_that_read_it():
+    body = """out = If (flag) <
+        then_branch = a () => (float[b, m] o1) { o1 = Softmax <axis = -1> (s) },
+        else_branch = c () => (float[b, m] o2) { o2 = LogSoftmax <axis = -1> (s) }>"""
+    result = prune(carried(body), keep=0.5, data=carried_feeds(h=40), layers="all", roll=False)
+    assert {row.name: row.hidden_after for row in result.report.layers}["back"] == 20
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_state_that_starts_as_one_number_for_all_units_is_left_whole(constant):
+    model = carried("out = MatMul (new, V)", "float[b, 1] unused" if constant else "float[b, 1] h")
+    if constant:
+        add(model, "h", np.zeros((1, 1), np.float32))
+    (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
+    back = next(node for node in loop.attribute[0].g.node if node.name == "back")
+    back.op_type, back.input[1] = "Mul", "half"  # R could not read what is broadcast
+    add(model, "half", np.array(0.5, np.float32))
+    feeds = carried_feeds(**{"unused" if constant else "h": 1})
+    result = prune(model, keep=0.5, data=feeds, layers="all", roll=False)
+    assert all(row.hidden_after == row.hidden_before for row in result.report.layers)
