@@ -22,7 +22,7 @@ from stacked import HIDDEN, WIDTH, stacked, widths
 @pytest.fixture
 def feeds():
     rng = np.random.default_rng(1)
-    return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(8)]
+    return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(16)]
 
 
 @pytest.mark.parametrize("idle", ["first", "second"])
