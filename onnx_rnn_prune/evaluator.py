@@ -140,7 +140,7 @@ class Evaluator:
         """
         feeds = feeds or self.data.validation
         candidate, judged = self.runner(document), self.traced.original.judged
-        outputs = plain_outputs(self.traced.document)  # states matter for what comes of them
+        outputs = self._judged(feeds)
         found = drift(self.original, candidate, feeds)
         self.original.rest()  # all is known that candidates are compared with
         names = [name for name in judged.numbers(outputs) if name in found]
@@ -173,7 +173,7 @@ class Evaluator:
 
         Without states, unless there is nothing else: they matter for what comes of them.
         """
-        plain, judged = plain_outputs(self.traced.document), self.traced.original.judged
+        plain, judged = self._judged(feeds), self.traced.original.judged
         names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
 
         def run(feed: object) -> dict[str, Array]:
@@ -194,9 +194,14 @@ class Evaluator:
         spread = float(np.std(losses, ddof=1) / math.sqrt(folds)) if folds > 1 else 0.0
         loss, error = self.quality.loss(self.before(feeds), value), value
         if self.quality != NRMSE:
-            names = self.traced.original.judged.numbers(plain_outputs(self.traced.document))
+            names = self.traced.original.judged.numbers(self._judged(feeds))
             error = nrmse(results(self.original, model, feeds, names))
         return value, loss, spread if math.isfinite(spread) else math.inf, error
+
+    def _judged(self, feeds: Feeds) -> Sequence[str]:
+        """The outputs but for states, which matter for what comes of them."""
+        plain, states = plain_outputs(self.traced.document), set(feeds.states.values())
+        return [name for name in plain if name not in states] or plain
 
     @cached_property
     def _ports(self) -> tuple[Sequence[signature.Port], frozenset[str], str]:

@@ -228,7 +228,7 @@ commands = [
     ["roll", written_out, "-o", out + "/rolled.onnx"],
     ["plan", model, *cut, out + "/plan.json"],
     ["apply", model, out + "/plan.json", *cut, out + "/applied.onnx"],
-    ["prune", model, *cut, out + "/pruned.onnx", "--budget", "bytes=100%"],
+    ["prune", model, *cut, out + "/pruned.onnx", "--keep", "50%", "--budget", "bytes=100%"],
     ["apply", model, out + "/plan.json", *cut, out + "/shown.onnx", "--html", out + "/page.html"],
     ["search", model, *cut, out + "/found.onnx", "--params", "90%", "--trials", "2", "--jobs", "2"],
     ["sensitivity", model, "--data", clips],

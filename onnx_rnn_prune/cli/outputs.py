@@ -74,8 +74,8 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         raise ConstraintError(
             f"{reason}; no file was written",
             where=model,
-            remedy=f"prune more units or fewer layers, {shrink}or give --budget bytes=100% if size"
-            " alone matters",
+            remedy=f"prune more units or fewer layers, {shrink}or add --budget bytes=100% to a"
+            " --keep if size alone matters",
         )
 
 

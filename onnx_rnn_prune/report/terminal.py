@@ -95,7 +95,7 @@ def _gains(report: schema.PruneReport) -> Table:
         ("File size", size, totals.bytes_before, totals.bytes_after),
     ):
         table.add_row(label, show(before), show(after), fewer(before, after))
-    table.add_row(f"Time per run ({words.threads(latency.threads)})", *_times(latency))
+    table.add_row(f"Time per run ({words.counted(latency.threads, 'thread')})", *_times(latency))
     return table
 
 
@@ -157,7 +157,7 @@ def bench_table(report: schema.BenchReport) -> Group:
     for number, row in enumerate(report.rows):
         relation = "" if number == 0 else _against_first(row)
         table.add_row(Text(row.model), duration(row.ms), relation)
-    caption = f"Median of interleaved runs, {words.threads(report.threads)}."
+    caption = f"Median of interleaved runs, {words.counted(report.threads, 'thread')}."
     return Group(table, Text(caption), *map(warning, report.warnings))
 
 
@@ -184,7 +184,7 @@ def roll_table(report: RollReport) -> Group:
             sentence(
                 "Speed",
                 f"{duration(latency.before_ms)} -> {duration(latency.after_ms)} a run, {change},"
-                f" {words.threads(latency.threads)}, on {words.shapes(report.timed_on)}",
+                f" {words.counted(latency.threads, 'thread')}, on {words.shapes(report.timed_on)}",
             ),
             sentence(
                 "Size",

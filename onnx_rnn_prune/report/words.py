@@ -252,13 +252,18 @@ def _data(data: schema.DataRow) -> str:
     return f"{text}: {data.calibration_feeds} for calibration, {data.heldout_feeds} for validation"
 
 
+def counted(count: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def streams(row: Streams) -> str:
     """How states that callers carry from call to call were treated."""
     pairs = ", ".join(f"{source} from {result}" for source, result in row.states.items())
     if row.count:
         return (
             f"each model carries its own from call to call, as in use ({pairs}):"
-            f" {row.count} streams of {row.calls} calls in all"
+            f" {counted(row.count, 'stream')} of {counted(row.calls, 'call')} in all"
         )
     text = f"each call was judged by itself, from the states in the inputs ({pairs})"
     if row.asked is False:
@@ -272,11 +277,6 @@ def streams(row: Streams) -> str:
 def shapes(feed: Mapping[str, Sequence[int]]) -> str:
     """Shapes of inputs, by name."""
     return ", ".join(f"{name} {list(sizes)}" for name, sizes in feed.items())
-
-
-def threads(count: int) -> str:
-    """A number of threads in words."""
-    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def amount(value: float) -> str:

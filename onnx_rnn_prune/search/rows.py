@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -170,7 +171,8 @@ def _limits(
 ) -> Iterator[Limit]:
     if goal.drop is not None:
         asked = goal.drop.of(before)
-        yield Limit("quality", asked, loss, loss <= asked)
+        # One answer of 52 is 0.02 x 50 / 52, but for rounding.
+        yield Limit("quality", asked, loss, loss <= asked or math.isclose(loss, asked))
     if goal.speed is not None:
         latency = report.latency
         asked, reached = goal.speed.of(latency.before_ms), latency.after_ms

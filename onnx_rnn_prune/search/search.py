@@ -199,6 +199,9 @@ class Search:
             if not slow or late or self.pick is not None:
                 break
             slack *= _PART * slow[0].asked / slow[0].reached
+        idle = not (result.plan.cut() or result.report.stages or self.opened.rolling)
+        if idle and self.pick is None:  # what was to be cut did not pay
+            raise self._nothing(problem)
         reason = worse(result.report, goal.pays)
         if reason is not None and self.pick is None:
             raise ConstraintError(
@@ -249,11 +252,7 @@ class Search:
         best = min(trials, key=aim.rank)
         rolled = self.opened.rolling is not None
         if aim.meets(best) and best.counts == problem.full and not rolled:
-            raise ConstraintError(
-                f"no cut that was tried is within {self.goal} and better than the original",
-                where="search",
-                remedy="; ".join(problem.unpaid) or "allow more loss",
-            )
+            raise self._nothing(problem)
         if not aim.meets(best):
             raise ConstraintError(
                 f"no cut that was tried is within {self.goal}; the nearest has"
@@ -262,6 +261,13 @@ class Search:
                 remedy="allow more loss, or give it more --trials and --minutes",
             )
         return best
+
+    def _nothing(self, problem: Problem) -> ConstraintError:
+        return ConstraintError(
+            f"no cut that was tried is within {self.goal} and better than the original",
+            where="search",
+            remedy="; ".join(problem.unpaid) or "allow more loss",
+        )
 
     def _finished(
         self, problem: Problem, trials: Sequence[Trial], picked: Trial, progress: Progress
