@@ -173,7 +173,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     shapes = {name: list(value.shape) for name, value in first.items()}
     share, others = timed.share_of(keys), timed.share_of(set(every).difference(keys))
     rolled = None
-    if opened.rolling is not None and opened.rolling.rolled:
+    if opened.rolled:
         pair = opened.run(), Runner(opened.document, name=opened.name)
         rolled = latency(*pair, first, seconds=_SECONDS).speedup
     seen = Seen(

@@ -83,6 +83,11 @@ class OpenedModel:
     rolling: Rolling | None = None
 
     @property
+    def rolled(self) -> bool:
+        """Whether recurrences that were written out are layers of the document."""
+        return self.rolling is not None and bool(self.rolling.rolled)
+
+    @property
     def find_counted(self) -> Callable[[gs.Graph], list[Layer]]:
         """Finds the layers whose operations count: all where any but recurrent ones may be cut."""
         recurrent = all(layer.cell.stacked for layer in self.layers)

@@ -169,7 +169,7 @@ def search(given: Given) -> int:
     outputs.write(result, given, report.search_table)
     if result.report.search is not None and result.report.search.met:
         return 0
-    click.echo("Error: a limit is missed on the feeds that chose nothing, see above", err=True)
+    click.echo("Error: a limit is missed on the test feeds, see above", err=True)
     return 3
 
 

@@ -65,7 +65,7 @@ def note_on_names(shortened: bool) -> list[Text]:
     """Where names are shorter than options take them, a line that says so."""
     if not shortened:
         return []
-    text = "are shortened; --json has the full ones, which --only, --skip and --keep take"
+    text = "shortened here; --only, --skip and --keep take the full ones, which --json has"
     return [sentence("Names of layers", text)]
 
 
@@ -180,7 +180,9 @@ def roll_table(report: RollReport) -> Group:
     if latency is not None:
         change = faster(latency.speedup, latency.speedup_quartiles)
         parts += [
-            sentence("Proof", f"equal to {report.max_abs_diff:.1e} on {report.feeds} feeds"),
+            sentence(
+                "Proof", f"outputs agree to {report.max_abs_diff:.1e} on {report.feeds} feeds"
+            ),
             sentence(
                 "Speed",
                 f"{duration(latency.before_ms)} -> {duration(latency.after_ms)} a run, {change},"
@@ -247,7 +249,7 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
             f"{len(search.candidates)} cuts; number {search.picked} was picked; --pick NUMBER"
             " with the same --study writes another one",
         ),
-        ("After ±", "the standard error, for which a limit must leave room"),
+        ("After ±", "the standard error; a limit must hold with that much to spare"),
         (
             "Feeds",
             f"{splits.calibration} for calibration, {splits.validation} for validation,"

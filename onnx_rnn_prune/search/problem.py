@@ -72,7 +72,7 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
     def measured(names: Sequence[str]) -> list[dict[str, Any]]:
         original = timings([opened.run()], feed)[0].ms
         whole = original
-        if opened.rolling is not None:  # cuts start from the rolled model, limits from what it was
+        if opened.rolled:  # cuts start from the rolled model, limits from what it was
             rolled = Runner(opened.document, name="the rolled model", remedy=OURS)
             whole = timings([rolled], feed)[0].ms
         nodes = node_times(opened.document, list(keys.values()), [feed], opened.name).nodes
@@ -280,7 +280,7 @@ def open_problem(
         traced = trace_model(opened, names, data.calibration, interface, progress)
     traced = replace(traced, left={**traced.left, **never})
     _check_cuttable(traced, request)
-    model = study.key, opened.name, opened.model, opened.rolling is not None
+    model = study.key, opened.name, opened.model, opened.rolled
     context = WorkerContext(*model, data, quality, request, tuple(names), interface)
     evidence = _calibrated(context, traced, workers, progress)
     traced.evidence[data.calibration] = evidence

@@ -199,7 +199,7 @@ class Search:
             if not slow or late or self.pick is not None:
                 break
             slack *= _PART * slow[0].asked / slow[0].reached
-        idle = not (result.plan.cut() or result.report.stages or self.opened.rolling)
+        idle = not (result.plan.cut() or result.report.stages or self.opened.rolled)
         if idle and self.pick is None:  # what was to be cut did not pay
             raise self._nothing(problem)
         reason = worse(result.report, goal.pays)
@@ -250,8 +250,7 @@ class Search:
                 remedy="allow more --minutes, or give less data",
             )
         best = min(trials, key=aim.rank)
-        rolled = self.opened.rolling is not None
-        if aim.meets(best) and best.counts == problem.full and not rolled:
+        if aim.meets(best) and best.counts == problem.full and not self.opened.rolled:
             raise self._nothing(problem)
         if not aim.meets(best):
             raise ConstraintError(

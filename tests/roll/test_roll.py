@@ -362,7 +362,7 @@ def test_command_writes_a_rolled_file_and_says_what_it_gained(tmp_path, capsys):
     assert command(arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Rolled: an LSTM of 8 units that was written out in the Loop model/lstm" in shown
-    assert "Proof: equal to" in shown and "on x [1, 20, 5]" in shown
+    assert "Proof: outputs agree to" in shown and "on x [1, 20, 5]" in shown
     found = json.loads(report.read_text("utf-8"))
     assert [(row["op"], row["kind"]) for row in found["rolled"]] == [("LSTM", "loop")]
     assert found["left"] == [] and found["max_abs_diff"] < 1e-5

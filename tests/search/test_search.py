@@ -561,3 +561,12 @@ def test_limits_of_speed_are_of_what_was_written_out_and_cuts_of_what_was_rolled
     result = onnx_rnn_prune.search(path, data=feeds, speedup=1.5, trials=8)
     assert result.report["search"]["test"]["loss"] < 1e-4
     assert all(row["hidden_after"] == row["hidden_before"] for row in result.report["layers"])
+
+
+def test_a_cut_that_does_not_pay_is_no_result():
+    """The projection of this cell takes more than its units save: all would stay as it was."""
+    path = Path(__file__).parent.parent / "fixtures" / "cell_lstmp_loop.onnx"
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.normal(size=(20, 2, 5)).astype(np.float32)} for _ in range(12)]
+    with pytest.raises(PruneError, match="better than the original"):
+        onnx_rnn_prune.search(path, data=data, max_nrmse=0.3, trials=12)
