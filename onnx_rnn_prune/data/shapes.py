@@ -233,7 +233,8 @@ def _product(read: Read, attributes: Attributes) -> Pairs:
 def _gemm(read: Read, attributes: Attributes) -> Pairs:
     a, b = _at(read, 0, 2), _at(read, 1, 2)
     if a is not None and b is not None:
-        yield a[1 - _whole(attributes, "transA", 0)], b[_whole(attributes, "transB", 0)]
+        turned = [bool(_whole(attributes, name, 0)) for name in ("transA", "transB")]
+        yield a[1 - turned[0]], b[turned[1]]
 
 
 def _convolution(read: Read, attributes: Attributes) -> Pairs:
@@ -259,8 +260,9 @@ def _concatenated(read: Read, attributes: Attributes) -> Pairs:
 
 def _reversed(read: Read, attributes: Attributes) -> Pairs:
     x, lengths = _at(read, 0, 2), _at(read, 1)
-    if x is not None and lengths is not None:
-        yield lengths[0], x[_whole(attributes, "batch_axis", 1)]
+    axis = _whole(attributes, "batch_axis", 1)
+    if x is not None and lengths is not None and -len(x) <= axis < len(x):
+        yield lengths[0], x[axis]
 
 
 def _broadcast(read: Read, attributes: Attributes) -> Pairs:

@@ -13,6 +13,7 @@ from onnx_rnn_prune import compare, inspect, prune
 from onnx_rnn_prune.arguments import Sizes
 from onnx_rnn_prune.calibration import open_data, proof_feeds
 from onnx_rnn_prune.data import random_feeds
+from onnx_rnn_prune.data.shapes import equal
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
@@ -494,3 +495,11 @@ def test_inputs_that_are_no_tensors():
     )
     with pytest.raises(PruneError, match="which shape the input 's' has.*; give data"):
         random_feeds(Document.read(model), print, seed=0, count=1)
+
+
+def test_attributes_out_of_range_name_no_axis():
+    """Any number but 0 transposes; an axis that is not there is nobody's."""
+    gemm = onnx.helper.make_node("Gemm", ["a", "b"], ["y"], transA=2**31, transB=-3)
+    assert list(equal(gemm, {"a": (2, 3), "b": (4, 5)})) == [(2, 5)]
+    turned = onnx.helper.make_node("ReverseSequence", ["a", "n"], ["y"], batch_axis=9)
+    assert not list(equal(turned, {"a": (2, 3), "n": (3,)}))
