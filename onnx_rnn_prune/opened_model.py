@@ -21,7 +21,7 @@ from onnx_rnn_prune.model.runner import OURS, Runner
 from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import CELLS, computed_parameters, find_layers
+from onnx_rnn_prune.operators.recurrent import CELLS, STANDARD, computed_parameters, find_layers
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
@@ -38,7 +38,6 @@ from onnx_rnn_prune.passes.layout import (
 from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.loops import REPEATING
 from onnx_rnn_prune.roll.rolling import Rolling, roll
-from onnx_rnn_prune.roll.rules import OPERATORS
 from onnx_rnn_prune.trace.decomposed import (
     DecomposedRecurrence,
     advice,
@@ -277,9 +276,7 @@ def _has_operators_in_turns(document: Document) -> bool:
         for place in places(document.graph)
         if place.way and place.way[-1][0].op in REPEATING
     ]
-    return any(
-        node.op in OPERATORS and not node.domain for graph in turning for node in graph.nodes
-    )
+    return any(node.op in STANDARD and not node.domain for graph in turning for node in graph.nodes)
 
 
 def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:

@@ -14,11 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_rnn_prune.cost.timetable import Timetable
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.operators.recurrent import STANDARD
 
 STEPS = 64
 _ROUNDS = 15
-_GATES = {cell.op: len(cell.gates) for cell in CELLS if not cell.domain}
 # Widths at which an operator is timed, as shares of its own; in between, time is interpolated.
 _SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 
@@ -133,8 +132,8 @@ def _alone(operator: Operator) -> Runner:
     rng = np.random.default_rng(operator.units)
     shapes: dict[str, tuple[int, ...]] = {"W": (operator.inputs, operator.units)}
     attributes: dict[str, Any] = {}
-    if operator.op in _GATES:
-        rows = _GATES[operator.op] * operator.units
+    if operator.op in STANDARD:
+        rows = len(STANDARD[operator.op].gates) * operator.units
         directions = 2 if operator.direction == "bidirectional" else 1
         shapes = {"W": (directions, rows, operator.inputs), "R": (directions, rows, operator.units)}
         attributes = {"hidden_size": operator.units, "direction": operator.direction}

@@ -75,6 +75,8 @@ QUANTIZED_LSTM = replace(
 )
 CELLS = (LSTM, GRU, RNN, QUANTIZED_LSTM)
 RECURRENT = frozenset(cell.op for cell in CELLS)
+STANDARD = {cell.op: cell for cell in CELLS if not cell.domain}
+"""ONNX's own, by operator."""
 _BY_OPERATOR = {(cell.domain, cell.op): cell for cell in CELLS}
 
 

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.form import digest
 from onnx_rnn_prune.roll.reading import Seen
 from onnx_rnn_prune.roll.rewrite import Builder
@@ -76,7 +76,7 @@ def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
 
 def _direction(node: gs.Node) -> str:
     """Of an operator whose time comes first; empty of any other node."""
-    known = node.op in {cell.op for cell in CELLS} and not node.domain
+    known = node.op in STANDARD and not node.domain
     if not known or node.attrs.get("layout", 0) or "hidden_size" not in node.attrs:
         return ""
     direction = node.attrs.get("direction", "forward")
@@ -253,9 +253,7 @@ def _content(tensor: gs.Tensor, depth: int = 20) -> object:
 def _activations(one: gs.Node, other: gs.Node) -> dict[str, object] | None:
     """Those of both directions; None where numbers would have to be told apart."""
     both = [{key: node.attrs.get(key) for key in _ACTIVATIONS} for node in (one, other)]
-    names = [
-        each["activations"] or next(c for c in CELLS if c.op == one.op).activations for each in both
-    ]
+    names = [each["activations"] or STANDARD[one.op].activations for each in both]
     if any(each["activation_alpha"] or each["activation_beta"] for each in both):
         if both[0] != both[1]:
             return None

@@ -14,8 +14,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.form import Atom, Form, Leaf, Matrix, OpaqueError, Product
-from onnx_rnn_prune.roll.rules import OPERATORS, RULES, operator_step
+from onnx_rnn_prune.roll.rules import RULES, operator_step
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
 # Of larger tensors nothing is read but that they are there.
@@ -136,7 +137,7 @@ class Reader:
             raise OpaqueError
         if node.op in MOVES or node.op == "Cast":
             return self._moved(node, given)
-        if node.op in OPERATORS and self.turning:
+        if node.op in STANDARD and self.turning:
             return self._step(node, given, shape)
         rule = RULES.get(node.op)
         if rule is None or any(item is None for item in given[:2]):

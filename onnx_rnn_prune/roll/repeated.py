@@ -23,6 +23,7 @@ from onnx_rnn_prune.roll.rewrite import (
     Layout,
     front,
     layout_of_value,
+    lengths_of,
     placed,
     put_operator,
     rows_at,
@@ -195,10 +196,7 @@ class Repeated:
         mask = self._mask(item)
         counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
         if self._is_prefix(item):
-            lengths = build.node(
-                "Cast", [build.axes("Squeeze", build.total(counts, 0), [0])], {"to": 6}
-            )
-            moved = sequence
+            lengths, moved = lengths_of(build, counts), sequence
         else:
             order, lengths = front(build, counts)
             moved = rows_at(build, sequence, order)

@@ -331,6 +331,12 @@ def leaf_matrix(
     return builder.as_matrix(tensors[leaf.tensor], layout, size)
 
 
+def lengths_of(build: Builder, counts: gs.Tensor) -> gs.Tensor:
+    """How many steps count, as the operators take it: [B], of 1 where a step counts, [T, B]."""
+    total = build.axes("Squeeze", build.total(counts, 0), [0])
+    return build.node("Cast", [total], {"to": 6})
+
+
 def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
     """The order in which the steps that count come first, and how many these are.
 
@@ -341,7 +347,7 @@ def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
     Returns:
         places [T, B], and lengths [B] as the operators take them.
     """
-    lengths = build.axes("Squeeze", build.total(counts, 0), [0])
+    lengths = lengths_of(build, counts)
     steps = build.slice(build.node("Shape", [counts]), 0, 0, 1)
     first = build.constant(np.array(0, np.int64))
     numbers = build.node("CumSum", [build.ones_like(counts), first])
@@ -350,7 +356,7 @@ def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
     order, sizes = gs.Variable(build.fresh("order")), gs.Variable(build.fresh("ranks"))
     node = gs.Node("TopK", build.fresh("TopK"), {"axis": 0}, [rank, steps], [sizes, order])
     build.home.nodes.append(node)
-    return order, build.node("Cast", [lengths], {"to": 6})
+    return order, lengths
 
 
 def rows_at(build: Builder, data: gs.Tensor, places: gs.Tensor) -> gs.Tensor:

@@ -13,6 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
+from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
 from onnx_rnn_prune.roll.form import Leaf
@@ -21,7 +22,6 @@ from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
 from onnx_rnn_prune.roll.rewrite import Builder
-from onnx_rnn_prune.roll.rules import OPERATORS
 from onnx_rnn_prune.roll.seeing import element_types, see
 from onnx_rnn_prune.roll.steps import (
     Chain,
@@ -245,7 +245,7 @@ class _Model:
         items = recurrences(turns)
         if not items:
             raise NotRollableError("no cell was recognised in its body")
-        operators = {t.name for n in turns.body.nodes if n.op in OPERATORS for t in n.outputs}
+        operators = {t.name for n in turns.body.nodes if n.op in STANDARD for t in n.outputs}
         for item in items:
             if item.chain.steps[0].output.tensor in operators:  # it is its own equations
                 continue

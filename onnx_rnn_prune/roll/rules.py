@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.form import Activation, Form, Matrix, OpaqueError
 from onnx_rnn_prune.roll.values import Known, Value, along, formed, fresh
 
@@ -26,9 +27,6 @@ FUNCTIONS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "LeakyRelu": (("alpha", 0.01),),
     "ThresholdedRelu": (("alpha", 1.0),),
 }
-# Gates and usual activations of the operators.
-OPERATORS = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 # The part of a line between 0 and 1, of which each HardSigmoid is one.
 CLIPPED = "Clipped"
 
@@ -255,7 +253,7 @@ def operator_step(reader: Source, node: gs.Node, given: Given) -> list[Form]:
     if not isinstance(w, np.ndarray) or not isinstance(r, np.ndarray):
         raise OpaqueError
     assert isinstance(x, Value) and isinstance(h, Value)
-    gates = OPERATORS[node.op]
+    gates = len(STANDARD[node.op].gates)
     units = r.shape[-1]
     bias = np.zeros(2 * gates * units) if b is None else np.asarray(b, np.float64).reshape(-1)
     own, recurrent = (np.split(part, gates) for part in np.split(bias, 2))
@@ -300,7 +298,8 @@ def _activations(node: gs.Node) -> list[Callable[[Form], Form]]:
     def function(name: str) -> Callable[[Form], Form]:
         return lambda form: Form.of(Activation(name, (), form))
 
-    return [function(name) for name in node.attrs.get("activations", _USUAL[node.op])]
+    usual = STANDARD[node.op].activations
+    return [function(name) for name in node.attrs.get("activations", usual)]
 
 
 RULES: Mapping[str, Rule] = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnx_rnn_prune.operators.recurrent import CELLS
+from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.recovery.distill.kernels import Call, Kernel, reversed_steps
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
@@ -124,7 +124,6 @@ ACTIVATIONS: Mapping[str, Nonlinearity] = {
     "softsign": torch.nn.functional.softsign,
     "tanh": torch.tanh,
 }
-_CELLS = {cell.op: cell for cell in CELLS if not cell.domain}
 # For each operator, the gates in the order of torch, as places in ONNX's: i f c o, r z h.
 _TORCH_ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 
@@ -164,7 +163,7 @@ def _recurrent(op: str) -> Kernel:
     """A row for one of the three operators."""
 
     def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        named = dict(zip(_CELLS[op].inputs, inputs, strict=False))
+        named = dict(zip(STANDARD[op].inputs, inputs, strict=False))
         directions = _tensor(named, "R").shape[0]
         found = [_direction(op, call, named, number) for number in range(directions)]
         whole = torch.stack([sequence for sequence, _, _ in found], 1)
@@ -173,14 +172,14 @@ def _recurrent(op: str) -> Kernel:
         outputs = (whole, state, torch.stack(memories) if memories else None)
         return outputs[: call.outputs]
 
-    slots = [_CELLS[op].inputs.index(name) for name in ("W", "R", "B")]
+    slots = [STANDARD[op].inputs.index(name) for name in ("W", "R", "B")]
     if op == "LSTM":
-        slots.append(_CELLS[op].inputs.index("P"))
+        slots.append(STANDARD[op].inputs.index("P"))
     return Kernel(run, tuple(slots), lambda call: _refuses(op, call))
 
 
 def _refuses(op: str, call: Call) -> str:
-    named = call.get("activations", None) or _CELLS[op].activations
+    named = call.get("activations", None) or STANDARD[op].activations
     unknown = [str(name) for name in named if str(name).lower() not in ACTIVATIONS]
     if unknown:
         return f"has the activation {unknown[0]}"
@@ -218,7 +217,7 @@ def _lane(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) 
     bias = own["B"] if own["B"] is not None else inputs.new_zeros(2 * rows)
     state, memory = (zeros if part is None else part.expand_as(zeros)
                      for part in (own["initial_h"], own["initial_c"]))  # fmt: skip
-    defaults = _CELLS[op].activations
+    defaults = STANDARD[op].activations
     activations = call.get("activations", None) or defaults * (number + 1)
     first = number * len(defaults)
     chosen = tuple(str(name).lower() for name in activations[first : first + len(defaults)])
@@ -253,7 +252,7 @@ def _kernel(op: str, call: Call, lane: Direction) -> Ran | None:
     ends_early = lane.lengths is not None and op == "LSTM" and call.outputs > 2
     if lane.peepholes is not None or ends_early or not len(lane.inputs):
         return None
-    default = tuple(name.lower() for name in _CELLS[op].activations)
+    default = tuple(name.lower() for name in STANDARD[op].activations)
     rectified = op == "RNN" and lane.activations == ("relu",)
     if lane.activations != default and not rectified:
         return None
