@@ -363,11 +363,13 @@ class CandidateCut:
             wanted = teacher(feed)
             real = wanted if student is teacher else student(feed)
             for reader in readers:
-                read, stays = student.signal(reader, real), kept(reader.labels, self.keep)
+                full = teacher.signal(reader, wanted)
+                read = full if student is teacher else student.signal(reader, real)
+                stays = kept(reader.labels, self.keep)
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
                 width = read.shape[1]
-                read = np.concatenate([teacher.signal(reader, wanted), read], axis=1)
+                read = np.concatenate([full, read], axis=1)
                 weights, felt = None, emphasis.get(reader.pool)
                 if felt is not None:
                     weigh = partial(teacher.importance, reader, wanted, felt)

@@ -108,11 +108,12 @@ class Tapped:
         found = [reader.emphasis(self.lookup, taps) for taps in self.calls(reader, seen)]
         return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self.lookup)))
 
-    def importance(self, reader: Reader, seen: Seen, emphasis: Matrix) -> Matrix:
-        """How much errors matter when one reader reads each of its samples, [N]."""
+    def importance(self, reader: Reader, seen: Seen, emphasis: Matrix) -> Matrix | None:
+        """How much errors matter when one reader reads each of its samples, [N]; None if alike."""
         calls = self.calls(reader, seen)
         found = [reader.importance(self.lookup, taps, emphasis) for taps in calls]
-        return np.concatenate(found) if found else np.zeros(0)
+        known = [each for each in found if each is not None]
+        return np.concatenate(known) if known else None
 
     def signal(self, reader: Reader, seen: Seen) -> Array:
         """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""

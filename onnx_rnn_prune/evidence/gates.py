@@ -355,9 +355,9 @@ class GateReader:
 
     def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix:
         felt = emphasis > _FELT * emphasis.max(initial=0.0)
-        if not felt.any():
-            return np.ones(len(self._squares(lookup, taps)))
         squares = self._squares(lookup, taps)[:, felt]
+        if not felt.any():
+            return np.ones(len(squares))
         share: Matrix = squares @ (1.0 / emphasis[felt]) / np.count_nonzero(felt)
         return share + _LEAST
 

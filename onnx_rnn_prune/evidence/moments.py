@@ -267,7 +267,7 @@ class Runs:
         self._folder = temporary_folder()
         self._kept: dict[str, tuple[Path, dict[str, _Place | None]]] = {}
         self._left = _MOST_BYTES
-        self._small: dict[tuple[str, str], Matrix] = {}
+        self._small: dict[tuple[str, str], Matrix | None] = {}
 
     def __call__(
         self, feed: Feed, names: Collection[str], run: Callable[[Feed], dict[str, Array]]
@@ -294,7 +294,7 @@ class Runs:
                 return self._known(label)
         return found
 
-    def recall(self, feed: Feed, what: str, make: Callable[[], Matrix]) -> Matrix:
+    def recall(self, feed: Feed, what: str, make: Callable[[], Matrix | None]) -> Matrix | None:
         """Something small that follows from what the model gives for a feed; made once."""
         key = str(getattr(feed, "name", "")), what
         if key not in self._small:

@@ -106,8 +106,10 @@ class Reader(Protocol):
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         """How much the square of an error in each output matters, [outputs]."""
 
-    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix:
+    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix | None:
         """How much the square of an error in each sample matters, of all outputs together, [N].
+
+        None where all samples matter the same.
 
         Args:
             lookup: of the document that ran.
@@ -166,11 +168,8 @@ class ProductReader:
 
     @property
     def pool(self) -> str:
-        return (
-            f"{self.twin}#{self.part}"
-            if self.kernel == 1
-            else f"{self.twin}#{self.part}x{self.kernel}"
-        )
+        joint = f"x{self.kernel}" if self.kernel > 1 else ""
+        return f"{self.twin}#{self.part}{joint}"
 
     @property
     def labels(self) -> Labels:
@@ -226,8 +225,8 @@ class ProductReader:
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         return np.ones(len(self.weight(lookup)))
 
-    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix:
-        return np.ones(len(self.signal(lookup, taps)))
+    def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> None:
+        return None
 
     def outputs(self, lookup: Lookup) -> Labels:
         rows = len(self.weight(lookup))
