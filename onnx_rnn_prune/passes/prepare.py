@@ -138,20 +138,21 @@ class Widen:
             assert weight is not None
             labels, axis = self.trace.labels[name], self.trace.axes[name]
             inner, full = _apart(graph, name, [item for item in reading if item is not None])
-            place = inner.inputs[0] if inner.inputs else full.outputs[0]
+            maker = inner.inputs[0] if inner.inputs else None
+            home = _home(graph, inner) if maker is None else place_of(graph, maker).graph
             order, matrices = _units_last(labels, axis)
             lines = squeeze_to(labels, (axis, *varying_axes(labels)))
             assert lines is not None
-            key = (id(place_of(graph, place).graph), lines.shape, lines.tobytes())
+            key = (id(home), lines.shape, lines.tobytes())
             if key not in shared:  # one for all steps that are written out
                 eye = matrices.astype(weight.dtype)
                 shared[key] = add_constant(graph, f"{OWN}{name}_restore_weight", eye)
             made = _products(graph, inner, full, order, shared[key])
             for node in reversed(made):
-                if inner.inputs:
-                    insert_node(graph, node, after=place)
+                if maker is not None:
+                    insert_node(graph, node, after=maker)
                 else:  # before all that may read it, branches included
-                    _home(graph, inner).nodes.insert(0, node)
+                    home.nodes.insert(0, node)
             product = next(node for node in made if node.op == "MatMul")
             add_zero(graph, product, bias_shape(matrices, 1), shared[key].values)
             total = product.outputs[0].outputs[0]

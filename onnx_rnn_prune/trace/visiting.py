@@ -50,7 +50,7 @@ from onnx_rnn_prune.trace.walking import (
 def walk(start: Start) -> Walk:
     """Follows labels through all nodes once."""
     names = {layer.key: layer.name for layer in start.layers}
-    found = Walk(start, start.units, names)
+    found = Walk(start, names)
     for source, labels in start.carried.items():
         found.labels[source], found.altered[source] = labels, ""
         found.axes[source] = found.axis_of(labels)
@@ -153,8 +153,7 @@ def _begin_state(walk: Walk, node: gs.Node, state: State) -> None:
             walk.stop(came | found.origins, f"enters a state of {title} that holds other units")
             return
         walk.meetings.append((labels, found.labels, came | found.origins, title))
-        for outlet in came:
-            walk.ends.setdefault(outlet, []).append(title)
+        walk.end(came, title)
     else:
         axis = walk.axis_of(found.labels)
         altered = altered or ("" if is_zero(outer) else title)
@@ -260,8 +259,7 @@ def _take(walk: Walk, node: gs.Node, step: Step, flow: Flow, came: frozenset[Out
     walk.ties += [tied_lanes(labels, axis, walk.units.lane_of) for labels, axis in axes]
     walk.meetings += [(left, right, came, title) for left, right in flow.same]
     if any(bound.reads is not None for bound in flow.bound):
-        for outlet in came:
-            walk.ends.setdefault(outlet, []).append(title)
+        walk.end(came, title)
 
 
 def _together(walk: Walk, node: gs.Node) -> bool:

@@ -130,7 +130,6 @@ class Walk:
     """What one pass finds; layers are found by the node's key."""
 
     start: Start
-    units: Units
     layers: Mapping[str, str]
     lane_outputs: dict[str, tuple[str, str]] = field(default_factory=dict)
     labels: dict[str, Labels] = field(default_factory=dict)
@@ -161,6 +160,11 @@ class Walk:
             outlet = Outlet(*self.lane_outputs[tensor.name], consumer, slot)
             return None if outlet in self.start.closed else frozenset({outlet})
         return self.origins[tensor.name]
+
+    @property
+    def units(self) -> Units:
+        """The units of the layers."""
+        return self.start.units
 
     def axis_of(self, labels: Labels) -> int:
         """The axis along which units lie."""
@@ -193,6 +197,11 @@ class Walk:
             held is known[name] or (held is not None and held.same_as(known[name]))
             for name, held in self.known.items()
         )
+
+    def end(self, outlets: Iterable[Outlet], title: str) -> None:
+        """Units of some outlets are absorbed by a node."""
+        for outlet in outlets:
+            self.ends.setdefault(outlet, []).append(title)
 
     def stop(self, outlets: Iterable[Outlet], reason: str, parts: int = 1) -> None:
         """Labels from some outlets can flow no further."""
