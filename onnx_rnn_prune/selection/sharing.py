@@ -25,7 +25,7 @@ from onnx_rnn_prune.selection.allocation import (
 )
 from onnx_rnn_prune.selection.profitability import filled, place
 from onnx_rnn_prune.selection.request import Request
-from onnx_rnn_prune.selection.space import QUICK, Aim, Counts, Space, Trial
+from onnx_rnn_prune.selection.space import QUICK, Counts, Space, Trial
 from onnx_rnn_prune.selection.strategies import sharing
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.traced_model import TracedModel
@@ -72,7 +72,7 @@ def _joint(evaluator: Evaluator, space: Space, progress: Progress) -> list[int]:
         error = evaluator.quick_error(choose(space.trace, space.scores, list(counts)))
         return Trial(counts, QUICK, error, error, 0.0, error, space.ms(counts), 0, 0, 0.0)
 
-    steps, number = sharing(space, Aim(None, space.fits)), 0
+    steps, number = sharing(space), 0
     asks = next(steps)
     try:
         while True:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.selection.allocation import ALLOCATORS, Urgency
@@ -103,18 +104,17 @@ def greedy(space: Space, aim: Aim) -> Strategy:
     yield from finals(space, aim, best)
 
 
-def sharing(space: Space, aim: Aim) -> Steps:
-    """The same with nothing but quick trials."""
-    return (yield from shared(space, aim, (yield from _curves(space))))
+def sharing(space: Space) -> Steps:
+    """The cut with the least error among those that fit, by quick trials alone."""
+    return (yield from shared(space, Aim(None, space.fits), (yield from _curves(space))))
 
 
 def shared(space: Space, aim: Aim, curves: Sequence[Curve]) -> Steps:
     """The best way to share a cut between groups, as quick trials tell."""
     rows = [
-        _row(space, allocator(space.trace, space.scores), by_time=False)
-        for allocator in ALLOCATORS.values()
+        _row(space, allocator(space.trace, space.scores), None) for allocator in ALLOCATORS.values()
     ]
-    rows.append(_row(space, by_slopes(curves), by_time=True))
+    rows.append(_row(space, by_slopes(curves), space.ms))
     if aim.most is None:
         asks = list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
         best = min((yield asks), key=aim.rank)
@@ -129,15 +129,14 @@ def shared(space: Space, aim: Aim, curves: Sequence[Curve]) -> Steps:
 
 def equal(space: Space, aim: Aim) -> Strategy:
     """The same share of each group: bisection, each cut recovered in full."""
-    row = _row(space, ALLOCATORS["uniform"](space.trace, space.scores), by_time=False)
+    row = _row(space, ALLOCATORS["uniform"](space.trace, space.scores), None)
     if aim.most is None:
         yield [Ask(row(math.inf), FULL)]
     else:
         yield from _bisected(space, aim, [row], FULL)
 
 
-def _row(space: Space, urgency: Callable[[int, int], float], by_time: bool) -> Row:
-    price = space.ms if by_time else None
+def _row(space: Space, urgency: Callable[[int, int], float], price: Price | None) -> Row:
     return lambda ms: space.within(ms, urgency, price)
 
 
