@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def replace_section(text: str, name: str, body: str) -> str:
 
 
 def write_section(name: str, body: str) -> None:
-    """Puts `body` into the page `tools/results/NAME.md`, between its markers.
+    """Puts `body` into the page `tools/results/NAME.md`, and says which code measured it.
 
     Raises:
         ValueError: the page is missing or lacks the markers.
@@ -40,4 +42,12 @@ def write_section(name: str, body: str) -> None:
         text = replace_section(path.read_text("utf-8"), name, body)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    path.write_text(text, "utf-8")
+    stamp = f", with the code of {_commit()}."
+    path.write_text(re.sub(r"(?m)^(Written by `[^`]+`).*$", rf"\g<1>{stamp}", text), "utf-8")
+
+
+def _commit() -> str:
+    """The commit that is checked out, and whether files were changed since."""
+    command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "no commit"
