@@ -10,10 +10,11 @@ from onnx import numpy_helper
 from onnx_rnn_prune import PruneError, apply, inspect, plan
 from onnx_rnn_prune.cost.cost import count_flops
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.report import inspect_table, to_json
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
-from onnx_rnn_prune.validate.timing import node_times
+from onnx_rnn_prune.validate.timing import node_times, timings
 
 LARGE, SMALL, WIDTH = 64, 8, 3
 STACKED = f"""
@@ -118,6 +119,33 @@ def test_a_layer_that_no_run_comes_by_has_no_time(yes):
     assert "no input runs" in layers[idle]["pinned"]
     both = inspect(model(BRANCHES), data=[{**FEED, "yes": np.array(y)} for y in (True, False)])
     assert all(layer["time_ms"] > 0 and layer["half"] for layer in both["layers"])
+
+
+def test_layers_among_many_small_nodes_get_their_share():
+    """Profiling takes longer than such nodes do."""
+    idle = " ".join(f"z{n + 1} = Neg (z{n})" for n in range(150))
+    layers = " ".join(
+        f"[l{n}] y{n} = GRU <hidden_size = {LARGE}> (x{n}, W, R) x{n + 1} = Squeeze (y{n}, one)"
+        for n in range(3)
+    )
+    outside = f"m (float[t, b, {LARGE}] z0) => (float[t, b, {LARGE}] NAME) {{ {idle} NODES }}"
+    models = [
+        model(outside.replace("NAME", name).replace("NODES", nodes.replace("x0", "z150")))
+        for name, nodes in (("x3", layers), ("z150", ""))
+    ]
+    rng, initializers = np.random.default_rng(0), models[0].graph.initializer
+    del initializers[:]
+    for name, width in (("W", LARGE), ("R", LARGE)):
+        value = rng.normal(size=(1, 3 * LARGE, width)).astype(np.float32)
+        initializers.append(numpy_helper.from_array(value, name))
+    initializers.append(numpy_helper.from_array(np.array([1]), "one"))
+    feed = {"z0": np.ones((2, 1, LARGE), np.float32)}
+    share = node_times(Document.read(models[0]), ["y0", "y1", "y2"], [feed], "m").share_of(
+        ["y0", "y1", "y2"]
+    )
+    _, without = timings(list(map(Runner, models)), feed, seconds=0.5)
+    truth = 1 - 1 / without.ratio
+    assert truth / 2 < share < min(2 * truth, 1)
 
 
 def test_all_turns_of_a_loop_count():

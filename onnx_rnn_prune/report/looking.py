@@ -124,7 +124,7 @@ def _timed(report: InspectReport) -> list[str]:
         recurrent = all(layer.op in RECURRENT for layer in report.layers)
         taken = f"{'all recurrent' if recurrent else 'these'} layers together take {percent(share)}"
         bound = 1 / max(1 - share, 0.01)
-        # To time nodes takes time, too: of short runs, layers seem to take less than they do.
+        # Both are measured, and in very short runs the share may come out too low.
         if bound < max((layer.half.speedup for layer in report.layers if layer.half), default=1.0):
             lines.append(f"{taken} of a run")
         else:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
@@ -25,8 +27,10 @@ from onnx_rnn_prune.validate.results import Called
 
 # Most feeds that are tried for one that comes by a node.
 _FEEDS = 8
-_ROUNDS = 20
+_ROUNDS = 100
 _SECONDS = 1.0
+# Nodes that do next to nothing, from which the time of a note is known.
+_IDLE = 64
 # Seconds in which the median ratio of two models of 10 us is known to 0.3 %.
 _LEAST = 0.1
 # About so many notes are read, each of which takes as long as many a node.
@@ -152,13 +156,11 @@ def _quartiles(times: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """What a node takes of the runs that come by it: one thread, the median over runs.
-
-    To take notes costs time, too: where a whole run takes microseconds, the share is a lower bound.
+    """What a node takes of the runs that come by it, on one thread.
 
     Attributes:
         ms: milliseconds of a run; of all turns where it is in a loop.
-        share: of the run's time.
+        share: of the time of a run in which nothing is profiled.
         feed: the number of the first feed whose run came by it.
     """
 
@@ -181,18 +183,19 @@ class Profile:
     runs: Sequence[tuple[float, Mapping[str, float]]]
 
     def share_of(self, keys: Iterable[str]) -> float:
-        """Of some nodes together, the median over runs that come by one; 0 where none does."""
+        """Of some nodes together, of the runs that come by one; 0 where none does."""
         wanted = set(keys)
         spent = [
             (sum(own for key, own in nodes.items() if key in wanted), whole)
             for whole, nodes in self.runs
             if not wanted.isdisjoint(nodes)
         ]
-        return statistics.median(_share(*each) for each in spent) if spent else 0.0
+        return _share(*map(_middle, zip(*spent, strict=True))) if spent else 0.0
 
 
 _MARK = re.compile(rf"{OWN}timed_\d+")
 _KERNEL = "_kernel_time"
+_RUN = "model_run"
 # Nodes brought to another layout are named anew, after the tensor that they make.
 _LAYOUT = re.compile(r"_nchwc(_token_\d+)?$")
 
@@ -255,6 +258,10 @@ def node_times(
 ) -> Profile:
     """Times nodes while the whole model runs, as onnxruntime rewrites it for users.
 
+    Taking notes takes time, many times as long as a small node. So each profiled run is followed by
+    one that is not, whose time is that of the run; and what a note adds to the time of its node is
+    known from nodes that do nothing.
+
     Args:
         document: the model; it is not changed.
         keys: of the nodes, see `walk.node_key`.
@@ -268,52 +275,101 @@ def node_times(
     nodes = nodes_by_key(marked.graph)
     found = _mark(nodes, keys)
     given = list(islice(feeds, _FEEDS))
+    rounds = min(_ROUNDS, max(_EVENTS // (len(nodes) * len(given)), 1))
+    whole, events = _profiled(marked, given, rounds, name)
+    runs = list(zip(whole, _by_run(events, found, _note_time()), strict=True))
+    return Profile(_averages(runs, len(given)), runs)
+
+
+def _profiled(
+    model: Document | onnx.ModelProto, feeds: Sequence[Feed], rounds: int, name: str
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Microseconds of runs without notes, and the notes of as many other runs, in order."""
+    times: list[float] = []
     with temporary_folder() as folder:
-        runner = Runner(marked, profile=Path(folder) / "times", name=name)
-        for feed in given:  # warms up; these runs are left out
-            runner(feed)
-        start, count = time.perf_counter(), 0
-        rounds = min(_ROUNDS, max(_EVENTS // (len(nodes) * len(given)), 1))
-        while count < rounds and (count == 0 or time.perf_counter() - start < _SECONDS):
-            for feed in given:
+        runner = Runner(model, profile=Path(folder) / "times", name=name)
+        plain = Runner(model, name=name)
+        for feed in feeds:  # warms up
+            runner(feed), plain(feed)
+        start = time.perf_counter()
+        while not times or (
+            len(times) < rounds * len(feeds) and time.perf_counter() - start < _SECONDS
+        ):
+            for feed in feeds:
                 runner(feed)
-            count += 1
+                begin = time.perf_counter()
+                plain(feed)
+                times.append((time.perf_counter() - begin) * 1e6)
         events = json.loads(runner.profiled().read_text("utf-8"))
-    runs = _by_run(events, found)[len(given) :]
-    return Profile(_medians(runs, len(given)), runs)
+    ends = [at for at, event in enumerate(events) if event.get("name") == _RUN]
+    return times, events[ends[len(feeds) - 1] + 1 :]
+
+
+def _note_time() -> float:
+    """Microseconds that a node seems to take longer because its time is noted."""
+    value = helper.make_tensor_value_info("0", TensorProto.FLOAT, ["n"])
+    chains = [
+        helper.make_model(
+            helper.make_graph(
+                [helper.make_node("Neg", [str(n)], [str(n + 1)]) for n in range(count)],
+                "idle",
+                [value],
+                [helper.make_tensor_value_info(str(count), TensorProto.FLOAT, ["n"])],
+            ),
+            opset_imports=[helper.make_opsetid("", 14)],
+            ir_version=8,
+        )
+        for count in (_IDLE, 1)
+    ]
+    feed = {"0": np.zeros(1, np.float32)}
+    whole, events = _profiled(chains[0], [feed], _ROUNDS, "nodes that do nothing")
+    single, _ = _profiled(chains[1], [feed], _ROUNDS, "nodes that do nothing")
+    noted = [float(event["dur"]) for event in events if str(event["name"]).endswith(_KERNEL)]
+    return max(_middle(noted) - (_middle(whole) - _middle(single)) / (_IDLE - 1), 0.0)
+
+
+def _middle(values: Iterable[float]) -> float:
+    """The mean of the middle half: notes are in whole microseconds, and some runs are disturbed."""
+    ordered = sorted(values)
+    rest = len(ordered) // 4
+    return statistics.fmean(ordered[rest : len(ordered) - rest])
 
 
 def _share(own: float, whole: float) -> float:
-    return own / max(whole, own, 1e-9)
+    return min(max(own, 0.0) / max(whole, 1e-9), 1.0)
 
 
 def _by_run(
-    events: Iterable[Mapping[str, Any]], marked: _Marked
-) -> list[tuple[float, dict[str, float]]]:
-    """For each run its microseconds, and those of the nodes that it came by, by key."""
-    runs: list[tuple[float, dict[str, float]]] = []
+    events: Iterable[Mapping[str, Any]], marked: _Marked, note: float
+) -> list[dict[str, float]]:
+    """For each run the microseconds of the nodes that it came by, by key.
+
+    Args:
+        note: microseconds of each that are spent on noting it.
+    """
+    runs: list[dict[str, float]] = []
     spent: dict[str, float] = {}
     for event in events:  # a run is noted when it ends, behind its nodes
-        duration = float(event.get("dur", 0))
-        if event.get("name") == "model_run":
-            runs.append((duration, spent))
+        if event.get("name") == _RUN:
+            runs.append(spent)
             spent = {}
         node = marked.key(event)
         if node is not None:
-            spent[node] = spent.get(node, 0.0) + duration
+            spent[node] = spent.get(node, 0.0) + float(event.get("dur", 0)) - note
     return runs
 
 
-def _medians(runs: Sequence[tuple[float, dict[str, float]]], feeds: int) -> dict[str, NodeTime]:
+def _averages(runs: Sequence[tuple[float, dict[str, float]]], feeds: int) -> dict[str, NodeTime]:
     found: dict[str, list[tuple[float, float, int]]] = {}
     for number, (whole, spent) in enumerate(runs):
         for key, own in spent.items():
-            found.setdefault(key, []).append((own, _share(own, whole), number % feeds))
+            found.setdefault(key, []).append((own, whole, number % feeds))
     return {
         key: NodeTime(
-            statistics.median(own for own, _, _ in times) / 1000.0,
-            statistics.median(share for _, share, _ in times),
+            max(own, 0.0) / 1000.0,
+            _share(own, _middle(whole for _, whole, _ in times)),
             min(feed for _, _, feed in times),
         )
         for key, times in found.items()
+        for own in [_middle(own for own, _, _ in times)]
     }
