@@ -29,6 +29,7 @@ from onnx_rnn_prune.passes.layout import (
     EinsumProducts,
     Freeze,
     ListBounds,
+    RealOperators,
     SortNodes,
     StateHiddenSize,
     TakeBranches,
@@ -239,6 +240,7 @@ def follow(
     document = rolling.document if rolling is not None else document
     ListBounds()(document)
     EinsumProducts()(document)
+    RealOperators()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     found = _wanted(document, layers)

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from onnx_rnn_prune.model.runner import Feed
 
@@ -115,6 +121,69 @@ def quantized(
             per_channel=per_channel,
             nodes_to_exclude=list(left),
         )
+        logging.disable(logging.NOTSET)
+        return onnx.load(result)
+
+
+CONVOLUTIONS = {"one axis": (3,), "pictures": (3, 3), "groups": (3, 3), "depthwise": (3, 3)}
+
+
+def convolutional(kind: str) -> onnx.ModelProto:
+    """Convolutions, a GRU over the last axis, and dense layers."""
+    rng, kernel = np.random.default_rng(0), CONVOLUTIONS[kind]
+    group = {"groups": 2, "depthwise": 12}.get(kind, 1)
+    shapes: dict[str, Any] = {"k1": (12, 4, *kernel), "b1": 12, "k2": (12, 12 // group, *kernel)}
+    shapes |= {"k3": (8, 12, *kernel), "b3": 8, "m": (8, 9), "mb": 9, "m2": (4, 9), "c2": 4}
+    shapes |= {"W": (1, 24, 8), "R": (1, 24, 8), "B": (1, 48)}
+    pads = [1] * 2 * len(kernel)
+    places = "T" if len(kernel) == 1 else "4, T"
+    mean = "Identity (k)" if len(kernel) == 1 else "ReduceMean <axes = [2], keepdims = 0> (k)"
+    model = onnx.parser.parse_model(
+        f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[B, 4, {places}] x) => (float[B, 4] out)
+        <int64[1] one = {{1}}> {{
+            c = Conv <pads = {pads}> (x, k1, b1)
+            d = Relu (c)
+            e = Conv <pads = {pads}, group = {group}> (d, k2)
+            f = Relu (e)
+            h = Conv <pads = {pads}> (f, k3, b3)
+            k = Relu (h)
+            flat = {mean}
+            t = Transpose <perm = [2, 0, 1]> (flat)
+            Y = GRU <hidden_size = 8> (t, W, R, B)
+            y = Squeeze (Y, one)
+            p = MatMul (y, m)
+            q = Add (p, mb)
+            r = Relu (q)
+            last = ReduceMean <axes = [0], keepdims = 0> (r)
+            out = Gemm <transB = 1> (last, m2, c2)
+        }}
+        """
+    )
+    for node in model.graph.node:
+        node.name = f"{node.output[0]}_node"
+    for name, shape in shapes.items():
+        value = rng.normal(0, 0.3, shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return model
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, feeds: list[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self._feeds, None)
+
+
+def statically(model: onnx.ModelProto, per_channel: bool = False) -> onnx.ModelProto:
+    """The model with QLinearConv and the like, as quantize_static writes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "quantized.onnx"
+        options = {"quant_format": QuantFormat.QOperator, "per_channel": per_channel}
+        logging.disable(logging.WARNING)
+        quantize_static(model, result, _Reader(feeds_of(model)), **options)
         logging.disable(logging.NOTSET)
         return onnx.load(result)
 

@@ -164,7 +164,7 @@ def _depthwise(graph: gs.Graph, find: Find) -> list[gs.Tensor]:
     return [
         node.inputs[1]
         for node in nodes
-        if node.op in ("Conv", "ConvTranspose")
+        if node.op in ("Conv", "ConvInteger", "ConvTranspose")
         and node.attrs.get("group", 1) > 1
         and (constant_shape(node.inputs[1]) or (0, 0))[1] == 1
     ]

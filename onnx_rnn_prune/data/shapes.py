@@ -287,12 +287,12 @@ _OF_RULES: Mapping[Rule | None, Equal] = {
     contracts.quantized_matmul: _product,
     contracts.gemm: _gemm,
     contracts.conv: _convolution,
+    contracts.integer_conv: _convolution,
     meets.meet: _broadcast,
     meets.normalize: _channels,
     moves.concat: _concatenated,
 }
 _OF_OPERATORS: Mapping[str, Equal] = {
-    "ConvInteger": _convolution,
     "ConvTranspose": _channels,
     "DynamicQuantizeLSTM": partial(_recurrent, features=1),
     "LayerNormalization": _broadcast,

@@ -19,10 +19,10 @@ from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.constants import constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
-from onnx_rnn_prune.model.integers import product_of, scaled, set_weight, weight_value
+from onnx_rnn_prune.model.integers import APART, product_of, scaled, set_weight, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.feed_forward import CONVOLUTIONS, all_layers
 from onnx_rnn_prune.operators.labels import NOBODY, Labels
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.walking import Binding
@@ -176,7 +176,7 @@ class ProductReader:
         bound = self.binding.bound
         lines = np.moveaxis(bound.labels, bound.axis, -1)
         lines = lines.reshape(-1, lines.shape[-1])
-        if self.op == "Conv":  # a line for each output, several in each group
+        if self.op in CONVOLUTIONS:  # a line for each output, several in each group
             line: Labels = lines[0 if len(lines) == 1 else self.part * (len(lines) // self.parts)]
             return np.repeat(line, self.kernel)
         line = lines[self.part if len(lines) > 1 else 0]
@@ -189,14 +189,14 @@ class ProductReader:
     def taps(self, lookup: Lookup) -> list[str]:
         node = self._node(lookup)
         names = [self.source(lookup)]
-        if self.op == "MatMulInteger":
+        if self.op in APART:
             names += [tensor.name for tensor in _meaning(node)]
         return names
 
     def signal(self, lookup: Lookup, taps: Taps) -> Array:
         node = self._node(lookup)
         value = taps[self._data(lookup).name]
-        if self.op == "MatMulInteger":
+        if self.op in APART:
             zero, scale = (taps[tensor.name] for tensor in _meaning(node))
             value = (value.astype(np.int32) - zero) * scale
         value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
@@ -206,7 +206,7 @@ class ProductReader:
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
             stacked = full.reshape(-1, int(np.prod(batch)), *value.shape[-2:])
             value = stacked[:, self.part]
-        if self.op == "Conv":
+        if self.op in CONVOLUTIONS:
             return self._sampled(node, np.split(value, self.parts, axis=-1)[self.part], lookup)
         return value.reshape(-1, value.shape[-1])
 
@@ -232,7 +232,9 @@ class ProductReader:
         rows = len(self.weight(lookup))
         if self.lane is None:
             return np.full(rows, NOBODY, dtype=np.int64)
-        own = self.lane if self.op != "Conv" else np.split(self.lane, self.parts)[self.part]
+        own = (
+            self.lane if self.op not in CONVOLUTIONS else np.split(self.lane, self.parts)[self.part]
+        )
         return np.repeat(own, rows // len(own))
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
@@ -248,8 +250,7 @@ class ProductReader:
         return lambda rows: np.asarray(weight[rows])
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
-        node, slot = self._node(lookup), self.binding.bound.slot
-        before = self._weight(lookup)
+        node, slot, before = self._node(lookup), self.binding.bound.slot, self._weight(lookup)
         axis, out = self._axis(lookup), self._out(lookup)
         stack = self._stack(lookup).copy()
         stack[self.part][np.ix_(*place)] = weight
@@ -289,7 +290,7 @@ class ProductReader:
     def _out(self, lookup: Lookup) -> int:
         """The axis of the weight that becomes the output's."""
         rank = self._weight(lookup).ndim
-        if self.op in ("Conv", "ConvTranspose"):
+        if self.op.startswith("Conv"):
             return 1 - self._axis(lookup)
         return 2 * rank - 3 - self._axis(lookup)
 
@@ -326,12 +327,12 @@ def joint_taps(node: gs.Node, shape: Sequence[int]) -> int:
     """
     fixed = node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
     taps = math.prod(shape[2:])
-    return taps if node.op == "Conv" and fixed and shape[1] * taps <= _JOINT else 1
+    return taps if node.op in CONVOLUTIONS and fixed and shape[1] * taps <= _JOINT else 1
 
 
 def groups_of(node: gs.Node) -> int:
     """Into how many groups a convolution divides its channels."""
-    return int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+    return int(node.attrs.get("group", 1)) if node.op in CONVOLUTIONS else 1
 
 
 def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
@@ -343,7 +344,7 @@ def _meaning(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
 
 
 def _data_axis(node: gs.Node, slot: int | None) -> int:
-    if node.op in ("Conv", "ConvTranspose"):
+    if node.op.startswith("Conv"):
         return 1
     if node.op == "Gemm":
         return 0 if node.attrs.get("transA", 0) else 1
@@ -378,13 +379,17 @@ def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Arr
     follower = product.outputs[0].outputs[0]
     present = require_constant(follower.inputs[slot], graph.opset)
     weight = require_constant(node.inputs[reader.binding.bound.slot], graph.opset)
-    value = np.zeros(bias_shape(weight, reader.binding.bound.slot), bias.dtype)
+    value = np.zeros(bias_shape(node, weight, reader.binding.bound.slot), bias.dtype)
+    if node.op in CONVOLUTIONS:  # taps that are outputs add up, see `_add_to_conv`
+        bias = bias.reshape(len(value) // reader.parts, -1).sum(axis=1)
     value.reshape(-1, len(bias))[reader.part] = bias
     replace_constant(graph, follower, slot, _like(present + value, bias))
 
 
-def bias_shape(weight: Array, slot: int) -> tuple[int, ...]:
-    """The shape of what is added behind a MatMul to each output of each matrix of a stack."""
+def bias_shape(node: gs.Node, weight: Array, slot: int) -> tuple[int, ...]:
+    """The shape of what is added behind a product to each output of each matrix of a stack."""
+    if node.op in CONVOLUTIONS:
+        return (len(weight), *[1] * (weight.ndim - 2))
     if slot == 0:  # W x: outputs lie on the rows
         return (*weight.shape[:-1], 1)
     batch = weight.shape[:-2]
@@ -436,6 +441,6 @@ _BIAS: dict[str, Callable[[gs.Graph, ProductReader, gs.Node, Array], None]] = {
     "Gemm": _add_to_gemm,
     "Conv": _add_to_conv,
     "ConvTranspose": _add_to_conv,
-    "MatMulInteger": _add_behind,
+    **dict.fromkeys(APART, _add_behind),
     "DynamicQuantizeMatMul": _add_to_last,
 }

@@ -49,7 +49,10 @@ _LAYOUTS: dict[tuple[str, int], _IntegerLayout] = {
     ("DynamicQuantizeLSTM", 2): _IntegerLayout(10, 11, (0, 2)),
     ("DynamicQuantizeMatMul", 1): _IntegerLayout(2, 3, (-1,)),
     ("MatMulInteger", 1): _IntegerLayout(None, 3, (-1,)),
+    ("ConvInteger", 1): _IntegerLayout(None, 3, (0,)),
 }
+APART = tuple(op for (op, _), layout in _LAYOUTS.items() if layout.scale is None)
+"""Products that put out integers: apart from them, behind, these become real numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +133,8 @@ def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers 
         zero = require_constant(node.inputs[layout.zero], opset)
     holder, position = _scale_place(node, layout)
     scale = require_constant(holder.inputs[position], opset)
+    if node.op == "ConvInteger":  # it is laid out for what it multiplies, the product
+        scale = scale.reshape(-1) if scale.size > 1 else scale.reshape(())
     return Integers(
         values, _aligned(scale, layout.axes, values.ndim), _aligned(zero, layout.axes, values.ndim)
     )
@@ -207,8 +212,8 @@ def own_dequantize(graph: gs.Graph, places: Sequence[tuple[gs.Node, int]]) -> gs
 
 
 def sums_integers(graph: gs.Graph) -> bool:
-    """Whether some node sums up products of integers."""
-    known = {op for op, _ in _LAYOUTS}
+    """Whether some node sums up products of integers, or rounds what it reads to such."""
+    known = {op for op, _ in _LAYOUTS} | {"QuantizeLinear"}
     return any(node.op in known for node in all_nodes(graph))
 
 
@@ -237,7 +242,7 @@ def hold_unsigned(graph: gs.Graph) -> None:
                 continue
             given = layout.zero < len(node.inputs) and bool(node.inputs[layout.zero].name)
             tensor = node.inputs[layout.zero] if given else None
-            lanes = weight.shape[:1] if 0 in layout.axes else ()
+            lanes = weight.shape[:1] if len(layout.axes) > 1 else ()
             zero = np.zeros(lanes, np.int8) if tensor is None else constant_value(tensor)
             if zero is not None:
                 set_input(node, slot, unsigned(node.inputs[slot], weight))
@@ -245,7 +250,7 @@ def hold_unsigned(graph: gs.Graph) -> None:
 
 
 def scaled(node: gs.Node) -> Scaled | None:
-    """How the product of a MatMulInteger becomes real, or None where that is in another form."""
+    """How a product of integers becomes real, or None where that is in another form."""
     cast = _only_reader(node.outputs[0])
     product = None if cast is None or cast.op != "Cast" else _only_reader(cast.outputs[0])
     if cast is None or product is None or product.op != "Mul":
@@ -265,7 +270,7 @@ def scaled(node: gs.Node) -> Scaled | None:
 
 def product_of(node: gs.Node) -> gs.Node:
     """The node that puts out the real product of a node's data and weight."""
-    if node.op != "MatMulInteger":
+    if node.op not in APART:
         return node
     found = scaled(node)
     assert found is not None, "the trace follows units to no other form"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_rnn_prune.model.integers import scaled
+from onnx_rnn_prune.model.integers import APART, scaled
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.base import Bound, Flow, Step, Stop
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
@@ -16,6 +16,7 @@ _STATES = {
     cell.op: [slot for slot, name in enumerate(cell.inputs) if name.startswith("initial_")]
     for cell in CELLS
 }
+_ZERO = 3  # where all products of integers have the zero point of the weight
 _TWO_ACTIVATIONS = "is multiplied with another activation"
 
 
@@ -77,16 +78,21 @@ def gemm(step: Step) -> Flow | Stop:
 
 def conv(step: Step) -> Flow | Stop:
     """A convolution whose input channels are units; one that is depthwise passes them on."""
+    if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
+        return Stop(f"is read by a {step.node.op} whose bias is computed")
+    return _conv(step, 2)
+
+
+def _conv(step: Step, made: int) -> Flow | Stop:
+    """A convolution; the input `made` has an entry for each channel that comes out, or one."""
     labels, weight, op = step.labels[0], step.constants[1], step.node.op
     if labels is None or weight is None:
         return Stop(_TWO_ACTIVATIONS)
-    if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
-        return Stop(f"is read by a {op} whose bias is computed")
     reduced, groups = squeeze_to(labels, (1,)), int(step.node.attrs.get("group", 1))
     if reduced is None or (groups > 1 and op == "ConvTranspose" and groups != labels.shape[1]):
         return Stop(f"its units do not lie on the input channels of one group of {op}")
     if groups > 1 and groups == labels.shape[1]:
-        return _depthwise(step, reduced.reshape(-1), weight)
+        return _depthwise(step, reduced.reshape(-1), weight, made)
     if groups > 1:  # each group of outputs reads channels of its own
         lines = np.repeat(reduced.reshape(groups, -1), len(weight) // groups, axis=0)
         lines = lines.reshape(*lines.shape, *[1] * (weight.ndim - 2))
@@ -96,7 +102,7 @@ def conv(step: Step) -> Flow | Stop:
     return Flow({}, (Bound(1, axis - weight.ndim, reduced.reshape(sizes), reads=0),))
 
 
-def _depthwise(step: Step, line: Labels, weight: Array) -> Flow | Stop:
+def _depthwise(step: Step, line: Labels, weight: Array, slot: int) -> Flow | Stop:
     """Each channel by itself: what comes of a unit, one channel or several, is the unit's."""
     result, transposed = step.results[0], step.node.op == "ConvTranspose"
     if result is None:
@@ -107,8 +113,9 @@ def _depthwise(step: Step, line: Labels, weight: Array) -> Flow | Stop:
     # Kernels are [M, 1, ...], those of a transposed convolution [C, M / C, ...].
     kernels = (line if transposed else made).reshape(-1, 1, *places)
     bound = [Bound(1, -weight.ndim, kernels)]
-    if len(step.constants) > 2 and step.constants[2] is not None:
-        bound.append(Bound(2, -1, made))
+    given = step.constants[slot] if slot < len(step.constants) else None
+    if given is not None and given.size == made.size:
+        bound.append(Bound(slot, -1, made))
     return Flow({0: labels}, tuple(bound))
 
 
@@ -143,14 +150,25 @@ def quantized_recurrent(step: Step) -> Flow | Stop:
 
 def integer_matmul(step: Step) -> Flow | Stop:
     """A product of integers with units on the columns of the data."""
+    return _of_integers(step) or matmul(step)
+
+
+def integer_conv(step: Step) -> Flow | Stop:
+    """A convolution of integers."""
+    return _of_integers(step) or _conv(step, _ZERO)
+
+
+def _of_integers(step: Step) -> Stop | None:
+    """Why units are not followed into a product of integers, if so."""
+    op = step.node.op
     if step.labelled != [0]:
-        return Stop(f"feeds a parameter of {step.node.op}")
-    if step.node.op == "MatMulInteger" and scaled(step.node) is None:
-        return Stop("is read by a MatMulInteger whose scales are not where they are looked for")
-    zero = 3  # of both operators
-    if len(step.constants) > zero and step.node.inputs[zero].name and step.constants[zero] is None:
-        return Stop(f"is read by a {step.node.op} whose zero point is computed")
-    return matmul(step)
+        return Stop(f"feeds a parameter of {op}")
+    if op in APART and scaled(step.node) is None:
+        return Stop(f"is read by a {op} whose scales are not where they are looked for")
+    given = len(step.constants) > _ZERO and bool(step.node.inputs[_ZERO].name)
+    if given and step.constants[_ZERO] is None:
+        return Stop(f"is read by a {op} whose zero point is computed")
+    return None
 
 
 def quantized_matmul(step: Step) -> Flow | Stop:

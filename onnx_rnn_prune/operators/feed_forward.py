@@ -7,6 +7,7 @@
 | Conv | channels, a lane of them for each group | kernels; a bias that is constant |
 | ConvTranspose | channels | kernels of one group; a bias that is constant |
 | MatMulInteger | columns of x W | one matrix in integers, of one scale behind the product |
+| ConvInteger | channels, as of Conv | kernels in integers, of one scale behind the product |
 | DynamicQuantizeMatMul | columns of x W | one matrix in integers; a bias that is constant |
 """
 
@@ -22,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, is_float
 from onnx_rnn_prune.model.edit import CARRIED, OWN
-from onnx_rnn_prune.model.integers import MICROSOFT, scaled
+from onnx_rnn_prune.model.integers import APART, MICROSOFT, scaled
 from onnx_rnn_prune.operators.layers import Cell, Layer, named_nodes
 from onnx_rnn_prune.operators.recurrent import find_layers
 
@@ -62,12 +63,15 @@ _GEMM_TURNED = _cell("Gemm", units=0, features=1, place=1)
 _CONV = _cell("Conv", units=0, features=1, place=1)
 _CONV_TRANSPOSE = _cell("ConvTranspose", units=1, features=0, place=1)
 _ZERO = ("W_zero_point",)
-_INTEGER = replace(
-    _COLUMNS,
-    op="MatMulInteger",
-    inputs=("X", "W", "X_zero_point", *_ZERO),
-    unit_axes={**_COLUMNS.unit_axes, **dict.fromkeys(_ZERO, ((-1, 1),))},
-    scales=_ZERO,
+_INTEGER, _CONV_INTEGER = (
+    replace(
+        row,
+        op=f"{row.op}Integer",
+        inputs=("X", "W", "X_zero_point", *_ZERO),
+        unit_axes={"W": row.unit_axes["W"], **dict.fromkeys(_ZERO, ((-1, 1),))},
+        scales=_ZERO,
+    )
+    for row in (_COLUMNS, _CONV)
 )
 _SCALES = ("W_scale", *_ZERO)
 _QUANTIZED = replace(
@@ -119,7 +123,7 @@ def _cell_of(node: gs.Node) -> Cell | None:
         return None  # what is depthwise passes units on
     if row.scales:
         given = [tensor for tensor in node.inputs[2:] if tensor.name]
-        apart = node.op == "MatMulInteger"
+        apart = node.op in APART
         known = all(constant_shape(tensor) is not None for tensor in given[apart:])
         return row if known and (not apart or scaled(node) is not None) else None
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
@@ -130,8 +134,14 @@ def _cell_of(node: gs.Node) -> Cell | None:
     return cell
 
 
-_OF = {cell.op: cell for cell in (_COLUMNS, _GEMM, _CONV, _CONV_TRANSPOSE, _INTEGER, _QUANTIZED)}
+_ROWS_OF_OPERATORS = (
+    *(_COLUMNS, _GEMM, _CONV, _CONV_TRANSPOSE),
+    *(_INTEGER, _CONV_INTEGER, _QUANTIZED),
+)
+_OF = {cell.op: cell for cell in _ROWS_OF_OPERATORS}
 FEED_FORWARD = tuple(_OF)
+CONVOLUTIONS = (_CONV.op, _CONV_INTEGER.op)
+"""Those whose units lie on the first axis of the weight, in groups."""
 
 
 def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:

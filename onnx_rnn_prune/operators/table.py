@@ -55,6 +55,7 @@ _FAMILIES: list[tuple[Operator, str]] = [
     (Operator(quantizes.quantize, "each"), "DynamicQuantizeLinear"),
     (Operator(quantizes.in_steps, "each"), "QuantizeLinear DequantizeLinear"),
     (Operator(contracts.integer_matmul), "MatMulInteger"),
+    (Operator(contracts.integer_conv, resize=resize_groups), "ConvInteger"),
     (Operator(contracts.quantized_matmul, domain=MICROSOFT), "DynamicQuantizeMatMul"),
     (
         Operator(reduces.reduce, "each"),

@@ -26,7 +26,7 @@ from onnx_rnn_prune.model.edit import (
     remove_node,
     set_input,
 )
-from onnx_rnn_prune.model.integers import product_of, weight_value
+from onnx_rnn_prune.model.integers import APART, product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, place_of, places
 from onnx_rnn_prune.operators.feed_forward import all_layers
@@ -154,7 +154,7 @@ class Widen:
                 else:  # before all that may read it, branches included
                     home.nodes.insert(0, node)
             product = next(node for node in made if node.op == "MatMul")
-            add_zero(graph, product, bias_shape(matrices, 1), shared[key].values)
+            add_zero(graph, product, bias_shape(product, matrices, 1), shared[key].values)
             total = product.outputs[0].outputs[0]
             total.inputs[1] = biases.setdefault(id(shared[key]), total.inputs[1])
         return bool(readers)
@@ -332,7 +332,7 @@ def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[O
         matrix = _identity(graph, layer, f"{label}_weight")
         made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[result])
         insert_node(graph, made, after=layer.node)
-        add_zero(graph, made, bias_shape(matrix.values, 1), matrix.values)
+        add_zero(graph, made, bias_shape(made, matrix.values, 1), matrix.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,8 +363,8 @@ class AddBiasSlots:
             if bound.reads is None or constant_value(node.inputs[bound.slot]) is None:
                 continue
             weight = weight_value(node, bound.slot, document.graph.opset)
-            if node.op in ("MatMul", "MatMulInteger"):
-                shape = bias_shape(weight, bound.slot)
+            if node.op in ("MatMul", *APART):
+                shape = bias_shape(node, weight, bound.slot)
                 changed |= add_zero(document.graph, product_of(node), shape, weight)
             elif node.op == "Gemm" and not has_bias_input(node, 2):
                 _add_to_gemm(document.graph, node, weight)

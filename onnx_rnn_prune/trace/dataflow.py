@@ -28,6 +28,7 @@ PRODUCTS: tuple[Rule, ...] = (
     contracts.gemm,
     contracts.conv,
     contracts.integer_matmul,
+    contracts.integer_conv,
     contracts.quantized_matmul,
 )
 # Of what others read, only the first input goes on.
@@ -278,7 +279,7 @@ def _products(nodes: Iterable[gs.Node], weight_of: _Weights) -> dict[Vertex, Pro
 
 def _summed(node: gs.Node, slot: int, rank: int) -> int:
     """The axis of a weight along which a product sums."""
-    if node.op == "Conv":
+    if node.op in ("Conv", "ConvInteger"):
         return 1
     axis = rank - 1 if slot == 0 else rank - 2
     turned = node.op == "Gemm" and node.attrs.get("transB" if slot else "transA", 0)

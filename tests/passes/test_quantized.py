@@ -1,5 +1,7 @@
 """Layers and readers whose weights are held in 8 bits."""
 
+import random
+
 import numpy as np
 import onnx
 import pytest
@@ -9,14 +11,21 @@ from onnx_rnn_prune import prune
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import Integers, hold_unsigned
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.opened_model import follow
+from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.traced_model import trace_model
+from oracle.check import Case, check_case, draw_mask
 from quantized import (
+    CONVOLUTIONS,
     SIGNED,
     UNSIGNED,
     behind_dequantize,
+    convolutional,
     feeds_of,
     in_7_bits,
     quantized,
     real_model,
+    statically,
     step_by_step,
     weights_of,
 )
@@ -187,6 +196,60 @@ def test_unsigned_weights_mean_the_same(make, per_channel):
     assert onnx.TensorProto.INT8 not in held
     for feed in feeds_of(model):
         outs = [Runner(each, optimize=False)(feed)["out"] for each in (model, document)]
+        assert np.array_equal(*outs)
+
+
+FORMS = {
+    "dynamic": lambda model: quantized(model, kind=UNSIGNED),
+    "static": statically,
+    "static per channel": lambda model: statically(model, per_channel=True),
+}
+
+
+def integer_convolutions(form, kind):
+    model = FORMS[form](convolutional(kind))
+    ops = {node.op_type for node in model.graph.node}
+    assert ops & {"ConvInteger", "QLinearConv"} and "Conv" not in ops
+    return model, feeds_of(model)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_zero_is_shrink_for_convolutions_of_integers(kind, form):
+    model, feeds = integer_convolutions(form, kind)
+    opened = follow(model, "the model", layers=("all",))
+    traced = trace_model(opened, [layer.name for layer in opened.layers], feeds[:1])
+    for seed in range(5):
+        mask = draw_mask(traced.trace, random.Random(seed))
+        plan = Plan.from_mask("", traced.trace, mask)
+        check_case(Case(model, traced, plan, feeds))
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("one axis", "dynamic"), ("groups", "dynamic"), ("one axis", "static per channel")],
+)
+def test_convolutions_of_integers_shrink(kind, form):
+    """What is written is as wide as it was, and recovery makes it better."""
+    model, feeds = integer_convolutions(form, kind)
+    options = {"layers": "all", "data": feeds, "budget": "bytes=100%"}
+    plain, fitted = (prune(model, keep=0.5, recover=r, **options) for r in ("none", "lstsq"))
+    kept = [row["hidden_after"] for row in fitted.report["layers"]]
+    assert kept == [6, 6, 4, 4, 4, 4]
+    drifts = [each.report["drift"]["out"]["nrmse"] for each in (fitted, plain)]
+    assert drifts[0] < 0.9 * drifts[1]
+    kernels = [v for v in weights_of(fitted.model).values() if v.ndim > 2 and v.itemsize == 1]
+    assert sorted(len(kernel) for kernel in kernels) == [4, 6, 6]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_operators_of_integers_in_real_form_compute_the_same(per_channel):
+    """To the last bit, since onnxruntime runs the same kernels."""
+    model = statically(convolutional("pictures"), per_channel)
+    document = follow(model, "the model", layers=("all",)).document
+    assert not any(node.op.startswith("QLinear") for node in document.graph.nodes)
+    for feed in feeds_of(model):
+        outs = [Runner(each)(feed)["out"] for each in (model, document)]
         assert np.array_equal(*outs)
 
 
