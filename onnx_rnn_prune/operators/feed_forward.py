@@ -25,7 +25,7 @@ from onnx_rnn_prune.model.constants import constant_shape, is_float
 from onnx_rnn_prune.model.edit import CARRIED, OWN
 from onnx_rnn_prune.model.integers import APART, MICROSOFT, scaled
 from onnx_rnn_prune.operators.layers import Cell, Layer, named_nodes
-from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.operators.recurrent import RECURRENT, recurrent_cell, view
 
 
 def _cell(op: str, units: int, features: int, place: int, first: bool = False) -> Cell:
@@ -86,20 +86,25 @@ _QUANTIZED = replace(
 
 def all_layers(graph: gs.Graph) -> list[Layer]:
     """The layers of a graph and its bodies, in its order: recurrent and feed-forward ones."""
-    recurrent = {layer.key: layer for layer in find_layers(graph)}
     found = []
-    for node, name, scope in named_nodes(graph, lambda node: bool(node.outputs)):
+    for node, name, scope in named_nodes(graph, _may_be_one):
+        recurrent = recurrent_cell(node)
+        if recurrent is not None:
+            layer = view(node, recurrent, name, scope)
+            found += [layer] if layer is not None else []
+            continue
         cell = _cell_of(node)
         if cell is None:
-            known = recurrent.get(next((t.name for t in node.outputs if t.name), ""))
-            found += [known] if known is not None and known.node is node else []
             continue
         shape = constant_shape(node.inputs[cell.inputs.index("W")]) or ()
         units = shape[cell.unit_axes["W"][0][0]]
         groups = int(node.attrs.get("group", 1))
-        layer = Layer(node, cell, name, 1, units, groups * shape[cell.features], scope)
-        found.append(layer)
+        found.append(Layer(node, cell, name, 1, units, groups * shape[cell.features], scope))
     return found
+
+
+def _may_be_one(node: gs.Node) -> bool:
+    return node.op in _OPERATORS and len(node.outputs) > 0
 
 
 def _cell_of(node: gs.Node) -> Cell | None:
@@ -142,6 +147,7 @@ _OF = {cell.op: cell for cell in _ROWS_OF_OPERATORS}
 FEED_FORWARD = tuple(_OF)
 CONVOLUTIONS = (_CONV.op, _CONV_INTEGER.op)
 """Those whose units lie on the first axis of the weight, in groups."""
+_OPERATORS = RECURRENT | _OF.keys()
 
 
 def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:

@@ -271,8 +271,11 @@ def named_nodes(
     graph: gs.Graph, wanted: Callable[[gs.Node], bool]
 ) -> Iterator[tuple[gs.Node, str, str]]:
     """Some nodes of a graph and its bodies, with the names by which users know them, and scopes."""
-    nodes = [node for node in all_nodes(graph) if wanted(node)]
-    names = Counter(node.name for node in all_nodes(graph))
+    every = list(all_nodes(graph))
+    nodes = [node for node in every if wanted(node)]
+    if not nodes:
+        return
+    names = Counter(node.name for node in every)
     homes = [(place.scope, place.graph.nodes) for place in places(graph)]
     scopes = {id(node): scope for scope, inside in homes for node in inside}
     for node in nodes:

@@ -86,35 +86,40 @@ def find_layers(graph: gs.Graph) -> list[Layer]:
     Those whose parameters are constants; and whose weights are of the specified shapes, which is so
     in a model that runs.
     """
-    computed = computed_parameters(graph)
-    views = (_view(*found) for found in recurrent_nodes(graph) if found[2] not in computed)
+    views = (view(*found) for found in recurrent_nodes(graph))
     return [layer for layer in views if layer is not None]
 
 
 def computed_parameters(graph: gs.Graph) -> dict[str, str]:
     """Recurrent nodes with a parameter that is known only while the model runs: by name, which."""
-    found: dict[str, str] = {}
-    for node, cell, name, _ in recurrent_nodes(graph):
-        for slot, letter in enumerate(cell.inputs):
-            given = slot < len(node.inputs) and node.inputs[slot].name
-            if letter in cell.parameters and given and constant_shape(node.inputs[slot]) is None:
-                found.setdefault(name, letter)
-    return found
+    found = ((name, _computed(node, cell)) for node, cell, name, _ in recurrent_nodes(graph))
+    return {name: letter for name, letter in found if letter is not None}
+
+
+def _computed(node: gs.Node, cell: Cell) -> str | None:
+    for letter, tensor in zip(cell.inputs, node.inputs, strict=False):
+        if letter in cell.parameters and tensor.name and constant_shape(tensor) is None:
+            return letter
+    return None
 
 
 def recurrent_nodes(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
     """Recurrent nodes with their cells, the names by which users know them, and scopes."""
-    for node, name, scope in named_nodes(graph, lambda node: _cell_of(node) is not None):
-        cell = _cell_of(node)
+    for node, name, scope in named_nodes(graph, lambda node: recurrent_cell(node) is not None):
+        cell = recurrent_cell(node)
         assert cell is not None
         yield node, cell, name, scope
 
 
-def _cell_of(node: gs.Node) -> Cell | None:
+def recurrent_cell(node: gs.Node) -> Cell | None:
+    """The row of a recurrent operator; None for others."""
     return _BY_OPERATOR.get((node.domain or "", node.op))
 
 
-def _view(node: gs.Node, cell: Cell, name: str, scope: str) -> Layer | None:
+def view(node: gs.Node, cell: Cell, name: str, scope: str) -> Layer | None:
+    """The layer that a recurrent node is; None where its parameters are no constants that fit."""
+    if _computed(node, cell) is not None:
+        return None
     weight, recurrence = weight_shapes(node, cell)
     gates = len(cell.gates)
     directions, rows, hidden = recurrence if len(recurrence) == 3 else (0, 0, 0)
