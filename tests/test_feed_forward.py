@@ -233,6 +233,7 @@ WITH_CHANNELS = [
     pytest.param(SHUFFLE, 4, id="channels that are shuffled go in all groups at once"),
     pytest.param("e = Sqrt (b)", 4, id="roots"),
     pytest.param("e = GroupNormalization <num_groups = 8> (b, s, s)", 4, id="each alone"),
+    pytest.param("e = GroupNormalization <num_groups = 4> (b, s, s)", 4, id="groups go whole"),
     pytest.param("e = GroupNormalization <num_groups = 2> (b, s, s)", 8, id="groups stay"),
 ]
 

@@ -49,7 +49,9 @@ def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
         fixed, factors = _inputs(trace, layer.key, layer.input_size)
         group = group_of[layer.name]
         return lambda counts: stopwatch(
-            layer.name, counts[group], round(fixed + factors @ np.asarray(counts))
+            layer.name,
+            counts[group] * trace.groups[group].each,
+            round(fixed + factors @ np.asarray(counts)),
         )
 
     return {layer.name: price_of_layer(layer) for layer in layers}

@@ -44,9 +44,10 @@ def meet(step: Step) -> Flow | Stop:
 
 
 def normalize(step: Step) -> Flow | Stop:
-    """Normalization by channel: with given means and variances, or with those of each channel.
+    """Normalization by channel: with given means and variances, or with those of each or a group.
 
-    A scale and a shift per channel come first, of BatchNormalization a mean and a variance follow.
+    A scale and a shift per channel, or group, come first, of BatchNormalization a mean and a
+    variance follow.
     """
     op, labels = step.node.op, step.labels[0]
     reduced = None if labels is None else squeeze_to(labels, (1,))
@@ -54,11 +55,19 @@ def normalize(step: Step) -> Flow | Stop:
         return Stop(f"its units do not lie on the channels of {op}")
     if any(value is None for value in step.constants[1:]):
         return Stop(f"meets another activation in {op}")
-    if step.node.attrs.get("num_groups", reduced.size) != reduced.size:
-        return Stop(f"is normalized together with other units by {op}")
     lane = reduced.reshape(-1)
-    slots = range(1, len(step.constants))
-    return Flow({0: labels}, tuple(Bound(n, -1, lane, 1.0 if n == 4 else 0.0) for n in slots))
+    groups = lane.reshape(int(step.node.attrs.get("num_groups", lane.size)), -1)
+    first = groups[:, :1]
+    if np.any((groups < 0) != (first < 0)):
+        return Stop(f"is normalized together with what is no unit by {op}")
+    # Means are of all that is in a group, so that only whole groups go.
+    same = ((groups, np.broadcast_to(first, groups.shape)),) if groups.shape[1] > 1 else ()
+    bound = tuple(
+        Bound(n, -1, lane if value.size == lane.size else first[:, 0], 1.0 if n == 4 else 0.0)
+        for n, value in enumerate(step.constants)
+        if n > 0 and value is not None
+    )
+    return Flow({0: labels}, bound, same)
 
 
 def _hazard(step: Step) -> str:

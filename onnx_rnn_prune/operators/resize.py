@@ -195,10 +195,10 @@ def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.in
 
 
 def resize_groups(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """As many groups of a depthwise convolution as channels; or as are normalized alone."""
+    """As many groups of a depthwise convolution as channels, or of a normalization as are left."""
     new, old = cuts[node.inputs[0].name].ratio
     if "num_groups" in node.attrs:
-        node.attrs["num_groups"] = new
+        node.attrs["num_groups"] = int(node.attrs["num_groups"]) * new // old
     if int(node.attrs.get("group", 1)) == old > 1:
         node.attrs["group"] = new
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -41,8 +42,13 @@ class Allocation:
 
     def floor(self, group: Group) -> int:
         """The fewest units that a group may keep."""
-        wanted = -(-max(self.min_units, 1) // self.align) * self.align
-        return min(wanted, group.size)
+        step = self.steps(group)
+        atoms = -(-max(self.min_units, 1) // group.each)
+        return min(-(-atoms // step) * step, group.size)
+
+    def steps(self, group: Group, least: int = 1) -> int:
+        """How many atoms of a group come to a number of units that is allowed."""
+        return math.lcm(self.align, least, group.each) // group.each
 
     def whole(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
         """The groups that keep all because of these bounds."""
@@ -60,7 +66,8 @@ class Allocation:
 
     def step(self, group: Group, kept: int) -> int:
         """The next number of units above `kept`."""
-        return min(kept - kept % self.align + self.align, group.size)
+        step = self.steps(group)
+        return min(kept - kept % step + step, group.size)
 
     def share(
         self, groups: tuple[Group, ...], fits: Fits, urgency: Urgency, price: Price | None = None
@@ -179,7 +186,7 @@ def _curve(group: Group, scores: Matrix) -> Matrix:
 def _wanted(keep: Keep, group: Group, lanes: int) -> int:
     """Units of each lane; users count all that lie behind one another."""
     if keep.units is not None:
-        return min(max(keep.units // lanes, 1), group.size)
+        return min(max(keep.units // (lanes * group.each), 1), group.size)
     assert keep.share is not None
     return max(1, round(keep.share * group.size))
 

@@ -133,8 +133,8 @@ class Space:
         """Real numbers as the nearest numbers of units that are allowed."""
         found = []
         for number, (group, count) in enumerate(zip(self.groups, counts, strict=True)):
-            eight = number in self.eights and group.size >= _MANY
-            step = math.lcm(self.bounds.align, 8 if eight else 1)
+            eight = number in self.eights and group.size * group.each >= _MANY
+            step = self.bounds.steps(group, 8 if eight else 1)
             near = round(count / step) * step
             found.append(min(max(near, self.bounds.floor(group)), group.size))
         return self.profitable(tuple(found))

@@ -164,7 +164,7 @@ def _divided(layers: tuple[Layer, ...], parts: Mapping[str, int]) -> tuple[Layer
 
 
 def _stop_uneven(walk: Walk, classes: list[np.ndarray]) -> None:
-    uneven = uneven_lanes(walk.units, classes)
+    uneven = uneven_lanes(walk.units, classes, walk.ties)
     for left, right, came, title in walk.meetings:
         met = np.concatenate([left[left >= 0], right[right >= 0]])
         if uneven.intersection(walk.units.lane_of[met].tolist()):

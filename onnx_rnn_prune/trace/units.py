@@ -51,16 +51,18 @@ class Group:
 
     Attributes:
         layers: the layers in it.
-        atoms: per set of lanes that meet, an array [H, lanes]: each row is one atom, the units
-            that live or die together, one of each lane.
+        atoms: per set of lanes that meet, an array [H / each, lanes * each]: each row is one atom,
+            the units that live or die together.
+        each: how many units of each lane an atom takes.
     """
 
     layers: tuple[str, ...]
     atoms: tuple[Ids, ...]
+    each: int = 1
 
     @property
     def size(self) -> int:
-        """H, equal in all its lanes."""
+        """How many atoms may stay: H / each, equal in all its lanes."""
         return len(self.atoms[0])
 
 
@@ -94,20 +96,27 @@ class Partition:
         return np.split(order.astype(np.int64), cuts) if len(order) else []
 
 
-def uneven_lanes(units: Units, atoms: Sequence[Ids]) -> set[int]:
-    """Lanes whose atoms do not take one unit of each lane that they meet.
+def uneven_lanes(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids] = ()) -> set[int]:
+    """Lanes whose atoms do not all take equally many units of each lane that they meet.
 
-    Such lanes cannot keep equally many units under every choice of atoms.
+    Such lanes cannot keep equally many units under every choice of atoms; nor can those that are
+    tied to lanes of which atoms take another number, as those of one layer are.
     """
     lanes = Partition(int(units.lane_of.max(initial=-1)) + 1)
     for atom in filter(_is_shared, atoms):
         lanes.join(units.lane_of[atom[:1]], units.lane_of[atom])
     uneven: set[int] = set()
     classes = lanes.classes()
+    taken = np.ones(len(np.concatenate(classes)) if classes else 0, dtype=np.int64)
     for members, inside in zip(classes, _sorted_out(atoms, units.lane_of, classes), strict=True):
-        wanted = members.tolist()
-        if any(sorted(units.lane_of[atom].tolist()) != wanted for atom in inside):
-            uneven.update(wanted)
+        wanted = np.repeat(members, len(inside[0]) // len(members))
+        taken[members] = len(inside[0]) // len(members)
+        if any(not np.array_equal(np.sort(units.lane_of[atom]), wanted) for atom in inside):
+            uneven.update(members.tolist())
+    own = (units.lane_of[lanes[:, 0]] for lanes in units.lanes.values())
+    for tie in (*ties, *own):
+        if len(set(taken[tie].tolist())) > 1:
+            uneven.update(tie.tolist())
     return uneven
 
 
@@ -131,7 +140,11 @@ def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tupl
         layers.join(layer_of_lane[tie[:1]], layer_of_lane[tie])
     classes = layers.classes()
     return tuple(
-        Group(tuple(names[item] for item in members), _stack(units, inside))
+        Group(
+            tuple(names[item] for item in members),
+            _stack(units, inside),
+            len(inside[0]) // len(np.unique(units.lane_of[inside[0]])),
+        )
         for members, inside in zip(classes, _sorted_out(atoms, layer_of, classes), strict=True)
     )
 

@@ -159,7 +159,7 @@ def test_lanes_of_different_sizes_cannot_be_tied():
 @pytest.mark.parametrize(
     ("sizes", "left", "right"),
     [
-        ({"a": (1, 4)}, [0, 1], [2, 3]),
+        ({"a": (1, 3)}, [0], [2]),
         ({"a": (1, 2), "b": (1, 3)}, [0, 1], [2, 3]),
         ({"a": (1, 2), "b": (1, 2)}, [0, 0], [2, 3]),
     ],
@@ -167,3 +167,10 @@ def test_lanes_of_different_sizes_cannot_be_tied():
 def test_uneven_meetings(sizes, left, right):
     units, atoms = groups_of(sizes, (left, right))
     assert uneven_lanes(units, atoms) == set(range(len(sizes)))
+
+
+def test_lanes_whose_units_go_in_pairs():
+    """They are even, and tied to such as do the same only."""
+    units, atoms = groups_of({"a": (1, 4), "b": (1, 4)}, ([0, 1], [2, 3]))
+    assert not uneven_lanes(units, atoms)
+    assert uneven_lanes(units, atoms, [np.array([0, 1])]) == {0, 1}

@@ -79,8 +79,8 @@ STOPS = {
         "  back = Concat <axis = 2> (c, a)  [add] s = Add (z, back)  y = MatMul (s, V)",
         "Split takes some of its units only, which may all be cut (Split a)",
     ),
-    "units met in another order": (
-        "m = Constant <value_ints = [7, 6, 5, 4, 3, 2, 1, 0]> ()"
+    "two units met in another order": (
+        "m = Constant <value_ints = [7, 1, 2, 3, 4, 5, 6, 0]> ()"
         "  r = Gather <axis = 2> (h, m)  [add] s = Add (h, r)  y = MatMul (s, V)",
         "its units meet each other unevenly (add)",
     ),
