@@ -36,6 +36,7 @@ from onnx_rnn_prune.opened_model import (
     written_out,
 )
 from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.layers import count_weights
 from onnx_rnn_prune.options import Inputs, Options
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report import schema
@@ -134,6 +135,7 @@ def inspect_model(
 
 
 def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[schema.InspectedLayer]:
+    weights = count_weights(opened.layers)
     return [
         schema.InspectedLayer(
             name=layer.name,
@@ -142,8 +144,8 @@ def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[schema.InspectedL
             scope=layer.scope,
             hidden=layer.hidden,
             input=layer.input_size,
-            params=layer.params(),
-            share_of_params=layer.params() / max(total, 1),
+            params=weights[layer.name],
+            share_of_params=weights[layer.name] / max(total, 1),
             flops_per_step=layer.flops(),
             time_ms=seen.times[layer.name].ms if layer.name in seen.times else None,
             share_of_time=seen.times[layer.name].share if layer.name in seen.times else None,
@@ -252,7 +254,7 @@ def halves(
         pair = [runner, Runner(model, name="the half-cut model", remedy=OURS)]
         before, after = timings(pair, feed, seconds=_SECONDS)
         half = schema.Half(
-            units=(group.size + 1) // 2,
+            units=(group.size + 1) // 2 * trace.lanes_of(group),
             together=group.layers,
             params=params - count_params(smaller),
             bytes=size - stored_bytes(model, like=opened.model),

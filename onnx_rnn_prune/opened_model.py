@@ -283,16 +283,19 @@ def _has_operators_in_turns(document: Document) -> bool:
 
 def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:
     """The layers that may be cut."""
-    recurrent = {layer.key for layer in find_layers(document.graph)}
-    if RECURRENT_ONLY in layers:
-        recurrent |= carried_products(document.graph)
+    recurrent = recurrent_keys(document.graph) if RECURRENT_ONLY in layers else frozenset()
     return [
         layer
         for layer in all_layers(document.graph)
         if ALL in layers
-        or (RECURRENT_ONLY in layers and layer.key in recurrent)
+        or layer.key in recurrent
         or any(fnmatchcase(layer.name, glob) for glob in layers)
     ]
+
+
+def recurrent_keys(graph: gs.Graph) -> frozenset[str]:
+    """Keys of the layers that count as recurrent, those that are no operator included."""
+    return carried_products(graph).union(layer.key for layer in find_layers(graph))
 
 
 def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:

@@ -1,13 +1,14 @@
 """What inspect measures is what the files measure; what it cannot know it says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import PruneError, apply, inspect, plan
+from onnx_rnn_prune import PruneError, apply, inspect, plan, prune, search
 from onnx_rnn_prune.cost.cost import count_flops
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
@@ -15,6 +16,7 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.report import inspect_table, to_json
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate.timing import node_times, timings
+from tests.fuzzing import fitting
 
 LARGE, SMALL, WIDTH = 64, 8, 3
 STACKED = f"""
@@ -233,3 +235,56 @@ def test_open_sizes_are_no_misfits():
         proto.graph.input[1].CopyFrom(value)
         feed = {**FEED, "h": np.zeros((1, 2, LARGE), np.float32)}
         assert inspect(proto, data=feed)["refused"] == []
+
+
+def test_all_commands_count_units_and_weights_of_a_cell_alike():
+    """Its layer is a product in a loop, whose output holds the sums of several gates."""
+    path = Path(__file__).with_name("fixtures") / "cell_sru_loop.onnx"
+    data = [fitting(onnx.load(path), number) for number in range(5)]
+    (seen,) = inspect(path, data=data)["layers"]
+    result = prune(path, keep=0.5, data=data)
+    (row,) = result.report["layers"]
+    assert (row["name"], row["hidden_before"]) == (seen["name"], seen["hidden"])
+    assert row["hidden_after"] == seen["half"]["units"] == seen["hidden"] // 2
+    (kept,) = result.plan.layers.values()
+    assert kept.hidden_size == seen["hidden"] and len(kept.keep[0]) == row["hidden_after"]
+    found = search(path, data=data, max_nrmse=0.9, layers="recurrent", trials=4).report
+    (curve,) = found["sensitivity"]["layers"]
+    assert curve["units"] == seen["hidden"] == curve["points"][-1]["kept"]
+    assert list(curve["layers"]) == [seen["name"]]
+    picked = found["search"]["candidates"][found["search"]["picked"] - 1]
+    assert picked["kept"] == {seen["name"]: found["layers"][0]["hidden_after"]}
+    totals = result.report["totals"]
+    assert totals["rnn_params_before"] == row["params_before"] == seen["params"]
+    assert totals["rnn_params_after"] == row["params_after"]
+
+
+SHARED = f"""
+m (float[t, b, {WIDTH}] x, bool yes) => (float[t, b, {LARGE}] y) {{
+    [if] y = If (yes) <
+        then_branch = then () => (float[t, b, {LARGE}] u) {{
+            [taken] a = GRU <hidden_size = {LARGE}> (x, W, R, B) u = Squeeze (a, one)
+        }},
+        else_branch = other () => (float[t, b, {LARGE}] v) {{
+            W1 = Identity (W) r = Transpose (R) R1 = Transpose (r)
+            [other] c = GRU <hidden_size = {LARGE}> (x, W1, R1, B) v = Squeeze (c, one)
+        }}
+    >
+}}"""
+
+
+def test_weights_that_branches_share_count_once():
+    branches = [{**FEED, "yes": np.array(yes)} for yes in (True, False)]
+    report = inspect(model(SHARED), data=branches)
+    first, second = report["layers"]
+    assert second["params"] == 0 and first["params"] == 3 * LARGE * (WIDTH + LARGE + 2)
+    assert first["params"] == report["model"]["params"] - 1
+    totals = prune(model(SHARED), keep=0.5, data=branches).report["totals"]
+    assert totals["rnn_params_before"] == totals["params_before"] - 1 == first["params"]
+    own = inspect(model(BRANCHES), data=branches)
+    biases = 6 * LARGE
+    assert [layer["params"] for layer in own["layers"]] == [
+        first["params"],
+        first["params"] - biases,
+    ]
+    assert own["model"]["params"] - 1 == sum(layer["params"] for layer in own["layers"])

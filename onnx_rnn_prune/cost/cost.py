@@ -128,7 +128,7 @@ def count_params(document: Document) -> int:
     A weight that is held in narrower numbers counts as what is made of them.
     """
     nodes = [node for node in all_nodes(document.graph) if not node.name.startswith(HELD)]
-    tensors = {tensor.name: tensor for node in nodes for tensor in node.inputs}
+    tensors = {id(tensor): tensor for node in nodes for tensor in node.inputs}
     shapes = [
         constant_shape(tensor)
         for tensor in tensors.values()

@@ -247,9 +247,10 @@ class Layer:
 
     def params(self, kept: int | None = None) -> int:
         """Number of weights with `kept` units a direction (H by default)."""
-        return sum(self._entries(name, kept) for name in self.cell.parameters)
+        return sum(self.entries(name, kept) for name in self.cell.parameters)
 
-    def _entries(self, name: str, kept: int | None) -> int:
+    def entries(self, name: str, kept: int | None = None) -> int:
+        """Number of those in one parameter; none in what says only what integers mean."""
         tensor = self.input(name)
         if tensor is None or name in self.cell.scales:
             return 0
@@ -264,7 +265,44 @@ class Layer:
         A multiplication and an addition for each entry of W and R: of a recurrent layer with G
         gates, 2 D G H (I + H).
         """
-        return 2 * sum(self._entries(name, None) for name in MATRICES if name in self.cell.inputs)
+        return 2 * sum(self.entries(name) for name in MATRICES if name in self.cell.inputs)
+
+
+def count_weights(layers: Iterable[Layer]) -> dict[str, int]:
+    """Weights of each layer, by name; those that several layers read count for the first of them.
+
+    What is computed of the same constants, and comes to the same values, is the same weight.
+    """
+    seen: dict[frozenset[str], list[gs.Tensor]] = {}
+    found = {}
+    for layer in layers:
+        own = {name: layer.input(name) for name in layer.cell.parameters}
+        new = {
+            name: tensor
+            for name, tensor in own.items()
+            if tensor is not None
+            and not any(_same(tensor, other) for other in seen.get(_roots(tensor), ()))
+        }
+        for tensor in new.values():
+            seen.setdefault(_roots(tensor), []).append(tensor)
+        found[layer.name] = sum(map(layer.entries, new))
+    return found
+
+
+def _roots(tensor: gs.Tensor) -> frozenset[str]:
+    """The constants, but for short ones, of which a constant is computed; itself where of none."""
+    if not tensor.inputs or not tensor.inputs[0].inputs:
+        return frozenset([tensor.name])
+    wide = [t for t in tensor.inputs[0].inputs if prod(constant_shape(t) or ()) > 2]
+    return frozenset().union(*map(_roots, wide))
+
+
+def _same(one: gs.Tensor, other: gs.Tensor) -> bool:
+    """Whether two constants that come of the same ones are the same."""
+    if one is other or not (one.inputs and one.inputs[0].inputs):
+        return one is other
+    first, second = constant_value(one), constant_value(other)
+    return first is not None and second is not None and np.array_equal(first, second)
 
 
 def named_nodes(

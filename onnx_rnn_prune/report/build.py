@@ -17,9 +17,9 @@ from onnx_rnn_prune.cost.cost import count_params
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import stored_bytes
-from onnx_rnn_prune.opened_model import OpenedModel
-from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.opened_model import OpenedModel, recurrent_keys
+from onnx_rnn_prune.operators.feed_forward import all_layers
+from onnx_rnn_prune.operators.layers import Layer, count_weights
 from onnx_rnn_prune.report.schema import DriftRow, Environment, LayerRow, OutletRow, Totals
 from onnx_rnn_prune.trace.judged import STATE, Judged
 from onnx_rnn_prune.trace.walking import GRAPH_OUTPUT, Outlet
@@ -35,7 +35,10 @@ def layer_rows(
     pinned: Mapping[str, str],
 ) -> list[LayerRow]:
     """What became of each layer of a model."""
-    later = {layer.name: layer for layer in after}
+    before = list(before)
+    found = {layer.name: layer for layer in after}
+    later = {layer.name: found[layer.name] for layer in before if layer.name in found}
+    weights, left = count_weights(before), count_weights(later.values())
     return [
         LayerRow(
             name=layer.name,
@@ -44,8 +47,8 @@ def layer_rows(
             scope=layer.scope,
             hidden_before=layer.hidden,
             hidden_after=later[layer.name].hidden if layer.name in later else 0,
-            params_before=layer.params(),
-            params_after=later[layer.name].params() if layer.name in later else 0,
+            params_before=weights[layer.name],
+            params_after=left.get(layer.name, 0),
             outlets=outlets.get(layer.name, []),
             pinned=pinned.get(layer.name),
         )
@@ -105,13 +108,16 @@ def total_rows(opened: OpenedModel, after: onnx.ModelProto) -> Totals:
 
     The recurrent layers before are those that it has once what was written out is rolled.
     """
-    before = opened.model
+    before, graph = opened.model, opened.document.graph
+    keys = recurrent_keys(graph)
+    names = {layer.name for layer in all_layers(graph) if layer.key in keys}
     totals: dict[str, int] = {}
     for name, model in (("before", before), ("after", after)):
         document = Document.read(model)
         totals[f"params_{name}"] = count_params(document)
-        cut = opened.document if model is before else document
-        totals[f"rnn_params_{name}"] = sum(layer.params() for layer in find_layers(cut.graph))
+        cut = all_layers(graph if model is before else document.graph)
+        recurrent = count_weights(layer for layer in cut if layer.name in names)
+        totals[f"rnn_params_{name}"] = sum(recurrent.values())
         totals[f"bytes_{name}"] = stored_bytes(model, like=before)
     return Totals(**totals)
 

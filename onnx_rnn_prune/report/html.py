@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from onnx_rnn_prune.report import pictures, words
-from onnx_rnn_prune.report.names import brief, place
+from onnx_rnn_prune.report.names import brief
 from onnx_rnn_prune.report.plots import Way
 from onnx_rnn_prune.report.schema import PruneReport
 from onnx_rnn_prune.report.texts import write_text
@@ -62,7 +62,7 @@ def to_html(report: PruneReport) -> str:
     )
     templates.filters.update(show=show, change=change, at=at, percent=percent)
     templates.tests["known"] = lambda fact: fact.value is not None
-    templates.globals.update(words=words, pictures=pictures, place=place, trend=trend)
+    templates.globals.update(words=words, pictures=pictures, trend=trend)
     page = templates.get_template("page.html").render(
         report=Fact(report), short=short, title=PurePath(report.model).name
     )

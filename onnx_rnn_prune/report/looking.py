@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
@@ -76,7 +77,9 @@ def _costs(layers: Sequence[InspectedLayer]) -> Table:
             kind(layer),
             str(layer.hidden),
             str(layer.input),
-            amount(layer.params) + share.format(percent(layer.share_of_params)),
+            amount(layer.params) + share.format(percent(layer.share_of_params))
+            if layer.params
+            else words.SHARED,
             amount(layer.flops_per_step),
             "not run"
             if layer.time_ms is None
@@ -171,7 +174,8 @@ def _curves(curves: Sequence[Curve], show: Callable[[Point], str]) -> Table:
     table = new_table("Layer", "Units", *shares, numbers=("Units", *shares))
     for curve in curves:
         points = {point.kept: point for point in curve.points}
-        kept = [round(share * curve.units) for share in _SHARES]
+        step = math.gcd(*points)  # units of several lanes go together
+        kept = [step * round(share * curve.units / step) for share in _SHARES]
         cells = [show(points[count]) if count in points else "" for count in kept]
         table.add_row(Cell("\n".join(curve.layers)), str(curve.units), *cells)
     return table

@@ -38,11 +38,6 @@ _OF_PRUNES = ("lossless", "states", "search", "sensitivity", "warnings")
 R = TypeVar("R", PruneReport, InspectReport, SensitivityReport)
 
 
-def place(name: str, scope: str) -> str:
-    """A layer's name, with the way to it where it is inside a branch or loop body."""
-    return f"{scope}/{name}" if scope else name
-
-
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """What to call layers in a table, by full name; no two of them are called the same.
 
@@ -105,12 +100,12 @@ def _pieces(name: str) -> list[str]:
 def brief(report: R) -> tuple[R, bool]:
     """A report that calls layers by short names, and whether any of them is shorter."""
     if isinstance(report, SensitivityReport):
-        names, spoken = {name: name for each in report.layers for name in each.layers}, _OF_CURVES
+        names, spoken = [name for each in report.layers for name in each.layers], _OF_CURVES
     else:
-        names = {place(row.name, row.scope): row.name for row in report.layers}
+        names = [row.name for row in report.layers]
         spoken = _OF_PRUNES if isinstance(report, PruneReport) else _OF_LAYERS
     short = short_names(names)
-    known = {full: short[way] for way, full in names.items() if full != short[way]}
+    known = {full: name for full, name in short.items() if full != name}
     longest = sorted(known, key=len, reverse=True)
 
     def said(text: str) -> str:
@@ -124,8 +119,7 @@ def brief(report: R) -> tuple[R, bool]:
     rows = [
         replace(
             mapped(row, said),
-            name=short[place(row.name, row.scope)],
-            scope="",
+            name=short[row.name],
             outlets=[mapped(mapped(outlet, said), _ends) for outlet in row.outlets],
         )
         for row in report.layers

@@ -34,7 +34,7 @@ class OutletRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class LayerRow(Record):
-    """What became of a layer; `pinned` says why it was left alone, if it was."""
+    """What became of a layer; `pinned` says why it was left alone; shared weights count once."""
 
     name: str
     op: str
@@ -356,7 +356,7 @@ class ModelRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class InspectedLayer(Record):
-    """A layer, what it takes, where its units end, and what half of them would save."""
+    """A layer, its cost (shared weights count once), its outlets, and what half would save."""
 
     name: str
     op: str

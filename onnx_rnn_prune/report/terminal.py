@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.report import schema, words
-from onnx_rnn_prune.report.names import Cell, brief, place, short_names
+from onnx_rnn_prune.report.names import Cell, brief, short_names
 from onnx_rnn_prune.report.rolled import RollReport
 from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size
 from onnx_rnn_prune.text import presentable, visible
@@ -123,14 +123,13 @@ def _stages(stages: Sequence[schema.StageRow]) -> Table:
 def plan_table(plan: Plan) -> Group:
     """The number of units that each layer keeps."""
     table = new_table("Layer", "Units", "Kept", numbers=("Units", "Kept"))
-    places = {name: place(name, layer.scope) for name, layer in plan.layers.items()}
-    short = short_names(places.values())
+    short = short_names(plan.layers)
     for name, layer in plan.layers.items():
         before = layer.hidden_size
         # The directions of one layer keep equally many.
         after = len(layer.keep[0])
         table.add_row(
-            Cell(visible(short[places[name]])),
+            Cell(visible(short[name])),
             words.change(str(before), str(after)),
             percent(after / before),
         )

@@ -101,6 +101,10 @@ def change(before: str, after: str) -> str:
 LAYER_COLUMNS = ("Layer", "Type", "Units", "Parameters", "Its output")
 
 
+# Of a layer whose weights count where another layer reads them.
+SHARED = "shared"
+
+
 def layer_cells(layers: Sequence[schema.LayerRow]) -> list[tuple[str, ...]]:
     """What became of each layer, by LAYER_COLUMNS."""
     return [
@@ -108,7 +112,9 @@ def layer_cells(layers: Sequence[schema.LayerRow]) -> list[tuple[str, ...]]:
             layer.name,
             kind(layer),
             change(str(layer.hidden_before), str(layer.hidden_after)),
-            change(amount(layer.params_before), amount(layer.params_after)),
+            change(amount(layer.params_before), amount(layer.params_after))
+            if layer.params_before
+            else SHARED,
             outcome(layer),
         )
         for layer in layers

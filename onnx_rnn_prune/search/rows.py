@@ -85,7 +85,8 @@ def sensitivity_rows(
         notes: what the user should know.
         begun: when the work began, if it was done for this; else seconds are those of the cuts.
     """
-    evaluator, groups = problem.evaluator, problem.traced.trace.groups
+    evaluator, trace = problem.evaluator, problem.traced.trace
+    groups = trace.groups
     full = [group.size for group in groups]
     named = evaluator.quality != NRMSE
     before = evaluator.before(evaluator.data.validation) if named else None
@@ -94,13 +95,14 @@ def sensitivity_rows(
     for number, group in enumerate(groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
         seconds += sum(trial.seconds for trial in alone.values())
+        lanes = trace.lanes_of(group)
         points = [
-            Point(kept, trial.nrmse, trial.value if named else None, trial.ms)
+            Point(kept * lanes, trial.nrmse, trial.value if named else None, trial.ms)
             for kept, trial in sorted(alone.items())
         ]
-        points.append(Point(group.size, 0.0, before, whole))
+        points.append(Point(group.size * lanes, 0.0, before, whole))
         if alone:
-            rows.append(Curve(list(group.layers), group.size, points))
+            rows.append(Curve(list(group.layers), group.size * lanes, points))
     return SensitivityReport(
         metric=evaluator.quality.name if named else None,
         layers=rows,
@@ -134,14 +136,15 @@ def candidate_rows(
     evaluator: Evaluator, aim: Aim, trials: Sequence[Trial], picked: Trial
 ) -> list[Candidate]:
     """A row for each trial; those that no other one beats in both time and quality are marked."""
-    best = frontier(trials)
+    best, trace = frontier(trials), evaluator.traced.trace
+    lanes = {layer.name: layer.lanes for layer in trace.layers}
     return [
         Candidate(
             number=number,
             recovery=trial.recovery,
             kept={
-                name: count
-                for group, count in zip(evaluator.traced.trace.groups, trial.counts, strict=True)
+                name: count * lanes[name]
+                for group, count in zip(trace.groups, trial.counts, strict=True)
                 for name in group.layers
             },
             params=trial.params,

@@ -134,10 +134,8 @@ def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
         trace: of the model.
         price: what is shared out between the groups; None where each group has its own share.
     """
-    lanes = {layer.name: layer.lanes for layer in trace.layers}
     wanted = [
-        _wanted(keep.of(group.layers), group, min(lanes[name] for name in group.layers))
-        for group in trace.groups
+        _wanted(keep.of(group.layers), group, trace.lanes_of(group)) for group in trace.groups
     ]
     if price is None:
         return lambda counts: all(n <= most for n, most in zip(counts, wanted, strict=True))

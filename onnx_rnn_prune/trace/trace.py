@@ -60,6 +60,10 @@ class Trace:
             for outlet in self.origins[edge.tensor]
         }
 
+    def lanes_of(self, group: Group) -> int:
+        """How many units users count for each one of a group: all that lie behind one another."""
+        return min(layer.lanes for layer in self.layers if layer.name in group.layers)
+
     def directions_of(self, layer: Layer) -> Ids:
         """The units of a layer as plans and users see them, [D, H]; lanes are none of theirs."""
         lanes = self.units.lanes[layer.name]
