@@ -137,11 +137,12 @@ class Steps:
         """The function at a place of the operator's list; None where it is not known here."""
         return activation_of(self._layer, self._direction, place)
 
-    def rows(self, name: str, letter: str) -> Array:
-        """The rows of a gate in W or R, [H, n], in single precision at least."""
+    def rows(self, name: str, letters: str) -> Array:
+        """The rows of gates that follow one another in W or R, in single precision at least."""
         weight = self._constant(name)
         assert weight is not None
-        own = weight[self._direction][self._place(letter)]
+        rows = slice(self._place(letters[0]).start, self._place(letters[-1]).stop)
+        own = weight[self._direction][rows]
         return np.asarray(own, np.result_type(weight.dtype, np.float32))
 
     def forget(self) -> None:
@@ -202,8 +203,8 @@ class Slopes:
         direct: of the state, by what each gate sums, where that is not kept.
         shown: of the state by what is kept.
         kept: of what is kept by what was kept before.
-        loops: by letter, the letter of the rows of R that lead back to it, and what scales the
-            state before that.
+        loops: by letter, in the order of gates, the letter of the rows of R that lead back to it,
+            and what scales the state before that; first those with nothing that does.
         scaling: of a gate that scales the state which another one's rows of R read, the other's
             letter, and the derivative of the scaled state.
 
@@ -215,7 +216,7 @@ class Slopes:
     direct: Mapping[str, Matrix]
     shown: Matrix
     kept: Matrix
-    loops: Mapping[str, tuple[str, Matrix | float]]
+    loops: Mapping[str, tuple[str, Matrix | None]]
     scaling: Mapping[str, tuple[str, Matrix]] = field(default_factory=dict)
 
 
@@ -240,7 +241,7 @@ def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
 def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
     own = functions[0].slope(functions[0](steps.gate("i")))
     nothing = np.zeros_like(own)
-    return Slopes({}, {"i": own}, nothing, nothing, {"i": ("i", 1.0)})
+    return Slopes({}, {"i": own}, nothing, nothing, {"i": ("i", None)})
 
 
 def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> Slopes:
@@ -251,10 +252,10 @@ def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> Slopes:
     n = candidate(steps.input_part("h") + (r * recurrent if linear else recurrent))
     through = (1.0 - z) * candidate.slope(n)
     memory = {"z": (steps.states - n) * gate.slope(z), "h": through, "H": through * r}
-    loops: dict[str, tuple[str, Matrix | float]] = {"z": ("z", 1.0), "r": ("r", 1.0)}
+    loops: dict[str, tuple[str, Matrix | None]] = {"z": ("z", None), "r": ("r", None)}
     if linear:
         memory["r"] = through * recurrent * gate.slope(r)
-        return Slopes(memory, {}, np.ones_like(z), z, {**loops, "H": ("h", 1.0)})
+        return Slopes(memory, {}, np.ones_like(z), z, {**loops, "H": ("h", None)})
     reset = steps.states * gate.slope(r)
     # It is felt by all units: the root of the sum of squares.
     memory["r"] = np.sqrt(through**2 @ steps.rows("R", "h") ** 2) * reset
@@ -269,7 +270,7 @@ def _lstm(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
     before = steps.running_sum(f, i * g)
     shown = out(f * before + i * g)
     memory = {"i": g * gate.slope(i), "f": before * gate.slope(f), "c": i * cell.slope(g)}
-    loops: dict[str, tuple[str, Matrix | float]] = {letter: (letter, 1.0) for letter in "iofc"}
+    loops: dict[str, tuple[str, Matrix | None]] = {letter: (letter, None) for letter in "iofc"}
     return Slopes(memory, {"o": shown * gate.slope(o)}, o * out.slope(shown), f, loops)
 
 

@@ -27,6 +27,7 @@ from onnx_rnn_prune.evidence.gates import GateReader, Steps, slopes
 from onnx_rnn_prune.evidence.moments import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
@@ -98,9 +99,15 @@ def influence_of(
     lookup = Lookup.of(traced.document)
     found = Influence({r.name: _relative(r, lookup, evidence) for r in readers}, {})
     walks = _walks(traced, [r for r in readers if isinstance(r, GateReader)], evidence, feeds)
-    back = _Back(readers, lookup, _read_as(traced.trace), walks, found)
-    for lane in reversed([lane for lanes in traced.trace.units.lanes.values() for lane in lanes]):
-        back(lane)
+    same = _read_as(traced.trace)
+    back = _Back(lookup, same, walks, found)
+    lanes = [lane for lanes in traced.trace.units.lanes.values() for lane in lanes]
+    making = meeting([reader.outputs(lookup) for reader in readers], lanes)
+    read = [np.where(reader.labels < 0, -1, same[reader.labels]) for reader in readers]
+    reading = meeting(read, [same[lane] for lane in lanes])
+    for lane, own, others in reversed([*zip(lanes, making, reading, strict=True)]):
+        ahead = [(readers[number], read[number]) for number in others if number not in own]
+        back(lane, [readers[number] for number in own], ahead)
     return found
 
 
@@ -112,25 +119,25 @@ class _Back:
     """Goes from a lane's readers back to those that make its units.
 
     Attributes:
-        readers: all that count.
         lookup: of the document.
         same: for each unit, the one as which it is read, see `_read_as`.
         walks: by layer and direction, what happened there.
         found: what is known of later lanes; that of this one is added.
     """
 
-    readers: Sequence[Reader]
     lookup: Lookup
     same: Ids
     walks: Walks
     found: Influence
 
-    def __call__(self, lane: Ids) -> None:
-        own = [r for r in self.readers if np.isin(r.outputs(self.lookup), lane).any()]
+    def __call__(
+        self, lane: Ids, own: Sequence[Reader], ahead: Sequence[tuple[Reader, Labels]]
+    ) -> None:
+        """Adds what is known of one lane, given the readers that make it and those that read it."""
         gates = [reader for reader in own if isinstance(reader, GateReader)]
         walks = self.walks[gates[0].layer, gates[0].direction] if gates else []
         shapes = [walk.states.shape for walk in walks] or [(_STEPS, 1, len(lane))]
-        arriving = self._arriving(lane, {reader.name for reader in own}, shapes)
+        arriving = self._arriving(lane, ahead, shapes)
         felt = np.mean([np.square(each).mean(axis=(0, 1)) for each in arriving], axis=0)
         if not felt.any():  # it is read before it is made, so that nothing is known of that yet
             return
@@ -140,24 +147,36 @@ class _Back:
                 made = np.isin(outputs, lane)  # others may be of other lanes
                 rows = self.found.rows[reader.name] = self.found.rows[reader.name].copy()
                 rows[made] *= felt[np.searchsorted(lane, outputs[made])]
-                continue
-            drawn = [
-                _derivatives(reader, self.lookup, *each)
-                for each in zip(walks, arriving[: len(walks)], strict=True)  # some ran on no feed
-            ]
-            if drawn:
-                self.found.drawn[reader.name] = np.concatenate(drawn).astype(np.float32)
+        if walks:  # else it ran on no feed
+            self._through(gates, walks, arriving)
+
+    def _through(
+        self, gates: Sequence[GateReader], walks: Sequence[Steps], arriving: Sequence[Matrix]
+    ) -> None:
+        """Takes derivatives by the states of a lane back to what its gates sum."""
+        layer = gates[0].layer_of(self.lookup)
+        drawn: dict[str, list[Matrix]] = {reader.name: [] for reader in gates}
+        for steps, weights in zip(walks, arriving, strict=True):
+            found = adjoints(layer, steps, weights)
+            steps.forget()
+            if found is None:  # as if each gate were the state itself
+                found = dict.fromkeys((*layer.cell.gates, "H"), weights)
+            for reader in gates:
+                drawn[reader.name].append(reader.side_by_side(found, steps))
+        for name, parts in drawn.items():
+            self.found.drawn[name] = np.concatenate(parts).astype(np.float32)
 
     def _arriving(
-        self, lane: Ids, own: set[str], shapes: Sequence[tuple[int, ...]]
+        self,
+        lane: Ids,
+        ahead: Sequence[tuple[Reader, Labels]],
+        shapes: Sequence[tuple[int, ...]],
     ) -> list[Matrix]:
         """Derivatives by the states of a lane, as far as others read them, one array a shape."""
         rng, found = np.random.default_rng(0), [np.zeros(shape) for shape in shapes]
         read_as = self.same[lane]
-        for reader in self.readers:
-            read = np.where(reader.labels < 0, -1, self.same[reader.labels])
-            columns = None if reader.name in own else columns_of(read, np.sort(read_as))
-            for places in columns or ():
+        for reader, read in ahead:
+            for places in columns_of(read, np.sort(read_as)) or ():
                 places = places[np.argsort(np.argsort(read_as))]
                 for each in found:
                     count = each.shape[0] * each.shape[1]
@@ -229,22 +248,6 @@ def _walk(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most: int) 
     return Steps(layer, reader.direction, walk)
 
 
-def _derivatives(reader: GateReader, lookup: Lookup, steps: Steps, weights: Matrix) -> Matrix:
-    """Of a weighted sum of all states by what is summed, [N, outputs].
-
-    Args:
-        reader: of gates.
-        lookup: of the document.
-        steps: along which the layer runs.
-        weights: of the states, [T, B, H].
-    """
-    found = adjoints(reader.layer_of(lookup), steps, weights)
-    steps.forget()
-    if found is None:
-        return np.tile(weights[steps.valid], len(reader.gates))
-    return reader.side_by_side(found, steps)
-
-
 def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
     """The derivatives of a weighted sum of all states by what each gate sums, [T, B, H] by letter.
 
@@ -258,26 +261,43 @@ def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] |
     found = slopes(layer, steps)
     if found is None:
         return None
-    result = {name: np.zeros_like(weights) for name in (*found.memory, *found.direct)}
+    plain = [name for name, (_, scale) in found.loops.items() if scale is None]
+    own = {**found.memory, **found.direct}
+    letters = [*plain, *(name for name in own if name not in plain)]
+    result = np.stack([own[name] for name in letters], axis=2)  # slopes become derivatives
+    direct = np.isin(letters, [*found.direct])[:, None]
+    rows = steps.rows("R", "".join(found.loops[name][0] for name in plain))
+    scaled = {
+        name: (letters.index(name), steps.rows("R", gate), scale)
+        for name, (gate, scale) in found.loops.items()
+        if scale is not None
+    }
     carried = felt = np.zeros_like(weights[0])
     order = range(len(weights)) if steps.backward else reversed(range(len(weights)))
     for step in order:
-        state = (weights[step] + felt) * steps.valid[step][:, None]
-        memory = state * found.shown[step] + carried * steps.valid[step][:, None]
-        carried, felt = memory * found.kept[step], np.zeros_like(state)
-        for name, own in result.items():
-            if name in found.scaling:
-                other, slope = found.scaling[name]
-                own[step] = result[other][step] @ steps.rows("R", other) * slope[step]
-            elif name in found.memory:
-                own[step] = memory * found.memory[name][step]
-            else:
-                own[step] = state * found.direct[name][step]
-            if name in found.loops:
-                letter, scale = found.loops[name]
-                back = own[step] @ steps.rows("R", letter)
-                felt += back * (scale if isinstance(scale, float) else scale[step])
-    return result
+        valid, each = steps.valid[step][:, None], result[step]
+        state = (weights[step] + felt) * valid
+        memory = state * found.shown[step] + carried * valid
+        each *= np.where(direct, state[:, None], memory[:, None])
+        carried = memory * found.kept[step]
+        back = {name: each[:, place] @ matrix for name, (place, matrix, _) in scaled.items()}
+        for name, (other, slope) in found.scaling.items():
+            each[:, letters.index(name)] = back[other] * slope[step]
+        felt = each[:, : len(plain)].reshape(len(each), -1).astype(rows.dtype) @ rows
+        for name, (_, _, scale) in scaled.items():
+            felt = felt + back[name] * scale[step]
+    return {name: result[:, :, place] for place, name in enumerate(letters)}
+
+
+def meeting(labels: Sequence[Labels], lanes: Sequence[Ids]) -> list[list[int]]:
+    """For each lane, which of some labels have units of it."""
+    units = np.concatenate(lanes) if lanes else np.zeros(0, np.int64)
+    owners = np.repeat(np.arange(len(lanes)), [len(lane) for lane in lanes])
+    found: list[list[int]] = [[] for _ in lanes]
+    for number, each in enumerate(labels):
+        for lane in np.unique(owners[np.isin(units, each)]):
+            found[lane].append(number)
+    return found
 
 
 def columns_of(labels: Ids, lane: Ids) -> list[Ids] | None:

@@ -38,7 +38,7 @@ from onnx_rnn_prune.evidence.moments import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
-from onnx_rnn_prune.selection.influence import Influence, columns_of, influence_of
+from onnx_rnn_prune.selection.influence import Influence, columns_of, influence_of, meeting
 from onnx_rnn_prune.trace.units import Ids
 
 Real = npt.NDArray[Any]
@@ -139,11 +139,12 @@ def _score(context: ScoringContext) -> Matrix:
     scores = np.zeros(trace.units.count)
     lookup = Lookup.of(context.traced.document)
     influence = influence_of(context.traced, readers, evidence, context.data.calibration)
-    for lanes in trace.units.lanes.values():
-        for lane in lanes:
-            demands = list(_demands(lookup, readers, evidence, lane, influence))
-            if demands:  # else it is read where it is added to another lane, whose scores count
-                scores[lane] = greedy_gains(demands)
+    lanes = [lane for lanes in trace.units.lanes.values() for lane in lanes]
+    for lane, own in zip(lanes, meeting([each.labels for each in readers], lanes), strict=True):
+        reading = [readers[number] for number in own]
+        demands = list(_demands(lookup, reading, evidence, lane, influence))
+        if demands:  # else it is read where it is added to another lane, whose scores count
+            scores[lane] = greedy_gains(demands)
     return scores
 
 
