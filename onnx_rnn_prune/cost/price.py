@@ -10,7 +10,7 @@ from onnx_rnn_prune.cost.cost import Cost, Counts
 from onnx_rnn_prune.cost.stopwatch import Stopwatch
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.operators.layers import Layer
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -28,8 +28,11 @@ def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cos
         cost: what cuts cost; asked only where it is needed.
     """
     if kind == "units":
-        lanes = [sum(atoms.shape[1] for atoms in group.atoms) for group in trace.groups]
-        return lambda counts: float(np.dot(counts, lanes))
+        first, own = find_duplicates(trace.layers), np.zeros(trace.units.count)
+        for name in set(first.values()):  # what shares weights, as steps do, counts once
+            own[trace.units.lanes[name]] = 1.0
+        each = [sum(own[atoms[0]].sum() for atoms in group.atoms) for group in trace.groups]
+        return lambda counts: float(np.dot(counts, each))
     if kind == "ms":
         layers = layer_times(document, trace)
         return lambda counts: sum(price(counts) for price in layers.values())

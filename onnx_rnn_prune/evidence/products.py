@@ -133,7 +133,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
     inputs: dict[str, Labels] = {}
     products: dict[str, list[Reader]] = {}
     first: dict[Hashable, str] = {}
-    atoms = _atoms(trace)
+    atoms = trace.first_of_atom
     for binding in (*trace.bindings, *_blind(trace, layers.values())):
         if binding.bound.reads is None or binding.node in products:
             continue
@@ -164,15 +164,6 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
                 found.append(replace(reader, twin=first.setdefault(same, layer.name)))
         found += products.get(key, [])
     return found
-
-
-def _atoms(trace: Trace) -> Labels:
-    """For each unit, one that stands for all that live or die with it, [units]."""
-    result = np.arange(max(trace.units.count, 1), dtype=np.int64)
-    for group in trace.groups:
-        for atoms in group.atoms:
-            result[atoms] = atoms[:, :1]
-    return result
 
 
 def _blind(trace: Trace, layers: Iterable[Layer]) -> Iterator[Binding]:

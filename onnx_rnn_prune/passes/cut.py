@@ -22,7 +22,7 @@ from onnx_rnn_prune.model.integers import (
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, places
 from onnx_rnn_prune.operators.base import Bound, Cut, without_cut
-from onnx_rnn_prune.operators.labels import Mask, kept
+from onnx_rnn_prune.operators.labels import NOBODY, Mask, kept
 from onnx_rnn_prune.operators.table import operator_of
 from onnx_rnn_prune.trace.bindings import all_bounds, traced_layers
 from onnx_rnn_prune.trace.trace import Trace
@@ -73,10 +73,12 @@ class Unshare:
         graph = document.graph
         nodes = nodes_by_key(graph)
         known: dict[str, bytes] = {}
+        atoms = np.append(self.trace.first_of_atom, NOBODY)  # -1 is the last
         changed = False
         for (key, slot), bounds in all_bounds(document, self.trace).items():
             tensor = nodes[key].inputs[slot]
-            labels = b"".join(bound.labels.tobytes() for bound in bounds)
+            # Units of different layers that go together are the same ones here.
+            labels = b"".join(atoms[bound.labels].tobytes() for bound in bounds)
             if known.setdefault(tensor.name, labels) != labels:
                 _separate(graph, nodes[key], slot)
                 changed = True

@@ -184,7 +184,7 @@ def _curve(group: Group, scores: Matrix) -> Matrix:
 def _wanted(keep: Keep, group: Group, lanes: int) -> int:
     """Units of each lane; users count all that lie behind one another."""
     if keep.units is not None:
-        return min(max(keep.units // (lanes * group.each), 1), group.size)
+        return min(max(keep.units // lanes, 1), group.size)
     assert keep.share is not None
     return max(1, round(keep.share * group.size))
 

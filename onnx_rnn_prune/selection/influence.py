@@ -29,7 +29,6 @@ from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.traced_model import TracedModel
 
@@ -99,7 +98,7 @@ def influence_of(
     lookup = Lookup.of(traced.document)
     found = Influence({r.name: _relative(r, lookup, evidence) for r in readers}, {})
     walks = _walks(traced, [r for r in readers if isinstance(r, GateReader)], evidence, feeds)
-    same = _read_as(traced.trace)
+    same = traced.trace.read_as
     back = _Back(lookup, same, walks, found)
     lanes = [lane for lanes in traced.trace.units.lanes.values() for lane in lanes]
     making = meeting([reader.outputs(lookup) for reader in readers], lanes)
@@ -120,7 +119,7 @@ class _Back:
 
     Attributes:
         lookup: of the document.
-        same: for each unit, the one as which it is read, see `_read_as`.
+        same: for each unit, the one as which it is read: see `Trace`.
         walks: by layer and direction, what happened there.
         found: what is known of later lanes; that of this one is added.
     """
@@ -183,15 +182,6 @@ class _Back:
                     drawn = self.found.draw(reader, self.lookup, places, count, rng)
                     each += drawn.reshape(each.shape)
         return found
-
-
-def _read_as(trace: Trace) -> Ids:
-    """For each unit the one as which it is read: those that are added to one another are as one."""
-    same = np.arange(trace.units.count)
-    for group in trace.groups:
-        for atoms in group.atoms:
-            same[atoms] = atoms[:, :1]
-    return same
 
 
 def _relative(reader: Reader, lookup: Lookup, evidence: Evidence) -> Matrix:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.operators.labels import Labels
+from onnx_rnn_prune.operators.labels import NOBODY, Labels
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.trace.decomposed import carried_products
 from onnx_rnn_prune.trace.observe import Observation
@@ -35,6 +36,8 @@ class Trace:
         selects: inputs of full width, by node key and slot, of which the entries of units are to be
             picked, each with their axis from the end and their number.
         axes: by tensor name, the axis along which it gets shorter.
+        read_as: for each unit, the one whose label its values have where they were added to those
+            of others, [units].
         left: layers that are not followed after all, each with the reason.
     """
 
@@ -49,6 +52,7 @@ class Trace:
     origins: Mapping[str, frozenset[Outlet]]
     edges: Mapping[Edge, str]
     selects: Mapping[tuple[str, int], tuple[int, int]]
+    read_as: Ids
     left: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -62,7 +66,17 @@ class Trace:
 
     def lanes_of(self, group: Group) -> int:
         """How many units users count for each one of a group: all that lie behind one another."""
-        return min(layer.lanes for layer in self.layers if layer.name in group.layers)
+        lanes = min(layer.lanes for layer in self.layers if layer.name in group.layers)
+        return lanes * group.each
+
+    @cached_property
+    def first_of_atom(self) -> Ids:
+        """For each unit, one that stands for all that live or die with it, [units]."""
+        result = np.arange(max(self.units.count, 1), dtype=np.int64)
+        for group in self.groups:
+            for atoms in group.atoms:
+                result[atoms] = atoms[:, :1]
+        return result
 
     def directions_of(self, layer: Layer) -> Ids:
         """The units of a layer as plans and users see them, [D, H]; lanes are none of theirs."""
@@ -120,8 +134,19 @@ def trace(
         origins=found.origins,
         edges={edge: text for edge, text in start.edges.items() if edge.tensor in found.labels},
         selects=found.selects,
+        read_as=_read_as(found),
         left=left,
     )
+
+
+def _read_as(found: Walk) -> Ids:
+    """What is equal without meeting, or goes together in one layer, is read as itself."""
+    units = found.units
+    added, lane_of = Partition(units.count), np.append(units.lane_of, NOBODY)
+    for one, other, came, _ in found.meetings:
+        if came:
+            added.join(one, np.where(lane_of[one] == lane_of[other], NOBODY, other))
+    return np.array([added.find(unit) for unit in range(units.count)], dtype=np.int64)
 
 
 def _number(layers: Iterable[Layer]) -> Units:

@@ -7,12 +7,16 @@ import pytest
 from onnx_rnn_prune import apply, inspect, plan, prune
 from onnx_rnn_prune.cost.budget import KINDS
 from onnx_rnn_prune.cost.cost import count_flops, count_params
+from onnx_rnn_prune.cost.price import price_of
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import place
 from onnx_rnn_prune.selection.sharing import cost_of_cuts
 from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import draw_case
 from oracle.draw import draw_model
 
@@ -184,3 +188,38 @@ def test_what_is_counted_is_what_is_written():
         if exact[-1]:
             assert 0 <= cost("bytes", counts) - measured(written, "bytes") < 20, seed
     assert len(exact) > 50 and sum(exact) > 0.95 * len(exact)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_steps_share_count_once(kind):
+    """And operations for each of the steps."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[b, 9] x) => (float[b, 6] y) {
+            p, q, r = Split <axis = 1> (x)
+            a = MatMul (p, U)  b = MatMul (q, U)  c = MatMul (r, U)
+            d = Relu (a)  e = Relu (b)  f = Relu (c)
+            i = MatMul (d, V)  j = MatMul (e, V)  k = MatMul (f, V)
+            y = Concat <axis = 1> (i, j, k)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in {"U": (3, 24), "V": (24, 2)}.items():
+        values = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    opened = follow(model, "it", layers=("all",))
+    feed = {"x": rng.normal(size=(4, 9)).astype(np.float32)}
+    traced = trace_model(opened, [layer.name for layer in opened.layers], [feed])
+    trace = traced.trace
+    scores = rng.random(trace.units.count)
+    sizes = [group.size for group in trace.groups]
+    assert sorted(sizes) == [24]
+    counts = [10]
+    cost = cost_of_cuts(traced, scores, refits=False)
+    plan = Plan.from_mask("", trace, choose(trace, scores, counts))
+    assert cost(kind, counts) == pytest.approx(
+        measured(traced.cut(plan, "shrink").write(), kind, all_layers),
+        abs=50 if kind == "bytes" else 0,
+    )
+    units = price_of("units", traced.document, trace, lambda: cost)
+    assert units(counts) == 10
