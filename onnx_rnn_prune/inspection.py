@@ -45,6 +45,7 @@ from onnx_rnn_prune.report.rolled import WrittenRow, rolling_row
 from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import unprofitable_layers
+from onnx_rnn_prune.trace.decomposed import title
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
@@ -111,6 +112,12 @@ def inspect_model(
     total = count_params(opened.document)
     left = opened.invalid_nodes or not opened.layers
     seen = Seen() if left else _look(opened, asked, progress)
+    cut = {title(layer.node) for layer in opened.layers if layer.name not in seen.pinned}
+    rows = [
+        WrittenRow(**item, text=str(item), in_place=not cut.isdisjoint(item.nodes))
+        for item in written
+    ]
+    whole = [row for row in rows if not row.in_place]
     return schema.InspectReport(
         model=schema.ModelRow(
             path=path,
@@ -120,11 +127,14 @@ def inspect_model(
             outputs=[str(port) for port in signature.outputs(opened.model)],
         ),
         layers=_rows(opened, seen, total),
-        written_out=[WrittenRow(**item, text=str(item)) for item in written],
+        written_out=rows,
         refused=[schema.RefusedRow(**item, text=str(item)) for item in opened.invalid_nodes],
         remedies=[
             *dict.fromkeys(item.remedy for item in opened.invalid_nodes),
-            *map(Note, filter(None, [remedy_of(opened, written, asked.roll)])),
+            *map(
+                Note,
+                filter(None, [remedy_of(opened, whole if asked.roll else written, asked.roll)]),
+            ),
         ],
         share_of_time=seen.share,
         share_of_others=seen.others,
@@ -174,17 +184,13 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
     share, others = timed.share_of(keys), timed.share_of(set(every).difference(keys))
-    rolled = None
-    if opened.rolled:
-        pair = opened.run(), Runner(opened.document, name=opened.name)
-        rolled = latency(*pair, first, seconds=_SECONDS).speedup
     seen = Seen(
         times=times,
         share=share,
         others=others,
         feed=shapes,
         random=not data.given,
-        rolled_speedup=rolled,
+        rolled_speedup=opened.rolled_speedup(first),
     )
     try:
         return _follow(opened, data, seen, progress)
@@ -236,8 +242,11 @@ def halves(
     groups = sorted(filter(share, trace.groups), key=share, reverse=True)
     whole = opened.document
     params, flops = count_params(whole), count_flops(whole, opened.find_counted)
-    size, model_hash = stored_bytes(opened.model, like=opened.model), fingerprint(opened.model)
-    runner, start = opened.run(), time.perf_counter()
+    # What rolling brings is no merit of the cut.
+    original = opened.document.write() if opened.rolled else opened.model
+    size, model_hash = stored_bytes(original, like=opened.model), fingerprint(opened.model)
+    runner = Runner(whole, name=opened.name) if opened.rolled else opened.run()
+    start = time.perf_counter()
     found: dict[str, schema.Half] = {}
     for number, group in enumerate(groups):
         gone = time.perf_counter() - start

@@ -17,7 +17,7 @@ from onnx_rnn_prune.model.constants import check_sizes
 from onnx_rnn_prune.model.document import Document, inline_layers
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runnable import unknown_type
-from onnx_rnn_prune.model.runner import OURS, Runner
+from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.model.walk import places
 from onnx_rnn_prune.operators.feed_forward import FEED_FORWARD, all_layers
 from onnx_rnn_prune.operators.layers import Layer
@@ -49,11 +49,14 @@ from onnx_rnn_prune.trace.decomposed import (
 from onnx_rnn_prune.trace.invalid_nodes import InvalidNode, find_invalid_nodes
 from onnx_rnn_prune.trace.judged import Judged, find_judged
 from onnx_rnn_prune.trace.trace import Trace
+from onnx_rnn_prune.validate.timing import latency
 
 ModelSource = str | Path | onnx.ModelProto
 
 RECURRENT_ONLY, ALL = "recurrent", "all"
 AS_IT_IS = Inputs()
+# For timing what rolling brings.
+_SECONDS = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,13 @@ class OpenedModel:
     def run(self) -> Runner:
         """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""
         return Runner(self.runnable, name=self.name)
+
+    def rolled_speedup(self, feed: Feed | Sequence[Feed]) -> float | None:
+        """How many times faster a run is by rolling alone; None where nothing was rolled."""
+        if not self.rolled:
+            return None
+        rolled = Runner(self.document, name=self.name)
+        return latency(self.run(), rolled, feed, seconds=_SECONDS).speedup
 
     def watched(self) -> Runner:
         """The same with what its outputs are judged by."""
@@ -180,7 +190,7 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
         rolls: whether such were to become layers.
     """
     if written and not rolls:
-        return "leave --no-roll out, and what is written out becomes a layer where that is proven"
+        return "leave out --no-roll: what is written out becomes a layer where that is proven to be the same"
     others = not opened.layers and all_layers(opened.document.graph)
     return advice(written, opened.model.producer_name) or (
         "--layers=all cuts its dense layers and convolutions" if others else ""

@@ -44,7 +44,6 @@ from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.report.build import drift_rows, environment, layer_rows, outlet_rows, total_rows
 from onnx_rnn_prune.report.html import write_html
-from onnx_rnn_prune.report.rolled import rolling_row
 from onnx_rnn_prune.selection.choice import (
     check_lossless,
     choose_plan,
@@ -339,6 +338,7 @@ def _report(
         for before, after in opened.pairs(model, "the pruned model")
     )
     progress("measuring", 0, None)
+    feed = data.test.opening()
     drifts, details = drift_in_detail(
         *judged, data.test, time_axes(opened.document), [state.result for state in states]
     )
@@ -348,7 +348,7 @@ def _report(
         totals=total_rows(opened, model),
         drift=drift_rows(drifts, opened.judged, data.streams),
         drift_details=details,
-        latency=latency(*timed, data.test.opening()),
+        latency=latency(*timed, feed),
         data=_data_row(data),
         environment=environment(),
         warnings=[
@@ -369,7 +369,8 @@ def _report(
         allocate=planned.allocate,
         budget=planned.budget,
         lossless=planned.lossless,
-        rolled=rolling_row(opened.rolling, None).rolled if opened.rolling else None,
+        rolled=opened.rolling.rolled if opened.rolling else None,
+        rolled_speedup=opened.rolled_speedup(feed),
     )
 
 

@@ -14,6 +14,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.report import inspect_table, to_json
+from onnx_rnn_prune.report.words import sentences
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate.timing import node_times, timings
 from tests.fuzzing import fitting
@@ -288,3 +289,25 @@ def test_weights_that_branches_share_count_once():
         first["params"] - biases,
     ]
     assert own["model"]["params"] - 1 == sum(layer["params"] for layer in own["layers"])
+
+
+def test_what_rolling_brings_is_not_said_of_pruning():
+    """What an exporter wrote out is larger and slower than the layer that it becomes."""
+    path = Path(__file__).with_name("fixtures") / "tf_while_lstm.onnx"
+    data = [fitting(onnx.load(path), number) for number in range(3)]
+    report = inspect(path, data=data)
+    assert report["rolling"]["rolled"] and report["rolling"]["speedup"] > 0
+    for layer in report["layers"]:
+        assert 0 < layer["half"]["bytes"] <= 8 * layer["half"]["params"]
+    found = prune(path, keep=0.5, data=data).report
+    assert found["rolled"] and found["rolled_speedup"] > 0
+    (text,) = [text for label, text in sentences(found) if label == "Rolling"]
+    assert text.startswith("alone: ") and "; with pruning: " in text
+    assert prune(model(STACKED), keep=0.5, data=FEED).report.rolled_speedup is None
+
+
+def test_a_cell_that_is_pruned_in_place_is_not_said_to_be_unprunable():
+    path = Path(__file__).with_name("fixtures") / "cell_conv_lstm_loop.onnx"
+    report = inspect(path, data=[fitting(onnx.load(path), 0)])
+    (row,) = report["written_out"]
+    assert row["in_place"] and not report["remedies"] and "the Loop final0 (" in row["text"]

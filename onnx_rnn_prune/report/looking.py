@@ -48,7 +48,10 @@ def inspect_table(report: InspectReport) -> Group:
     else:
         parts.append(Text("It has no LSTM, GRU or RNN layers."))
     parts += [sentence("Cannot run", row.text) for row in report.refused]
-    parts += [sentence("Cannot be pruned", row.text) for row in report.written_out]
+    parts += [
+        sentence("Pruned as it is" if row.in_place else "Cannot be pruned", row.text)
+        for row in report.written_out
+    ]
     left = report.rolling.left if report.rolling is not None else ()
     parts += [sentence("Not rolled", f"{row.at}: {row.reason}") for row in left]
     parts += [sentence("What helps", text) for text in report.remedies]
@@ -60,7 +63,7 @@ def _rolled(report: InspectReport) -> list[str]:
     rolling = report.rolling
     rows = [str(row) for row in rolling.rolled] if rolling is not None else []
     if rows and rolling is not None and rolling.speedup is not None:
-        rows[-1] += f"; the model is {rolling.speedup:.2g}x as fast by that alone"
+        rows[-1] += f"; this alone makes the model {faster(rolling.speedup)}"
     return rows
 
 

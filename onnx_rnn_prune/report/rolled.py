@@ -13,9 +13,10 @@ from onnx_rnn_prune.validate import Latency
 
 @dataclass(frozen=True, eq=False)
 class WrittenRow(DecomposedRecurrence):
-    """A recurrence that an exporter wrote out, and a sentence on it."""
+    """A recurrence that an exporter wrote out, a sentence on it, and whether it can be pruned."""
 
     text: str
+    in_place: bool
 
 
 @dataclass(frozen=True, eq=False)

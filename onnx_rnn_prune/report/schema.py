@@ -291,6 +291,7 @@ class PruneReport(Record):
         search, sensitivity: of `search` only.
         command: the command line, where there was one.
         rolled: recurrences that were written out and are layers now.
+        rolled_speedup: by that alone, of a run.
     """
 
     model: str
@@ -317,6 +318,7 @@ class PruneReport(Record):
     sensitivity: SensitivityReport | None = None
     command: str | None = None
     rolled: Sequence[Rolled] | None = None
+    rolled_speedup: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

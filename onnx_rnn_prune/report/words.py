@@ -40,6 +40,8 @@ def verdict(report: schema.PruneReport) -> str:
     found = worst(report.drift)
     if found is not None:
         sentences.append(_deviation(report, found[1]))
+    if report.rolled_speedup is not None:
+        sentences.append(f"Rolling alone makes a run {faster(report.rolled_speedup)}.")
     sentences.append(
         "The self-check passed: it computes what the original does without the removed units."
         if report.oracle.passed
@@ -162,6 +164,9 @@ def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
     """
     named = as_arguments if report.command is None else as_flags
     lines = [("Rolled", str(row)) for row in report.rolled or ()]
+    if report.rolled_speedup is not None:
+        both = faster(report.latency.speedup)
+        lines.append(("Rolling", f"alone: {faster(report.rolled_speedup)}; with pruning: {both}"))
     lines += [("Self-check", _self_check(report.oracle, report.mode))]
     lines += [
         ("State", f"{row.input} and {row.output}: {row.before} -> {row.after} entries")

@@ -100,7 +100,8 @@ class DecomposedRecurrence(Record):
         elif self.kind == STEP:
             how = f"a single step ({', '.join(self.nodes)})"
         else:
-            how = f"in the {self.kind.title()} {self.at} ({', '.join(self.nodes)})"
+            op = self.kind.title()
+            how = f"in the {op} {self.at.removeprefix(f'{op} ')} ({', '.join(self.nodes)})"
         return f"{what}, {how}" + (f", in {self.scope}" if self.scope else "")
 
 
@@ -108,7 +109,7 @@ def find_decomposed(graph: gs.Graph) -> tuple[DecomposedRecurrence, ...]:
     """The recurrences of a graph and its bodies that are no recurrent nodes."""
     flow = dataflow(graph)
     homes = [(place.scope, place.graph.nodes) for place in places(graph)]
-    scopes = {_title(node): scope for scope, nodes in homes for node in nodes}
+    scopes = {title(node): scope for scope, nodes in homes for node in nodes}
     circles = _circles(flow)
     known = [_entering(flow, circle) for circle in circles]
     makers = {node.outputs[0].name: node for node in flow.nodes if node.inputs and node.outputs}
@@ -131,7 +132,7 @@ def with_reasons(rolling: Rolling) -> Rolling:
     graph, left = rolling.document.graph, dict(rolling.left)
     nodes = list(all_nodes(graph))
     for item in find_decomposed(graph):
-        made = {out.name for node in nodes if _title(node) in item.nodes for out in node.outputs}
+        made = {out.name for node in nodes if title(node) in item.nodes for out in node.outputs}
         if item.at not in left and downstream(nodes, made).isdisjoint(left):
             left[item.at] = NO_CELL
     return replace(rolling, left=left)
@@ -143,7 +144,8 @@ def advice(written: Iterable[DecomposedRecurrence], producer: str) -> str:
     return "; ".join(found)
 
 
-def _title(node: gs.Node) -> str:
+def title(node: gs.Node) -> str:
+    """How a recurrence calls one of its nodes."""
     return node.name or f"{node.op} {node_key(node)}"
 
 
@@ -157,8 +159,8 @@ def _written(
     at = nodes[0] if carrier is None else carrier
     return DecomposedRecurrence(
         kind=kind,
-        at=_title(at),
-        nodes=tuple(map(_title, nodes)),
+        at=title(at),
+        nodes=tuple(map(title, nodes)),
         weights=tuple(roots),
         steps=steps if kind == UNROLLED else 1,
         units=units,
