@@ -190,7 +190,7 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
         rolls: whether such were to become layers.
     """
     if written and not rolls:
-        return "leave out --no-roll: what is written out becomes a layer where that is proven to be the same"
+        return "leave out --no-roll: what is written out becomes a layer where possible"
     others = not opened.layers and all_layers(opened.document.graph)
     return advice(written, opened.model.producer_name) or (
         "--layers=all cuts its dense layers and convolutions" if others else ""

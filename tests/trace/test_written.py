@@ -107,7 +107,7 @@ def test_fixtures_are_named(name):
         with pytest.raises(PruneError, match="leave roll=False out") as caught:
             prune(path, roll=False)
         assert row["text"] in str(caught.value) and report["remedies"][0] in str(caught.value)
-        assert "leave --no-roll out" in caught.value.for_shell
+        assert "leave out --no-roll" in caught.value.for_shell
 
 
 def test_a_prune_that_cuts_nothing_says_what_is_no_layer():
