@@ -45,7 +45,7 @@ from onnx_rnn_prune.report.rolled import WrittenRow, rolling_row
 from onnx_rnn_prune.report.words import worst
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import unprofitable_layers
-from onnx_rnn_prune.trace.decomposed import title
+from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence, title
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
@@ -112,12 +112,8 @@ def inspect_model(
     total = count_params(opened.document)
     left = opened.invalid_nodes or not opened.layers
     seen = Seen() if left else _look(opened, asked, progress)
-    cut = {title(layer.node) for layer in opened.layers if layer.name not in seen.pinned}
-    rows = [
-        WrittenRow(**item, text=str(item), in_place=not cut.isdisjoint(item.nodes))
-        for item in written
-    ]
-    whole = [row for row in rows if not row.in_place]
+    rows = _written_rows(opened, seen, written)
+    lost = [row for row in rows if not (row.in_place and asked.roll)]
     return schema.InspectReport(
         model=schema.ModelRow(
             path=path,
@@ -133,7 +129,7 @@ def inspect_model(
             *dict.fromkeys(item.remedy for item in opened.invalid_nodes),
             *map(
                 Note,
-                filter(None, [remedy_of(opened, whole if asked.roll else written, asked.roll)]),
+                filter(None, [remedy_of(opened, lost, asked.roll)]),
             ),
         ],
         share_of_time=seen.share,
@@ -142,6 +138,16 @@ def inspect_model(
         warnings=[Note(text) for text in (*opened.notes, *seen.warnings)],
         rolling=rolling_row(opened.rolling, seen.rolled_speedup) if opened.rolling else None,
     )
+
+
+def _written_rows(
+    opened: OpenedModel, seen: Seen, written: Iterable[DecomposedRecurrence]
+) -> list[WrittenRow]:
+    cut = {title(layer.node) for layer in opened.layers if layer.name not in seen.pinned}
+    return [
+        WrittenRow(**item, text=str(item), in_place=not cut.isdisjoint(item.nodes))
+        for item in written
+    ]
 
 
 def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[schema.InspectedLayer]:
@@ -239,15 +245,13 @@ def halves(
     def share(group: Group) -> float:
         return sum(times[name].share for name in group.layers if name in times)
 
-    groups = sorted(filter(share, trace.groups), key=share, reverse=True)
-    whole = opened.document
+    groups, whole = sorted(filter(share, trace.groups), key=share, reverse=True), opened.document
     params, flops = count_params(whole), count_flops(whole, opened.find_counted)
     # What rolling brings is no merit of the cut.
     original = opened.document.write() if opened.rolled else opened.model
     size, model_hash = stored_bytes(original, like=opened.model), fingerprint(opened.model)
     runner = Runner(whole, name=opened.name) if opened.rolled else opened.run()
-    start = time.perf_counter()
-    found: dict[str, schema.Half] = {}
+    found, start = dict[str, schema.Half](), time.perf_counter()
     for number, group in enumerate(groups):
         gone = time.perf_counter() - start
         if gone + gone / max(number, 1) > _MOST_SECONDS:
