@@ -112,6 +112,8 @@ class Runner:
         if self._asked is None:
             light = model.write(without_values) if isinstance(model, Document) else model
             self._unsafe = model if may_be_empty(light) else None
+        # What fails where a layer would get a sequence without entries; loaded once it is needed.
+        self._guarded: Runner | None = None
         self._proven: set[tuple[tuple[int, ...], ...]] = set()
         self._takes, self._gives = _conversions(
             model.source if isinstance(model, Document) else model
@@ -128,7 +130,10 @@ class Runner:
         known = {name: self._given(name, feed) for name in self.inputs if name in feed}
         sizes = tuple(value.shape for value in known.values())
         if self._unsafe is not None and sizes not in self._proven:
-            Runner(self._unsafe, outputs=names, name=self.name, remedy=self.remedy)(feed)
+            self._guarded = self._guarded or Runner(
+                self._unsafe, outputs=self.outputs, name=self.name, remedy=self.remedy
+            )
+            self._guarded(feed, names)
             self._proven.add(sizes)
         try:
             values = self._run(names, known)

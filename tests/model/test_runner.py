@@ -131,6 +131,16 @@ def test_a_layer_that_gets_nothing_ends_no_process(op, axis, inside, options):
         run({**feed, "x": feed["x"][:2] if axis == 0 else feed["x"][:, :2]})
 
 
+def test_sizes_do_not_load_a_model_again(monkeypatch):
+    """One that may fail on a sequence without entries is loaded twice, not for each size."""
+    loaded, load = [], runner._open
+    monkeypatch.setattr(runner, "_open", lambda *given: (loaded.append(given), load(*given))[1])
+    run = Runner(sliced("GRU", 0))
+    for size in range(4, 9):
+        run({"x": np.ones((size, 5, 2), np.float32), "yes": np.array(True)})
+    assert len(loaded) == 2
+
+
 def test_an_lstm_takes_no_steps():
     model, feed = sliced("LSTM", 0), {"x": np.ones((2, 5, 2), np.float32), "yes": np.array(True)}
     assert Runner(model, outputs=["y"])(feed)["y"].shape == (0, 1, 5, 2)
