@@ -113,6 +113,28 @@ class TestWithTorch:
         lstsq = float(re.search(r"lstsq ([\d.e-]+)", before)[1])
         assert recovery["learning"]["before"] == pytest.approx(lstsq, rel=0.01)
 
+    def test_convolutions_and_normalizations_learn(self):
+        model = onnx.parser.parse_model("""
+            <ir_version: 10, opset_import: ["" : 21]>
+            g (float[batch, 4, time] x) => (float[batch, 3, length] y) {
+                a = Conv <pads = [1, 1]> (x, K)
+                n = GroupNormalization <num_groups = 8> (a, scale, shift)
+                b = Tanh (n)
+                c = ConvTranspose <strides = [2]> (b, U, u)
+                d = Tanh (c)
+                y = Conv (d, V)
+            }
+        """)
+        model.graph.initializer.extend(
+            weights(0, K=(16, 4, 3), U=(16, 12, 3), u=(12,), V=(3, 12, 1), scale=(16,), shift=(16,))
+        )
+        given = [{"x": feed["x"].transpose(1, 2, 0)} for feed in feeds(24)]
+        report = self.learn(model, data=given, layers="all")
+        assert report["oracle"]["passed"]
+        learning = report["recovery"]["learning"]
+        assert learning["whole"] and learning["weights"] == 7
+        assert learning["after"] < learning["before"]
+
     def test_states_that_are_inputs_and_outputs_are_selected_before(self):
         model = onnx.parser.parse_model("""
             <ir_version: 8, opset_import: ["" : 17]>
@@ -192,6 +214,17 @@ class TestWithTorch:
 
 
 @pytest.mark.torch
+def scaled_unit(document, readers, unit, factor):
+    """A model in which all that reads a unit reads so many times as much of it."""
+    changed = document.copy()
+    nodes = nodes_by_key(changed.graph)
+    for binding in readers:
+        tensor = nodes[binding.node].inputs[binding.bound.slot]
+        scale = np.where(binding.bound.labels == unit, factor, 1.0)
+        tensor.values = (tensor.values * scale).astype(np.float32)
+    return Runner(changed, optimize=False)
+
+
 class TestGradients:
     def prepared(self):
         opened = open_model(two_layers())
@@ -215,14 +248,8 @@ class TestGradients:
         signs = np.random.default_rng(3).choice([-1.0, 1.0], wanted.shape)
 
         def loss(unit, step):
-            changed = document.copy()
-            nodes = nodes_by_key(changed.graph)
-            for binding in readers:
-                tensor = nodes[binding.node].inputs[binding.bound.slot]
-                scale = np.where(binding.bound.labels == unit, 1.0 + step, 1.0)
-                tensor.values = (tensor.values * scale).astype(np.float32)
-            value = Runner(changed, optimize=False)(feed)["logits"].astype(np.float64)
-            return np.sum(signs * value) / wanted.std(ddof=1)
+            value = scaled_unit(document, readers, unit, 1.0 + step)(feed)["logits"]
+            return np.sum(signs * value.astype(np.float64)) / wanted.std(ddof=1)
 
         for unit in range(trace.units.count):
             slope = (loss(unit, 0.01) - loss(unit, -0.01)) / 0.02

@@ -120,6 +120,12 @@ CASES = [
         ("Conv", (X, normal(5, 3, 3)), {"auto_pad": pad, "strides": [2]})
         for pad in ("SAME_UPPER", "SAME_LOWER", "VALID")
     ],
+    ("ConvTranspose", (X, normal(3, 5, 3)), {"strides": [2]}),
+    (
+        "ConvTranspose",
+        (IMAGE, normal(4, 3, 3, 2), normal(6)),
+        {"group": 2, "pads": [1, 0, 0, 1], "strides": [2, 3], "output_padding": [1, 0]},
+    ),
     *[
         ("AveragePool", (IMAGE,), {"kernel_shape": [3, 2], "pads": [1, 1, 0, 0], **more})
         for more in ({}, {"count_include_pad": 1}, {"strides": [2, 2]})

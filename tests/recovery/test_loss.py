@@ -5,14 +5,13 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
-from test_learn import feeds, two_layers
+from test_learn import feeds, scaled_unit, two_layers
 
 from onnx_rnn_prune import apply, pipeline, plan, prune, search, sensitivity
 from onnx_rnn_prune.calibration import open_data
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import NamedFeed, Runner
-from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.recovery.distill.configuration import (
@@ -117,13 +116,8 @@ class TestSlopes:
         found = list(slope(lesson, comparison(read_loss("cross-entropy"), Answers.of(feed))))
 
         def loss(unit, step):
-            changed = document.copy()
-            nodes = nodes_by_key(changed.graph)
-            for binding in readers:
-                tensor = nodes[binding.node].inputs[binding.bound.slot]
-                scale = np.where(binding.bound.labels == unit, 1.0 + step, 1.0)
-                tensor.values = (tensor.values * scale).astype(np.float32)
-            return cross_entropy(Runner(changed, optimize=False)(feed)["logits"], feed.labels)
+            changed = scaled_unit(document, readers, unit, 1.0 + step)
+            return cross_entropy(changed(feed)["logits"], feed.labels)
 
         assert len(found) == 1
         assert np.abs(found[0]).max() > 0.01

@@ -19,6 +19,11 @@ from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.recovery.distill.kernels import Call, Kernel, reversed_steps
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+_TRANSPOSED = (
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
 _AVERAGES = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
 _MAXIMA = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
 
@@ -43,6 +48,22 @@ def _convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = No
         groups=call.get("group", 1),
     )
     return result
+
+
+def _transposed_convolution(
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The pads are taken off what all places make; they need not be the same on both sides."""
+    places = weight.ndim - 2
+    strides, dilations = (_sizes(call, name, places) for name in ("strides", "dilations"))
+    more, groups = list(call.get("output_padding", [0] * places)), call.get("group", 1)
+    transpose: Any = _TRANSPOSED[places - 1]
+    full: Tensor = transpose(x, weight, None, strides, 0, more, groups, dilations)
+    pads = list(call.get("pads", [0] * 2 * places))
+    for axis in range(places):
+        before, after = pads[axis], pads[axis + places]
+        full = full.narrow(axis + 2, before, full.shape[axis + 2] - before - after)
+    return full if bias is None else full + bias.reshape(-1, *[1] * places)
 
 
 def _average_pool(call: Call, x: Tensor) -> Tensor:
@@ -97,6 +118,11 @@ def _ceils(call: Call) -> str:
     return "has ceil_mode" if call.attrs.get("ceil_mode") else ""
 
 
+def _sized(call: Call) -> str:
+    chosen = call.get("output_shape", None) or call.get("auto_pad", "NOTSET") != "NOTSET"
+    return "has pads that follow from its output" if chosen else ""
+
+
 def _ceils_or_dilates(call: Call) -> str:
     dilated = any(n != 1 for n in call.get("dilations", ()))
     return "has dilations" if dilated else _ceils(call)
@@ -105,6 +131,7 @@ def _ceils_or_dilates(call: Call) -> str:
 PRODUCTS: Mapping[str, Kernel] = {
     "AveragePool": Kernel(_average_pool, refuses=_ceils_or_dilates),
     "Conv": Kernel(_convolution, (1, 2)),
+    "ConvTranspose": Kernel(_transposed_convolution, (1, 2), _sized),
     "Einsum": Kernel(lambda call, *parts: torch.einsum(call.get("equation", ""), *parts), (0, 1)),
     "Gemm": Kernel(_gemm, (0, 1, 2)),
     "GlobalAveragePool": _over_places(torch.mean),
