@@ -101,15 +101,28 @@ def recurrent_ops(graph: onnx.GraphProto) -> Iterator[str]:
 
 def interface(model: onnx.ModelProto) -> tuple[object, ...]:
     """What a user of a model sees of it, apart from its numbers."""
-    values = [*model.graph.input, *model.graph.output]
     defaults = {tensor.name for tensor in model.graph.initializer}
     return (
-        [value.SerializeToString() for value in values if value.name not in defaults],
+        [
+            _opened(value).SerializeToString()
+            for value in (*model.graph.input, *model.graph.output)
+            if value.name not in defaults
+        ],
         sorted((entry.key, entry.value) for entry in model.metadata_props),
         sorted((opset.domain, opset.version) for opset in model.opset_import),
         (model.domain, model.doc_string, model.graph.doc_string, model.graph.name),
         (model.ir_version, model.producer_name, model.producer_version, model.model_version),
     )
+
+
+def _opened(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """An input or output whose sizes below 0 are left open, which is what they mean."""
+    result = onnx.ValueInfoProto()
+    result.CopyFrom(value)
+    for size in result.type.tensor_type.shape.dim:
+        if size.dim_value < 0:
+            size.Clear()
+    return result
 
 
 def checker_fault(model: onnx.ModelProto) -> str:
@@ -199,7 +212,7 @@ def measure(path: Path) -> Row:
     try:
         feeds = feeds_for(path)
     except PruneError as error:
-        return _empty(path, nodes, f"does not run before: {_refusal(path) or error.what}", fault="")
+        return _empty(path, nodes, f"the original does not run: {_refusal(path) or error.what}", "")
     try:
         with time_limit(SECONDS):
             found = inspect(path)

@@ -106,7 +106,8 @@ class PickUnits:
             full = nodes[key].inputs[slot]
             label = fresh_name(graph, f"{OWN}{full.name}_picked")
             picked = gs.Variable(label, dtype=full.dtype)
-            inputs = [full, add_constant(graph, f"{label}_entries", np.arange(count))]
+            entries = np.arange(count, dtype=np.int32)
+            inputs = [full, add_constant(graph, f"{label}_entries", entries)]
             nodes[key].inputs[slot] = picked
             made = gs.Node("Gather", label, {"axis": axis}, inputs, [picked])
             insert_before(graph, made, before=nodes[key])
@@ -206,6 +207,7 @@ def _apart(
             if tensor is port and (id(node), slot) not in places:
                 node.inputs[slot] = inner
     maker = port.inputs[0]
+    maker.name = maker.name or node_key(maker)  # scopes are named by it, and it is about to change
     maker.outputs[maker.outputs.index(port)] = inner
     return inner, port
 

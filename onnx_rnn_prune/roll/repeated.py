@@ -199,12 +199,12 @@ class Repeated:
             lengths, moved = lengths_of(build, counts), sequence
         else:
             order, lengths = front(build, counts)
-            moved = rows_at(build, sequence, order)
+            moved = rows_at(build, sequence, order, counts)
         made = put_operator(build, item.chain, moved, initial, self.dtype, lengths=lengths)
         seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
         one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
         place = build.node("Max", [build.node("Sub", [seen, one]), zero])
-        steps = rows_at(build, made.y, place)
+        steps = rows_at(build, made.y, place, counts)
         unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
         last = []
         for end, start in zip((made.y_h, made.y_c), initial, strict=False):

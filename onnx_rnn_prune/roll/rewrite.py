@@ -129,10 +129,14 @@ class Builder:
         self._used = {tensor.name for tensor in tensors_of(graph)}
         self._used |= {node.name for node in all_nodes(graph)}
         self._count = 0
+        self._made: dict[object, gs.Tensor] = {}
 
-    def constant(self, value: Array) -> gs.Constant:
-        """A constant."""
-        return gs.Constant(self.fresh("constant"), np.asarray(value, order="C"))
+    def constant(self, value: Array) -> gs.Tensor:
+        """A constant, one for all that are equal."""
+        key = value.dtype, value.shape, value.tobytes()
+        if key not in self._made:
+            self._made[key] = gs.Constant(self.fresh("constant"), np.asarray(value, order="C"))
+        return self._made[key]
 
     def node(
         self,
@@ -141,10 +145,14 @@ class Builder:
         attributes: Mapping[str, object] | None = None,
         output: gs.Tensor | None = None,
     ) -> gs.Tensor:
-        """A node with one output, which is a new tensor or this one."""
-        result = gs.Variable(self.fresh(op.lower())) if output is None else output
-        name = self.fresh(f"{op}_node")
-        self.home.nodes.append(gs.Node(op, name, dict(attributes or {}), list(inputs), [result]))
+        """A node with one output: a new tensor, the one of an equal node, or this one."""
+        key = op, *map(id, inputs), repr(attributes)
+        result = output or self._made.get(key) or gs.Variable(self.fresh(op.lower()))
+        if output is not None or key not in self._made:
+            attrs = dict(attributes or {})
+            self.home.nodes.append(gs.Node(op, "", attrs, list(inputs), [result]))
+        if output is None:
+            self._made[key] = result
         return result
 
     def axes(self, op: str, data: gs.Tensor, axes: Sequence[int]) -> gs.Tensor:
@@ -181,7 +189,7 @@ class Builder:
 
     def ones_like(self, data: gs.Tensor) -> gs.Tensor:
         """A tensor of that shape full of 1, whole numbers."""
-        one = gs.Constant(self.fresh("one"), np.ones(1, np.int64))
+        one = self.constant(np.ones(1, np.int64))
         return self.node("ConstantOfShape", [self.node("Shape", [data])], {"value": one})
 
     def transpose(self, data: gs.Tensor, order: Sequence[int]) -> gs.Tensor:
@@ -354,14 +362,14 @@ def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
     # Those that count get T more than their number from the back, so that no two are equal.
     rank = build.node("Sub", [build.node("Mul", [counts, steps]), numbers])
     order, sizes = gs.Variable(build.fresh("order")), gs.Variable(build.fresh("ranks"))
-    node = gs.Node("TopK", build.fresh("TopK"), {"axis": 0}, [rank, steps], [sizes, order])
+    node = gs.Node("TopK", "", {"axis": 0}, [rank, steps], [sizes, order])
     build.home.nodes.append(node)
     return order, lengths
 
 
-def rows_at(build: Builder, data: gs.Tensor, places: gs.Tensor) -> gs.Tensor:
-    """Of each sequence of [T, B, n], what stands at its places [T, B]."""
-    batch = build.slice(build.node("Shape", [places]), 0, 1, 2)
+def rows_at(build: Builder, data: gs.Tensor, places: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
+    """Of each sequence of [T, B, n], what stands at its places, of the shape of another [T, B]."""
+    batch = build.slice(build.node("Shape", [like]), 0, 1, 2)
     zero, one = (build.constant(np.array(number, np.int64)) for number in (0, 1))
     many = build.axes("Squeeze", batch, [0])
     own = build.node("Range", [zero, many, one])
