@@ -250,7 +250,9 @@ class Problem:
         eights = frozenset(
             n for n, g in enumerate(trace.groups) if not kernels.isdisjoint(g.layers)
         )
-        return Space(trace, self.scores, request.bounds, self.ms, fits, self.profitable, eights)
+        timed = goal.drop is not None or goal.speed is not None or not goal.budgets
+        price = self.ms if timed else partial(self.size, goal.budgets[0].kind)
+        return Space(trace, self.scores, request.bounds, price, fits, self.profitable, eights)
 
 
 def open_problem(

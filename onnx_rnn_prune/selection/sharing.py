@@ -70,7 +70,7 @@ def _joint(evaluator: Evaluator, space: Space, progress: Progress) -> list[int]:
 
     def tried(counts: Counts) -> Trial:
         error = evaluator.quick_error(choose(space.trace, space.scores, list(counts)))
-        return Trial(counts, QUICK, error, error, 0.0, error, space.ms(counts), 0, 0, 0.0)
+        return Trial(counts, QUICK, error, error, 0.0, error, space.price(counts), 0, 0, 0.0)
 
     steps, number = sharing(space), 0
     asks = next(steps)

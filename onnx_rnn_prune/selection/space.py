@@ -91,7 +91,7 @@ class Space:
         trace: of the model.
         scores: of its units; of a group, those with the highest stay.
         bounds: alignment and least number of units.
-        ms: what a run is predicted to take.
+        price: what a cut costs: what a run is predicted to take, or what is limited instead.
         fits: whether a cut is within all that limits its cost.
         profitable: leaves groups whole whose cut does not pay.
         eights: the numbers of groups that keep multiples of 8 where counts are rounded: the
@@ -101,7 +101,7 @@ class Space:
     trace: Trace
     scores: Matrix
     bounds: Allocation
-    ms: Price
+    price: Price
     fits: Fits
     profitable: Callable[[Counts], Counts] = tuple
     eights: frozenset[int] = frozenset()
@@ -121,11 +121,11 @@ class Space:
         """The fewest that may stay."""
         return tuple(self.bounds.floor(group) for group in self.groups)
 
-    def within(self, ms: float, urgency: Urgency, price: Price | None = None) -> Counts:
-        """As many units as fit into so much time, shared out by an urgency."""
+    def within(self, most: float, urgency: Urgency, price: Price | None = None) -> Counts:
+        """As many units as fit into so high a price, shared out by an urgency."""
 
         def fits(counts: list[int]) -> bool:
-            return self.fits(counts) and (math.isinf(ms) or self.ms(counts) <= ms)
+            return self.fits(counts) and (math.isinf(most) or self.price(counts) <= most)
 
         return self.profitable(tuple(self.bounds.share(self.groups, fits, urgency, price)))
 

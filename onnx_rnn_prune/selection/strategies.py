@@ -1,14 +1,16 @@
 """Who says which cut is tried next.
 
-The built-in strategy, greedy, takes sensitivities, bisects ways to share, then moves units:
+The built-in strategy, greedy, begins with cuts that take no measurements to know, and refines the
+best of them:
 
-1. What a group loses as it is cut follows the scores of its units, which with data are what readers
-   lose in closed form. So much as measured is lost: each group alone is cut to several widths, or
-   of many groups those that save most time to one.
-2. Ways to share a cut (equal shares, one ranking over all groups, slopes of these curves by what
-   they save) make a row of cuts each, from slow to fast. Where the goal is a quality, the fastest
-   cut of each row that keeps it is found by bisection; else each row's first that fits is tried.
-   What a recovery in full makes up for is seen in the best, and allowed for in another bisection.
+1. Ways to share a cut make a row of cuts each, from cheap to dear: equal shares, one ranking over
+   all groups, the same by what units cost, and what readers lose in closed form by what that saves.
+   Where the goal is a quality, the cheapest cut of each row that keeps it is found by bisection,
+   all rows side by side, and none is looked at beyond the best so far; else each row's first that
+   fits is tried.
+2. So much as measured is lost: each group alone is cut to several widths, or of many groups those
+   that save most to one. Slopes of these curves by what they save make one more row. What a
+   recovery in full makes up for is seen in the best, and allowed for in another bisection.
 3. From the best, units are taken from one group, or moved from one to another, while that helps;
    where the best within a cost is looked for, in the end with a recovery in full.
 4. The best are recovered in full, which keeps more of the quality; what that leaves to spare is
@@ -44,7 +46,7 @@ SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _ALONE = 40
 # The least share that the closed form may say is lost by a cut.
 _LEAST = 1e-6
-# Rounds of bisection, to within 1 % of the range of times; and of allowing for a recovery in full.
+# Rounds of bisection, to within 1 % of the range of costs; and of allowing for a recovery in full.
 _HALVINGS, _ALLOWANCES = 7, 2
 # Moves are of these parts of a group, one after the other; so many groups give or take, and so many
 # moves are tried at a time.
@@ -96,8 +98,7 @@ def by_slopes(curves: Sequence[Curve]) -> Urgency:
 
 def greedy(space: Space, aim: Aim) -> Strategy:
     """Asks for trials; the best of them is what is looked for."""
-    curves = yield from _curves(space)
-    best = yield from shared(space, aim, curves)
+    best, curves = yield from shared(space, aim)
     if aim.most is None and best.counts != space.full:
         best = (yield [Ask(best.counts, FULL)])[0]
         best = yield from _moved(space, aim, curves, best, _FULL_PARTS)
@@ -106,25 +107,36 @@ def greedy(space: Space, aim: Aim) -> Strategy:
 
 def sharing(space: Space) -> Steps:
     """The cut with the least error among those that fit, by quick trials alone."""
-    return (yield from shared(space, Aim(None, space.fits), (yield from _curves(space))))
+    return (yield from shared(space, Aim(None, space.fits)))[0]
 
 
-def shared(space: Space, aim: Aim, curves: Sequence[Curve]) -> Steps:
-    """The best way to share a cut between groups, as quick trials tell."""
-    rows = [
-        _row(space, allocator(space.trace, space.scores), None) for allocator in ALLOCATORS.values()
-    ]
-    rows.append(_row(space, by_slopes(curves), space.ms))
-    if aim.most is None:
-        asks = list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
-        best = min((yield asks), key=aim.rank)
-        return (yield from _moved(space, aim, curves, best))
-    quick, best = aim, (yield from _bisected(space, aim, rows))
-    for _ in range(_ALLOWANCES):
+def shared(
+    space: Space, aim: Aim
+) -> Generator[Sequence[Ask], Sequence[Trial], tuple[Trial, list[Curve]]]:
+    """The best way to share a cut between groups, as quick trials tell, and what groups lose."""
+    trace, scores, price = space.trace, space.scores, space.price
+    equal, ranking = (allocator(trace, scores) for allocator in ALLOCATORS.values())
+    closed = by_slopes([_closed(group, scores) for group in space.groups])
+    ways = [(equal, None), (ranking, None), (ranking, price), (closed, price)]
+    rows = [_row(space, *way) for way in ways]
+    best = yield from _best(space, aim, rows)
+    curves = yield from _curves(space)
+    rows.append(_row(space, by_slopes(curves), price))
+    best = yield from _best(space, aim, rows[-1:], best)
+    quick = aim
+    for _ in range(_ALLOWANCES if aim.most is not None else 0):
         full = (yield [Ask(best.counts, FULL)])[0]
         quick = aim.for_quick(best, full)
-        best = yield from _bisected(space, quick, rows)
-    return (yield from _moved(space, quick, curves, best))
+        best = yield from _best(space, quick, rows, best)
+    return (yield from _moved(space, quick, curves, best)), curves
+
+
+def _best(space: Space, aim: Aim, rows: Sequence[Row], best: Trial | None = None) -> Steps:
+    """The best cut of some rows, or what was the best before."""
+    if aim.most is not None:
+        return (yield from _bisected(space, aim, rows, best))
+    trials = yield list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
+    return min([*trials, *([best] if best else [])], key=aim.rank)
 
 
 def equal(space: Space, aim: Aim) -> Strategy:
@@ -133,11 +145,11 @@ def equal(space: Space, aim: Aim) -> Strategy:
     if aim.most is None:
         yield [Ask(row(math.inf), FULL)]
     else:
-        yield from _bisected(space, aim, [row], FULL)
+        yield from _bisected(space, aim, [row], recovery=FULL)
 
 
-def _row(space: Space, urgency: Callable[[int, int], float], price: Price | None) -> Row:
-    return lambda ms: space.within(ms, urgency, price)
+def _row(space: Space, urgency: Urgency, price: Price | None) -> Row:
+    return lambda most: space.within(most, urgency, price)
 
 
 def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list[Ask]]:
@@ -157,11 +169,11 @@ def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curv
     many = len(SHARES) * len(space.groups) > _ALONE
     asks = curve_asks(space, SHARES[2:3] if many else SHARES)
     cuttable = [number for number, own in asks.items() if own]
-    dearest = sorted(cuttable, key=lambda n: min(space.ms(ask.counts) for ask in asks[n]))
+    dearest = sorted(cuttable, key=lambda n: min(space.price(ask.counts) for ask in asks[n]))
     measured = sorted(dearest[:_ALONE])
     asked = [ask for number in measured for ask in asks[number]]
     trials = iter((yield asked) if asked else ())
-    lost = [_lost(group, space.scores) for group in space.groups]
+    lost = [_closed(group, space.scores).error ** 2 for group in space.groups]
     scales: dict[int, tuple[list[int], Matrix]] = {}
     for number in measured:
         found = [next(trials) for _ in asks[number]]
@@ -179,24 +191,40 @@ def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curv
     return curves
 
 
-def _lost(group: Group, scores: Matrix) -> Matrix:
-    """The share of what units score that is gone when so many of the best stay, [H + 1]."""
+def _closed(group: Group, scores: Matrix) -> Curve:
+    """As if the squared error were the share of what units score that is gone with the worst."""
     values = np.sort(np.sum([scores[atoms].sum(axis=1) for atoms in group.atoms], axis=0))
     values = values - min(float(values[0]), 0.0)
-    gone: Matrix = np.concatenate([[0.0], np.cumsum(values)])[::-1]
-    return gone / gone[0] if gone[0] > 0.0 else np.linspace(1.0, 0.0, len(gone))
+    gone = np.concatenate([[0.0], np.cumsum(values)])[::-1]
+    share = gone / gone[0] if gone[0] > 0.0 else np.linspace(1.0, 0.0, len(gone))
+    return Curve(group.layers, np.arange(len(share), dtype=np.float64), np.sqrt(share))
 
 
-def _bisected(space: Space, aim: Aim, rows: Sequence[Row], recovery: str = QUICK) -> Steps:
-    """The best of the fastest cuts of each row that are good enough; all rows go side by side."""
-    least, most = space.ms(space.floor), space.ms(space.full)
-    ranges = [[least, most] for _ in rows]
-    best = (yield [Ask(row(most)) for row in rows[:1]])[0]
+def _bisected(
+    space: Space,
+    aim: Aim,
+    rows: Sequence[Row],
+    best: Trial | None = None,
+    recovery: str = QUICK,
+) -> Steps:
+    """The best of the cheapest cuts of each row that are good enough; all rows go side by side.
+
+    What costs more than the best so far is not looked at.
+    """
+    least, most = space.price(space.floor), space.price(space.full)
+    lows = [least] * len(rows)
+    if best is None:
+        best = (yield [Ask(rows[0](most))])[0]
     for _ in range(_HALVINGS):
-        middles = [(low + high) / 2 for low, high in ranges]
-        asks = [Ask(row(ms), recovery) for row, ms in zip(rows, middles, strict=True)]
-        for trial, ms, ends in zip((yield asks), middles, ranges, strict=True):
-            ends[1 if aim.meets(trial) else 0] = ms
+        high = min(space.price(best.counts), most) if aim.meets(best) else most
+        going = [n for n, low in enumerate(lows) if high - low > (most - least) / 2**_HALVINGS]
+        if not going:
+            break
+        middles = [(lows[n] + high) / 2 for n in going]
+        asks = [Ask(rows[n](middle), recovery) for n, middle in zip(going, middles, strict=True)]
+        for number, middle, trial in zip(going, middles, (yield asks), strict=True):
+            if not aim.meets(trial):
+                lows[number] = middle
             best = min(best, trial, key=aim.rank)
     return best
 
@@ -220,28 +248,28 @@ def _moved(
 def _promising(
     space: Space, aim: Aim, curves: Sequence[Curve], best: Trial, part: int
 ) -> list[Counts]:
-    """The moves for which the curves foretell least error, or least for the time that they gain."""
-    before = _foretold(curves, best.counts)
+    """The moves for which the curves foretell least error, or least for what they save."""
+    before, cost = _foretold(curves, best.counts), space.price(best.counts)
 
     def promise(counts: Counts) -> float:
         worse = _foretold(curves, counts) - before
         if aim.most is None:
             return worse
-        return worse / max(best.ms - space.ms(counts), 1e-12)
+        return worse / max(cost - space.price(counts), 1e-12)
 
     moves = [m for m in _moves(space, curves, best.counts, part) if space.fits(list(m))]
     if aim.most is not None:
-        moves = [move for move in moves if space.ms(move) < best.ms]
+        moves = [move for move in moves if space.price(move) < cost]
     return sorted(dict.fromkeys(moves), key=promise)
 
 
 def _moves(space: Space, curves: Sequence[Curve], counts: Counts, part: int) -> Iterator[Counts]:
     """Fewer units in one group, and a few more of another in exchange; the likeliest of many."""
-    before, ms = _foretold(curves, counts), space.ms(counts)
+    before, cost = _foretold(curves, counts), space.price(counts)
 
     def ratio(changed: Counts) -> float:
-        """What a change costs for the time that it saves, or gains for what it takes."""
-        return (_foretold(curves, changed) - before) / max(abs(ms - space.ms(changed)), 1e-12)
+        """What a change loses for what it saves, or gains for what it takes."""
+        return (_foretold(curves, changed) - before) / max(abs(cost - space.price(changed)), 1e-12)
 
     def changed(by: float) -> list[tuple[int, float]]:
         """Groups of which a part goes, or is added, the likeliest first."""
@@ -313,7 +341,7 @@ def optuna(space: Space, aim: Aim, seed: int) -> Strategy:
         ) from error
     library.logging.set_verbosity(library.logging.WARNING)
     study = library.create_study(sampler=library.samplers.TPESampler(seed=seed))
-    full = space.ms(space.full)
+    full = space.price(space.full)
 
     def counts_of(drawn: object) -> Counts:
         suggest = drawn.suggest_int  # type: ignore[attr-defined]

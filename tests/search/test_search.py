@@ -30,7 +30,7 @@ from onnx_rnn_prune.search.problem import SizePrediction
 from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import SearchBounds, finishing, run
 from onnx_rnn_prune.search.study import Study
-from onnx_rnn_prune.selection.allocation import Allocation
+from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
 from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Space, Trial
 from onnx_rnn_prune.selection.strategies import STRATEGIES
@@ -93,6 +93,19 @@ def test_greedy_comes_near_the_fastest_cut_that_is_good_enough(most):
     assert best.loss <= most
     assert best.ms <= 1.05 * best_of_all(most)
     assert len(trials) < 150
+
+
+@pytest.mark.parametrize("most", [0.05, 0.2, 0.6])
+def test_what_greedy_begins_with_is_as_good_as_any_equal_or_global_cut(most):
+    """Before it cuts groups alone, of which there may be many."""
+    aim, where = Aim(most, anything), space()
+    allocators = [make(where.trace, where.scores) for make in ALLOCATORS.values()]
+    ways = [(urgency, price) for urgency in allocators for price in (None, cost)]
+    levels = np.linspace(cost((1, 1, 1)), cost(SIZES), 100)
+    simple = [where.within(level, *way) for level in levels for way in ways]
+    best = min(cost(counts) for counts in simple if lost(counts) <= most)
+    found = min(searched("greedy", aim, trials=20), key=aim.rank)
+    assert found.loss <= most and found.ms <= best + 0.02 * cost(SIZES)
 
 
 def test_greedy_comes_near_the_best_cut_that_is_fast_enough():
