@@ -180,8 +180,9 @@ def feeds_for(
     """
     ports = signature.inputs(document.source)
     pairs = possible_pairs(ports, signature.outputs(document.source))
-    left_out = state_inputs(document) | ({name for name, _ in pairs} if stream else set())
-    feeds, runner = open_feeds(source, ports, frozenset(left_out)), cache(run)
+    known, likely = state_inputs(document), frozenset(name for name, _ in pairs)
+    left_out = frozenset(known | likely if stream else known)
+    feeds, runner = open_feeds(source, ports, left_out, likely), cache(run)
     return as_streams(feeds, pairs, known_states(document), lambda feed: runner()(feed), stream)
 
 

@@ -54,6 +54,7 @@ from onnx_rnn_prune.validate.drift import deviations
 from onnx_rnn_prune.validate.narrow_states import (
     NarrowState,
     StateRunner,
+    check_inputs,
     judged_beside,
     narrow_states,
 )
@@ -309,6 +310,7 @@ def compare(
     asked, most = options.inputs, options.target.max_nrmse
     models = _read((a, b), asked)
     names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
+    check_inputs(models, names)
     narrow = narrow_states(models[0], models[1], names)
     first, second = (
         Runner(as_run(model), name=name, threads=options.effort.threads)
@@ -360,6 +362,7 @@ def bench(
     options = Options.of(locals())
     read = _read(models, options.inputs)
     names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
+    check_inputs(read, names)
     runners = [
         Runner(as_run(model), name=name, threads=options.effort.threads)
         for model, name in zip(read, names, strict=True)

@@ -10,6 +10,7 @@ import onnx
 
 from onnx_rnn_prune.calibration import feeds_for
 from onnx_rnn_prune.data import input_paths
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.files import WrittenModel, check_output, load_model, write_atomically
@@ -22,6 +23,7 @@ from onnx_rnn_prune.report.rolled import RollReport, rolling_row
 from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.rolling import roll as roll_document
 from onnx_rnn_prune.trace.decomposed import with_reasons
+from onnx_rnn_prune.trace.invalid_nodes import find_invalid_nodes
 from onnx_rnn_prune.validate import latency
 
 # A single step gains nothing by being an operator.
@@ -68,6 +70,8 @@ def roll(
     inputs = input_paths(model, data)
     name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
     original = load_model(model)
+    for node in find_invalid_nodes(Document.read(original).graph):
+        raise PruneError(str(node), where=name, remedy=node.remedy)
     runnable = as_run(original)
     before = Runner(runnable, name=name)
     document = read_document(runnable.write() if isinstance(runnable, Document) else runnable)

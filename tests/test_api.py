@@ -1,10 +1,12 @@
 """What Python callers give and get that the command line has no say in."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
-from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune, search
+from onnx_rnn_prune import apply, bench, compare, inspect, plan, prune, roll, search
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
@@ -241,3 +243,22 @@ def test_what_is_not_used_is_not_collected():
     assert chosen.report["recovery"]["reason"] == "asked for"
     prune(lookup(), keep=2, data=feeds, progress=listen)
     assert any(stage == "calibrating" for stage in heard), heard
+
+
+def test_models_that_take_other_inputs_are_named_before_they_run():
+    other = lookup()
+    other.graph.input[0].name = other.graph.node[0].input[1] = "words"
+    wide = lookup()
+    wide.graph.input[0].type.tensor_type.shape.dim.add()
+    for model, taken in ((other, "no such input"), (wide, r"tokens: int64\[t, b\]")):
+        for call in (compare, lambda a, b: bench([a, b])):
+            message = rf"model (B|2): it takes .*, and model (A|1) takes {taken}; give .* freeze="
+            with pytest.raises(PruneError, match=message):
+                call(lookup(), model)
+
+
+def test_roll_refuses_a_node_that_cannot_run_as_other_commands_do():
+    path = Path(__file__).with_name("fixtures") / "dynamo_lstm_proj.onnx"
+    for call in (roll, prune):
+        with pytest.raises(PruneError, match="no LSTM that a runtime can .*; no ONNX node has"):
+            call(path)

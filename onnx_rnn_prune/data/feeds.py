@@ -29,7 +29,13 @@ from onnx_rnn_prune.model.signature import Port
 LABELS = "labels"
 
 
-def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where: str) -> NamedFeed:
+def check_feed(
+    raw: object,
+    ports: Sequence[Port],
+    states: frozenset[str],
+    where: str,
+    likely: frozenset[str] = frozenset(),
+) -> NamedFeed:
     """A feed as onnxruntime wants it: every input there, of the declared type and rank.
 
     What lies beside the inputs under the name `labels` becomes the feed's labels.
@@ -41,6 +47,7 @@ def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where
         raw: a mapping from input names to arrays or what NumPy makes arrays of.
         states: inputs that may be missing and then start at zero.
         where: what errors call the feed.
+        likely: inputs that may be states as well.
 
     Raises:
         PruneError: a name is missing or unknown; a value has the wrong type, rank or size, is
@@ -52,7 +59,7 @@ def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where
             where=where,
             remedy="map the names of graph inputs to arrays",
         )
-    _check_names([str(key) for key in raw], ports, states, where)
+    _check_names([str(key) for key in raw], ports, states, where, likely)
     sizes: dict[str, tuple[int, str]] = {}
     given = {p.name: _check_value(raw[p.name], p, sizes, where) for p in ports if p.name in raw}
     values = {p.name: given[p.name] if p.name in given else _zeros(p, sizes, where) for p in ports}
@@ -61,7 +68,11 @@ def check_feed(raw: object, ports: Sequence[Port], states: frozenset[str], where
 
 
 def _check_names(
-    names: Sequence[str], ports: Sequence[Port], states: frozenset[str], where: str
+    names: Sequence[str],
+    ports: Sequence[Port],
+    states: frozenset[str],
+    where: str,
+    likely: frozenset[str],
 ) -> None:
     known = [port.name for port in ports]
     for name in names:
@@ -71,15 +82,21 @@ def _check_names(
             raise PruneError(
                 f"the model has no input '{name}'",
                 where=where,
-                remedy=f"did you mean '{close[0]}'?" if close else f"its inputs are {_list(known)}",
+                remedy=f"did you mean '{close[0]}'?"
+                if close
+                else f"its inputs are {_list(known)}; leave out all others, also those that"
+                " --freeze fixes",
             )
     missing = [name for name in known if name not in names and name not in states]
     if missing:
         there = _list(names) if names else "nothing"
+        state = ""
+        if likely.issuperset(missing):
+            state = ", or pass --stream if it is a state that is carried from one feed to the next"
         raise PruneError(
             f"the input {_list(missing)} is missing",
             where=where,
-            remedy=f"add it; the feed has {there}",
+            remedy=f"add it{state}; the feed has {there}",
         )
 
 
@@ -353,7 +370,12 @@ class Feeds:
         return replace(self, indices=tuple(sorted({numbers[at] for at in places})))
 
 
-def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) -> Feeds:
+def open_feeds(
+    source: object,
+    ports: Sequence[Port],
+    states: frozenset[str],
+    likely: frozenset[str] = frozenset(),
+) -> Feeds:
     """Opens data of any form; each feed is loaded and checked when it is its turn.
 
     Args:
@@ -364,6 +386,7 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
             hold such folders, each with feeds that belong together.
         states: names of inputs that are recurrent states: a feed may leave them out, and then they
             are zero.
+        likely: names of inputs that may be states as well.
 
     Raises:
         PruneError: there is no data, or none that can be read. Faults of single feeds are raised
@@ -371,7 +394,7 @@ def open_feeds(source: object, ports: Sequence[Port], states: frozenset[str]) ->
     """
 
     def check(raw: object, label: str) -> NamedFeed:
-        return check_feed(raw, ports, states, label)
+        return check_feed(raw, ports, states, label, likely)
 
     if isinstance(source, Feeds):
         return replace(source, check=check)

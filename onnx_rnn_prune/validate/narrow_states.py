@@ -110,6 +110,25 @@ class StateRunner:
         return feed
 
 
+def check_inputs(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> None:
+    """Whether what the first model takes can be fed to the others.
+
+    Raises:
+        PruneError: one takes something else.
+    """
+    first, *others = [{port.name: port for port in signature.inputs(model)} for model in models]
+    for ports, name in zip(others, names[1:], strict=True):
+        for port in ports.values():
+            given = first.get(port.name)
+            ranks = {len(p.dims) for p in (given, port) if p is not None and p.dims is not None}
+            if given is None or len(ranks) > 1:
+                raise PruneError(
+                    f"it takes {port}, and {names[0]} takes {given or 'no such input'}",
+                    where=name,
+                    remedy="give models that take the same inputs, or fix that one with --freeze",
+                )
+
+
 def narrow_states(
     first: onnx.ModelProto, second: onnx.ModelProto, names: Sequence[str]
 ) -> list[NarrowState]:

@@ -57,7 +57,7 @@ def test_a_state_without_a_shape_must_be_given():
     ("changes", "message"),
     [
         ({"inptu": np.ones(3)}, "the model has no input 'inptu'; did you mean 'input'?"),
-        ({"answers": np.ones(3)}, "no input 'answers'; its inputs are 'input', 'hidden'"),
+        ({"answers": np.ones(3)}, "no input 'answers'; its inputs are .*, also those that freeze="),
         ({"input": np.ones((5, 3))}, r"'input': its shape \[5, 3\] has 2 axes where .* takes 3"),
         ({"input": np.ones((5, 2, 9))}, "has size 9 on axis 2 where the model takes 3"),
         ({"hidden": np.ones((1, 7, 4))}, "'batch' is 7 on axis 1 but 2 in input 'input'"),

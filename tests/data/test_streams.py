@@ -345,7 +345,7 @@ def test_caches_are_states_too():
     assert found[0]["drift"]["y"]["nrmse"] == pytest.approx(found[1]["drift"]["y"]["nrmse"])
     kinds = {name: row.get("kind") for name, row in found[0]["drift"].items()}
     assert kinds == {"y": None, **dict.fromkeys(states.values(), "state")}
-    with pytest.raises(PruneError, match="the input 'past' is missing"):
+    with pytest.raises(PruneError, match="'past' is missing; add it, or pass stream= if it is a"):
         compare(model, pruned, data=without[0])
 
 
