@@ -161,8 +161,18 @@ def operator(rng, op, **choices):
     return step
 
 
-def unrolled(step, steps=STEPS, backwards=False, ends=False, change=None):
-    """Steps one after another, on x [T, B, WIDTH], with the states before them as inputs."""
+def unrolled(step, steps=STEPS, backwards=False, ends=False, change=None, mask=None, out="held"):
+    """Steps one after another, on x [T, B, WIDTH], with the states before them as inputs.
+
+    Args:
+        step: of a cell.
+        steps: how many.
+        backwards: whether the last step comes first.
+        ends: whether the states after the last step are asked for, not the outputs.
+        change: changes what a step reads.
+        mask: held where a further input, mask [T, B, 1], is 0: "where" or "blend" says how.
+        out: what outputs are there: held with the state, zero, or own, what the last one was.
+    """
     g = Graph()
     h, c, outputs = "h0", "c0", []
     for number in range(steps):
@@ -170,13 +180,21 @@ def unrolled(step, steps=STEPS, backwards=False, ends=False, change=None):
         x = g("Gather", "x", np.int64(at), axis=0)
         if change is not None:
             x, h = change(g, number, x, h, outputs)
+        before = h, c
         h, c = step(g, x, h, c)
-        outputs.append(h)
+        if mask:
+            flag = g("Gather", g("Greater", "mask", 0.0), np.int64(at), axis=0)
+            last = outputs[-1] if out == "own" and outputs else np.zeros((), np.float32)
+            put = g("Where", flag, h, last) if out != "held" else None
+            h = held(g, flag, h, before[0], mask)
+            c = held(g, flag, c, before[1], mask) if c != "c0" else c
+        outputs.append(put or h if mask else h)
     ordered = outputs[::-1] if backwards else outputs
     rows = [g("Unsqueeze", name, np.array([0])) for name in ordered]
     wanted = [h, *([c] if c != "c0" else [])] if ends else [g("Concat", *rows, axis=0)]
     inputs = {"x": ["time", "batch", WIDTH], "h0": ["batch", UNITS]}
     inputs |= {"c0": ["batch", UNITS]} if c != "c0" else {}
+    inputs |= {"mask": ["time", "batch", 1]} if mask else {}
     return g.model(inputs, dict.fromkeys(wanted, 2 if ends else 3))
 
 

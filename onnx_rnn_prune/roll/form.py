@@ -358,6 +358,15 @@ class Form:
             result = result.plus(Form({atom.key: (atom, matrix)}, zero).scaled(left.bias))
         return result
 
+    def masks(self) -> list[Leaf]:
+        """The truth values that terms of it are multiplied with."""
+        atoms = [atom for atom, _ in self.terms.values()]
+        parts = [
+            p for atom in atoms for p in (atom.factors if isinstance(atom, Product) else [atom])
+        ]
+        found = {part.key: part for part in parts if isinstance(part, Leaf) and part.boolean}
+        return list(found.values())
+
     def at(self, leaf: Leaf, value: int) -> Form:
         """The form where a truth value is 0 or 1."""
         result = Form.constant(self.bias)

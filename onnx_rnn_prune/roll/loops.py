@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.roll.cells import solve_rnn
-from onnx_rnn_prune.roll.form import Activation, Form, Leaf, OpaqueError, Product
+from onnx_rnn_prune.roll.form import Activation, Form, Leaf, OpaqueError
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.seeing import Sight
 from onnx_rnn_prune.roll.steps import Chain, Found, NotRollableError, read_cells
@@ -180,10 +180,10 @@ class Turns:
             raise NotRollableError(f"{tensor.name} is no state of a cell")
         axis = value.axes()[0]
         form = value.along(axis)
-        masks = {leaf.key: leaf for leaf in _masks(form)}
+        masks = form.masks()
         if len(masks) > 1:
             raise NotRollableError(f"{tensor.name} depends on several truth values")
-        mask = next(iter(masks.values()), None)
+        mask = next(iter(masks), None)
         chosen = form if mask is None else form.at(mask, 1)
         atom = chosen.atom()
         if isinstance(atom, Activation):
@@ -217,12 +217,6 @@ def source(tensor: gs.Tensor) -> gs.Tensor:
     while tensor.inputs and tensor.inputs[0].op == "Identity":
         tensor = tensor.inputs[0].inputs[0]
     return tensor
-
-
-def _masks(form: Form) -> list[Leaf]:
-    atoms = [atom for atom, _ in form.terms.values()]
-    factors = [f for atom in atoms for f in (atom.factors if isinstance(atom, Product) else [atom])]
-    return [factor for factor in factors if isinstance(factor, Leaf) and factor.boolean]
 
 
 def recurrences(turns: Turns) -> list[Recurrence]:

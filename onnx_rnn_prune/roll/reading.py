@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.recurrent import STANDARD
-from onnx_rnn_prune.roll.form import Atom, Form, Leaf, Matrix, OpaqueError, Product
+from onnx_rnn_prune.roll.form import Form, Leaf, Matrix, OpaqueError, Product
 from onnx_rnn_prune.roll.rules import RULES, operator_step
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
@@ -54,6 +54,8 @@ class Reader:
         self.known: dict[str, Known] = dict(known)
         # Whether it reads a body that is repeated, in which a truth value may hold a state.
         self.turning = False
+        # Elsewhere, the leaves that are states.
+        self.states: set[tuple[object, ...]] = set()
         # What leaves were made of that may be states after a first step.
         self.firsts: dict[tuple[object, ...], Form] = {}
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
@@ -143,10 +145,22 @@ class Reader:
         if rule is None or any(item is None for item in given[:2]):
             raise OpaqueError
         found = rule(self, node, given)
-        blends = found.form is not None and any(map(_blends, found.form.terms.values()))
-        if found.shape != tuple(shape) or (blends and not self.turning):
+        if found.shape != tuple(shape) or (not self.turning and self._blends(found)):
             raise OpaqueError
         return [self._named(found, node.outputs[0].name)]
+
+    def _blends(self, value: Value) -> bool:
+        """Whether entries of tensors are multiplied, which no cell does with its inputs.
+
+        Truth values may hold states.
+        """
+        for atom, _ in value.form.terms.values() if value.form is not None else ():
+            leaves = [p for p in getattr(atom, "factors", ()) if isinstance(p, Leaf)]
+            if isinstance(atom, Product) and len(leaves) == len(atom.factors):
+                others = [leaf.key for leaf in leaves if not leaf.boolean]
+                if len(others) == len(leaves) or not self.states.issuperset(others):
+                    return True
+        return False
 
     def _step(
         self, node: gs.Node, given: Sequence[Known | None], shape: tuple[int, ...]
@@ -184,9 +198,3 @@ class Reader:
         if len(parts) == 1 and parts[0] is value.labels:
             return [value]
         return [replace(value, labels=part, plain=None) for part in parts]
-
-
-def _blends(term: tuple[Atom, Matrix]) -> bool:
-    """Whether entries of tensors are multiplied, which no cell does with its inputs."""
-    atom, _ = term
-    return isinstance(atom, Product) and all(isinstance(part, Leaf) for part in atom.factors)

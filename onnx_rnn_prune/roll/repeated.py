@@ -1,9 +1,4 @@
-"""A Loop or Scan whose body is made of cells becomes one operator for each of these.
-
-**Masks.** Where a truth value says that a step does not count, its state is held. For any mask the
-same follows from moving the steps that count to the front, in their order, and telling the operator
-how many these are (`sequence_lens`); what it puts out is brought back to where it was by counting.
-"""
+"""A Loop or Scan whose body is made of cells becomes one operator for each of these."""
 
 from __future__ import annotations
 
@@ -21,12 +16,11 @@ from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
     Builder,
     Layout,
-    front,
     layout_of_value,
-    lengths_of,
+    narrow_masks,
     placed,
+    put_masked,
     put_operator,
-    rows_at,
 )
 from onnx_rnn_prune.roll.steps import NotRollableError
 from onnx_rnn_prune.roll.unrolled import (
@@ -116,11 +110,13 @@ class Repeated:
             for leaf in (item.chain.initial_h, item.chain.initial_c)
         ]
         if item.masks is not None:
-            return self._masked(item, sequence, initial)
-        direction = "reverse" if backwards else "forward"
-        made = put_operator(build, item.chain, sequence, initial, self.dtype, direction)
+            mask, prefix = self._mask(item), self._is_prefix(item)
+            made = put_masked(build, item.chain, sequence, initial, self.dtype, mask, prefix)
+        else:
+            direction = "reverse" if backwards else "forward"
+            made = put_operator(build, item.chain, sequence, initial, self.dtype, direction)
         last = (made.y_h,) if made.y_c is None else (made.y_h, made.y_c)
-        return Made(made.node, item, made.y, backwards, last)
+        return Made(made.node, item, made.y, backwards, last, made.mask, made.unseen)
 
     def _placed(self, group: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
         inner = group[0].tensor in self.turns.local
@@ -188,35 +184,6 @@ class Repeated:
             return self.builder.flip(made.steps, 0)
         return made.steps
 
-    def _masked(
-        self, item: Recurrence, sequence: gs.Tensor, initial: Sequence[gs.Tensor | None]
-    ) -> Made:
-        """An operator some of whose steps do not count."""
-        build = self.builder
-        mask = self._mask(item)
-        counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
-        if self._is_prefix(item):
-            lengths, moved = lengths_of(build, counts), sequence
-        else:
-            order, lengths = front(build, counts)
-            moved = rows_at(build, sequence, order, counts)
-        made = put_operator(build, item.chain, moved, initial, self.dtype, lengths=lengths)
-        seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
-        one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
-        place = build.node("Max", [build.node("Sub", [seen, one]), zero])
-        steps = rows_at(build, made.y, place, counts)
-        unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
-        last = []
-        for end, start in zip((made.y_h, made.y_c), initial, strict=False):
-            if end is not None and start is not None:
-                least = build.constant(np.array(0, np.int32))
-                none = build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1])
-                before = build.axes("Squeeze", start, [0])
-                last.append(build.node("Where", [none, before, end]))
-            elif end is not None:  # it starts at 0, which is what a sequence without steps gives
-                last.append(end)
-        return Made(made.node, item, steps, False, tuple(last), mask, unseen)
-
     def _is_prefix(self, item: Recurrence) -> bool:
         """Whether the steps that count come first: their number is compared with a length."""
         assert item.masks is not None
@@ -236,15 +203,7 @@ class Repeated:
     def _mask(self, item: Recurrence) -> gs.Tensor:
         """Which steps count: [T, B, 1]."""
         assert item.masks is not None
-        first = np.zeros(1, np.int64)
-        narrow = [mask.select(None, first) for mask in item.masks]
-        wide = [
-            np.array_equal(m.index, n.index.repeat(m.size, 1))
-            for m, n in zip(item.masks, narrow, strict=True)
-        ]
-        if not all(wide):
-            raise NotRollableError("its mask holds some units and not others")
-        track = self._track(narrow)
+        track = self._track(narrow_masks(item.masks))
         if track is None:
             raise NotRollableError("its mask is made in the body")
         return self._in_time(track, backwards=False)

@@ -268,12 +268,16 @@ class Operator:
         y: what its Y is: [T, B, H].
         y_h: the last h: [B, H].
         y_c: of an LSTM, the last c: [B, H].
+        mask: which steps count: [T, B, 1], a truth value each; None where all do.
+        unseen: which steps come before the first that counts: [T, B, 1].
     """
 
     node: gs.Node
     y: gs.Tensor
     y_h: gs.Tensor
     y_c: gs.Tensor | None
+    mask: gs.Tensor | None = None
+    unseen: gs.Tensor | None = None
 
 
 def put_operator(
@@ -376,3 +380,71 @@ def rows_at(build: Builder, data: gs.Tensor, places: gs.Tensor, like: gs.Tensor)
     at = build.node("Add", [build.node("Mul", [places, batch]), own])
     rows = build.node("Flatten", [data], {"axis": 2})
     return build.node("Gather", [rows, at], {"axis": 0})
+
+
+def put_masked(
+    build: Builder,
+    chain: Chain,
+    sequence: gs.Tensor,
+    initial: Sequence[gs.Tensor | None],
+    dtype: np.dtype[np.generic],
+    mask: gs.Tensor,
+    prefix: bool = False,
+) -> Operator:
+    """Adds the operator that a chain is, some of whose steps do not count.
+
+    For any mask, the same follows from moving the steps that count to the front, in their order,
+    and telling the operator how many these are (`sequence_lens`); what it puts out is brought back
+    to where it was by counting. A step that does not count puts out what the one before it did.
+
+    Args:
+        build: makes its nodes.
+        chain: the steps.
+        sequence: X: [T, B, I].
+        initial: h and c before the first step: [1, B, H] each.
+        dtype: of its weights.
+        mask: which steps count: [T, B, 1].
+        prefix: whether these come first in each sequence.
+    """
+    counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
+    if prefix:
+        lengths, moved = lengths_of(build, counts), sequence
+    else:
+        order, lengths = front(build, counts)
+        moved = rows_at(build, sequence, order, counts)
+    made = put_operator(build, chain, moved, initial, dtype, lengths=lengths)
+    seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
+    one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
+    place = build.node("Max", [build.node("Sub", [seen, one]), zero])
+    least = build.constant(np.array(0, np.int32))
+    # A sequence without steps gives 0, which is right where it starts at 0.
+    y_h, y_c = (
+        end
+        if end is None or start is None
+        else build.node(
+            "Where",
+            [
+                build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1]),
+                build.axes("Squeeze", start, [0]),
+                end,
+            ],
+        )
+        for end, start in zip((made.y_h, made.y_c), (*initial, None), strict=False)
+    )
+    assert y_h is not None
+    unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
+    before = initial[0] or build.constant(np.zeros((), dtype))
+    steps = build.node("Where", [unseen, before, rows_at(build, made.y, place, counts)])
+    return Operator(made.node, steps, y_h, y_c, mask, unseen)
+
+
+def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
+    """What says whether a step counts, once for all of its units.
+
+    Raises:
+        NotRollableError: it differs among these.
+    """
+    narrow = [mask.select(None, np.zeros(1, np.int64)) for mask in masks]
+    if any((mask.index != one.index).any() for mask, one in zip(masks, narrow, strict=True)):
+        raise NotRollableError("its mask holds some units and not others")
+    return narrow

@@ -16,7 +16,6 @@ from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
-from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, slots_of, source
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
@@ -33,7 +32,7 @@ from onnx_rnn_prune.roll.steps import (
     reads,
     shared_operands,
 )
-from onnx_rnn_prune.roll.unrolled import roll_chain
+from onnx_rnn_prune.roll.unrolled import masks_of, roll_chain
 
 _TYPES = {1: np.float32, 10: np.float16}
 
@@ -221,11 +220,12 @@ class _Model:
         place = next(place for place in places(graph) if place.scope == scope)
         home = place.graph
         check_independence(home, chain)
-        prove_step(home.nodes, chain.steps[-1], reader.seen, reader.known, graph.opset)
+        prove_step(home.nodes, chain.steps[-1].unmasked, reader.seen, reader.known, graph.opset)
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
         maker = tensors[_place(chain)].inputs[0]
         builder = Builder(graph, home, maker.name or _place(chain))
-        old = [tensors[item.output.tensor].inputs[0] for item in chain.steps]
+        ends = [leaf for item in chain.steps for leaf in (item.output, *item.plain)]
+        old = [tensors[leaf.tensor].inputs[0] for leaf in ends]
         node = roll_chain(builder, chain, reader, tensors, self._dtype(chain))
         tidy(home)
         if any(item is node for node in old for item in home.nodes):
@@ -303,12 +303,11 @@ def check_independence(graph: gs.Graph, chain: Chain) -> None:
     Raises:
         NotRollableError: it does.
     """
-    outputs = {item.output.tensor for item in chain.steps}
-    outputs |= {item.cell_output.tensor for item in chain.steps if item.cell_output}
+    outputs = {leaf.tensor for item in chain.steps for leaf in item.outputs}
     behind = downstream(graph.nodes, outputs)
     initial = (chain.initial_h, chain.initial_c)
     read = [leaf for group in chain.inputs() for leaf in group]
-    read += [leaf for leaf in initial if isinstance(leaf, Leaf)]
+    read += [leaf for leaf in (*initial, *masks_of(chain)) if leaf is not None]
     if any(leaf.tensor in behind for leaf in read):
         raise NotRollableError("what a step reads depends on the states of earlier ones")
     state = chain.states[-1]

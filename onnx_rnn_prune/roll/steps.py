@@ -37,11 +37,31 @@ class Found:
         step: what it computes.
         output: the new h, as the entries of the tensor that holds it.
         cell_output: of an LSTM, the new c.
+        mask: what says whether it counts; where it does not, the states are those before it.
+        plain: where there is a mask, what h and c are if it counts.
+        kept: where there is a mask, h before it.
+        gated: tensors that are h where the step counts, and what they are elsewhere: one of these
+            of the step before, or None for zero.
     """
 
     step: Step
     output: Leaf
     cell_output: Leaf | None = None
+    mask: Leaf | None = None
+    plain: tuple[Leaf, ...] = ()
+    kept: Leaf | None = None
+    gated: tuple[tuple[Leaf, Leaf | None], ...] = ()
+
+    @property
+    def unmasked(self) -> Found:
+        """The same step if it counts."""
+        return Found(self.step, self.plain[0], (*self.plain, None)[1]) if self.plain else self
+
+    @property
+    def outputs(self) -> tuple[Leaf, ...]:
+        """All that it puts out, h first."""
+        ends = self.output, self.cell_output, *self.plain, *(leaf for leaf, _ in self.gated)
+        return tuple(leaf for leaf in ends if leaf is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,14 +120,68 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 cell = step.next_cell
                 known = named.get(cell.key, []) if cell is not None else []
                 found.append(Found(step, output, _cut(reader, known) if known else None))
+                _note_states(reader, found[-1])
                 if step.op == "RNN":
                     plain[output.key] = step
+            elif form.masks() and not reader.turning and not _is_summand(node):
+                held = _hold(reader, found, form, names)
+                if held is not None and held.step.op == "RNN":
+                    plain[held.output.key] = held.step
             elif is_state and _may_be_first(form):
                 for inner in _within(form):
                     if inner.key in named:
                         reader.firsts[_cut(reader, named[inner.key]).key] = inner
                 reader.firsts[_cut(reader, names).key] = form
     return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
+
+
+def _note_states(reader: Reader, found: Found) -> None:
+    """Lets truth values hold the states of a step."""
+    units = found.step.units
+    leaves = [*found.step.sources.values(), found.step.cell, *found.outputs]
+    reader.states |= {leaf.key for leaf in leaves if leaf is not None and leaf.size == units}
+
+
+def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) -> Found | None:
+    """Notes what a step puts out that counts only where a truth value says so."""
+    masks = form.masks()
+    new, rest = form.at(masks[0], 1).atom(), form.at(masks[0], 0)
+    old = rest.atom()
+    if len(masks) > 1 or not isinstance(new, Leaf) or (old is None and not _is_zero(rest)):
+        return None
+    for place, item in enumerate(found):
+        h, c = (*item.plain, None, None)[:2] if item.plain else (item.output, item.cell_output)
+        if h is None or (item.mask is not None and item.mask.key != masks[0].key):
+            continue
+        plain = (h,) if c is None else (h, c)
+        if new.key == h.key and isinstance(old, Leaf) and old.key in item.step.sources:
+            held = _cut(reader, names)
+            cell = item.cell_output
+            found[place] = replace(item, output=held, cell_output=cell, plain=plain, kept=old)
+        elif new.key == h.key and (old is None or isinstance(old, Leaf)):
+            gated = (_cut(reader, names), old)
+            found[place] = replace(item, plain=plain, gated=(*item.gated, gated))
+        elif c is not None and new.key == c.key and _same(old, item.step.cell):
+            found[place] = replace(item, cell_output=_cut(reader, names), plain=plain)
+        else:
+            continue
+        found[place] = replace(found[place], mask=masks[0])
+        _note_states(reader, found[place])
+        return found[place]
+    return None
+
+
+def _is_summand(node: gs.Node) -> bool:
+    """Whether it is one half of a blend of two."""
+    return node.op == "Mul" and all(reader.op == "Add" for reader in node.outputs[0].outputs)
+
+
+def _same(one: Atom | None, other: Atom | None) -> bool:
+    return one is not None and other is not None and one.key == other.key
+
+
+def _is_zero(form: Form) -> bool:
+    return not form.terms and not form.bias.any()
 
 
 def _form(reader: Reader, name: str) -> Form | None:
@@ -196,7 +270,7 @@ def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
             continue
         found.add(tensor.name)
         node = tensor.inputs[0]
-        if node.op in MOVES or node.op in ("Cast", "Concat"):
+        if node.op in MOVES or node.op in ("Cast", "Concat", "Where"):
             waiting += [item for item in node.inputs if isinstance(item, gs.Variable)]
     return frozenset(found)
 
@@ -290,7 +364,7 @@ def _with_first(chain: Chain, firsts: Mapping[Key, Form]) -> Chain:
                 first, ways = from_zero(step, dict(zip(keys, chosen, strict=True)))
                 if wanted in ([form.key for form in way] for way in ways):
                     before = chosen[-1] if len(keys) > len(inputs) else None
-                    steps = (Found(first, *starts), *chain.steps)
+                    steps = (Found(first, starts[0], (*starts, None)[1]), *chain.steps)
                     return Chain(steps, (before, *chain.states), before, None)
     return chain
 

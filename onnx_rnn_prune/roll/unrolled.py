@@ -18,7 +18,9 @@ from onnx_rnn_prune.roll.rewrite import (
     layout_of,
     layout_of_value,
     leaf_matrix,
+    narrow_masks,
     placed,
+    put_masked,
     put_operator,
 )
 from onnx_rnn_prune.roll.steps import Chain, NotRollableError
@@ -99,7 +101,8 @@ def roll_chain(
     if not groups or any(len(group) != count for group in groups):
         raise NotRollableError("its steps do not read one input each")
     tracks = [find_track(group, shapes) for group in groups]
-    backwards = all(track is not None and track.falls for track in tracks)
+    masks = masks_of(chain)
+    backwards = not masks and all(track is not None and track.falls for track in tracks)
     parts = [
         _in_time(builder, group, track, tensors, shapes, backwards)
         for group, track in zip(groups, tracks, strict=True)
@@ -111,10 +114,33 @@ def roll_chain(
         else initial_state(builder, leaf, sequence, tensors, shapes)
         for leaf in (chain.initial_h, chain.initial_c)
     ]
-    direction = "reverse" if backwards else "forward"
-    made = put_operator(builder, chain, sequence, initial, dtype, direction)
-    _serve(builder, chain, made, reader, tensors, backwards)
+    if masks:
+        narrow = narrow_masks(masks)
+        mask = _in_time(builder, narrow, find_track(narrow, shapes), tensors, shapes, False)
+        made = put_masked(builder, chain, sequence, initial, dtype, mask)
+    else:
+        direction = "reverse" if backwards else "forward"
+        made = put_operator(builder, chain, sequence, initial, dtype, direction)
+    _serve(builder, chain, made, reader, tensors, backwards, dtype)
     return made.node
+
+
+def masks_of(chain: Chain) -> list[Leaf]:
+    """What says of each step whether it counts; nothing where all do.
+
+    Raises:
+        NotRollableError: it is not the whole state that is held, or not in all steps.
+    """
+    masked = [found for found in chain.steps if found.mask is not None]
+    for found, state in zip(chain.steps, chain.states, strict=True) if masked else ():
+        ends = found.output, found.cell_output
+        held = found.kept is not None and state is not None and found.kept.key == state.key
+        if not held or any(
+            end is not None and end.key == raw.key
+            for end, raw in zip(ends, found.plain, strict=False)
+        ):
+            raise NotRollableError("a truth value holds a part of its state, or not in all steps")
+    return [found.mask for found in masked if found.mask is not None]
 
 
 def _in_time(
@@ -188,51 +214,81 @@ def _serve(
     reader: Reader,
     tensors: Tensors,
     backwards: bool,
+    dtype: np.dtype[np.generic],
 ) -> None:
     """Makes anew whatever held a state."""
     shapes = reader.seen.shapes
     count = len(chain.steps)
     order = list(range(count))[:: -1 if backwards else 1]
-    where = {found.output.key: order[number] for number, found in enumerate(chain.steps)}
+    series = {found.output.key: (made.y, order[n]) for n, found in enumerate(chain.steps)}
+    if made.mask is not None:
+        series |= _gated(builder, chain, made, dtype)
     for node in list(builder.home.nodes):
         if node.op == "Concat" and len(node.inputs) > 1:
-            _serve_concat(builder, node, made, reader, where)
-    for number, found in enumerate(chain.steps):
-        layout = layout_of(found.output.index, shapes[found.output.tensor])
-        place = np.array(order[number], np.int64)
-        data = made.y_h if number == count - 1 else builder.take(made.y, 0, place)
-        output = tensors[found.output.tensor]
-        builder.copy(builder.from_matrix(data, layout), output)
-    last = chain.steps[-1].cell_output
-    if last is not None and made.y_c is not None:
-        layout = layout_of(last.index, shapes[last.tensor])
-        builder.copy(builder.from_matrix(made.y_c, layout), tensors[last.tensor])
+            _serve_concat(builder, node, count, reader, series)
+    for found in chain.steps:
+        for leaf in (found.output, *(leaf for leaf, _ in found.gated)):
+            data, at = series[leaf.key]
+            last = found is chain.steps[-1] and leaf is found.output
+            data = made.y_h if last else builder.take(data, 0, np.array(at, np.int64))
+            layout = layout_of(leaf.index, shapes[leaf.tensor])
+            builder.copy(builder.from_matrix(data, layout), tensors[leaf.tensor])
+    end = chain.steps[-1].cell_output
+    if end is not None and made.y_c is not None:
+        layout = layout_of(end.index, shapes[end.tensor])
+        builder.copy(builder.from_matrix(made.y_c, layout), tensors[end.tensor])
+
+
+Series = dict[tuple[object, ...], tuple[gs.Tensor, int]]
+
+
+def _gated(builder: Builder, chain: Chain, made: Operator, dtype: np.dtype[np.generic]) -> Series:
+    """What is h where a step counts, and elsewhere zero, or what it was after the step before."""
+    assert made.mask is not None and made.unseen is not None
+    zero = builder.constant(np.zeros((), dtype))
+    found: Series = {}
+    for number, step in enumerate(chain.steps):
+        for leaf, before in step.gated:
+            if before is None:
+                data = builder.node("Where", [made.mask, made.y, zero])
+            else:
+                data = builder.node("Where", [made.unseen, zero, made.y])
+                if before.key not in found or found[before.key][1] != number - 1:
+                    raise NotRollableError(f"{leaf.tensor} is held as nothing else is")
+                if number == 1:
+                    found[before.key] = data, 0
+                elif found[before.key][0] is not data:
+                    raise NotRollableError(f"{leaf.tensor} is held as nothing else is")
+            found[leaf.key] = data, number
+    return found
 
 
 def _serve_concat(
     builder: Builder,
     node: gs.Node,
-    made: Operator,
+    count: int,
     reader: Reader,
-    where: Mapping[tuple[object, ...], int],
+    series: Series,
 ) -> None:
     """States beside one another on an axis of their own, which is that of time."""
     values = [reader.known.get(tensor.name) for tensor in node.inputs]
-    places, layouts = [], []
+    places, layouts, sources = [], [], {}
     axis = int(node.attrs["axis"])
     for value in values:
         atom = value.form.atom() if isinstance(value, Value) and value.form else None
-        if not isinstance(value, Value) or atom is None or atom.key not in where:
+        if not isinstance(value, Value) or atom is None or atom.key not in series:
             return
         axis %= len(value.shape)
         if value.shape[axis] != 1:
             return
         layouts.append(layout_of_value(value))
-        places.append(where[atom.key])
-    if any(layout != layouts[0] for layout in layouts[1:]):
+        data, place = series[atom.key]
+        sources[id(data)] = data
+        places.append(place)
+    if any(layout != layouts[0] for layout in layouts[1:]) or len(sources) > 1:
         return
-    data = made.y
-    if places != list(range(len(where))):
+    (data,) = sources.values()
+    if places != list(range(count)):
         data = builder.take(data, 0, np.array(places, np.int64))
     fixed = {key: place for key, place in layouts[0].fixed.items() if key != axis}
     layout = replace(layouts[0], fixed=fixed)

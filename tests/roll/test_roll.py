@@ -203,6 +203,38 @@ def test_masked_bodies_roll(kind, op, how, zero):
         assert not {item.op_type for item in model.graph.node} & {"Loop", "Scan"}
 
 
+@pytest.mark.parametrize("out", ["held", "zero", "own", "ends"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_steps_roll(kind, out):
+    for backwards, how in ((False, "where"), (True, "where" if kind == "rnn" else "blend")):
+        step = KINDS[kind](np.random.default_rng(3))
+        ends = out == "ends"
+        proto = unrolled(
+            step, backwards=backwards, ends=ends, mask=how, out=out if not ends else "held"
+        )
+        model, found = rolled(proto)
+        assert len(operators(model)) == 1, found.left
+        assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh"}
+
+
+@pytest.mark.parametrize("op", ["Identity", "Where"])
+def test_steps_of_which_a_truth_value_holds_c_otherwise_stay(op):
+    """Not at all, or where another one says so."""
+    proto = unrolled(lstm(np.random.default_rng(3)), mask="where")
+    nodes = list(proto.graph.node)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("also", 9, ["batch", 1]))
+    put = {node.input[1]: node for node in nodes if node.op_type == "Where"}
+    for new in [node for node in nodes if node.op_type == "Tanh" and node.input[0] in put]:
+        hold = put[new.input[0]]
+        hold.op_type = op
+        hold.input[:] = [hold.input[1]] if op == "Identity" else ["also", *hold.input[1:]]
+    given = feeds(proto)
+    for feed in given:
+        feed["also"] = feed["also"] > 0
+    model, found = rolled(proto, given)
+    assert not operators(model) and found.left
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_masks_that_compare_with_a_length_become_lengths(zero):
     """No step is moved to the front, where steps that count come first for sure."""
