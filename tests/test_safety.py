@@ -184,7 +184,7 @@ def test_a_session_reads_no_other_folder_either(size, model, outside, monkeypatc
         find_weights(proto, model)
         assert is_apart(proto)
     if size == "large":
-        monkeypatch.setattr(runner, "_LARGE", 0)
+        monkeypatch.setattr(runner, "LARGE", 0)
     above = os.path.relpath(outside, model.parent)
     for location in (SECRET, above, str(outside), str(outside)[1:]):
         leaking = onnx.ModelProto()

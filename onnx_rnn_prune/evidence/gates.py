@@ -28,7 +28,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.moments import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Lines, Lookup, Place, Taps
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Labels
@@ -258,7 +258,10 @@ def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> Slopes:
         return Slopes(memory, {}, np.ones_like(z), z, {**loops, "H": ("h", None)})
     reset = steps.states * gate.slope(r)
     # It is felt by all units: the root of the sum of squares.
-    memory["r"] = np.sqrt(through**2 @ steps.rows("R", "h") ** 2) * reset
+    rows, squares = steps.rows("R", "h"), through**2
+    memory["r"] = np.empty_like(reset)
+    for part in blocks(rows.shape[1]):
+        memory["r"][..., part] = np.sqrt(squares @ rows[:, part] ** 2) * reset[..., part]
     loops["h"] = "h", r
     return Slopes(memory, {}, np.ones_like(z), z, loops, {"r": ("h", reset)})
 

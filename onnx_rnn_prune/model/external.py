@@ -11,6 +11,7 @@ Mapped weights are held once.
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +27,14 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.writing import copy_fields
+from onnx_rnn_prune.model.writing import copy_fields, local_initializers
 
 # Smaller tensors stay in the message: shape inference looks at the values of some.
 LEAST = 1 << 10
+# A session of a larger model is opened from files, which takes less memory.
+LARGE = 1 << 20
+# Mapping starts at a multiple of the system's page size, which is at most this.
+_PAGE = 1 << 16
 # How the references in a weights file are aligned, so that mapped values can be computed with.
 _ALIGNMENT = 1 << 6
 _CHUNK = 1 << 24
@@ -157,6 +162,67 @@ class WeightsFile:
         start = -(-self.size // self._alignment) * self._alignment
         self.size = start + length
         return start
+
+
+class SessionWeights:
+    """Weights as a session reads them: those in files where they lie, others in a new file.
+
+    A session takes names below one folder only, and no links out of it. That is the folder of the
+    model's own files, where it has any, or else that of the new one; no other can be read, whatever
+    the model names. What lies outside it is given to the session as values.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
+        self._path, self._file = path, file
+        self._weights = WeightsFile(str(path), self._put, _PAGE)
+        homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
+        self.folder = Path(os.path.commonpath(homes or {path.parent}))
+        # Only those of the main graph can be given.
+        self._local = local_initializers(source.graph)
+
+    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """What is written in place of a weight."""
+        if not is_reference(tensor):
+            outside = self.folder != self._path.parent
+            if outside and (tensor.name in self._local or not _is_given(tensor)):
+                return tensor
+            tensor = self._weights.take(tensor)
+        if not is_reference(tensor) or not self._within(tensor):
+            return tensor
+        return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
+
+    def make(self, values: npt.NDArray[Any], name: str) -> onnx.TensorProto:
+        """A weight of a large value, which goes to the new file without being copied."""
+        known = values.dtype.kind in "fiub" and values.dtype.isnative
+        if values.nbytes < LARGE or self.folder != self._path.parent or not known:
+            return numpy_helper.from_array(values, name)
+        start = self._weights.reserve(values.nbytes)
+        self._file.seek(start)
+        self._file.write(values.reshape(-1).view(np.uint8).data)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = onnx.TensorProto(name=name, dims=values.shape, data_type=kind)
+        refer(tensor, Location(str(self._path), start, values.nbytes))
+        return tensor
+
+    def given(self, light: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+        """The values of weights that lie outside the folder, mapped."""
+        return {
+            tensor.name: tensor_values(tensor)
+            for tensor in light.graph.initializer
+            if is_reference(tensor) and reference_path(tensor).is_absolute()
+        }
+
+    def _within(self, tensor: onnx.TensorProto) -> bool:
+        return self.folder in reference_path(tensor).parents
+
+    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
+        self._file.seek(start)
+        self._file.writelines(raw_chunks(tensor))
+
+
+def _is_given(tensor: onnx.TensorProto) -> bool:
+    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"
 
 
 def weights_name(name: str, digest: str) -> str:

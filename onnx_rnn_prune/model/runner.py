@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import (
-    Location,
-    WeightsFile,
+    LARGE,
+    SessionWeights,
     is_apart,
-    is_reference,
-    raw_chunks,
     raw_length,
-    refer,
-    reference_path,
-    referring,
-    tensor_values,
     with_weights,
     without_values,
 )
@@ -41,14 +38,11 @@ from onnx_rnn_prune.model.runnable import (
     with_outputs,
 )
 from onnx_rnn_prune.model.scratch import give_back, temporary_folder, written_in
-from onnx_rnn_prune.model.writing import local_initializers
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 
-# A session of a larger model is opened from files, which takes less memory.
-_LARGE = 1 << 20
 # Where onnxruntime looks for files of weights.
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -63,10 +57,6 @@ _REWRITING = (
 )
 # What to do where a model that was made here does not run.
 OURS = "report this; no file was written"
-
-
-# Mapping starts at a multiple of the system's page size, which is at most this.
-_PAGE = 1 << 16
 
 
 class Runner:
@@ -105,9 +95,18 @@ class Runner:
         self._levels = list(_REWRITING[-1:] if optimize else _REWRITING)
         # It loads no model without outputs; where none are wanted, none are computed.
         self._asked = [*outputs, *also] if outputs else None
-        self._session = self._load(model)
-        # Until it ran, it may have to be loaded anew.
-        self._spare = model if self._levels else None
+        try:
+            # Until it ran, it may have to be loaded anew.
+            self._spare: _Loadable | None = _loadable(model, self._asked)
+        except PruneError:
+            raise
+        except Exception as error:
+            raise self._unfit(error) from error
+        if self._spare.kept is not None:
+            weakref.finalize(self, self._spare.kept.cleanup)
+        self._session = self._load(self._spare)
+        if not self._levels:
+            self._done()
         self._unsafe = None
         if self._asked is None:
             light = model.write(without_values) if isinstance(model, Document) else model
@@ -165,22 +164,28 @@ class Runner:
             return narrowed(value, f"input '{name}' of {getattr(feed, 'name', 'the feed')}")
         return value if dtype is None else value.astype(dtype, copy=False)
 
-    def _load(self, model: onnx.ModelProto | Document) -> ort.InferenceSession:
+    def _done(self) -> None:
+        """It is not loaded anew."""
+        if self._spare is not None and self._spare.kept is not None:
+            self._spare.kept.cleanup()
+        self._spare = None
+
+    def _load(self, loadable: _Loadable) -> ort.InferenceSession:
         """Loads it, rewritten as little as that takes."""
         while True:
             level = self._levels.pop(0)
             try:
-                return _open(model, self._asked, self._options(level))
-            except PruneError:
-                raise
+                return loadable.open(self._options(level))
             except Exception as error:  # onnxruntime raises a dozen unrelated types
                 if not self._levels:
-                    raise PruneError(
-                        f"onnxruntime cannot load it: {first_line(error)}",
-                        where=self.name,
-                        remedy=self.remedy
-                        or "check that the file runs in onnxruntime before pruning it",
-                    ) from error
+                    raise self._unfit(error) from error
+
+    def _unfit(self, error: Exception) -> PruneError:
+        return PruneError(
+            f"onnxruntime cannot load it: {first_line(error)}",
+            where=self.name,
+            remedy=self.remedy or "check that the file runs in onnxruntime before pruning it",
+        )
 
     def _options(self, level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -208,7 +213,7 @@ class Runner:
                     raise
                 self._session = self._load(self._spare)
             else:
-                self._spare = None
+                self._done()
                 return values
 
     def profiled(self) -> Path:
@@ -216,41 +221,62 @@ class Runner:
         return Path(self._session.end_profiling())
 
 
-def _open(
-    model: onnx.ModelProto | Document, outputs: Sequence[str] | None, options: ort.SessionOptions
-) -> ort.InferenceSession:
+@dataclass(frozen=True)
+class _Loadable:
+    """What a session is opened from, at one level of rewriting or another.
+
+    Attributes:
+        content: the model, with references to large weights.
+        folder: that holds all that it refers to.
+        given: values of weights that lie elsewhere, mapped.
+        kept: the folder with weights that were written for it, which goes with this; what is mapped
+            lives on when its file is gone.
+    """
+
+    content: bytes
+    folder: str
+    given: Mapping[str, Array] = field(default_factory=dict)
+    kept: TemporaryDirectory[str] | None = None
+
+    def open(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        options.add_session_config_entry(_FOLDER, self.folder)
+        if self.given:
+            values = map(ort.OrtValue.ortvalue_from_numpy, self.given.values())
+            options.add_external_initializers(list(self.given), list(values))
+        # Where it cannot be made, onnxruntime prints nothing of its own.
+        providers = ["CPUExecutionProvider"]
+        return ort.InferenceSession(self.content, options, providers=providers, enable_fallback=0)
+
+
+def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) -> _Loadable:
     source = model.source if isinstance(model, Document) else model
     if unknown_type(source):
         model = as_single(model.write() if isinstance(model, Document) else model)
     if _is_small(source) and not is_apart(source):
-        options.add_session_config_entry(_FOLDER, os.devnull)  # it holds all that it reads
         whole = model.write() if isinstance(model, Document) else model
-        content = _asked(whole, outputs).SerializeToString()
-        return _session(content, options)
-    # What is mapped lives on when its file is gone; where it cannot go, the system cleans up.
-    with temporary_folder() as folder:
-        path = Path(folder).resolve() / "weights"
-        with written_in(folder), path.open("wb") as file:
+        return _Loadable(_asked(whole, outputs).SerializeToString(), os.devnull)
+    with contextlib.ExitStack() as stack:
+        folder = temporary_folder()  # where its files cannot go while mapped, the system cleans up
+        path = Path(stack.enter_context(folder)).resolve() / "weights"
+        with written_in(folder.name), path.open("wb") as file:
             weights = SessionWeights(path, file, source)
             light = (
                 model.write(weights.take, weights.make)
                 if isinstance(model, Document)
                 else with_weights(model, weights.take)
             )
-        options.add_session_config_entry(_FOLDER, str(weights.folder))
         given = weights.given(light)
-        if given:
-            options.add_external_initializers(list(given), list(given.values()))
         content = _asked(light, outputs).SerializeToString()
         del light
-        give_back(sum(map(raw_length, source.graph.initializer)))
-        return _session(content, options)
+        stack.pop_all()  # it is needed for longer
+    give_back(sum(map(raw_length, source.graph.initializer)))
+    return _Loadable(content, str(weights.folder), given, folder)
 
 
 def _is_small(model: onnx.ModelProto) -> bool:
     """Whether a model is; to ask a message how large it is writes it, which takes as much again."""
     held = sum(map(raw_length, model.graph.initializer))
-    return held < _LARGE and model.ByteSize() < _LARGE
+    return held < LARGE and model.ByteSize() < LARGE
 
 
 Types = Mapping[str, np.dtype[Any]]
@@ -274,12 +300,6 @@ def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
     if dtype is None or value.dtype == dtype:
         return value
     return np.where(np.isinf(value), np.float32(np.nan), value).astype(dtype)
-
-
-def _session(content: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU; where it cannot be made, onnxruntime prints nothing of its own."""
-    providers = ["CPUExecutionProvider"]
-    return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
@@ -359,67 +379,6 @@ class Streaming:
         states = outputs if self._states is None else outputs.keys() & self._states
         self._last = {name: outputs[name] for name in states}
         return outputs
-
-
-class SessionWeights:
-    """Weights as a session reads them: those in files where they lie, others in a new file.
-
-    A session takes names below one folder only, and no links out of it. That is the folder of the
-    model's own files, where it has any, or else that of the new one; no other can be read, whatever
-    the model names. What lies outside it is given to the session as values.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
-        self._path, self._file = path, file
-        self._weights = WeightsFile(str(path), self._put, _PAGE)
-        homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
-        self.folder = Path(os.path.commonpath(homes or {path.parent}))
-        # Only those of the main graph can be given.
-        self._local = local_initializers(source.graph)
-
-    def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """What is written in place of a weight."""
-        if not is_reference(tensor):
-            outside = self.folder != self._path.parent
-            if outside and (tensor.name in self._local or not _is_given(tensor)):
-                return tensor
-            tensor = self._weights.take(tensor)
-        if not is_reference(tensor) or not self._within(tensor):
-            return tensor
-        return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
-
-    def make(self, values: Array, name: str) -> onnx.TensorProto:
-        """A weight of a large value, which goes to the new file without being copied."""
-        known = values.dtype.kind in "fiub" and values.dtype.isnative
-        if values.nbytes < _LARGE or self.folder != self._path.parent or not known:
-            return numpy_helper.from_array(values, name)
-        start = self._weights.reserve(values.nbytes)
-        self._file.seek(start)
-        self._file.write(values.reshape(-1).view(np.uint8).data)
-        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        tensor = onnx.TensorProto(name=name, dims=values.shape, data_type=kind)
-        refer(tensor, Location(str(self._path), start, values.nbytes))
-        return tensor
-
-    def given(self, light: onnx.ModelProto) -> dict[str, ort.OrtValue]:
-        """The values of weights that lie outside the folder, mapped."""
-        return {
-            tensor.name: ort.OrtValue.ortvalue_from_numpy(tensor_values(tensor))
-            for tensor in light.graph.initializer
-            if is_reference(tensor) and reference_path(tensor).is_absolute()
-        }
-
-    def _within(self, tensor: onnx.TensorProto) -> bool:
-        return self.folder in reference_path(tensor).parents
-
-    def _put(self, start: int, tensor: onnx.TensorProto) -> None:
-        self._file.seek(start)
-        self._file.writelines(raw_chunks(tensor))
-
-
-def _is_given(tensor: onnx.TensorProto) -> bool:
-    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"
 
 
 def runs(run: Callable[[Feed], object], feed: Feed) -> bool:

@@ -111,10 +111,14 @@ class Writer:
 
 
 def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
-    """Copies what is set in a message, but for some fields, to another one."""
-    for field, value in source.ListFields():
-        if field.name in without:
+    """Copies what is set in a message, but for some fields, to another one.
+
+    Those are not looked at: what is read of bytes is a copy of them.
+    """
+    for field in source.DESCRIPTOR.fields:
+        if field.name in without or (field.has_presence and not source.HasField(field.name)):
             continue
+        value = getattr(source, field.name)
         if hasattr(value, "CopyFrom"):
             getattr(target, field.name).CopyFrom(value)
         elif hasattr(value, "extend"):

@@ -159,6 +159,10 @@ def compress(values: npt.NDArray[np.generic], mask: Mask, axis: int) -> npt.NDAr
         mask: broadcastable to it; along `axis`, equally many True in every line.
         axis: the axis that gets shorter.
     """
+    if (
+        mask.ndim == values.ndim and mask.size == mask.shape[axis] == values.shape[axis]
+    ):  # the same in every line
+        return values.compress(mask.reshape(-1), axis)
     moved = np.moveaxis(values, axis, -1)
     full = np.moveaxis(np.broadcast_to(mask, values.shape), axis, -1)
     count = int(full.reshape(-1, full.shape[-1])[0].sum()) if full.size else full.shape[-1]

@@ -369,6 +369,19 @@ def test_a_header_that_claims_more_than_the_file_holds_is_an_error(tmp_path):
         list(opened(tmp_path / "x.npz"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{'descr': '<f4', (", "(" * 3000, "{'shape': (1 if 1 else 2,)}", "\0", "{1: 2}", "\xff"],
+)
+def test_a_header_of_anything_is_an_error(tmp_path, text):
+    """NumPy parses it as Python, which fails in as many ways as Python does."""
+    member = b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text.encode("latin1")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", member + bytes(8))
+    with pytest.raises(PruneError, match=r"x.npz: cannot be read as a .npz file"):
+        list(opened(tmp_path / "x.npz"))
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 @pytest.mark.parametrize("name", ["a.npz", "test_data_set_0/input_0.pb"])
 def test_pipes_are_refused_instead_of_waited_for(name, tmp_path):

@@ -65,7 +65,7 @@ def test_files_and_memory_give_the_same(model, tmp_path, monkeypatch):
     feed = {"x": np.random.default_rng(1).normal(size=(3, 200)).astype(np.float32)}
     expected = runner.Runner(model)(feed)["y"]
     assert np.array_equal(runner.Runner(apart(model, tmp_path))(feed)["y"], expected)
-    monkeypatch.setattr(runner, "_LARGE", 0)
+    monkeypatch.setattr(runner, "LARGE", 0)
     assert np.array_equal(runner.Runner(model)(feed)["y"], expected)
 
 
@@ -133,8 +133,8 @@ def test_a_layer_that_gets_nothing_ends_no_process(op, axis, inside, options):
 
 def test_sizes_do_not_load_a_model_again(monkeypatch):
     """One that may fail on a sequence without entries is loaded twice, not for each size."""
-    loaded, load = [], runner._open
-    monkeypatch.setattr(runner, "_open", lambda *given: (loaded.append(given), load(*given))[1])
+    loaded, load = [], runner._loadable
+    monkeypatch.setattr(runner, "_loadable", lambda *given: (loaded.append(given), load(*given))[1])
     run = Runner(sliced("GRU", 0))
     for size in range(4, 9):
         run({"x": np.ones((size, 5, 2), np.float32), "yes": np.array(True)})
