@@ -200,7 +200,7 @@ def _gate_readers(layer: Layer, trace: Trace, inputs: Labels) -> list[GateReader
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class ReaderMatrix:
     """A reader with what is known of its columns.
 
     Attributes:
@@ -226,7 +226,7 @@ class Product:
         return (self.labels >= 0) & self.zeros & zero[self.labels]
 
 
-def find_matrices(document: Document, trace: Trace) -> list[Product]:
+def find_matrices(document: Document, trace: Trace) -> list[ReaderMatrix]:
     """All products of a document, front to back; none where there are no units to read."""
     if not trace.units.count:
         return []
@@ -238,7 +238,7 @@ def find_matrices(document: Document, trace: Trace) -> list[Product]:
         if isinstance(reader, GateReader):
             own[reader.widths(lookup)[0] if "X" in reader.sources else 0 :] = True
         found.append(
-            Product(
+            ReaderMatrix(
                 reader=reader,
                 weight=reader.weight(lookup).astype(np.float64),
                 outputs=reader.outputs(lookup),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.products import Product
+from onnx_rnn_prune.evidence.products import ReaderMatrix
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences
@@ -25,7 +25,9 @@ from onnx_rnn_prune.traced_model import TracedModel
 _ROUNDING = 1e-6
 
 
-def refine(traced: TracedModel, products: Sequence[Product], zero: Mask, mergeable: Mask) -> Ids:
+def refine(
+    traced: TracedModel, products: Sequence[ReaderMatrix], zero: Mask, mergeable: Mask
+) -> Ids:
     """The first unit of the class of each unit, [units].
 
     Args:
@@ -63,7 +65,7 @@ def _first(trace: Trace, arrays: Sequence[Ids], parts: Sequence[Ids]) -> Ids:
     return first
 
 
-def _own(traced: TracedModel, products: Sequence[Product]) -> list[bytes]:
+def _own(traced: TracedModel, products: Sequence[ReaderMatrix]) -> list[bytes]:
     """All numbers of each unit but its weights on other units."""
     document, trace = traced.document, traced.trace
     found: list[list[bytes]] = [[] for _ in range(trace.units.count)]
@@ -95,7 +97,7 @@ def _own(traced: TracedModel, products: Sequence[Product]) -> list[bytes]:
     return [b"|".join(parts) for parts in found]
 
 
-def _summed(trace: Trace, products: Sequence[Product], zero: Mask, first: Ids) -> Matrix:
+def _summed(trace: Trace, products: Sequence[ReaderMatrix], zero: Mask, first: Ids) -> Matrix:
     """The weights of each unit on other units, columns of equal ones summed, [units, all]."""
     lines: dict[int, list[Matrix]] = {}
     for product in products:

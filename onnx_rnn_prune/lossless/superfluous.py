@@ -32,7 +32,7 @@ import numpy as np
 
 from onnx_rnn_prune.evidence.gates import Function, GateReader, activation_of
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.evidence.products import Product, find_matrices
+from onnx_rnn_prune.evidence.products import ReaderMatrix, find_matrices
 from onnx_rnn_prune.evidence.readers import ProductReader
 from onnx_rnn_prune.lossless.refine import refine
 from onnx_rnn_prune.model.constants import constant_value
@@ -217,7 +217,7 @@ def _all_of_atom(trace: Trace, units: Mask) -> Mask:
     return result
 
 
-def _resting_units(trace: Trace, layers: Sequence[Layer], products: list[Product]) -> Mask:
+def _resting_units(trace: Trace, layers: Sequence[Layer], products: list[ReaderMatrix]) -> Mask:
     """Units whose state is always 0, [units]."""
     zero = np.zeros(trace.units.count, dtype=bool)
     for layer in layers:
@@ -236,7 +236,7 @@ def _resting_units(trace: Trace, layers: Sequence[Layer], products: list[Product
             return zero
 
 
-def _making(product: Product, candidates: Mapping[str, str]) -> Mask:
+def _making(product: ReaderMatrix, candidates: Mapping[str, str]) -> Mask:
     """The outputs that make new values: of gates the last one's, of other products all."""
     reader, rows = product.reader, np.ones(len(product.outputs), dtype=bool)
     if not isinstance(reader, GateReader):
@@ -245,7 +245,7 @@ def _making(product: Product, candidates: Mapping[str, str]) -> Mask:
     return np.repeat(letters, len(reader.lane))
 
 
-def _seen_otherwise(trace: Trace, products: list[Product]) -> Mask:
+def _seen_otherwise(trace: Trace, products: list[ReaderMatrix]) -> Mask:
     """Units of which some reader reads another number where their state is 0, [units]."""
     seen = np.zeros(trace.units.count, dtype=bool)
     for product in products:
@@ -270,7 +270,7 @@ def _starts_at_zero(layer: Layer) -> Mask:
     return result
 
 
-def _still(trace: Trace, products: list[Product], zero: Mask) -> Mask:
+def _still(trace: Trace, products: list[ReaderMatrix], zero: Mask) -> Mask:
     """Units all of whose gates read nothing that ever changes, [units]."""
     still = np.ones(trace.units.count, dtype=bool)
     for product in products:
@@ -280,7 +280,7 @@ def _still(trace: Trace, products: list[Product], zero: Mask) -> Mask:
     return still
 
 
-def _foldable(products: list[Product], held: ConstantStates) -> Mask:
+def _foldable(products: list[ReaderMatrix], held: ConstantStates) -> Mask:
     """Constant units whose readers can all take them into their biases."""
     result = held.known.copy()
     for product in products:
@@ -296,7 +296,7 @@ def _foldable(products: list[Product], held: ConstantStates) -> Mask:
     return result
 
 
-def _dead_units(trace: Trace, products: list[Product], gone: Mask) -> Mask:
+def _dead_units(trace: Trace, products: list[ReaderMatrix], gone: Mask) -> Mask:
     live = np.zeros(trace.units.count, dtype=bool)
     while True:
         before = live.copy()
@@ -310,7 +310,7 @@ def _dead_units(trace: Trace, products: list[Product], gone: Mask) -> Mask:
             return ~live
 
 
-def _mergeable(trace: Trace, layers: Sequence[Layer], products: list[Product]) -> Mask:
+def _mergeable(trace: Trace, layers: Sequence[Layer], products: list[ReaderMatrix]) -> Mask:
     """Units of lanes in which one may stand in for another, [units].
 
     Their weights are no integers, which a sum would round anew, their initial states are known, and
