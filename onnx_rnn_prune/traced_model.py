@@ -46,7 +46,7 @@ from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import (
     ENDS,
     Carried,
-    Start,
+    InitialState,
     handed_back,
     leaves_only,
     turning_states,
@@ -302,7 +302,7 @@ def only_leaving(
     source: Document, restored: Iterable[Outlet], states: Iterable[Carried]
 ) -> frozenset[Outlet]:
     """The outlets by which some states leave, and that nothing else reads."""
-    results: dict[Start, str] = {}
+    results: dict[InitialState, str] = {}
     for state in states:
         results |= dict.fromkeys(state.starts, state.result)
     starts = {output: start for start, output in ENDS.items()}

@@ -36,7 +36,7 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe
-from onnx_rnn_prune.trace.states import ENDS, Carried, Start, carried_states, way_back
+from onnx_rnn_prune.trace.states import ENDS, Carried, InitialState, carried_states, way_back
 from onnx_rnn_prune.trace.trace import Trace, trace
 from onnx_rnn_prune.validate.narrow_states import KEPT, NarrowState, write_kept
 
@@ -53,7 +53,7 @@ class NarrowInterface:
 
     trace: Trace
     states: tuple[Carried, ...] = ()
-    reasons: Mapping[Start, str] = field(default_factory=dict)
+    reasons: Mapping[InitialState, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ def _closed(states: Sequence[Carried], found: Trace) -> dict[Carried, str]:
     closed: dict[Carried, str] = {}
     finals = {output: start for start, output in ENDS.items()}
     for outlet, reason in found.restored.items():
-        start: Start = outlet.layer, finals.get(outlet.output, "")
+        start: InitialState = outlet.layer, finals.get(outlet.output, "")
         for state in states:
             if not outlet.output and state.source == outlet.layer:
                 closed.setdefault(state, f"the input '{state.source}' {reason}")

@@ -20,7 +20,7 @@ _RESTORING = {"MatMul", "Add"}
 ENDS = {"initial_h": "Y_h", "initial_c": "Y_c"}
 
 # A layer's name, and initial_h or initial_c.
-Start = tuple[str, str]
+InitialState = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Carried:
 
     source: str
     result: str
-    starts: frozenset[Start]
+    starts: frozenset[InitialState]
 
 
-def carried_states(document: Document) -> tuple[tuple[Carried, ...], dict[Start, str]]:
+def carried_states(document: Document) -> tuple[tuple[Carried, ...], dict[InitialState, str]]:
     """The inputs and outputs that hold the same states, and why other states are in none."""
     graph = document.graph
     inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
     known = {id(tensor) for tensor in inputs}
-    coming: dict[str, set[Start]] = defaultdict(set)
-    reasons: dict[Start, str] = {}
-    finals: dict[int, Start] = {}
+    coming: dict[str, set[InitialState]] = defaultdict(set)
+    reasons: dict[InitialState, str] = {}
+    finals: dict[int, InitialState] = {}
     for layer in find_layers(graph):
         for name, output in ENDS.items():
             if name not in layer.cell.inputs:
@@ -79,7 +79,7 @@ def _from_elsewhere(sources: list[gs.Tensor]) -> str:
 
 
 def _no_pair(
-    source: str, start: Start, leaving: Mapping[str, set[Start | None]], given: bool
+    source: str, start: InitialState, leaving: Mapping[str, set[InitialState | None]], given: bool
 ) -> str:
     ends = [result for result, starts in leaving.items() if start in starts]
     if len(ends) > 1:
