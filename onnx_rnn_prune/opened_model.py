@@ -42,8 +42,8 @@ from onnx_rnn_prune.roll.rolling import Rolling, roll
 from onnx_rnn_prune.trace.decomposed import (
     DecomposedRecurrence,
     advice,
-    carried_products,
     find_decomposed,
+    state_products,
     with_reasons,
 )
 from onnx_rnn_prune.trace.invalid_nodes import InvalidNode, find_invalid_nodes
@@ -305,7 +305,7 @@ def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:
 
 def recurrent_keys(graph: gs.Graph) -> frozenset[str]:
     """Keys of the layers that count as recurrent, those that are no operator included."""
-    return carried_products(graph).union(layer.key for layer in find_layers(graph))
+    return state_products(graph).union(layer.key for layer in find_layers(graph))
 
 
 def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:

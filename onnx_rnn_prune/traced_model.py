@@ -45,8 +45,8 @@ from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.trace.states import (
     ENDS,
-    Carried,
     InitialState,
+    StatePair,
     handed_back,
     leaves_only,
     turning_states,
@@ -299,7 +299,7 @@ def check_states(traced: TracedModel, plan: Plan) -> None:
 
 
 def only_leaving(
-    source: Document, restored: Iterable[Outlet], states: Iterable[Carried]
+    source: Document, restored: Iterable[Outlet], states: Iterable[StatePair]
 ) -> frozenset[Outlet]:
     """The outlets by which some states leave, and that nothing else reads."""
     results: dict[InitialState, str] = {}
@@ -394,7 +394,7 @@ def _prove_narrow(
             )
 
 
-def _narrowed(trace: Trace, plan: Plan, state: Carried) -> NarrowState:
+def _narrowed(trace: Trace, plan: Plan, state: StatePair) -> NarrowState:
     labels, axis = trace.labels[state.source], trace.axes[state.source]
     reduced = squeeze_to(labels, (*varying_axes(labels), axis))
     assert reduced is not None

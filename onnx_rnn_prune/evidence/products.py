@@ -20,7 +20,7 @@ from onnx_rnn_prune.evidence.readers import (
 )
 from onnx_rnn_prune.model.constants import MOVING, constant_shape, constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import CARRIED
+from onnx_rnn_prune.model.edit import HANDED_BACK
 from onnx_rnn_prune.model.integers import dequantized, integers_of
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
@@ -145,7 +145,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
             continue  # not all of its parameters are known: it has no place for a bias
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
         stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else groups_of(node)
-        carried = node.name.startswith(CARRIED)
+        carried = node.name.startswith(HANDED_BACK)
         twin = first.setdefault(_reading(node, binding.bound), binding.node)
         made = trace.units.lanes.get(layers[binding.node].name) if binding.node in layers else None
         lane = None if made is None else made.reshape(-1)

@@ -15,7 +15,7 @@ from onnx_rnn_prune.model.walk import names_in_use, place_of
 # How the names of nodes and tensors begin that are put into a graph here.
 OWN = "onnx_rnn_prune/"
 # How those begin that bring a state to full width for callers who just hand it back.
-CARRIED = f"{OWN}carried/"
+HANDED_BACK = f"{OWN}handed_back/"
 # How those begin that make a weight of the narrower numbers in which it is held.
 HELD = "onnx_rnn_prune_held/"
 

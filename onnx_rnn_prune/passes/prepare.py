@@ -16,7 +16,7 @@ from onnx_rnn_prune.evidence.readers import bias_shape, bias_slot, has_bias_inpu
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
-    CARRIED,
+    HANDED_BACK,
     OWN,
     add_constant,
     drop_input,
@@ -254,7 +254,7 @@ class Restore:
                 closed = found[layer.name, name]
                 back = closed & self.handed_back
                 if closed:
-                    kinds = {CARRIED: back, OWN: closed - back}
+                    kinds = {HANDED_BACK: back, OWN: closed - back}
                     _restore(document.graph, layer, name, {k: v for k, v in kinds.items() if v})
                     changed = True
         return changed

@@ -22,7 +22,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
-    CARRIED,
+    HANDED_BACK,
     OWN,
     add_constant,
     fresh_name,
@@ -36,7 +36,7 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe
-from onnx_rnn_prune.trace.states import ENDS, Carried, InitialState, carried_states, way_back
+from onnx_rnn_prune.trace.states import ENDS, InitialState, StatePair, state_pairs, way_back
 from onnx_rnn_prune.trace.trace import Trace, trace
 from onnx_rnn_prune.validate.narrow_states import KEPT, NarrowState, write_kept
 
@@ -52,7 +52,7 @@ class NarrowInterface:
     """
 
     trace: Trace
-    states: tuple[Carried, ...] = ()
+    states: tuple[StatePair, ...] = ()
     reasons: Mapping[InitialState, str] = field(default_factory=dict)
 
 
@@ -61,7 +61,7 @@ class OpenStates:
     """Takes out what selects from some states, and what brings them back to full width."""
 
     trace: Trace
-    states: Sequence[Carried]
+    states: Sequence[StatePair]
 
     def __call__(self, document: Document) -> bool:
         layers = {layer.name: layer for layer in traced_layers(document, self.trace)}
@@ -77,8 +77,8 @@ class OpenStates:
 
 
 def come_back_in_place(
-    document: Document, states: Sequence[Carried], feeds: Iterable[Feed]
-) -> tuple[Carried, ...]:
+    document: Document, states: Sequence[StatePair], feeds: Iterable[Feed]
+) -> tuple[StatePair, ...]:
     """Those of some states of which each entry comes back to the unit that it left.
 
     A number for each unit is sent around in onnxruntime, in the place of the final states.
@@ -92,7 +92,7 @@ def come_back_in_place(
     return tuple(state for state in states if _comes_back(document, state, feed))
 
 
-def _comes_back(document: Document, state: Carried, feed: Feed) -> bool:
+def _comes_back(document: Document, state: StatePair, feed: Feed) -> bool:
     probe = document.copy()
     graph = probe.graph
     layers = {layer.name: layer for layer in find_layers(graph)}
@@ -145,7 +145,7 @@ def open_states(
         source: the model before it was prepared.
         feeds: what the model runs on, to see shapes with.
     """
-    states, reasons = carried_states(source)
+    states, reasons = state_pairs(source)
     cut = {name for name, lanes in known.units.lanes.items() if lanes.shape[1] > 1}
     reasons = {start: text for start, text in reasons.items() if start[0] in cut}
     for state in states:
@@ -164,7 +164,7 @@ def open_states(
 
 
 def _opened(
-    document: Document, known: Trace, states: Sequence[Carried], feeds: Iterable[Feed]
+    document: Document, known: Trace, states: Sequence[StatePair], feeds: Iterable[Feed]
 ) -> Trace:
     """The trace of a model in which some states hold the entries of kept units only."""
     result = document.copy()
@@ -174,9 +174,9 @@ def _opened(
     return trace(result, layers, seen, states)
 
 
-def _closed(states: Sequence[Carried], found: Trace) -> dict[Carried, str]:
+def _closed(states: Sequence[StatePair], found: Trace) -> dict[StatePair, str]:
     """The states that cannot hold kept units only, and why."""
-    closed: dict[Carried, str] = {}
+    closed: dict[StatePair, str] = {}
     finals = {output: start for start, output in ENDS.items()}
     for outlet, reason in found.restored.items():
         start: InitialState = outlet.layer, finals.get(outlet.output, "")
@@ -198,7 +198,7 @@ def _take_restore(graph: gs.Graph, layer: Layer, output: str, result: gs.Tensor)
     inner = layer.output(output)
     assert inner is not None
     own = [n for n in inner.outputs if n.op == "MatMul" and n.name.startswith(OWN)]
-    last = next((n for n in own if n.name.startswith(CARRIED)), own[0])
+    last = next((n for n in own if n.name.startswith(HANDED_BACK)), own[0])
     after = last.outputs[0].outputs
     if after and after[0].op == "Add" and after[0].name.startswith(OWN):
         last = after[0]

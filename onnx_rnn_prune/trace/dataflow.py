@@ -82,7 +82,7 @@ class Dataflow:
         after: for each vertex, those that are computed of it.
         before: the same backward.
         products: the vertices that are products.
-        carried: names of a body's inputs that come from the turn before, each with what it is
+        loop_carried: names of a body's inputs that come from the turn before, each with what it is
             then, and with the Loop or Scan.
     """
 
@@ -90,7 +90,7 @@ class Dataflow:
     after: Edges
     before: Edges
     products: Mapping[Vertex, Product]
-    carried: Mapping[str, tuple[str, gs.Node]]
+    loop_carried: Mapping[str, tuple[str, gs.Node]]
 
 
 def reach(
@@ -140,8 +140,8 @@ def dataflow(graph: gs.Graph, through: Container[str] = ()) -> Dataflow:
     for source, targets in after.items():
         for target in targets:
             before.setdefault(target, {})[source] = None
-    carried = {target.name: (source.name, node) for source, target, node in links if node}
-    return Dataflow(nodes, after, before, products, carried)
+    loop_carried = {target.name: (source.name, node) for source, target, node in links if node}
+    return Dataflow(nodes, after, before, products, loop_carried)
 
 
 def circles(flow: Dataflow) -> Iterator[set[Vertex]]:

@@ -191,7 +191,7 @@ def _on(flow: Dataflow, circle: set[Vertex]) -> list[Product]:
 
 def _kind(flow: Dataflow, circle: set[Vertex]) -> tuple[str, gs.Node | None]:
     """How a circle closes, and the node that carries it on."""
-    for name, (source, node) in flow.carried.items():
+    for name, (source, node) in flow.loop_carried.items():
         if name in circle and source in circle:
             return node.op.lower(), node
     return UNROLLED, None
@@ -316,7 +316,7 @@ def _operands(flow: Dataflow, node: gs.Node) -> set[str]:
     return {name for v in _products_before(flow, node) for name in flow.products[v].operands}
 
 
-def carried_products(graph: gs.Graph) -> frozenset[str]:
+def state_products(graph: gs.Graph) -> frozenset[str]:
     """Keys of the products whose sums are in a state: **recurrent layers without an operator**.
 
     A state is a value that comes back to itself: from turn to turn of a Loop or Scan; through an
@@ -332,7 +332,7 @@ def carried_products(graph: gs.Graph) -> frozenset[str]:
     if not turning and len(set(weights)) == len(weights):
         return frozenset()
     flow = dataflow(graph, _NORMALIZING)
-    results = {result for result, _ in flow.carried.values()}
+    results = {result for result, _ in flow.loop_carried.values()}
     states = set().union(*_circles(dataflow(graph)))
     for circle in circles(flow):
         gated = any(node.op in _GATES for node in _activations(flow, circle))

@@ -24,7 +24,7 @@ InitialState = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Carried:
+class StatePair:
     """A state that callers carry from one run to the next, of one layer or of several.
 
     Attributes:
@@ -38,7 +38,7 @@ class Carried:
     starts: frozenset[InitialState]
 
 
-def carried_states(document: Document) -> tuple[tuple[Carried, ...], dict[InitialState, str]]:
+def state_pairs(document: Document) -> tuple[tuple[StatePair, ...], dict[InitialState, str]]:
     """The inputs and outputs that hold the same states, and why other states are in none."""
     graph = document.graph
     inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
@@ -66,7 +66,7 @@ def carried_states(document: Document) -> tuple[tuple[Carried, ...], dict[Initia
     for source, starts in coming.items():
         results = [result for result, ends in leaving.items() if ends == starts]
         if len(results) == 1:
-            found.append(Carried(source, results[0], frozenset(starts)))
+            found.append(StatePair(source, results[0], frozenset(starts)))
         for start in starts if len(results) != 1 else ():
             reasons[start] = _no_pair(source, start, leaving, start in finals.values())
     return tuple(found), reasons
@@ -93,7 +93,7 @@ def _no_pair(
 
 def known_states(document: Document) -> dict[str, str]:
     """The state inputs, each with the output in which a call leaves what it is in the next."""
-    return {state.source: state.result for state in carried_states(document)[0]}
+    return {state.source: state.result for state in state_pairs(document)[0]}
 
 
 def state_inputs(document: Document) -> frozenset[str]:
@@ -168,13 +168,13 @@ def _is_state(tensor: gs.Tensor) -> bool:
     return node is not None and node.op in RECURRENT and node.outputs[0] is not tensor
 
 
-def handed_back(document: Document) -> tuple[Carried, ...]:
+def handed_back(document: Document) -> tuple[StatePair, ...]:
     """The states that callers can only hand back: nothing but the layers reads what comes in."""
     sources = {tensor.name: tensor for tensor in document.graph.inputs}
     layers = find_layers(document.graph)
     taken = {(o.key, o.slot(name)) for o in layers for name in ENDS if name in o.cell.inputs}
     found = []
-    for state in carried_states(document)[0]:
+    for state in state_pairs(document)[0]:
         read, passed = _ends(document, [sources[state.source]])
         if read <= taken and not passed:
             found.append(state)

@@ -11,9 +11,9 @@ import numpy as np
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.operators.labels import NOBODY, Labels
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
-from onnx_rnn_prune.trace.decomposed import carried_products
+from onnx_rnn_prune.trace.decomposed import state_products
 from onnx_rnn_prune.trace.observe import Observation
-from onnx_rnn_prune.trace.states import Carried
+from onnx_rnn_prune.trace.states import StatePair
 from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
 from onnx_rnn_prune.trace.visiting import walk
 from onnx_rnn_prune.trace.walking import Binding, Edge, Outlet, Start, Walk
@@ -88,7 +88,7 @@ def trace(
     document: Document,
     layers: Iterable[Layer],
     observation: Observation,
-    states: Sequence[Carried] = (),
+    states: Sequence[StatePair] = (),
 ) -> Trace:
     """Follows the units of some layers.
 
@@ -104,14 +104,14 @@ def trace(
     """
     followed = tuple(layer.in_lanes(int(layer.node.attrs.get("group", 1))) for layer in layers)
     whole = {layer.name for layer in followed if not layer.cell.restores}
-    keys = carried_products(document.graph) if whole else frozenset()
+    keys = state_products(document.graph) if whole else frozenset()
     recurrent = frozenset(layer.name for layer in followed if layer.key in keys)
     start = Start(document, observation, followed, _number(followed), recurrent, states)
     left: dict[str, str] = {}
     while True:
         found = walk(start)
-        if found.carried().keys() != start.carried.keys() or not found.settled():
-            start = replace(start, carried=found.carried(), known=found.known)
+        if found.leaving().keys() != start.incoming.keys() or not found.settled():
+            start = replace(start, incoming=found.leaving(), known=found.known)
             continue
         atoms = Partition(start.units.count)
         for one, other, _, _ in found.meetings:
@@ -168,7 +168,7 @@ def _stopped(start: Start, found: Walk, whole: Container[str], left: dict[str, s
     if any(new is not old for new, old in zip(divided, start.layers, strict=True)):
         # Others may have been stopped by what could not flow on, and units get other numbers.
         return replace(
-            start, layers=divided, units=_number(divided), carried={}, known={}, edges={}
+            start, layers=divided, units=_number(divided), incoming={}, known={}, edges={}
         )
     closed = {**start.closed, **found.stops}
     gone = {outlet.layer: text for outlet, text in closed.items() if outlet.layer in whole}
@@ -177,7 +177,7 @@ def _stopped(start: Start, found: Walk, whole: Container[str], left: dict[str, s
     if gone:  # all units have other numbers then
         left |= gone
         layers = tuple(layer for layer in start.layers if layer.name not in left)
-        start = replace(start, layers=layers, units=_number(layers), carried={})
+        start = replace(start, layers=layers, units=_number(layers), incoming={})
     return start
 
 

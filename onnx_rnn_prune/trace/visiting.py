@@ -51,7 +51,7 @@ def walk(start: Start) -> Walk:
     """Follows labels through all nodes once."""
     names = {layer.key: layer.name for layer in start.layers}
     found = Walk(start, names)
-    for source, labels in start.carried.items():
+    for source, labels in start.incoming.items():
         found.labels[source], found.altered[source] = labels, ""
         found.axes[source] = found.axis_of(labels)
         found.lane_outputs[source] = source, ""

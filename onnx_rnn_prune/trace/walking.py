@@ -24,7 +24,7 @@ from onnx_rnn_prune.operators.labels import (
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.table import Bound
 from onnx_rnn_prune.trace.observe import Observation
-from onnx_rnn_prune.trace.states import Carried
+from onnx_rnn_prune.trace.states import StatePair
 from onnx_rnn_prune.trace.units import Ids, Units
 
 GRAPH_OUTPUT = ""
@@ -109,7 +109,7 @@ class Start:
         states: which callers carry from an output of the model to an input.
         closed: outlets that are not followed, each with the reason.
         edges: places where full width is read, each with the reason.
-        carried: by input, the labels with which these come in.
+        incoming: by input, the labels with which these come in.
         known: of the states of Loops and Scans.
     """
 
@@ -118,10 +118,10 @@ class Start:
     layers: tuple[Layer, ...]
     units: Units
     recurrent: frozenset[str]
-    states: Sequence[Carried]
+    states: Sequence[StatePair]
     closed: Mapping[Outlet, str] = field(default_factory=dict)
     edges: Mapping[Edge, str] = field(default_factory=dict)
-    carried: Mapping[str, Labels] = field(default_factory=dict)
+    incoming: Mapping[str, Labels] = field(default_factory=dict)
     known: Known = field(default_factory=dict)
 
 
@@ -179,7 +179,7 @@ class Walk:
         self.axes[name] = axis = self.axis_of(labels)
         self.ties.append(tied_lanes(labels, axis, self.units.lane_of))
 
-    def carried(self) -> dict[str, Labels]:
+    def leaving(self) -> dict[str, Labels]:
         """By input, the labels with which states of callers leave."""
         leaving = {state.source: gs.Variable(state.result) for state in self.start.states}
         open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.feed_forward import all_layers
-from onnx_rnn_prune.trace.decomposed import carried_products
+from onnx_rnn_prune.trace.decomposed import state_products
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import PROVED, TRACED, Case, draw_mask
@@ -35,7 +35,7 @@ def draw_written_case(b: Cell, seed: int) -> Case:
     model = b.model()
     opened = follow(model, "the drawn model", rolls=False)
     graph = opened.document.graph
-    carried = carried_products(graph)
+    carried = state_products(graph)
     names = [layer.name for layer in all_layers(graph) if layer.key in carried]
     traced = trace_model(opened, names, [b.feeds(*TRACED, seed)])
     plan = Plan.from_mask("", traced.trace, draw_mask(traced.trace, random.Random(seed + 1)))

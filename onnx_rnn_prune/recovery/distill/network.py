@@ -18,7 +18,7 @@ import torch
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import CARRIED
+from onnx_rnn_prune.model.edit import HANDED_BACK
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import bodies_of, node_key, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
@@ -118,7 +118,7 @@ def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str,
     return {
         name: network.weights[name]
         for name, (node, slot) in first.items()
-        if not node.name.startswith(CARRIED)
+        if not node.name.startswith(HANDED_BACK)
         if _alone(node.inputs[slot], len(network.weights[name]))
     }
 

@@ -329,10 +329,10 @@ def _step_by_step(op: str, call: Call, lane: Direction) -> Ran:
     return sequence, state, memory
 
 
-Carried = tuple[Tensor, Tensor | None]
+StepState = tuple[Tensor, Tensor | None]
 
 
-def _lstm_step(_: Call, lane: Direction, x: Tensor, h: Tensor, c: Tensor | None) -> Carried:
+def _lstm_step(_: Call, lane: Direction, x: Tensor, h: Tensor, c: Tensor | None) -> StepState:
     f, g, out = (ACTIVATIONS[name] for name in lane.activations)
     assert c is not None
     a_i, a_o, a_f, a_c = (x + h @ lane.recurrence.T + lane.biases[1]).chunk(4, -1)
@@ -344,7 +344,7 @@ def _lstm_step(_: Call, lane: Direction, x: Tensor, h: Tensor, c: Tensor | None)
     return f(a_o + p_o * c_new) * out(c_new), c_new
 
 
-def _gru_step(call: Call, lane: Direction, x: Tensor, h: Tensor, _: Tensor | None) -> Carried:
+def _gru_step(call: Call, lane: Direction, x: Tensor, h: Tensor, _: Tensor | None) -> StepState:
     f, g = (ACTIVATIONS[name] for name in lane.activations)
     hidden = h.shape[-1]
     r_zr, r_h = lane.recurrence[: 2 * hidden], lane.recurrence[2 * hidden :]
@@ -355,11 +355,11 @@ def _gru_step(call: Call, lane: Direction, x: Tensor, h: Tensor, _: Tensor | Non
     return (1.0 - z) * g(x[:, 2 * hidden :] + candidate) + z * h, None
 
 
-def _rnn_step(_: Call, lane: Direction, x: Tensor, h: Tensor, __: Tensor | None) -> Carried:
+def _rnn_step(_: Call, lane: Direction, x: Tensor, h: Tensor, __: Tensor | None) -> StepState:
     return ACTIVATIONS[lane.activations[0]](x + h @ lane.recurrence.T + lane.biases[1]), None
 
 
-_STEPS: Mapping[str, Callable[[Call, Direction, Tensor, Tensor, Tensor | None], Carried]] = {
+_STEPS: Mapping[str, Callable[[Call, Direction, Tensor, Tensor, Tensor | None], StepState]] = {
     "LSTM": _lstm_step,
     "GRU": _gru_step,
     "RNN": _rnn_step,
