@@ -97,9 +97,11 @@ def influence_of(
     """
     lookup = Lookup.of(traced.document)
     found = Influence({r.name: _relative(r, lookup, evidence) for r in readers}, {})
-    walks = _walks(traced, [r for r in readers if isinstance(r, GateReader)], evidence, feeds)
+    trajectories = _trajectories(
+        traced, [r for r in readers if isinstance(r, GateReader)], evidence, feeds
+    )
     same = traced.trace.read_as
-    back = _Back(lookup, same, walks, found)
+    back = _Back(lookup, same, trajectories, found)
     lanes = [lane for lanes in traced.trace.units.lanes.values() for lane in lanes]
     making = meeting([reader.outputs(lookup) for reader in readers], lanes)
     read = [np.where(reader.labels < 0, -1, same[reader.labels]) for reader in readers]
@@ -110,7 +112,7 @@ def influence_of(
     return found
 
 
-Walks = dict[tuple[str, int], list[Steps]]
+Trajectories = dict[tuple[str, int], list[Steps]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +122,13 @@ class _Back:
     Attributes:
         lookup: of the document.
         same: for each unit, the one as which it is read: see `Trace`.
-        walks: by layer and direction, what happened there.
+        trajectories: by layer and direction, what happened there.
         found: what is known of later lanes; that of this one is added.
     """
 
     lookup: Lookup
     same: Ids
-    walks: Walks
+    trajectories: Trajectories
     found: Influence
 
     def __call__(
@@ -134,8 +136,10 @@ class _Back:
     ) -> None:
         """Adds what is known of one lane, given the readers that make it and those that read it."""
         gates = [reader for reader in own if isinstance(reader, GateReader)]
-        walks = self.walks[gates[0].layer, gates[0].direction] if gates else []
-        shapes = [walk.states.shape for walk in walks] or [(_STEPS, 1, len(lane))]
+        trajectories = self.trajectories[gates[0].layer, gates[0].direction] if gates else []
+        shapes = [trajectory.states.shape for trajectory in trajectories] or [
+            (_STEPS, 1, len(lane))
+        ]
         arriving = self._arriving(lane, ahead, shapes)
         felt = np.mean([np.square(each).mean(axis=(0, 1)) for each in arriving], axis=0)
         if not felt.any():  # it is read before it is made, so that nothing is known of that yet
@@ -146,16 +150,16 @@ class _Back:
                 made = np.isin(outputs, lane)  # others may be of other lanes
                 rows = self.found.rows[reader.name] = self.found.rows[reader.name].copy()
                 rows[made] *= felt[np.searchsorted(lane, outputs[made])]
-        if walks:  # else it ran on no feed
-            self._through(gates, walks, arriving)
+        if trajectories:  # else it ran on no feed
+            self._through(gates, trajectories, arriving)
 
     def _through(
-        self, gates: Sequence[GateReader], walks: Sequence[Steps], arriving: Sequence[Matrix]
+        self, gates: Sequence[GateReader], trajectories: Sequence[Steps], arriving: Sequence[Matrix]
     ) -> None:
         """Takes derivatives by the states of a lane back to what its gates sum."""
         layer = gates[0].layer_of(self.lookup)
         drawn: dict[str, list[Matrix]] = {reader.name: [] for reader in gates}
-        for steps, weights in zip(walks, arriving, strict=True):
+        for steps, weights in zip(trajectories, arriving, strict=True):
             found = adjoints(layer, steps, weights)
             steps.forget()
             if found is None:  # as if each gate were the state itself
@@ -197,9 +201,9 @@ def _relative(reader: Reader, lookup: Lookup, evidence: Evidence) -> Matrix:
     return emphasis / (spread or 1.0)
 
 
-def _walks(
+def _trajectories(
     traced: TracedModel, gates: Sequence[GateReader], evidence: Evidence, feeds: Feeds
-) -> Walks:
+) -> Trajectories:
     """What layers did over some of the feeds; calls that follow one another are joined."""
     lanes = {(reader.layer, reader.direction): reader for reader in gates}
     widths = [len(reader.lane) for reader in lanes.values()] or [1]
@@ -220,22 +224,24 @@ def _walks(
             read = reader.source(tapped.lookup)
             left[lane] -= sum(each[read][..., 0].size for each in found)
     return {
-        lane: [_walk(reader, tapped.lookup, each, most) for each in calls[lane]]
+        lane: [_trajectory(reader, tapped.lookup, each, most) for each in calls[lane]]
         for lane, reader in lanes.items()
     }
 
 
-def _walk(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
+def _trajectory(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
     """Calls that go on from one another as one, of so many steps of all sequences at most."""
     layer, read, made = reader.layer_of(lookup), reader.source(lookup), reader.taps(lookup)[-1]
     limit = max(1, most // max(1, calls[0][read].shape[1]))
-    walk = dict(calls[0])
-    walk |= {n: np.concatenate([call[n] for call in calls])[:limit] for n in (read, made)}
+    trajectory = dict(calls[0])
+    trajectory |= {n: np.concatenate([call[n] for call in calls])[:limit] for n in (read, made)}
     lengths = layer.input("sequence_lens")
-    if lengths is not None and lengths.name in walk:
+    if lengths is not None and lengths.name in trajectory:
         before = sum(len(call[read]) for call in calls[:-1])
-        walk[lengths.name] = np.minimum(before + calls[-1][lengths.name], len(walk[read]))
-    return Steps(layer, reader.direction, walk)
+        trajectory[lengths.name] = np.minimum(
+            before + calls[-1][lengths.name], len(trajectory[read])
+        )
+    return Steps(layer, reader.direction, trajectory)
 
 
 def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
