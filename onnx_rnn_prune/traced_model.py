@@ -43,6 +43,7 @@ from onnx_rnn_prune.progress import Progress, silent
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.observe import observe, was_seen
 from onnx_rnn_prune.trace.plan import Plan
+from onnx_rnn_prune.trace.propagation import Outlet
 from onnx_rnn_prune.trace.states import (
     ENDS,
     InitialState,
@@ -52,7 +53,6 @@ from onnx_rnn_prune.trace.states import (
     turning_states,
 )
 from onnx_rnn_prune.trace.trace import Trace, trace
-from onnx_rnn_prune.trace.walking import Outlet
 from onnx_rnn_prune.validate import EXACT, QUANTIZED, Oracle, either_order
 from onnx_rnn_prune.validate.narrow_states import NarrowState, StateRunner
 

@@ -146,7 +146,7 @@ class Steps:
         return np.asarray(own, np.result_type(weight.dtype, np.float32))
 
     def forget(self) -> None:
-        """Lets go of the weights that were looked up, of which each walk has a copy."""
+        """Lets go of the weights that were looked up, of which each trajectory has a copy."""
         self._constant.cache_clear()
 
     def _place(self, letter: str) -> slice:

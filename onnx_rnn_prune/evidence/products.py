@@ -28,8 +28,8 @@ from onnx_rnn_prune.operators.labels import NOBODY, Labels, Mask
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.operators.table import Bound, operator_of
+from onnx_rnn_prune.trace.propagation import Binding
 from onnx_rnn_prune.trace.trace import Trace
-from onnx_rnn_prune.trace.walking import Binding
 
 
 def moved_states(document: Document, trace: Trace) -> frozenset[str]:

@@ -25,7 +25,7 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import CONVOLUTIONS, all_layers
 from onnx_rnn_prune.operators.labels import NOBODY, Labels
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.trace.walking import Binding
+from onnx_rnn_prune.trace.propagation import Binding
 
 
 @dataclass(frozen=True, eq=False)

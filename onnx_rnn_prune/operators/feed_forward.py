@@ -22,7 +22,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, is_float
-from onnx_rnn_prune.model.edit import HANDED_BACK, OWN
+from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.integers import APART, MICROSOFT, scaled
 from onnx_rnn_prune.operators.layers import Cell, Layer, named_nodes
 from onnx_rnn_prune.operators.recurrent import RECURRENT, recurrent_cell, view
@@ -112,7 +112,7 @@ def _cell_of(node: gs.Node) -> Cell | None:
     row = _OF.get(node.op)
     if row is None or (node.domain or "") != row.domain or len(node.inputs) < 2:
         return None
-    if node.name.startswith((OWN, HANDED_BACK)):
+    if node.name.startswith(OWN):
         return None
     weight = constant_shape(node.inputs[1])
     if node.op == "MatMul" and weight is None:

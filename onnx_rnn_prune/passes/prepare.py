@@ -34,8 +34,8 @@ from onnx_rnn_prune.operators.labels import Labels, squeeze_to, varying_axes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import STATES
+from onnx_rnn_prune.trace.propagation import Binding, Outlet
 from onnx_rnn_prune.trace.trace import Trace
-from onnx_rnn_prune.trace.walking import Binding, Outlet
 
 # The input that is the bias, and the axis of the weight that is as long.
 _BIASES = {"DynamicQuantizeMatMul": (4, -1), "Conv": (2, 0), "ConvTranspose": (2, 1)}

@@ -22,7 +22,7 @@ from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer, count_weights
 from onnx_rnn_prune.report.schema import DriftRow, Environment, LayerRow, OutletRow, Totals
 from onnx_rnn_prune.trace.judged import STATE, Judged
-from onnx_rnn_prune.trace.walking import GRAPH_OUTPUT, Outlet
+from onnx_rnn_prune.trace.propagation import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.validate import Drift
 
 Ends = Mapping[Outlet, tuple[str, ...]]

@@ -32,7 +32,7 @@ from onnx_rnn_prune.recovery.distill.network import (
 )
 from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.trace.bindings import own_bindings
-from onnx_rnn_prune.trace.walking import Binding
+from onnx_rnn_prune.trace.propagation import Binding
 from onnx_rnn_prune.traced_model import TracedModel
 
 _PROBES = 4

@@ -15,9 +15,9 @@ from onnx_rnn_prune.model.walk import node_key, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.table import Bound
+from onnx_rnn_prune.trace.propagation import Binding
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
-from onnx_rnn_prune.trace.walking import Binding
 
 STATES = ("initial_h", "initial_c")
 

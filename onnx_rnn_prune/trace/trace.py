@@ -13,10 +13,10 @@ from onnx_rnn_prune.operators.labels import NOBODY, Labels
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.trace.decomposed import state_products
 from onnx_rnn_prune.trace.observe import Observation
+from onnx_rnn_prune.trace.propagation import Assumptions, Binding, Edge, Outlet, Propagation
 from onnx_rnn_prune.trace.states import StatePair
 from onnx_rnn_prune.trace.units import Group, Ids, Partition, Units, make_groups, uneven_lanes
-from onnx_rnn_prune.trace.visiting import walk
-from onnx_rnn_prune.trace.walking import Binding, Edge, Outlet, Start, Walk
+from onnx_rnn_prune.trace.visiting import propagate
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def trace(
 ) -> Trace:
     """Follows the units of some layers.
 
-    Where labels can flow no further, the outlet through which they came is closed and the walk
+    Where labels can flow no further, the outlet through which they came is closed and propagation
     starts again without it, until all that is open ends absorbed.
 
     Args:
@@ -106,14 +106,14 @@ def trace(
     whole = {layer.name for layer in followed if not layer.cell.restores}
     keys = state_products(document.graph) if whole else frozenset()
     recurrent = frozenset(layer.name for layer in followed if layer.key in keys)
-    start = Start(document, observation, followed, _number(followed), recurrent, states)
+    assumed = Assumptions(document, observation, followed, _number(followed), recurrent, states)
     left: dict[str, str] = {}
     while True:
-        found = walk(start)
-        if found.leaving().keys() != start.incoming.keys() or not found.settled():
-            start = replace(start, incoming=found.leaving(), known=found.known)
+        found = propagate(assumed)
+        if found.leaving().keys() != assumed.incoming.keys() or not found.settled():
+            assumed = replace(assumed, incoming=found.leaving(), known=found.known)
             continue
-        atoms = Partition(start.units.count)
+        atoms = Partition(assumed.units.count)
         for one, other, _, _ in found.meetings:
             atoms.join(one, other)
         classes = atoms.classes()
@@ -121,25 +121,25 @@ def trace(
             _stop_uneven(found, classes)
         if found.goes_on:
             break
-        start = _stopped(start, found, whole, left)
+        assumed = _stopped(assumed, found, whole, left)
     return Trace(
-        layers=start.layers,
-        units=start.units,
-        groups=make_groups(start.units, classes, found.ties),
+        layers=assumed.layers,
+        units=assumed.units,
+        groups=make_groups(assumed.units, classes, found.ties),
         labels=found.labels,
         axes=found.axes,
         bindings=tuple(found.bindings),
         ends={outlet: tuple(dict.fromkeys(ends)) for outlet, ends in found.ends.items()},
-        restored={o: reason for o, reason in start.closed.items() if o.layer not in left},
+        restored={o: reason for o, reason in assumed.closed.items() if o.layer not in left},
         origins=found.origins,
-        edges={edge: text for edge, text in start.edges.items() if edge.tensor in found.labels},
+        edges={edge: text for edge, text in assumed.edges.items() if edge.tensor in found.labels},
         selects=found.selects,
         read_as=_read_as(found),
         left=left,
     )
 
 
-def _read_as(found: Walk) -> Ids:
+def _read_as(found: Propagation) -> Ids:
     """What is equal without meeting, or goes together in one layer, is read as itself."""
     units = found.units
     added, lane_of = Partition(units.count), np.append(units.lane_of, NOBODY)
@@ -153,32 +153,34 @@ def _number(layers: Iterable[Layer]) -> Units:
     return Units.number({layer.name: (layer.directions, layer.hidden) for layer in layers})
 
 
-def _stopped(start: Start, found: Walk, whole: Container[str], left: dict[str, str]) -> Start:
+def _stopped(
+    assumed: Assumptions, found: Propagation, whole: Container[str], left: dict[str, str]
+) -> Assumptions:
     """What to begin with after labels were stopped.
 
     Args:
-        start: what the walk began with.
+        assumed: what the propagation began with.
         found: what it found.
         whole: names of layers that cannot be restored.
         left: those that are not followed any more, each with the reason; some are added.
     """
     if not found.stops and not found.crossed:
-        return replace(start, edges={**start.edges, **found.edge_stops})
-    divided = _divided(start.layers, found.parts)
-    if any(new is not old for new, old in zip(divided, start.layers, strict=True)):
+        return replace(assumed, edges={**assumed.edges, **found.edge_stops})
+    divided = _divided(assumed.layers, found.parts)
+    if any(new is not old for new, old in zip(divided, assumed.layers, strict=True)):
         # Others may have been stopped by what could not flow on, and units get other numbers.
         return replace(
-            start, layers=divided, units=_number(divided), incoming={}, known={}, edges={}
+            assumed, layers=divided, units=_number(divided), incoming={}, known={}, edges={}
         )
-    closed = {**start.closed, **found.stops}
+    closed = {**assumed.closed, **found.stops}
     gone = {outlet.layer: text for outlet, text in closed.items() if outlet.layer in whole}
     gone |= found.crossed
-    start = replace(start, closed=closed, edges={}, known={})
+    assumed = replace(assumed, closed=closed, edges={}, known={})
     if gone:  # all units have other numbers then
         left |= gone
-        layers = tuple(layer for layer in start.layers if layer.name not in left)
-        start = replace(start, layers=layers, units=_number(layers), incoming={})
-    return start
+        layers = tuple(layer for layer in assumed.layers if layer.name not in left)
+        assumed = replace(assumed, layers=layers, units=_number(layers), incoming={})
+    return assumed
 
 
 def _divided(layers: tuple[Layer, ...], parts: Mapping[str, int]) -> tuple[Layer, ...]:
@@ -192,9 +194,9 @@ def _divided(layers: tuple[Layer, ...], parts: Mapping[str, int]) -> tuple[Layer
     return tuple(found)
 
 
-def _stop_uneven(walk: Walk, classes: list[np.ndarray]) -> None:
-    uneven = uneven_lanes(walk.units, classes, walk.ties)
-    for left, right, came, title in walk.meetings:
+def _stop_uneven(propagation: Propagation, classes: list[np.ndarray]) -> None:
+    uneven = uneven_lanes(propagation.units, classes, propagation.ties)
+    for left, right, came, title in propagation.meetings:
         met = np.concatenate([left[left >= 0], right[right >= 0]])
-        if uneven.intersection(walk.units.lane_of[met].tolist()):
-            walk.stop(came, f"its units meet each other unevenly ({title})")
+        if uneven.intersection(propagation.units.lane_of[met].tolist()):
+            propagation.stop(came, f"its units meet each other unevenly ({title})")

@@ -2,8 +2,8 @@
 
 **From turn to turn.** What a Loop or Scan carries is one tensor at four places: the initial value,
 the body's input, the body's output, the node's output. The body's output says which units it holds,
-and walks are repeated until that fits what they began with: in the first, a state is *pending*, and
-takes the labels of whatever it meets. The initial value then meets the state: units of another
+and labels are propagated again until that fits what was assumed: at first, a state is *pending*,
+and takes the labels of whatever it meets. The initial value then meets the state: units of another
 layer become the same atoms, a constant is cut like any that meets units, and of a computed value,
 which has full width, the entries of the units are picked. Outside, labels go on. Nothing is asked
 of the values of a cut unit but that they are numbers, since all that reads them are zeroed weights;
@@ -33,34 +33,34 @@ from onnx_rnn_prune.operators.labels import (
 )
 from onnx_rnn_prune.operators.layers import find_duplicates
 from onnx_rnn_prune.operators.table import Flow, Step, Stop, operator_of, rule_of
-from onnx_rnn_prune.trace.units import Ids
-from onnx_rnn_prune.trace.walking import (
+from onnx_rnn_prune.trace.propagation import (
     GRAPH_OUTPUT,
+    Assumptions,
     Binding,
     Edge,
     Held,
     Outlet,
-    Start,
-    Walk,
+    Propagation,
     meet,
     title_of,
 )
+from onnx_rnn_prune.trace.units import Ids
 
 
-def walk(start: Start) -> Walk:
+def propagate(assumed: Assumptions) -> Propagation:
     """Follows labels through all nodes once."""
-    names = {layer.key: layer.name for layer in start.layers}
-    found = Walk(start, names)
-    for source, labels in start.incoming.items():
+    names = {layer.key: layer.name for layer in assumed.layers}
+    found = Propagation(assumed, names)
+    for source, labels in assumed.incoming.items():
         found.labels[source], found.altered[source] = labels, ""
         found.axes[source] = found.axis_of(labels)
         found.lane_outputs[source] = source, ""
-    _begin(found, find_duplicates(start.layers))
-    graph = start.document.graph
+    _begin(found, find_duplicates(assumed.layers))
+    graph = assumed.document.graph
     _follow(found, graph)
     for place in places(graph):
         what = f"leaves {place.scope or 'the model'} as its output"
-        leaving = {state.result for state in start.states} if place.graph is graph else set()
+        leaving = {state.result for state in assumed.states} if place.graph is graph else set()
         for tensor in place.graph.outputs:
             if tensor.name in leaving | found.handed_on:
                 continue
@@ -73,10 +73,10 @@ def walk(start: Start) -> Walk:
     return found
 
 
-def _begin(walk: Walk, duplicates: Mapping[str, str]) -> None:
+def _begin(propagation: Propagation, duplicates: Mapping[str, str]) -> None:
     """Puts labels on the outputs of all layers."""
-    lanes, shapes = walk.units.lanes, walk.start.observation.shapes
-    for layer in walk.start.layers:
+    lanes, shapes = propagation.units.lanes, propagation.assumed.observation.shapes
+    for layer in propagation.assumed.layers:
         # One that reads no states of its own, and is written out for each step, is one all the way.
         own = lanes[layer.name if layer.sums else duplicates[layer.name]]
         for name in layer.cell.outputs:
@@ -84,196 +84,212 @@ def _begin(walk: Walk, duplicates: Mapping[str, str]) -> None:
             if tensor is None:
                 continue
             labels = layer.placed(name, own, shapes.get(tensor.name))
-            walk.labels[tensor.name] = labels
-            walk.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
-            walk.lane_outputs[tensor.name] = (layer.name, name)
-            walk.origins[tensor.name] = frozenset({Outlet(layer.name, name, GRAPH_OUTPUT, 0)})
-            walk.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
+            propagation.labels[tensor.name] = labels
+            propagation.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
+            propagation.lane_outputs[tensor.name] = (layer.name, name)
+            propagation.origins[tensor.name] = frozenset(
+                {Outlet(layer.name, name, GRAPH_OUTPUT, 0)}
+            )
+            propagation.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
     for name, first in duplicates.items():
         # One plan for both, so that they go on sharing their weights.
         pair = lanes[first].reshape(-1), lanes[name].reshape(-1)
-        walk.meetings.append((*pair, frozenset(), name))
+        propagation.meetings.append((*pair, frozenset(), name))
 
 
-def _follow(walk: Walk, graph: gs.Graph) -> None:
-    opset = walk.start.document.graph.opset
+def _follow(propagation: Propagation, graph: gs.Graph) -> None:
+    opset = propagation.assumed.document.graph.opset
     for node in graph.nodes:
         ports = ports_of(node) if node.op != "Scan" or opset > 8 else None
         if ports is None:
-            _visit(walk, node, opset)
+            _visit(propagation, node, opset)
         else:
-            _enter(walk, node, ports)
+            _enter(propagation, node, ports)
         for body in bodies_of(node).values():
-            _follow(walk, body)
+            _follow(propagation, body)
         if ports is not None:
-            _leave(walk, node, ports)
+            _leave(propagation, node, ports)
 
 
-def _enter(walk: Walk, node: gs.Node, ports: Ports) -> None:
+def _enter(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
     """Hands labels into the body of a Loop or Scan."""
     key, title = node_key(node), title_of(node)
     handed = {state.slot for state in ports.states} | {slot for slot, _, _ in ports.taken}
     for slot, tensor in enumerate(node.inputs):
-        came = walk.arriving(tensor, key, slot)
+        came = propagation.arriving(tensor, key, slot)
         if came and slot not in handed:
-            walk.stop_at(Edge(tensor.name, key, slot), came, f"decides how often {title} turns")
+            propagation.stop_at(
+                Edge(tensor.name, key, slot), came, f"decides how often {title} turns"
+            )
     for state in ports.states:
-        _begin_state(walk, node, state)
+        _begin_state(propagation, node, state)
     for slot, inner, axis in ports.taken:
         outer = node.inputs[slot]
-        came = walk.arriving(outer, key, slot)
-        if outer.name in walk.pending:
-            walk.pending.add(inner.name)
-        if came and uniform(walk.labels[outer.name], axis):
-            labels = walk.labels[outer.name].take([0], axis).squeeze(axis)
-            walk.place(inner.name, labels, came, walk.altered[outer.name])
+        came = propagation.arriving(outer, key, slot)
+        if outer.name in propagation.pending:
+            propagation.pending.add(inner.name)
+        if came and uniform(propagation.labels[outer.name], axis):
+            labels = propagation.labels[outer.name].take([0], axis).squeeze(axis)
+            propagation.place(inner.name, labels, came, propagation.altered[outer.name])
         elif came:
             edge = Edge(outer.name, key, slot)
-            walk.stop_at(edge, came, f"is taken apart unit by unit by {title}")
+            propagation.stop_at(edge, came, f"is taken apart unit by unit by {title}")
 
 
-def _begin_state(walk: Walk, node: gs.Node, state: State) -> None:
+def _begin_state(propagation: Propagation, node: gs.Node, state: State) -> None:
     key, title, source = node_key(node), title_of(node), state.source.name
     outer = node.inputs[state.slot]
-    came = walk.arriving(outer, key, state.slot)
-    if source not in walk.start.known:
-        walk.pending.add(source)
+    came = propagation.arriving(outer, key, state.slot)
+    if source not in propagation.assumed.known:
+        propagation.pending.add(source)
         return
-    found = walk.start.known[source]
+    found = propagation.assumed.known[source]
     if found is None:
         if came:
             edge = Edge(outer.name, key, state.slot)
-            walk.stop_at(edge, came, f"enters a state of {title} that holds something else")
+            propagation.stop_at(edge, came, f"enters a state of {title} that holds something else")
         return
     altered = found.altered
     if came:
-        labels = walk.labels[outer.name]
-        altered = altered or walk.altered[outer.name]
+        labels = propagation.labels[outer.name]
+        altered = altered or propagation.altered[outer.name]
         if labels.ndim != found.labels.ndim or np.any((labels < 0) != (found.labels < 0)):
-            walk.stop(came | found.origins, f"enters a state of {title} that holds other units")
+            propagation.stop(
+                came | found.origins, f"enters a state of {title} that holds other units"
+            )
             return
-        walk.meetings.append((labels, found.labels, came | found.origins, title))
-        walk.end(came, title)
+        propagation.meetings.append((labels, found.labels, came | found.origins, title))
+        propagation.end(came, title)
     else:
-        axis = walk.axis_of(found.labels)
+        axis = propagation.axis_of(found.labels)
         altered = altered or ("" if is_zero(outer) else title)
-        if not meet(walk, node, state.slot, found.labels, axis - found.labels.ndim):
-            walk.stop(found.origins, f"starts in {title} with what cannot be cut")
+        if not meet(propagation, node, state.slot, found.labels, axis - found.labels.ndim):
+            propagation.stop(found.origins, f"starts in {title} with what cannot be cut")
             return
-    walk.place(source, found.labels, found.origins | (came or frozenset()), altered)
+    propagation.place(source, found.labels, found.origins | (came or frozenset()), altered)
 
 
-def _leave(walk: Walk, node: gs.Node, ports: Ports) -> None:
+def _leave(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
     """Hands labels out of the body of a Loop or Scan, and notes what its states hold."""
     for state in ports.states:
-        walk.handed_on.add(state.result.name)
-        walk.known[state.source.name] = held = _held(walk, node, state)
+        propagation.handed_on.add(state.result.name)
+        propagation.known[state.source.name] = held = _held(propagation, node, state)
         if held is not None and state.final.name:
-            result = walk.labels[state.result.name]
-            walk.place(state.final.name, result, held.origins, held.altered)
-            walk.outside.add(state.final.name)
+            result = propagation.labels[state.result.name]
+            propagation.place(state.final.name, result, held.origins, held.altered)
+            propagation.outside.add(state.final.name)
     for inner, outer, axis in ports.stacked:
-        walk.handed_on.add(inner.name)
-        came = walk.arriving(inner, GRAPH_OUTPUT, 0)
-        shape = walk.start.observation.shapes.get(outer.name)
+        propagation.handed_on.add(inner.name)
+        came = propagation.arriving(inner, GRAPH_OUTPUT, 0)
+        shape = propagation.assumed.observation.shapes.get(outer.name)
         if came and shape is not None and outer.name:
-            labels = np.expand_dims(walk.labels[inner.name], axis)
+            labels = np.expand_dims(propagation.labels[inner.name], axis)
             labels = np.array(np.broadcast_to(labels, shape))
-            walk.place(outer.name, labels, came, walk.altered[inner.name])
-            walk.outside.add(outer.name)
+            propagation.place(outer.name, labels, came, propagation.altered[inner.name])
+            propagation.outside.add(outer.name)
 
 
-def _held(walk: Walk, node: gs.Node, state: State) -> Held | None:
+def _held(propagation: Propagation, node: gs.Node, state: State) -> Held | None:
     """What a state holds at the end of a turn."""
-    known, source, result = walk.start.known, state.source.name, state.result.name
-    came = walk.arriving(state.result, GRAPH_OUTPUT, 0)
+    known, source, result = propagation.assumed.known, state.source.name, state.result.name
+    came = propagation.arriving(state.result, GRAPH_OUTPUT, 0)
     before = known.get(source)
     if came and source in known and before is None:
-        walk.stop(came, f"is left in {title_of(node)} as a state that holds something else")
+        propagation.stop(came, f"is left in {title_of(node)} as a state that holds something else")
     if not came or (source in known and before is None):
         return None
-    labels, altered = walk.labels[result], walk.altered[result]
+    labels, altered = propagation.labels[result], propagation.altered[result]
     if before is None:
         return Held(labels, came, altered)
     same = labels.shape == before.labels.shape and np.all((labels < 0) == (before.labels < 0))
     if not same:
-        walk.stop(came, f"is moved from turn to turn of {title_of(node)}")
+        propagation.stop(came, f"is moved from turn to turn of {title_of(node)}")
         return None
-    walk.meetings.append((labels, before.labels, came, title_of(node)))
-    altered = before.altered or altered or walk.altered.get(source, "")
-    origins = walk.origins.get(source, frozenset())
+    propagation.meetings.append((labels, before.labels, came, title_of(node)))
+    altered = before.altered or altered or propagation.altered.get(source, "")
+    origins = propagation.origins.get(source, frozenset())
     return Held(before.labels, before.origins | came | origins, altered)
 
 
-def _visit(walk: Walk, node: gs.Node, opset: int) -> None:
+def _visit(propagation: Propagation, node: gs.Node, opset: int) -> None:
     key = node_key(node)
-    arriving = [walk.arriving(tensor, key, slot) for slot, tensor in enumerate(node.inputs)]
+    arriving = [propagation.arriving(tensor, key, slot) for slot, tensor in enumerate(node.inputs)]
     came = frozenset().union(*(outlets for outlets in arriving if outlets))
     if not came:
-        if any(tensor.name in walk.pending for tensor in node.inputs):
-            walk.pending.update(tensor.name for tensor in node.outputs)
+        if any(tensor.name in propagation.pending for tensor in node.inputs):
+            propagation.pending.update(tensor.name for tensor in node.outputs)
         return
     title = title_of(node)
     result: Flow | Stop
-    if rule_of(node) is not None and not _together(walk, node):
+    if rule_of(node) is not None and not _together(propagation, node):
         result = Stop(f"is read in a branch that ran on other data, or on none ({title})")
     else:
-        step = _make_step(walk, node, arriving, opset)
-        result = _answer(step, walk.units.lane_of)
+        step = _make_step(propagation, node, arriving, opset)
+        result = _answer(step, propagation.units.lane_of)
         if isinstance(result, Stop):
             result = Stop(f"{result.reason} ({title})", result.lanes)
         elif step.own is not None and any((found >= 0).any() for found in result.outputs.values()):
-            walk.crossed[walk.layers[key]] = f"other units lie along another axis there ({title})"
+            propagation.crossed[propagation.layers[key]] = (
+                f"other units lie along another axis there ({title})"
+            )
             return
     if isinstance(result, Stop):
         for slot, outlets in enumerate(arriving):
             if outlets:
                 edge = Edge(node.inputs[slot].name, key, slot)
-                walk.stop_at(edge, outlets, result.reason, result.lanes)
+                propagation.stop_at(edge, outlets, result.reason, result.lanes)
         return
-    _take(walk, node, step, result, came)
+    _take(propagation, node, step, result, came)
 
 
-def _take(walk: Walk, node: gs.Node, step: Step, flow: Flow, came: frozenset[Outlet]) -> None:
+def _take(
+    propagation: Propagation, node: gs.Node, step: Step, flow: Flow, came: frozenset[Outlet]
+) -> None:
     """Notes what a rule answers."""
     key, title = node_key(node), title_of(node)
     outside = any(
-        tensor.name in walk.outside
+        tensor.name in propagation.outside
         for tensor, labels in zip(node.inputs, step.labels, strict=True)
         if labels is not None
     )
     for slot, labels in flow.outputs.items():
         name = node.outputs[slot].name
         if name and (labels >= 0).any():
-            walk.place(name, labels, came, flow.alters or next(filter(None, step.altered), ""))
+            propagation.place(
+                name, labels, came, flow.alters or next(filter(None, step.altered), "")
+            )
             if outside:
-                walk.outside.add(name)
+                propagation.outside.add(name)
     for bound in flow.bound:
         if step.constants[bound.slot] is not None:
-            walk.bindings.append(Binding(key, bound))
-        elif node.inputs[bound.slot].name not in walk.pending and not meet(
-            walk, node, bound.slot, bound.labels, bound.axis
+            propagation.bindings.append(Binding(key, bound))
+        elif node.inputs[bound.slot].name not in propagation.pending and not meet(
+            propagation, node, bound.slot, bound.labels, bound.axis
         ):
-            walk.stop(came, f"meets another activation in {node.op} ({title})")
+            propagation.stop(came, f"meets another activation in {node.op} ({title})")
     axes = [(bound.labels, bound.axis % bound.labels.ndim) for bound in flow.bound]
-    walk.ties += [tied_lanes(labels, axis, walk.units.lane_of) for labels, axis in axes]
-    walk.meetings += [(left, right, came, title) for left, right in flow.same]
+    propagation.ties += [
+        tied_lanes(labels, axis, propagation.units.lane_of) for labels, axis in axes
+    ]
+    propagation.meetings += [(left, right, came, title) for left, right in flow.same]
     if any(bound.reads is not None for bound in flow.bound):
-        walk.end(came, title)
+        propagation.end(came, title)
 
 
-def _together(walk: Walk, node: gs.Node) -> bool:
+def _together(propagation: Propagation, node: gs.Node) -> bool:
     """Whether the sizes of a node's tensors are from one run."""
     if node.name.startswith(OWN):
         return True  # a select or restore, of which all is known
-    met = [tensor.name for tensor in node.inputs if tensor.name in walk.labels]
-    return walk.start.observation.together((*met, *(t.name for t in node.outputs if t.name)))
+    met = [tensor.name for tensor in node.inputs if tensor.name in propagation.labels]
+    return propagation.assumed.observation.together(
+        (*met, *(t.name for t in node.outputs if t.name))
+    )
 
 
 def _make_step(
-    walk: Walk, node: gs.Node, arriving: list[frozenset[Outlet] | None], opset: int
+    propagation: Propagation, node: gs.Node, arriving: list[frozenset[Outlet] | None], opset: int
 ) -> Step:
-    observation = walk.start.observation
+    observation = propagation.assumed.observation
     constants = tuple(
         constant_value(tensor, opset) if tensor.name and came is None else None
         for tensor, came in zip(node.inputs, arriving, strict=True)
@@ -288,27 +304,29 @@ def _make_step(
     ]
     return Step(
         node=node,
-        labels=tuple(None if name is None else walk.labels[name] for name in inputs),
-        axes=tuple(None if name is None else walk.axes[name] for name in inputs),
+        labels=tuple(None if name is None else propagation.labels[name] for name in inputs),
+        axes=tuple(None if name is None else propagation.axes[name] for name in inputs),
         shapes=shapes,
         constants=constants,
         observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
         results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
         opset=opset,
         zero=row.zero if (row := operator_of(node)) is not None else "",
-        altered=tuple("" if name is None else walk.altered[name] for name in inputs),
-        own=walk.units.lanes.get(walk.layers.get(node_key(node), "")),
+        altered=tuple("" if name is None else propagation.altered[name] for name in inputs),
+        own=propagation.units.lanes.get(propagation.layers.get(node_key(node), "")),
         yielding=tuple(
-            came is None and value is None and _yields(walk, node, tensor, all_came)
+            came is None and value is None and _yields(propagation, node, tensor, all_came)
             for tensor, came, value in zip(node.inputs, arriving, constants, strict=True)
         ),
     )
 
 
-def _yields(walk: Walk, node: gs.Node, tensor: gs.Tensor, came: frozenset[Outlet]) -> bool:
+def _yields(
+    propagation: Propagation, node: gs.Node, tensor: gs.Tensor, came: frozenset[Outlet]
+) -> bool:
     """Whether a value without units takes those that it meets: entries are picked of it."""
-    held = {outlet.layer for outlet in came} <= walk.start.recurrent
-    picked = held or node.op == "GatherElements" or tensor.name in walk.pending
+    held = {outlet.layer for outlet in came} <= propagation.assumed.recurrent
+    picked = held or node.op == "GatherElements" or tensor.name in propagation.pending
     return bool(tensor.name) and picked
 
 

@@ -594,7 +594,7 @@ def test_a_state_and_what_else_reads_it_have_a_matrix_each():
     model = replaced(*changes)
     result = prune(model, keep=5, data=feeds(), recover="lstsq")
     names = [node.name for node in result.model.graph.node if "Y_h_restore" in node.name]
-    assert sorted(name.count("carried/") for name in names) == [0, 1]
+    assert sorted(name.count("handed_back/") for name in names) == [0, 1]
     small = apply(model, result.plan, data=feeds(), recover="lstsq", shrink_states=True)
     assert dims(small.model, "h")[-1] == dims(small.model, "hn")[-1] == 5
     one, other = feeds()[0], dict(feeds()[0])

@@ -7,7 +7,7 @@ import pytest
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.trace.walking import GRAPH_OUTPUT, Outlet
+from onnx_rnn_prune.trace.propagation import GRAPH_OUTPUT, Outlet
 from onnx_rnn_prune.traced_model import trace_model
 
 HEAD = """

@@ -72,7 +72,7 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """The units that a state holds, as far as a walk has found out.
+    """The units that a state holds, as far as propagation has found out.
 
     Attributes:
         labels: of the state.
@@ -97,8 +97,8 @@ Known = Mapping[str, Held | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
-    """What a walk begins with.
+class Assumptions:
+    """What a propagation of labels begins with.
 
     Attributes:
         document: the model.
@@ -126,10 +126,10 @@ class Start:
 
 
 @dataclass
-class Walk:
+class Propagation:
     """What one pass finds; layers are found by the node's key."""
 
-    start: Start
+    assumed: Assumptions
     layers: Mapping[str, str]
     lane_outputs: dict[str, tuple[str, str]] = field(default_factory=dict)
     labels: dict[str, Labels] = field(default_factory=dict)
@@ -154,17 +154,17 @@ class Walk:
         """The outlets whose units arrive at an input, or None where none do."""
         if tensor.name not in self.labels:
             return None
-        if Edge(tensor.name, consumer, slot) in self.start.edges:
+        if Edge(tensor.name, consumer, slot) in self.assumed.edges:
             return None
         if tensor.name in self.lane_outputs:
             outlet = Outlet(*self.lane_outputs[tensor.name], consumer, slot)
-            return None if outlet in self.start.closed else frozenset({outlet})
+            return None if outlet in self.assumed.closed else frozenset({outlet})
         return self.origins[tensor.name]
 
     @property
     def units(self) -> Units:
         """The units of the layers."""
-        return self.start.units
+        return self.assumed.units
 
     def axis_of(self, labels: Labels) -> int:
         """The axis along which units lie."""
@@ -181,7 +181,7 @@ class Walk:
 
     def leaving(self) -> dict[str, Labels]:
         """By input, the labels with which states of callers leave."""
-        leaving = {state.source: gs.Variable(state.result) for state in self.start.states}
+        leaving = {state.source: gs.Variable(state.result) for state in self.assumed.states}
         open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}
         return {name: self.labels[tensor.name] for name, tensor in open_.items()}
 
@@ -191,8 +191,8 @@ class Walk:
         return not (self.stops or self.crossed or self.edge_stops)
 
     def settled(self) -> bool:
-        """Whether states hold what the walk began with."""
-        known = self.start.known
+        """Whether states hold what the propagation began with."""
+        known = self.assumed.known
         return self.known.keys() == known.keys() and all(
             held is known[name] or (held is not None and held.same_as(known[name]))
             for name, held in self.known.items()
@@ -216,7 +216,7 @@ class Walk:
         That is so of what holds the states of a recurrence: there it takes one matrix, where the
         outputs of its layers would each take one.
         """
-        held = {outlet.layer for outlet in came} <= self.start.recurrent
+        held = {outlet.layer for outlet in came} <= self.assumed.recurrent
         labels = self.labels[edge.tensor]
         free = len({*varying_axes(labels), self.axes[edge.tensor]}) < labels.ndim
         if parts == 1 and free and (held or edge.tensor in self.outside):
@@ -231,13 +231,13 @@ def is_select(tensor: gs.Tensor) -> bool:
     return maker is not None and maker.op == "Gather" and bool(maker.name.startswith(OWN))
 
 
-def meet(walk: Walk, node: gs.Node, slot: int, labels: Labels, axis: int) -> bool:
+def meet(propagation: Propagation, node: gs.Node, slot: int, labels: Labels, axis: int) -> bool:
     """Lets a value without units meet some: a constant is cut, of another one entries are picked.
 
     Returns whether it can be.
 
     Args:
-        walk: is told of it.
+        propagation: is told of it.
         node: which reads the value.
         slot: that input.
         labels: the units that it meets.
@@ -253,19 +253,19 @@ def meet(walk: Walk, node: gs.Node, slot: int, labels: Labels, axis: int) -> boo
                 labels = labels.take([0], place)
         if len(shape) != labels.ndim or shape[axis] != labels.shape[axis]:
             return False
-        walk.bindings.append(Binding(node_key(node), Bound(slot, axis, labels)))
+        propagation.bindings.append(Binding(node_key(node), Bound(slot, axis, labels)))
         return True
     line = squeeze_to(labels, (axis % labels.ndim,))
     if line is None:
         return False
-    shape = walk.start.observation.shapes.get(tensor.name)
+    shape = propagation.assumed.observation.shapes.get(tensor.name)
     if shape is not None and (len(shape) < -axis or shape[axis] != line.size):
         return False  # one entry meets all units
     if is_select(tensor):
         bound = Bound(1, -1, line.reshape(-1), dead=None)
-        walk.bindings.append(Binding(node_key(tensor.inputs[0]), bound))
+        propagation.bindings.append(Binding(node_key(tensor.inputs[0]), bound))
     else:
-        walk.selects[node_key(node), slot] = axis, line.size
+        propagation.selects[node_key(node), slot] = axis, line.size
     return True
 
 
