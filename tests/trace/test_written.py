@@ -104,7 +104,7 @@ def test_fixtures_are_named(name):
         assert row["nodes"] and names.issuperset((row["at"], *row["nodes"]))
         if report["layers"]:  # its products are cut where they stand
             continue
-        with pytest.raises(PruneError, match="leave roll=False out") as caught:
+        with pytest.raises(PruneError, match="leave out roll=False") as caught:
             prune(path, roll=False)
         assert row["text"] in str(caught.value) and report["remedies"][0] in str(caught.value)
         assert "leave out --no-roll" in caught.value.for_shell
