@@ -31,6 +31,7 @@ from onnx_rnn_prune.passes.layout import (
     ListBounds,
     RealOperators,
     SortNodes,
+    StackSequences,
     StateHiddenSize,
     TakeBranches,
     TimeFirst,
@@ -248,8 +249,7 @@ def follow(
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
     rolling = _rolled(document, inlined, name) if rolls else None
     document = rolling.document if rolling is not None else document
-    ListBounds()(document)
-    EinsumProducts()(document)
+    Pipeline((ListBounds(), StackSequences(), EinsumProducts()))(document)
     RealOperators()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)

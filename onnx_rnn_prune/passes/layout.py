@@ -23,7 +23,7 @@ from onnx_rnn_prune.model.constants import (
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import inputs
-from onnx_rnn_prune.model.walk import all_nodes, bodies_of, place_of, places
+from onnx_rnn_prune.model.walk import State, all_nodes, bodies_of, place_of, places, ports_of
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 
@@ -42,6 +42,26 @@ class TimeFirst:
             if layer.node.attrs.pop("layout", 0) == 1:
                 _turn(document.graph, layer)
                 changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class StackSequences:
+    """Lets a Loop stack what it puts into a sequence, where that is joined along a new axis.
+
+    A state that begins empty and gets one tensor a turn is what a scan output is.
+    """
+
+    def __call__(self, document: Document) -> bool:
+        graph, changed = document.graph, False
+        for node in list(all_nodes(graph)) if graph.opset >= 11 else ():
+            ports = ports_of(node) if node.op == "Loop" else None
+            for state in reversed(ports.states if ports is not None else ()):
+                added = _added(state, node.inputs[state.slot])
+                joins = list(state.final.outputs)
+                if added is not None and joins and all(_stacks(join, added) for join in joins):
+                    _stack(graph, node, state, added)
+                    changed = True
         return changed
 
 
@@ -358,3 +378,48 @@ def _take(graph: gs.Graph, node: gs.Node, body: gs.Graph) -> None:
             moved.append(gs.Node("Identity", name, inputs=[result], outputs=[output]))
     siblings[position:position] = moved
     edit.remove_node(graph, node)
+
+
+def _added(state: State, start: gs.Tensor) -> gs.Tensor | None:
+    """What each turn puts at the end of a sequence that begins empty and is not read in it."""
+    made, only = state.result.inputs, len(state.source.outputs) == 1
+    if not made or made[0].op != "SequenceInsert" or not start.inputs or not only:
+        return None
+    insert = made[0]
+    at_end = len(insert.inputs) < 3 or not insert.inputs[2].name
+    fits = insert.inputs[0] is state.source and start.inputs[0].op == "SequenceEmpty"
+    return insert.inputs[1] if fits and at_end and len(state.result.outputs) == 0 else None
+
+
+def _stacks(join: gs.Node, added: gs.Tensor) -> bool:
+    """Whether it lays the tensors of a sequence behind one another, along an axis of their own."""
+    new = join.op == "ConcatFromSequence" and join.attrs.get("new_axis", 0) == 1
+    return new and (join.attrs["axis"] == 0 or _rank(join, added) is not None)
+
+
+def _rank(join: gs.Node, added: gs.Tensor) -> int | None:
+    """The number of axes of tensors that are joined, as far as it is declared."""
+    whole = join.outputs[0].shape
+    return len(added.shape) if added.shape is not None else whole and len(whole) - 1
+
+
+def _stack(graph: gs.Graph, node: gs.Node, state: State, added: gs.Tensor) -> None:
+    body, slot = bodies_of(node)["body"], state.slot
+    name = edit.fresh_name(graph, f"{state.final.name}_stacked")
+    stacked = gs.Variable(name, dtype=added.dtype)
+    edit.remove_node(graph, state.result.inputs[0])
+    given = gs.Variable(edit.fresh_name(graph, f"{added.name}_given"), dtype=added.dtype)
+    body.nodes.append(gs.Node("Identity", "", {}, [added], [given]))
+    for reader in list(state.final.outputs):
+        axis, rank = reader.attrs["axis"], _rank(reader, added)
+        order = list(range(1, (rank or 0) + 1))
+        order.insert(axis if axis >= 0 else len(order) + 1 + axis, 0)
+        op, attrs = ("Transpose", {"perm": order}) if axis else ("Identity", {})
+        made = gs.Node(op, reader.name, attrs, [stacked], [])
+        result = reader.outputs.pop()
+        made.outputs.append(result)
+        edit.insert_before(graph, made, before=reader)
+        edit.remove_node(graph, reader)
+    del node.inputs[slot], body.inputs[slot], body.outputs[slot - 1], node.outputs[slot - 2]
+    body.outputs.append(given)
+    node.outputs.append(stacked)

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import rolling
 from onnx_rnn_prune import PruneError, apply, bench, compare, inspect, prune
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
@@ -497,3 +498,20 @@ def test_a_state_that_starts_as_one_number_for_all_units_is_left_whole(constant)
     feeds = carried_feeds(**{"unused" if constant else "h": 1})
     result = prune(model, keep=0.5, data=feeds, layers="all", roll=False)
     assert all(row.hidden_after == row.hidden_before for row in result.report.layers)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_units_are_followed_through_sequences_that_a_loop_fills(axis):
+    """It stacks its outputs itself then, which is the same."""
+    proto = rolling.repeated(rolling.gru(np.random.default_rng(0)), joined=axis)
+    names = [row["name"] for row in inspect(proto, roll=False)["layers"]]
+    masks = dict.fromkeys(names, np.tile(np.arange(rolling.UNITS) % 2 == 0, 3))
+    cut, zeroed = (prune(proto, masks=masks, roll=False, mode=mode) for mode in ("shrink", "zero"))
+    assert cut.report["oracle"]["passed"] and len(cut.plan.cut()) == 2
+    assert not {node.op for node in all_nodes(Document.read(cut.model).graph)} & SEQUENCES
+    for feed in rolling.feeds(proto):
+        one, other = (Runner(each.model, name="cut")(feed)["ys"] for each in (cut, zeroed))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+SEQUENCES = {"SequenceEmpty", "SequenceInsert", "ConcatFromSequence"}
