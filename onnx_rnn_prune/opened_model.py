@@ -34,6 +34,7 @@ from onnx_rnn_prune.passes.layout import (
     StackSequences,
     StateHiddenSize,
     TakeBranches,
+    TakeInvariants,
     TimeFirst,
     UniqueNames,
 )
@@ -249,7 +250,7 @@ def follow(
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
     rolling = _rolled(document, inlined, name) if rolls else None
     document = rolling.document if rolling is not None else document
-    Pipeline((ListBounds(), StackSequences(), EinsumProducts()))(document)
+    Pipeline((ListBounds(), TakeInvariants(), StackSequences(), EinsumProducts()))(document)
     RealOperators()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)

@@ -22,20 +22,21 @@ REFUSED = {
     **dict.fromkeys(
         (
             "jax_lstm",
-            "keras_gru",
             "keras_torch_gru",
             "keras_torch_lstm",
-            "tf2onnx_gru_reset_before",
-            "tf2onnx_rnn",
         ),
         WRITTEN_OUT,
     ),
     "dynamo_lstm_proj": "initial_c has 8 entries where R says 6, as where states are projected",
 }
+# The weights of some are states of a Loop that stay what they are.
 CUT_IN_PLACE = (
     "cell_decoder_loop",
     "dynamo_lstm_cell",
     "dynamo_rnn_tanh",
+    "keras_gru",
+    "tf2onnx_gru_reset_before",
+    "tf2onnx_rnn",
     "tf2onnx_lstm_masked",
     "torchscript_gru_cell",
     "torchscript_lstm_cell",

@@ -56,7 +56,11 @@ class Writer:
         result.initializer.extend(map(self.store, _write_initializers(tensors, source, self.make)))
         result.sparse_initializer.extend(_unedited(tensors, source))
         result.input.extend(_inputs(graph, source, tensors))
-        result.output.extend(_outputs(graph, source))
+        result.output.extend(map(_renamed, source.output, graph.outputs))
+        result.output.extend(
+            onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
+            for tensor in graph.outputs[len(source.output) :]
+        )
         names = _names_read(source).union(*(node.output for node in source.node))
         dropped = names - tensors.keys()
         result.value_info.extend(
@@ -175,20 +179,6 @@ def _inputs(
         yield onnx.helper.make_tensor_value_info(
             tensor.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), tensor.shape
         )
-
-
-def _outputs(graph: gs.Graph, source: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    """A graph's outputs; one with another name is the one in its place."""
-    named = {port.name: port for port in source.output}
-    kept = {tensor.name for tensor in graph.outputs}
-    for place, tensor in enumerate(graph.outputs):
-        port = named.get(tensor.name)
-        if port is None and place < len(source.output):
-            there = source.output[place]
-            # A sequence has no shape, so that nothing is lost where it is not told from a new one.
-            port = None if there.name in kept or there.type.HasField("sequence_type") else there
-        # The type of a new one follows from what computes it.
-        yield onnx.ValueInfoProto(name=tensor.name) if port is None else _renamed(port, tensor)
 
 
 def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProto:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
@@ -60,7 +61,25 @@ class StackSequences:
                 added = _added(state, node.inputs[state.slot])
                 joins = list(state.final.outputs)
                 if added is not None and joins and all(_stacks(join, added) for join in joins):
-                    _stack(graph, node, state, added)
+                    _stack(document, node, state, added)
+                    changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class TakeInvariants:
+    """Lets a Loop or Scan read from outside what it only hands from turn to turn.
+
+    Weights that are carried as states are constants then.
+    """
+
+    def __call__(self, document: Document) -> bool:
+        graph, changed = document.graph, False
+        for node in list(all_nodes(graph)):
+            ports = ports_of(node)
+            for state in reversed(ports.states if ports is not None else ()):
+                if _kept(state.result) is state.source:
+                    _take_outside(document, node, state)
                     changed = True
         return changed
 
@@ -403,8 +422,8 @@ def _rank(join: gs.Node, added: gs.Tensor) -> int | None:
     return len(added.shape) if added.shape is not None else whole and len(whole) - 1
 
 
-def _stack(graph: gs.Graph, node: gs.Node, state: State, added: gs.Tensor) -> None:
-    body, slot = bodies_of(node)["body"], state.slot
+def _stack(document: Document, node: gs.Node, state: State, added: gs.Tensor) -> None:
+    graph, body = document.graph, bodies_of(node)["body"]
     name = edit.fresh_name(graph, f"{state.final.name}_stacked")
     stacked = gs.Variable(name, dtype=added.dtype)
     edit.remove_node(graph, state.result.inputs[0])
@@ -420,6 +439,47 @@ def _stack(graph: gs.Graph, node: gs.Node, state: State, added: gs.Tensor) -> No
         made.outputs.append(result)
         edit.insert_before(graph, made, before=reader)
         edit.remove_node(graph, reader)
-    del node.inputs[slot], body.inputs[slot], body.outputs[slot - 1], node.outputs[slot - 2]
+    _drop_state(document, node, state)
     body.outputs.append(given)
     node.outputs.append(stacked)
+
+
+def _drop_state(document: Document, node: gs.Node, state: State) -> None:
+    """Takes a state off a Loop or Scan, and off the message from which its body's types come."""
+    body, (_, original) = bodies_of(node)["body"], document.origins[id(node)]
+    message = onnx.NodeProto()
+    message.CopyFrom(original)
+    declared = next(item.g for item in message.attribute if item.name == "body")
+    del node.inputs[state.slot]
+    for ports, gone, types in (
+        (body.inputs, state.source, declared.input),
+        (body.outputs, state.result, declared.output),
+        (node.outputs, state.final, []),
+    ):
+        place = next(place for place, tensor in enumerate(ports) if tensor is gone)
+        del ports[place]
+        del types[place : place + 1]
+    document.origins[id(node)] = node, message
+
+
+def _kept(tensor: gs.Tensor) -> gs.Tensor:
+    """Where a tensor comes from through nodes that change nothing."""
+    while tensor.inputs and tensor.inputs[0].op == "Identity":
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def _take_outside(document: Document, node: gs.Node, state: State) -> None:
+    graph, outer = document.graph, node.inputs[state.slot]
+    _drop_state(document, node, state)
+    for each in (place.graph for place in places(bodies_of(node)["body"])):
+        if any(tensor is state.source for tensor in each.outputs):
+            copied = gs.Variable(edit.fresh_name(graph, f"{outer.name}_kept"), dtype=outer.dtype)
+            each.nodes.append(gs.Node("Identity", "", {}, [outer], [copied]))
+            each.outputs[:] = [copied if item is state.source else item for item in each.outputs]
+    for reader in list(state.source.outputs):
+        for slot, tensor in enumerate(reader.inputs):
+            if tensor is state.source:
+                reader.inputs[slot] = outer
+    if state.final.name:
+        edit.insert_node(graph, gs.Node("Identity", "", {}, [outer], [state.final]), after=node)
