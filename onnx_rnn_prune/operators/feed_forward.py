@@ -6,8 +6,8 @@
 | Gemm | columns | one matrix, transposed or not; a bias that is constant |
 | Conv | channels, a lane of them for each group | kernels; a bias that is constant |
 | ConvTranspose | channels | kernels of one group; a bias that is constant |
-| MatMulInteger | columns of x W | one matrix in integers, of one scale behind the product |
-| ConvInteger | channels, as of Conv | kernels in integers, of one scale behind the product |
+| MatMulInteger | columns of x W | one matrix in integers, its scales behind the product |
+| ConvInteger | channels, as of Conv | kernels in integers, their scale behind the product |
 | DynamicQuantizeMatMul | columns of x W | one matrix in integers; a bias that is constant |
 """
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value, is_zero
+from onnx_rnn_prune.model.constants import constant_shape, constant_value, is_zero
 from onnx_rnn_prune.model.edit import OWN
+from onnx_rnn_prune.model.integers import APART, scaled
 from onnx_rnn_prune.model.walk import Ports, State, bodies_of, node_key, places, ports_of
 from onnx_rnn_prune.operators.labels import (
     Labels,
@@ -31,8 +33,8 @@ from onnx_rnn_prune.operators.labels import (
     unit_axis,
     varying_axes,
 )
-from onnx_rnn_prune.operators.layers import find_duplicates
-from onnx_rnn_prune.operators.table import Flow, Step, Stop, operator_of, rule_of
+from onnx_rnn_prune.operators.layers import Layer, find_duplicates
+from onnx_rnn_prune.operators.table import Bound, Flow, Step, Stop, operator_of, rule_of
 from onnx_rnn_prune.trace.propagation import (
     GRAPH_OUTPUT,
     Assumptions,
@@ -91,10 +93,27 @@ def _begin(propagation: Propagation, duplicates: Mapping[str, str]) -> None:
                 {Outlet(layer.name, name, GRAPH_OUTPUT, 0)}
             )
             propagation.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
+        _label_scales(propagation, layer, own)
     for name, first in duplicates.items():
         # One plan for both, so that they go on sharing their weights.
         pair = lanes[first].reshape(-1), lanes[name].reshape(-1)
         propagation.meetings.append((*pair, frozenset(), name))
+
+
+def _label_scales(propagation: Propagation, layer: Layer, own: Ids) -> None:
+    """Puts labels on the scales by which a layer's integers become real, one for each unit."""
+    found = scaled(layer.node) if layer.cell.op in APART else None
+    shape = None if found is None else constant_shape(found.scales.inputs[found.weight])
+    if found is None or shape is None or prod(shape) != own.size or own.size == 1:
+        return
+    name, axis = found.scales.outputs[0].name, int(np.argmax(shape))
+    labels = own.reshape(shape)
+    propagation.labels[name], propagation.axes[name] = labels, axis
+    propagation.lane_outputs[name] = layer.name, "Y"
+    propagation.origins[name] = frozenset({Outlet(layer.name, "Y", GRAPH_OUTPUT, 0)})
+    propagation.altered[name] = ""  # what they multiply is 0
+    bound = Bound(found.weight, axis - len(shape), labels, dead=None)
+    propagation.bindings.append(Binding(node_key(found.scales), bound))
 
 
 def _follow(propagation: Propagation, graph: gs.Graph) -> None:

@@ -201,6 +201,7 @@ def test_unsigned_weights_mean_the_same(make, per_channel):
 
 FORMS = {
     "dynamic": lambda model: quantized(model, kind=UNSIGNED),
+    "dynamic per channel": lambda model: quantized(model, kind=UNSIGNED, per_channel=True),
     "static": statically,
     "static per channel": lambda model: statically(model, per_channel=True),
 }
@@ -227,7 +228,11 @@ def test_zero_is_shrink_for_convolutions_of_integers(kind, form):
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [("one axis", "dynamic"), ("groups", "dynamic"), ("one axis", "static per channel")],
+    [
+        ("one axis", "dynamic per channel"),
+        ("groups", "dynamic"),
+        ("one axis", "static per channel"),
+    ],
 )
 def test_convolutions_of_integers_shrink(kind, form):
     """What is written is as wide as it was, and recovery makes it better."""
