@@ -19,7 +19,9 @@ from onnx_rnn_prune.model.constants import constant_shape, constant_value, requi
 from onnx_rnn_prune.model.edit import (
     add_constant,
     fresh_name,
+    insert_before,
     insert_node,
+    remove_node,
     replace_constant,
     set_input,
 )
@@ -53,6 +55,22 @@ _LAYOUTS: dict[tuple[str, int], _IntegerLayout] = {
 }
 APART = tuple(op for (op, _), layout in _LAYOUTS.items() if layout.scale is None)
 """Products that put out integers: apart from them, behind, these become real numbers."""
+
+
+# Operators of onnxruntime and ONNX that compute with integers of given scales: how many inputs come
+# as integers, a scale and a zero point, all the others being two such for the output, and a bias.
+# What a QLinearConcat has for its output comes first.
+_QLINEAR = {
+    "QGemm": 2,
+    "QLinearAdd": 2,
+    "QLinearAveragePool": 1,
+    "QLinearConv": 2,
+    "QLinearGlobalAveragePool": 1,
+    "QLinearLeakyRelu": 1,
+    "QLinearMatMul": 2,
+    "QLinearMul": 2,
+    "QLinearSigmoid": 1,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +265,64 @@ def hold_unsigned(graph: gs.Graph) -> None:
             if zero is not None:
                 set_input(node, slot, unsigned(node.inputs[slot], weight))
                 set_input(node, layout.zero, unsigned(tensor, zero))
+
+
+def make_real(graph: gs.Graph, node: gs.Node) -> bool:
+    """Rewrites a QLinearConv or the like as a Conv or the like of real numbers, where it is one."""
+    given, count = list(node.inputs), _QLINEAR.get(node.op, 0)
+    if node.op == "QLinearConcat":
+        given, count = [*given[2:], *given[:2]], len(given) // 3
+    parts, rest = [given[3 * n : 3 * n + 3] for n in range(count)], given[3 * count :]
+    known = all(constant_shape(tensor) is not None for part in parts for tensor in part[1:])
+    if not parts or not known or node.attrs.get("channels_last", 0):
+        return False
+    first = node.op == "QLinearConv" or bool(node.attrs.get("transB", 0))
+    bias = rest.pop(0 if node.op == "QGemm" else 2) if len(rest) > 2 else None
+    operands = [_real(graph, node, part, 0 if first else -1) for part in parts]
+    if bias is not None and bias.name:  # its scale is that of the sums
+        one, other = (require_constant(part[1], graph.opset) for part in parts)
+        product = (one * other).reshape(-1 if one.size * other.size > 1 else ())
+        scale = add_constant(graph, f"{bias.name}_scale", product)
+        operands.append(_real(graph, node, [bias, scale]))
+    op, results = node.op.removeprefix("QLinear").removeprefix("Q"), list(node.outputs)
+    node.outputs.clear()
+    made = gs.Node(op, node.name, dict(node.attrs), operands, results)
+    insert_before(graph, made, before=node)
+    remove_node(graph, node)
+    if rest and rest[0].name:
+        _as_integers(graph, made, rest)
+    return True
+
+
+def move_real(graph: gs.Graph, node: gs.Node) -> None:
+    """Lets a node that moves the integers of a QuantizeLinear move the real numbers instead."""
+    maker = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
+    if maker is not None and maker.op == "QuantizeLinear":
+        scale = maker.inputs[1:]
+        node.inputs[0] = _real(graph, node, [node.inputs[0], *scale])
+        _as_integers(graph, node, scale)
+
+
+def _real(graph: gs.Graph, reader: gs.Node, part: list[gs.Tensor], axis: int = 0) -> gs.Tensor:
+    """The real numbers that integers stand for, for a node to read; a scale is that of an axis."""
+    result = gs.Variable(fresh_name(graph, f"{part[0].name}_real"), np.dtype(np.float32))
+    lines = any(size > 1 for size in constant_shape(part[1]) or ())
+    axes = {"axis": axis % len(constant_shape(part[0]) or (1,))} if lines else {}
+    made = gs.Node("DequantizeLinear", result.name, axes, part, [result])
+    insert_before(graph, made, before=reader)
+    return result
+
+
+def _as_integers(graph: gs.Graph, node: gs.Node, scale: list[gs.Tensor]) -> None:
+    """Rounds what a node makes."""
+    for slot, output in enumerate(list(node.outputs)):
+        if output.name:
+            name = fresh_name(graph, f"{output.name}_real")
+            node.name = node.name or output.name
+            node.outputs[slot] = gs.Variable(name, np.dtype(np.float32))
+            inputs = [node.outputs[slot], *scale]
+            made = gs.Node("QuantizeLinear", f"{name}_rounded", {}, inputs, [output])
+            insert_node(graph, made, after=node)
 
 
 def scaled(node: gs.Node) -> Scaled | None:

@@ -19,9 +19,9 @@ from onnx_rnn_prune.model.constants import (
     constant_shape,
     constant_value,
     evaluate,
-    require_constant,
 )
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.integers import make_real, move_real
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import inputs
 from onnx_rnn_prune.model.walk import State, all_nodes, bodies_of, place_of, places, ports_of
@@ -124,22 +124,6 @@ def _turn_weight(graph: gs.Graph, node: gs.Node) -> None:
     edit.insert_before(graph, made, before=node)
 
 
-# Operators of onnxruntime and ONNX that compute with integers of given scales: how many inputs come
-# as integers, a scale and a zero point, all the others being two such for the output, and a bias.
-# What a QLinearConcat has for its output comes first.
-_QLINEAR = {
-    "QGemm": 2,
-    "QLinearAdd": 2,
-    "QLinearAveragePool": 1,
-    "QLinearConv": 2,
-    "QLinearGlobalAveragePool": 1,
-    "QLinearLeakyRelu": 1,
-    "QLinearMatMul": 2,
-    "QLinearMul": 2,
-    "QLinearSigmoid": 1,
-}
-
-
 @dataclass(frozen=True)
 class RealOperators:
     """Rewrites QLinearConv and the like as Conv and the like between DequantizeLinear and Quantize.
@@ -149,66 +133,12 @@ class RealOperators:
     """
 
     def __call__(self, document: Document) -> bool:
-        changed = False
-        for node in list(all_nodes(document.graph)):
-            given, count = list(node.inputs), _QLINEAR.get(node.op, 0)
-            if node.op == "QLinearConcat":
-                given, count = [*given[2:], *given[:2]], len(given) // 3
-            parts = [given[3 * n : 3 * n + 3] for n in range(count)]
-            known = all(constant_shape(tensor) is not None for part in parts for tensor in part[1:])
-            if parts and known and not node.attrs.get("channels_last", 0):
-                _make_real(document.graph, node, parts, given[3 * count :])
-                changed = True
-        for node in list(all_nodes(document.graph)) if changed else ():
-            maker = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
-            moves = node.op in ("MaxPool", *MOVING - {"Concat"})
-            if moves and maker is not None and maker.op == "QuantizeLinear":
-                scale = maker.inputs[1:]
-                node.inputs[0] = _real(document.graph, node, [node.inputs[0], *scale])
-                _as_integers(document.graph, node, scale)
-        return changed
-
-
-def _make_real(
-    graph: gs.Graph, node: gs.Node, parts: list[list[gs.Tensor]], rest: list[gs.Tensor]
-) -> None:
-    first = node.op == "QLinearConv" or bool(node.attrs.get("transB", 0))
-    bias = rest.pop(0 if node.op == "QGemm" else 2) if len(rest) > 2 else None
-    operands = [_real(graph, node, part, 0 if first else -1) for part in parts]
-    if bias is not None and bias.name:  # its scale is that of the sums
-        one, other = (require_constant(part[1], graph.opset) for part in parts)
-        product = (one * other).reshape(-1 if one.size * other.size > 1 else ())
-        scale = edit.add_constant(graph, f"{bias.name}_scale", product)
-        operands.append(_real(graph, node, [bias, scale]))
-    op, results = node.op.removeprefix("QLinear").removeprefix("Q"), list(node.outputs)
-    node.outputs.clear()
-    made = gs.Node(op, node.name, dict(node.attrs), operands, results)
-    edit.insert_before(graph, made, before=node)
-    edit.remove_node(graph, node)
-    if rest and rest[0].name:
-        _as_integers(graph, made, rest)
-
-
-def _real(graph: gs.Graph, reader: gs.Node, part: list[gs.Tensor], axis: int = 0) -> gs.Tensor:
-    """The real numbers that integers stand for, for a node to read; a scale is that of an axis."""
-    result = gs.Variable(edit.fresh_name(graph, f"{part[0].name}_real"), np.dtype(np.float32))
-    lines = any(size > 1 for size in constant_shape(part[1]) or ())
-    axes = {"axis": axis % len(constant_shape(part[0]) or (1,))} if lines else {}
-    made = gs.Node("DequantizeLinear", result.name, axes, part, [result])
-    edit.insert_before(graph, made, before=reader)
-    return result
-
-
-def _as_integers(graph: gs.Graph, node: gs.Node, scale: list[gs.Tensor]) -> None:
-    """Rounds what a node makes."""
-    for slot, output in enumerate(list(node.outputs)):
-        if output.name:
-            name = edit.fresh_name(graph, f"{output.name}_real")
-            node.name = node.name or output.name
-            node.outputs[slot] = gs.Variable(name, np.dtype(np.float32))
-            inputs = [node.outputs[slot], *scale]
-            made = gs.Node("QuantizeLinear", f"{name}_rounded", {}, inputs, [output])
-            edit.insert_node(graph, made, after=node)
+        graph = document.graph
+        changed = [make_real(graph, node) for node in list(all_nodes(graph))]
+        for node in list(all_nodes(graph)) if any(changed) else ():
+            if node.op in ("MaxPool", *MOVING - {"Concat"}):
+                move_real(graph, node)
+        return any(changed)
 
 
 @dataclass(frozen=True)
