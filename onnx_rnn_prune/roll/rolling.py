@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
@@ -23,6 +24,7 @@ from onnx_rnn_prune.roll.repeated import Repeated
 from onnx_rnn_prune.roll.rewrite import Builder
 from onnx_rnn_prune.roll.seeing import element_types, see
 from onnx_rnn_prune.roll.steps import (
+    PRODUCTS,
     Chain,
     Found,
     NotRollableError,
@@ -220,6 +222,7 @@ class _Model:
         place = next(place for place in places(graph) if place.scope == scope)
         home = place.graph
         check_independence(home, chain)
+        check_projection(home, chain)
         prove_step(home.nodes, chain.steps[-1].unmasked, reader.seen, reader.known, graph.opset)
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
         maker = tensors[_place(chain)].inputs[0]
@@ -316,6 +319,29 @@ def check_independence(graph: gs.Graph, chain: Chain) -> None:
             forms = [form for form in chain.step.gates if key in form.terms]
             if forms and all(form.terms[key][1].diagonal for form in forms):
                 raise NotRollableError("its gates add an input that no weight is multiplied with")
+
+
+def check_projection(graph: gs.Graph, chain: Chain) -> None:
+    """A state must not be projected: multiplied into R, the projection makes that larger.
+
+    The first step, whose state is as narrow as what is projected, would keep the weights, too.
+
+    Raises:
+        NotRollableError: it is.
+    """
+    units = chain.step.units
+    for before, after in zip(chain.steps, chain.steps[1:2], strict=False):
+        for node in graph.nodes:
+            if node.op in PRODUCTS and before.output.tensor in reads(node):
+                narrow = min(
+                    (n for t in node.inputs[:2] for n in constant_shape(t) or ()), default=units
+                )
+                behind = downstream(graph.nodes, [node.outputs[0].name]) if narrow < units else ()
+                if after.unmasked.output.tensor in behind:
+                    raise NotRollableError(
+                        f"its state of {units} units is projected to {narrow} numbers, which no"
+                        " operator does"
+                    )
 
 
 def tidy(graph: gs.Graph) -> None:

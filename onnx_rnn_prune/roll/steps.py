@@ -20,7 +20,7 @@ from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, OpaqueError, 
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.values import MOVES, Value, fresh
 
-_PRODUCTS = ("MatMul", "Gemm")
+PRODUCTS = ("MatMul", "Gemm")
 # More inputs than a first step has.
 _MOST_INPUTS = 3
 
@@ -254,7 +254,7 @@ def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
     products: dict[bytes, list[gs.Tensor]] = {}
     known: dict[int, bytes | None] = {}
     for node in nodes:
-        if node.op in _PRODUCTS and not node.domain:
+        if node.op in PRODUCTS and not node.domain:
             for slot in (0, 1):
                 weight = node.inputs[slot]
                 if id(weight) not in known:

@@ -390,8 +390,7 @@ def test_zero_is_shrink_for_cells_that_are_no_operator(seed):
 def test_cells_that_are_no_operator_are_cut_where_they_are(name, form):
     b = Cell(name, form, "zeros", "head", 40, np.random.default_rng(0))
     data = [b.feeds(5, 2 + number % 2, number) for number in range(6)]
-    # Rolling multiplies a projection into R, which is larger.
-    result = prune(b.model(), keep=0.5, data=data, roll=name != "lstmp")
+    result = prune(b.model(), keep=0.5, data=data)
     assert result.report["oracle"]["passed"]
     rows = result.report["layers"]
     assert all(row["hidden_after"] * 2 == row["hidden_before"] for row in rows), rows

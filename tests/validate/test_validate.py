@@ -28,6 +28,31 @@ def scaled(factor, *, plus=0.0):
 SAME = "y = Identity(x)"
 
 
+def logistic(turn):
+    """A chaotic map: errors about double with each turn, of which there are as many as columns."""
+    body = f"""n = Shape(x) f = Constant <value_float = 4.0> () o = Constant <value_float = 1.0> ()
+        k = Constant <value_int = 1> () m = Gather(n, k)
+        s = ReduceMean <axes = [1], keepdims = 0> (x)
+        y = Loop (m, , s) <body = turn (int64 i, bool go, float[n] v) =>
+        (bool on, float[n] w) {{ on = Identity(go) {turn} }}>"""
+    return run(body, "(float[n, c] x) => (float[n] y)")
+
+
+def test_rounding_that_the_model_amplifies_is_no_difference():
+    """If there is none on a shorter feed; what is no rounding is one."""
+    one, other, wrong = (
+        logistic("a = Sub(o, v) b = Mul(v, a) w = Mul(b, f)"),
+        logistic("a = Mul(v, v) b = Sub(v, a) w = Mul(b, f)"),
+        logistic("a = Sub(o, v) b = Mul(v, a) c = Mul(b, f) w = Mul(c, c)"),
+    )
+    rng = np.random.default_rng(0)
+    long, short = ({"x": rng.random((3, n)).astype(np.float32)} for n in (12, 1))
+    assert np.abs(one(long)["y"] - other(long)["y"]).max() > 1e-5
+    assert oracle(one, other, [long, short])
+    assert "rounding is amplified" in oracle(one, other, [long]).reason
+    assert not oracle(one, wrong, [long, short])
+
+
 @pytest.fixture
 def feeds():
     rng = np.random.default_rng(0)
