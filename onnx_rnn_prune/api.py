@@ -13,7 +13,7 @@ import numpy as np
 from onnx_rnn_prune import inspection, rolling
 from onnx_rnn_prune.calibration import Calibration, labelled, open_data, open_three
 from onnx_rnn_prune.data import input_paths
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.errors import Note, PruneError
 from onnx_rnn_prune.opened_model import (
     ModelSource,
     OpenedModel,
@@ -28,6 +28,7 @@ from onnx_rnn_prune.report.schema import InspectReport, SensitivityReport
 from onnx_rnn_prune.search.executor import Executor
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.search import Search, SearchBounds, measure_sensitivity
+from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan
 from onnx_rnn_prune.validate.quality import read_quality
@@ -226,7 +227,12 @@ def apply(
     check_plan(chosen, opened.model, opened.layers)
     given = _opened(opened, options, treatment.learns)
     made = Planned(chosen, treatment, start)
-    return replace(finish(opened, given, made, progress), inputs=inputs)
+    result = finish(opened, given, made, progress)
+    reason = worse(result.report) if mode == "shrink" and chosen.cut() else None
+    if reason is not None:
+        warnings = [*result.report.warnings, Note(f"{reason}; the plan was followed nevertheless")]
+        result = replace(result, report=replace(result.report, warnings=warnings))
+    return replace(result, inputs=inputs)
 
 
 @_quiet

@@ -53,8 +53,9 @@ from onnx_rnn_prune.selection.choice import (
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.trace.plan import Plan, check_plan, fingerprint
 from onnx_rnn_prune.traced_model import Narrowed, TracedModel, only_leaving, trace_plan
-from onnx_rnn_prune.validate import Oracle, drift_in_detail, latency, time_axes
+from onnx_rnn_prune.validate import Latency, Oracle, drift_in_detail, latency, time_axes
 from onnx_rnn_prune.validate.narrow_states import NarrowState, StateRunner
+from onnx_rnn_prune.validate.timing import node_times
 
 _STAND_INS = {"merge": nearest_units, "lossless": equal_units}
 
@@ -338,17 +339,16 @@ def _report(
         for before, after in opened.pairs(model, "the pruned model")
     )
     progress("measuring", 0, None)
-    feed = data.test.opening()
-    drifts, details = drift_in_detail(
-        *judged, data.test, time_axes(opened.document), [state.result for state in states]
-    )
+    feed, left_out = data.test.opening(), [state.result for state in states]
+    spent = latency(*timed, feed)
+    drifts, details = drift_in_detail(*judged, data.test, time_axes(opened.document), left_out)
     return schema.PruneReport(
         model=opened.name,
         mode=planned.treatment.mode,
         totals=total_rows(opened, model),
         drift=drift_rows(drifts, opened.judged, data.streams),
         drift_details=details,
-        latency=latency(*timed, feed),
+        latency=spent,
         data=_data_row(data),
         environment=environment(),
         warnings=[
@@ -371,7 +371,19 @@ def _report(
         lossless=planned.lossless,
         rolled=opened.rolling.rolled if opened.rolling else None,
         rolled_speedup=opened.rolled_speedup(feed),
+        share_of_others=_share_of_others(opened, feed, spent) if planned.keep else None,
     )
+
+
+def _share_of_others(opened: OpenedModel, feeds: Sequence[Feed], spent: Latency) -> float | None:
+    """What layers take of a run of the result that were not to be pruned; None of none."""
+    asked = {layer.key for layer in opened.layers}
+    others = [layer.key for layer in all_layers(opened.document.graph) if layer.key not in asked]
+    if not others:
+        return None
+    taken = node_times(opened.document, others, feeds[:1], opened.name)
+    ms = sum(node.ms for node in taken.nodes.values())
+    return min(ms / max(spent.after_ms, ms), 1.0)
 
 
 def _data_row(data: Calibration) -> schema.DataRow:

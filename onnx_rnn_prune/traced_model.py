@@ -49,6 +49,7 @@ from onnx_rnn_prune.trace.states import (
     InitialState,
     StatePair,
     handed_back,
+    known_states,
     leaves_only,
     turning_states,
 )
@@ -180,8 +181,9 @@ class TracedModel:
             for (layer, start), reason in sorted(self.outside.reasons.items())
         ]
         if not self.outside.states:
-            nothing = "no input and output of the model are the two ends of a state of a cut layer"
-            return Narrowed(shrunk, (), tuple(notes or [nothing]))
+            nothing = "no state of a cut layer is an input and output of the model to be narrowed"
+            known = known_states(self.original.document)
+            return Narrowed(shrunk, (), tuple(notes if known and notes else [nothing]))
         trace = self.outside.trace
         states = tuple(_narrowed(trace, plan, state) for state in self.outside.states)
         zeroed, result = (self.cut_outside(plan, mode, document) for mode in ("zero", "shrink"))

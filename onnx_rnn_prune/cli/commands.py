@@ -217,10 +217,14 @@ def plan(given: Given) -> None:
     writes=["output", "json", "html", "summary"],
     examples=["apply model.onnx plan.json -o small.onnx --data clips"],
 )
-def apply(given: Given) -> None:
-    """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote."""
+def apply(given: Given) -> int:
+    """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote.
+
+    The plan is obeyed even if the result is larger or slower than MODEL; the exit code is 3 then.
+    """
     result = _called(api.apply, given, "plan")
     outputs.write(result, given, report.prune_table)
+    return 3 if outputs.is_worse(result) else 0
 
 
 @_command(

@@ -56,6 +56,12 @@ def check_outputs(given: Given) -> None:
             )
 
 
+def is_worse(result: PruneResult) -> bool:
+    """Whether a cut is larger or slower than the original."""
+    cut = result.report.mode == "shrink" and result.plan.cut()
+    return bool(cut) and worse(result.report) is not None
+
+
 def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
     """Writes nothing that is worse than the original.
 
@@ -65,11 +71,22 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
     Raises:
         ConstraintError: it saves nothing.
     """
-    if result.report.mode != "shrink" or not result.plan.cut():
+    found = result.report
+    if found.mode != "shrink":
         return
-    reason = worse(result.report, pays)
+    if not result.plan.cut():
+        pinned = {row.pinned: row.name for row in found.layers}
+        if all(pinned) and not (found.stages or found.rolled):
+            reasons = "; ".join(f"{name}: {reason}" for reason, name in pinned.items())
+            raise ConstraintError(
+                f"no layer can be cut ({reasons}); no file was written",
+                where=model,
+                remedy="inspect lists all layers; name others with --layers",
+            )
+        return
+    reason = worse(found, pays)
     if reason is not None:
-        narrow = result.report.states or result.report.data.streams is None
+        narrow = found.states or found.data.streams is None
         shrink = "" if narrow else "add --shrink-states, "
         raise ConstraintError(
             f"{reason}; no file was written",

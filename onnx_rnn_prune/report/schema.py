@@ -292,6 +292,7 @@ class PruneReport(Record):
         command: the command line, where there was one.
         rolled: recurrences that were written out and are layers now.
         rolled_speedup: by that alone, of a run.
+        share_of_others: of a run of the result, what layers take that were not to be pruned.
     """
 
     model: str
@@ -319,6 +320,7 @@ class PruneReport(Record):
     command: str | None = None
     rolled: Sequence[Rolled] | None = None
     rolled_speedup: float | None = None
+    share_of_others: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

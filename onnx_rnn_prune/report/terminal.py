@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich import box
@@ -23,6 +22,8 @@ from onnx_rnn_prune.text import presentable, visible
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.validate import Latency
 
+# From this speedup on, reports call a model faster.
+_FASTER = 1.02
 # Rows of a table of cuts.
 _MOST_ROWS = 12
 # Letters of a name that leaves room for others beside it.
@@ -162,10 +163,9 @@ def bench_table(report: schema.BenchReport) -> Group:
 
 def _against_first(row: schema.BenchRow) -> str:
     change = faster(row.ratio, row.ratio_quartiles)
-    if change == "equally fast":
-        return f"{change} as the first"
     speed, space, spread = change.partition(" (")
-    return f"{speed} than the first{space}{spread}"
+    relation = "as" if speed == "equally fast" else "than"
+    return f"{speed} {relation} the first{space}{spread}"
 
 
 def roll_table(report: RollReport) -> Group:
@@ -189,10 +189,13 @@ def roll_table(report: RollReport) -> Group:
             ),
             sentence(
                 "Size",
-                f"{size(report.bytes_before)} -> {size(report.bytes_after)},"
+                f"{size(report.bytes_before)} -> {size(report.bytes_after)}"
+                f" ({fewer(report.bytes_before, report.bytes_after)}),"
                 f" {report.nodes_before} -> {report.nodes_after} nodes",
             ),
         ]
+        if report.bytes_after > report.bytes_before and latency.speedup < _FASTER:
+            parts.append(warning("the rolled file is larger and no faster: keep the original"))
     return Group(*parts)
 
 
@@ -232,6 +235,12 @@ def _frontier(search: schema.SearchRows, layers: Sequence[str]) -> Table:
     return table
 
 
+def _uncertainty(search: schema.SearchRows) -> str:
+    if any(0.0 < row.spread < math.inf for row in search.candidates):
+        return "standard error; limits must hold with that much to spare"
+    return "nothing, since one validation feed or stream shows no standard error; give more data"
+
+
 def _estimate(name: str, row: schema.Candidate) -> str:
     """A quality and its standard error, which a limit must leave room for."""
     known = math.isfinite(row.spread) and row.spread > 0.0
@@ -248,7 +257,7 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
             f"{len(search.candidates)} cuts; number {search.picked} was picked; --pick NUMBER"
             " with the same --study writes another one",
         ),
-        ("After ±", "the standard error; a limit must hold with that much to spare"),
+        ("After ±", _uncertainty(search)),
         (
             "Feeds",
             f"{splits.calibration} for calibration, {splits.validation} for validation,"
@@ -256,22 +265,11 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
         ),
         (
             "Test",
-            f"{words.quality_name(name)} {words.quality(name, test.quality)}, of the original"
-            f" {words.quality(name, test.original)}",
+            f"{words.quality_name(name)} {words.quality(name, test.quality)};"
+            f" the original's is {words.quality(name, test.original)}",
         ),
     ]
-    show: dict[str, Callable[[float], str]] = {
-        "speed": duration,
-        "params": amount,
-        "bytes": size,
-        "quality": partial(words.quality, name),
-    }
-    for limit in search.limits:
-        what = "loss of " if limit.name == "quality" else ""
-        reached, asked = (show[limit.name](value) for value in (limit.reached, limit.asked))
-        verdict = "met" if limit.met else "MISSED"
-        lines.append((f"Limit of {limit.name}", f"{what}{reached}, at most {asked}: {verdict}"))
-    return lines
+    return lines + words.limit_sentences(search)
 
 
 class ProgressBars:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.errors import as_arguments, as_flags
@@ -16,6 +17,8 @@ from onnx_rnn_prune.validate.quality import NRMSE
 _WIDE = 0.2
 # Below this, two digits of a speedup would say 1.0x.
 _NEAR = 1.05
+# From this share of a run on, it is said that other layers could be pruned as well.
+_LARGE = 0.2
 
 
 _RECOVERIES = {
@@ -42,6 +45,9 @@ def verdict(report: schema.PruneReport) -> str:
         sentences.append(_deviation(report, found[1]))
     if report.rolled_speedup is not None:
         sentences.append(f"Rolling alone makes a run {faster(report.rolled_speedup)}.")
+    if report.search is not None and not report.search.met:
+        missed = [text for _, text in limit_sentences(report.search) if text.endswith(MISSED)]
+        sentences.append(f"It is NOT within the limits: {'; '.join(missed)}.")
     sentences.append(
         "The self-check passed: it computes what the original does without the removed units."
         if report.oracle.passed
@@ -167,7 +173,8 @@ def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
     if report.rolled_speedup is not None:
         both = faster(report.latency.speedup)
         lines.append(("Rolling", f"alone: {faster(report.rolled_speedup)}; with pruning: {both}"))
-    lines += [("Self-check", _self_check(report.oracle, report.mode))]
+    later = [stage.name for stage in report.stages[1:]]
+    lines += [("Self-check", _self_check(report.oracle, report.mode, later))]
     lines += [
         ("State", f"{row.input} and {row.output}: {row.before} -> {row.after} entries")
         for row in report.states
@@ -177,6 +184,10 @@ def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
     lines += [("Recovery", _recovery(report.recovery)), ("Data", _data(report.data))]
     if report.data.streams is not None:
         lines.append(("States", streams(report.data.streams)))
+    others = report.share_of_others
+    if others is not None and others > _LARGE:
+        text = f"dense layers and convolutions, which take {percent(others)} of the result's time"
+        lines.append(("Not pruned", f"{text}; --layers=all prunes them as well"))
     return [(label, named(text)) for label, text in lines]
 
 
@@ -184,6 +195,29 @@ def frontier(search: schema.SearchRows) -> list[int]:
     """The numbers of the pick and of cuts that no other beats, the fastest first."""
     shown = [n for n, row in enumerate(search.candidates) if row.frontier or row.picked]
     return sorted(shown, key=lambda n: search.candidates[n].ms)
+
+
+MISSED = "MISSED"
+
+
+def limit_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
+    """For each limit, what the written file reaches of it on the test feeds."""
+    show: dict[str, Callable[[float], str]] = {
+        "speed": duration,
+        "params": amount,
+        "bytes": size,
+        "quality": partial(quality, search.quality),
+    }
+    names = {"speed": "time per run", "params": "parameters", "bytes": "file size"}
+    lines = []
+    for limit in search.limits:
+        what = names.get(limit.name, f"loss of {quality_name(search.quality)}")
+        if search.quality == NRMSE.name and limit.name == "quality":
+            what = "deviation"
+        reached, asked = (show[limit.name](value) for value in (limit.reached, limit.asked))
+        verdict = "met" if limit.met else MISSED
+        lines.append(("Limit", f"{what} {reached}, at most {asked}: {verdict}"))
+    return lines
 
 
 def drift_sentences(drift: Mapping[str, schema.DriftRow]) -> list[tuple[str, str]]:
@@ -215,14 +249,15 @@ def _apart(values: schema.DriftRow) -> str:
     )
 
 
-def _self_check(oracle: Oracle, mode: str) -> str:
+def _self_check(oracle: Oracle, mode: str, later: Sequence[str]) -> str:
     pair = (
         "the smaller file equals the full-size file with the removed units zeroed"
         if mode == "shrink"
         else "the file with the removed units zeroed equals the smaller file without them"
     )
     state = "passed" if oracle.passed else "FAILED"
-    return f"{pair} (largest difference {oracle.max_abs_diff:.1g}): {state}"
+    text = f"{pair} (largest difference {oracle.max_abs_diff:.1g}): {state}"
+    return text + (f"; checked before {', '.join(later)}" if later else "")
 
 
 def _superfluous(row: schema.LosslessRow) -> str:
@@ -276,7 +311,8 @@ def streams(row: Streams) -> str:
             f"each model carries its own from call to call, as in use ({pairs}):"
             f" {counted(row.count, 'stream')} of {counted(row.calls, 'call')} in all"
         )
-    text = f"each call was judged by itself, from the states in the inputs ({pairs})"
+    start = "from the states in its inputs, or from zero where they hold none"
+    text = f"each call was judged by itself, {start} ({pairs})"
     if row.asked is False:
         return text
     return (
@@ -330,7 +366,7 @@ def percent(share: float | None) -> str:
 
 
 def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
-    """A speedup: `3.1x faster`, `1.2x slower`, `equally fast`, `2.1x faster (1.7x to 2.6x)`.
+    """A speedup: `3.1x faster`, `1.2x slower`, `equally fast (0.99x)`, `2.1x faster (2x to 3x)`.
 
     Args:
         ratio: the median of the time before over the time after.
@@ -338,10 +374,10 @@ def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
             more than they do anyway; where they are far apart, they are shown.
     """
     if 0.98 < ratio < 1.02:
-        return "equally fast"
+        return f"equally fast ({ratio:.2f}x)"
     low, high = quartiles or (ratio, ratio)
     if low <= 1 <= high:
-        return "not measurably faster"
+        return f"not measurably faster ({ratio:.2f}x)"
     if ratio < 1:
         ratio, low, high = 1 / ratio, 1 / high, 1 / low
         word = "slower"

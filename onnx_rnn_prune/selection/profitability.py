@@ -188,8 +188,8 @@ def worse(report: PruneReport, pays: Container[str] = ("bytes", "ms")) -> str | 
     before = report.totals.bytes_before
     after = report.totals.bytes_after if cut is None else cut.bytes
     if "bytes" in pays and after > before:
-        return f"the file would be larger than the original ({after} bytes instead of {before})"
+        return f"the file is larger than the original ({after} bytes instead of {before})"
     ratio, quartiles = spent.speedup, spent.speedup_quartiles
     if "ms" in pays and quartiles[1] < 1.0 and ratio < _SLOWER:
-        return f"the result would be {faster(ratio, quartiles)} than the original"
+        return f"the result is {faster(ratio, quartiles)} than the original"
     return None

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import pytest
 from onnx_rnn_prune import api
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import ConstraintError, PruneError
+from onnx_rnn_prune.trace.plan import LayerPlan, Plan, fingerprint
 from reports import compared
 
 COMMANDS = ("inspect", "prune", "plan", "apply", "compare", "bench")
@@ -390,3 +392,23 @@ def test_weights_beside_a_model_are_not_overwritten(model, capsys):
     assert call("prune", apart, "-o", weights, "--keep", "50%") == 1
     assert "an input would be overwritten" in one_line(capsys)
     assert weights.read_bytes() == before
+
+
+def test_a_plan_is_followed_where_the_result_is_larger_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+    m (float[t, b, 2] x) => (float[t, d, b, 4] y) { [l] y = GRU <hidden_size = 4> (x, W, R) }""")
+    for name, width in (("W", 2), ("R", 4)):
+        value = np.random.default_rng(0).normal(size=(1, 12, width)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(proto, "m.onnx")
+    plan = Plan(fingerprint(proto), {"l": LayerPlan(4, ((0, 1, 2),))})
+    plan.save("p.json")
+    assert run(["apply", "m.onnx", "p.json", "-o", "o.onnx"]) == 3
+    assert Path("o.onnx").stat().st_size > Path("m.onnx").stat().st_size
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Warning: the file is larger than the original (" in said
+    assert "the plan was followed nevertheless" in said
+    assert run(["prune", "m.onnx", "-o", "n.onnx"]) == 3 and not Path("n.onnx").exists()
+    assert "no layer can be cut (l: restoring its states" in capsys.readouterr().err
+    assert run(["prune", "m.onnx", "-o", "n.onnx", "--keep", "100%"]) == 0

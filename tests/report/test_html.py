@@ -234,7 +234,7 @@ def test_a_summary_says_what_counts():
     assert "| logits | 2.1 % | 0.02 | 0.3 | 98.7 % |" in text
     latency = replace(pruned().latency, speedup=1.1, speedup_quartiles=(0.9, 1.3))
     unsure = replace(pruned(), latency=latency)
-    assert "is not measurably faster and its file 75 % smaller." in prune_summary(unsure)
+    assert "is not measurably faster (1.10x) and its file 75 % smaller." in prune_summary(unsure)
     assert "no limit was given" in compare_summary(compared())
     assert "cannot be measured" in compare_summary(replace(compared(), drift={}))
 

@@ -17,16 +17,18 @@ from onnx_rnn_prune.report import (
     plan_table,
     prune_summary,
     prune_table,
+    search_table,
     to_html,
     to_json,
+    words,
     write_json,
 )
 from onnx_rnn_prune.report.names import Cell, short_names
-from onnx_rnn_prune.report.schema import BenchReport, BenchRow, DataRow, OutletRow
+from onnx_rnn_prune.report.schema import BenchReport, BenchRow, DataRow, Limit, OutletRow
 from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate import Oracle
-from reports import compared, inspected, pruned, put
+from reports import compared, inspected, pruned, put, whole
 
 
 def shown(renderable, width=120):
@@ -158,12 +160,12 @@ def test_compare_and_bench():
     text = shown(bench_table(table))
     assert "a 2.00 ms b 1.00 ms 2.0x faster than the first c 2.00 ms equally fast as the" in text
     assert "2 threads" in text
-    for quartiles, words in (
+    for quartiles, wanted in (
         ((1.8, 2.1), "2.0x faster than the first"),
         ((1.2, 2.9), "2.0x faster than the first (1.2x to 2.9x)"),
         ((0.9, 2.9), "not measurably faster than the first"),
     ):
-        assert words in shown(bench_table(put(table, quartiles, "rows", 1, "ratio_quartiles")))
+        assert wanted in shown(bench_table(put(table, quartiles, "rows", 1, "ratio_quartiles")))
 
 
 def test_a_report_is_read_as_attributes_or_as_a_mapping():
@@ -216,7 +218,7 @@ def test_json_is_plain(tmp_path):
         (percent(1), "100 %"),
         (percent(12), "1200 %"),
         (percent(None), "unknown"),
-        (faster(1.0), "equally fast"),
+        (faster(1.0), "equally fast (1.00x)"),
         (faster(3.14), "3.1x faster"),
         (faster(1.03), "1.03x faster"),
         (faster(0.5), "2.0x slower"),
@@ -224,9 +226,9 @@ def test_json_is_plain(tmp_path):
         (faster(3.14, (3.0, 3.3)), "3.1x faster"),
         (faster(3.14, (2.5, 3.9)), "3.1x faster (2.5x to 3.9x)"),
         (faster(0.5, (0.4, 0.6)), "2.0x slower (1.7x to 2.5x)"),
-        (faster(1.4, (0.9, 2.0)), "not measurably faster"),
-        (faster(0.8, (0.7, 1.1)), "not measurably faster"),
-        (faster(1.01, (0.7, 1.3)), "equally fast"),
+        (faster(1.4, (0.9, 2.0)), "not measurably faster (1.40x)"),
+        (faster(0.8, (0.7, 1.1)), "not measurably faster (0.80x)"),
+        (faster(1.01, (0.7, 1.3)), "equally fast (1.01x)"),
         (times(2.5, (2.4, 2.6)), "2.50x"),
         (times(2.5, (2.0, 3.0)), "2.50x (2.00x to 3.00x)"),
         (times(1.05, (0.99, 1.1)), "1.05x (0.99x to 1.10x)"),
@@ -374,3 +376,25 @@ def test_names_break_where_their_parts_do():
     assert lines(cell, width=16) == expected
     expected = ["Y: read in", "…/forward", "_lstm…", "/LSTM__12,", "/fc/MatMul", "Y_h: not", "used"]
     assert lines(cell, width=10) == expected
+
+
+def test_a_missed_limit_is_said_in_every_report():
+    report = put(whole(), False, "search", "met")
+    report = put(report, [Limit("bytes", 1e6, 1.3e6, False)], "search", "limits")
+    text = "file size 1.30 MB, at most 1.00 MB: MISSED"
+    assert f"Limit: {text}" in shown(search_table(report), width=200)
+    for page in (to_html(report), prune_summary(report)):
+        assert f"It is NOT within the limits: {text}." in page
+    assert "NOT within" not in to_html(whole())
+
+
+def test_what_a_self_check_did_not_check_is_named():
+    (text,) = [text for label, text in words.sentences(whole()) if label == "Self-check"]
+    assert text.endswith("passed; checked before int8")
+
+
+def test_other_layers_are_named_where_they_take_much_of_the_result():
+    for share, named in ((0.05, False), (0.46, True)):
+        lines = dict(words.sentences(replace(pruned(), share_of_others=share)))
+        assert ("Not pruned" in lines) == named
+    assert "take 46 % of the result's time; layers='all' prunes" in lines["Not pruned"]

@@ -553,17 +553,15 @@ def test_what_is_worse_than_the_original_is_known():
     slower = replace(report.latency, before_ms=0.1, speedup=0.8, speedup_quartiles=(0.7, 0.9))
     report = replace(report, latency=slower)
     tiny = replace(slower, before_ms=0.001, speedup=0.97, speedup_quartiles=(0.96, 0.98))
-    assert (
-        worse(replace(report, latency=tiny)) == "the result would be 1.03x slower than the original"
-    )
-    assert worse(report) == "the result would be 1.2x slower (1.1x to 1.4x) than the original"
+    assert worse(replace(report, latency=tiny)) == "the result is 1.03x slower than the original"
+    assert worse(report) == "the result is 1.2x slower (1.1x to 1.4x) than the original"
     assert worse(report, ("bytes",)) is None
     unsure = replace(slower, speedup=0.9, speedup_quartiles=(0.7, 1.1))
     alike = replace(slower, speedup=0.985, speedup_quartiles=(0.98, 0.99))  # as copies are
     for latency in (unsure, alike):
         assert worse(replace(report, latency=latency)) is None
     larger = replace(report.totals, bytes_after=report.totals.bytes_before + 1)
-    assert worse(replace(report, totals=larger)).startswith("the file would be larger")
+    assert worse(replace(report, totals=larger)).startswith("the file is larger")
 
 
 def test_limits_of_speed_are_of_what_was_written_out_and_cuts_of_what_was_rolled():
