@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,19 @@ from speech import NOISES, Audio, mixtures, split
 FRAME, HOP = 512, 128
 INPUT, MASK = "input_2", "activation_2"
 STATE_INPUT, STATE_OUTPUT, STATE = "input_3", "tf_op_layer_stack_2", (1, 2, 128, 2)
-# Babble of the speaker's own voice is speech, too.
-KINDS = tuple(kind for kind in NOISES if kind != "babble")
+# Kinds of noise and signal-to-noise ratios in dB. Babble of the speaker's own voice is speech, too.
+CONDITIONS = {
+    "four kinds, 0 to 15 dB": (tuple(kind for kind in NOISES if kind != "babble"), (0.0, 15.0)),
+    "white, 14 dB": (("white",), (14.0, 14.0)),
+}
 PIECE = 5.0
-HEADER = ("keep", "recovery", "calibrated on", "reported", "by hand", "size left")
+HEADER = ("noise", "keep", "recovery", "calibrated on", "reported", "by hand", "size left")
 NOTE = f"""\
 NRMSE of the masks for other recordings of the same speaker, frame by frame, each file with its own
-states carried along: as `prune` reports it, and measured by hand in a loop outside the tool. Noise
-is white, pink, shaped like speech, and hum, at 0 to 15 dB, in streams of {PIECE:g} s. Where
-training finds nothing better, `distill` is the least-squares fit that it started from."""
+states carried along: as `prune` reports it, and measured by hand in a loop outside the tool. The
+four kinds of noise are white, pink, shaped like speech, and hum; streams are {PIECE:g} s long.
+Where training finds nothing better, `distill` is the least-squares fit that
+it started from."""
 
 TRIED = """\
 What was tried for half of the units, in a copy of the model in NumPy (the last two rows in
@@ -71,6 +76,7 @@ class Asked:
     """What is measured.
 
     Attributes:
+        noise: one of `CONDITIONS`.
         keep: share of units of each layer.
         recover: see `prune`.
         seconds: of noisy speech to calibrate or learn on.
@@ -78,6 +84,7 @@ class Asked:
         minutes: of training.
     """
 
+    noise: str
     keep: str
     recover: str
     seconds: float
@@ -91,12 +98,13 @@ def frames(audio: Audio) -> Frames:
     return np.abs(np.fft.rfft(views))[:, None, None].astype(np.float32)
 
 
-def noisy(paths: Sequence[Path], seconds: float, seeds: Sequence[int]) -> list[Frames]:
-    """Streams of noisy speech, 0 to 15 dB, each recording once for each seed."""
+def noisy(paths: Sequence[Path], seconds: float, seeds: Sequence[int], noise: str) -> list[Frames]:
+    """Streams of noisy speech, each recording once for each seed; `noise` is of `CONDITIONS`."""
+    kinds, decibels = CONDITIONS[noise]
     return [
         frames(mixture.noisy)
         for seed in seeds
-        for mixture in mixtures(paths, seconds, PIECE, seed, KINDS)
+        for mixture in mixtures(paths, seconds, PIECE, seed, kinds, decibels)
     ]
 
 
@@ -116,7 +124,8 @@ def row(path: Path, speech: Path, asked: Asked, others: Sequence[Frames]) -> lis
     """Prunes, and measures twice: as reported, and by hand."""
     sets = split(speech)
     paths = [*sets["calibration"], *(sets["selection"] if asked.noises > 1 else [])]
-    streams = noisy(paths, asked.seconds / asked.noises, [1 + 10 * n for n in range(asked.noises)])
+    seeds = [1 + 10 * n for n in range(asked.noises)]
+    streams = noisy(paths, asked.seconds / asked.noises, seeds, asked.noise)
     result = prune(
         path,
         keep=asked.keep,
@@ -130,6 +139,7 @@ def row(path: Path, speech: Path, asked: Asked, others: Sequence[Frames]) -> lis
     by_hand = np.sqrt(np.mean((pruned - original) ** 2)) / original.std()
     totals = result.report["totals"]
     return [
+        asked.noise,
         asked.keep,
         result.report["recovery"]["used"],
         f"{asked.seconds:.0f} s",
@@ -155,18 +165,17 @@ def main() -> int:
     try:
         path = choices.model or choices.models / "dtln_1.onnx"
         speech = choices.models / "speech"
-        others = noisy(split(speech)["evaluation"], choices.evaluation, [2])
         rows = []
-        for keep in choices.keep:
-            for recover in choices.recover:
-                # Training takes long, and is worth most where most is cut, which comes last.
-                if recover == "distill" and keep != choices.keep[-1]:
-                    continue
-                learns = recover == "distill" and choices.training > choices.seconds
-                seconds, noises = (choices.training, 2) if learns else (choices.seconds, 1)
-                asked = Asked(keep, recover, seconds, noises, choices.minutes)
-                rows.append(row(path, speech, asked, others))
-                print(markdown(HEADER, rows), flush=True)
+        for noise, keep, recover in product(CONDITIONS, choices.keep, choices.recover):
+            # Training takes long, and is worth most where most is cut, which comes last.
+            if recover == "distill" and keep != choices.keep[-1]:
+                continue
+            learns = recover == "distill" and choices.training > choices.seconds
+            seconds, noises = (choices.training, 2) if learns else (choices.seconds, 1)
+            asked = Asked(noise, keep, recover, seconds, noises, choices.minutes)
+            others = noisy(split(speech)["evaluation"], choices.evaluation, [2], noise)
+            rows.append(row(path, speech, asked, others))
+            print(markdown(HEADER, rows), flush=True)
         if choices.write:
             write_section("dtln", f"{markdown(HEADER, rows)}\n\n{NOTE}\n\n{TRIED}")
     except (PruneError, ValueError, OSError) as error:

@@ -97,13 +97,19 @@ def _bytes(paths: Sequence[Path]) -> int:
 
 
 def mixtures(
-    paths: Sequence[Path], seconds: float, piece: float, seed: int, kinds: Sequence[str]
+    paths: Sequence[Path],
+    seconds: float,
+    piece: float,
+    seed: int,
+    kinds: Sequence[str],
+    decibels: tuple[float, float] = (0.0, 15.0),
 ) -> list[Mixture]:
     """Noisy speech of `seconds` in all, in pieces of `piece` seconds.
 
-    The kinds of noise take turns and the signal-to-noise ratios spread evenly over 0 to 15 dB.
+    The kinds of noise take turns and the signal-to-noise ratios spread evenly over `decibels`.
     Each recording is used at most once as speech; babble is made of those left over.
     """
+    lowest, highest = decibels
     rng = np.random.default_rng(seed)
     audio = [read_wave(paths[index]) for index in rng.permutation(len(paths))]
     count, size = round(seconds / piece), round(piece * RATE)
@@ -115,7 +121,8 @@ def mixtures(
         name = kinds[index % len(kinds)]
         clean = speech[index * size : (index + 1) * size]
         noise = NOISES[name](size, rng, others)
-        made.append(mix(clean, noise, name, 15.0 * ((index + 0.5) * golden % 1.0)))
+        ratio = lowest + (highest - lowest) * ((index + 0.5) * golden % 1.0)
+        made.append(mix(clean, noise, name, ratio))
     return made
 
 
