@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -230,6 +231,10 @@ def _turn(graph: gs.Graph, layer: Layer) -> None:
             edit.insert_node(graph, made, after=layer.node)
 
 
+# Entries of the largest constant that an input becomes, whatever size it claims to have.
+_MOST_FROZEN = 1 << 24
+
+
 @dataclass(frozen=True)
 class Freeze:
     """Makes graph inputs constants.
@@ -253,6 +258,12 @@ class Freeze:
                 )
             value = _parse(name, text, port.dtype)
             shape = [dim if isinstance(dim, int) else 1 for dim in port.dims or ()]
+            if prod(shape) > _MOST_FROZEN:
+                raise PruneError(
+                    f"a constant in place of {port} would be too large",
+                    where="--freeze",
+                    remedy=f"leave out {name}",
+                )
             tensor = next(item for item in graph.inputs if item.name == name)
             frozen = edit.add_constant(graph, f"{name}_frozen", np.full(shape, value))
             for node in list(tensor.outputs):

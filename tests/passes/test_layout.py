@@ -10,7 +10,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import GRU, LSTM, RNN
-from onnx_rnn_prune.passes.layout import EinsumProducts, SortNodes, TimeFirst
+from onnx_rnn_prune.passes.layout import EinsumProducts, Freeze, SortNodes, TimeFirst
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 CELLS = (LSTM, GRU, RNN)
@@ -196,3 +196,11 @@ def test_an_einsum_that_is_a_product_is_one(equation, becomes):
     assert document.graph.nodes[-1].op == becomes
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)}
     assert np.allclose(Runner(document)(feed)["y"], Runner(model)(feed)["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1 << 28, 1 << 62])
+def test_an_input_that_claims_a_huge_size_does_not_become_a_constant(size):
+    graph = onnx.parser.parse_graph(f"g (float[{size}] x) => (float y) {{ y = ReduceSum (x) }}")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.raises(PruneError, match="freeze.*too large"):
+        Freeze({"x": "1"})(Document.read(model))
