@@ -34,7 +34,9 @@ calibration inputs; the metric is of held-out inputs with labels, and the two ar
 keeps the same units with `--recover none`; *l2* keeps the units with the largest weights, also
 without recovery, which needs no data. Lower is better for perplexity. Speed is the original's time
 over the pruned model's, one thread, for one held-out sequence of the length given, the median over
-runs in turns. `python tools/bench_samples.py` measures it, and needs PyTorch."""
+runs in turns. On five draws of six of its eight calibration files, the SNR of stream_lstm is
+17.7 dB with a standard deviation of 0.5 dB; it is 17.6 and 0.4 where errors count by what the next
+layer makes of them. `python tools/bench_samples.py` measures the table, and needs PyTorch."""
 
 
 @dataclass(frozen=True)
