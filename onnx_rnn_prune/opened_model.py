@@ -251,13 +251,18 @@ def follow(
     rolling = _rolled(document, inlined, name) if rolls else None
     document = rolling.document if rolling is not None else document
     Pipeline((ListBounds(), TakeInvariants(), StackSequences(), EinsumProducts()))(document)
-    RealOperators()(document)
+    real = RealOperators()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)
     found = _wanted(document, layers)
     invalid_nodes = find_invalid_nodes(document.graph)
     if turned:
         notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
+    if real:
+        notes.append(
+            "QLinearConv and its like are written as Conv and its like between DequantizeLinear and"
+            " QuantizeLinear, of which onnxruntime makes the same again"
+        )
     kind = unknown_type(model)
     if kind:
         notes.append(

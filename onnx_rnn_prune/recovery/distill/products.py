@@ -199,10 +199,8 @@ def _recurrent(op: str) -> Kernel:
         outputs = (whole, state, torch.stack(memories) if memories else None)
         return outputs[: call.outputs]
 
-    slots = [STANDARD[op].inputs.index(name) for name in ("W", "R", "B")]
-    if op == "LSTM":
-        slots.append(STANDARD[op].inputs.index("P"))
-    return Kernel(run, tuple(slots), lambda call: _refuses(op, call))
+    slots = tuple(map(STANDARD[op].inputs.index, STANDARD[op].parameters))
+    return Kernel(run, slots, lambda call: _refuses(op, call))
 
 
 def _refuses(op: str, call: Call) -> str:
