@@ -44,6 +44,7 @@ import onnx_rnn_prune
 import rolling
 from onnx_rnn_prune import cli
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.checks import checked
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import messages
@@ -503,7 +504,7 @@ def changed(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
         for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
             change_message(result, rng)
         with contextlib.suppress(onnx_rnn_prune.PruneError):
-            Runner(result)
+            Runner(checked(result))
             break
     return result
 

@@ -28,6 +28,7 @@ from onnx_rnn_prune.model.external import is_apart
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.walk import messages
 from onnx_rnn_prune.search.study import Study
+from onnx_rnn_prune.trace.plan import fingerprint
 
 SECRET = "secret.bin"
 
@@ -607,6 +608,35 @@ def test_no_output_can_be_computed(model, clips):
     proto.opset_import.add(domain="elsewhere.example", version=1)
     model.write_bytes(proto.SerializeToString())
     assert prune(model, keep=2, data=clips).report["recovery"]["used"] == "none"
+
+
+def test_an_operator_of_others_that_only_a_cut_does_without(model, clips, tmp_path, capsys):
+    """A state of zeros is dropped, and with it what onnxruntime cannot run."""
+    proto = onnx.load(model)
+    proto.graph.node.insert(0, helper.make_node("ConstantOfShape", ["size"], ["zeros"]))
+    proto.graph.node.insert(0, helper.make_node("Shape", ["x"], ["size"], domain="B"))
+    proto.graph.node[2].input.extend(["", "zeros"])
+    proto.graph.node.append(helper.make_node("Neg", ["x"], ["negative"]))
+    proto.graph.output.append(helper.make_tensor_value_info("negative", TensorProto.FLOAT, None))
+    model.write_bytes(proto.SerializeToString())
+    wanted = {
+        "format": "onnx_rnn_prune.plan/1",
+        "model": {"sha256": fingerprint(proto)},
+        "layers": {"rnn": {"scope": "", "hidden_size": 6, "keep": [[0, 1]]}},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(wanted))
+    given = ["apply", str(model), str(tmp_path / "plan.json"), "-o", str(tmp_path / "o.onnx")]
+    for data in ([], ["--data", str(clips)]):
+        assert run([*given, *data]) in (0, 1)
+        assert "report" not in capsys.readouterr().err
+
+
+def test_a_model_without_outputs(model, capsys):
+    proto = onnx.load(model)
+    del proto.graph.output[:]
+    model.write_bytes(proto.SerializeToString())
+    assert run(["inspect", str(model)]) == 1
+    assert "it has no outputs" in capsys.readouterr().err
 
 
 def test_a_weight_that_is_an_output(model, tmp_path):

@@ -229,13 +229,14 @@ def slopes(layer: Layer, steps: Steps) -> Slopes | None:
     return _CELLS[layer.cell.gates](layer, steps, known)
 
 
-def answers(layer: Layer, steps: Steps) -> dict[str, Matrix] | None:
-    """The derivative of the states to come by what each gate sums, [T, B, H] by letter."""
+def answers(layer: Layer, steps: Steps, letters: str) -> dict[str, Matrix] | None:
+    """The derivative of the states to come by what some gates sum, [T, B, H] by letter."""
     found = slopes(layer, steps)
     if found is None:
         return None
     through = _lasting(found.kept, steps) * found.shown
-    return {**{name: through * own for name, own in found.memory.items()}, **found.direct}
+    memory = {name: through * found.memory[name] for name in letters if name in found.memory}
+    return {**memory, **found.direct}
 
 
 def _rnn(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
@@ -285,8 +286,7 @@ def _lasting(kept: Matrix, steps: Steps) -> Matrix:
     square = np.clip(kept**2, np.finfo(np.float64).tiny, 1.0 - 1.0 / _LONGEST)
     left = np.minimum(steps.left, _LONGEST)[..., None]
     # Powers that underflow would take twenty times as long.
-    lasts: Matrix = np.sqrt(-np.expm1(left * np.log(square)) / (1.0 - square))
-    return lasts
+    return np.asarray(np.sqrt(-np.expm1(left * np.log(square)) / (1.0 - square)))
 
 
 _CELLS: dict[str, Callable[[Layer, Steps, list[Function]], Slopes]] = {
@@ -337,8 +337,7 @@ class GateReader:
     def source(self, lookup: Lookup) -> str:
         tensor = self.layer_of(lookup).input("X")
         assert tensor is not None
-        name: str = tensor.name
-        return name
+        return str(tensor.name)
 
     def taps(self, lookup: Lookup) -> list[str]:
         layer = self.layer_of(lookup)
@@ -367,17 +366,21 @@ class GateReader:
 
     def side_by_side(self, found: Mapping[str, Matrix], steps: Steps) -> Matrix:
         """What there is of each gate, [T, B, H] by letter, as outputs lie, [N, outputs]."""
-        letters = "H" if self.sources == ("H",) else self.gates
-        return np.concatenate([found[letter][steps.valid] for letter in letters], axis=1)
+        return np.concatenate([found[letter][steps.valid] for letter in self._letters], axis=1)
+
+    @property
+    def _letters(self) -> str:
+        return "H" if self.sources == ("H",) else self.gates
 
     def _squares(self, lookup: Lookup, taps: Taps) -> Matrix:
         """Of how what comes answers each output, [N, outputs]; ones where that is not known."""
         layer = self.layer_of(lookup)
         steps = Steps(layer, self.direction, taps)
-        found = answers(layer, steps)
+        found = answers(layer, steps, self._letters)
         if found is None:
             return np.ones((np.count_nonzero(steps.valid), len(self.gates) * layer.hidden))
-        return np.square(self.side_by_side(found, steps))
+        squares = self.side_by_side(found, steps)
+        return np.square(squares, out=squares)
 
     def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))
@@ -429,8 +432,7 @@ class GateReader:
         return np.concatenate([np.arange(layer.hidden) + block * layer.hidden for block in blocks])
 
     def _matrix(self, layer: Layer, source: str) -> Array:
-        matrix: Array = _constant(layer, "W" if source == "X" else "R")[self.direction]
-        return matrix
+        return np.asarray(_constant(layer, "W" if source == "X" else "R")[self.direction])
 
     def _source(self, name: str, steps: Steps) -> Matrix:
         if name == "X":

@@ -50,6 +50,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     if not all(_is_text(value) for _, _, value in _texts(model)):
         model = deepcopy(model)
         _decode(model)
+    _require(len(model.graph.output) > 0, "the model", "it has no outputs")
     for tensor in messages(model, onnx.TensorProto):
         _check_tensor(tensor)
     for info in messages(model, onnx.ValueInfoProto):

@@ -76,7 +76,8 @@ class Document:
 
     def copy(self) -> Document:
         """An independent document of the same model; values are shared until one is set anew."""
-        give_back(sum(map(raw_length, self.source.graph.initializer)))
+        held = sum(map(raw_length, self.source.graph.initializer))
+        give_back(held, len(self.graph.nodes))
         graph = self.graph.copy()
         pairs = list(zip(all_nodes(self.graph), all_nodes(graph), strict=True))
         _reunite(pairs)

@@ -68,6 +68,12 @@ def runnable_outputs(model: onnx.ModelProto) -> list[str]:
     return outputs + list(dict.fromkeys(frontier))
 
 
+def runs_whole(model: onnx.ModelProto) -> bool:
+    """Whether onnxruntime has all operators: it also refuses one whose outputs nobody reads."""
+    computed = computable(model)
+    return all(computed.issuperset(filter(None, node.output)) for node in model.graph.node)
+
+
 def computable(model: onnx.ModelProto) -> set[str]:
     """What nodes compute without an operator of a foreign domain in the way, bodies included."""
     functions = {(function.domain, function.name) for function in model.functions}

@@ -34,6 +34,7 @@ from onnx_rnn_prune.model.runnable import (
     may_be_empty,
     narrowed,
     runnable_outputs,
+    runs_whole,
     unknown_type,
     with_outputs,
 )
@@ -269,7 +270,7 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
         content = _asked(light, outputs).SerializeToString()
         del light
         stack.pop_all()  # it is needed for longer
-    give_back(sum(map(raw_length, source.graph.initializer)))
+    give_back(sum(map(raw_length, source.graph.initializer)), len(source.graph.node))
     return _Loadable(content, str(weights.folder), given, folder)
 
 
@@ -308,7 +309,7 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
     Only then is it as users run it, and may be timed.
     """
     names = runnable_outputs(model) if outputs is None else outputs
-    if names != [port.name for port in model.graph.output]:
+    if names != [port.name for port in model.graph.output] or not runs_whole(model):
         model = with_outputs(model, names)
     return model if outputs is None else guarded(model)
 

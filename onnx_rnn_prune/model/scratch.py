@@ -133,17 +133,19 @@ def _is_dead(machine: str, process: str, began: str) -> bool:
 
 
 # To look for garbage takes as long as there are objects; in the graphs of smaller models, it would
-# take longer than all else, and there is little to be found.
-_WORTH = 1 << 21
+# take longer than all else, and there is little to be found. Graphs of many nodes are found without
+# it, for Python looks by itself after so many new objects.
+_WORTH, _NODE, _MUCH = 1 << 21, 1 << 14, 1 << 22
 
 
-def give_back(size: int) -> None:
+def give_back(size: int, nodes: int) -> None:
     """Frees what nobody uses any more; graphs hold themselves in circles, and their weights.
 
     Args:
         size: of what such a graph may hold, in bytes.
+        nodes: that it has.
     """
-    if size > _WORTH:
+    if size > min(max(_WORTH, nodes * _NODE), _MUCH):
         gc.collect()
     trim()
 

@@ -16,6 +16,7 @@ from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfl
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers
 from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.model.scratch import trim
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.operators.layers import Layer
@@ -64,7 +65,9 @@ def score_units(
     if criterion.needs in ("either", "evidence"):
         data.evidence(traced, progress)
     progress("scoring units", 0, None)
-    return criterion.score(ScoringContext(traced, data, request.seed, progress))
+    scores = criterion.score(ScoringContext(traced, data, request.seed, progress))
+    trim()  # what it took is many times what is left of it
+    return scores
 
 
 def choose_in_steps(
@@ -121,6 +124,7 @@ def choose_plan(
         ConstraintError: the budget cannot be met.
     """
     criterion_of(request, data)
+    known = fingerprint(opened.model)  # which takes the model once again, before there is more
     names = request.layers_of(opened)
     if request.keep is not None:
         request.keep.check(names)
@@ -128,7 +132,7 @@ def choose_plan(
     scores = score_units(traced, data, request, progress)
     counts = share_out(traced, data, scores, request, progress)
     keep = choose_in_steps(traced, data, request, scores, counts, progress)
-    plan = Plan.from_mask(fingerprint(opened.model), traced.trace, keep)
+    plan = Plan.from_mask(known, traced.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
         plan = pin_unprofitable(traced, plan, request.refits(data))
     notes = tuple(map(Note, request.bounds.notes(traced.trace.groups)))

@@ -14,7 +14,7 @@ deviate by 27 % on other speech; by 30 % where errors count by what the next lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,14 @@ class Influence:
         self, reader: Reader, lookup: Lookup, places: Ids, dtype: npt.DTypeLike = np.float64
     ) -> Real:
         """E[J'J] of some entries of a reader's signal, [places, places]."""
-        weight = reader.weight(lookup)
         if reader.name in self.drawn:
-            felt = (self.drawn[reader.name] @ weight[:, places]).astype(dtype, copy=False)
+            drawn = _before(self.drawn[reader.name], reader, lookup, places)
+            felt = drawn.astype(dtype, copy=False)
             return np.asarray(felt.T @ felt / len(felt), dtype)
         total = np.zeros((len(places), len(places)), dtype)
-        felt = np.sqrt(self.rows[reader.name])[:, None]
-        for lines in blocks(len(weight)):
-            part = (weight[lines][:, places] * felt[lines]).astype(dtype, copy=False)
+        roots = np.sqrt(self.rows[reader.name])[:, None]
+        for lines, weight in _in_parts(reader, lookup, len(roots)):
+            part = (weight[:, places] * roots[lines]).astype(dtype, copy=False)
             for rows in blocks(len(places)):  # it is symmetric
                 total[rows, : rows.stop] += part[:, rows].T @ part[:, : rows.stop]
         for rows in blocks(len(places)):
@@ -81,7 +81,21 @@ class Influence:
         else:
             rows = self.rows[reader.name]
             drawn = rng.normal(size=(count, len(rows))) * np.sqrt(rows)
-        return np.asarray(drawn @ reader.weight(lookup)[:, places], np.float64)
+        return np.asarray(_before(drawn, reader, lookup, places), np.float64)
+
+
+def _in_parts(reader: Reader, lookup: Lookup, outputs: int) -> Iterator[tuple[slice, Array]]:
+    """A reader's weight, some of its rows at a time, for the whole may be most of a model."""
+    lines, every = reader.lines(lookup), np.arange(outputs)
+    return ((rows, lines(every[rows])) for rows in blocks(outputs))
+
+
+def _before(derivatives: Array, reader: Reader, lookup: Lookup, places: Ids) -> Array:
+    """Derivatives by outputs, [N, outputs], as those by entries of the signal, [N, places]."""
+    total = np.zeros((len(derivatives), len(places)), derivatives.dtype)
+    for rows, weight in _in_parts(reader, lookup, derivatives.shape[1]):
+        total += derivatives[:, rows] @ weight[:, places]
+    return total
 
 
 def influence_of(
@@ -276,7 +290,10 @@ def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] |
         memory = state * found.shown[step] + carried * valid
         each *= np.where(direct, state[:, None], memory[:, None])
         carried = memory * found.kept[step]
-        back = {name: each[:, place] @ matrix for name, (place, matrix, _) in scaled.items()}
+        back = {
+            name: each[:, place].astype(matrix.dtype) @ matrix
+            for name, (place, matrix, _) in scaled.items()
+        }
         for name, (other, slope) in found.scaling.items():
             each[:, letters.index(name)] = back[other] * slope[step]
         felt = each[:, : len(plain)].reshape(len(each), -1).astype(rows.dtype) @ rows
