@@ -160,10 +160,10 @@ def count_flops(document: Document, find: Find) -> int:
 
 def _depthwise(graph: gs.Graph, find: Find) -> list[gs.Tensor]:
     """The weights of depthwise convolutions, if such operations count."""
-    nodes = [] if find is find_layers else all_nodes(graph)
+    recurrent = all(layer.cell.stacked for layer in find(graph))
     return [
         node.inputs[1]
-        for node in nodes
+        for node in (() if recurrent else all_nodes(graph))
         if node.op in ("Conv", "ConvInteger", "ConvTranspose")
         and node.attrs.get("group", 1) > 1
         and (constant_shape(node.inputs[1]) or (0, 0))[1] == 1

@@ -10,7 +10,9 @@ from onnx_rnn_prune.cost.cost import Cost, Counts
 from onnx_rnn_prune.cost.stopwatch import Stopwatch
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
+from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.trace import Trace
 
@@ -45,7 +47,7 @@ def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cos
 def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
     """The time of each cut layer's operator, by name; what reads the layers is left out."""
     layers = traced_layers(document, trace)
-    stopwatch = Stopwatch(layers)
+    stopwatch = Stopwatch(layers, {name: labels.shape for name, labels in trace.labels.items()})
     group_of = {name: n for n, group in enumerate(trace.groups) for name in group.layers}
 
     def price_of_layer(layer: Layer) -> Price:
@@ -58,6 +60,33 @@ def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
         )
 
     return {layer.name: price_of_layer(layer) for layer in layers}
+
+
+def node_parts(document: Document, trace: Trace) -> Mapping[str, Matrix]:
+    """The part of the work of nodes that goes with each unit of a group, by key, [groups].
+
+    Nodes are those with labels in what they read or make, but for layers that are cut and recurrent
+    ones; their work follows the largest such tensor.
+    """
+    layers = [*traced_layers(document, trace), *find_layers(document.graph)]
+    apart = {layer.key for layer in layers}
+    group_of = np.full(trace.units.count + 1, -1)  # of no unit, too
+    for number, group in enumerate(trace.groups):
+        for atoms in group.atoms:
+            group_of[atoms] = number
+    sizes = np.array([group.size for group in trace.groups])
+    found = {}
+    for key, node in nodes_by_key(document.graph).items():
+        signals = [
+            trace.labels[t.name] for t in (*node.inputs, *node.outputs) if t.name in trace.labels
+        ]
+        if key in apart or not signals:
+            continue
+        labels = max(signals, key=lambda labels: labels.size)
+        owners = group_of[labels.reshape(-1)]
+        counts = np.bincount(owners[owners >= 0], minlength=len(sizes))
+        found[key] = counts / (sizes * max(labels.size, 1))
+    return found
 
 
 def _inputs(trace: Trace, key: str, input_size: int) -> tuple[int, Matrix]:

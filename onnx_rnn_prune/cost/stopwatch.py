@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_rnn_prune.cost.timetable import Timetable
+from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import STANDARD
 
 STEPS = 64
 _ROUNDS = 15
+# Slow ones are run less often: about so many seconds each.
+_FEWEST, _SECONDS = 3, 0.02
 # Widths at which an operator is timed, as shares of its own; in between, time is interpolated.
 _SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 
 
 class Stopwatch:
-    """Times of the layers of a model on random inputs: 64 steps, one thread.
+    """Times of the layers of a model on random inputs: 64 steps, or all places, one thread.
 
     Args:
         layers: of the model; each is timed at a few widths.
+        shapes: of their outputs, by name, for those that pass over places.
         batch: sequences side by side.
     """
 
-    def __init__(self, layers: Sequence[Layer], batch: int = 1) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        batch: int = 1,
+    ) -> None:
         widths = {
             layer.name: sorted({max(1, round(share * layer.hidden)) for share in _SHARES})
             for layer in layers
         }
         operators = {
-            layer.name: [
-                Operator(_op(layer), layer.direction, _width(layer), units * layer.lanes, batch)
-                for units in widths[layer.name]
-            ]
+            layer.name: [replace(whole, units=units * layer.lanes) for units in widths[layer.name]]
             for layer in layers
+            for whole in [_operator(layer, shapes, batch)]
         }
         flat = [each for own in operators.values() for each in own]
         times = dict(zip(flat, operator_times(flat, Timetable()), strict=True))
@@ -64,33 +72,55 @@ class Stopwatch:
         return float(np.interp(units, widths, times)) * share
 
 
-def _op(layer: Layer) -> str:
+def _operator(layer: Layer, shapes: Mapping[str, Sequence[int]], batch: int) -> Operator:
     """The operator in whose place a layer stands.
 
-    DynamicQuantizeLSTM is timed as an LSTM, and layers without a state as products of matrices.
+    DynamicQuantizeLSTM is timed as an LSTM, convolutions of integers as those of real numbers, and
+    other layers without a state as products of matrices, as are convolutions whose outputs are not
+    known.
     """
-    if not layer.sums:
-        return "MatMul"
-    return "LSTM" if layer.cell.features != 2 else layer.cell.op
-
-
-def _width(layer: Layer) -> int:
-    """What is summed for each unit; in a convolution, the taps of all channels."""
     weight = layer.constant("W")
     assert weight is not None
-    return int(weight.shape[2])
+    op = "LSTM" if layer.cell.features != 2 else layer.cell.op
+    made = layer.output("Y")
+    if layer.sums:
+        return Operator(op, layer.direction, int(weight.shape[2]), layer.hidden, batch)
+    if not layer.cell.spatial or made is None or made.name not in shapes:
+        return Operator("MatMul", layer.direction, int(weight.shape[2]), layer.hidden, batch)
+    held = constant_shape(layer.node.inputs[layer.slot("W")]) or ()
+    attributes = layer.node.attrs
+    places = shapes[made.name][2:]
+    strides = tuple(attributes.get("strides") or (1,) * len(places))
+    turned = layer.cell.op == "ConvTranspose"
+    scaled = zip(places, strides, strict=True)
+    space = tuple(max(n // by if turned else n * by, 1) for n, by in scaled)
+    return Operator(
+        op="ConvTranspose" if turned else "Conv",
+        direction=layer.direction,
+        inputs=layer.input_size,
+        units=layer.hidden,
+        batch=1,
+        groups=int(attributes.get("group", 1)),
+        kernel=tuple(held[2:]),
+        strides=strides,
+        space=space,
+    )
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A recurrent operator by what its time depends on.
+    """A recurrent operator, product or convolution by what its time depends on.
 
     Attributes:
-        op: LSTM, GRU, RNN or MatMul.
+        op: LSTM, GRU, RNN, MatMul, Conv or ConvTranspose.
         direction: forward, reverse or bidirectional.
         inputs: width of X.
-        units: of each direction.
+        units: of each direction, or of all lanes.
         batch: sequences side by side.
+        groups: of a convolution, as the next three.
+        kernel: its size.
+        strides: along each axis.
+        space: the size of X.
     """
 
     op: str
@@ -98,13 +128,22 @@ class Operator:
     inputs: int
     units: int
     batch: int
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    space: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return " ".join(map(str, astuple(self)))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of X."""
+        return (1, self.inputs, *self.space) if self.space else (STEPS, self.batch, self.inputs)
+
 
 def operator_times(operators: Sequence[Operator], table: Timetable) -> list[float]:
-    """Milliseconds of each on random inputs: 64 steps, one thread, the median."""
+    """Milliseconds of each on random inputs: 64 steps, or all places, one thread, the median."""
     named = {f"operator {operator}": operator for operator in operators}
     found = table(list(named), lambda names: _timed([named[name] for name in names]))
     times = dict(zip(named.values(), map(float, found), strict=True))
@@ -114,12 +153,12 @@ def operator_times(operators: Sequence[Operator], table: Timetable) -> list[floa
 def _timed(operators: Sequence[Operator]) -> list[float]:
     runners = [_alone(operator) for operator in operators]
     rng = np.random.default_rng(0)
-    feeds = [
-        {"X": rng.normal(size=(STEPS, each.batch, each.inputs)).astype(np.float32)}
-        for each in operators
-    ]
+    feeds = [{"X": rng.normal(size=each.shape).astype(np.float32)} for each in operators]
     times: list[list[float]] = [[] for _ in operators]
-    for _ in range(_ROUNDS):
+    begun = time.perf_counter()
+    for number in range(_ROUNDS):
+        if number >= _FEWEST and time.perf_counter() - begun > _SECONDS * len(operators):
+            break
         for own, runner, feed in zip(times, runners, feeds, strict=True):
             start = time.perf_counter()
             runner(feed)
@@ -137,12 +176,18 @@ def _alone(operator: Operator) -> Runner:
         directions = 2 if operator.direction == "bidirectional" else 1
         shapes = {"W": (directions, rows, operator.inputs), "R": (directions, rows, operator.units)}
         attributes = {"hidden_size": operator.units, "direction": operator.direction}
+    if operator.space:
+        channels = operator.inputs, operator.units
+        least = channels if operator.op == "ConvTranspose" else channels[::-1]
+        shapes = {"W": (least[0], least[1] // operator.groups, *operator.kernel)}
+        pads = [size // 2 for size in operator.kernel]
+        attributes = {"group": operator.groups, "strides": operator.strides, "pads": pads * 2}
     weights = [
         numpy_helper.from_array(rng.normal(0, 0.1, shape).astype(np.float32), name)
         for name, shape in shapes.items()
     ]
     node = helper.make_node(operator.op, ["X", *shapes], ["Y"], **attributes)
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["T", "B", operator.inputs])
+    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, [None, None, *operator.shape[2:]])
     y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "alone", [x], [y], weights)
     return Runner(

@@ -53,6 +53,7 @@ def _cell(op: str, units: int, features: int, place: int, first: bool = False) -
         stacked=False,
         attribute="",
         restores=False,
+        spatial=op.startswith("Conv"),
     )
 
 

@@ -50,6 +50,7 @@ class Cell:
         attribute: where the node says how many units it has; empty where its parameters alone do.
         restores: whether its outputs may be brought back to full width; to do so takes more than a
             cut saves where a layer is one product.
+        spatial: whether its weight is a kernel that passes over places.
     """
 
     op: str
@@ -66,6 +67,7 @@ class Cell:
     stacked: bool = True
     attribute: str = "hidden_size"
     restores: bool = True
+    spatial: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
@@ -12,13 +13,14 @@ import numpy as np
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.cost.budget import Budget, Kind
 from onnx_rnn_prune.cost.cost import Cost, limit_of
-from onnx_rnn_prune.cost.price import Price, layer_times
+from onnx_rnn_prune.cost.price import Price, layer_times, node_parts
 from onnx_rnn_prune.cost.timetable import Timetable
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
+from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
@@ -51,23 +53,26 @@ from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.quality import Quality
 from onnx_rnn_prune.validate.timing import node_times
 
-# For timing one cut.
-_SECONDS = 0.6
+# For timing one cut; and the least share of the time that a cut is predicted to leave.
+_SECONDS, _LEAST = 1.5, 0.005
+# Files that are timed keep such shares of all layers; 0 stands for a single unit.
+_FILES = (0.0, 0.125, 0.25, 0.5)
 
 
 def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
-    """What a run of the original takes, which share of it each layer that may be cut, and more.
+    """What a run of the original takes, and which share of it each node with units in it.
 
-    Measured once on this machine for inputs of the shapes of the first feed, one thread. Layers of
-    which states or outputs are brought to full width are cut to half, too: how much longer such a
-    file takes than the layers alone tell is what that costs.
+    Measured once on this machine for inputs of the shapes of the first feed, one thread. So are a
+    few files with equal shares of all layers, but for those of which states or outputs are brought
+    to full width. These are cut to half: how much longer such a file takes than is predicted from
+    all that is what it costs to bring them there.
     """
     feed = next(iter(data.validation))
     trace, opened = traced.trace, traced.opened
     keys = {layer.name: layer.key for layer in opened.layers if layer.name in trace.units.lanes}
     doubtful = [n for n, group in enumerate(trace.groups) if restores_width(traced, group)]
     shapes = " ".join(f"{name} {list(value.shape)}" for name, value in sorted(feed.items()))
-    name = f"model {fingerprint(opened.model)} {shapes} {sorted(keys)} {doubtful}"
+    name = f"files {fingerprint(opened.model)} {shapes} {sorted(keys)} {doubtful}"
 
     def measured(names: Sequence[str]) -> list[dict[str, Any]]:
         original = timings([opened.run()], feed)[0].ms
@@ -75,9 +80,16 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
         if opened.rolled:  # cuts start from the rolled model, limits from what it was
             rolled = Runner(opened.document, name="the rolled model", remedy=OURS)
             whole = timings([rolled], feed)[0].ms
-        nodes = node_times(opened.document, list(keys.values()), [feed], opened.name).nodes
+        present = nodes_by_key(opened.document.graph)
+        others = [key for key in node_parts(traced.document, trace) if key in present]
+        nodes = node_times(opened.document, [*keys.values(), *others], [feed], opened.name).nodes
         shares = {name: nodes[key].share for name, key in keys.items() if key in nodes}
+        rest = {key: nodes[key].share for key in others if key in nodes}
         found: dict[str, Any] = {"original": original, "ms": whole, "shares": shares, "more": {}}
+        cuts = [shares_of(trace, share, doubtful) for share in _FILES]
+        cuts = [cut for cut in cuts if cut != shares_of(trace, 1.0, doubtful)]
+        files = [(cut, original / _speedup(traced, cut, feed)) for cut in cuts]
+        found |= {"others": rest, "files": files}
         price = predicted(traced, found)
         for number in doubtful:
             half = halved(trace, number)
@@ -87,6 +99,14 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
 
     (found,) = Timetable()([name], measured)
     return dict(found)
+
+
+def shares_of(trace: Trace, share: float, whole: Container[int]) -> list[int]:
+    """The same share of the units of all groups but some."""
+    return [
+        group.size if n in whole else max(round(share * group.size), 1)
+        for n, group in enumerate(trace.groups)
+    ]
 
 
 def halved(trace: Trace, number: int) -> list[int]:
@@ -109,23 +129,40 @@ def _speedup(traced: TracedModel, counts: Sequence[int], feed: Feed) -> float:
 def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     """Milliseconds of a run when the groups keep so many units.
 
-    A layer's share of the time shrinks as its operator does alone; all else stays as it is, also
-    what reads the units, so that the real file mostly is a little faster. To bring states and
-    outputs to full width takes what it took in a file.
+    Between the files that were timed, parts tell how it goes. A layer's share of the time shrinks
+    as its operator does alone, that of other nodes as the units do in what they read or make. To
+    bring states and outputs to full width takes what it took in a file.
     """
     trace = traced.trace
     alone = layer_times(traced.document, trace)
     full = [group.size for group in trace.groups]
     whole = {name: max(price(full), 1e-9) for name, price in alone.items()}
     more = {int(number): ms for number, ms in times.get("more", {}).items()}
+    of_nodes = node_parts(traced.document, trace)
+    none = np.zeros(len(full))
+    rest = sum((share * of_nodes[key] for key, share in times["others"].items()), start=none)
 
-    def price(counts: Sequence[int]) -> float:
+    # On a busy machine, parts may seem to take longer than the whole.
+    total = max(sum(times["shares"].values()) + sum(times["others"].values()), 1.0)
+
+    def of_parts(counts: Sequence[int]) -> float:
         saved = sum(
             share * (1.0 - alone[name](counts) / whole[name])
             for name, share in times["shares"].items()
-        )
-        spent = sum(ms for number, ms in more.items() if counts[number] < full[number])
-        return float(times["ms"] * (1.0 - saved) + spent)
+        ) + rest @ np.subtract(full, counts)
+        return float(times["ms"] * max(1.0 - saved / total, _LEAST))
+
+    files = [*times.get("files", ()), (full, times["ms"])]
+    parts = [of_parts(cut) for cut, _ in files]
+    known = np.log(np.maximum.accumulate(parts))
+    # More is saved than parts tell; a file that seems to take longer was disturbed.
+    spent = [min(ms, part) for (_, ms), part in zip(files, parts, strict=True)]
+    took = np.log(np.maximum.accumulate(spent))
+
+    def price(counts: Sequence[int]) -> float:
+        part = math.log(of_parts(counts))
+        ms = math.exp(float(np.interp(part, known, took)) + min(part - float(known[0]), 0.0))
+        return float(ms + sum(m for n, m in more.items() if counts[n] < full[n]))
 
     return price
 
@@ -246,7 +283,7 @@ class Problem:
                 return False
             return all(self.size(kind, counts) <= limit for kind, limit in limits.items())
 
-        kernels = {layer.name for layer in trace.layers if layer.cell.op.startswith("Conv")}
+        kernels = {layer.name for layer in trace.layers if layer.cell.spatial}
         eights = frozenset(
             n for n, g in enumerate(trace.groups) if not kernels.isdisjoint(g.layers)
         )

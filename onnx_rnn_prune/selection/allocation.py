@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 import numpy as np
@@ -85,21 +86,31 @@ class Allocation:
             Kept units per group; no group could have one step more.
         """
         counts = [self.floor(group) for group in groups]
-        open_groups = {n for n, group in enumerate(groups) if counts[n] < group.size}
-        while open_groups:
-            steps = {n: self._after(groups, counts, n) for n in open_groups}
-            worth = {n: urgency(n, counts[n]) for n in open_groups}
-            if price is not None:
-                now = price(counts)
-                worth = {n: worth[n] / max(price(steps[n]) - now, _LEAST) for n in open_groups}
-            number = max(open_groups, key=lambda n: (worth[n], -n))
-            after = steps[number]
-            if not fits(after):
-                open_groups.discard(number)
-                continue
-            counts = after
-            if counts[number] == groups[number].size:
-                open_groups.discard(number)
+
+        def less(number: int) -> float:
+            worth = urgency(number, counts[number])
+            if price is None:
+                return -worth
+            more = price(self._after(groups, counts, number)) - price(counts)
+            return -worth / max(more, _LEAST)
+
+        # Worth falls as units are given, so that of most groups it need not be known anew.
+        heap = [(less(n), n) for n, group in enumerate(groups) if counts[n] < group.size]
+        heapify(heap)
+        while heap:
+            known, number = heap[0]
+            now = less(number)
+            after = self._after(groups, counts, number)
+            if now > known:
+                heapreplace(heap, (now, number))
+            elif not fits(after):
+                heappop(heap)
+            elif after[number] == groups[number].size:
+                counts = after
+                heappop(heap)
+            else:
+                counts = after
+                heapreplace(heap, (less(number), number))
         return counts
 
     def _after(self, groups: tuple[Group, ...], counts: list[int], number: int) -> list[int]:

@@ -210,7 +210,7 @@ class _Marked:
     """
 
     names: Mapping[str, str]
-    makers: Mapping[str, tuple[str, str]]
+    makers: Mapping[str, list[tuple[str, str]]]
 
     def key(self, event: Mapping[str, Any]) -> str | None:
         """Of the node whose kernel a note is about, if it is one of them."""
@@ -223,19 +223,19 @@ class _Marked:
         made, renamed = _LAYOUT.subn("", label.removesuffix(_KERNEL))
         if not renamed:
             return None
-        op, key = self.makers.get(made, ("", None))
-        return key if str(event.get("args", {}).get("op_name")).endswith(op) else None
+        name = str(event.get("args", {}).get("op_name"))
+        return next((key for op, key in self.makers.get(made, []) if name.endswith(op)), None)
 
 
 def _mark(nodes: Mapping[str, gs.Node], keys: Sequence[str]) -> _Marked:
     names: dict[str, str] = {}
-    makers: dict[str, tuple[str, str]] = {}
+    makers: dict[str, list[tuple[str, str]]] = {}
     for number, key in enumerate(keys):
         node = nodes[key]
         node.name = f"{OWN}timed_{number}"
         names[node.name] = key
         for tensor in _fusible(node):
-            makers.setdefault(tensor, (node.op, key))
+            makers.setdefault(tensor, []).append((node.op, key))
     return _Marked(names, makers)
 
 

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
+from onnx_rnn_prune.cost.price import node_parts
 from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.opened_model import open_model
@@ -135,6 +136,39 @@ def test_widths_are_aligned(strategy):
 
 def test_channels_of_convolutions_are_rounded_to_multiples_of_8():
     assert replace(space(), eights=frozenset({0, 2})).aligned([21.0, 21.0, 11.0]) == (24, 21, 11)
+
+
+def test_what_stands_behind_channels_takes_less_time_with_fewer_of_them():
+    """Depthwise convolutions and activations are no layers, but most of the time in some models."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4, 16, 16] x) => (float[n, 3, 16, 16] y) {
+            a = Conv (x, wide)
+            b = Conv <group = 64, pads = [1, 1, 1, 1]> (a, each)
+            c = HardSwish (b)
+            y = Conv (c, last)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in {
+        "wide": (64, 4, 1, 1),
+        "each": (64, 1, 3, 3),
+        "last": (3, 64, 1, 1),
+    }.items():
+        value = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    opened = open_model(model, layers=("all",))
+    data = open_three(opened, Inputs(data=[{"x": np.ones((1, 4, 16, 16), np.float32)}] * 3))
+    names = [layer.name for layer in opened.layers]
+    traced = trace_model(opened, names, data.calibration, Options.of({}).interface)
+    behind = {"b": 1 / 64, "c": 1 / 64, "y": 1 / 64}
+    found = node_parts(traced.document, traced.trace)
+    assert {key: part.tolist() for key, part in found.items() if key in behind} == {
+        key: [part] for key, part in behind.items()
+    }
+    times = {"ms": 10.0, "shares": {"a": 0.2}, "others": {"b": 0.5, "c": 0.3}}
+    ms = problem.predicted(traced, times)
+    assert ms([64]) == pytest.approx(10.0) and 2.4 < ms([16]) < 4.0
 
 
 @pytest.mark.parametrize("trials", [1, 5, 17])
