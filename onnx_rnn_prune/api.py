@@ -230,7 +230,10 @@ def apply(
     result = finish(opened, given, made, progress)
     reason = worse(result.report) if mode == "shrink" and chosen.cut() else None
     if reason is not None:
-        warnings = [*result.report.warnings, Note(f"{reason}; the plan was followed nevertheless")]
+        warnings = [
+            *result.report.warnings,
+            Note(f"{reason}; it was written because the plan asks for it"),
+        ]
         result = replace(result, report=replace(result.report, warnings=warnings))
     return replace(result, inputs=inputs)
 
@@ -374,7 +377,7 @@ def sensitivity(
     request, executor = Request.of(options), Executor.of(options.effort)
     if data is None:
         raise PruneError(
-            "what a layer can spare shows on inputs only", where="--data", remedy="give some"
+            "measuring what layers can spare takes inputs", where="--data", remedy="give some"
         )
     opened = open_model(model, options.inputs, request.layers)
     memory = None if study is None else Path(study)

@@ -107,8 +107,8 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
         made = made_up(opened.document, opened.run(), inputs)
         test = made if eval_data is None else opened_feeds(opened, eval_data, stream)
         note = (
-            "nothing was calibrated: with --data and some typical inputs, units are chosen by what"
-            " they do and the kept ones make up for the removed ones, which loses far less"
+            "nothing was calibrated: with typical inputs (--data), units are chosen by what they"
+            " do and the remaining weights are refitted, which loses far less"
         )
         streams = stream_row(opened.document, stream, test)
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
@@ -233,7 +233,7 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
         learning: whether what could learn from the loss is asked for.
 
     Raises:
-        PruneError: there is no such loss, or nothing learns from it; PyTorch, data or labels are
+        PruneError: there is no such loss, or no step learns from it; PyTorch, data or labels are
             missing, or those of the first feed that has some and the loss do not suit each other.
     """
     found = read_loss(loss)
@@ -241,7 +241,7 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
         return data
     if not any(learning):
         raise PruneError(
-            "nothing learns from it",
+            "no step learns from it",
             where="--loss",
             remedy="add --criterion=taylor or fisher, or --recover=distill, or leave it out",
         )
@@ -251,7 +251,7 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
     first = next((feed for feed in data.calibration if feed.labels is not None), None)
     if first is None:
         raise PruneError(
-            "no feed to learn from has labels",
+            "no calibration feed has labels",
             where=data.calibration.source,
             remedy="put an array 'labels' beside the inputs of each feed, or leave --loss out",
         )

@@ -186,7 +186,9 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
         if asked.data is not None or asked.size:
             raise
         why = error.declared
-        return Seen(warnings=(f"where the units end and what takes time is not known: {why}",))
+        return Seen(
+            warnings=(f"could not find out where the units end and what takes time: {why}",)
+        )
     times = {keys[key]: spent for key, spent in timed.nodes.items() if key in keys}
     first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
@@ -202,7 +204,9 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     try:
         return _follow(opened, data, seen, progress)
     except PruneError as error:
-        return replace(seen, warnings=(f"where the units end is not known: {error.declared}",))
+        return replace(
+            seen, warnings=(f"could not find out where the units end: {error.declared}",)
+        )
 
 
 def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
@@ -221,8 +225,8 @@ def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progre
     half = halves(traced, data, free, progress)
     outlets = outlet_rows(opened.layers, traced.ends, traced.restored)
     late = sum(1 for layer in opened.layers if layer.name in free and layer.name not in half)
-    least = "the layer that takes" if late == 1 else f"the {late} layers that take"
-    note = f"for lack of time, it was not measured what pruning {least} least of a run would save"
+    least = "the fastest layer" if late == 1 else f"the {late} fastest layers"
+    note = f"there was no time to measure what pruning {least} would save"
     notes = (note,) if late else ()
     return replace(seen, outlets=outlets, pinned=pinned, half=half, warnings=notes)
 

@@ -142,7 +142,7 @@ class OpenedModel:
         judged = self.judged.without(trace.labels)
         if judged.proven == ():
             raise PruneError(
-                "all its outputs are drawn at random, and so is what its layers read",
+                "all its outputs are random, and so is what its layers read",
                 where=self.name,
                 remedy="make the noise an input of the model, or export it without",
             )
@@ -202,7 +202,7 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
 def stays_written_out(opened: OpenedModel) -> list[str]:
     """The recurrences that are no layers, and why they did not become some, a sentence each."""
     left = opened.rolling.left if opened.rolling is not None else {}
-    reasons = [f"it stays written out, since {reason}" for reason in dict.fromkeys(left.values())]
+    reasons = [f"it was not rolled because {reason}" for reason in dict.fromkeys(left.values())]
     return [*map(str, written_out(opened)), *reasons]
 
 
@@ -266,8 +266,8 @@ def follow(
     kind = unknown_type(model)
     if kind:
         notes.append(
-            f"layers compute in {kind}, for which onnxruntime has no kernels: all was measured and"
-            " proven on a twin in float32"
+            f"layers compute in {kind}, for which onnxruntime has no kernels: everything was"
+            " measured and checked on a copy in float32"
         )
     runnable = document if stated or turned else inlined
     judged = find_judged(document)

@@ -52,7 +52,7 @@ class Inputs(Group):
         "module:function.",
         Source(),
         metavar="PATH",
-        without="Random inputs without it.",
+        without="By default, random inputs are used.",
     )
     size: Mapping[str, tuple[int, ...]] | None = option(
         "Sizes of random inputs: input=1x512, or a named dimension, batch=4.",
@@ -61,7 +61,7 @@ class Inputs(Group):
         many=True,
     )
     eval_data: Any = option(
-        "Inputs to report on.", Source(), metavar="PATH", without="Part of --data without it."
+        "Inputs to report on.", Source(), metavar="PATH", without="By default, part of --data."
     )
     stream: bool | None = option(
         "Treat each folder of inputs as one stream of consecutive calls, which may lack states; or "
@@ -117,7 +117,7 @@ class Selection(Group):
         "How the cut is shared among layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
     )
     per: str = option(
-        "What a cut is counted in that is shared among layers.", Choice(PRICES), PRICES[0]
+        "What is counted when a cut is shared among layers.", Choice(PRICES), PRICES[0]
     )
     layers: tuple[str, ...] = option(
         "Layers that may lose units: recurrent ones; all, with dense layers and convolutions; or "
@@ -252,13 +252,13 @@ class Target(Group):
         "How good a model is: {known}; or module:function.", Named(), metavar="NAME"
     )
     better: str | None = option(
-        "Which values of a metric of your own are better.", Choice(("higher", "lower"))
+        "Whether higher or lower values of your own metric are better.", Choice(("higher", "lower"))
     )
     max_drop: Any = option("How much of the metric may be lost: 0.5, or 1%.", Text(), metavar="X")
-    speedup: Any = option("Least speedup: 2x.", Text(), metavar="FACTOR")
-    latency: Any = option("Longest time of a run: 5ms.", Text(), metavar="TIME")
-    params: Any = option("Most parameters: 30%, 120k.", Text(), metavar="AMOUNT")
-    bytes: Any = option("Largest file: 1MB.", Text(), metavar="AMOUNT")
+    speedup: Any = option("Minimum speedup: 2x.", Text(), metavar="FACTOR")
+    latency: Any = option("Maximum time per run: 5ms.", Text(), metavar="TIME")
+    params: Any = option("Maximum number of parameters: 30%, 120k.", Text(), metavar="AMOUNT")
+    bytes: Any = option("Maximum file size: 1MB.", Text(), metavar="AMOUNT")
 
     def check(self) -> None:
         for needy in ("max_drop", "better"):
@@ -278,7 +278,7 @@ class Target(Group):
 class Effort(Group):
     """What work may cost, and where it is done."""
 
-    trials: int = option("The most cuts to try.", Whole(), 200)
+    trials: int = option("Maximum number of cuts to try.", Whole(), 200)
     minutes: float = option("Time limit of the whole search.", Number(above=True), 15.0)
     study: Any = option(
         "Remember trials in this file; a search that was stopped resumes from it.",
@@ -293,9 +293,9 @@ class Effort(Group):
     )
     strategy: str = option("How the next cut is chosen.", Choice(STRATEGIES), STRATEGIES[0])
     pick: int | None = option(
-        "Finish the cut of this number instead of the best.", Whole(), metavar="NUMBER"
+        "Finish the candidate with this number instead of the best one.", Whole(), metavar="NUMBER"
     )
-    threads: int = option("Threads of a run.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1)
+    threads: int = option("Threads per run.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1)
 
     def check(self) -> None:
         if self.cluster is not None and self.jobs != 1:
@@ -314,7 +314,7 @@ class Outputs(Group):
     save_plan: str | None = option("Also write which units are kept.", File(), metavar="PLAN")
     json: str | None = option("Also write the report as JSON.", File(), metavar="REPORT")
     html: str | None = option(
-        "Also write the report as a page: one HTML file that fetches nothing.",
+        "Also write the report as a page: one self-contained HTML file.",
         File(),
         metavar="FILE",
     )

@@ -291,7 +291,7 @@ def _recover(
     training = replace(treatment.training, loss=data.loss)
     found, reason = recover_units(candidate, wanted, treatment.schedule, training, progress)
     final = refitted(candidate, found, training.until) if data.tested else found
-    reason = reason if final is found else f"{reason}, then fitted on those as well"
+    reason = reason if final is found else f"{reason}, then refitted with these included"
     return replace(final, refit=None), reason  # which holds all that it would be fitted with
 
 

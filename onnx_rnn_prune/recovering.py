@@ -56,7 +56,7 @@ def recover_units(
         raise PruneError(
             f"with {asked}, outputs are not finite on the validation feeds",
             where="--recover",
-            remedy="leave it out to get the best one",
+            remedy="leave it out to use the best one",
         )
     return chosen, _reason(chosen, errors, cut.evaluator.measure)
 
@@ -190,5 +190,5 @@ def _reason(chosen: Recovered, errors: Mapping[str, float], measure: str) -> str
     if len(set(errors.values())) == 1:
         return f"all have the same {measure} on the validation feeds ({text})"
     if chosen.error > lowest:
-        return f"asked for, though not the lowest {measure} on the validation feeds ({text})"
+        return f"requested, though not the lowest {measure} on the validation feeds ({text})"
     return f"lowest {measure} on the validation feeds ({text})"

@@ -390,7 +390,7 @@ def _prove_narrow(
         found = either_order(load, feeds, tolerance_of(result), proven)
         if not found:
             raise ConstraintError(
-                f"with narrow states, the model computes something else ({found.reason})",
+                f"with narrow states, the model computes something different ({found.reason})",
                 where=name,
                 remedy="report this, and leave --shrink-states out; no file was written",
             )

@@ -222,7 +222,7 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
     wanted = Runner(traced.cut(result.plan, "shrink", document))(feeds[0])
     for name, value in Runner(result.model)(feeds[0]).items():
         np.testing.assert_allclose(value, wanted[name], atol=1e-5)
-    assert found["reason"].endswith("then fitted on those as well") == apart
+    assert found["reason"].endswith("then refitted with these included") == apart
 
 
 def test_validation_feeds_stay_out_of_fits_where_they_are_reported_on(feeds):

@@ -36,7 +36,7 @@ def _examples(*lines: str) -> str:
     "--config",
     type=name,
     metavar="FILE",
-    help=f"Options in TOML; [tool.{SECTION}] of the nearest {PROJECT} without it.",
+    help=f"Read options from this TOML file, not [tool.{SECTION}] of the nearest {PROJECT}.",
 )
 @click.version_option(package_name="onnx_rnn_prune")
 @click.pass_context
@@ -160,10 +160,10 @@ def prune(given: Given) -> None:
     ],
 )
 def search(given: Given) -> int:
-    """Find how many units each layer of MODEL keeps, and write the result to OUT.
+    """Find how many units each layer of MODEL should keep, and write the result to OUT.
 
-    With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
-    or small as asked for.
+    Given a limit on quality, this finds the fastest result within it; otherwise the best one that
+    is as fast or as small as requested.
     """
     result = _called(api.search, given)
     outputs.write(result, given, report.search_table)
@@ -183,7 +183,7 @@ def search(given: Given) -> int:
     ],
 )
 def sensitivity(given: Given) -> None:
-    """Cut each layer of MODEL alone to several widths, and show what that does to the outputs."""
+    """Prune each layer of MODEL by itself to several widths, and show how the outputs deviate."""
     png = given["png"]
     if png is not None:
         report.need_matplotlib()

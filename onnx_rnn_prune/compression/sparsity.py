@@ -328,8 +328,8 @@ class Sparsify:
 
 
 _NO_FASTER = (
-    "onnxruntime multiplies by zeros as by other numbers: a file with zeros compresses better, and"
-    " runs no faster"
+    "onnxruntime multiplies by zeros like by any other number: the file compresses better but runs"
+    " no faster"
 )
 
 

@@ -384,7 +384,7 @@ def _refusal(
         return PruneError(
             f"the model does not run with {given}, whatever its other sizes are {reason}",
             where="--size",
-            remedy="give other sizes, or leave it out",
+            remedy="give different sizes, or leave it out",
         )
     axes = search.blamed(failure) or search.blamed(replace(failure, place=""))
     if not axes:  # all sizes are fixed: there are no others to try

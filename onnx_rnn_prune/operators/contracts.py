@@ -17,7 +17,7 @@ _STATES = {
     for cell in CELLS
 }
 _ZERO = 3  # where all products of integers have the zero point of the weight
-_TWO_ACTIVATIONS = "is multiplied with another activation"
+_TWO_ACTIVATIONS = "is multiplied by another activation"
 
 
 def matmul(step: Step) -> Flow | Stop:

@@ -75,7 +75,7 @@ def _hazard(step: Step) -> str:
     if step.node.op == "Div" and 1 in step.labelled:
         return "divides by a unit"
     if step.node.op == "Sqrt" and any(step.altered):
-        return "its root is taken of what need not be 0"
+        return "the root is taken of something that need not be 0"
     if step.node.op == "Pow":
         power = step.constants[1]
         if power is None or not np.all(power > 0):

@@ -49,7 +49,7 @@ def inspect_table(report: InspectReport) -> Group:
         parts.append(Text("It has no LSTM, GRU or RNN layers."))
     parts += [sentence("Cannot run", row.text) for row in report.refused]
     parts += [
-        sentence("Pruned as it is" if row.in_place else "Cannot be pruned", row.text)
+        sentence("Pruned in place" if row.in_place else "Cannot be pruned", row.text)
         for row in report.written_out
     ]
     left = report.rolling.left if report.rolling is not None else ()
@@ -93,7 +93,7 @@ def _costs(layers: Sequence[InspectedLayer]) -> Table:
 
 def _gains(layers: Sequence[InspectedLayer]) -> Table:
     """What becomes of each layer's outputs when it is cut, and what that saves."""
-    table = new_table("Layer", "Its output, once it is cut", "Half of its units would save")
+    table = new_table("Layer", "Its output, once pruned", "Removing half its units saves")
     for layer in layers:
         left = f"left alone: {layer.pinned}" if layer.pinned else ""
         table.add_row(
@@ -144,8 +144,8 @@ def _timed(report: InspectReport) -> list[str]:
     made = "made-up inputs (give typical ones with --data)" if timed.random else "inputs given"
     return [
         *lines,
-        f"one thread, on {made}: {fed}; speedups are those of pruned files, timed in turns with the"
-        " original",
+        f"one thread, on {made}: {fed}; speedups are those of pruned files, timed alternately with"
+        " the original",
     ]
 
 

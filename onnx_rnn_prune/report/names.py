@@ -1,4 +1,4 @@
-"""Names of layers as tables show them: exporters write whole paths, of which a few parts tell.
+"""Layer names as tables show them: exporters write whole paths, of which a few parts tell.
 
 JSON has the full names, and options take them.
 """

@@ -66,8 +66,8 @@ def note_on_names(shortened: bool) -> list[Text]:
     """Where names are shorter than options take them, a line that says so."""
     if not shortened:
         return []
-    text = "shortened here; --only, --skip and --keep take the full ones, which --json has"
-    return [sentence("Names of layers", text)]
+    text = "shortened here; --only, --skip and --keep take the full names, which --json shows"
+    return [sentence("Layer names", text)]
 
 
 def prune_table(report: schema.PruneReport) -> Group:
@@ -173,7 +173,7 @@ def roll_table(report: RollReport) -> Group:
     report = presentable(report)
     parts: list[RenderableType] = [sentence("Rolled", str(row)) for row in report.rolled]
     if not report.rolled:
-        parts.append(Text("Nothing was rolled: the file is written as it was."))
+        parts.append(Text("Nothing was rolled; the file is copied unchanged."))
     parts += [sentence("Left as it is", f"{row.at}: {row.reason}") for row in report.left]
     latency = report.latency
     if latency is not None:

@@ -22,10 +22,10 @@ _LARGE = 0.2
 
 
 _RECOVERIES = {
-    "none": "none, the kept weights are the original's",
-    "lossless": "what the removed units did was moved into the biases and weights of others",
-    "merge": "readers of a removed unit read the kept one with the most similar weights",
-    "bias": "what the removed units contribute on average is added to the biases",
+    "none": "none; the kept weights are unchanged",
+    "lossless": "the effect of the removed units was moved into other weights and biases",
+    "merge": "what read a removed unit now reads the kept one with the most similar weights",
+    "bias": "the average contribution of the removed units is added to the biases",
     "lstsq": "the kept weights are refitted to make up for the removed units",
     "distill": "the smaller model is trained to compute what the original computes",
 }
@@ -150,7 +150,7 @@ def ends(outlets: Sequence[schema.OutletRow]) -> str:
             at = f" for {where}" if where else ""
             lines.append(f"{output}: restored to full width{at}" + (reason and f" ({reason})"))
         elif end == "narrow":
-            lines.append(f"{output}: leaves with kept units only")
+            lines.append(f"{output}: holds only the kept units")
         else:
             lines.append(f"{output}: not used")
     return "\n".join(lines)
@@ -180,7 +180,7 @@ def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
         for row in report.states
     ]
     lines += drift_sentences(report.drift)
-    lines += [("Superfluous", _superfluous(row)) for row in report.lossless or ()]
+    lines += [("Lossless", _superfluous(row)) for row in report.lossless or ()]
     lines += [("Recovery", _recovery(report.recovery)), ("Data", _data(report.data))]
     if report.data.streams is not None:
         lines.append(("States", streams(report.data.streams)))
@@ -265,7 +265,9 @@ def _superfluous(row: schema.LosslessRow) -> str:
     kinds = {"dead": row.dead, "zero": row.zero, "constant": row.constant}
     kinds["duplicate"] = row.duplicate
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    return f"{row.layer}: {found or 'no unit'}" + (f"; {row.removed} go" if found else "")
+    if not found:
+        return f"{row.layer} has no units that change nothing"
+    return f"{row.layer} has {found} units; {row.removed} of them are removed"
 
 
 def _recovery(recovery: schema.Recovery) -> str:
@@ -286,8 +288,8 @@ def _learning(learning: TrainingSummary) -> str:
 def _data(data: schema.DataRow) -> str:
     if data.random:
         return (
-            f"none given; random numbers were used ({data.source}) and nothing was calibrated, "
-            "so the deviations say little about real inputs (give some with --data)"
+            f"none given; random inputs were used ({data.source}) and nothing was calibrated, so"
+            " the deviations say little about real inputs (give some with --data)"
         )
     text = f"{data.source}, {data.feeds} feed{'s' if data.feeds != 1 else ''}"
     if data.shared:

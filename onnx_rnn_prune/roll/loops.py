@@ -116,7 +116,7 @@ class Turns:
         names = [tensor.name for inner in self.body.nodes for tensor in inner.outputs]
         self.count = sight.turns(names)
         if self.count < 3:
-            raise NotRollableError("it has too few turns to tell what they have in common")
+            raise NotRollableError("it has too few iterations to tell what they have in common")
         self.read = tuple(sorted({0, 1, 2, self.count - 1}))
         self.readers = [self._turn(number, sight) for number in self.read]
         self.found = [read_cells(each, self.body.nodes, frozenset()) for each in self.readers]
@@ -126,7 +126,7 @@ class Turns:
         if self.node.op == "Loop":
             ends = [*self.node.inputs[:2], self.body.outputs[0]]
             if any(tensor.name in sight.data for tensor in ends):
-                raise NotRollableError("it depends on data how many turns it takes")
+                raise NotRollableError("its number of iterations depends on the data")
 
     def _turn(self, number: int, sight: Sight) -> Reader:
         """Reads the body in one turn."""
@@ -177,7 +177,7 @@ class Turns:
     ) -> Update:
         value = reader.get(tensor)
         if not isinstance(value, Value) or not value.axes():
-            raise NotRollableError(f"{tensor.name} is no state of a cell")
+            raise NotRollableError(f"{tensor.name} is not a state of a cell")
         axis = value.axes()[0]
         form = value.along(axis)
         masks = form.masks()
@@ -189,7 +189,7 @@ class Turns:
         if isinstance(atom, Activation):
             atom = self._plain(found, chosen, atom)
         if not isinstance(atom, Leaf):
-            raise NotRollableError(f"{tensor.name} is no state of a cell")
+            raise NotRollableError(f"{tensor.name} is not a state of a cell")
         held = None
         if mask is not None:
             rest = form.at(mask, 0)
@@ -248,7 +248,7 @@ def _recurrence(
     for found in turns.found:
         same = [item for item in found if item.output.key == first.output.key]
         if not same or same[0].step.signature != first.step.signature:
-            raise NotRollableError("its turns compute different things")
+            raise NotRollableError("its iterations compute different things")
         steps.append(same[0])
     state = _own(turns, states, [item.output for item in steps], steps[0], first.step.state)
     if state is None:

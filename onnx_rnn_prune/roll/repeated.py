@@ -136,14 +136,14 @@ class Repeated:
             raise NotRollableError("its input is the same for all sequences")
         track = find_track(group, self.shapes)
         if track is None:
-            raise NotRollableError("a turn does not read the next place of its input")
+            raise NotRollableError("an iteration does not read the next place of its input")
         first, last = track.places[0], self.turns.count - 1
         falls = first > track.places[1]
         if [first - at if falls else at - first for at in track.places] != list(self.turns.read):
-            raise NotRollableError("a turn does not read the next place of its input")
+            raise NotRollableError("an iteration does not read the next place of its input")
         size = self.shapes[track.tensor][track.axis]
         if last + 1 < size and first not in (0, last, size - 1):
-            raise NotRollableError("it takes fewer turns than its input has steps")
+            raise NotRollableError("it has fewer iterations than its input has steps")
         return track
 
     def _in_time(self, track: Track, backwards: bool) -> gs.Tensor:
@@ -162,7 +162,7 @@ class Repeated:
         build, node = self.builder, self.turns.node
         count = node.inputs[0] if node.op == "Loop" else gs.Variable.empty()
         if not count.name or int(self.turns.reader.seen.numbers[count.name]) != self.turns.count:
-            raise NotRollableError("it takes fewer turns than its input has steps")
+            raise NotRollableError("it has fewer iterations than its input has steps")
         count = build.reshape(count, [1])
         zero, axis = (build.constant(np.array([number], np.int64)) for number in (0, track.axis))
         if track.places[0] == self.shapes[track.tensor][track.axis] - 1:
@@ -344,7 +344,7 @@ class Repeated:
         for made in self.made:
             if [step.output.key for step in made.item.chain.steps] == keys:
                 return made
-        raise NotRollableError(f"{given.name} is no h of a cell")
+        raise NotRollableError(f"{given.name} is not the h of a cell")
 
 
 def _added(initial: gs.Tensor, taken: gs.Tensor, given: gs.Tensor) -> gs.Tensor | None:

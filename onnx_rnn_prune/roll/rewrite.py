@@ -177,7 +177,7 @@ class Builder:
     def flip(self, data: gs.Tensor, axis: int) -> gs.Tensor:
         """An axis from the back to the front."""
         if self.graph.opset < 10:
-            raise NotRollableError("its opset cannot turn an axis around")
+            raise NotRollableError("its opset cannot reverse an axis")
         bounds = (-1, -(1 << 62), axis, -1)
         return self.node("Slice", [data, *(self.constant(np.array([n], np.int64)) for n in bounds)])
 

@@ -124,14 +124,14 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
                 left[place] = reason.what
             except Exception as defect:  # what is not recognised must not keep others from pruning
                 text = f"{type(defect).__name__}: {defect}"
-                left[place] = f"recognising it failed, please report this: {text}"
+                left[place] = f"recognizing it failed, please report this: {text}"
             else:
                 current = made
                 done += what
                 break
         else:
             for place in now.short(fewest):
-                left.setdefault(place, f"{SHORT}; prune makes one of it nevertheless, to cut it")
+                left.setdefault(place, f"{SHORT}; prune still turns it into one, to cut it")
             return Rolling(current, tuple(done), left, error)
 
 
@@ -247,7 +247,7 @@ class _Model:
         turns = Turns(node, reader, self.sight)
         items = recurrences(turns)
         if not items:
-            raise NotRollableError("no cell was recognised in its body")
+            raise NotRollableError("no cell was recognized in its body")
         operators = {t.name for n in turns.body.nodes if n.op in STANDARD for t in n.outputs}
         for item in items:
             if item.chain.steps[0].output.tensor in operators:  # it is its own equations

@@ -191,9 +191,9 @@ class _Processes:
                 yield asked.popleft().result()
         except BrokenExecutor as error:
             raise PruneError(
-                "a process that made trials was ended from outside, or ran out of memory",
+                "a worker process was killed or ran out of memory",
                 where="--jobs",
-                remedy="lower it; with --study, a search goes on where it stopped",
+                remedy="lower it; with --study, a search resumes where it stopped",
             ) from error
         finally:
             end = time.monotonic() + _QUEUEING
@@ -290,9 +290,9 @@ class _Cluster:
                 ) from error
             except (KilledWorker, CancelledError, OSError) as error:
                 raise PruneError(
-                    f"the cluster gave a trial up ({type(error).__name__}: {error})",
+                    f"the cluster gave up on a trial ({type(error).__name__}: {error})",
                     where=self.address,
-                    remedy="look at its logs; with --study, a search goes on where it stopped",
+                    remedy="look at its logs; with --study, a search resumes where it stopped",
                 ) from error
 
     def require_workers(self) -> None:

@@ -92,7 +92,7 @@ class Goal:
         )
         if goal.drop is None and goal.speed is None and not goal.budgets:
             raise PruneError(
-                "nothing says what to reach",
+                "no goal is given",
                 where="search",
                 remedy="give --max-nrmse, --metric with --max-drop, --speedup, --latency, --params"
                 " or --bytes",
@@ -125,7 +125,7 @@ def _read_drop(target: Target) -> Drop | None:
         amount = math.nan
     if isinstance(value, bool) or not 0 <= amount < math.inf:
         raise PruneError(
-            f"{value!r} is no loss",
+            f"{value!r} is not a loss",
             where="--max-drop",
             remedy="give a number in the metric's own units, or 1% of what the original reaches",
         )
@@ -150,7 +150,7 @@ def _read_time(value: object) -> float:
     found = _TIME.fullmatch(str(value))
     remedy = "give a time: 5ms"
     if found is None:
-        raise PruneError(f"{value!r} is no time", where="--latency", remedy=remedy)
+        raise PruneError(f"{value!r} is not a duration", where="--latency", remedy=remedy)
     return _number(found[1], value, "--latency", remedy) * _MILLISECONDS[found[2]]
 
 
@@ -161,5 +161,5 @@ def _number(text: str, value: object, option: str, remedy: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise PruneError(f"{value!r} is no number above 0", where=option, remedy=remedy)
+        raise PruneError(f"{value!r} is not a number above 0", where=option, remedy=remedy)
     return number

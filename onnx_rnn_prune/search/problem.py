@@ -359,7 +359,7 @@ def _check_cuttable(traced: TracedModel, request: Request) -> None:
     raise PruneError(
         "; ".join(["no layer can be cut", *bound, *left]),
         where=traced.opened.name,
-        remedy="lower --align and --min-units" if whole else "look at it with inspect",
+        remedy="lower --align and --min-units" if whole else "see what inspect says of it",
     )
 
 

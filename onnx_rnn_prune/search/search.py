@@ -225,7 +225,7 @@ class Search:
         drop, before = self.goal.drop, problem.evaluator.before(self.data.validation)
         if not math.isfinite(before):
             raise PruneError(
-                f"of the original it is {before}, so nothing can be compared with it",
+                f"for the original it is {before}, so nothing can be compared with it",
                 where=f"--metric={self.goal.quality.name}",
                 remedy="give --data on which the metric is finite",
             )
@@ -254,7 +254,7 @@ class Search:
             raise self._nothing(problem)
         if not aim.meets(best):
             raise ConstraintError(
-                f"no cut that was tried is within {self.goal}; the nearest has"
+                f"none of the cuts tried is within {self.goal}; the nearest has"
                 f" {self.goal.quality.name} {best.value:.4g}",
                 where="search",
                 remedy="allow more loss, or give it more --trials and --minutes",
@@ -263,7 +263,7 @@ class Search:
 
     def _nothing(self, problem: Problem) -> ConstraintError:
         return ConstraintError(
-            f"no cut that was tried is within {self.goal} and better than the original",
+            f"none of the cuts tried is within {self.goal} and better than the original",
             where="search",
             remedy="; ".join(problem.unpaid) or "allow more loss",
         )

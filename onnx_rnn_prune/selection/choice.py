@@ -185,7 +185,9 @@ def _read(masks: object) -> Mapping[str, Array]:
     if isinstance(masks, Mapping):
         return masks
     if not isinstance(masks, str | Path):
-        raise _wrong(f"{type(masks).__name__} is no set of masks", "give an .npz file or a mapping")
+        raise _wrong(
+            f"{type(masks).__name__} is not a set of masks", "give an .npz file or a mapping"
+        )
     try:
         return read_archive(Path(masks))
     except PruneError as error:

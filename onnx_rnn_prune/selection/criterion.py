@@ -95,7 +95,7 @@ def _term(text: str) -> tuple[float, Criterion]:
             f"there is no '{name}'", where="--criterion", remedy=f"choose one of {shown}"
         )
     if not math.isfinite(weight):
-        raise PruneError(f"'{factor}' is no weight", where="--criterion", remedy=_FORMS)
+        raise PruneError(f"'{factor}' is not a weight", where="--criterion", remedy=_FORMS)
     return weight, CRITERIA[name]
 
 
@@ -149,7 +149,7 @@ def _checked(text: str, function: Callable[[Lane], Any], lane: Lane, hidden: int
         raise PruneError(
             f"it failed on {lane.layer} with {type(error).__name__}: {error}",
             where=text,
-            remedy="mend the function, or choose a criterion of this package",
+            remedy="fix the function, or choose a criterion of this package",
         ) from error
     if scores.shape != (hidden,) or not np.isfinite(scores).all():
         raise PruneError(

@@ -117,7 +117,7 @@ def comparison(loss: Loss, answers: Answers) -> Losses:
             raise PruneError(
                 f"the loss {loss.name} is {value.item()}",
                 where=answers.feed,
-                remedy="mend it, or the labels",
+                remedy="fix it, or the labels",
             )
         yield value
 

@@ -55,11 +55,14 @@ _REBUILD = "build the layer with its weights in PyTorch, and export that with dy
 _ADVICE = {
     ("pytorch", UNROLLED): f"{_LAYERS}, with dynamo=False, since dynamo=True unrolls RNN",
     ("pytorch", STEP): f"{_LAYERS} or steps; of Keras, export with the TensorFlow backend",
-    ("tf2onnx", "loop"): "tf2onnx makes nodes of LSTM without a mask, and in Keras 2 of GRU with"
+    (
+        "tf2onnx",
+        "loop",
+    ): "tf2onnx makes nodes of an LSTM without a mask and, in Keras 2, of a GRU with"
     f" reset_after=True; else {_REBUILD}",
     ("jax2onnx", "loop"): _REBUILD,
 }
-NO_CELL = "what its steps compute is no LSTM, GRU or RNN"
+NO_CELL = "its steps compute something other than an LSTM, GRU or RNN"
 _ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
 # More than a cell has between its products and its new state; sums of long residuals have more.
 _MOST = 64

@@ -42,7 +42,7 @@ class InvalidNode(Record):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.name} is no {self.op} that a runtime can compute: {self.reason}"
+        return f"no runtime can compute the {self.op} {self.name}: {self.reason}"
 
 
 def find_invalid_nodes(graph: gs.Graph) -> tuple[InvalidNode, ...]:
@@ -64,7 +64,7 @@ def find_invalid_nodes(graph: gs.Graph) -> tuple[InvalidNode, ...]:
 
 def _weights(node: gs.Node, cell: Cell) -> str:
     weight, recurrence = weight_shapes(node, cell)
-    return f"W {list(weight)} and R {list(recurrence)} are no weights of one {cell.op}"
+    return f"W {list(weight)} and R {list(recurrence)} are not the weights of one {cell.op}"
 
 
 def _others(layer: Layer, inputs: set[str]) -> str:

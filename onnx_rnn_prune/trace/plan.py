@@ -187,7 +187,7 @@ def _check_units(name: str, layer: LayerPlan) -> None:
     """Whether a layer's plan is one for any layer."""
     hidden = layer.hidden_size
     if not _is_whole(hidden) or hidden < 1:
-        raise _wrong(name, f"hidden_size is {hidden!r}, which is no number of units")
+        raise _wrong(name, f"hidden_size is {hidden!r}, which is not a number of units")
     if len({len(lane) for lane in layer.keep}) != 1 or not layer.keep[0]:
         raise _wrong(name, "keep must name equally many units in each direction, at least one")
     for direction, lane in enumerate(layer.keep):
@@ -195,9 +195,9 @@ def _check_units(name: str, layer: LayerPlan) -> None:
         for place, unit in enumerate(lane):
             entry = f"keep[{direction}][{place}] is {unit!r}"
             if not _is_whole(unit) or not 0 <= unit < hidden:
-                raise _wrong(name, f"{entry}, which is no unit from 0 to {hidden - 1}")
+                raise _wrong(name, f"{entry}, which is not a unit from 0 to {hidden - 1}")
             if unit in before:
-                raise _wrong(name, f"{entry}, which is named before")
+                raise _wrong(name, f"{entry}, which is named twice")
             before.add(unit)
 
 

@@ -138,7 +138,7 @@ def _enter(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
         came = propagation.arriving(tensor, key, slot)
         if came and slot not in handed:
             propagation.stop_at(
-                Edge(tensor.name, key, slot), came, f"decides how often {title} turns"
+                Edge(tensor.name, key, slot), came, f"decides how often {title} iterates"
             )
     for state in ports.states:
         _begin_state(propagation, node, state)
@@ -222,7 +222,7 @@ def _held(propagation: Propagation, node: gs.Node, state: State) -> Held | None:
         return Held(labels, came, altered)
     same = labels.shape == before.labels.shape and np.all((labels < 0) == (before.labels < 0))
     if not same:
-        propagation.stop(came, f"is moved from turn to turn of {title_of(node)}")
+        propagation.stop(came, f"is moved from iteration to iteration of {title_of(node)}")
         return None
     propagation.meetings.append((labels, before.labels, came, title_of(node)))
     altered = before.altered or altered or propagation.altered.get(source, "")

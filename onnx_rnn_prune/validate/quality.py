@@ -91,7 +91,7 @@ def perplexity(results: Iterable[Result]) -> float:
         logs = _log_shares(_scores(result.found, labels.shape, "perplexity"))
         most = logs.shape[-1] - 1
         if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels > most)):
-            raise _unfit("perplexity", f"labels are no classes from 0 to {most}")
+            raise _unfit("perplexity", f"labels are not classes from 0 to {most}")
         total -= float(np.take_along_axis(logs, labels[..., None].astype(np.int64), -1).sum())
         count += labels.size
     mean = total / max(count, 1)

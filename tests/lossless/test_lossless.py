@@ -412,7 +412,7 @@ def test_masks_from_training_are_a_plan(one, tmp_path):
         ({"layer": np.zeros(5, bool)}, "keeps 0, 0 units; keep equally many .* at least one"),
         ({}, "they name no layer; the layers are layer"),
         ("absent.npz", r"absent\.npz: cannot be read"),
-        (5, "int is no set of masks"),
+        (5, "int is not a set of masks"),
     ],
 )
 def test_masks_that_do_not_fit_are_an_error(masks, message):

@@ -241,7 +241,7 @@ def test_searches_rank_by_them(tmp_path):
         assert found.report.oracle.passed and found.report.criterion == "taylor"
     rows = sensitivity(two_layers(), loss="cross-entropy", **asked).layers
     assert len(rows) == 2
-    with pytest.raises(PruneError, match="loss=: nothing learns from it"):
+    with pytest.raises(PruneError, match="loss=: no step learns from it"):
         search(two_layers(), data=data, params="90%", loss="cross-entropy")
 
 
@@ -287,9 +287,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("data", "more", "message"),
         [
-            (feeds(), {"recover": "distill"}, "Python data: no feed to learn from has labels"),
+            (feeds(), {"recover": "distill"}, "Python data: no calibration feed has labels"),
             (None, {"criterion": "fisher"}, "there is no data"),
-            (labelled(), {}, "loss=: nothing learns from it; add criterion='taylor' or"),
+            (labelled(), {}, "loss=: no step learns from it; add criterion='taylor' or"),
             (labelled(lambda right: right[0]), {"recover": "distill"}, r"are int64 \[2\]"),
             (
                 labelled(lambda right: [[1], [2, 3]]),

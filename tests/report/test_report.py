@@ -76,7 +76,7 @@ def test_prune_without_data():
     report = replace(pruned(), data=data)
     text = shown(prune_table(report))
     assert (
-        "Data: none given; random numbers were used (random, seed 0) and nothing was calib" in text
+        "Data: none given; random inputs were used (random, seed 0) and nothing was calib" in text
     )
 
 
@@ -335,7 +335,7 @@ def test_tables_of_long_names_stay_readable_at_80_columns():
     text = " ".join(" ".join(found).split())
     assert "…/Squeeze_1_output_0" in text and "…/rnn/Shape_2" in text
     assert "Warning: If_0_else…/rnn/LSTM is left alone" in text
-    assert "Names of layers: shortened here;" in text
+    assert "Layer names: shortened here;" in text
 
 
 def test_short_words_stay_whole_at_80_columns():

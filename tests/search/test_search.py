@@ -407,7 +407,7 @@ def test_what_cannot_be_met_is_said(feeds):
     with pytest.raises(ConstraintError, match=r"^search: not even the fewest units"):
         search(feeds, params="1%")
     with pytest.raises(
-        ConstraintError, match=r"^search: no cut that was tried is within nrmse at most 0,"
+        ConstraintError, match=r"^search: none of the cuts tried is within nrmse at most 0,"
     ):
         search(feeds, None, max_nrmse=0.0, params="70%")
 
@@ -445,7 +445,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
 
 def test_a_metric_that_is_no_number_of_the_original_judges_nothing(feeds):
     with pytest.raises(
-        PruneError, match=r"^metric='<lambda>': of the original it is nan, so nothing"
+        PruneError, match=r"^metric='<lambda>': for the original it is nan, so nothing"
     ):
         search(feeds, metric=lambda pairs: np.nan, max_drop=0.1)
 
@@ -476,16 +476,16 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
 @pytest.mark.parametrize(
     ("choices", "text"),
     [
-        ({}, r"^search: nothing says what to reach; give max_nrmse="),
+        ({}, r"^search: no goal is given; give max_nrmse="),
         ({"max_drop": 1}, r"^max_drop=: no metric is named"),
         ({"max_nrmse": 0.1, "metric": "kl"}, r"^max_nrmse= and metric=: both say"),
         ({"speedup": 2, "latency": "5ms"}, r"^speedup= and latency=: both say"),
         ({"speedup": "fast"}, r"^speedup=: 'fast' is no number"),
         ({"speedup": "0x"}, r"^speedup=: "),
-        ({"latency": "5 miles"}, r"^latency=: '5 miles' is no time"),
+        ({"latency": "5 miles"}, r"^latency=: '5 miles' is not a duration"),
         ({"latency": True}, r"^latency=: "),
         ({"max_nrmse": -1}, r"^max_nrmse=: "),
-        ({"metric": "kl", "max_drop": "little"}, r"^max_drop=: 'little' is no loss"),
+        ({"metric": "kl", "max_drop": "little"}, r"^max_drop=: 'little' is not a loss"),
         ({"metric": "kl", "max_drop": float("nan")}, r"^max_drop=: "),
         ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^better=: it is known which"),
         ({"metric": "wisdom", "max_drop": 1}, r"^metric=: there is no metric 'wisdom'"),

@@ -159,7 +159,7 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": None}, "data=: what a layer can spare shows on inputs only; give some"),
+        ({"data": None}, "data=: measuring what layers can spare takes inputs; give some"),
         ({"metric": "accuracy"}, "metric='accuracy': there are no labels in the feeds"),
         ({"metric": "beauty"}, "metric=: there is no metric 'beauty'"),
         ({"better": "lower"}, "better=: no metric is named"),

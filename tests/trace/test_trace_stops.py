@@ -60,7 +60,7 @@ STOPS = {
     ),
     "a product of two activations": (
         "turned = Transpose <perm = [0, 2, 1]> (h)  [scores] y = MatMul (h, turned)",
-        "is multiplied with another activation (scores)",
+        "is multiplied by another activation (scores)",
     ),
     "an unknown operator": (
         "[what] y = elsewhere.example.Mystery (h)",

@@ -97,7 +97,7 @@ def test_labels_that_do_not_fit_are_named(name):
     with pytest.raises(PruneError, match=rf"^metric='{name}': no output has "):
         measured(name, results([np.zeros(7, int)] * 3))
     if name == "perplexity":
-        with pytest.raises(PruneError, match=r"labels are no classes from 0 to 4"):
+        with pytest.raises(PruneError, match=r"labels are not classes from 0 to 4"):
             measured(name, results([np.full((4, 6), 9)] * 3))
 
 

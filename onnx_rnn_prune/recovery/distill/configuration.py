@@ -108,7 +108,7 @@ class Loss:
             raise PruneError(
                 f"the loss {self.name} failed with {type(error).__name__}: {error}",
                 where=answers.feed,
-                remedy=f"mend it, or the labels; the outputs are {', '.join(outputs)}",
+                remedy=f"fix it, or the labels; the outputs are {', '.join(outputs)}",
             ) from error
         if not isinstance(value, torch.Tensor) or value.ndim or not value.is_floating_point():
             raise self._refused(f"returned {_shown(value)}", answers)
