@@ -238,6 +238,30 @@ WITH_CHANNELS = [
 ]
 
 
+def test_groups_that_are_laid_side_by_side_to_be_normalized_stay():
+    """As PyTorch writes them for older opsets."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        groups (float[N, 3, T] x) => (float[N, 2, T] y)
+        <int64[3] apart = {0, 4, -1}, int64[3] back = {0, 8, -1}> {
+            a = Conv (x, W)
+            b = Reshape (a, apart)
+            c = InstanceNormalization (b, s, s)
+            d = Reshape (c, back)
+            y = Conv (d, Z)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in {"W": (8, 3, 1), "Z": (2, 8, 1), "s": (4,)}.items():
+        value = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    feeds = [{"x": rng.normal(size=(2, 3, 6 + n)).astype(np.float32)} for n in range(4)]
+    row = inspect(model, layers="all", data=feeds)["layers"][0]
+    assert "is normalized together with other units by InstanceNormalization" in row["pinned"]
+
+
 @pytest.mark.parametrize(("nodes", "units"), WITH_CHANNELS)
 def test_channels_are_followed_through(nodes, units):
     model = onnx.parser.parse_model(

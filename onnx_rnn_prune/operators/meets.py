@@ -51,8 +51,10 @@ def normalize(step: Step) -> Flow | Stop:
     """
     op, labels = step.node.op, step.labels[0]
     reduced = None if labels is None else squeeze_to(labels, (1,))
-    if labels is None or reduced is None or step.labelled != [0]:
+    if labels is None or step.labelled != [0]:
         return Stop(f"its units do not lie on the channels of {op}")
+    if reduced is None:  # as where a Reshape lays the channels of a group side by side
+        return Stop(f"is normalized together with other units by {op}")
     if any(value is None for value in step.constants[1:]):
         return Stop(f"meets another activation in {op}")
     lane = reduced.reshape(-1)
