@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import inliner, numpy_helper
@@ -18,7 +21,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.external import raw_length
+from onnx_rnn_prune.model.external import raw_length, without_values
 from onnx_rnn_prune.model.scratch import give_back
 from onnx_rnn_prune.model.walk import all_nodes, messages
 from onnx_rnn_prune.model.writing import Make, Origins, Store, Writer, copy_fields, new_initializers
@@ -73,6 +76,17 @@ class Document:
             _list_initializers(result.graph)
         _import_domains(result, {node.domain or "" for node in all_nodes(self.graph)})
         return result
+
+    def outline(self, most: int = 0) -> onnx.ModelProto:
+        """The edited model without the values of initializers of more entries than so many."""
+
+        def make(values: npt.NDArray[Any], name: str) -> onnx.TensorProto:
+            if values.size <= most:
+                return numpy_helper.from_array(values, name)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+            return onnx.TensorProto(name=name, dims=values.shape, data_type=kind)
+
+        return self.write(partial(without_values, most=most), make)
 
     def copy(self) -> Document:
         """An independent document of the same model; values are shared until one is set anew."""

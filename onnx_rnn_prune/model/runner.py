@@ -26,7 +26,6 @@ from onnx_rnn_prune.model.external import (
     is_apart,
     raw_length,
     with_weights,
-    without_values,
 )
 from onnx_rnn_prune.model.runnable import (
     as_single,
@@ -110,7 +109,7 @@ class Runner:
             self._done()
         self._unsafe = None
         if self._asked is None:
-            light = model.write(without_values) if isinstance(model, Document) else model
+            light = model.outline() if isinstance(model, Document) else model
             self._unsafe = model if may_be_empty(light) else None
         # What fails where a layer would get a sequence without entries; loaded once it is needed.
         self._guarded: Runner | None = None

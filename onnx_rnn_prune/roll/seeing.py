@@ -75,7 +75,7 @@ def see(document: Document, feeds: Sequence[Feed]) -> list[Sight]:
         PruneError: it does not run.
     """
     kinds = element_types(document)
-    known = computable(document.write(without_values))
+    known = computable(document.outline())
     known |= {tensor.name for place in places(document.graph) for tensor in place.graph.inputs}
     data = _data(document.graph)
     watched = document.copy()

@@ -20,7 +20,6 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import MOVING, constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.runnable import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
 from onnx_rnn_prune.operators.recurrent import RECURRENT
@@ -136,7 +135,7 @@ def find_judged(document: Document) -> Judged:
             signals[output.name] = tuple(names)
     outputs = [tensor.name for tensor in graph.outputs]
     if kinds:
-        outputs = runnable_outputs(document.write(without_values))
+        outputs = runnable_outputs(document.outline())
         kinds = {name: kind for name, kind in kinds.items() if name in outputs}
         signals = {name: signals[name] for name in kinds}
     return Judged(tuple(outputs), kinds, signals)

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
@@ -94,7 +93,7 @@ def _wanted(
     document: Document, layers: Sequence[Layer], sources: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """The tensors whose shapes and whose values are looked at."""
-    source = document.write(without_values)
+    source = document.outline()
     reachable = computable(source) | {port.name for port in source.graph.input}
     shapes: dict[str, None] = dict.fromkeys(sources)
     values: dict[str, None] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,6 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
-from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.operators.recurrent import find_layers
 
@@ -219,7 +217,7 @@ def time_axes(document: Document) -> dict[str, int]:
     Args:
         document: a model whose layers are all laid out with time first.
     """
-    model = document.write(partial(without_values, most=_SHAPES))
+    model = document.outline(_SHAPES)
     del model.graph.value_info[:]
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
