@@ -400,14 +400,18 @@ def random_model(rng):
         ),
         "rnn": lambda: rnn(rng, str(rng.choice(["Tanh", "Relu", "Sigmoid", "Elu", "Softsign"]))),
     }
-    step = kinds[str(rng.choice(list(kinds)))]()
+    kind = str(rng.choice(list(kinds)))
+    step = kinds[kind]()
     steps, back = int(rng.integers(3, 9)), bool(rng.integers(2))
     ends = bool(rng.integers(2))
     way = str(rng.choice(WAYS))
+    mask = [None, "where", "blend"][int(rng.integers(3))]
     if "unrolled" in way:
-        model = unrolled(step, steps, back, ends)
+        out = str(rng.choice(["held", "zero", "own"]))
+        # A blend is no sign of a state that no gate tells from a dense layer.
+        mask = mask and ("where" if kind == "rnn" else mask)
+        model = unrolled(step, steps, back, ends, mask=mask, out=out)
     else:
-        mask = [None, "where", "blend"][int(rng.integers(3))]
         zero, axis = bool(mask) and bool(rng.integers(2)), int(rng.integers(3))
         joined = axis if "joined" in way else None
         model = repeated(step, way.split()[-1], back, mask, zero, ends, joined=joined)

@@ -104,6 +104,36 @@ def ports_of(node: gs.Node) -> Ports | None:
     )
 
 
+Link = tuple[gs.Tensor, gs.Tensor, gs.Node | None]
+
+
+def links_of(node: gs.Node) -> Iterator[Link]:
+    """Pairs of tensors with the same value, into bodies and out of them.
+
+    With the node where the first is of one turn and the second of the next.
+    """
+    for body in bodies_of(node).values():
+        if node.op == "If":
+            yield from ((*pair, None) for pair in zip(body.outputs, node.outputs, strict=False))
+            continue
+        ports = ports_of(node)
+        if ports is None:
+            continue
+        for state in ports.states:
+            yield node.inputs[state.slot], state.source, None
+            yield state.result, state.final, None
+            yield state.result, state.source, node
+        yield from ((node.inputs[slot], inner, None) for slot, inner, _ in ports.taken)
+        yield from ((inner, outer, None) for inner, outer, _ in ports.stacked)
+
+
+def source(tensor: gs.Tensor) -> gs.Tensor:
+    """Where a tensor comes from through nodes that change nothing."""
+    while tensor.inputs and tensor.inputs[0].op == "Identity":
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
 def places(graph: gs.Graph) -> Iterator[Place]:
     """The graph and all graphs inside it."""
     yield from _places(Place(graph))

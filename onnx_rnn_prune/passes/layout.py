@@ -25,7 +25,15 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import make_real, move_real
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import inputs
-from onnx_rnn_prune.model.walk import State, all_nodes, bodies_of, place_of, places, ports_of
+from onnx_rnn_prune.model.walk import (
+    State,
+    all_nodes,
+    bodies_of,
+    place_of,
+    places,
+    ports_of,
+    source,
+)
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 
@@ -79,7 +87,7 @@ class TakeInvariants:
         for node in list(all_nodes(graph)):
             ports = ports_of(node)
             for state in reversed(ports.states if ports is not None else ()):
-                if _kept(state.result) is state.source:
+                if source(state.result) is state.source:
                     _take_outside(document, node, state)
                     changed = True
         return changed
@@ -401,13 +409,6 @@ def _drop_state(document: Document, node: gs.Node, state: State) -> None:
         del ports[place]
         del types[place : place + 1]
     document.origins[id(node)] = node, message
-
-
-def _kept(tensor: gs.Tensor) -> gs.Tensor:
-    """Where a tensor comes from through nodes that change nothing."""
-    while tensor.inputs and tensor.inputs[0].op == "Identity":
-        tensor = tensor.inputs[0].inputs[0]
-    return tensor
 
 
 def _take_outside(document: Document, node: gs.Node, state: State) -> None:

@@ -19,7 +19,7 @@ from itertools import permutations
 import numpy as np
 
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.roll.form import Activation, Atom, Form, Leaf, Matrix, Product, Whole, digest
+from onnx_rnn_prune.roll.form import WHOLE, Activation, Atom, Form, Leaf, Matrix, Product, digest
 from onnx_rnn_prune.roll.rules import CLIPPED
 
 # The activations that onnxruntime's recurrent operators know, by what they are called here.
@@ -330,7 +330,9 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
     linear: dict[tuple[object, ...], tuple[Atom, Matrix]] = {}
     products = []
     for key, (atom, matrix) in new.argument.terms.items():
-        if isinstance(atom, Product) and any(isinstance(f, Activation) for f in atom.factors):
+        if isinstance(atom, Product) and any(
+            isinstance(f, Activation) and f.op != WHOLE for f in atom.factors
+        ):
             products.append((atom, matrix))
         else:
             linear[key] = (atom, matrix)
@@ -349,8 +351,9 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
             own = Form({state.key: (state, matrix)}, np.zeros(candidate.size))
             gates = (update_form, resets, candidate.plus(own))
             return Step("GRU", gates, acts, state=state)
-        if isinstance(second, Whole) and matrix.diagonal and set(second.form.terms) == {state.key}:
-            hidden = second.form.scaled(matrix.values)
+        hides = second if isinstance(second, Activation) and second.op == WHOLE else None
+        if hides and matrix.diagonal and set(hides.argument.terms) == {state.key}:
+            hidden = hides.argument.scaled(matrix.values)
             gates = (update_form, resets, candidate)
             return Step("GRU", gates, acts, state=state, hidden=hidden)
     return None

@@ -28,6 +28,10 @@ _MOST_TERMS, _MOST_ATOMS = 12, 150
 _MOST_WORK = 1 << 32
 
 
+# The function that is none: of a form that is one factor of a product, since it mixes columns.
+WHOLE = ""
+
+
 class OpaqueError(Exception):
     """What a node computes has no form; its output is a leaf."""
 
@@ -218,40 +222,7 @@ class Product:
         return found
 
 
-@dataclass(frozen=True, eq=False)
-class Whole:
-    """A form that is one factor of a product, since it mixes columns."""
-
-    form: Form
-    origin: Leaf | None = None
-
-    @cached_property
-    def key(self) -> tuple[object, ...]:
-        """Equal for equal forms."""
-        return ("whole", self.form.key)
-
-    @property
-    def size(self) -> int:
-        """The number of columns."""
-        return self.form.size
-
-    @cached_property
-    def atoms(self) -> int:
-        """How many atoms are in it."""
-        return _bounded(self.form.atoms)
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return self.form.rows
-
-    def select(self, rows: Index | None, columns: Index | None) -> Whole:
-        """Some rows and columns."""
-        origin = self.origin and self.origin.select(rows, columns)
-        return Whole(self.form.select(rows, columns), origin)
-
-
-Atom = Leaf | Activation | Product | Whole
+Atom = Leaf | Activation | Product
 Terms = Mapping[tuple[object, ...], tuple[Atom, Matrix]]
 
 
@@ -405,7 +376,7 @@ def _whole(form: Form) -> Form:
     """A form that can be multiplied out; one that mixes columns as a single atom."""
     if all(matrix.diagonal for _, matrix in form.terms.values()):
         return form
-    return Form.of(Whole(form))
+    return Form.of(Activation(WHOLE, (), form))
 
 
 def _form(terms: Terms, bias: Array) -> Form:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.walk import Ports, ports_of, source
 from onnx_rnn_prune.roll.cells import solve_rnn
 from onnx_rnn_prune.roll.form import Activation, Form, Leaf, OpaqueError
 from onnx_rnn_prune.roll.reading import Reader
@@ -19,48 +20,24 @@ REPEATING = ("Loop", "Scan")
 Key = tuple[object, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Slots:
-    """The ports of a node that repeats its body, as the specification orders them.
+Port = tuple[gs.Tensor, gs.Tensor, int, bool]
 
-    Attributes:
-        states: for each state: the tensor before the first turn, what the body takes and gives,
-            and the tensor after the last turn.
-        scanned: for each scanned input: the tensor, what the body takes, its axis, and whether it
-            is read from the back.
-        stacked: for each stacked output: what the body gives, the tensor, its axis, and whether it
-            is filled from the back.
+
+def states_of(node: gs.Node) -> list[tuple[gs.Tensor, gs.Tensor, gs.Tensor, gs.Tensor]]:
+    """What a Loop or Scan carries.
+
+    Returns:
+        for each state: the tensor before the first turn, what the body takes and gives, and the
+        tensor after the last turn.
     """
+    ports = ports_of(node)
+    states = ports.states if ports is not None else ()
+    return [(node.inputs[each.slot], each.source, each.result, each.final) for each in states]
 
-    states: tuple[tuple[gs.Tensor, gs.Tensor, gs.Tensor, gs.Tensor], ...]
-    scanned: tuple[tuple[gs.Tensor, gs.Tensor, int, bool], ...]
-    stacked: tuple[tuple[gs.Tensor, gs.Tensor, int, bool], ...]
 
-
-def slots_of(node: gs.Node) -> Slots:
-    """The ports of a Loop or Scan."""
-    body = node.attrs["body"]
-    if node.op == "Loop":
-        count = len(node.inputs) - 2
-        states = zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], node.outputs, strict=False)
-        given = zip(body.outputs[1 + count :], node.outputs[count:], strict=False)
-        stacked = tuple((inner, outer, 0, False) for inner, outer in given)
-        return Slots(tuple(states)[:count], (), stacked)
-    scans = int(node.attrs["num_scan_inputs"])
-    count = len(node.inputs) - scans
-    axes = node.attrs.get("scan_input_axes", [0] * scans)
-    turned = node.attrs.get("scan_input_directions", [0] * scans)
-    outputs = len(node.outputs) - count
-    out_axes = node.attrs.get("scan_output_axes", [0] * outputs)
-    out_turned = node.attrs.get("scan_output_directions", [0] * outputs)
-    states = zip(node.inputs, body.inputs, body.outputs, node.outputs, strict=False)
-    taken = zip(node.inputs[count:], body.inputs[count:], axes, turned, strict=True)
-    put = zip(body.outputs[count:], node.outputs[count:], out_axes, out_turned, strict=True)
-    return Slots(
-        tuple(states)[:count],
-        tuple((outer, inner, int(axis), bool(back)) for outer, inner, axis, back in taken),
-        tuple((inner, outer, int(axis), bool(back)) for inner, outer, axis, back in put),
-    )
+def _backwards(node: gs.Node, end: str, count: int) -> list[bool]:
+    """Which of its scanned inputs or stacked outputs begin at the back."""
+    return [bool(turned) for turned in node.attrs.get(f"scan_{end}_directions") or [0] * count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +87,13 @@ class Turns:
     """
 
     def __init__(self, node: gs.Node, reader: Reader, sight: Sight) -> None:
-        self.node, self.reader, self.slots = node, reader, slots_of(node)
+        ports = ports_of(node) or Ports((), (), ())
+        self.node, self.reader, self.states = node, reader, states_of(node)
+        taken = zip(ports.taken, _backwards(node, "input", len(ports.taken)), strict=True)
+        put = zip(ports.stacked, _backwards(node, "output", len(ports.stacked)), strict=True)
+        # Each with its axis, and whether it begins at the back.
+        self.scanned: list[Port] = [(node.inputs[slot], *own, back) for (slot, *own), back in taken]
+        self.stacked: list[Port] = [(*own, back) for own, back in put]
         self.body: gs.Graph = node.attrs["body"]
         self._check(sight)
         names = [tensor.name for inner in self.body.nodes for tensor in inner.outputs]
@@ -131,12 +114,12 @@ class Turns:
     def _turn(self, number: int, sight: Sight) -> Reader:
         """Reads the body in one turn."""
         reader = self.reader.inside(sight.turn(number))
-        for initial, taken, given, _ in self.slots.states:
+        for initial, taken, given, _ in self.states:
             if source(given) is taken:
                 value = self.reader.get(initial)
                 if value is not None:
                     reader.known[taken.name] = value
-        for outer, taken, axis, back in self.slots.scanned:
+        for outer, taken, axis, back in self.scanned:
             value = self.reader.get(outer)
             at = self.count - 1 - number if back else number
             if isinstance(value, Value):
@@ -147,11 +130,11 @@ class Turns:
     def bindings(self, turn: int) -> list[gs.Node]:
         """Nodes that give the body what it takes from outside, for a look at one turn."""
         found = []
-        for initial, taken, given, _ in self.slots.states:
+        for initial, taken, given, _ in self.states:
             if source(given) is taken:
                 ports = [gs.Variable(initial.name)], [gs.Variable(taken.name)]
                 found.append(gs.Node("Identity", "", {}, *ports))
-        for outer, taken, axis, back in self.slots.scanned:
+        for outer, taken, axis, back in self.scanned:
             at = np.array(self.count - 1 - turn if back else turn, np.int64)
             inputs = [gs.Variable(outer.name), gs.Constant(f"{taken.name}_at", at)]
             found.append(gs.Node("Gather", "", {"axis": axis}, inputs, [gs.Variable(taken.name)]))
@@ -212,13 +195,6 @@ class Turns:
         return atom.origin
 
 
-def source(tensor: gs.Tensor) -> gs.Tensor:
-    """Where a tensor comes from through nodes that change nothing."""
-    while tensor.inputs and tensor.inputs[0].op == "Identity":
-        tensor = tensor.inputs[0].inputs[0]
-    return tensor
-
-
 def recurrences(turns: Turns) -> list[Recurrence]:
     """The cells of a body, each with the states that are its own.
 
@@ -226,7 +202,7 @@ def recurrences(turns: Turns) -> list[Recurrence]:
         NotRollableError: a turn differs from the others.
     """
     states: dict[int, list[Update]] = {}
-    for number, (_, taken, given, _) in enumerate(turns.slots.states):
+    for number, (_, taken, given, _) in enumerate(turns.states):
         if source(given) is taken or given.name in turns.readers[0].seen.numbers:
             continue
         try:
@@ -298,11 +274,11 @@ def _own(
 
 def _taken(turns: Turns, number: int, update: Update) -> Leaf:
     """What the body takes as a state, by the axes by which it gives it."""
-    return _as_leaf(turns.slots.states[number][1].name, update)
+    return _as_leaf(turns.states[number][1].name, update)
 
 
 def _initial(turns: Turns, number: int, update: Update) -> Leaf:
-    return _as_leaf(turns.slots.states[number][0].name, update)
+    return _as_leaf(turns.states[number][0].name, update)
 
 
 def _as_leaf(name: str, update: Update) -> Leaf:

@@ -10,8 +10,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import evaluate
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import source
 from onnx_rnn_prune.roll.form import Leaf
-from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update, source
+from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
     Builder,
@@ -211,7 +212,7 @@ class Repeated:
     def _states(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
         """The states after the last turn that something reads."""
         found = []
-        for number, (initial, taken, given, output) in enumerate(self.turns.slots.states):
+        for number, (initial, taken, given, output) in enumerate(self.turns.states):
             if not _is_read(output, self.builder.graph):
                 continue
             added = _added(initial, taken, given)
@@ -241,7 +242,7 @@ class Repeated:
     def _stacked(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
         """The stacked outputs that something reads."""
         found = []
-        for given, output, axis, back in self.turns.slots.stacked:
+        for given, output, axis, back in self.turns.stacked:
             if _is_read(output, self.builder.graph):
                 data, value = self._all_steps(given, back)
                 axis %= len(value.shape) + 1
@@ -323,7 +324,7 @@ class Repeated:
         if held is None or (held.tensor in self.tensors and is_zero(self.tensors[held.tensor])):
             zero = build.constant(np.zeros((), self.dtype))
             return build.node("Where", [made.mask, data, zero])
-        for number, (initial, taken, inner, _) in enumerate(self.turns.slots.states):
+        for number, (initial, taken, inner, _) in enumerate(self.turns.states):
             if taken.name == held.tensor:
                 if number != made.item.state and not self._same(inner, taken, updates):
                     break
@@ -388,7 +389,7 @@ def _shapes(turns: Turns) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors outside, those of constants included."""
     reader: Reader = turns.reader
     found = dict(reader.seen.shapes)
-    for initial, *_ in turns.slots.states:  # which may be a constant that no node read
+    for initial, *_ in turns.states:  # which may be a constant that no node read
         reader.get(initial)
     for name, value in reader.known.items():
         if isinstance(value, np.ndarray):

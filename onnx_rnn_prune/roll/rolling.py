@@ -13,11 +13,11 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.model.walk import Place, node_key, places, tensors_of
+from onnx_rnn_prune.model.walk import Place, node_key, places, source, tensors_of
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
-from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, slots_of, source
+from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, states_of
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
@@ -207,7 +207,7 @@ class _Model:
         sight = next((s for s in self.sights if not made.isdisjoint(s.shapes)), self.sight)
         reader = Reader(sight.turn(0), self.document.graph.opset, {})
         for node, _ in place.way:
-            for initial, taken, given, _ in slots_of(node).states if node.op in REPEATING else ():
+            for initial, taken, given, _ in states_of(node):
                 value = reader.get(initial) if source(given) is taken else None
                 if isinstance(value, np.ndarray):
                     reader.known[taken.name] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -16,13 +17,14 @@ from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.walk import bodies_of, places
+from onnx_rnn_prune.model.walk import bodies_of, links_of, places
 from onnx_rnn_prune.roll.reading import Seen
 
 _SHAPE = f"{OWN}shape_of_"
 _FLOATS = frozenset((1, 10, 11, 16))
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))
 _BOOLEAN = 9
+_Seen = TypeVar("_Seen")
 # Most runs by which all branches are looked for.
 _RUNS = 8
 
@@ -45,17 +47,15 @@ class Sight:
 
     def turn(self, number: int) -> Seen:
         """What was seen of bodies in this turn, and of all that ran just once."""
-        shapes = {
-            name: calls[min(number, len(calls) - 1)]
-            for name, calls in self.shapes.items()
-            if len(calls) in (1, *range(number + 1, len(calls) + 1))
-        }
-        numbers = {
-            name: calls[min(number, len(calls) - 1)]
-            for name, calls in self.numbers.items()
-            if len(calls) in (1, *range(number + 1, len(calls) + 1))
-        }
-        return Seen(shapes, numbers, self.booleans)
+
+        def then(seen: Mapping[str, list[_Seen]]) -> dict[str, _Seen]:
+            return {
+                name: calls[min(number, len(calls) - 1)]
+                for name, calls in seen.items()
+                if len(calls) == 1 or len(calls) > number
+            }
+
+        return Seen(then(self.shapes), then(self.numbers), self.booleans)
 
     def turns(self, names: Iterable[str]) -> int:
         """How often a body ran, told by tensors of it."""
@@ -124,21 +124,11 @@ def _data(graph: gs.Graph) -> frozenset[str]:
 def _spread(graph: gs.Graph, found: set[str]) -> None:
     for node in graph.nodes:
         for body in bodies_of(node).values():
-            skipped = {"Loop": 2, "If": len(node.inputs)}.get(node.op, 0)
-            for outer, inner in zip(node.inputs[skipped:], body.inputs[skipped:], strict=False):
-                if outer.name in found:
-                    found.add(inner.name)
-            _spread(body, found)
-            behind = 1 if node.op == "Loop" else 0
-            for inner, outer in zip(body.outputs[behind:], node.outputs, strict=False):
-                if inner.name in found:
-                    found.add(outer.name)
-            if node.op in ("Loop", "Scan"):  # what a turn puts out goes into the next
-                carried = zip(body.outputs[behind:], body.inputs[skipped:], strict=False)
-                states = len(node.inputs) - skipped - int(node.attrs.get("num_scan_inputs", 0))
-                for number, (inner, taken) in enumerate(carried):
-                    if number < states and inner.name in found:
-                        found.add(taken.name)
+            for way in (0, 1):  # into the body, and out of it
+                links = [link for link in links_of(node) if link[0].name in found]
+                found.update(target.name for _, target, _ in links if target.name)
+                if not way:
+                    _spread(body, found)
         read = [] if node.op in ("Shape", "Size") else node.inputs
         random = node.op.startswith("Random") or node.op in ("Bernoulli", "Multinomial")
         if random or any(tensor.name in found for tensor in read):

@@ -225,14 +225,14 @@ def _may_be_first(form: Form) -> bool:
         for atom, _ in form.terms.values()
         for factor in (atom.factors if isinstance(atom, Product) else (atom,))
     ]
-    return bool(parts) and all(isinstance(part, Activation) for part in parts)
+    return bool(parts) and all(isinstance(part, Activation) and part.op for part in parts)
 
 
 def _within(form: Form) -> list[Form]:
     """The form of what may be c, where a form may be h of a first step that has no c yet."""
     atom = form.atom()
     factors: tuple[Atom, ...] = atom.factors if isinstance(atom, Product) else ()
-    acts = [factor for factor in factors if isinstance(factor, Activation)]
+    acts = [factor for factor in factors if isinstance(factor, Activation) and factor.op]
     return [act.argument for act in acts if len(act.argument.terms) <= 2]  # I G, or G - F G
 
 
@@ -381,7 +381,7 @@ def _leaves(form: Form | None) -> list[Leaf]:
             elif isinstance(atom, Product):
                 atoms += atom.factors
             else:
-                waiting.append(atom.argument if isinstance(atom, Activation) else atom.form)
+                waiting.append(atom.argument)
     return list(found.values())
 
 

@@ -66,11 +66,11 @@ def pin_unprofitable(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
     whole = stored_bytes(opened.document.write(), opened.model)
     least = size(plan)
     for names in groups:
-        other = _pinned(plan, names)
+        other = _pinned(traced, plan, names)
         after = size(other)
         if after <= least:
             plan, least = other, after
-    return _pinned(plan, plan.cut()) if plan.cut() and least >= whole else plan
+    return _pinned(traced, plan, plan.cut()) if plan.cut() and least >= whole else plan
 
 
 def unprofitable_layers(traced: TracedModel) -> Mapping[str, str]:
@@ -165,14 +165,15 @@ def _selects(layer: Layer) -> int:
     return sum(node.name.startswith(OWN) for node in makers)
 
 
-def _pinned(plan: Plan, names: Iterable[str]) -> Plan:
-    """A plan in which some layers keep all units."""
+def _pinned(traced: TracedModel, plan: Plan, names: Iterable[str]) -> Plan:
+    """A plan in which some layers keep all units; what stops their units is named."""
     layers, reasons = dict(plan.layers), dict(plan.pinned)
+    stops = {outlet.layer: reason for outlet, reason in traced.restored.items()}
     for name in names:
         layer = layers[name]
         everything = tuple(range(layer.hidden_size))
         layers[name] = replace(layer, keep=(everything,) * len(layer.keep))
-        reasons[name] = REASON
+        reasons[name] = f"{REASON}: it {stops[name]}" if name in stops else REASON
     return replace(plan, layers=layers, pinned=reasons)
 
 

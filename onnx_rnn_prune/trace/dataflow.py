@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
-from onnx_rnn_prune.model.walk import all_nodes, bodies_of, ports_of
+from onnx_rnn_prune.model.walk import Link, all_nodes, links_of
 from onnx_rnn_prune.operators import contracts, meets, moves, quantizes
 from onnx_rnn_prune.operators.table import Rule, rule_of
 
@@ -191,29 +191,6 @@ def _going_on(node: gs.Node) -> list[gs.Tensor]:
         computed = [tensor for tensor in node.inputs if constant_shape(tensor) is None]
         return computed if len(computed) == 1 else []
     return list(node.inputs)
-
-
-Link = tuple[gs.Tensor, gs.Tensor, gs.Node | None]
-
-
-def links_of(node: gs.Node) -> Iterator[Link]:
-    """Pairs of tensors with the same value, into bodies and out of them.
-
-    With the node where the first is of one turn and the second of the next.
-    """
-    for body in bodies_of(node).values():
-        if node.op == "If":
-            yield from ((*pair, None) for pair in zip(body.outputs, node.outputs, strict=False))
-            continue
-        ports = ports_of(node)
-        if ports is None:
-            continue
-        for state in ports.states:
-            yield node.inputs[state.slot], state.source, None
-            yield state.result, state.final, None
-            yield state.result, state.source, node
-        yield from ((node.inputs[slot], inner, None) for slot, inner, _ in ports.taken)
-        yield from ((inner, outer, None) for inner, outer, _ in ports.stacked)
 
 
 class _Weights:

@@ -13,11 +13,10 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.walk import all_nodes, places, ports_of
+from onnx_rnn_prune.model.walk import all_nodes, links_of, places, ports_of
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.moves import move
 from onnx_rnn_prune.operators.table import Shape, rule_of
-from onnx_rnn_prune.trace.dataflow import links_of
 
 _SUFFIX = "__observed_shape"
 # Most runs that are made to come by every branch.

@@ -390,10 +390,11 @@ def test_zero_is_shrink_for_cells_that_are_no_operator(seed):
 def test_cells_that_are_no_operator_are_cut_where_they_are(name, form):
     b = Cell(name, form, "zeros", "head", 40, np.random.default_rng(0))
     data = [b.feeds(5, 2 + number % 2, number) for number in range(6)]
-    result = prune(b.model(), keep=0.5, data=data)
+    keep = {"loop": 0.5, "scan": 0.25, "unrolled": 0.25}[form]
+    result = prune(b.model(), keep=keep, data=data)
     assert result.report["oracle"]["passed"]
     rows = result.report["layers"]
-    assert all(row["hidden_after"] * 2 == row["hidden_before"] for row in rows), rows
+    assert all(abs(row["hidden_after"] - keep * row["hidden_before"]) < 1 for row in rows), rows
     assert {row["op"] for row in rows} <= {"MatMul", "Gemm", "Conv", "LSTM"}
     assert not any("written out" in text for text in result.report["warnings"])
     assert result.report["totals"]["bytes_after"] < result.report["totals"]["bytes_before"]
