@@ -126,14 +126,36 @@ def _turn(node: gs.Node | None, axes: str, seen: Seen) -> Turn | None:
         size = seen.shapes.get(node.inputs[0].name, (0,) * len(axes))[time]
         whole = lengths is not None and bool(np.all(lengths == size))
         return Turn(node, None if whole else node.inputs[1])
+    axis = _turned_axis(node)
+    return Turn(node, None) if axis is not None and axis % len(axes) == time else None
+
+
+def _turned_axis(node: gs.Node) -> int | None:
+    """The axis of which a Slice takes all from the back to the front; None of other nodes."""
     if node.op != "Slice" or len(node.inputs) < 5:
         return None
     bounds = [constant_value(tensor) for tensor in node.inputs[1:5]]
     if any(bound is None or bound.size != 1 for bound in bounds):
         return None
     start, end, axis, step = (int(bound.reshape(-1)[0]) for bound in bounds if bound is not None)
-    turned = (start, step, axis % len(axes)) == (-1, -1, time) and end < -(1 << 30)
-    return Turn(node, None) if turned else None
+    return axis if (start, step) == (-1, -1) and end < -(1 << 30) else None
+
+
+def drop_double_turns(builder: Builder) -> None:
+    """Takes out what turns an axis around that was turned around before."""
+    for node in list(builder.home.nodes):
+        axis = _turned_axis(node)
+        moves = list(_moves_before(node.inputs[0])) if axis is not None and axis >= 0 else []
+        for move in moves:
+            if move.op == "Transpose" and axis is not None:
+                axis = list(move.attrs.get("perm", (2, 1, 0)))[axis]
+        tensor = moves[-1].inputs[0] if moves else node.inputs[0] if node.inputs else None
+        before = tensor.inputs[0] if tensor is not None and tensor.inputs else None
+        if axis is not None and before is not None and _turned_axis(before) == axis:
+            data = before.inputs[0]
+            for move in reversed(moves):
+                data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
+            builder.copy(data, node.outputs[0])
 
 
 def _same(one: gs.Tensor | None, other: gs.Tensor | None) -> bool:

@@ -16,7 +16,7 @@ from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.model.walk import Place, node_key, places, source, tensors_of
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
+from onnx_rnn_prune.roll.directions import drop_double_turns, merge, pairs, turn, turnable
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, states_of
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
@@ -259,6 +259,7 @@ class _Model:
         at = node.name or key
         builder = Builder(graph, graph, at)
         made = Repeated(builder, turns, tensors, self._dtype(items[0].chain))(items)
+        drop_double_turns(builder)
         tidy(graph)
         if any(item is node for item in graph.nodes):
             raise NotRollableError("it is read in a way that the operator does not serve")

@@ -217,6 +217,33 @@ def test_masked_steps_roll(kind, out):
         assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh"}
 
 
+@pytest.mark.parametrize("joined", ["ys", "h_last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loops_that_read_from_both_ends_become_one_operator(kind, joined):
+    """Whether their outputs are joined, of which one is turned back, or their last states."""
+    make, rng = onnx.helper.make_node, np.random.default_rng(0)
+    model, back = (repeated(KINDS[kind](rng), ends=True) for _ in range(2))
+    graph, other = model.graph, onnx.compose.add_prefix(back, "r_").graph
+    for name, value in (("m1", -1), ("least", -(1 << 62)), ("time", 0)):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    graph.node.append(make("Slice", ["x", "m1", "least", "time", "m1"], ["r_x"], "flip"))
+    graph.node.extend(other.node)
+    graph.initializer.extend(other.initializer)
+    graph.input.extend(port for port in other.input if port.name != "r_x")
+    last = f"r_{joined}"
+    if joined == "ys":
+        last = "turned"
+        graph.node.append(make("Slice", ["r_ys", "m1", "least", "time", "m1"], [last], "back"))
+    graph.node.append(make("Concat", [joined, last], ["both"], axis=-1))
+    del graph.output[:]
+    graph.output.append(
+        onnx.helper.make_tensor_value_info("both", 1, [None] * (2 + (last == "turned")))
+    )
+    written, found = rolled(model, long_and_short(model))
+    assert [item.kind for item in found.rolled] == ["loop", "loop", "both directions"]
+    assert len(operators(written)) == 1
+
+
 @pytest.mark.parametrize("op", ["Identity", "Where"])
 def test_steps_of_which_a_truth_value_holds_c_otherwise_stay(op):
     """Not at all, or where another one says so."""
