@@ -496,6 +496,11 @@ def without_an_end(trips, proto):
     proto.graph.node.append(helper.make_node("Loop", inputs, outputs, body=body))
 
 
+def with_a_body_that_is_missing(proto):
+    without_an_end("trips", proto)
+    proto.graph.node[-1].attribute[0].ClearField("g")
+
+
 def with_an_attribute_of_no_function(proto):
     proto.graph.node[0].attribute.append(helper.make_attribute("direction", "forward"))
     proto.graph.node[0].attribute[-1].ref_attr_name = "elsewhere"
@@ -529,6 +534,7 @@ BROKEN = {
     with_bytes_as_text: "cannot be read as a graph",
     named_twice: "onnxruntime cannot load it",
     with_an_empty_body: "node 'Loop': its body lacks a counter or a condition",
+    with_a_body_that_is_missing: "node 'Loop': its 'body' is missing",
     partial(without_an_end, "trips"): "Loop logits: nothing ends it",
     partial(without_an_end, ""): "Loop logits: nothing ends it",
     with_another_number_of_parts: "node 'Split': it has 2 outputs where it says 1",

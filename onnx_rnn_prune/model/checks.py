@@ -36,6 +36,13 @@ from onnx_rnn_prune.model.walk import messages, parts
 
 _TYPES = frozenset(onnx.TensorProto.DataType.values())
 _ATTRIBUTES = dict(onnx.AttributeProto.AttributeType.items())
+# Of attributes that hold one message, its field.
+_HOLDERS = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    onnx.AttributeProto.TYPE_PROTO: "tp",
+}
 _REMEDY = "export the model again, or get the whole file"
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
@@ -78,6 +85,9 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
     kinds = _declared().get((node.op_type.removeprefix("DynamicQuantize"), attribute.name))
     fits = kinds is None or attribute.type in kinds or not attribute.type
     _require(fits, where, f"its '{attribute.name}' is of another type than ONNX says")
+    field = _HOLDERS.get(attribute.type)
+    told = field is None or attribute.HasField(field) or bool(attribute.ref_attr_name)
+    _require(told, where, f"its '{attribute.name}' is missing")
     # onnxruntime takes its word for it, and ends the process.
     parts = len(node.output)
     if (node.op_type, attribute.name) == ("Split", "num_outputs"):
