@@ -2,7 +2,8 @@
 
 For each model `search` looks for the fastest cut of recurrent layers, and of all layers, within a
 limit on what may be lost; then 8-bit integers are tried on what it found. What has been measured
-is kept in a file (`--results`), so that a run goes on where another stopped.
+is kept in a file (`--results`), so that a run goes on where another stopped; with `--again`, what
+the present code has measured. All of them take about 45 minutes with `--again --minutes 1.3`.
 `python tools/fetch_models.py` gets what it needs; pictures of text take Pillow and Matplotlib.
 """
 
@@ -41,9 +42,7 @@ value beside each speed is that of test feeds, which neither fitted nor chose an
 recordings, messages, paragraphs or words. No training. *int8*: `--quantize int8` on the cut of all
 layers, where it is within the limit and faster still. Speeds are medians of the ratios of
 interleaved runs of one thread; 1x means that `search` found nothing faster within the limit in the
-time that it had, and wrote nothing. The machine was so busy that a search of 1.5 to 3 minutes had
-15 to 30 seconds of a processor, which for large models is not enough to begin: what this table has
-is a lower bound. By `python tools/bench_models.py`."""
+time that it had, and wrote nothing. By `python tools/bench_models.py`."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Row:
         return Row(**{**values, "versions": read})  # type: ignore[arg-type]
 
 
-def measure(path: Path, work: Workload, minutes: float) -> Row:
+def measure(path: Path, work: Workload, minutes: float, code: str) -> Row:
     """Looks for the fastest cut in every way; all that were found are timed in turns."""
     found: dict[str, PruneResult] = {}
     reasons: dict[str, str] = {}
@@ -122,7 +121,7 @@ def measure(path: Path, work: Workload, minutes: float) -> Row:
     except PruneError as error:
         reasons[INTEGERS] = str(error)
     took[INTEGERS] = time.perf_counter() - start
-    return compared(path, work, found, reasons, took)
+    return compared(path, work, found, reasons, took, code)
 
 
 def sought(path: Path, work: Workload, layers: str, minutes: float) -> PruneResult:
@@ -160,6 +159,7 @@ def compared(
     found: Mapping[str, PruneResult],
     reasons: Mapping[str, str],
     took: Mapping[str, float],
+    code: str,
 ) -> Row:
     """The row of a model; all that was found is run in turns."""
     original = onnx.load(path)
@@ -181,7 +181,7 @@ def compared(
         share = totals.params_after / totals.params_before
         versions[label] = Version(timing.ratio, value, share, widths, took[label])
     limit = work.least(before)
-    return Row(work.name, work.metric, work.text, work.kind, before, limit, fingerprint(), versions)
+    return Row(work.name, work.metric, work.text, work.kind, before, limit, code, versions)
 
 
 class Results:
@@ -230,19 +230,22 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--minutes", type=float, default=3.0, help="that each search may take")
     parser.add_argument("--results", type=Path, default=default_folder().parent / "models.json")
-    parser.add_argument("--again", action="store_true", help="measure what is in results, too")
+    parser.add_argument(
+        "--again", action="store_true", help="measure what other code measured, too"
+    )
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
-    results = Results(choices.results)
+    results, text, code = Results(choices.results), "", fingerprint()
     try:
         for name in choices.only:
-            if choices.again or name not in results.rows:
+            known = results.rows.get(name)
+            if known is None or (choices.again and known.code != code):
                 work = WORKLOADS[name](choices.models, name)
-                results.add(measure(choices.models / f"{name}.onnx", work, choices.minutes))
-        text = table([results.rows[name] for name in WORKLOADS if name in results.rows])
+                results.add(measure(choices.models / f"{name}.onnx", work, choices.minutes, code))
+            text = table([results.rows[name] for name in WORKLOADS if name in results.rows])
+            if choices.write:
+                write_section("models", text)
         print(text)
-        if choices.write:
-            write_section("models", text)
     except (PruneError, ValueError, OSError) as error:
         print(f"bench_models: {error}", file=sys.stderr)
         return 1
