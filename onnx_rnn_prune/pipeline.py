@@ -342,6 +342,7 @@ def _report(
     feed, left_out = data.test.opening(), [state.result for state in states]
     spent = latency(*timed, feed)
     drifts, details = drift_in_detail(*judged, data.test, time_axes(opened.document), left_out)
+    del judged, timed  # the weights of each are in memory once more
     return schema.PruneReport(
         model=opened.name,
         mode=planned.treatment.mode,
