@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.runner import Array
@@ -91,12 +92,25 @@ class IntermediateOutputs:
         return [*self.main, *(carrier.output for carrier in self.carriers)]
 
     def calls(self, shown: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """The values of each tensor, one for each time that its graph ran; main ones untouched."""
+        """The values of each tensor, one for each time that its graph ran; main ones untouched.
+
+        Raises:
+            PruneError: what a body declares misled onnxruntime.
+        """
         found: dict[str, list[Any]] = {name: [] for name in self.inner}
         for carrier in self.carriers:
             value = np.asarray(shown[carrier.output])
             turns = len(value) if carrier.stacks else 1
-            carrier.read(value.reshape(-1), turns, found, 0)
+            try:
+                whole = carrier.read(value.reshape(-1), turns, found, 0) == value.size
+            except (ValueError, IndexError):
+                whole = False
+            if not whole:  # onnxruntime takes sizes that are declared for those that are there
+                raise PruneError(
+                    "a loop's or branch's body declares shapes that its tensors do not have",
+                    where="the model",
+                    remedy="check it with onnx.checker (full_check), and export it again",
+                )
         return found | {name: [shown[name]] for name in self.main}
 
 

@@ -252,6 +252,26 @@ def test_what_is_shown_of_nested_branches_takes_nodes_in_proportion():
     assert max(added) < 1.2 * min(added)
 
 
+def test_a_body_whose_tensors_have_other_axes_than_it_declares_is_named():
+    proto = model("""
+        m (float[t, b] x) => (float[b, n] y) {
+            five = Constant <value_int = 5> ()
+            yes = Constant <value = bool {1}> ()
+            y, all = Loop (five, yes, x) <body = body (int64 i, bool go, float[b] h)
+                => (bool on, float[b] h2, float[b] out) {
+                    on = Identity (go)  wide = Shape (h)  h2 = Relu (h)  out = Tanh (h2)
+                }>
+        }""")
+    document = Document.read(proto)
+    shown = intermediate_outputs(document, ["wide", "h2"], np.int64)
+    with pytest.raises(PruneError, match="declares shapes"):
+        shown.calls(
+            Runner(document, outputs=shown.outputs, optimize=False)(
+                {"x": np.ones((3, 2), np.float32)}
+            )
+        )
+
+
 def calls_per_layer(depth):
     """How many functions `inspect` calls for each layer, one in each branch of nested Ifs."""
     numbers = iter(range(1 << 12))
