@@ -49,8 +49,8 @@ from onnx_rnn_prune.trace.states import (
     InitialState,
     StatePair,
     handed_back,
-    known_states,
     leaves_only,
+    state_inputs,
     turning_states,
 )
 from onnx_rnn_prune.trace.trace import Trace, trace
@@ -182,7 +182,7 @@ class TracedModel:
         ]
         if not self.outside.states:
             nothing = "no state of a cut layer is an input and output of the model to be narrowed"
-            known = known_states(self.original.document)
+            known = state_inputs(self.original.document)
             return Narrowed(shrunk, (), tuple(notes if known and notes else [nothing]))
         trace = self.outside.trace
         states = tuple(_narrowed(trace, plan, state) for state in self.outside.states)

@@ -278,7 +278,7 @@ def test_a_killed_process_is_one_clear_error():
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    message = r"^jobs=: a process .* ended from outside.*study="
+    message = r"^jobs=: a worker process was killed.*study="
     with pytest.raises(PruneError, match=message), Executor(2).open() as workers:
         list(workers.send(Work(fragile, lambda: fragile))(range(20)))
 

@@ -213,7 +213,6 @@ class TestWithTorch:
         assert learning.after < 0.25 * learning.before
 
 
-@pytest.mark.torch
 def scaled_unit(document, readers, unit, factor):
     """A model in which all that reads a unit reads so many times as much of it."""
     changed = document.copy()
@@ -225,6 +224,7 @@ def scaled_unit(document, readers, unit, factor):
     return Runner(changed, optimize=False)
 
 
+@pytest.mark.torch
 class TestGradients:
     def prepared(self):
         opened = open_model(two_layers())
