@@ -256,7 +256,8 @@ def _self_check(oracle: Oracle, mode: str, later: Sequence[str]) -> str:
         else "the file with the removed units zeroed equals the smaller file without them"
     )
     state = "passed" if oracle.passed else "FAILED"
-    text = f"{pair} (largest difference {oracle.max_abs_diff:.1g}): {state}"
+    why = f", since {oracle.reason}" if oracle.passed and oracle.reason else ""
+    text = f"{pair} (largest difference {oracle.max_abs_diff:.1g}{why}): {state}"
     return text + (f"; checked before {', '.join(later)}" if later else "")
 
 

@@ -41,7 +41,8 @@ class Oracle(Record):
     Attributes:
         max_abs_diff: the largest absolute difference of all outputs and feeds.
         feeds: the number of feeds they ran on.
-        reason: where they differ most and how, empty if they agree.
+        reason: where they differ most and how, empty if they agree; if they agree but for rounding
+            that the model amplifies, that.
     """
 
     max_abs_diff: float
@@ -87,7 +88,7 @@ def oracle(
     Raises:
         PruneError: an output is missing or has another shape or type.
     """
-    largest, worst, reason, count, exact = 0.0, 1.0, "", 0, False
+    largest, worst, reason, amplified, count, exact = 0.0, 1.0, "", "", 0, False
     for feed in feeds:
         left, right, rounded = zero(feed), shrunk(feed), False
         for name in zero.outputs:
@@ -99,7 +100,7 @@ def oracle(
                 difference, excess = _compare(one, other, tolerance)
                 largest = max(largest, difference)
                 if excess > 1 and _is_rounding(zero, feed, (name, place), one, difference):
-                    rounded = True
+                    rounded, amplified = True, "the model amplifies rounding"
                 elif excess > worst:
                     worst = excess
                     reason = f"output {name} differs by {difference:.3g} in feed {count}"
@@ -111,7 +112,7 @@ def oracle(
         count += 1
     if count and not exact and not reason:
         reason = f"on all feeds, rounding is amplified to {largest:.3g}"
-    return Oracle(largest, not reason, count, reason)
+    return Oracle(largest, not reason, count, reason or amplified)
 
 
 def _is_rounding(
