@@ -13,6 +13,7 @@ from onnx_rnn_prune import evaluator as evaluator_module
 from onnx_rnn_prune import pipeline, prune, recovering
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.data import open_feeds
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence import evidence
 from onnx_rnn_prune.evidence.evidence import Tapped
@@ -257,3 +258,27 @@ def test_the_weight_of_a_layer_with_a_computed_bias_is_cut_but_not_fitted():
     result = prune(model, keep=2, data=data, recover="lstsq")
     assert result.report["oracle"]["passed"]
     assert result.report["layers"][0]["hidden_after"] == 2
+
+
+def test_data_on_which_only_the_layers_run_are_refused():
+    """What stands behind them does not: its weight takes the states of five sequences."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        m (float[t, b, 3] x) => (float[t, 2] y) {
+            Y = RNN <hidden_size = 4> (x, W, R)
+            flat = Flatten <axis = 1> (Y)
+            y = MatMul (flat, V)
+        }""")
+    for name, shape in {"W": (1, 4, 3), "R": (1, 4, 4), "V": (20, 2)}.items():
+        value = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    feeds = {size: [{"x": np.ones((6, size, 3), np.float32)}] for size in (2, 5)}
+    opened = open_model(proto)
+    traced = trace_model(opened, ["Y"], open_data(opened, Inputs(feeds[5])).calibration)
+    seen = Tapped(traced.document, traced.readers, {})
+    for reader in traced.readers:
+        assert seen.signal(reader, seen(feeds[5][0])).size
+    with pytest.raises(PruneError, match="gets 8 values, and its weight takes 20"):
+        for reader in traced.readers:
+            seen.signal(reader, seen(feeds[2][0]))

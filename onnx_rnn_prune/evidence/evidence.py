@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.data import Feeds
+from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.moments import LARGE, Matrix, MomentStore, Runs
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
@@ -116,9 +117,22 @@ class Tapped:
         return np.concatenate(known) if known else None
 
     def signal(self, reader: Reader, seen: Seen) -> Array:
-        """What one reader reads, [N, n]; nothing where it is in a branch that was not taken."""
+        """What one reader reads, [N, n]; nothing where it is in a branch that was not taken.
+
+        Raises:
+            PruneError: it reads more or less than its weight takes; only what comes before it ran.
+        """
+        width = self._widths[reader.name]
         found = [reader.signal(self.lookup, taps) for taps in self.calls(reader, seen)]
-        return np.concatenate(found) if found else np.zeros((0, self._widths[reader.name]))
+        for signal in found:
+            if signal.shape[1] != width:
+                raise PruneError(
+                    f"{reader.name.partition('#')[0]} gets {signal.shape[1]} values, and its weight"
+                    f" takes {width}",
+                    where="calibration",
+                    remedy="give data that the model runs on",
+                )
+        return np.concatenate(found) if found else np.zeros((0, width))
 
     def calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
         """What a reader's tensors held each time that it ran; what is outside stays the same."""
