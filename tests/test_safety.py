@@ -661,3 +661,14 @@ def test_a_study_whose_tables_have_no_names(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE record", b"CR\x8fATE TABLE record"))
     with pytest.raises(PruneError, match="name another file with study="):
         Study(path, "search")
+
+
+@pytest.mark.parametrize("domains", [[], ["elsewhere.example"]])
+def test_a_model_says_which_version_of_the_operators_it_uses(domains, model):
+    """onnxruntime guesses one where only other domains have a version, and a file says none."""
+    proto = onnx.load(model)
+    del proto.opset_import[:]
+    for domain in domains:
+        proto.opset_import.add(domain=domain, version=1)
+    with pytest.raises(PruneError, match="which version of ONNX's operators"):
+        prune(proto)

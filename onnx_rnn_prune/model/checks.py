@@ -43,6 +43,7 @@ _HOLDERS = {
     onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
     onnx.AttributeProto.TYPE_PROTO: "tp",
 }
+_ONNX = {"", "ai.onnx"}  # how the domain of ONNX's own operators is written
 _REMEDY = "export the model again, or get the whole file"
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
@@ -58,6 +59,11 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         model = deepcopy(model)
         _decode(model)
     _require(len(model.graph.output) > 0, "the model", "it has no outputs")
+    # Without a version of ONNX's operators, onnxruntime guesses one, and others guess another.
+    versions = {entry.domain for entry in model.opset_import}
+    nodes = messages(model.graph, onnx.NodeProto)
+    told = versions & _ONNX or all(node.domain not in _ONNX for node in nodes)
+    _require(bool(told), "the model", "it does not say which version of ONNX's operators it uses")
     for tensor in messages(model, onnx.TensorProto):
         _check_tensor(tensor)
     for info in messages(model, onnx.ValueInfoProto):
