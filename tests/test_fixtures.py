@@ -68,6 +68,14 @@ def test_file_is_smaller(pruned):
     assert totals["bytes_after"] < totals["bytes_before"]
 
 
+def test_what_was_pruned_is_pruned_again(pruned):
+    """Also where a Gather of the first time picks entries of a state."""
+    name, result = pruned
+    feeds = feeds_for(FIXTURES / f"{name}.onnx")[:1]
+    again = apply(result.model, plan(result.model, keep=0.5), data=feeds, recover="none")
+    assert again.report["oracle"]["passed"]
+
+
 def test_heads_absorb_units(pruned):
     """All networks end in weights; what else reads a layer is a state that leaves the model."""
     _, result = pruned

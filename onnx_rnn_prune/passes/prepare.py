@@ -85,7 +85,9 @@ class SelectStates:
 
 
 def _is_selected(state: gs.Tensor) -> bool:
-    return bool(state.inputs) and bool(state.inputs[0].name.startswith(OWN))
+    """Whether a matrix stands there; a pruned file has a Gather in its place."""
+    made = state.inputs[0] if state.inputs else None
+    return made is not None and made.op in ("MatMul", "Add") and bool(made.name.startswith(OWN))
 
 
 @dataclass(frozen=True)
