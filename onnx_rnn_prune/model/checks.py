@@ -78,6 +78,9 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
             "it refers to one of a function, and is in none",
         )
     for node in messages(model, onnx.NodeProto):
+        least = 0 if node.domain else _fewest().get(node.op_type, 0)
+        where = f"node '{node.name or node.op_type}'"
+        _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
         for attribute in node.attribute:
             _check_attribute(node, attribute)
     return model
@@ -101,6 +104,16 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
     body = attribute.g if node.op_type == "Loop" and attribute.HasField("g") else None
     whole = body is None or (len(body.input) > 1 and len(body.output) > 0)
     _require(whole, where, "its body lacks a counter or a condition")
+
+
+@cache
+def _fewest() -> dict[str, int]:
+    """How many inputs each of ONNX's operators has at least, in any version."""
+    fewest: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.domain:
+            fewest[schema.name] = min(schema.min_input, fewest.get(schema.name, schema.min_input))
+    return fewest
 
 
 @cache

@@ -47,6 +47,7 @@ Feed = Mapping[str, Array]
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
+_FATAL = 4  # what onnxruntime prints at least: its errors come as exceptions as well
 # How much of a model onnxruntime rewrites, from nothing to what it does by default. It checks some
 # things only where an operator runs that it would have rewritten, such as a Slice from a scalar on.
 _REWRITING = (
@@ -191,7 +192,8 @@ class Runner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        options.log_severity_level = _FATAL
+        ort.set_default_logger_severity(_FATAL)  # to which its allocators report
         options.graph_optimization_level = level
         # Memory that is kept for the next run saves time, which only counts where users' runs do.
         options.enable_cpu_mem_arena = self._asked is None

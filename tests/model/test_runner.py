@@ -168,3 +168,12 @@ def test_nodes_that_are_none_are_left_to_onnxruntime(broken):
     layer.ClearField("input" if broken == "inputs" else "output")
     with pytest.raises(PruneError, match="cannot load it"):
         Runner(proto, outputs=["y"])
+
+
+def test_what_onnxruntime_reports_is_not_printed_as_well(capfd):
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        m (int64[1] n) => (float[k] y) { y = ConstantOfShape (n) }""")
+    with pytest.raises(PruneError):
+        Runner(model)({"n": np.array([2**62])})
+    assert capfd.readouterr().err == ""
