@@ -37,9 +37,9 @@ MINUTES = 16.0  # of training
 NOTE = f"""\
 Units of each direction of both layers; F1 of whole words, calibrated on {CALIBRATION} unlabelled
 paragraphs of the first half of January 1998 (distill: {TRAINING}, for {MINUTES:.0f} minutes of
-training) and measured on {EVALUATION} of the second, in one newspaper, whose rules of what is one
-word are not those that lac was trained by. Speed at {TIMED_CHARACTERS} characters on one thread. By
-`python tools/bench_lac.py`."""
+training) and measured on {EVALUATION} of the second, from one newspaper, whose rules for what is
+one word differ from those of lac's training data. Speed at {TIMED_CHARACTERS} characters on one
+thread. By `python tools/bench_lac.py`."""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ LABELS = (*WAYS.values(), INTEGERS)
 SECONDS_PER_MODEL = 3.0
 NOTE = """\
 Speed at the limit: an agreement with the original's decisions of 99 %, or 1 % less of the task's
-metric (SNR in dB, F1). `search` has chosen on validation feeds with a standard error to spare; the
-value beside each speed is that of test feeds, which neither fitted nor chose anything: other
+metric (SNR in dB, F1). `search` chooses on validation feeds, with a margin of one standard error;
+the value beside each speed is that of test feeds, not used for fitting or selection: other
 recordings, messages, paragraphs or words. No training. *int8*: `--quantize int8` on the cut of all
 layers, where it is within the limit and faster still. Speeds are medians of the ratios of
 interleaved runs of one thread; 1x means that `search` found nothing faster within the limit in the

@@ -52,7 +52,7 @@ two cores; search: {SEARCHED:.0f} s, `search nsnet2.onnx --params {FOUND} --alig
 --minutes {SEARCH_MINUTES:g}` over all layers), SNR and gains on {EVALUATION:.0f} s of other
 recordings of the same speaker (white, pink, speech-shaped noise and hum at 0 to 15 dB), speed at
 {TIMED_FRAMES} frames on one thread.
-Babble of the speaker's own voice, which the original makes worse than it was, stands apart. By
+Babble of the speaker's own voice, which even the original makes worse, is listed separately. By
 `python tools/bench_nsnet2.py`."""
 
 

@@ -42,7 +42,7 @@ ridge finetune on the same. *same size*: `prune --layers all --allocate global -
 `--budget` at the share of parameters that onnxsim left; *same speed*, where that is slower: the
 same, smaller. Deviation of the output and agreement on test data, as in [models](models.md); speeds
 are medians of ratios of interleaved runs of one thread on a busy machine. Where onnxsim
-finds nothing that it cuts, or fails, there is its row only. By `python tools/bench_onnxsim.py`."""
+prunes nothing or fails, only its row is shown. By `python tools/bench_onnxsim.py`."""
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,12 @@ TREATMENTS: Mapping[str, Treatment] = {
 NOTE = f"""\
 `--keep {KEEP}`, `--quantize` and `--rank`, calibrated as in the table of samples. *Deviation*: that
 of the outputs from the original's on inputs held out from calibration, relative to their spread.
-Metrics as above; lower is better for perplexity. Speed is the original's time over the result's,
-one thread on a processor without VNNI, all of them in turns, for one sequence of the length given.
+The metrics are those of [samples](samples.md); lower is better for perplexity. Speed is the
+original's time over the result's, on one thread of a processor without VNNI, interleaved, for one
+sequence of the length given.
 large_lstm shows it where the recurrent operator takes nearly all of the time: two LSTM layers of
-{UNITS} units with random weights, not calibrated. Of such units any half is as needed as the other,
-so that its deviation says nothing about trained models. `python tools/bench_precision.py` measures
+{UNITS} units with random weights, not calibrated. With random weights all units matter equally,
+so the deviation says nothing about trained models. `python tools/bench_precision.py` measures
 it."""
 
 

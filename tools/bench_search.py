@@ -36,8 +36,8 @@ SECONDS_PER_MODEL = 4.0
 _MOST_WIDTHS = 6  # that are written out
 NOTE = f"""\
 Each limit must hold on validation feeds, with a standard error to spare; *on test feeds* is what
-came of it on others, which chose nothing. *Uniform* is the best cut with the same share of all
-layers. Speed of the files in turns, one thread. NSNet2: {SPEECH_SECONDS:.0f} s of noisy speech to
+came of it on feeds that were not used in the search. *Uniform* is the best cut with the same share
+of all layers. Speeds are interleaved, one thread. NSNet2: {SPEECH_SECONDS:.0f} s of noisy speech to
 calibrate and select with, {SPEECH_SECONDS:.0f} s of other recordings to test on. lac: {PARAGRAPHS}
 paragraphs, 1000 others to test on, F1 of words. ppocr_rec: pictures of lines of
 text. By `python tools/bench_search.py`."""

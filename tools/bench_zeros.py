@@ -29,9 +29,10 @@ CRITERIA = ("magnitude", "obs")
 UNITS = (HIDDEN,)
 NOTE = f"""\
 Calibrated on {CALIBRATION:.0f} s of noisy speech; SNR and gains on {EVALUATION:.0f} s of other
-recordings without babble, as above. *Zeros* are of the GRU layers' W and R and of the weight that
-reads the last one. *Sparse*: the file with `--sparse-initializers`; *compressed*: the dense file by
-zlib. Kernels are dense, so zeros save no time. By `python tools/bench_zeros.py`."""
+recordings without babble, as in [nsnet2](nsnet2.md). *Zeros* are of the GRU layers' W and R and of
+the weight that reads the last one. *Sparse*: the file with `--sparse-initializers`; *compressed*:
+the dense file by zlib. Kernels are dense, so zeros save no time. By
+`python tools/bench_zeros.py`."""
 
 
 @dataclass(frozen=True)
