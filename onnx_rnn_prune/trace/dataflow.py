@@ -69,8 +69,9 @@ class Product:
 
     @property
     def rows(self) -> int:
-        """Sums that come out for each operand."""
-        return int(np.prod(self.weight.shape)) // max(self.width, 1)
+        """Sums that come out for each operand; of a convolution, at each of its places."""
+        places = self.weight.shape[2:] if self.nodes[0].op.startswith("Conv") else ()
+        return int(np.prod(self.weight.shape)) // max(self.width * int(np.prod(places)), 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,6 +110,11 @@ def test_fixtures_are_named(name):
         assert "leave out --no-roll" in caught.value.for_shell
 
 
+def test_a_convolutional_cell_has_as_many_units_as_channels():
+    (row,) = inspect(FIXTURES / "cell_conv_lstm_loop.onnx", roll=False)["written_out"]
+    assert (row["like"], row["units"]) == ("LSTM", UNITS)
+
+
 def test_a_prune_that_cuts_nothing_says_what_is_no_layer():
     report = prune(model(unrolled(3)), layers="all", keep=1.0, roll=False).report
     assert [text for text in report.warnings if "is written out, unrolled over 3 steps" in text]
