@@ -45,8 +45,6 @@ channels, 3 x 3, on pictures of {PICTURE} x {PICTURE}, cut with `--layers all`. 
 processor, one thread: ranking and least squares multiply H x H matrices, so it grows with the cube
 of the units H, and in proportion to layers and steps. What one feed shows is in memory at a time:
 with far longer feeds or far more layers, that takes more than the {BASE_MB} MB leave room for.
-With data, one layer of 4096 units takes 1 % more than the limit: recovered weights, the same with
-zeros and the original are in memory at once while they are compared.
 `python tools/measure_memory.py` measures it."""
 
 Result = TypeVar("Result")
