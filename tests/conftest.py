@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 from fetch_models import default_folder
 
-SLOWER = profitability._SLOWER
+SLOWER = profitability.SLOWER
 
 # By marker: whether what its tests need is here, and what brings it.
 NEEDS = {
@@ -49,14 +49,14 @@ def cache_folder(tmp_path_factory):
 def any_speed():
     """Models of ten microseconds are written whether or not they run faster here and now."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profitability, "_SLOWER", 0.0)
+        patch.setattr(profitability, "SLOWER", 0.0)
         yield
 
 
 @pytest.fixture
 def speed_counts(monkeypatch):
     """What is slower is refused, as it is in use; a test says itself how fast it is."""
-    monkeypatch.setattr(profitability, "_SLOWER", SLOWER)
+    monkeypatch.setattr(profitability, "SLOWER", SLOWER)
 
 
 @pytest.fixture

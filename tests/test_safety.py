@@ -238,7 +238,7 @@ commands = [
 ]
 assert {command[0] for command in commands} == set(cli.commands)
 for command in commands:
-    assert run(command) in (0, 3), command
+    assert run(command) in ((0, 3) if command[0] == "apply" else (0,)), command  # 3: it is slower
 """
 
 

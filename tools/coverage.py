@@ -25,6 +25,7 @@ from onnx_rnn_prune import PruneResult, apply, inspect, prune
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
+from onnx_rnn_prune.model.writing import leave_open
 from onnx_rnn_prune.opened_model import as_run
 from onnx_rnn_prune.report.words import times
 from onnx_rnn_prune.selection.profitability import worse
@@ -102,10 +103,12 @@ def recurrent_ops(graph: onnx.GraphProto) -> Iterator[str]:
 def interface(model: onnx.ModelProto) -> tuple[object, ...]:
     """What a user of a model sees of it, apart from its numbers."""
     defaults = {tensor.name for tensor in model.graph.initializer}
+    ports = onnx.GraphProto(input=model.graph.input, output=model.graph.output)
+    leave_open(ports)
     return (
         [
-            _opened(value).SerializeToString()
-            for value in (*model.graph.input, *model.graph.output)
+            value.SerializeToString()
+            for value in (*ports.input, *ports.output)
             if value.name not in defaults
         ],
         sorted((entry.key, entry.value) for entry in model.metadata_props),
@@ -113,16 +116,6 @@ def interface(model: onnx.ModelProto) -> tuple[object, ...]:
         (model.domain, model.doc_string, model.graph.doc_string, model.graph.name),
         (model.ir_version, model.producer_name, model.producer_version, model.model_version),
     )
-
-
-def _opened(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """An input or output whose sizes below 0 are left open, which is what they mean."""
-    result = onnx.ValueInfoProto()
-    result.CopyFrom(value)
-    for size in result.type.tensor_type.shape.dim:
-        if size.dim_value < 0:
-            size.Clear()
-    return result
 
 
 def checker_fault(model: onnx.ModelProto) -> str:

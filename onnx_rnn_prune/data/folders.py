@@ -25,7 +25,6 @@ from onnx_rnn_prune.model.signature import Port
 # by a few times, and what shrinks by more is made to fill the memory of whoever reads it.
 _MOST_UNPACKED, _SMALL = 100, 1 << 26
 
-# What a file raises that is no archive, or a broken one.
 _FORMS = (
     "give a .npz file, a folder of .npz files, a folder of test_data_set_* folders, "
     "or module:function"

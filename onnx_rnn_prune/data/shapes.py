@@ -45,8 +45,7 @@ def numbered(document: Document) -> Document:
 
 def outline(document: Document) -> onnx.ModelProto:
     """A model without its larger constants, its nodes named as those of `numbered`."""
-    small = partial(without_values, most=_VALUES)
-    model = numbered(document).write(small)
+    model = numbered(document).outline(_VALUES)
     for graph in messages(model.graph, onnx.GraphProto):
         del graph.value_info[:]
         for value in graph.output:  # the names that sizes have here may not be those of inputs
@@ -54,7 +53,7 @@ def outline(document: Document) -> onnx.ModelProto:
     for node in messages(model.graph, onnx.NodeProto):
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
-                attribute.t.CopyFrom(small(attribute.t))
+                attribute.t.CopyFrom(without_values(attribute.t, _VALUES))
     return model
 
 

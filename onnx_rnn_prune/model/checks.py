@@ -78,16 +78,19 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
             "it refers to one of a function, and is in none",
         )
     for node in messages(model, onnx.NodeProto):
-        least = 0 if node.domain else _fewest().get(node.op_type, 0)
-        where = f"node '{node.name or node.op_type}'"
-        _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
-        for attribute in node.attribute:
-            _check_attribute(node, attribute)
+        _check_node(node)
     return model
 
 
-def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+def _check_node(node: onnx.NodeProto) -> None:
     where = f"node '{node.name or node.op_type}'"
+    least = _fewest().get(node.op_type, 0) if node.domain in _ONNX else 0
+    _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
+    for attribute in node.attribute:
+        _check_attribute(node, attribute, where)
+
+
+def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, where: str) -> None:
     known = attribute.type in _ATTRIBUTES.values()
     _require(known, where, f"the type of its '{attribute.name}' is none of ONNX's")
     # What ONNX declares is also how the operators of others that are made of its own are read.

@@ -68,7 +68,7 @@ class Writer:
             for info in source.value_info
             if info.name not in dropped
         )
-        _leave_open(result)
+        leave_open(result)
 
     def _node(self, node: gs.Node) -> onnx.NodeProto:
         names_in = [tensor.name for tensor in node.inputs]
@@ -144,7 +144,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _leave_open(graph: onnx.GraphProto) -> None:
+def leave_open(graph: onnx.GraphProto) -> None:
     """Declares no negative sizes, by which exporters mean open ones.
 
     onnxruntime ends the process where it infers from one what a Slice makes of it.

@@ -22,8 +22,6 @@ from onnx_rnn_prune.text import presentable, visible
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.validate import Latency
 
-# From this speedup on, reports call a model faster.
-_FASTER = 1.02
 # Rows of a table of cuts.
 _MOST_ROWS = 12
 # Letters of a name that leaves room for others beside it.
@@ -194,7 +192,7 @@ def roll_table(report: RollReport) -> Group:
                 f" {report.nodes_before} -> {report.nodes_after} nodes",
             ),
         ]
-        if report.bytes_after > report.bytes_before and latency.speedup < _FASTER:
+        if report.bytes_after > report.bytes_before and latency.speedup < words.FASTER:
             parts.append(warning("the rolled file is larger and no faster: keep the original"))
     return Group(*parts)
 

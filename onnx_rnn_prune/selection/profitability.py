@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.recovery.least_squares import Fit, Recover, place_states
 from onnx_rnn_prune.report.schema import PruneReport
-from onnx_rnn_prune.report.words import faster
+from onnx_rnn_prune.report.words import SLOWER, faster
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
@@ -33,9 +33,6 @@ REASON = (
 
 # Bytes that one matrix takes at most apart from its entries: its nodes and their names.
 _NAMES = 4096
-# What counts as slower: a difference that three of four pairs of runs agree on, and that reports do
-# not call equally fast. Of two copies of one file, medians of 300 pairs differed by up to 1 %.
-_SLOWER = 0.98
 
 
 def pin_unprofitable(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
@@ -191,6 +188,6 @@ def worse(report: PruneReport, pays: Container[str] = ("bytes", "ms")) -> str | 
     if "bytes" in pays and after > before:
         return f"the file is larger than the original ({after} bytes instead of {before})"
     ratio, quartiles = spent.speedup, spent.speedup_quartiles
-    if "ms" in pays and quartiles[1] < 1.0 and ratio < _SLOWER:
+    if "ms" in pays and quartiles[1] < 1.0 and ratio < SLOWER:
         return f"the result is {faster(ratio, quartiles)} than the original"
     return None

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_shape, require_constant
 from onnx_rnn_prune.model.walk import Link, all_nodes, links_of
 from onnx_rnn_prune.operators import contracts, meets, moves, quantizes
+from onnx_rnn_prune.operators.feed_forward import CONVOLUTIONS
 from onnx_rnn_prune.operators.table import Rule, rule_of
 
 # A tensor by its name, a product by its weight.
@@ -257,7 +258,7 @@ def _products(nodes: Iterable[gs.Node], weight_of: _Weights) -> dict[Vertex, Pro
 
 def _summed(node: gs.Node, slot: int, rank: int) -> int:
     """The axis of a weight along which a product sums."""
-    if node.op in ("Conv", "ConvInteger"):
+    if node.op in CONVOLUTIONS:
         return 1
     axis = rank - 1 if slot == 0 else rank - 2
     turned = node.op == "Gemm" and node.attrs.get("transB" if slot else "transA", 0)

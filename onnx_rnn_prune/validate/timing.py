@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,7 @@ def _profiled(
     return times, events[ends[len(feeds) - 1] + 1 :]
 
 
+@cache
 def _note_time() -> float:
     """Microseconds that a node seems to take longer because its time is noted."""
     value = helper.make_tensor_value_info("0", TensorProto.FLOAT, ["n"])
