@@ -642,7 +642,7 @@ def write_study(case: Case, broken: bool) -> None:
             cli.run(case.command)  # what it remembers is then changed
         for written in set(case.folder.iterdir()) - before:
             written.unlink()
-    if path.is_file() and rng.random() < 0.7:
+    if path.is_file() and is_study(path) and rng.random() < 0.7:
         with contextlib.closing(sqlite3.connect(path)) as base, base:
             rows = list(base.execute("SELECT key, value FROM record"))
             for key, value in rng.sample(rows, min(len(rows), rng.choice((1, 3, 100)))):
