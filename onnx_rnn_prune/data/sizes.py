@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
@@ -255,7 +256,7 @@ class SizeSearch:
         numbers = [int(number) for number in _NUMBER.findall(text.rpartition("Message:")[2])]
         for name in self._nodes[place].input if place else ():
             numbers += [size for size in shapes.get(name, ()) if isinstance(size, int)]
-        return Failure(error, place, tuple(numbers))
+        return Failure(copy(error), place, tuple(numbers))  # its frames hold what was fed
 
     def _starts(self) -> Iterator[SizeByName]:
         """Sizes to begin with, from the most telling (all different) to the likeliest to run."""

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -503,3 +504,16 @@ def test_attributes_out_of_range_name_no_axis():
     assert list(equal(gemm, {"a": (2, 3), "b": (4, 5)})) == [(2, 5)]
     turned = onnx.helper.make_node("ReverseSequence", ["a", "n"], ["y"], batch_axis=9)
     assert not list(equal(turned, {"a": (2, 3), "n": (3,)}))
+
+
+def test_sizes_with_which_a_model_does_not_run_leave_no_feeds_behind():
+    document, fed = Document.read(build("y = MatMul(x, v)", "float[a, b, c] x, float[3] v")), []
+
+    def run(feed):
+        fed.extend(map(weakref.ref, feed.values()))
+        assert sum(ref() is not None for ref in fed) <= 2 * len(feed)
+        raise PruneError("too wide") from ValueError()
+
+    with pytest.raises(PruneError, match="too wide"):
+        random_feeds(document, run, seed=0, count=1)
+    assert len(fed) > 10
