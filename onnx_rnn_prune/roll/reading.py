@@ -81,7 +81,7 @@ class Reader:
         found: Sequence[Known | None]
         try:
             found = self._constants(node, given) or self._values(node, given)
-        except OpaqueError:
+        except (OpaqueError, ValueError, IndexError):  # shapes that a body declares may be false
             found = [None] * len(outputs)
         for name, value in zip(outputs, found, strict=False):
             if name in self.seen.numbers:

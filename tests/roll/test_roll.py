@@ -579,6 +579,21 @@ def test_an_output_that_declares_another_shape_hides_no_step():
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+def test_a_body_that_declares_other_shapes_is_left_as_it_is():
+    """Onnxruntime takes them for what they are, where it is asked."""
+    path = FIXTURES / "tf_while_gru.onnx"
+    model, given = onnx.load(path), feeds_for(path)
+    (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
+    (body,) = (attribute.g for attribute in loop.attribute if attribute.name == "body")
+    body.input[3].type.tensor_type.ClearField("shape")
+    for size in (24, 24):
+        body.input[6].type.tensor_type.shape.dim.add(dim_value=size)
+    found = roll(Document.read(model), given, 1)
+    np.testing.assert_allclose(
+        run(model, given[0])[0], run(found.document.write(), given[0])[0], rtol=0, atol=1e-5
+    )
+
+
 def test_inputs_whose_axes_were_joined_are_read_where_they_are_joined():
     """As of pictures: columns are steps, and channels and rows together are features."""
     model = unrolled(rnn(np.random.default_rng(3), width=6))
