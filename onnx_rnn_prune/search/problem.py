@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -167,6 +167,33 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     return price
 
 
+# What is timed may take longer when it is timed again.
+_PART = 0.97
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """Milliseconds of a run: as timed, else as predicted and off by as much as for the last timed.
+
+    Attributes:
+        predicted: what a run takes when the groups keep so many units.
+        took: what was timed.
+        rate: what the last one took, in terms of what was predicted of it.
+    """
+
+    predicted: Price
+    took: Mapping[Counts, float] = field(default_factory=dict)
+    rate: float = 1.0
+
+    def __call__(self, counts: Sequence[int]) -> float:
+        known = self.took.get(tuple(counts))
+        return self.rate * self.predicted(counts) if known is None else known
+
+    def with_timed(self, counts: Counts, ms: float) -> Times:
+        """Once one more cut was timed."""
+        return Times(self.predicted, {**self.took, counts: ms}, ms / self.predicted(counts))
+
+
 class SizePrediction:
     """Parameters and bytes of what is written when the groups keep so many units.
 
@@ -221,8 +248,8 @@ class Problem:
         evaluator: recovers and judges cuts, in this process.
         scores: of the units; of a group, those with the highest stay.
         verdicts: makes and judges them, wherever that is.
-        ms: what a run is predicted to take.
-        original_ms: what a run of the original takes.
+        ms: what a run takes.
+        original_ms: what one of the original takes.
         size: parameters and bytes.
         profitable: leaves groups whole whose cut does not pay.
         study: remembers trials.
@@ -232,7 +259,7 @@ class Problem:
     evaluator: Evaluator
     scores: Matrix
     verdicts: Mapper[Ask, Verdict]
-    ms: Price
+    ms: Times
     original_ms: float
     size: SizePrediction
     profitable: ProfitableCuts
@@ -263,20 +290,26 @@ class Problem:
             size = self.size("bytes", counts)
             yield Trial(*ask, *verdict[:-1], ms, params, size, verdict.seconds)
 
-    def space(self, request: Request, goal: Goal, slack: float) -> Space:
+    def timed(self, counts: Counts, data: Calibration) -> Problem:
+        """The same once it is known what a cut takes; that is remembered."""
+        feed = next(iter(data.validation))
+        name = f"speedup {' '.join(map(str, counts))}"
+        ratio = self.study.recall(name, lambda: _speedup(self.traced, counts, feed))
+        return replace(self, ms=self.ms.with_timed(counts, self.original_ms / ratio))
+
+    def space(self, request: Request, goal: Goal) -> Space:
         """The cuts that are within all that limits their cost.
 
         Args:
             request: with the bounds of all cuts.
             goal: with the limits.
-            slack: times the longest time that is predicted.
         """
         trace, opened = self.traced.trace, self.traced.opened
         limits = {
             budget.kind: limit_of(budget, opened.document, opened.find_counted)
             for budget in goal.budgets
         }
-        most = None if goal.speed is None else goal.speed.of(self.original_ms) * slack
+        most = None if goal.speed is None else _PART * goal.speed.of(self.original_ms)
 
         def fits(counts: list[int]) -> bool:
             if most is not None and self.ms(counts) > most:
@@ -288,7 +321,7 @@ class Problem:
             n for n, g in enumerate(trace.groups) if not kernels.isdisjoint(g.layers)
         )
         timed = goal.drop is not None or goal.speed is not None or not goal.budgets
-        price = self.ms if timed else partial(self.size, goal.budgets[0].kind)
+        price = self.ms.predicted if timed else partial(self.size, goal.budgets[0].kind)
         return Space(trace, self.scores, request.bounds, price, fits, self.profitable, eights)
 
 
@@ -328,7 +361,7 @@ def open_problem(
     evaluator = Evaluator.of(traced, data, quality)
     groups = traced.trace.groups
     doubtful = tuple(n for n, group in enumerate(groups) if restores_width(traced, group))
-    ms, size = predicted(traced, times), SizePrediction(traced, scores, doubtful)
+    ms, size = Times(predicted(traced, times)), SizePrediction(traced, scores, doubtful)
     prices: dict[str, Price] = {"ms": ms, "bytes": partial(size, "bytes")}
     profitable = ProfitableCuts(
         tuple(g.size for g in groups), doubtful, [prices[kind] for kind in pays]

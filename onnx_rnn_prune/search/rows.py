@@ -90,17 +90,17 @@ def sensitivity_rows(
     full = [group.size for group in groups]
     named = evaluator.quality != NRMSE
     before = evaluator.before(evaluator.data.validation) if named else None
-    whole = problem.ms(full)
+    ms = problem.ms.predicted
     rows, seconds = [], 0.0
     for number, group in enumerate(groups):
         alone = {t.counts[number]: t for t in trials if _cut_by(t, full) == [number]}
         seconds += sum(trial.seconds for trial in alone.values())
         lanes = trace.lanes_of(group)
         points = [
-            Point(kept * lanes, trial.nrmse, trial.value if named else None, trial.ms)
+            Point(kept * lanes, trial.nrmse, trial.value if named else None, ms(trial.counts))
             for kept, trial in sorted(alone.items())
         ]
-        points.append(Point(group.size * lanes, 0.0, before, whole))
+        points.append(Point(group.size * lanes, 0.0, before, ms(full)))
         if alone:
             rows.append(Curve(list(group.layers), group.size * lanes, points))
     return SensitivityReport(

@@ -28,7 +28,7 @@ from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Space, Strategy, Trial
-from onnx_rnn_prune.selection.strategies import STRATEGIES, curve_asks
+from onnx_rnn_prune.selection.strategies import STRATEGIES, beginning, curve_asks
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.validate.quality import Quality
 
@@ -65,14 +65,15 @@ class SearchBounds:
         """When the result is to be there."""
         return self.start + 60.0 * self.minutes
 
-    def allow(self, ask: Ask, tried: Sequence[Trial], replayed: float) -> bool:
+    def allow(self, ask: Ask, tried: Sequence[Trial], study: Study) -> bool:
         """Whether time is left for one more trial, and to finish the best.
 
         Args:
             ask: what is to be tried.
             tried: what was.
-            replayed: seconds of trials that were remembered; they count as if made now.
+            study: trials that were found in it count as if they were made now.
         """
+        replayed = sum(t.seconds for t in tried if _key(Ask(t.counts, t.recovery)) in study.found)
         left = self.end - self.now() - replayed / self.jobs
         return left >= expected(tried, ask.recovery) + finishing(tried) + self.kept
 
@@ -98,24 +99,27 @@ def finishing(tried: Sequence[Trial]) -> float:
 
 
 def run(
-    strategy: Strategy, attempts: Attempts, study: Study, bounds: SearchBounds, progress: Progress
+    strategy: Strategy,
+    attempts: Attempts,
+    study: Study,
+    bounds: SearchBounds,
+    progress: Progress,
+    before: Sequence[Trial] = (),
 ) -> list[Trial]:
     """All trials in the order in which they were asked for first.
 
-    What was measured before an interruption is not measured again, and counts as if it were.
+    What was measured before an interruption is not measured again, and counts as if it were; so do
+    the trials of another strategy before this one.
     """
-    tried: dict[Ask, Trial] = {}
-    replayed = 0.0
+    tried = {Ask(trial.counts, trial.recovery): trial for trial in before}
     asked: Sequence[Ask] = next(strategy, [])
     while asked:
         fresh = [ask for ask in dict.fromkeys(asked) if ask not in tried]
         wanted = fresh[: max(bounds.trials - len(tried), 0)]
         results = iter(attempts([ask for ask in wanted if _key(ask) not in study]))
         for ask in wanted:
-            if _key(ask) in study.found:
-                replayed += study[_key(ask)]["seconds"]
-            elif _key(ask) not in study:
-                if not bounds.allow(ask, list(tried.values()), replayed):
+            if _key(ask) not in study:
+                if not bounds.allow(ask, list(tried.values()), study):
                     break
                 study.keep(_key(ask), next(results).record())
             tried[ask] = Trial.of(study[_key(ask)])
@@ -133,10 +137,8 @@ def _key(ask: Ask) -> str:
     return f"trial {ask.recovery} {' '.join(map(str, ask.counts))}"
 
 
-# How often the limit on predicted time is tightened where the real file takes longer, and by how
-# much more than it takes longer.
-_ROUNDS = 3
-_PART = 0.97
+# Cuts that are timed at most, and how near what is predicted of the last must come.
+_TIMED, _NEAR = 10, 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,21 +186,11 @@ class Search:
             self.opened, self.data, goal.quality, request, self.treatment.interface,
             workers, study, goal.pays, progress,
         )  # fmt: skip
-        evaluator, slack = problem.evaluator, 1.0
-        for tightened in range(_ROUNDS):
-            space = problem.space(request, goal, slack)
-            if tightened and not space.fits(list(space.floor)):
-                break  # it was as fast as any cut is predicted to be
-            aim, trials = self._tried(problem, space, progress)
-            begun = self.bounds.now()
-            picked = self._picked(problem, aim, trials)
-            result = self._finished(problem, trials, picked, progress)
-            tested, limits = tested_rows(evaluator, self.data, goal, result)
-            slow = [row for row in limits if row.name == "speed" and not row.met]
-            late = 2.0 * self.bounds.now() - begun > self.bounds.end
-            if not slow or late or self.pick is not None:
-                break
-            slack *= _PART * slow[0].asked / slow[0].reached
+        problem, aim, trials = self._tried(problem, progress)
+        picked = self._picked(problem, aim, trials)
+        result = self._finished(problem, trials, picked, progress)
+        evaluator = problem.evaluator
+        tested, limits = tested_rows(evaluator, self.data, goal, result)
         idle = not (result.plan.cut() or result.report.stages or self.opened.rolled)
         if idle and self.pick is None:  # what was to be cut did not pay
             raise self._nothing(problem)
@@ -215,13 +207,46 @@ class Search:
         report = replace(result.report, search=rows, sensitivity=curves, seconds=seconds)
         return replace(result, report=report)
 
-    def _tried(self, problem: Problem, space: Space, progress: Progress) -> tuple[Aim, list[Trial]]:
+    def _tried(self, problem: Problem, progress: Progress) -> tuple[Problem, Aim, list[Trial]]:
+        """All trials, and the problem with what was timed.
+
+        What is predicted near a limit on time may be far off: the best of a few cuts is timed, and
+        predictions follow, until it comes near what was predicted. So is then the best of all that
+        the strategy tries.
+        """
+        goal, trials, attempts = self.goal, list[Trial](), problem.attempts
+        strategies = (
+            [STRATEGIES[self.strategy]]
+            if goal.speed is None
+            else [beginning, STRATEGIES[self.strategy]]
+        )
+        for _ in range(_TIMED):
+            space = problem.space(self.request, goal)
+            aim, seed = self._aim(problem, space), self.request.seed
+            if space.fits(list(space.floor)):
+                work = strategies[0](space, aim, seed)
+                trials = run(work, attempts, problem.study, self.bounds, progress, trials)
+            fitting = [trial for trial in trials if space.fits(list(trial.counts))]
+            best = min(fitting, key=aim.rank).counts if fitting else space.floor
+            if goal.speed is None or not self.bounds.allow(Ask(best), trials, problem.study):
+                break
+            expected, problem = problem.ms(best), problem.timed(best, self.data)
+            space = problem.space(self.request, goal)
+            if abs(problem.ms(best) / expected - 1.0) < _NEAR and space.fits(list(best)):
+                strategies.pop(0)
+            if not strategies:
+                break
+        space = problem.space(self.request, goal)
         if not space.fits(list(space.floor)):
             raise ConstraintError(
                 f"not even the fewest units that may stay are within {self.goal}",
                 where="search",
                 remedy="ask for less, or lower --align and --min-units",
             )
+        trials = [replace(trial, ms=problem.ms(trial.counts)) for trial in trials]
+        return problem, self._aim(problem, space), trials
+
+    def _aim(self, problem: Problem, space: Space) -> Aim:
         drop, before = self.goal.drop, problem.evaluator.before(self.data.validation)
         if not math.isfinite(before):
             raise PruneError(
@@ -229,10 +254,7 @@ class Search:
                 where=f"--metric={self.goal.quality.name}",
                 remedy="give --data on which the metric is finite",
             )
-        most = None if drop is None else drop.of(before)
-        aim = Aim(most, space.fits)
-        strategy = STRATEGIES[self.strategy](space, aim, self.request.seed)
-        return aim, run(strategy, problem.attempts, problem.study, self.bounds, progress)
+        return Aim(None if drop is None else drop.of(before), space.fits)
 
     def _picked(self, problem: Problem, aim: Aim, trials: Sequence[Trial]) -> Trial:
         if self.pick is not None:
@@ -249,7 +271,8 @@ class Search:
                 where="search",
                 remedy="allow more --minutes, or give less data",
             )
-        best = min(trials, key=aim.rank)
+        timed = [trial for trial in trials if trial.counts in problem.ms.took and aim.meets(trial)]
+        best = min(timed or trials, key=aim.rank)
         if aim.meets(best) and best.counts == problem.full and not self.opened.rolled:
             raise self._nothing(problem)
         if not aim.meets(best):

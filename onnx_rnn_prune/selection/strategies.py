@@ -105,6 +105,11 @@ def greedy(space: Space, aim: Aim) -> Strategy:
     yield from finals(space, aim, best)
 
 
+def beginning(space: Space, aim: Aim, seed: int) -> Strategy:
+    """The best of the cuts that take no measurements to know."""
+    yield from _best(space, aim, _rows(space))
+
+
 def sharing(space: Space) -> Steps:
     """The cut with the least error among those that fit, by quick trials alone."""
     return (yield from shared(space, Aim(None, space.fits)))[0]
@@ -114,14 +119,10 @@ def shared(
     space: Space, aim: Aim
 ) -> Generator[Sequence[Ask], Sequence[Trial], tuple[Trial, list[Curve]]]:
     """The best way to share a cut between groups, as quick trials tell, and what groups lose."""
-    trace, scores, price = space.trace, space.scores, space.price
-    equal, ranking = (allocator(trace, scores) for allocator in ALLOCATORS.values())
-    closed = by_slopes([_closed(group, scores) for group in space.groups])
-    ways = [(equal, None), (ranking, None), (ranking, price), (closed, price)]
-    rows = [_row(space, *way) for way in ways]
+    rows = _rows(space)
     best = yield from _best(space, aim, rows)
     curves = yield from _curves(space)
-    rows.append(_row(space, by_slopes(curves), price))
+    rows.append(_row(space, by_slopes(curves), space.price))
     best = yield from _best(space, aim, rows[-1:], best)
     quick = aim
     for _ in range(_ALLOWANCES if aim.most is not None else 0):
@@ -146,6 +147,14 @@ def equal(space: Space, aim: Aim) -> Strategy:
         yield [Ask(row(math.inf), FULL)]
     else:
         yield from _bisected(space, aim, [row], recovery=FULL)
+
+
+def _rows(space: Space) -> list[Row]:
+    trace, scores, price = space.trace, space.scores, space.price
+    equal, ranking = (allocator(trace, scores) for allocator in ALLOCATORS.values())
+    closed = by_slopes([_closed(group, scores) for group in space.groups])
+    ways = [(equal, None), (ranking, None), (ranking, price), (closed, price)]
+    return [_row(space, *way) for way in ways]
 
 
 def _row(space: Space, urgency: Urgency, price: Price | None) -> Row:
