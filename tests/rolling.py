@@ -408,8 +408,6 @@ def random_model(rng):
     mask = [None, "where", "blend"][int(rng.integers(3))]
     if "unrolled" in way:
         out = str(rng.choice(["held", "zero", "own"]))
-        # A blend is no sign of a state that no gate tells from a dense layer.
-        mask = mask and ("where" if kind == "rnn" else mask)
         model = unrolled(step, steps, back, ends, mask=mask, out=out)
     else:
         zero, axis = bool(mask) and bool(rng.integers(2)), int(rng.integers(3))

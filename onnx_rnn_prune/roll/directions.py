@@ -9,19 +9,24 @@ T, D, B, I and H as the specification has them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import bodies_of
 from onnx_rnn_prune.operators.recurrent import STANDARD
-from onnx_rnn_prune.roll.form import digest
+from onnx_rnn_prune.roll.form import Index, digest
 from onnx_rnn_prune.roll.reading import Seen
 from onnx_rnn_prune.roll.rewrite import Builder
-from onnx_rnn_prune.roll.values import MOVES, SAME
+from onnx_rnn_prune.roll.seeing import is_random
+from onnx_rnn_prune.roll.steps import downstream
+from onnx_rnn_prune.roll.values import SAME, moved
 
 # The axes of each output.
 _OUTPUTS = ("TDBH", "DBH", "DBH")
@@ -117,21 +122,21 @@ def _turn(node: gs.Node | None, axes: str, seen: Seen) -> Turn | None:
     if node is None or "T" not in axes:
         return None
     time = axes.index("T")
-    if node.op == "ReverseSequence" and "B" in axes:
-        where = node.attrs.get("time_axis", 0), node.attrs.get("batch_axis", 1)
-        if where != (time, axes.find("B")):
-            return None
-        known = constant_value(node.inputs[1])
-        lengths = seen.numbers.get(node.inputs[1].name, known)
-        size = seen.shapes.get(node.inputs[0].name, (0,) * len(axes))[time]
-        whole = lengths is not None and bool(np.all(lengths == size))
-        return Turn(node, None if whole else node.inputs[1])
-    axis = _turned_axis(node)
-    return Turn(node, None) if axis is not None and axis % len(axes) == time else None
+    axis = _turned_axis(node, seen)
+    if axis is not None:
+        return Turn(node, None) if axis % len(axes) == time else None
+    where = node.attrs.get("time_axis", 0), node.attrs.get("batch_axis", 1)
+    parts = node.op == "ReverseSequence" and "B" in axes and where == (time, axes.find("B"))
+    return Turn(node, node.inputs[1]) if parts else None
 
 
-def _turned_axis(node: gs.Node) -> int | None:
-    """The axis of which a Slice takes all from the back to the front; None of other nodes."""
+def _turned_axis(node: gs.Node, seen: Seen) -> int | None:
+    """The axis of which all goes from the back to the front; None where nothing is turned."""
+    if node.op == "ReverseSequence":
+        axis = int(node.attrs.get("time_axis", 0))
+        lengths = seen.numbers.get(node.inputs[1].name, constant_value(node.inputs[1]))
+        size = seen.shapes.get(node.inputs[0].name, (0, 0))[axis]
+        return axis if lengths is not None and bool(np.all(lengths == size)) else None
     if node.op != "Slice" or len(node.inputs) < 5:
         return None
     bounds = [constant_value(tensor) for tensor in node.inputs[1:5]]
@@ -141,21 +146,62 @@ def _turned_axis(node: gs.Node) -> int | None:
     return axis if (start, step) == (-1, -1) and end < -(1 << 30) else None
 
 
-def drop_double_turns(builder: Builder) -> None:
+def drop_double_turns(builder: Builder, seen: Seen) -> None:
     """Takes out what turns an axis around that was turned around before."""
     for node in list(builder.home.nodes):
-        axis = _turned_axis(node)
+        axis = _turned_axis(node, seen)
         moves = list(_moves_before(node.inputs[0])) if axis is not None and axis >= 0 else []
         for move in moves:
             if move.op == "Transpose" and axis is not None:
                 axis = list(move.attrs.get("perm", (2, 1, 0)))[axis]
         tensor = moves[-1].inputs[0] if moves else node.inputs[0] if node.inputs else None
         before = tensor.inputs[0] if tensor is not None and tensor.inputs else None
-        if axis is not None and before is not None and _turned_axis(before) == axis:
+        if axis is not None and before is not None and _turned_axis(before, seen) == axis:
             data = before.inputs[0]
             for move in reversed(moves):
                 data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
             builder.copy(data, node.outputs[0])
+
+
+def serve_ends(
+    builder: Builder, steps: gs.Tensor, last: gs.Tensor, turned: bool, axes: str = "TBH"
+) -> None:
+    """Lets what takes the last of all steps read the last state instead.
+
+    Args:
+        builder: of the graph.
+        steps: h after each step.
+        last: h after the last of them: [B, H].
+        turned: whether that comes first in `steps`.
+        axes: of `steps`.
+    """
+    for end in list(_ends(builder.graph, steps, axes)):
+        node, time, place = end.node, end.axes.index("T"), 0 if turned else -1
+        if node is None or node.op not in ("Gather", "Slice"):
+            continue
+        if _does(node, partial(np.flip, axis=time)):
+            serve_ends(builder, node.outputs[0], last, not turned, end.axes)
+        for kept, index in (([], place), ([time], [place])):
+            if _does(node, partial(np.take, indices=index, axis=time)):
+                order = ["BH".index(axis) for axis in end.axes if axis != "T"]
+                data = builder.axes("Unsqueeze", builder.transpose(last, order), kept)
+                builder.copy(data, node.outputs[0])
+
+
+def _does(node: gs.Node, wanted: Callable[[Index], Index]) -> bool:
+    """Whether a node moves the entries of three axes like this, of whatever length these are."""
+    given = [constant_value(tensor) for tensor in node.inputs[1:] if tensor.name]
+    if any(value is None for value in given):
+        return False
+    for shape in ((5, 5, 5), (7, 7, 7)):
+        labels = np.arange(shape[0] ** 3).reshape(shape)
+        try:
+            (found,) = moved(node, labels, given, [None])
+        except IndexError:
+            return False
+        if not np.array_equal(found, wanted(labels)):
+            return False
+    return True
 
 
 def _same(one: gs.Tensor | None, other: gs.Tensor | None) -> bool:
@@ -163,10 +209,10 @@ def _same(one: gs.Tensor | None, other: gs.Tensor | None) -> bool:
     return _lengths(one) == _lengths(other)
 
 
-def _lengths(tensor: gs.Tensor | None) -> str:
+def _lengths(tensor: gs.Tensor | None) -> object:
     while tensor is not None and tensor.inputs and tensor.inputs[0].op in ("Cast", "Identity"):
         tensor = tensor.inputs[0].inputs[0]
-    return tensor.name if tensor is not None else ""
+    return None if tensor is None else _content(tensor, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,29 +293,53 @@ def pairs(graph: gs.Graph) -> Iterator[Pair]:
                     for each in (node, other)
                     for tensor in (_given(each, slot) for slot in _WEIGHTS)
                 )
-                if joins and constant and _activations(node, other) is not None:
+                if (
+                    constant
+                    and (joins or _meet(graph, node, other))
+                    and _activations(node, other) is not None
+                ):
                     yield Pair(node, other, joins)
+
+
+def _meet(graph: gs.Graph, *nodes: gs.Node) -> bool:
+    """Whether what two nodes give is laid side by side behind whatever comes after them."""
+    one, other = (downstream(graph.nodes, [t.name for t in n.outputs if t.name]) for n in nodes)
+    inputs = [
+        {tensor.name for tensor in node.inputs} for node in graph.nodes if node.op == "Concat"
+    ]
+    return any(names & one - other and names & other - one for names in inputs)
 
 
 def _key(node: gs.Node) -> object:
     """Equal for operators that read the same in the same way."""
     rest = {k: v for k, v in node.attrs.items() if k not in {*_ACTIVATIONS, "direction"}}
     lengths = _lengths(_given(node, _LENGTHS))
-    return node.op, repr(sorted(rest.items())), _content(node.inputs[0]), lengths
+    return node.op, repr(sorted(rest.items())), _content(node.inputs[0], {}), lengths
 
 
-def _content(tensor: gs.Tensor, depth: int = 20) -> object:
-    """Equal for tensors that are the same entries of one tensor, moved in the same way."""
+def _content(tensor: gs.Tensor, known: dict[int, object], depth: int = 40) -> object:
+    """Equal for tensors that are computed in the same way from the same ones."""
+    if id(tensor) not in known:
+        known[id(tensor)] = _content_anew(tensor, known, depth)
+    return known[id(tensor)]
+
+
+def _content_anew(tensor: gs.Tensor, known: dict[int, object], depth: int) -> object:
     value = constant_value(tensor)
     if value is not None:
         return digest(value)
     maker = tensor.inputs[0] if tensor.inputs else None
-    if not depth or maker is None or maker.op not in MOVES or len(maker.outputs) > 1:
+    if not depth or maker is None or bodies_of(maker) or is_random(maker):
         return tensor.name
     if maker.op in SAME:
-        return _content(maker.inputs[0], depth - 1)
-    attrs = repr(sorted(maker.attrs.items()))
-    return maker.op, attrs, tuple(_content(item, depth - 1) for item in maker.inputs if item.name)
+        return _content(maker.inputs[0], known, depth - 1)
+    attrs = {
+        k: digest(v.values) if isinstance(v, gs.Constant) else v for k, v in maker.attrs.items()
+    }
+    inputs = [_content(item, known, depth - 1) if item.name else "" for item in maker.inputs]
+    number = next(n for n, item in enumerate(maker.outputs) if item is tensor)
+    parts = maker.domain or "", maker.op, sorted(attrs.items()), inputs, number
+    return blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
 def _activations(one: gs.Node, other: gs.Node) -> dict[str, object] | None:

@@ -54,8 +54,6 @@ class Reader:
         self.known: dict[str, Known] = dict(known)
         # Whether it reads a body that is repeated, in which a truth value may hold a state.
         self.turning = False
-        # Elsewhere, the leaves that are states.
-        self.states: set[tuple[object, ...]] = set()
         # What leaves were made of that may be states after a first step.
         self.firsts: dict[tuple[object, ...], Form] = {}
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
@@ -150,17 +148,13 @@ class Reader:
         return [self._named(found, node.outputs[0].name)]
 
     def _blends(self, value: Value) -> bool:
-        """Whether entries of tensors are multiplied, which no cell does with its inputs.
-
-        Truth values may hold states.
-        """
-        for atom, _ in value.form.terms.values() if value.form is not None else ():
-            leaves = [p for p in getattr(atom, "factors", ()) if isinstance(p, Leaf)]
-            if isinstance(atom, Product) and len(leaves) == len(atom.factors):
-                others = [leaf.key for leaf in leaves if not leaf.boolean]
-                if len(others) == len(leaves) or not self.states.issuperset(others):
-                    return True
-        return False
+        """Whether entries of tensors are multiplied that are no truth values, as no cell does."""
+        atoms = [atom for atom, _ in value.form.terms.values()] if value.form is not None else []
+        return any(
+            isinstance(atom, Product)
+            and all(isinstance(part, Leaf) and not part.boolean for part in atom.factors)
+            for atom in atoms
+        )
 
     def _step(
         self, node: gs.Node, given: Sequence[Known | None], shape: tuple[int, ...]

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import source
+from onnx_rnn_prune.roll.directions import serve_ends
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update
 from onnx_rnn_prune.roll.reading import Reader
@@ -90,16 +91,19 @@ class Repeated:
         serve = [*self._states(), *self._stacked()]
         for data, output in serve:
             self.builder.copy(data, output)
+        for made in self.made:
+            serve_ends(self.builder, made.steps, made.last[0], made.backwards)
         return [made.node for made in self.made]
 
     def _operator(self, item: Recurrence) -> Made:
-        groups = [self._placed(group) for group in item.chain.inputs()]
+        groups = [self._placed(group, item) for group in item.chain.inputs()]
         count = len(self.turns.read)
         if not groups or any(len(group) != count for group in groups):
             raise NotRollableError("its steps do not read one input each")
         tracks = [self._track(group) for group in groups]
-        falling = all(track is not None and track.places[0] > track.places[1] for track in tracks)
-        backwards = falling and item.masks is None
+        flags = self._flags(item)
+        timed = [*tracks, *([flags] if flags else [])]
+        backwards = all(track is not None and track.turned for track in timed)
         parts = [
             self._before(group) if track is None else self._in_time(track, backwards)
             for group, track in zip(groups, tracks, strict=True)
@@ -110,18 +114,44 @@ class Repeated:
             None if leaf is None else self._initial(leaf, sequence)
             for leaf in (item.chain.initial_h, item.chain.initial_c)
         ]
-        if item.masks is not None:
-            mask, prefix = self._mask(item), self._is_prefix(item)
-            made = put_masked(build, item.chain, sequence, initial, self.dtype, mask, prefix)
+        common = build, item.chain, sequence, initial, self.dtype
+        if flags is not None:
+            mask = self._in_time(flags, backwards)
+            prefix = self._is_prefix(flags) and flags.turned == backwards
+            made = put_masked(*common, mask, prefix, backwards)
         else:
-            direction = "reverse" if backwards else "forward"
-            made = put_operator(build, item.chain, sequence, initial, self.dtype, direction)
+            made = put_operator(*common, "reverse" if backwards else "forward")
         last = (made.y_h,) if made.y_c is None else (made.y_h, made.y_c)
         return Made(made.node, item, made.y, backwards, last, made.mask, made.unseen)
 
-    def _placed(self, group: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
-        inner = group[0].tensor in self.turns.local
-        return group if inner else placed(group, self.turns.reader)
+    def _placed(self, group: Sequence[Leaf], item: Recurrence) -> Sequence[Leaf]:
+        if group[0].tensor in self.turns.local:
+            return group
+        # Without masks, what an operator reads is looked through once it is one.
+        turned = group if item.masks is None else [self._before_turn(leaf) for leaf in group]
+        return placed(turned, self.turns.reader)
+
+    def _before_turn(self, leaf: Leaf) -> Leaf:
+        """Entries of what was turned around, in place of what came of it."""
+        node = next(iter(self.tensors[leaf.tensor].inputs), None)
+        reader = self.turns.reader
+        if node is None or node.op != "ReverseSequence":
+            return leaf
+        before, lengths = (reader.get(tensor) for tensor in node.inputs)
+        entries = before.entries() if isinstance(before, Value) else None
+        if entries is None or not isinstance(lengths, np.ndarray):
+            return leaf
+        (labels,) = evaluate(node, [entries[1], lengths], reader.opset)
+        return Leaf(entries[0], labels.reshape(-1)[leaf.index], leaf.boolean)
+
+    def _flags(self, item: Recurrence) -> Track | None:
+        """Which steps count; None where all do."""
+        if item.masks is None:
+            return None
+        track = self._track(self._placed(narrow_masks(item.masks), item))
+        if track is None:
+            raise NotRollableError("its mask is made in the body")
+        return track
 
     def _initial(self, leaf: Leaf, sequence: gs.Tensor) -> gs.Tensor | None:
         """A state before the first turn: [1, B, H]; None where it is 0."""
@@ -139,8 +169,9 @@ class Repeated:
         if track is None:
             raise NotRollableError("an iteration does not read the next place of its input")
         first, last = track.places[0], self.turns.count - 1
-        falls = first > track.places[1]
-        if [first - at if falls else at - first for at in track.places] != list(self.turns.read):
+        if [first - at if track.turned else at - first for at in track.places] != list(
+            self.turns.read
+        ):
             raise NotRollableError("an iteration does not read the next place of its input")
         size = self.shapes[track.tensor][track.axis]
         if last + 1 < size and first not in (0, last, size - 1):
@@ -155,8 +186,7 @@ class Repeated:
         if shape[track.axis] > self.turns.count:
             data = self._part(data, track)
         data = self.builder.as_matrix(data, layout, size, track.axis)
-        falls = track.places[0] > track.places[1]
-        return self.builder.flip(data, 0) if falls and not backwards else data
+        return self.builder.flip(data, 0) if track.turned and not backwards else data
 
     def _part(self, data: gs.Tensor, track: Track) -> gs.Tensor:
         """As many places as there are turns, from the front, or of what falls from the back."""
@@ -185,12 +215,10 @@ class Repeated:
             return self.builder.flip(made.steps, 0)
         return made.steps
 
-    def _is_prefix(self, item: Recurrence) -> bool:
-        """Whether the steps that count come first: their number is compared with a length."""
-        assert item.masks is not None
-        track = self._track([mask.select(None, np.zeros(1, np.int64)) for mask in item.masks])
-        makers = self.tensors[track.tensor].inputs if track is not None else []
-        if track is None or not makers or track.places[0] > 0 or makers[0].op not in _COMPARED:
+    def _is_prefix(self, track: Track) -> bool:
+        """Whether truth values come first: the number of a place is compared with a length."""
+        makers = self.tensors[track.tensor].inputs
+        if not makers or makers[0].op not in _COMPARED:
             return False
         shape = self.shapes[track.tensor]
         number, length = makers[0].inputs[:: _COMPARED[makers[0].op]]
@@ -200,14 +228,6 @@ class Repeated:
         rises = bool((np.diff(np.broadcast_to(known, shape), axis=track.axis) > 0).all())
         sizes = [1] * (len(shape) - len(size)) + list(size)
         return rises and sizes[track.axis] == 1
-
-    def _mask(self, item: Recurrence) -> gs.Tensor:
-        """Which steps count: [T, B, 1]."""
-        assert item.masks is not None
-        track = self._track(narrow_masks(item.masks))
-        if track is None:
-            raise NotRollableError("its mask is made in the body")
-        return self._in_time(track, backwards=False)
 
     def _states(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
         """The states after the last turn that something reads."""
@@ -329,6 +349,8 @@ class Repeated:
                 if number != made.item.state and not self._same(inner, taken, updates):
                     break
                 start = self._initial(replace(held, tensor=initial.name), data)
+                if start is None and made.item.chain.initial_h is None:
+                    return data
                 before = build.constant(np.zeros((), self.dtype)) if start is None else start
                 return build.node("Where", [unseen, before, data])
         raise NotRollableError(f"{given.name} is held as nothing else is")

@@ -390,6 +390,7 @@ def put_masked(
     dtype: np.dtype[np.generic],
     mask: gs.Tensor,
     prefix: bool = False,
+    backwards: bool = False,
 ) -> Operator:
     """Adds the operator that a chain is, some of whose steps do not count.
 
@@ -405,6 +406,7 @@ def put_masked(
         dtype: of its weights.
         mask: which steps count: [T, B, 1].
         prefix: whether these come first in each sequence.
+        backwards: whether the last step comes first.
     """
     counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
     if prefix:
@@ -412,23 +414,19 @@ def put_masked(
     else:
         order, lengths = front(build, counts)
         moved = rows_at(build, sequence, order, counts)
-    made = put_operator(build, chain, moved, initial, dtype, lengths=lengths)
-    seen = build.node("CumSum", [counts, build.constant(np.array(0, np.int64))])
+    direction = "reverse" if backwards else "forward"
+    made = put_operator(build, chain, moved, initial, dtype, direction, lengths)
     one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
-    place = build.node("Max", [build.node("Sub", [seen, one]), zero])
+    seen = build.node("CumSum", [counts, zero], {"reverse": int(backwards)})
+    ends = [build.total(counts, 0), seen] if backwards else [seen, one]
+    place = build.node("Sub", ends)  # before the first one, -1: any place will do there
     least = build.constant(np.array(0, np.int32))
     # A sequence without steps gives 0, which is right where it starts at 0.
+    none = build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1])
     y_h, y_c = (
         end
         if end is None or start is None
-        else build.node(
-            "Where",
-            [
-                build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1]),
-                build.axes("Squeeze", start, [0]),
-                end,
-            ],
-        )
+        else build.node("Where", [none, build.axes("Squeeze", start, [0]), end])
         for end, start in zip((made.y_h, made.y_c), (*initial, None), strict=False)
     )
     assert y_h is not None

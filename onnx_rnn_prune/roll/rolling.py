@@ -259,7 +259,7 @@ class _Model:
         at = node.name or key
         builder = Builder(graph, graph, at)
         made = Repeated(builder, turns, tensors, self._dtype(items[0].chain))(items)
-        drop_double_turns(builder)
+        drop_double_turns(builder, reader.seen)
         tidy(graph)
         if any(item is node for item in graph.nodes):
             raise NotRollableError("it is read in a way that the operator does not serve")

@@ -130,9 +130,13 @@ def _spread(graph: gs.Graph, found: set[str]) -> None:
                 if not way:
                     _spread(body, found)
         read = [] if node.op in ("Shape", "Size") else node.inputs
-        random = node.op.startswith("Random") or node.op in ("Bernoulli", "Multinomial")
-        if random or any(tensor.name in found for tensor in read):
+        if is_random(node) or any(tensor.name in found for tensor in read):
             found.update(tensor.name for tensor in node.outputs if tensor.name)
+
+
+def is_random(node: gs.Node) -> bool:
+    """Whether it gives something else each time."""
+    return node.op.startswith("Random") or node.op in ("Bernoulli", "Multinomial")
 
 
 def _local(graph: gs.Graph) -> Iterator[gs.Tensor]:

@@ -120,7 +120,6 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 cell = step.next_cell
                 known = named.get(cell.key, []) if cell is not None else []
                 found.append(Found(step, output, _cut(reader, known) if known else None))
-                _note_states(reader, found[-1])
                 if step.op == "RNN":
                     plain[output.key] = step
             elif form.masks() and not reader.turning and not _is_summand(node):
@@ -135,18 +134,16 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
     return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
 
 
-def _note_states(reader: Reader, found: Found) -> None:
-    """Lets truth values hold the states of a step."""
-    units = found.step.units
-    leaves = [*found.step.sources.values(), found.step.cell, *found.outputs]
-    reader.states |= {leaf.key for leaf in leaves if leaf is not None and leaf.size == units}
-
-
 def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) -> Found | None:
     """Notes what a step puts out that counts only where a truth value says so."""
     masks = form.masks()
     new, rest = form.at(masks[0], 1).atom(), form.at(masks[0], 0)
     old = rest.atom()
+    if isinstance(new, Activation) and new.origin is not None and len(masks) == 1:
+        step = _solved(Form.of(new), True, {})  # a state that no gate tells from a dense layer
+        if step is not None:
+            new = _cut(reader, [new.origin.tensor])
+            found.append(Found(step, new))
     if len(masks) > 1 or not isinstance(new, Leaf) or (old is None and not _is_zero(rest)):
         return None
     for place, item in enumerate(found):
@@ -166,7 +163,6 @@ def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) 
         else:
             continue
         found[place] = replace(found[place], mask=masks[0])
-        _note_states(reader, found[place])
         return found[place]
     return None
 
@@ -270,7 +266,7 @@ def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
             continue
         found.add(tensor.name)
         node = tensor.inputs[0]
-        if node.op in MOVES or node.op in ("Cast", "Concat", "Where"):
+        if node.op in MOVES or node.op in ("Cast", "Concat"):
             waiting += [item for item in node.inputs if isinstance(item, gs.Variable)]
     return frozenset(found)
 

@@ -47,6 +47,11 @@ class Track:
     layout: Layout
 
     @property
+    def turned(self) -> bool:
+        """Whether the second step reads before the first."""
+        return self.places[0] > self.places[1]
+
+    @property
     def falls(self) -> bool:
         """Whether steps read from the back to the front."""
         first = self.places[0]

@@ -45,6 +45,15 @@ class Value:
         """Of the tensor."""
         return self.labels.shape
 
+    def entries(self) -> tuple[str, Index] | None:
+        """The tensor and the numbers of its entries that it is, where it is only these."""
+        if self.form is None:
+            return self.tensor, self.labels
+        atom = self.form.atom()
+        return (
+            (atom.tensor, atom.index.reshape(-1)[self.labels]) if isinstance(atom, Leaf) else None
+        )
+
     def axes(self) -> list[int]:
         """The axes along which features may lie, the likeliest first."""
         if self.plain is not None:

@@ -206,7 +206,7 @@ def test_masked_bodies_roll(kind, op, how, zero):
 @pytest.mark.parametrize("out", ["held", "zero", "own", "ends"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_steps_roll(kind, out):
-    for backwards, how in ((False, "where"), (True, "where" if kind == "rnn" else "blend")):
+    for backwards, how in ((False, "where"), (True, "blend")):
         step = KINDS[kind](np.random.default_rng(3))
         ends = out == "ends"
         proto = unrolled(
@@ -217,31 +217,51 @@ def test_masked_steps_roll(kind, out):
         assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh"}
 
 
-@pytest.mark.parametrize("joined", ["ys", "h_last"])
+@pytest.mark.parametrize(("mask", "turn"), [(None, "Slice"), ("where", "ReverseSequence")])
+@pytest.mark.parametrize("joined", ["ys", "h_last", "place"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loops_that_read_from_both_ends_become_one_operator(kind, joined):
-    """Whether their outputs are joined, of which one is turned back, or their last states."""
+def test_loops_that_read_from_both_ends_become_one_operator(kind, joined, mask, turn):
+    """Whether their outputs are joined, of which one is turned back, or their last states.
+
+    These are states, or the last place of the outputs.
+    """
     make, rng = onnx.helper.make_node, np.random.default_rng(0)
-    model, back = (repeated(KINDS[kind](rng), ends=True) for _ in range(2))
+    model, back = (repeated(KINDS[kind](rng), mask=mask, ends=True) for _ in range(2))
     graph, other = model.graph, onnx.compose.add_prefix(back, "r_").graph
-    for name, value in (("m1", -1), ("least", -(1 << 62)), ("time", 0)):
+    given = ["x", *(["flags"] if mask else [])]
+    for name, value in (("m1", -1), ("least", -(1 << 62)), ("time", 0), ("one", 1), ("two", 2)):
         graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
-    graph.node.append(make("Slice", ["x", "m1", "least", "time", "m1"], ["r_x"], "flip"))
-    graph.node.extend(other.node)
+    graph.node.append(make("Shape", ["x"], ["sizes"]))
+    for name, bounds in (("many", "one two"), ("steps_in_all", "time one")):
+        graph.node.append(make("Slice", ["sizes", *bounds.split()], [name]))
+    graph.node.append(make("Expand", ["steps_in_all", "many"], ["all"]))
+
+    def turned(name, result):
+        if turn == "Slice":
+            return make(turn, [name, "m1", "least", "time", "m1"], [result])
+        return make(turn, [name, "all"], [result], batch_axis=1, time_axis=0)
+
+    graph.node.extend(turned(name, f"r_{name}") for name in given)
+    graph.node.extend(node for node in other.node if node.op_type != "Greater")
     graph.initializer.extend(other.initializer)
-    graph.input.extend(port for port in other.input if port.name != "r_x")
-    last = f"r_{joined}"
+    graph.input.extend(port for port in other.input if port.name not in ("r_x", "r_mask"))
+    ends = [joined, f"r_{joined}"]
     if joined == "ys":
-        last = "turned"
-        graph.node.append(make("Slice", ["r_ys", "m1", "least", "time", "m1"], [last], "back"))
-    graph.node.append(make("Concat", [joined, last], ["both"], axis=-1))
+        graph.node.append(turned("r_ys", "turned"))
+        ends[1] = "turned"
+    elif joined == "place":
+        for end, name in zip(ends, ("ys", "r_ys"), strict=True):
+            graph.node.append(make("Gather", [name, "m1"], [f"{end}_there"], axis=0))
+            graph.node.append(make("Squeeze", [f"{end}_there", "time"], [end]))
+    graph.node.append(make("Concat", ends, ["both"], axis=-1))
     del graph.output[:]
-    graph.output.append(
-        onnx.helper.make_tensor_value_info("both", 1, [None] * (2 + (last == "turned")))
-    )
+    rank = 3 if joined == "ys" else 2
+    graph.output.append(onnx.helper.make_tensor_value_info("both", 1, [None] * rank))
     written, found = rolled(model, long_and_short(model))
-    assert [item.kind for item in found.rolled] == ["loop", "loop", "both directions"]
+    kinds = [item.kind for item in found.rolled if item.kind != "turned"]
+    assert kinds == ["loop", "loop", "both directions"]
     assert len(operators(written)) == 1
+    assert "ReverseSequence" not in {node.op_type for node in written.graph.node}
 
 
 @pytest.mark.parametrize("op", ["Identity", "Where"])
