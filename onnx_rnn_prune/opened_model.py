@@ -26,9 +26,9 @@ from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes import Pipeline
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.layout import (
-    EinsumProducts,
     Freeze,
     ListBounds,
+    PlainProducts,
     RealOperators,
     SortNodes,
     StackSequences,
@@ -250,7 +250,7 @@ def follow(
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
     rolling = _rolled(document, inlined, name) if rolls else None
     document = rolling.document if rolling is not None else document
-    Pipeline((ListBounds(), TakeInvariants(), StackSequences(), EinsumProducts()))(document)
+    Pipeline((ListBounds(), TakeInvariants(), StackSequences(), PlainProducts()))(document)
     real = RealOperators()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)

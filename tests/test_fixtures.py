@@ -21,7 +21,6 @@ WRITTEN_OUT = r"an? \w+ of 8 units is written out"
 REFUSED = {
     **dict.fromkeys(
         (
-            "jax_lstm",
             "keras_torch_gru",
             "keras_torch_lstm",
         ),
@@ -34,6 +33,8 @@ CUT_IN_PLACE = (
     "cell_decoder_loop",
     "dynamo_lstm_cell",
     "dynamo_rnn_tanh",
+    "jax_gru",
+    "jax_lstm",
     "keras_gru",
     "tf2onnx_gru_reset_before",
     "tf2onnx_rnn",

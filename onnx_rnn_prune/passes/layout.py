@@ -94,42 +94,53 @@ class TakeInvariants:
 
 
 @dataclass(frozen=True)
-class EinsumProducts:
-    """Rewrites an Einsum as the MatMul that it is: `abc,cd->abd` with a constant matrix."""
+class PlainProducts:
+    """Rewrites an Einsum or a Gemm as the MatMul that it is.
+
+    `abc,cd->abd` with a constant matrix, and `W x` with nothing added.
+    """
 
     def __call__(self, document: Document) -> bool:
         changed = False
         for node in list(all_nodes(document.graph)):
-            if node.op != "Einsum" or len(node.inputs) != 2:
-                continue
-            parts = re.fullmatch(r"(.*)(\w),(\w)(\w)->(.*)(\w)", _equation(node))
-            shape = constant_shape(node.inputs[1])
-            if parts is None or shape is None or len(shape) != 2:
-                continue
-            before, summed, one, other, after, made = parts.groups()
-            letters = {*before} - {"."}
-            plain = len({*letters, summed, made}) == len(before.replace("...", "")) + 2
-            if before != after or not plain or {one, other} != {summed, made}:
-                continue
-            if one == made:
-                _turn_weight(document.graph, node)
-            data, results = list(node.inputs), list(node.outputs)
-            node.outputs.clear()
-            product = gs.Node("MatMul", node.name, {}, data, results)
-            edit.insert_before(document.graph, product, before=node)
-            edit.remove_node(document.graph, node)
-            changed = True
+            turned = _turned_operands(node)
+            for slot in turned or ():
+                _turn_operand(document.graph, node, slot)
+            if turned is not None:
+                data, results = list(node.inputs[:2]), list(node.outputs)
+                node.outputs.clear()
+                product = gs.Node("MatMul", node.name, {}, data, results)
+                edit.insert_before(document.graph, product, before=node)
+                edit.remove_node(document.graph, node)
+                changed = True
         return changed
 
 
-def _equation(node: gs.Node) -> str:
-    return str(node.attrs.get("equation", "")).replace(" ", "")
+def _turned_operands(node: gs.Node) -> tuple[int, ...] | None:
+    """Which operands are to be transposed for a node to be a MatMul; None where it is none."""
+    if node.op == "Einsum" and len(node.inputs) == 2:
+        equation = str(node.attrs.get("equation", "")).replace(" ", "")
+        parts = re.fullmatch(r"(.*)(\w),(\w)(\w)->(.*)(\w)", equation)
+        shape = constant_shape(node.inputs[1])
+        if parts is None or shape is None or len(shape) != 2:
+            return None
+        before, summed, one, other, after, made = parts.groups()
+        letters = {*before} - {"."}
+        plain = len({*letters, summed, made}) == len(before.replace("...", "")) + 2
+        if before != after or not plain or {one, other} != {summed, made}:
+            return None
+        return (1,) if one == made else ()
+    if node.op == "Gemm" and constant_shape(node.inputs[0]) and not constant_shape(node.inputs[1]):
+        added = len(node.inputs) > 2 and bool(node.inputs[2].name) and node.attrs.get("beta", 1.0)
+        if not added and node.attrs.get("alpha", 1.0) == 1:
+            return tuple(n for n in (0, 1) if node.attrs.get(("transA", "transB")[n], 0))
+    return None
 
 
-def _turn_weight(graph: gs.Graph, node: gs.Node) -> None:
-    turned = gs.Variable(edit.fresh_name(graph, f"{node.inputs[1].name}_turned"))
-    made = gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [node.inputs[1]], [turned])
-    node.inputs[1] = turned
+def _turn_operand(graph: gs.Graph, node: gs.Node, slot: int) -> None:
+    turned = gs.Variable(edit.fresh_name(graph, f"{node.inputs[slot].name}_turned"))
+    made = gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [node.inputs[slot]], [turned])
+    node.inputs[slot] = turned
     edit.insert_before(graph, made, before=node)
 
 

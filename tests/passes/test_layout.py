@@ -10,7 +10,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import GRU, LSTM, RNN
-from onnx_rnn_prune.passes.layout import EinsumProducts, Freeze, SortNodes, TimeFirst
+from onnx_rnn_prune.passes.layout import Freeze, PlainProducts, SortNodes, TimeFirst
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 
 CELLS = (LSTM, GRU, RNN)
@@ -174,6 +174,31 @@ def test_slices_from_scalar_bounds():
 
 
 @pytest.mark.parametrize(
+    ("gemm", "added", "becomes"),
+    [
+        ("Gemm", "", "MatMul"),
+        ("Gemm <transA = 1, transB = 1>", "", "MatMul"),
+        ("Gemm <beta = 0.0>", ", b", "MatMul"),
+        ("Gemm", ", b", "Gemm"),
+        ("Gemm <alpha = 2.0>", "", "Gemm"),
+    ],
+)
+def test_a_gemm_that_multiplies_a_weight_with_data_is_a_product(gemm, added, becomes):
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        m (float[3, 3] x) => (float[3, 3] y) {{ y = {gemm} (W, x{added}) }}
+    """)
+    for name, shape in (("W", (3, 3)), ("b", (3, 1))):
+        value = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    document = Document.read(model)
+    assert PlainProducts()(document) == (becomes == "MatMul")
+    assert document.graph.nodes[-1].op == becomes
+    feed = {"x": np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)}
+    assert np.allclose(Runner(document)(feed)["y"], Runner(model)(feed)["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("equation", "becomes"),
     [
         ("abc,cd->abd", "MatMul"),
@@ -192,7 +217,7 @@ def test_an_einsum_that_is_a_product_is_one(equation, becomes):
     weight = np.arange(9, dtype=np.float32).reshape(3, 3)
     model.graph.initializer.append(numpy_helper.from_array(weight, "W"))
     document = Document.read(model)
-    assert EinsumProducts()(document) == (becomes == "MatMul")
+    assert PlainProducts()(document) == (becomes == "MatMul")
     assert document.graph.nodes[-1].op == becomes
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)}
     assert np.allclose(Runner(document)(feed)["y"], Runner(model)(feed)["y"], atol=1e-5)
