@@ -8,7 +8,7 @@ sizes of the inputs are from what it takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ import onnx
 from onnx_rnn_prune.data.shapes import Shapes, Size, layer_inputs, shapes_of
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.walk import messages, node_reads
+from onnx_rnn_prune.model.walk import Reads, messages
 
 # By name of an input its sizes, or by name of a dimension that one size.
 StatedSizes = Mapping[str, tuple[int, ...]]
@@ -371,7 +371,7 @@ class SizeSearch:
 
     def _upstream(self, place: str) -> set[str]:
         """The tensors that a node depends on."""
-        waiting = list(node_reads(self._nodes[place])) if place else []
+        waiting = list(Reads()(self._nodes[place])) if place else []
         seen = set(waiting)
         for name in waiting:
             fresh = self._makers.get(name, set()) - seen
@@ -388,12 +388,13 @@ def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
     return min((shape[0] for shape in known if isinstance(shape[0], int)), default=None)
 
 
-def _makers(graph: onnx.GraphProto) -> dict[str, set[str]]:
+def _makers(graph: onnx.GraphProto) -> dict[str, Set[str]]:
     """For each tensor those that the node reads that makes it; for a body's inputs, its node's."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, Set[str]] = {}
+    reads = Reads()
     for node in messages(graph, onnx.NodeProto):
         for name in node.output:
-            found[name] = node_reads(node)
+            found[name] = reads(node)
         for attribute in node.attribute:
             for port in attribute.g.input if attribute.HasField("g") else ():
                 found[port.name] = set(node.input)

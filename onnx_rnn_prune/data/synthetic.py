@@ -39,7 +39,7 @@ from onnx_rnn_prune.model.constants import MOVING
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed, Runner, runs
 from onnx_rnn_prune.model.signature import Port
-from onnx_rnn_prune.model.walk import messages, node_reads
+from onnx_rnn_prune.model.walk import Reads, messages
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
 # Operators behind which the same numbers stand elsewhere: all of their inputs, or the first.
@@ -84,8 +84,9 @@ class Meaning:
 def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> dict[str, Meaning]:
     """What the numbers in each input stand for."""
     readers: dict[str, list[onnx.NodeProto]] = {}
+    reads = Reads()
     for node in messages(model.graph, onnx.NodeProto):
-        for name in node_reads(node):
+        for name in reads(node):
             readers.setdefault(name, []).append(node)
     values = dict(_constants(model.graph))
     return {port.name: _meaning(port, readers, values, shapes) for port in ports}

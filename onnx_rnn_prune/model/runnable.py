@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import tensor_values, with_weights
-from onnx_rnn_prune.model.walk import messages, names_read, node_reads
+from onnx_rnn_prune.model.walk import Reads, messages
 
 # Domains whose operators onnxruntime brings along.
 _KNOWN_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "ai.onnx.training"}
@@ -37,7 +37,7 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
     result.functions.extend(model.functions)
     result.graph.name = model.graph.name
     result.graph.node.extend(nodes)
-    read = names_read(nodes) | set(wanted)
+    read = Reads().all(nodes).union(wanted)
     defaults = {tensor.name for tensor in model.graph.initializer}
     result.graph.input.extend(
         port for port in model.graph.input if port.name in read or port.name not in defaults
@@ -79,7 +79,7 @@ def computable(model: onnx.ModelProto) -> set[str]:
     functions = {(function.domain, function.name) for function in model.functions}
     computed: set[str] = set()
     lost: set[str] = set()
-    _sort_out(model.graph.node, functions, computed, lost)
+    _sort_out(model.graph.node, functions, computed, lost, Reads())
     return computed
 
 
@@ -88,23 +88,24 @@ def _sort_out(
     functions: set[tuple[str, str]],
     computed: set[str],
     lost: set[str],
+    reads: Reads,
 ) -> None:
     for node in nodes:
         foreign = not _known(node) and (node.domain, node.op_type) not in functions
-        names = lost if foreign or lost.intersection(node_reads(node)) else computed
+        names = lost if foreign or lost.intersection(reads(node)) else computed
         names.update(name for name in node.output if name)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH and names is computed:
                 computed.update(port.name for port in attribute.g.input)
-                _sort_out(attribute.g.node, functions, computed, lost)
+                _sort_out(attribute.g.node, functions, computed, lost, reads)
 
 
 def _needed(graph: onnx.GraphProto, wanted: set[str]) -> list[onnx.NodeProto]:
-    kept: list[onnx.NodeProto] = []
+    kept, reads = list[onnx.NodeProto](), Reads()
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted |= node_reads(node)
+            wanted |= reads(node)
     return kept[::-1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_rnn_prune.model.walk import names_read
+from onnx_rnn_prune.model.walk import Reads
 
 Dim = int | str | None
 # What exporters call a size that they know nothing about; two of them need not be equal.
@@ -77,7 +77,7 @@ def changed_defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[st
         {t.name: t for t in model.graph.initializer if t.name in listed}
         for model in (before, after)
     )
-    lost = names_read(before.graph.node) - names_read(after.graph.node)
+    lost = Reads().all(before.graph.node) - Reads().all(after.graph.node)
     return [n for n, t in defaults.items() if n in lost or n not in edited or edited[n] != t]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -135,15 +135,13 @@ def source(tensor: gs.Tensor) -> gs.Tensor:
 
 
 def places(graph: gs.Graph) -> Iterator[Place]:
-    """The graph and all graphs inside it."""
-    yield from _places(Place(graph))
-
-
-def _places(place: Place) -> Iterator[Place]:
-    yield place
-    for node in place.graph.nodes:
-        for name, body in bodies_of(node).items():
-            yield from _places(Place(body, (*place.way, (node, name))))
+    """The graph and all graphs inside it, each before those inside it."""
+    waiting = [Place(graph)]
+    while waiting:
+        place = waiting.pop()
+        yield place
+        inside = [(node, name) for node in place.graph.nodes for name in bodies_of(node)]
+        waiting += [Place(n.attrs[name], (*place.way, (n, name))) for n, name in inside[::-1]]
 
 
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
@@ -244,16 +242,26 @@ def _leads(kind: Any, wanted: Any, seen: set[Any]) -> bool:
     return kind is wanted or any(_leads(field.message_type, wanted, seen) for field in kind.fields)
 
 
-def node_reads(node: onnx.NodeProto) -> set[str]:
-    """The tensors that a node reads, those that its bodies capture included."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            names |= names_read(attribute.g.node)
-            names |= {port.name for port in attribute.g.output}
-    return names
+class Reads:
+    """The tensors that nodes read, and those that their bodies do; each node is looked at once."""
 
+    def __init__(self) -> None:
+        # A node that is kept leaves its id to no other.
+        self._known: dict[int, tuple[onnx.NodeProto, Set[str]]] = {}
 
-def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """All tensors that some nodes read."""
-    return {name for node in nodes for name in node_reads(node)}
+    def __call__(self, node: onnx.NodeProto) -> Set[str]:
+        """Of one node."""
+        known = self._known.get(id(node))
+        if known is None:
+            bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+            names = set(filter(None, node.input)).union(*map(self.graph, bodies))
+            known = self._known[id(node)] = (node, names)
+        return known[1]
+
+    def graph(self, graph: onnx.GraphProto) -> set[str]:
+        """Of a graph, its outputs included."""
+        return self.all(graph.node).union(port.name for port in graph.output)
+
+    def all(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
+        """Of several nodes."""
+        return set[str]().union(*map(self, nodes))

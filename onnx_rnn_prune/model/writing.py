@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnx_rnn_prune.model.walk import messages, names_read, tensors_of
+from onnx_rnn_prune.model.walk import Reads, messages, tensors_of
 
 _SIMPLE = {
     onnx.AttributeProto.INT,
@@ -45,6 +45,7 @@ class Writer:
     origins: Origins
     store: Store
     make: Make
+    _reads: Reads = field(default_factory=Reads)
 
     def graph(self, result: onnx.GraphProto, graph: gs.Graph, source: onnx.GraphProto) -> None:
         """Writes a graph into an empty message."""
@@ -53,16 +54,18 @@ class Writer:
         for node in graph.nodes:
             result.node.append(self._node(node))
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
-        result.initializer.extend(map(self.store, _write_initializers(tensors, source, self.make)))
-        result.sparse_initializer.extend(_unedited(tensors, source))
+        read = self._reads.graph(source)
+        inner = read - {port.name for port in source.input}
+        written = _write_initializers(tensors, source, inner, self.make)
+        result.initializer.extend(map(self.store, written))
+        result.sparse_initializer.extend(_unedited(tensors, source, inner))
         result.input.extend(_inputs(graph, source, tensors))
         result.output.extend(map(_renamed, source.output, graph.outputs))
         result.output.extend(
             onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
             for tensor in graph.outputs[len(source.output) :]
         )
-        names = _names_read(source).union(*(node.output for node in source.node))
-        dropped = names - tensors.keys()
+        dropped = read.union(*(node.output for node in source.node)) - tensors.keys()
         result.value_info.extend(
             _with_shape(info, tensors.get(info.name))
             for info in source.value_info
@@ -115,16 +118,16 @@ def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
 
     Those are not looked at: what is read of bytes is a copy of them.
     """
-    for field in source.DESCRIPTOR.fields:
-        if field.name in without or (field.has_presence and not source.HasField(field.name)):
+    for kind in source.DESCRIPTOR.fields:
+        if kind.name in without or (kind.has_presence and not source.HasField(kind.name)):
             continue
-        value = getattr(source, field.name)
+        value = getattr(source, kind.name)
         if hasattr(value, "CopyFrom"):
-            getattr(target, field.name).CopyFrom(value)
+            getattr(target, kind.name).CopyFrom(value)
         elif hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
+            getattr(target, kind.name).extend(value)
         else:
-            setattr(target, field.name, value)
+            setattr(target, kind.name, value)
 
 
 def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
@@ -206,14 +209,13 @@ def local_initializers(source: onnx.GraphProto) -> set[str]:
 
 
 def _write_initializers(
-    tensors: dict[str, gs.Tensor], source: onnx.GraphProto, make: Make
+    tensors: dict[str, gs.Tensor], source: onnx.GraphProto, read_before: set[str], make: Make
 ) -> Iterator[onnx.TensorProto]:
     """The original initializers in their order; what lost its last reader goes.
 
     An initializer that nobody read in the first place stays: it is the user's, not ours. So does
     the default of a graph input.
     """
-    read_before = _names_read(source) - {port.name for port in source.input}
     for original in source.initializer:
         tensor = tensors.get(original.name)
         if tensor is None:
@@ -224,12 +226,10 @@ def _write_initializers(
 
 
 def _unedited(
-    tensors: dict[str, gs.Tensor], source: onnx.GraphProto
+    tensors: dict[str, gs.Tensor], source: onnx.GraphProto, read_before: set[str]
 ) -> Iterator[onnx.SparseTensorProto]:
     """The sparse initializers that stay so; one whose value was set here is written in full."""
-    sparse = source.sparse_initializer
-    read_before = _names_read(source) - {port.name for port in source.input} if sparse else set()
-    for item in sparse:
+    for item in source.sparse_initializer:
         tensor = tensors.get(item.values.name)
         gone = tensor is None and item.values.name in read_before
         if not gone and not is_edited(tensor):
@@ -239,10 +239,6 @@ def _unedited(
 def is_edited(tensor: gs.Tensor | None) -> bool:
     """Whether a tensor is a constant whose value was set here."""
     return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, LazyValues)
-
-
-def _names_read(source: onnx.GraphProto) -> set[str]:
-    return names_read(source.node) | {port.name for port in source.output}
 
 
 def _write_constant(tensor: gs.Constant, make: Make = numpy_helper.from_array) -> onnx.TensorProto:

@@ -1,6 +1,7 @@
 """Layers in the bodies of If, Loop and Scan, in functions, and behind frozen inputs."""
 
 import cProfile
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx_rnn_prune import PruneError, apply, bench, compare, inspect, prune
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Runner
-from onnx_rnn_prune.model.walk import all_nodes
+from onnx_rnn_prune.model.walk import Reads, all_nodes, messages
 from onnx_rnn_prune.trace.plan import LayerPlan
 from oracle.cells import CELLS, FORMS, Cell, draw_written, draw_written_case
 from oracle.check import TRACED, check_case, check_prepared
@@ -270,6 +271,25 @@ def test_a_body_whose_tensors_have_other_axes_than_it_declares_is_named():
                 {"x": np.ones((3, 2), np.float32)}
             )
         )
+
+
+def test_each_body_is_looked_at_once_for_what_it_reads():
+    looked = Counter()
+
+    class Counted(Reads):
+        def graph(self, graph):
+            looked[graph.name] += 1
+            return super().graph(graph)
+
+    text = "o0 = Relu (x)"
+    for level in range(9):
+        branches = [f"{way}{level} () => (float[n] o{level}) {{ {text} }}" for way in "ab"]
+        text = "o{} = If (yes) <then_branch = {}, else_branch = {}>".format(level + 1, *branches)
+    proto = model(f"m (float[n] x, bool yes) => (float[n] o9) {{ {text} }}")
+    reads = Counted()
+    found = [reads(node) for node in messages(proto, onnx.NodeProto)]
+    assert found[0] == {"yes", "x", *(f"o{level}" for level in range(9))}
+    assert sum(looked.values()) == 2**10 - 2
 
 
 def calls_per_layer(depth):
