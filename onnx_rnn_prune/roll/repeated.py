@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,11 +18,10 @@ from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
     Builder,
     Layout,
+    Operator,
     layout_of_value,
     narrow_masks,
     placed,
-    put_masked,
-    put_operator,
 )
 from onnx_rnn_prune.roll.steps import NotRollableError
 from onnx_rnn_prune.roll.unrolled import (
@@ -31,6 +30,7 @@ from onnx_rnn_prune.roll.unrolled import (
     initial_state,
     is_repeated,
     is_zero,
+    put_chain,
 )
 from onnx_rnn_prune.roll.values import Value
 
@@ -38,29 +38,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Comparisons of a step's number with a length, and in which order they read these.
 _COMPARED = {"Less": 1, "LessOrEqual": 1, "Greater": -1, "GreaterOrEqual": -1}
 Tensors = Mapping[str, gs.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """An operator that was put in, and what it gives.
-
-    Attributes:
-        node: the operator.
-        item: what it was.
-        steps: h after each step: [T, B, H], masked steps included.
-        backwards: whether the first of them is that of the last step.
-        last: h after all steps, and of an LSTM c: [B, H] each.
-        mask: which steps count: [T, B, 1], a truth value each; None where all do.
-        unseen: which steps come before the first that counts: [T, B, 1].
-    """
-
-    node: gs.Node
-    item: Recurrence
-    steps: gs.Tensor
-    backwards: bool
-    last: tuple[gs.Tensor, ...]
-    mask: gs.Tensor | None = None
-    unseen: gs.Tensor | None = None
 
 
 class Repeated:
@@ -78,7 +55,7 @@ class Repeated:
     ) -> None:
         self.builder, self.turns, self.tensors, self.dtype = builder, turns, tensors, dtype
         self.shapes = _shapes(turns)
-        self.made: list[Made] = []
+        self.made: list[tuple[Recurrence, Operator]] = []
 
     def __call__(self, items: Sequence[Recurrence]) -> list[gs.Node]:
         """Puts operators in, and serves all that reads the node.
@@ -87,15 +64,15 @@ class Repeated:
             NotRollableError: that is not possible.
         """
         for item in items:
-            self.made.append(self._operator(item))
+            self.made.append((item, self._operator(item)))
         serve = [*self._states(), *self._stacked()]
         for data, output in serve:
             self.builder.copy(data, output)
-        for made in self.made:
+        for _, made in self.made:
             serve_ends(self.builder, made.steps, made.last[0], made.backwards)
-        return [made.node for made in self.made]
+        return [made.node for _, made in self.made]
 
-    def _operator(self, item: Recurrence) -> Made:
+    def _operator(self, item: Recurrence) -> Operator:
         groups = [self._placed(group, item) for group in item.chain.inputs()]
         count = len(self.turns.read)
         if not groups or any(len(group) != count for group in groups):
@@ -108,21 +85,12 @@ class Repeated:
             self._before(group) if track is None else self._in_time(track, backwards)
             for group, track in zip(groups, tracks, strict=True)
         ]
-        build = self.builder
-        sequence = build.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
-        initial = [
-            None if leaf is None else self._initial(leaf, sequence)
-            for leaf in (item.chain.initial_h, item.chain.initial_c)
-        ]
-        common = build, item.chain, sequence, initial, self.dtype
+        mask, prefix = None, False
         if flags is not None:
             mask = self._in_time(flags, backwards)
-            prefix = self._is_prefix(flags) and flags.turned == backwards
-            made = put_masked(*common, mask, prefix, backwards)
-        else:
-            made = put_operator(*common, "reverse" if backwards else "forward")
-        last = (made.y_h,) if made.y_c is None else (made.y_h, made.y_c)
-        return Made(made.node, item, made.y, backwards, last, made.mask, made.unseen)
+            prefix = flags.turned == backwards and self._is_prefix(flags)
+        given = self.builder, item.chain, parts, self.tensors, self.shapes, self.dtype
+        return put_chain(*given, backwards, mask, prefix)
 
     def _placed(self, group: Sequence[Leaf], item: Recurrence) -> Sequence[Leaf]:
         if group[0].tensor in self.turns.local:
@@ -152,12 +120,6 @@ class Repeated:
         if track is None:
             raise NotRollableError("its mask is made in the body")
         return track
-
-    def _initial(self, leaf: Leaf, sequence: gs.Tensor) -> gs.Tensor | None:
-        """A state before the first turn: [1, B, H]; None where it is 0."""
-        if is_zero(self.tensors[leaf.tensor]):
-            return None
-        return initial_state(self.builder, leaf, sequence, self.tensors, self.shapes)
 
     def _track(self, group: Sequence[Leaf]) -> Track | None:
         """Where the turns read; None where they read what another cell of the body puts out."""
@@ -203,13 +165,13 @@ class Repeated:
 
     def _before(self, group: Sequence[Leaf]) -> gs.Tensor:
         """What an earlier cell of the body puts out."""
-        for made in self.made:
-            outputs = [step.output.key for step in made.item.chain.steps]
+        for item, made in self.made:
+            outputs = [step.output.key for step in item.chain.steps]
             if outputs == [leaf.key for leaf in group] and made.mask is None:
                 return self._order(made, backwards=False)
         raise NotRollableError("a cell reads what its body computes")
 
-    def _order(self, made: Made, backwards: bool) -> gs.Tensor:
+    def _order(self, made: Operator, backwards: bool) -> gs.Tensor:
         """All h in the order of the turns, or from the last one to the first."""
         if made.backwards != backwards:
             return self.builder.flip(made.steps, 0)
@@ -248,13 +210,13 @@ class Repeated:
         return found
 
     def _state(self, number: int, given: gs.Tensor, taken: gs.Tensor) -> gs.Tensor:
-        for made in self.made:
-            for own, data in zip((made.item.state, made.item.cell), made.last, strict=False):
+        for item, made in self.made:
+            for own, data in zip((item.state, item.cell), made.last, strict=False):
                 if own == number:
                     update = self.turns.updates(given, taken)[0]
                     return self.builder.from_matrix(data, layout_of_value(update.value))
         updates = self.turns.updates(given, taken)
-        made = self._maker(updates, given)
+        _, made = self._maker(updates, given)
         if updates[0].mask is not None:
             raise NotRollableError(f"{given.name} is held by itself")
         return self.builder.from_matrix(made.last[0], layout_of_value(updates[0].value))
@@ -273,9 +235,9 @@ class Repeated:
     def _all_steps(self, given: gs.Tensor, back: bool) -> tuple[gs.Tensor, Value]:
         """What a tensor of the body is in all turns: [T, B, H], and how one of them is laid out."""
         updates = self.turns.updates(given)
-        made = self._maker(updates, given)
+        item, made = self._maker(updates, given)
         if made.mask is not None:
-            made = replace(made, steps=self._with_mask(made, updates, given))
+            made = replace(made, steps=self._with_mask(item, made, updates, given))
         elif updates[0].mask is not None:
             raise NotRollableError(f"{given.name} is masked by itself")
         return self._order(made, back), updates[0].value
@@ -334,22 +296,26 @@ class Repeated:
         added = np.arange(np.prod(size, dtype=np.int64)).reshape(size)
         return evaluate(node, [np.full(shape, -1), where, added], reader.opset)[0]
 
-    def _with_mask(self, made: Made, updates: Sequence[Update], given: gs.Tensor) -> gs.Tensor:
+    def _with_mask(
+        self, item: Recurrence, made: Operator, updates: Sequence[Update], given: gs.Tensor
+    ) -> gs.Tensor:
         """All h, where steps do not count held or zero."""
         build, data = self.builder, made.steps
         mask, unseen, held = updates[0].mask, made.unseen, updates[0].held
-        assert made.mask is not None and made.item.masks is not None and unseen is not None
-        if mask is None or mask.key != made.item.masks[0].key:
+        assert made.mask is not None and item.masks is not None and unseen is not None
+        if mask is None or mask.key != item.masks[0].key:
             raise NotRollableError(f"{given.name} is read where a step does not count")
         if held is None or (held.tensor in self.tensors and is_zero(self.tensors[held.tensor])):
             zero = build.constant(np.zeros((), self.dtype))
             return build.node("Where", [made.mask, data, zero])
         for number, (initial, taken, inner, _) in enumerate(self.turns.states):
             if taken.name == held.tensor:
-                if number != made.item.state and not self._same(inner, taken, updates):
+                if number != item.state and not self._same(inner, taken, updates):
                     break
-                start = self._initial(replace(held, tensor=initial.name), data)
-                if start is None and made.item.chain.initial_h is None:
+                first = replace(held, tensor=initial.name)
+                start = initial_state(build, first, data, self.tensors, self.shapes)
+                state = item.chain.initial_h
+                if start is None and state is not None and is_zero(self.tensors[state.tensor]):
                     return data
                 before = build.constant(np.zeros((), self.dtype)) if start is None else start
                 return build.node("Where", [unseen, before, data])
@@ -362,11 +328,11 @@ class Repeated:
             (u.leaf.key, u.mask and u.mask.key, u.held and u.held.key) for u in updates
         ]
 
-    def _maker(self, updates: Sequence[Update], given: gs.Tensor) -> Made:
+    def _maker(self, updates: Sequence[Update], given: gs.Tensor) -> tuple[Recurrence, Operator]:
         keys = [update.leaf.key for update in updates]
-        for made in self.made:
-            if [step.output.key for step in made.item.chain.steps] == keys:
-                return made
+        for item, made in self.made:
+            if [step.output.key for step in item.chain.steps] == keys:
+                return item, made
         raise NotRollableError(f"{given.name} is not the h of a cell")
 
 

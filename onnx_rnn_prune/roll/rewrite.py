@@ -265,17 +265,17 @@ class Operator:
 
     Attributes:
         node: the operator.
-        y: what its Y is: [T, B, H].
-        y_h: the last h: [B, H].
-        y_c: of an LSTM, the last c: [B, H].
+        steps: h after each step: [T, B, H], masked steps included.
+        last: h after all steps, and of an LSTM c: [B, H] each.
+        backwards: whether the first of the steps is the last one.
         mask: which steps count: [T, B, 1], a truth value each; None where all do.
         unseen: which steps come before the first that counts: [T, B, 1].
     """
 
     node: gs.Node
-    y: gs.Tensor
-    y_h: gs.Tensor
-    y_c: gs.Tensor | None
+    steps: gs.Tensor
+    last: tuple[gs.Tensor, ...]
+    backwards: bool
     mask: gs.Tensor | None = None
     unseen: gs.Tensor | None = None
 
@@ -286,7 +286,7 @@ def put_operator(
     sequence: gs.Tensor,
     initial: Sequence[gs.Tensor | None],
     dtype: np.dtype[np.generic],
-    direction: str = "forward",
+    backwards: bool = False,
     lengths: gs.Tensor | None = None,
 ) -> Operator:
     """Adds the operator that a chain is.
@@ -297,7 +297,7 @@ def put_operator(
         sequence: X: [T, B, I], what `chain.inputs` lists beside one another.
         initial: h and c before the first step: [1, B, H] each.
         dtype: of its weights.
-        direction: forward or reverse.
+        backwards: whether the last step comes first.
         lengths: how many steps of each sequence count: [B]; all where it is left out.
     """
     step = chain.step
@@ -321,13 +321,13 @@ def put_operator(
     letters = ("Y", "Y_h", "Y_c") if step.op == "LSTM" else ("Y", "Y_h")
     outputs = [gs.Variable(builder.fresh(f"{step.op}/{letter}")) for letter in letters]
     attributes = dict(step.attributes())
-    if direction != "forward":
-        attributes["direction"] = direction
+    if backwards:
+        attributes["direction"] = "reverse"
     node = gs.Node(step.op, name, attributes, inputs, outputs)
     builder.home.nodes.append(node)
     y = builder.axes("Squeeze", outputs[0], [1])
-    ends = [builder.axes("Squeeze", output, [0]) for output in outputs[1:]]
-    return Operator(node, y, ends[0], ends[1] if len(ends) > 1 else None)
+    ends = tuple(builder.axes("Squeeze", output, [0]) for output in outputs[1:])
+    return Operator(node, y, ends, backwards)
 
 
 def leaf_matrix(
@@ -414,8 +414,7 @@ def put_masked(
     else:
         order, lengths = front(build, counts)
         moved = rows_at(build, sequence, order, counts)
-    direction = "reverse" if backwards else "forward"
-    made = put_operator(build, chain, moved, initial, dtype, direction, lengths)
+    made = put_operator(build, chain, moved, initial, dtype, backwards, lengths)
     one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
     seen = build.node("CumSum", [counts, zero], {"reverse": int(backwards)})
     ends = [build.total(counts, 0), seen] if backwards else [seen, one]
@@ -423,17 +422,16 @@ def put_masked(
     least = build.constant(np.array(0, np.int32))
     # A sequence without steps gives 0, which is right where it starts at 0.
     none = build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1])
-    y_h, y_c = (
+    last = tuple(
         end
-        if end is None or start is None
+        if start is None
         else build.node("Where", [none, build.axes("Squeeze", start, [0]), end])
-        for end, start in zip((made.y_h, made.y_c), (*initial, None), strict=False)
+        for end, start in zip(made.last, initial, strict=False)
     )
-    assert y_h is not None
     unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
     before = initial[0] or build.constant(np.zeros((), dtype))
-    steps = build.node("Where", [unseen, before, rows_at(build, made.y, place, counts)])
-    return Operator(made.node, steps, y_h, y_c, mask, unseen)
+    steps = build.node("Where", [unseen, before, rows_at(build, made.steps, place, counts)])
+    return Operator(made.node, steps, last, backwards, mask, unseen)
 
 
 def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:

@@ -112,22 +112,39 @@ def roll_chain(
         _in_time(builder, group, track, tensors, shapes, backwards)
         for group, track in zip(groups, tracks, strict=True)
     ]
+    narrow = narrow_masks(masks)
+    flags = find_track(narrow, shapes)
+    mask = _in_time(builder, narrow, flags, tensors, shapes, False) if masks else None
+    made = put_chain(builder, chain, parts, tensors, shapes, dtype, backwards, mask)
+    _serve(builder, chain, made, reader, tensors, dtype)
+    return made.node
+
+
+def put_chain(
+    builder: Builder,
+    chain: Chain,
+    parts: Sequence[gs.Tensor],
+    tensors: Tensors,
+    shapes: Shapes,
+    dtype: np.dtype[np.generic],
+    backwards: bool,
+    mask: gs.Tensor | None,
+    prefix: bool = False,
+) -> Operator:
+    """Adds the operator that a chain is.
+
+    Args:
+        parts: what its steps read: [T, B, n] each.
+        mask: which steps count, as of `put_masked`; None where all do.
+    """
     sequence = builder.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
     initial = [
-        None
-        if leaf is None or is_zero(tensors[leaf.tensor])
-        else initial_state(builder, leaf, sequence, tensors, shapes)
+        initial_state(builder, leaf, sequence, tensors, shapes)
         for leaf in (chain.initial_h, chain.initial_c)
     ]
-    if masks:
-        narrow = narrow_masks(masks)
-        mask = _in_time(builder, narrow, find_track(narrow, shapes), tensors, shapes, False)
-        made = put_masked(builder, chain, sequence, initial, dtype, mask)
-    else:
-        direction = "reverse" if backwards else "forward"
-        made = put_operator(builder, chain, sequence, initial, dtype, direction)
-    _serve(builder, chain, made, reader, tensors, backwards, dtype)
-    return made.node
+    if mask is None:
+        return put_operator(builder, chain, sequence, initial, dtype, backwards)
+    return put_masked(builder, chain, sequence, initial, dtype, mask, prefix, backwards)
 
 
 def masks_of(chain: Chain) -> list[Leaf]:
@@ -199,9 +216,11 @@ def is_repeated(leaf: Leaf, shapes: Shapes) -> bool:
 
 
 def initial_state(
-    builder: Builder, leaf: Leaf, sequence: gs.Tensor, tensors: Tensors, shapes: Shapes
-) -> gs.Tensor:
-    """A state before the first step: [1, B, H]."""
+    builder: Builder, leaf: Leaf | None, sequence: gs.Tensor, tensors: Tensors, shapes: Shapes
+) -> gs.Tensor | None:
+    """A state before the first step: [1, B, H]; None where it is 0."""
+    if leaf is None or is_zero(tensors[leaf.tensor]):
+        return None
     matrix = leaf_matrix(builder, leaf, tensors, shapes)
     if is_repeated(leaf, shapes):
         sizes = builder.slice(builder.node("Shape", [sequence]), 0, 1, 2)
@@ -218,14 +237,13 @@ def _serve(
     made: Operator,
     reader: Reader,
     tensors: Tensors,
-    backwards: bool,
     dtype: np.dtype[np.generic],
 ) -> None:
     """Makes anew whatever held a state."""
     shapes = reader.seen.shapes
     count = len(chain.steps)
-    order = list(range(count))[:: -1 if backwards else 1]
-    series = {found.output.key: (made.y, order[n]) for n, found in enumerate(chain.steps)}
+    order = list(range(count))[:: -1 if made.backwards else 1]
+    series = {found.output.key: (made.steps, order[n]) for n, found in enumerate(chain.steps)}
     if made.mask is not None:
         series |= _gated(builder, chain, made, dtype)
     for node in list(builder.home.nodes):
@@ -235,13 +253,13 @@ def _serve(
         for leaf in (found.output, *(leaf for leaf, _ in found.gated)):
             data, at = series[leaf.key]
             last = found is chain.steps[-1] and leaf is found.output
-            data = made.y_h if last else builder.take(data, 0, np.array(at, np.int64))
+            data = made.last[0] if last else builder.take(data, 0, np.array(at, np.int64))
             layout = layout_of(leaf.index, shapes[leaf.tensor])
             builder.copy(builder.from_matrix(data, layout), tensors[leaf.tensor])
     end = chain.steps[-1].cell_output
-    if end is not None and made.y_c is not None:
+    if end is not None:
         layout = layout_of(end.index, shapes[end.tensor])
-        builder.copy(builder.from_matrix(made.y_c, layout), tensors[end.tensor])
+        builder.copy(builder.from_matrix(made.last[1], layout), tensors[end.tensor])
 
 
 Series = dict[tuple[object, ...], tuple[gs.Tensor, int]]
@@ -255,9 +273,9 @@ def _gated(builder: Builder, chain: Chain, made: Operator, dtype: np.dtype[np.ge
     for number, step in enumerate(chain.steps):
         for leaf, before in step.gated:
             if before is None:
-                data = builder.node("Where", [made.mask, made.y, zero])
+                data = builder.node("Where", [made.mask, made.steps, zero])
             else:
-                data = builder.node("Where", [made.unseen, zero, made.y])
+                data = builder.node("Where", [made.unseen, zero, made.steps])
                 if before.key not in found or found[before.key][1] != number - 1:
                     raise NotRollableError(f"{leaf.tensor} is held as nothing else is")
                 if number == 1:

@@ -50,9 +50,8 @@ class Value:
         if self.form is None:
             return self.tensor, self.labels
         atom = self.form.atom()
-        return (
-            (atom.tensor, atom.index.reshape(-1)[self.labels]) if isinstance(atom, Leaf) else None
-        )
+        leaf = atom if atom is None or isinstance(atom, Leaf) else atom.origin
+        return None if leaf is None else (leaf.tensor, leaf.index.reshape(-1)[self.labels])
 
     def axes(self) -> list[int]:
         """The axes along which features may lie, the likeliest first."""
