@@ -8,6 +8,7 @@ sizes of the inputs are from what it takes.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import dataclass, replace
@@ -135,6 +136,8 @@ _SEVERAL = 512
 _RUNS = 200
 _SCAN = 130
 _LARGEST_SIZE = 1 << 17
+# Where a size beyond several takes so many seconds in vain, no larger one is tried.
+_PATIENCE = 1.0
 # Most steps by which a number is brought to where another one is.
 _TURNS = 4
 # With fewer steps in a recurrent layer, its time and its units show little.
@@ -180,6 +183,7 @@ class SizeSearch:
         self._nodes = {node.name: node for node in messages(model.graph, onnx.NodeProto)}
         self._makers = _makers(model.graph)
         self._seen: dict[tuple[int, ...], Failure | None] = {}
+        self._most = _LARGEST_SIZE
         sizes = (size for size in solved.values() if isinstance(size, str))
         self.free = tuple(dict.fromkeys(sizes))
 
@@ -220,7 +224,10 @@ class SizeSearch:
         """Runs the model; None where that works. What was tried before is remembered."""
         key = tuple(free.values())
         if key not in self._seen:
+            began = time.process_time()
             self._seen[key] = self._failure(self.full(free))
+            if max(key, default=0) > _SEVERAL and time.process_time() - began > _PATIENCE:
+                self._most = min(self._most, max(key))
         return self._seen[key]
 
     def blamed(self, failure: Failure) -> list[tuple[Port, int]]:
@@ -352,7 +359,7 @@ class SizeSearch:
 
     def _largest(self, key: str) -> int:
         """No model takes thousands of sequences only, and what compares all takes their square."""
-        return _SEVERAL if key in self.batches else _LARGEST_SIZE
+        return _SEVERAL if key in self.batches else self._most
 
     def _lengthened(self, sizes: SizeByName) -> SizeByName:
         """Sizes with some steps for each recurrent layer, if there are such."""

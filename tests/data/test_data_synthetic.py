@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnx_rnn_prune import compare, inspect, prune
 from onnx_rnn_prune.arguments import Sizes
 from onnx_rnn_prune.calibration import open_data, proof_feeds
-from onnx_rnn_prune.data import random_feeds
+from onnx_rnn_prune.data import random_feeds, sizes
 from onnx_rnn_prune.data.shapes import equal
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.document import Document
@@ -504,6 +504,19 @@ def test_attributes_out_of_range_name_no_axis():
     assert list(equal(gemm, {"a": (2, 3), "b": (4, 5)})) == [(2, 5)]
     turned = onnx.helper.make_node("ReverseSequence", ["a", "n"], ["y"], batch_axis=9)
     assert not list(equal(turned, {"a": (2, 3), "n": (3,)}))
+
+
+def test_where_a_large_size_takes_long_in_vain_no_larger_one_is_tried(monkeypatch):
+    document, tried = Document.read(build("y = MatMul(x, v)", "float[a, b, c] x, float[3] v")), []
+
+    def run(feed):
+        tried.extend(feed["x"].shape)
+        raise PruneError("axis 255")
+
+    monkeypatch.setattr(sizes, "_PATIENCE", -1)
+    with pytest.raises(PruneError, match="axis 255"):
+        random_feeds(document, run, seed=0, count=1)
+    assert max(tried) == 1600
 
 
 def test_sizes_with_which_a_model_does_not_run_leave_no_feeds_behind():
