@@ -36,6 +36,7 @@ from onnx_rnn_prune.model.walk import (
 )
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.roll.seeing import is_random
 
 # Axes of layout=0 in terms of layout=1, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}
@@ -317,7 +318,7 @@ def known_value(tensor: gs.Tensor, opset: int) -> Array | None:
     if value is not None or not tensor.inputs:
         return value
     node = tensor.inputs[0]
-    if node.domain or bodies_of(node) or node.op.startswith("Random"):
+    if node.domain or bodies_of(node) or is_random(node):
         return None
     values = [known_value(item, opset) if item.name else None for item in node.inputs]
     if any(value is None and item.name for value, item in zip(values, node.inputs, strict=True)):

@@ -13,7 +13,14 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
-from onnx_rnn_prune.model.walk import Place, node_key, places, source, tensors_of
+from onnx_rnn_prune.model.walk import (
+    Place,
+    node_key,
+    nodes_by_key,
+    places,
+    source,
+    tensors_of,
+)
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import drop_double_turns, merge, pairs, turn, turnable
@@ -116,7 +123,8 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
             if place in left:
                 continue
             try:
-                made, what = attempt()
+                made = current.copy()
+                what = attempt(made.graph)
                 error = max(error, prove_whole(document, made, feeds))
             except NotRollableError as reason:
                 left[place] = str(reason)
@@ -142,7 +150,8 @@ def _telling(feed: Feed) -> tuple[int, int, int]:
     return sum(size > 1 for size in sizes), sum(size > 2 for size in sizes), -entries
 
 
-Attempt = Callable[[], tuple[Document, list[Rolled]]]
+# Rolls something in a copy of the graph.
+Attempt = Callable[[gs.Graph], list[Rolled]]
 
 
 class _Model:
@@ -157,7 +166,7 @@ class _Model:
         self._shared: frozenset[str] = frozenset()
 
     def candidates(self, fewest: int) -> Iterator[tuple[str, Attempt]]:
-        """Where something may be rolled, and how: a copy of the model in which it is."""
+        """Where something may be rolled, and how."""
         graph = self.document.graph
         for place in places(graph):
             if place.way and fewest > 1:  # a body that stays is of one step
@@ -168,7 +177,10 @@ class _Model:
                     yield _place(chain), partial(self._unroll, chain, place.scope, reader)
             for node in place.graph.nodes if not place.way else ():
                 if node.op in REPEATING and not node.domain:
-                    yield node.name or node_key(node), partial(self._repeated, node_key(node))
+                    yield (
+                        node.name or node_key(node),
+                        partial(self._repeated, node_key(node), reader),
+                    )
         seen = self.sight.turn(0)
         for node in graph.nodes:
             if turnable(graph, node, seen):
@@ -216,11 +228,8 @@ class _Model:
         self._shared |= shared
         return reader, read_cells(reader, nodes, shared)
 
-    def _unroll(self, chain: Chain, scope: str, reader: Reader) -> tuple[Document, list[Rolled]]:
-        document = self.document.copy()
-        graph = document.graph
-        place = next(place for place in places(graph) if place.scope == scope)
-        home = place.graph
+    def _unroll(self, chain: Chain, scope: str, reader: Reader, graph: gs.Graph) -> list[Rolled]:
+        home = next(place.graph for place in places(graph) if place.scope == scope)
         check_independence(home, chain)
         check_projection(home, chain)
         prove_step(home.nodes, chain.steps[-1].unmasked, reader.seen, reader.known, graph.opset)
@@ -235,15 +244,10 @@ class _Model:
             raise NotRollableError("a state inside it is read that the operator does not put out")
         steps = len(chain.steps)
         kind, at = "unrolled" if steps > 1 else "single step", maker.name or _place(chain)
-        return document, [Rolled(node.name, node.op, chain.step.units, kind, at, steps)]
+        return [Rolled(node.name, node.op, chain.step.units, kind, at, steps)]
 
-    def _repeated(self, key: str) -> tuple[Document, list[Rolled]]:
-        document = self.document.copy()
-        graph = document.graph
-        reader = Reader(self.sight.turn(0), graph.opset, {})
-        node = next(node for node in graph.nodes if node_key(node) == key)
-        before = graph.nodes[: next(n for n, item in enumerate(graph.nodes) if item is node)]
-        read_cells(reader, before, shared_operands(before))
+    def _repeated(self, key: str, reader: Reader, graph: gs.Graph) -> list[Rolled]:
+        node = nodes_by_key(graph)[key]
         turns = Turns(node, reader, self.sight)
         items = recurrences(turns)
         if not items:
@@ -252,7 +256,7 @@ class _Model:
         for item in items:
             if item.chain.steps[0].output.tensor in operators:  # it is its own equations
                 continue
-            nodes = [*before, *turns.bindings(0), *turns.body.nodes]
+            nodes = [*graph.nodes, *turns.bindings(0), *turns.body.nodes]
             first = turns.readers[0]
             prove_step(nodes, item.chain.steps[0], first.seen, first.known, graph.opset)
         tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
@@ -263,32 +267,27 @@ class _Model:
         tidy(graph)
         if any(item is node for item in graph.nodes):
             raise NotRollableError("it is read in a way that the operator does not serve")
-        rolled = [
+        return [
             Rolled(new.name, new.op, item.chain.step.units, node.op.lower(), at, 1)
             for new, item in zip(made, items, strict=True)
         ]
-        return document, rolled
 
-    def _turn(self, key: str) -> tuple[Document, list[Rolled]]:
+    def _turn(self, key: str, graph: gs.Graph) -> list[Rolled]:
         """An operator that reads what was turned around."""
-        document = self.document.copy()
-        graph = document.graph
-        node = next(node for node in graph.nodes if node_key(node) == key)
+        node = nodes_by_key(graph)[key]
         turned = turn(Builder(graph, graph, node.name or key), node, self.sight.turn(0))
         tidy(graph)
         units = int(node.attrs["hidden_size"])
-        return document, [Rolled(node.name, node.op, units, "turned", turned.name or key, 1)]
+        return [Rolled(node.name, node.op, units, "turned", turned.name or key, 1)]
 
-    def _merge(self, keys: tuple[str, str]) -> tuple[Document, list[Rolled]]:
+    def _merge(self, keys: tuple[str, str], graph: gs.Graph) -> list[Rolled]:
         """Two operators that read the same from both ends."""
-        document = self.document.copy()
-        graph = document.graph
         pair = next(p for p in pairs(graph) if keys == (node_key(p.forward), node_key(p.reverse)))
         node = merge(Builder(graph, graph, pair.forward.name or keys[0]), pair)
         tidy(graph)
         at = pair.reverse.name or keys[1]
         units = int(node.attrs["hidden_size"])
-        return document, [Rolled(node.name, node.op, units, "both directions", at, 1)]
+        return [Rolled(node.name, node.op, units, "both directions", at, 1)]
 
     def _dtype(self, chain: Chain) -> np.dtype[np.generic]:
         dtype = _TYPES.get(self.kinds.get(_place(chain), 0))

@@ -83,12 +83,21 @@ def _clip(reader: Source, node: gs.Node, given: Given) -> Value:
     return _function(given, CLIPPED)
 
 
-def _sum(reader: Source, node: gs.Node, given: Given) -> Value:
-    forms, axis = _together(reader.shape(node), given)
-    total = forms[0]
-    for form in forms[1:]:
-        total = total.plus(form, -1.0 if node.op == "Sub" else 1.0)
-    return _result(reader, node, _as_sigmoid(total), axis)
+def _entrywise(compute: Callable[..., Form]) -> Rule:
+    """A rule for what is computed of operands entry by entry, of their forms."""
+
+    def rule(reader: Source, node: gs.Node, given: Given) -> Value:
+        forms, axis = _together(reader.shape(node), given)
+        return formed(compute(*forms), reader.shape(node), axis)
+
+    return rule
+
+
+def _sum(first: Form, *others: Form) -> Form:
+    total = first
+    for form in others:
+        total = total.plus(form)
+    return _as_sigmoid(total)
 
 
 def _as_sigmoid(form: Form) -> Form:
@@ -100,19 +109,11 @@ def _as_sigmoid(form: Form) -> Form:
     return form
 
 
-def _times(reader: Source, node: gs.Node, given: Given) -> Value:
-    forms, axis = _together(reader.shape(node), given)
-    return _result(reader, node, forms[0].times(forms[1]), axis)
-
-
-def _divided(reader: Source, node: gs.Node, given: Given) -> Value:
-    forms, axis = _together(reader.shape(node), given)
-    above, below = forms
+def _divided(above: Form, below: Form) -> Form:
     if not below.terms and below.bias.all():
-        return _result(reader, node, above.scaled(1 / below.bias), axis)
+        return above.scaled(1 / below.bias)
     if not above.terms:  # 1 / (1 + exp(-x))
-        form = _one_over(below)
-        return _result(reader, node, form.scaled(above.bias), axis)
+        return _one_over(below).scaled(above.bias)
     raise OpaqueError
 
 
@@ -124,26 +125,12 @@ def _one_over(form: Form) -> Form:
     raise OpaqueError
 
 
-def _reciprocal(reader: Source, node: gs.Node, given: Given) -> Value:
-    forms, axis = _together(reader.shape(node), given)
-    return _result(reader, node, _one_over(forms[0]), axis)
+def _not(form: Form) -> Form:
+    return Form.constant(np.ones(form.size)).plus(form, -1.0)
 
 
-def _negated(reader: Source, node: gs.Node, given: Given) -> Value:
-    forms, axis = _together(reader.shape(node), given)
-    return _result(reader, node, forms[0].scaled(-1.0), axis)
-
-
-def _not(reader: Source, node: gs.Node, given: Given) -> Value:
-    forms, axis = _together(reader.shape(node), given)
-    one = Form.constant(np.ones(forms[0].size))
-    return _result(reader, node, one.plus(forms[0], -1.0), axis)
-
-
-def _where(reader: Source, node: gs.Node, given: Given) -> Value:
-    (chosen, one, other), axis = _together(reader.shape(node), given)
-    rest = Form.constant(np.ones(chosen.size)).plus(chosen, -1.0)
-    return _result(reader, node, chosen.times(one).plus(rest.times(other)), axis)
+def _where(chosen: Form, one: Form, other: Form) -> Form:
+    return chosen.times(one).plus(_not(chosen).times(other))
 
 
 def _matmul(reader: Source, node: gs.Node, given: Given) -> Value:
@@ -235,11 +222,6 @@ def _spread(value: Value, shape: tuple[int, ...]) -> Value:
     return replace(value, labels=np.broadcast_to(value.labels, shape), plain=None)
 
 
-def _result(reader: Source, node: gs.Node, form: Form, axis: int) -> Value:
-    """The value of a node's output."""
-    return formed(form, reader.shape(node), axis)
-
-
 def operator_step(reader: Source, node: gs.Node, given: Given) -> list[Form]:
     """What an operator of one step gives: h, and of an LSTM c.
 
@@ -306,16 +288,14 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(FUNCTIONS, _activation),
     "HardSigmoid": _hard_sigmoid,
     "Clip": _clip,
-    "Add": _sum,
-    "Sub": _sum,
-    "Sum": _sum,
-    "Mul": _times,
-    "And": _times,
-    "Div": _divided,
-    "Reciprocal": _reciprocal,
-    "Neg": _negated,
-    "Not": _not,
-    "Where": _where,
+    **dict.fromkeys(("Add", "Sum"), _entrywise(_sum)),
+    "Sub": _entrywise(lambda one, other: _as_sigmoid(one.plus(other, -1.0))),
+    **dict.fromkeys(("Mul", "And"), _entrywise(Form.times)),
+    "Div": _entrywise(_divided),
+    "Reciprocal": _entrywise(_one_over),
+    "Neg": _entrywise(lambda form: form.scaled(-1.0)),
+    "Not": _entrywise(_not),
+    "Where": _entrywise(_where),
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Concat": _concat,

@@ -23,11 +23,11 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runnable import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
 from onnx_rnn_prune.operators.recurrent import RECURRENT
+from onnx_rnn_prune.roll.seeing import is_random
 
 INDEX, DRAWN, LENGTH, STATE = "index", "drawn", "length", "state"
 
 _LIKE = {"RandomNormalLike", "RandomUniformLike"}
-_RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", *_LIKE}
 _COMPARING = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _DECIDING = {"ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", *_COMPARING}
 # What makes an index of indices; of a table, the index counts.
@@ -253,7 +253,7 @@ def _reads(node: gs.Node) -> list[gs.Tensor]:
 
 def _is_random(node: gs.Node) -> bool:
     if node.op != "Dropout" or len(node.inputs) < 3:
-        return node.op in _RANDOM
+        return is_random(node)
     training = constant_value(node.inputs[2]) if node.inputs[2].name else None
     return training is not None and bool(training.any())
 
