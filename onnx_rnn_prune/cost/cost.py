@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import HELD, OWN
 from onnx_rnn_prune.model.external import is_apart, stored_bytes
 from onnx_rnn_prune.model.integers import dequantized
-from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, tensors_of
+from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.operators.table import Bound
@@ -40,13 +39,15 @@ class _Size:
         fixed: the product of the other axes.
         constants: per dependent axis, the entries that nobody owns, [axes].
         factors: per dependent axis and group, entries for each kept unit, [axes, groups].
-        itemsize: bytes of an entry.
+        params: 1 where its entries count, 0 where they did for another reader.
+        itemsize: bytes of an entry, or 0 likewise.
         flops: operations per time step, or place, for each entry.
     """
 
     fixed: int
     constants: npt.NDArray[np.int64]
     factors: npt.NDArray[np.int64]
+    params: int
     itemsize: int
     flops: int
 
@@ -87,7 +88,7 @@ class Cost:
         held = sum(size.entries(counts) * size.itemsize for size in sizes)
         flops = sum(size.entries(counts) * size.flops for size in sizes)
         return Cost(
-            params=count_params(cut) - sum(size.entries(counts) for size in sizes),
+            params=count_params(cut) - sum(size.entries(counts) * size.params for size in sizes),
             flops=count_flops(cut, find) - flops,
             bytes=_most_bytes(cut) - held,
             sizes=sizes,
@@ -96,7 +97,7 @@ class Cost:
     def __call__(self, kind: Kind, counts: Counts) -> int:
         """What is left when the groups keep so many units."""
         if kind == "params":
-            return self.params + sum(size.entries(counts) for size in self.sizes)
+            return self.params + sum(size.entries(counts) * size.params for size in self.sizes)
         if kind == "flops":
             return self.flops + sum(size.entries(counts) * size.flops for size in self.sizes)
         return self.bytes + sum(size.entries(counts) * size.itemsize for size in self.sizes)
@@ -154,15 +155,15 @@ def count_flops(document: Document, find: Find) -> int:
         else layer.flops()
         for layer in find(document.graph)
     )
-    shapes = [constant_shape(weight) for weight in _depthwise(document.graph, find)]
+    shapes = [constant_shape(node.inputs[1]) for node in _depthwise(document.graph, find)]
     return layers + 2 * sum(int(np.prod(shape)) for shape in shapes if shape)
 
 
-def _depthwise(graph: gs.Graph, find: Find) -> list[gs.Tensor]:
-    """The weights of depthwise convolutions, if such operations count."""
+def _depthwise(graph: gs.Graph, find: Find) -> list[gs.Node]:
+    """Depthwise convolutions, if such operations count."""
     recurrent = all(layer.cell.stacked for layer in find(graph))
     return [
-        node.inputs[1]
+        node
         for node in (() if recurrent else all_nodes(graph))
         if node.op in ("Conv", "ConvInteger", "ConvTranspose")
         and node.attrs.get("group", 1) > 1
@@ -173,55 +174,60 @@ def _depthwise(graph: gs.Graph, find: Find) -> list[gs.Tensor]:
 def _sizes(document: Document, trace: Trace, result: Document, find: Find) -> Iterator[_Size]:
     """The constants of a cut document whose sizes depend on kept units."""
     nodes = nodes_by_key(document.graph)
-    left = {tensor.name: tensor for tensor in tensors_of(result.graph)}
-    after = nodes_by_key(result.graph)
+    makers = {tensor.name: node for node in all_nodes(result.graph) for tensor in node.outputs}
     group_of = np.zeros(trace.units.count, dtype=np.int64)
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
             group_of[atoms] = number
     heights = np.array([group.size for group in trace.groups])
-    layers = find_layers(document.graph)
-    keys, shared = {layer.key for layer in layers}, _shared(layers)
-    counted = [layer for layer in find(document.graph) if not layer.cell.stacked]
-    weights = [layer.node.inputs[layer.slot("W")] for layer in counted]
-    readers = Counter(t.name for t in (*weights, *_depthwise(document.graph, find)))
+    shared, multiplied = _shared(find_layers(document.graph)), _multiplied(document.graph, find)
     seen: set[str] = set()
-    picked: set[bytes] = set()
     for (name, slot), bounds in all_bounds(document, trace).items():
-        tensor = nodes[name].inputs[slot]
+        tensor, read = nodes[name].inputs[slot], _left(nodes[name], slot, makers)
+        if read is None or constant_shape(read) is None:
+            continue
         value = require_constant(tensor, document.graph.opset)
-        if tensor.name in seen or (name, slot) in shared:
-            continue
-        seen.add(tensor.name)
-        if tensor.name.startswith(OWN) and tensor.name not in left:
+        if tensor.name.startswith(OWN) and read.dtype == np.int64:
             # Of a matrix that only picks entries, what is left is an index for each column.
-            value = np.zeros(value.shape[-1], dtype=np.int64)
-            bounds = _columns(nodes[name], bounds, picked)
-        if not bounds or not _is_left(nodes[name], left):
+            tensor, value = read, np.zeros(value.shape[-1], dtype=np.int64)
+            bounds = [replace(b, labels=b.labels.reshape(-1)) for b in bounds if b.axis == -1]
+        if not bounds:
             continue
-        flops = 2 if name in keys and slot in (1, 2) else 2 * readers[tensor.name]
-        read = after[name].inputs[slot : slot + 1] if name in after else []
-        held = dequantized(read[0]) if read else None
-        if held is None:
-            itemsize = (storage_type(tensor) or value.dtype).itemsize
-            yield _size(value.shape, bounds, group_of, heights, itemsize, flops)
-            continue
-        yield _size(value.shape, bounds, group_of, heights, held.values.itemsize, flops)
-        for part in (held.scale, held.zero):
+        first = tensor.name not in seen and (name, slot) not in shared
+        seen.add(tensor.name)
+        held = dequantized(read)
+        itemsize = (
+            storage_type(tensor) or value.dtype if held is None else held.values.dtype
+        ).itemsize
+        size = _size(value.shape, bounds, group_of, heights, itemsize)
+        size = replace(size, flops=2 * ((name, slot) in multiplied))
+        yield size if first else replace(size, params=0, itemsize=0)
+        for part in (held.scale, held.zero) if held is not None and first else ():
             own = [bound for bound in bounds if part.shape[bound.axis] > 1]
             if own:
-                yield replace(_size((1,), own, group_of, heights, part.itemsize, 0), fixed=1)
+                yield replace(_size((1,), own, group_of, heights, part.itemsize), fixed=1)
 
 
-def _columns(node: gs.Node, bounds: Sequence[Bound], picked: set[bytes]) -> list[Bound]:
-    """What is picked by an index for each column, unless it was met: an LSTM's states share it."""
-    found = []
-    for bound in bounds:
-        units = bound.labels.tobytes()
-        if node.op == "MatMul" and bound.axis == -1 and units not in picked:
-            found.append(replace(bound, labels=bound.labels.reshape(-1)))
-            picked.add(units)
-    return found
+def _left(node: gs.Node, slot: int, makers: Mapping[str, gs.Node]) -> gs.Tensor | None:
+    """The input of what computes the same in a cut document, maybe with an addition behind it."""
+    followers = [reader for tensor in node.outputs for reader in tensor.outputs]
+    for tensor in (t for item in (node, *followers) for t in item.outputs):
+        maker = makers.get(tensor.name)
+        if maker is not None and node.op == "MatMul" and maker.op == "Gather":
+            return maker.inputs[1]
+        if maker is not None and maker.op == node.op and slot < len(maker.inputs):
+            return maker.inputs[slot]
+    return None
+
+
+def _multiplied(graph: gs.Graph, find: Find) -> set[tuple[str, int]]:
+    """The inputs, by node key and slot, of which each entry is an operation that counts."""
+    return {
+        (layer.key, layer.slot(letter))
+        for layer in find(graph)
+        for letter in ("W", "R")
+        if letter in layer.cell.inputs
+    } | {(node_key(node), 1) for node in _depthwise(graph, find)}
 
 
 def _shared(layers: Sequence[Layer]) -> set[tuple[str, int]]:
@@ -241,7 +247,6 @@ def _size(
     group_of: npt.NDArray[np.int64],
     heights: npt.NDArray[np.int64],
     itemsize: int,
-    flops: int,
 ) -> _Size:
     """The size of one constant, given its shape at full width."""
     lines = [_line(bound.labels, bound.axis) for bound in bounds]
@@ -254,15 +259,10 @@ def _size(
         fixed=int(np.prod([n for axis, n in enumerate(full) if axis not in dependent])),
         constants=np.array([(line < 0).sum() for line in lines]),
         factors=np.stack(factors),
+        params=1,
         itemsize=itemsize,
-        flops=flops,
+        flops=0,
     )
-
-
-def _is_left(node: gs.Node, left: Mapping[str, gs.Tensor]) -> bool:
-    """Whether someone reads what a node computes, or what an addition behind it makes of that."""
-    followers = [reader for tensor in node.outputs for reader in tensor.outputs]
-    return any(t.name in left for item in (node, *followers) for t in item.outputs)
 
 
 def _line(labels: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64]:
