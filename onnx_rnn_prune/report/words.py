@@ -50,7 +50,7 @@ def verdict(report: schema.PruneReport) -> str:
         sentences.append(f"Rolling alone makes a run {faster(report.rolled_speedup)}.")
     if report.search is not None and not report.search.met:
         missed = [text for _, text in limit_sentences(report.search) if text.endswith(MISSED)]
-        sentences.append(f"It is NOT within the limits: {'; '.join(missed)}.")
+        sentences.append(f"It does NOT meet the limits: {'; '.join(missed)}.")
     sentences.append(
         "The self-check passed: it computes what the original does without the removed units."
         if report.oracle.passed

@@ -384,8 +384,8 @@ def test_a_missed_limit_is_said_in_every_report():
     text = "file size 1.30 MB, at most 1.00 MB: MISSED"
     assert f"Limit: {text}" in shown(search_table(report), width=200)
     for page in (to_html(report), prune_summary(report)):
-        assert f"It is NOT within the limits: {text}." in page
-    assert "NOT within" not in to_html(whole())
+        assert f"It does NOT meet the limits: {text}." in page
+    assert "NOT meet" not in to_html(whole())
 
 
 def test_what_a_self_check_did_not_check_is_named():
