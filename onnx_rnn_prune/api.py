@@ -1,4 +1,4 @@
-"""What the command line offers, from Python."""
+"""The functions of the package: one for each command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["apply", "bench", "compare", "inspect", "plan", "prune", "roll", "sea
 
 Amount = str | float | Mapping[str, str | float] | Sequence[str | float]
 
-# What is no number fails a check, which says so; NumPy's warnings name lines of this package only.
+# Checks report NaN and infinity; NumPy's warnings would only name lines of this package.
 _quiet = np.errstate(all="ignore")
 
 bench = _quiet(inspection.bench)
@@ -83,64 +83,64 @@ def prune(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
-    """Removes units of layers, and proves what is left.
+    """Removes units, lets the remaining weights make up for them, and checks the result.
 
     Args:
-        model: a path or a model; it is not changed.
-        keep: units that each layer keeps: "40%", 0.4, or 160 (units); half of them where there is
-            no budget either. For some layers: "encoder*=30%", or {"encoder*": 0.3}; several in a
-            list; layers that nothing is said of keep all.
-        budget: what the result may have at most: "params=30%", "flops=2M", "bytes=1MB".
-        lossless: removes just the units that provably change nothing.
-        masks: units to keep, from training: an .npz file or a mapping, by layer name booleans of
-            shape [directions, H] or [H].
-        data: inputs to calibrate with, see `data.open_feeds`; made up where there are none.
-        size: sizes of made-up inputs: {"input": (1, 512)}, or of a named dimension {"batch": 4}.
-        eval_data: inputs to report drift on; a part of `data` that nothing was fitted on otherwise.
-        stream: of models whose states are inputs and outputs, whether feeds follow one another:
-            True where each folder, or each iterable of feeds, is one stream in order, of which
-            feeds may leave the states out; False to judge each call by itself; None where the
-            states in the feeds tell.
-        criterion: how units are ranked; reconstruction with data, l2 without.
-        loss: of labels that lie in feeds, for the criteria taylor and fisher and for distill:
-            cross-entropy, or a function of PyTorch that takes the outputs (a dict of tensors) and
-            the labels and returns one number, itself or as "module:function".
-        allocate: uniform; global for one ranking over all layers; or joint, which measures what
-            cuts of each layer do, and shares the cut by that.
-        per: what a shared cut is paid in: units, params, flops, or ms (of this machine).
-        schedule: how units leave: hard, at once; soft, fading out while the others are refitted;
-            mixed, the better explained half at once.
-        steps: in how many steps: hard chooses units in so many, each on the model that the one
-            before left; soft and mixed fade in so many.
-        recover: none, bias, lstsq, distill or merge; None or "auto" for lstsq where there is data.
-        distill_minutes: how long distill may train.
-        mode: shrink, or zero to keep all shapes.
-        shrink_states: lets states that are inputs and outputs of the model hold the entries of kept
-            units only, in the order of the plan; layers that share one keep equally many.
-        state_metadata: what holds the width of a state and is to follow, or several: a key of the
-            metadata, "key:path.to.number" where that is JSON, or an output that is constant.
-        sparsify: weights to set to zero once units are cut: "50%", "2:4", "block=4x1:50%",
+        model: a path or an onnx.ModelProto, which is not changed.
+        keep: units that each layer keeps: "40%", 0.4, or 160 (units); by default half, or what the
+            budget allows. For single layers "encoder*=30%", {"encoder*": 0.3}, or a list of such;
+            layers that are not mentioned keep all their units.
+        budget: upper limit for the result: "params=30%", "flops=2M" or "bytes=1MB".
+        lossless: removes only units that provably change nothing.
+        masks: units chosen in training: an .npz file or a mapping from layer names to boolean
+            arrays, [directions, H] or [H], True to keep.
+        data: calibration inputs, see `data.open_feeds`; random ones by default.
+        size: sizes of random inputs: {"input": (1, 512)}, or {"batch": 4} for a named dimension.
+        eval_data: inputs to report on; by default the validation part of `data`.
+        stream: for models whose states are inputs and outputs. True: each folder, or each iterable
+            of feeds, is one stream of consecutive calls, which may lack the states. False: each
+            call is judged by itself. By default, streams are found by the states in the feeds.
+        criterion: how units are ranked; by default "reconstruction" with data, "l2" without.
+        loss: what "taylor", "fisher" and "distill" learn from the labels in the feeds:
+            "cross-entropy", "module:function", or a function of the outputs (a dict of PyTorch
+            tensors) and the labels that returns a scalar tensor.
+        allocate: how the cut is shared among layers: "uniform", "global" (one ranking of all
+            units) or "joint" (by the measured sensitivity of each layer).
+        per: what is counted when the cut is shared: "units", "params", "flops", or "ms" on this
+            machine.
+        schedule: "hard" removes units at once, "soft" gradually, refitting the others in between,
+            "mixed" the more redundant half at once.
+        steps: "hard" chooses units in this many steps, ranking the remaining ones anew in each;
+            "soft" and "mixed" fade them out in this many.
+        recover: "none", "bias", "lstsq", "distill", "merge" or "auto"; by default "auto".
+        distill_minutes: training time for "distill".
+        mode: "shrink", or "zero" to keep all shapes.
+        shrink_states: state inputs and outputs of the model hold kept units only, in the order of
+            the plan; layers that share a state keep equally many.
+        state_metadata: what holds the width of such a state, to be updated: a metadata key,
+            "key:path.to.number" if its value is JSON, a constant output, or a list of these.
+        sparsify: weights to set to zero after pruning: "50%", "2:4", "block=4x1:50%" or
             "threshold=1e-3".
-        sparsify_by: magnitude or obs; obs with data, magnitude without.
-        sparse_initializers: stores weights as their entries that are not zero, where that is less.
-        layers: which layers may lose units: "recurrent", "all" with dense layers and convolutions,
-            or globs of names; all in a search or with a budget, else recurrent ones.
-        only: a glob of the layers to prune, or several.
+        sparsify_by: "obs" or "magnitude"; by default "obs" with data, "magnitude" without.
+        sparse_initializers: stores only nonzero entries where that takes less space.
+        layers: which layers may lose units: "recurrent", "all" (dense layers and convolutions as
+            well), or globs of names; by default "all" with a budget, else "recurrent".
+        only: a glob of layers to prune, or several.
         skip: a glob of layers to leave alone, or several.
-        align: keep a multiple of so many units.
-        min_units: keep at least so many units in each layer.
-        rank: gives the inputs of layers a lower rank: "25%" or 0.25 of the full one, 32, or
-            "energy=99%" of what the gates read.
-        quantize: int8, fp16, or "bits=4" for weights held in so many bits.
-        freeze: inputs to fix to one value, by name; they and the branches not taken go.
-        roll: makes layers of recurrences that an exporter wrote out, before anything else, where
-            that is proven to change nothing.
-        seed: for criteria and inputs that are drawn.
-        progress: is told how far the work is.
+        align: each layer keeps a multiple of this many units.
+        min_units: each layer keeps at least this many units.
+        rank: factors input weights: "25%" or 0.25 of the full rank, 32, or "energy=99%" of what
+            the gates read.
+        quantize: "int8", "fp16", or "bits=K".
+        freeze: values of inputs to fix, by name; these inputs and the branches not taken are
+            removed.
+        roll: first turns recurrences that an exporter wrote out into layers.
+        seed: for random choices and random inputs.
+        progress: called with a task, the steps done and their total (None if unknown).
 
     Raises:
-        PruneError: something that the user can mend.
-        ConstraintError: the result does not pass the self-check, or a budget cannot be met.
+        PruneError: something that the user can fix.
+        ConstraintError: the self-check failed, or the budget cannot be met.
     """
     start = time.perf_counter()
     options = Options.of(locals())
@@ -180,7 +180,7 @@ def plan(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Plan:
-    """Chooses the units to keep, and changes nothing; arguments as in `prune`."""
+    """Chooses the units to keep without pruning; arguments as in `prune`."""
     start = time.perf_counter()
     options = Options.of(locals())
     request, treatment = Request.of(options), Treatment.of(options)
@@ -217,7 +217,7 @@ def apply(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
-    """Removes the units that a plan (a value or a file) does not keep; arguments as in `prune`."""
+    """Prunes by a plan, given as a value or a file; other arguments as in `prune`."""
     start = time.perf_counter()
     options = Options.of(locals())
     treatment = Treatment.of(options)
@@ -274,41 +274,39 @@ def search(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
-    """Finds how many units each layer keeps, from what the result must be like.
+    """Finds how many units each layer should keep to reach a goal.
 
-    With a limit on what may be lost, the fastest cut within it; else the best one that is as fast
-    or small as asked for. Layers get different widths. What selects among cuts is disjoint from
-    what they are fitted on, and both from what is reported; `.report.search` has all cuts that
-    were tried. Other arguments are as in `prune`.
+    With a limit on quality, finds the fastest model within it; without one, the best model that is
+    as fast or as small as requested. Feeds are split into calibration, validation (which selects
+    among candidates) and test sets (on which the result is reported). `.report.search` lists all
+    candidates. Other arguments as in `prune`.
 
     Args:
-        model: a path or a model; it is not changed.
-        data: inputs, see `data.open_feeds`; with labels beside them where the metric needs those.
-        eval_data: inputs to report on; a part of `data` otherwise.
-        max_nrmse: the largest deviation of an output, relative to its spread.
-        metric: how good a model is, see `validate.quality`: a name, or a function.
-        better: of a function, whether higher or lower is better.
-        max_drop: how much of the metric may be lost: a number in its own units, or "1%" of what the
-            original reaches.
-        speedup: how many times faster a run must be: 2, or "2x".
-        latency: what a run may take on this machine, one thread: "5ms", or milliseconds.
-        params: parameters that the model may have at most: "30%", "120k".
-        bytes: those that the file may have at most: "1MB".
-        trials: the most cuts that are tried.
-        minutes: the longest that all of it may take, from reading the model to the report; distill
-            gets half of it at most. Where that ends a search, what it finds depends on how fast the
-            machine is.
-        study: a file that remembers what was tried, so that the search can be stopped and goes on.
-        jobs: processes of this machine that make trials; their number changes no result.
-        cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
-        strategy: who says what is tried next: greedy; uniform, for the same share of each layer; or
-            optuna, which draws cuts (and must be installed).
-        pick: the number of the cut to finish instead of the best.
+        model: a path or an onnx.ModelProto, which is not changed.
+        data: inputs, see `data.open_feeds`, with labels if the metric needs them.
+        eval_data: the test set; by default a part of `data`.
+        max_nrmse: the largest deviation of an output, relative to its standard deviation.
+        metric: a name or a function, see `validate.quality`.
+        better: whether "higher" or "lower" values of your own metric are better.
+        max_drop: how much of the metric may be lost: a number in its own units, or "1%" of the
+            original's value.
+        speedup: minimum speedup, 2 or "2x".
+        latency: maximum time per run on one thread of this machine, "5ms" or milliseconds.
+        params: maximum number of parameters, "30%" or "120k".
+        bytes: maximum file size, "1MB".
+        trials: maximum number of candidates.
+        minutes: time limit of the whole search, from reading the model to the report, at most half
+            of it for "distill". A search that it ends may find something else on another machine.
+        study: a file that records trials; an interrupted search resumes from it.
+        jobs: number of processes that run trials; it does not change the result.
+        cluster: the address of a Dask scheduler whose workers run trials, "tcp://host:port".
+        strategy: "greedy", "uniform" (the same share of each layer) or "optuna".
+        pick: the number of the candidate to finish instead of the best one.
 
     Raises:
-        PruneError: something that the user can mend.
-        ConstraintError: no cut is within the limits. A result that is within them on what selected
-            it, and not on what is reported, is returned; then `.report.search.met` is False.
+        PruneError: something that the user can fix.
+        ConstraintError: no candidate meets the limits. If one meets them on the validation set but
+            misses them on the test set, it is returned with `.report.search.met` False.
     """
     options = Options.of(locals())
     goal, effort, executor = Goal.of(options.target), options.effort, Executor.of(options.effort)
@@ -349,28 +347,28 @@ def sensitivity(
     seed: int = 0,
     progress: Progress = silent,
 ) -> SensitivityReport:
-    """What each layer can spare: it alone is cut to several widths, recovered and run.
+    """Measures how many units each layer can spare: prunes it alone to several widths and refits.
 
-    Feeds are split as in `search`, which measures the same first. Other arguments are as there.
+    Feeds are split as in `search`, which starts with the same measurements. Other arguments as
+    there.
 
     Args:
-        model: a path or a model; it is not changed.
-        data: inputs, see `data.open_feeds`; with labels beside them where the metric needs those.
-        metric: how good a model is, see `validate.quality`: a name, or a function.
-        better: of a function, whether higher or lower is better.
-        study: a file that remembers what was measured, also for a `search`.
-        jobs: processes of this machine that make cuts; their number changes no result.
-        cluster: the address of a Dask scheduler whose workers make them instead, "tcp://host:port".
+        model: a path or an onnx.ModelProto, which is not changed.
+        data: inputs, see `data.open_feeds`, with labels if the metric needs them.
+        metric: a name or a function, see `validate.quality`.
+        better: whether "higher" or "lower" values of your own metric are better.
+        study: a file that records trials, also for a later `search`.
+        jobs: number of processes that run trials; it does not change the result.
+        cluster: the address of a Dask scheduler whose workers run trials, "tcp://host:port".
 
     Returns:
-        `metric`, its name or None; `layers`, a row for each group of layers that are cut together:
-        `layers`, their names, `units`, how many each direction has, and `points`, which rise in
-        `kept` to all units, with `nrmse` (of the output that deviates most, relative to its
-        spread), `metric` and `ms`, what a run of the model is predicted to take; `splits`,
-        `warnings` and `seconds`.
+        `metric`: its name or None. `layers`: for each group of layers that are pruned together,
+        their names in `layers`, the `units` of each direction, and `points` by increasing `kept`,
+        each with `nrmse` (of the output that deviates most), `metric` and `ms` (predicted time per
+        run). `splits`, `warnings` and `seconds`.
 
     Raises:
-        PruneError: something that the user can mend.
+        PruneError: something that the user can fix.
     """
     options = Options.of(locals())
     quality = read_quality(metric, better)
@@ -399,13 +397,13 @@ def inspect(
     seed: int = 0,
     progress: Progress = silent,
 ) -> InspectReport:
-    """The layers of a model, what they cost, and where their units end.
+    """Lists the layers of a model, what they cost, and where their units end up.
 
-    Also recurrences that an exporter wrote out, which of them become layers, and what to do about
-    the others. Arguments are as in `prune`; time is measured on `data`.
+    Recurrences that an exporter wrote out are listed as well: those that become layers, and what to
+    do about the others. Arguments as in `prune`; times are measured on `data`.
 
     Raises:
-        PruneError: it has no recurrence of any kind, does not load, or the data do not suit it.
+        PruneError: the model has no recurrence, does not load, or does not accept the data.
     """
     options = Options.of(locals())
     asked, wanted = options.inputs, options.layers
@@ -417,5 +415,5 @@ def inspect(
 
 
 def _opened(opened: OpenedModel, options: Options, *learning: bool) -> Calibration:
-    """The feeds that the user gives, or made-up ones, with a loss of the labels in them."""
+    """The feeds given, or random ones, with a loss of the labels in them."""
     return labelled(open_data(opened, options.inputs), options.recovery.loss, opened, *learning)

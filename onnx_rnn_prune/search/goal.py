@@ -106,7 +106,9 @@ class Goal:
 
     def __str__(self) -> str:
         named = (
-            "deviation (nrmse) at most" if self.quality == NRMSE else f"{self.quality.name} worse by at most"
+            "deviation (nrmse) at most"
+            if self.quality == NRMSE
+            else f"{self.quality.name} worse by at most"
         )
         quality = [] if self.drop is None else [f"{named} {self.drop}"]
         speed = [] if self.speed is None else [str(self.speed)]

@@ -422,7 +422,8 @@ def test_what_cannot_be_met_is_said(feeds):
     with pytest.raises(ConstraintError, match=r"^search: not even the fewest units"):
         search(feeds, params="1%")
     with pytest.raises(
-        ConstraintError, match=r"^search: none of the cuts tried is within deviation \(nrmse\) at most 0,"
+        ConstraintError,
+        match=r"^search: none of the cuts tried is within deviation \(nrmse\) at most 0,",
     ):
         search(feeds, None, max_nrmse=0.0, params="70%")
 
