@@ -225,10 +225,11 @@ def limit_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
 
 def drift_sentences(drift: Mapping[str, schema.DriftRow]) -> list[tuple[str, str]]:
     """For each output, how far it is from the original's, in words."""
-    return [(_title(name, values), _apart(values)) for name, values in drift.items()]
+    return [(drift_title(name, values), _apart(values)) for name, values in drift.items()]
 
 
-def _title(name: str, values: schema.DriftRow) -> str:
+def drift_title(name: str, values: schema.DriftRow) -> str:
+    """What a deviation is of: an output, a state or a signal."""
     if values.signal_of:
         return f"Signal {name}, behind {_enumerate(values.signal_of)}"
     return f"Output {name}, a state" if values.kind == "state" else f"Output {name}"
@@ -315,7 +316,7 @@ def streams(row: Streams) -> str:
     if row.count:
         return (
             f"each model carries its own from call to call, as in use ({pairs}):"
-            f" {counted(row.count, 'stream')} of {counted(row.calls, 'call')} in all"
+            f" {counted(row.count, 'stream')}, {counted(row.calls, 'call')} in all"
         )
     start = "from the states in its inputs, or from zero where they hold none"
     text = f"each call was judged by itself, {start} ({pairs})"

@@ -193,7 +193,7 @@ def test_the_report_tells_how_states_were_treated(model):
     found = compare(model, together.model, data=feeds[::2])
     assert found["streams"] == {**row, "count": 0, "calls": count // 2}
     texts = [dict(sentences(result.report))["States"] for result in (together, apart)]
-    assert f"{EPISODES} streams of {count} calls" in texts[0] and "--stream" not in texts[1]
+    assert f"{EPISODES} streams, {count} calls" in texts[0] and "--stream" not in texts[1]
     assert "with --stream" in streams(found["streams"])
 
 
@@ -372,7 +372,7 @@ def test_every_command_takes_streams(model, tmp_path, monkeypatch, capsys):
         cli.run(["bench", "m.onnx", "p.onnx", *data]) == cli.run(["inspect", "m.onnx", *data]) == 0
     )
     assert cli.run(["sensitivity", "m.onnx", *data]) == 0
-    assert "10 streams of 120" in " ".join(capsys.readouterr().out.split())
+    assert "10 streams, 120" in " ".join(capsys.readouterr().out.split())
     goal = ["--bytes", "90%", "--trials", "4", "--eval-data", "d", "--json", "s.json"]
     assert cli.run(["search", "m.onnx", "-o", "s.onnx", *data, *goal]) == 0
     reached = json.loads(Path("s.json").read_text())["search"]["test"]["quality"]
