@@ -11,12 +11,14 @@ import pytest
 
 import onnx_rnn_prune  # noqa: F401  it turns off what onnxruntime sends, before a test imports it
 from onnx_rnn_prune.selection import profitability
+from onnx_rnn_prune.validate import timing
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 from fetch_models import default_folder
 
-SLOWER = profitability.SLOWER
+SLOWER, LEAST, ROUNDS = profitability.SLOWER, timing._LEAST, timing._ROUNDS
+RUNS = timing.timings.__kwdefaults__["rounds"]
 
 # By marker: whether what its tests need is here, and what brings it.
 NEEDS = {
@@ -47,16 +49,26 @@ def cache_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def any_speed():
-    """Models of ten microseconds are written whether or not they run faster here and now."""
+    """Models of ten microseconds are written whether or not they run faster here and now.
+
+    They are timed all the same, but a few times only.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profitability, "SLOWER", 0.0)
+        set_speed(patch, slower=0.0, least=0.0, rounds=10, runs=10)
         yield
 
 
 @pytest.fixture
 def speed_counts(monkeypatch):
     """What is slower is refused, as it is in use; a test says itself how fast it is."""
-    monkeypatch.setattr(profitability, "SLOWER", SLOWER)
+    set_speed(monkeypatch, SLOWER, LEAST, ROUNDS, RUNS)
+
+
+def set_speed(patch, slower, least, rounds, runs):
+    patch.setattr(profitability, "SLOWER", slower)
+    patch.setattr(timing, "_LEAST", least)
+    patch.setattr(timing, "_ROUNDS", rounds)
+    patch.setitem(timing.timings.__kwdefaults__, "rounds", runs)
 
 
 @pytest.fixture
