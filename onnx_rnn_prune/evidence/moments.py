@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,22 +251,32 @@ class _Place:
 
     path: Path
     start: int
+    kind: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.kind.itemsize * math.prod(self.shape)
+
+    def of(self, lines: bytes, start: int = 0) -> Array:
+        """The array in what was read of the file, from there on."""
+        return np.ndarray(self.shape, self.kind, lines, self.start - start)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            return np.asarray(np.load(file, allow_pickle=False), dtype=dtype)
+        found: Array = np.fromfile(self.path, self.kind, math.prod(self.shape), offset=self.start)
+        return np.asarray(found.reshape(self.shape), dtype=dtype)
 
 
 class Runs:
     """What one model gave for feeds, known by their names, so that each is run once.
 
-    As many as fit are kept, those that come first, in a scratch folder that goes when this does.
+    As many as fit are kept, those that come first, in a scratch file that goes when this does.
     """
 
     def __init__(self) -> None:
         self._folder = temporary_folder()
-        self._kept: dict[str, tuple[Path, dict[str, _Place | None]]] = {}
+        self._path = Path(self._folder.name) / "runs"
+        self._kept: dict[str, dict[str, _Place]] = {}
         self._left = _MOST_BYTES
         self._small: dict[tuple[str, str], Matrix | None] = {}
 
@@ -282,7 +293,7 @@ class Runs:
             run: runs the model.
         """
         label = str(getattr(feed, "name", ""))
-        if label in self._kept and self._kept[label][1].keys() == set(names):
+        if label in self._kept and self._kept[label].keys() == set(names):
             return self._known(label)
         found = run(feed)
         self._left -= sum(value.nbytes for value in found.values())
@@ -305,24 +316,28 @@ class Runs:
         return self._small[key]
 
     def _known(self, label: str) -> Mapping[str, npt.ArrayLike]:
-        path, places = self._kept[label]
-        with path.open("rb") as file:  # those without a place lie in it first
-            return {n: place or np.load(file, allow_pickle=False) for n, place in places.items()}
+        """What is small follows one another in the file, and is read at once."""
+        places = self._kept[label]
+        early = [place for place in places.values() if place.nbytes <= _READ_LATE]
+        start = min((place.start for place in early), default=0)
+        end = max((place.start + place.nbytes for place in early), default=0)
+        with self._path.open("rb") as file:
+            file.seek(start)
+            lines = file.read(end - start)
+        return {n: p if p.nbytes > _READ_LATE else p.of(lines, start) for n, p in places.items()}
 
     def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
         """Another process runs feeds by itself: that takes less than to send what they gave."""
         return Runs, ()
 
     def _keep(self, label: str, found: Mapping[str, Array]) -> None:
-        path = Path(self._folder.name) / f"{len(self._kept)}.npy"
-        places: dict[str, _Place | None] = {}
+        places: dict[str, _Place] = {}
         try:
-            with path.open("wb") as file:
+            with self._path.open("ab") as file:
                 for name in sorted(found, key=lambda name: found[name].nbytes > _READ_LATE):
-                    late = found[name].nbytes > _READ_LATE
-                    places[name] = _Place(path, file.tell()) if late else None
-                    np.save(file, found[name], allow_pickle=False)
-        except (OSError, ValueError):  # a full disk, or texts: these are run again
-            path.unlink(missing_ok=True)
-        else:
-            self._kept[label] = path, places
+                    value = found[name]
+                    places[name] = _Place(self._path, file.tell(), value.dtype, value.shape)
+                    file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        except (OSError, TypeError):  # a full disk, or texts: these are run again
+            return
+        self._kept[label] = places
