@@ -118,7 +118,7 @@ def intermediate_outputs(
     document: Document, names: Iterable[str], dtype: type[np.generic]
 ) -> IntermediateOutputs:
     """Changes a document so that runs can show the named tensors, inner ones as another type."""
-    homes = _homes(document.graph)
+    homes = homes_of(document.graph)
     wanted: dict[int, list[gs.Tensor]] = defaultdict(list)
     for name in dict.fromkeys(names):
         graph, tensor = homes[name]
@@ -129,8 +129,22 @@ def intermediate_outputs(
     return IntermediateOutputs(main, inner, lift.carriers(document.graph))
 
 
-def _homes(graph: gs.Graph) -> dict[str, tuple[gs.Graph, gs.Tensor]]:
-    """The graph in which each tensor comes to be."""
+Homes = dict[str, tuple[gs.Graph, gs.Tensor]]
+
+
+def ask_shapes(homes: Homes, names: Iterable[str]) -> dict[str, str]:
+    """Adds nodes that tell the shapes of tensors; returns the names of what they compute."""
+    asked: dict[str, str] = {}
+    for name in (name for name in names if name in homes):
+        graph, tensor = homes[name]
+        asked[name] = f"{OWN}shape_of_{len(asked)}"
+        shape = gs.Variable(asked[name])
+        graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
+    return asked
+
+
+def homes_of(graph: gs.Graph) -> Homes:
+    """The graph in which each tensor comes to be, and the tensor."""
     found: dict[str, tuple[gs.Graph, gs.Tensor]] = {}
     for place in places(graph):
         made = [tensor for node in place.graph.nodes for tensor in node.outputs]

@@ -68,10 +68,7 @@ def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
     """
     before, moves = _turn_before(node, seen)
     assert before is not None
-    data = before.node.inputs[0]
-    for move in reversed(moves):
-        data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
-    node.inputs[0] = data
+    node.inputs[0] = _moved_again(builder, before.node.inputs[0], moves)
     node.attrs["direction"] = "reverse"
     for end in list(_ends(builder.graph, node.outputs[0], "TDBH")):
         if end.node is not None and not _asks_shape(end):
@@ -157,10 +154,14 @@ def drop_double_turns(builder: Builder, seen: Seen) -> None:
         tensor = moves[-1].inputs[0] if moves else node.inputs[0] if node.inputs else None
         before = tensor.inputs[0] if tensor is not None and tensor.inputs else None
         if axis is not None and before is not None and _turned_axis(before, seen) == axis:
-            data = before.inputs[0]
-            for move in reversed(moves):
-                data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
-            builder.copy(data, node.outputs[0])
+            builder.copy(_moved_again(builder, before.inputs[0], moves), node.outputs[0])
+
+
+def _moved_again(builder: Builder, data: gs.Tensor, moves: Sequence[gs.Node]) -> gs.Tensor:
+    """What moves make of other data; the last of them comes first."""
+    for move in reversed(moves):
+        data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
+    return data
 
 
 def serve_ends(

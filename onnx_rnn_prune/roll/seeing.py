@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,15 +12,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.external import without_values
-from onnx_rnn_prune.model.intermediate import intermediate_outputs
+from onnx_rnn_prune.model.intermediate import ask_shapes, homes_of, intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
 from onnx_rnn_prune.model.walk import bodies_of, links_of, places
 from onnx_rnn_prune.roll.reading import Seen
 
-_SHAPE = f"{OWN}shape_of_"
 _FLOATS = frozenset((1, 10, 11, 16))
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))
 _BOOLEAN = 9
@@ -79,17 +77,10 @@ def see(document: Document, feeds: Sequence[Feed]) -> list[Sight]:
     known |= {tensor.name for place in places(document.graph) for tensor in place.graph.inputs}
     data = _data(document.graph)
     watched = document.copy()
-    asked: dict[str, str] = {}
-    numbers = []
-    for place in list(places(watched.graph)):
-        for tensor in list(_local(place.graph)):
-            kind = kinds.get(tensor.name)
-            if kind in _INTEGERS and tensor.name in known and tensor.name not in data:
-                numbers.append(tensor.name)
-            elif kind in _FLOATS | {_BOOLEAN} and tensor.name in known:
-                shape = gs.Variable(f"{_SHAPE}{len(asked)}")
-                place.graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
-                asked[tensor.name] = shape.name
+    homes = homes_of(watched.graph)
+    wanted = [name for name in homes if name in known]
+    numbers = [name for name in wanted if kinds.get(name) in _INTEGERS and name not in data]
+    asked = ask_shapes(homes, (n for n in wanted if kinds.get(n) in _FLOATS | {_BOOLEAN}))
     shown = intermediate_outputs(watched, [*asked.values(), *numbers], np.int64)
     runner = Runner(watched, outputs=shown.outputs, optimize=False)
     booleans = frozenset(name for name, kind in kinds.items() if kind == _BOOLEAN)
@@ -137,14 +128,6 @@ def _spread(graph: gs.Graph, found: set[str]) -> None:
 def is_random(node: gs.Node) -> bool:
     """Whether it gives something else each time."""
     return node.op.startswith("Random") or node.op in ("Bernoulli", "Multinomial")
-
-
-def _local(graph: gs.Graph) -> Iterator[gs.Tensor]:
-    """What comes to be in a graph."""
-    made = (tensor for node in graph.nodes for tensor in node.outputs)
-    for tensor in (*graph.inputs, *made):
-        if tensor.name and isinstance(tensor, gs.Variable):
-            yield tensor
 
 
 def element_types(document: Document) -> dict[str, int]:

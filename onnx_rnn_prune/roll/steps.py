@@ -144,13 +144,17 @@ def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) 
         if step is not None:
             new = _cut(reader, [new.origin.tensor])
             found.append(Found(step, new))
-    if len(masks) > 1 or not isinstance(new, Leaf) or (old is None and not _is_zero(rest)):
+    if (
+        len(masks) > 1
+        or not isinstance(new, Leaf)
+        or (old is None and (rest.terms or rest.bias.any()))
+    ):
         return None
     for place, item in enumerate(found):
         h, c = (*item.plain, None, None)[:2] if item.plain else (item.output, item.cell_output)
         if h is None or (item.mask is not None and item.mask.key != masks[0].key):
             continue
-        plain = (h,) if c is None else (h, c)
+        plain, before = (h,) if c is None else (h, c), item.step.cell
         if new.key == h.key and isinstance(old, Leaf) and old.key in item.step.sources:
             held = _cut(reader, names)
             cell = item.cell_output
@@ -158,7 +162,7 @@ def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) 
         elif new.key == h.key and (old is None or isinstance(old, Leaf)):
             gated = (_cut(reader, names), old)
             found[place] = replace(item, plain=plain, gated=(*item.gated, gated))
-        elif c is not None and new.key == c.key and _same(old, item.step.cell):
+        elif c and old and before and (new.key, old.key) == (c.key, before.key):
             found[place] = replace(item, cell_output=_cut(reader, names), plain=plain)
         else:
             continue
@@ -170,14 +174,6 @@ def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) 
 def _is_summand(node: gs.Node) -> bool:
     """Whether it is one half of a blend of two."""
     return node.op == "Mul" and all(reader.op == "Add" for reader in node.outputs[0].outputs)
-
-
-def _same(one: Atom | None, other: Atom | None) -> bool:
-    return one is not None and other is not None and one.key == other.key
-
-
-def _is_zero(form: Form) -> bool:
-    return not form.terms and not form.bias.any()
 
 
 def _form(reader: Reader, name: str) -> Form | None:

@@ -10,15 +10,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.intermediate import intermediate_outputs
+from onnx_rnn_prune.model.intermediate import ask_shapes, homes_of, intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.model.walk import all_nodes, links_of, places, ports_of
+from onnx_rnn_prune.model.walk import all_nodes, links_of, ports_of
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.moves import move
 from onnx_rnn_prune.operators.table import Shape, rule_of
 
-_SUFFIX = "__observed_shape"
 # Most runs that are made to come by every branch.
 _RUNS = 16
 
@@ -63,7 +62,7 @@ def observe(
     """
     shapes, values = _wanted(document, layers, sources)
     watched = document.copy()
-    sizes = _ask_for_shapes(watched, shapes)
+    sizes = ask_shapes(homes_of(watched.graph), shapes)
     shown = intermediate_outputs(watched, [*sizes.values(), *values], np.int64)
     runner = Runner(watched, outputs=shown.outputs, optimize=False)
     found_shapes: dict[str, Shape] = {}
@@ -106,20 +105,6 @@ def _wanted(
         how = node.inputs[1:] if rule_of(node) is move else ()  # it moves its data
         values.update(dict.fromkeys(tensor.name for tensor in how if tensor.name in shapes))
     return list(shapes), list(values)
-
-
-def _ask_for_shapes(document: Document, names: list[str]) -> dict[str, str]:
-    """Adds nodes that tell the shapes of tensors; returns the names of what they compute."""
-    wanted = dict.fromkeys(names)
-    added = {}
-    for place in list(places(document.graph)):
-        local = [tensor for node in place.graph.nodes for tensor in node.outputs]
-        for tensor in (*place.graph.inputs, *local):
-            if tensor.name in wanted:
-                shape = gs.Variable(tensor.name + _SUFFIX)
-                place.graph.nodes.append(gs.Node("Shape", inputs=[tensor], outputs=[shape]))
-                added[tensor.name] = shape.name
-    return added
 
 
 def _behind(graph: gs.Graph, layers: Sequence[Layer], sources: Iterable[str]) -> list[gs.Node]:
