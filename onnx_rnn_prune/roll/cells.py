@@ -23,19 +23,8 @@ from onnx_rnn_prune.roll.form import WHOLE, Activation, Atom, Form, Leaf, Matrix
 from onnx_rnn_prune.roll.rules import CLIPPED
 
 # The activations that onnxruntime's recurrent operators know, by what they are called here.
-_KNOWN = {
-    name: name
-    for name in (
-        "Elu",
-        "LeakyRelu",
-        "Relu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Tanh",
-        "ThresholdedRelu",
-    )
-} | {CLIPPED: "HardSigmoid"}
+_SAME = "Elu LeakyRelu Relu Sigmoid Softplus Softsign Tanh ThresholdedRelu"
+_KNOWN = {name: name for name in _SAME.split()} | {CLIPPED: "HardSigmoid"}
 Key = tuple[object, ...]
 # Those for which 1 - f(x) = f(-x), and what the constant is to which -x is added.
 _MIRRORED = {"Sigmoid": 0.0, CLIPPED: 1.0}

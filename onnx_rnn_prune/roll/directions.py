@@ -23,7 +23,7 @@ from onnx_rnn_prune.model.walk import bodies_of
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.form import Index, digest
 from onnx_rnn_prune.roll.reading import Seen
-from onnx_rnn_prune.roll.rewrite import Builder
+from onnx_rnn_prune.roll.rewrite import Builder, Operator
 from onnx_rnn_prune.roll.seeing import is_random
 from onnx_rnn_prune.roll.steps import downstream
 from onnx_rnn_prune.roll.values import SAME, moved
@@ -68,7 +68,10 @@ def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
     """
     before, moves = _turn_before(node, seen)
     assert before is not None
-    node.inputs[0] = _moved_again(builder, before.node.inputs[0], moves)
+    data = before.node.inputs[0]
+    for move in reversed(moves):
+        data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
+    node.inputs[0] = data
     node.attrs["direction"] = "reverse"
     for end in list(_ends(builder.graph, node.outputs[0], "TDBH")):
         if end.node is not None and not _asks_shape(end):
@@ -143,56 +146,40 @@ def _turned_axis(node: gs.Node, seen: Seen) -> int | None:
     return axis if (start, step) == (-1, -1) and end < -(1 << 30) else None
 
 
-def drop_double_turns(builder: Builder, seen: Seen) -> None:
-    """Takes out what turns an axis around that was turned around before."""
-    for node in list(builder.home.nodes):
-        axis = _turned_axis(node, seen)
-        moves = list(_moves_before(node.inputs[0])) if axis is not None and axis >= 0 else []
-        for move in moves:
-            if move.op == "Transpose" and axis is not None:
-                axis = list(move.attrs.get("perm", (2, 1, 0)))[axis]
-        tensor = moves[-1].inputs[0] if moves else node.inputs[0] if node.inputs else None
-        before = tensor.inputs[0] if tensor is not None and tensor.inputs else None
-        if axis is not None and before is not None and _turned_axis(before, seen) == axis:
-            builder.copy(_moved_again(builder, before.inputs[0], moves), node.outputs[0])
-
-
-def _moved_again(builder: Builder, data: gs.Tensor, moves: Sequence[gs.Node]) -> gs.Tensor:
-    """What moves make of other data; the last of them comes first."""
-    for move in reversed(moves):
-        data = builder.node(move.op, [data, *move.inputs[1:]], move.attrs)
-    return data
-
-
 def serve_ends(
-    builder: Builder, steps: gs.Tensor, last: gs.Tensor, turned: bool, axes: str = "TBH"
+    builder: Builder, made: Operator, seen: Seen, turned: gs.Tensor | None = None, axes: str = "TBH"
 ) -> None:
-    """Lets what takes the last of all steps read the last state instead.
+    """Lets what takes the last of all steps read the last state, and drops double turns.
 
     Args:
         builder: of the graph.
-        steps: h after each step.
-        last: h after the last of them: [B, H].
-        turned: whether that comes first in `steps`.
-        axes: of `steps`.
+        made: the operator.
+        seen: what a run showed.
+        turned: its steps turned around, whose readers are looked at; None for the steps.
+        axes: of these.
     """
-    for end in list(_ends(builder.graph, steps, axes)):
-        node, time, place = end.node, end.axes.index("T"), 0 if turned else -1
-        if node is None or node.op not in ("Gather", "Slice"):
+    for end in list(_ends(builder.graph, turned or made.steps, axes)):
+        node, time = end.node, end.axes.index("T")
+        if node is None:
             continue
-        if _does(node, partial(np.flip, axis=time)):
-            serve_ends(builder, node.outputs[0], last, not turned, end.axes)
+        axis = _turned_axis(node, seen)
+        if axis is not None and axis % len(end.axes) == time and turned is None:
+            serve_ends(builder, made, seen, node.outputs[0], end.axes)
+        elif axis is not None and axis % len(end.axes) == time:
+            order = ["TBH".index(axis) for axis in end.axes]
+            builder.copy(builder.transpose(made.steps, order), node.outputs[0])
+        place = -1 if made.backwards == (turned is not None) else 0
         for kept, index in (([], place), ([time], [place])):
             if _does(node, partial(np.take, indices=index, axis=time)):
                 order = ["BH".index(axis) for axis in end.axes if axis != "T"]
-                data = builder.axes("Unsqueeze", builder.transpose(last, order), kept)
-                builder.copy(data, node.outputs[0])
+                data = builder.transpose(made.last[0], order)
+                builder.copy(builder.axes("Unsqueeze", data, kept), node.outputs[0])
 
 
 def _does(node: gs.Node, wanted: Callable[[Index], Index]) -> bool:
     """Whether a node moves the entries of three axes like this, of whatever length these are."""
     given = [constant_value(tensor) for tensor in node.inputs[1:] if tensor.name]
-    if any(value is None for value in given):
+    if node.op not in ("Gather", "Slice") or any(value is None for value in given):
         return False
     for shape in ((5, 5, 5), (7, 7, 7)):
         labels = np.arange(shape[0] ** 3).reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -43,18 +44,9 @@ def proof_feeds(
     for length, batch in zip(_LENGTHS, _BATCHES, strict=True):
         sizes = _sizes(document, found, length, batch)
         if sizes:
-            found += _accepted(document, runner, sizes, seed)
+            with suppress(PruneError):  # it takes no such sizes
+                found += map(dict, random_feeds(document, runner, seed=seed, count=1, asked=sizes))
     return [*(dict(feed) for feed in own), found[0], *filter(partial(runs, runner), found[1:])]
-
-
-def _accepted(
-    document: Document, runner: Runner, sizes: dict[str, tuple[int, ...]], seed: int
-) -> list[Feed]:
-    try:
-        made = random_feeds(document, runner, seed=seed, count=1, asked=sizes)
-        return [dict(feed) for feed in made]
-    except PruneError:  # it takes no such sizes
-        return []
 
 
 def _sizes(

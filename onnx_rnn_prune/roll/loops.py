@@ -237,13 +237,12 @@ def _recurrence(
             return None
     masks = [update.mask for update in states[state]]
     known = tuple(mask for mask in masks if mask is not None)
-    leaf = _taken(turns, state, states[state][0])
-    chain = Chain(
-        tuple(steps),
-        (leaf,) * len(steps),
-        _initial(turns, state, states[state][0]),
-        None if cell is None else _initial(turns, cell, states[cell][0]),
-    )
+    (initial, taken, *_), update = turns.states[state], states[state][0]
+    initial_c = None
+    if cell is not None:
+        initial_c = _as_leaf(turns.states[cell][0], states[cell][0])
+    held = (_as_leaf(taken, update),) * len(steps)
+    chain = Chain(tuple(steps), held, _as_leaf(initial, update), initial_c)
     if cell is not None and [update.mask and update.mask.key for update in states[cell]] != [
         mask and mask.key for mask in masks
     ]:
@@ -263,7 +262,7 @@ def _own(
         keys = [update.leaf.key for update in updates]
         if keys != [output.key for output in outputs]:
             continue
-        leaf = _taken(turns, number, updates[0])
+        leaf = _as_leaf(turns.states[number][1], updates[0])
         held = [update.held for update in updates if update.mask is not None]
         if any(item is None or item.key != leaf.key for item in held):
             continue
@@ -272,16 +271,8 @@ def _own(
     return None
 
 
-def _taken(turns: Turns, number: int, update: Update) -> Leaf:
-    """What the body takes as a state, by the axes by which it gives it."""
-    return _as_leaf(turns.states[number][1].name, update)
-
-
-def _initial(turns: Turns, number: int, update: Update) -> Leaf:
-    return _as_leaf(turns.states[number][0].name, update)
-
-
-def _as_leaf(name: str, update: Update) -> Leaf:
-    leaf = fresh(name, update.value.shape).along(update.value.axes()[0]).atom()
+def _as_leaf(tensor: gs.Tensor, update: Update) -> Leaf:
+    """A state before a turn, by the axes by which the body gives it."""
+    leaf = fresh(tensor.name, update.value.shape).along(update.value.axes()[0]).atom()
     assert isinstance(leaf, Leaf)
     return leaf

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import evaluate
+from onnx_rnn_prune.model.constants import evaluate, is_zero
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import source
 from onnx_rnn_prune.roll.directions import serve_ends
@@ -29,7 +29,6 @@ from onnx_rnn_prune.roll.unrolled import (
     find_track,
     initial_state,
     is_repeated,
-    is_zero,
     put_chain,
 )
 from onnx_rnn_prune.roll.values import Value
@@ -69,7 +68,7 @@ class Repeated:
         for data, output in serve:
             self.builder.copy(data, output)
         for _, made in self.made:
-            serve_ends(self.builder, made.steps, made.last[0], made.backwards)
+            serve_ends(self.builder, made, self.turns.reader.seen)
         return [made.node for _, made in self.made]
 
     def _operator(self, item: Recurrence) -> Operator:
@@ -310,7 +309,9 @@ class Repeated:
             return build.node("Where", [made.mask, data, zero])
         for number, (initial, taken, inner, _) in enumerate(self.turns.states):
             if taken.name == held.tensor:
-                if number != item.state and not self._same(inner, taken, updates):
+                if number == item.state:
+                    return data
+                if not self._same(inner, taken, updates):
                     break
                 first = replace(held, tensor=initial.name)
                 start = initial_state(build, first, data, self.tensors, self.shapes)

@@ -23,7 +23,7 @@ from onnx_rnn_prune.model.walk import (
 )
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
-from onnx_rnn_prune.roll.directions import drop_double_turns, merge, pairs, turn, turnable
+from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, states_of
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
@@ -263,7 +263,6 @@ class _Model:
         at = node.name or key
         builder = Builder(graph, graph, at)
         made = Repeated(builder, turns, tensors, self._dtype(items[0].chain))(items)
-        drop_double_turns(builder, reader.seen)
         tidy(graph)
         if any(item is node for item in graph.nodes):
             raise NotRollableError("it is read in a way that the operator does not serve")

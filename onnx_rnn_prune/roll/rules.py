@@ -17,12 +17,7 @@ from onnx_rnn_prune.roll.values import Known, Value, along, formed, fresh
 
 # Functions of each entry, with what their attributes are where they are left out.
 FUNCTIONS: Mapping[str, tuple[tuple[str, float], ...]] = {
-    "Sigmoid": (),
-    "Tanh": (),
-    "Relu": (),
-    "Softsign": (),
-    "Softplus": (),
-    "Exp": (),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Relu", "Softsign", "Softplus", "Exp"), ()),
     "Elu": (("alpha", 1.0),),
     "LeakyRelu": (("alpha", 0.01),),
     "ThresholdedRelu": (("alpha", 1.0),),

@@ -348,7 +348,8 @@ def _with_first(chain: Chain, firsts: Mapping[Key, Form]) -> Chain:
         return chain
     step, state = chain.steps[0].step, chain.states[0]
     inputs = [key for key in step.sources if state is None or key != state.key]
-    leaves, wanted = _leaves(forms[0]), [form.key for form in forms if form]
+    wanted = [form.key for form in forms if form]
+    leaves = list(_leaves(atom for atom, _ in forms[0].terms.values()).values()) if forms[0] else []
     # A product with a state of 0 may be written.
     for keys in (inputs, [*inputs, *([state.key] if state else [])]):
         for chosen in permutations(leaves, len(keys)) if len(leaves) <= _MOST_INPUTS else ():
@@ -361,20 +362,17 @@ def _with_first(chain: Chain, firsts: Mapping[Key, Form]) -> Chain:
     return chain
 
 
-def _leaves(form: Form | None) -> list[Leaf]:
-    """All leaves in a form."""
+def _leaves(atoms: Iterable[Atom]) -> dict[Key, Leaf]:
+    """All leaves in some atoms."""
     found: dict[Key, Leaf] = {}
-    waiting = [form] if form is not None else []
-    for each in waiting:
-        atoms = [atom for atom, _ in each.terms.values()]
-        for atom in atoms:
-            if isinstance(atom, Leaf):
-                found[atom.key] = atom
-            elif isinstance(atom, Product):
-                atoms += atom.factors
-            else:
-                waiting.append(atom.argument)
-    return list(found.values())
+    for atom in atoms:
+        if isinstance(atom, Leaf):
+            found[atom.key] = atom
+        elif isinstance(atom, Product):
+            found |= _leaves(atom.factors)
+        else:
+            found |= _leaves(atom for atom, _ in atom.argument.terms.values())
+    return found
 
 
 def _likely_state(step: Step) -> Leaf | None:

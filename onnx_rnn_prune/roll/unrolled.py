@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_value
+from onnx_rnn_prune.model.constants import is_zero
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
@@ -75,17 +75,14 @@ def find_track(leaves: Sequence[Leaf], shapes: Shapes) -> Track | None:
     moving = [axis for axis in first.fixed if len({one.fixed.get(axis) for one in layouts}) > 1]
     if len(moving) != 1:
         return None
-    axis = moving[0]
-    rest = {key: place for key, place in first.fixed.items() if key != axis}
-    for one in layouts:
-        others = {key: place for key, place in one.fixed.items() if key != axis}
-        alike = (one.rows, one.features, one.columns) == (first.rows, first.features, first.columns)
-        if not alike or others != rest:
-            return None
-    places = tuple(one.fixed[axis] for one in layouts)
-    return Track(
-        leaves[0].tensor, axis, places, Layout(first.rows, first.features, first.columns, rest)
-    )
+    (axis,) = moving
+    rests = [
+        replace(one, fixed={at: place for at, place in one.fixed.items() if at != axis})
+        for one in layouts
+    ]
+    if any(rest != rests[0] for rest in rests):
+        return None
+    return Track(leaves[0].tensor, axis, tuple(one.fixed[axis] for one in layouts), rests[0])
 
 
 def roll_chain(
@@ -191,23 +188,6 @@ def _in_time(
     layout = track.layout
     size = shape[layout.features] if layout.features is not None else 1
     return builder.as_matrix(data, layout, size, track.axis)
-
-
-def is_zero(tensor: gs.Tensor) -> bool:
-    """Whether a tensor holds zeros, of whatever shape."""
-    while True:
-        value = constant_value(tensor)
-        if value is not None:
-            return not value.any()
-        if not tensor.inputs:
-            return False
-        node = tensor.inputs[0]
-        if node.op == "ConstantOfShape":
-            held = node.attrs.get("value")
-            return held is None or not np.any(held.values)
-        if node.op not in ("Expand", "Identity", "Cast", "Reshape", "Tile"):
-            return False
-        tensor = node.inputs[0]
 
 
 def is_repeated(leaf: Leaf, shapes: Shapes) -> bool:
