@@ -11,6 +11,7 @@ number of threads, are computed by one.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import pickle
@@ -102,7 +103,7 @@ class Executor:
     @contextmanager
     def open(self) -> Iterator[Workers]:
         """The workers, while they are needed; this process, too, multiplies with one thread."""
-        with threadpool_limits(1, user_api="blas"), self._workers() as workers:
+        with threadpool_limits(1, user_api="blas"), self._workers() as workers, _frozen():
             yield workers
 
     def reachable(self, inputs: Inputs) -> Inputs:
@@ -115,6 +116,16 @@ class Executor:
         if self.cluster is not None:
             return _cluster(self.cluster)
         return nullcontext(_Here()) if self.jobs == 1 else _processes(self.jobs)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """What is there already is not looked through for garbage, which is done after each trial."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ def _function(packed: _Packed) -> Callable[[Any], Any]:
     function: Callable[[Any], Any] = pickle.loads(
         held if isinstance(held, bytes) else held.read_bytes()
     )()
+    gc.freeze()
     return function
 
 
