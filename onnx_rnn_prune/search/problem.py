@@ -124,7 +124,7 @@ def _speedup(traced: TracedModel, counts: Sequence[int], feed: Feed) -> float:
     model = sample_cut(traced, plan).write()
     pair = [opened.run(), Runner(model, name="a cut model", remedy=OURS)]
     # What else the machine does meanwhile makes runs slower, never faster.
-    before, after = (time.quartiles_ms[0] for time in timings(pair, feed, seconds=_SECONDS))
+    before, after = (time.fastest_ms for time in timings(pair, feed, seconds=_SECONDS))
     return before / after
 
 
@@ -136,9 +136,11 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     bring states and outputs to full width takes what it took in a file.
     """
     trace = traced.trace
-    alone = layer_times(traced.document, trace)
+    alone, shares = layer_times(traced.document, trace), dict[Price, float]()
     full = [group.size for group in trace.groups]
-    whole = {name: max(price(full), 1e-9) for name, price in alone.items()}
+    for name, share in times["shares"].items():
+        whole = max(alone[name](full), 1e-9)
+        shares[alone[name]] = shares.get(alone[name], 0.0) + share / whole
     more = {int(number): ms for number, ms in times.get("more", {}).items()}
     of_nodes = node_parts(traced.document, trace)
     none = np.zeros(len(full))
@@ -148,10 +150,8 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     total = max(sum(times["shares"].values()) + sum(times["others"].values()), 1.0)
 
     def of_parts(counts: Sequence[int]) -> float:
-        saved = sum(
-            share * (1.0 - alone[name](counts) / whole[name])
-            for name, share in times["shares"].items()
-        ) + rest @ np.subtract(full, counts)
+        left = sum(share * layer(counts) for layer, share in shares.items())
+        saved = sum(times["shares"].values()) - left + rest @ np.subtract(full, counts)
         return float(times["ms"] * max(1.0 - saved / total, _LEAST))
 
     files = [*times.get("files", ()), (full, times["ms"])]

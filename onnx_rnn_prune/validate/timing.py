@@ -48,6 +48,7 @@ class Timing:
             one's time / its own, so that a machine that slows down for a while slows both.
         ratio_quartiles: what a quarter and three quarters of these ratios do not exceed.
         quartiles_ms: the times that a quarter and three quarters of the runs do not exceed.
+        fastest_ms: the time of the run that was disturbed least.
     """
 
     ms: float
@@ -55,6 +56,7 @@ class Timing:
     ratio_quartiles: tuple[float, float]
     rounds: int
     quartiles_ms: tuple[float, float]
+    fastest_ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +149,7 @@ def _timing(first: Sequence[float], own: Sequence[float]) -> Timing:
         ratio_quartiles=_quartiles(ratios),
         rounds=len(own),
         quartiles_ms=_quartiles(own),
+        fastest_ms=min(own),
     )
 
 
