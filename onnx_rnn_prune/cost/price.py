@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -36,8 +37,8 @@ def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cos
         each = [sum(own[atoms[0]].sum() for atoms in group.atoms) for group in trace.groups]
         return lambda counts: float(np.dot(counts, each))
     if kind == "ms":
-        layers = layer_times(document, trace)
-        return lambda counts: sum(price(counts) for price in layers.values())
+        times = Counter(layer_times(document, trace).values())
+        return lambda counts: sum(times[price] * price(counts) for price in times)
     known = cost()
     if kind == "params":
         return lambda counts: float(known("params", counts))
@@ -45,7 +46,10 @@ def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cos
 
 
 def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
-    """The time of each cut layer's operator, by name; what reads the layers is left out."""
+    """The time of each cut layer's operator, by name; what reads the layers is left out.
+
+    Layers of which it is the same for all counts, such as written-out steps, share one price.
+    """
     layers = traced_layers(document, trace)
     stopwatch = Stopwatch(layers, {name: labels.shape for name, labels in trace.labels.items()})
     group_of = {name: n for n, group in enumerate(trace.groups) for name in group.layers}
@@ -53,12 +57,17 @@ def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
     def price_of_layer(layer: Layer) -> Price:
         fixed, factors = _inputs(trace, layer.key, layer.input_size)
         group = group_of[layer.name]
-        return lambda counts: stopwatch(
-            layer.name,
-            counts[group] * trace.groups[group].each,
-            round(fixed + factors @ np.asarray(counts)),
+        key = (stopwatch.operators[layer.name], fixed, factors.tobytes(), group)
+        return known.setdefault(
+            key,
+            lambda counts: stopwatch(
+                layer.name,
+                counts[group] * trace.groups[group].each,
+                round(fixed + factors @ np.asarray(counts)),
+            ),
         )
 
+    known: dict[object, Price] = {}
     return {layer.name: price_of_layer(layer) for layer in layers}
 
 

@@ -33,6 +33,9 @@ class Stopwatch:
         layers: of the model; each is timed at a few widths.
         shapes: of their outputs, by name, for those that pass over places.
         batch: sequences side by side.
+
+    Attributes:
+        operators: at full width, by layer.
     """
 
     def __init__(
@@ -45,10 +48,13 @@ class Stopwatch:
             layer.name: sorted({max(1, round(share * layer.hidden)) for share in _SHARES})
             for layer in layers
         }
+        self.operators = {layer.name: _operator(layer, shapes, batch) for layer in layers}
         operators = {
-            layer.name: [replace(whole, units=units * layer.lanes) for units in widths[layer.name]]
+            layer.name: [
+                replace(self.operators[layer.name], units=units * layer.lanes)
+                for units in widths[layer.name]
+            ]
             for layer in layers
-            for whole in [_operator(layer, shapes, batch)]
         }
         flat = [each for own in operators.values() for each in own]
         times = dict(zip(flat, operator_times(flat, Timetable()), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -70,29 +71,25 @@ class Allocation:
         step = self.steps(group)
         return min(kept - kept % step + step, group.size)
 
-    def share(
-        self, groups: tuple[Group, ...], fits: Fits, urgency: Urgency, price: Price | None = None
+    def order(
+        self, groups: tuple[Group, ...], urgency: Urgency, price: Price | None = None
     ) -> list[int]:
-        """Gives units to the most urgent group, as long as the whole fits.
+        """The groups that get one step more each, the most urgent first, until all have all.
 
         Args:
             groups: all of them.
-            fits: what limits the whole.
             urgency: of each group's next unit.
             price: urgency counts by what the next unit costs in this; None for units that all cost
                 the same.
-
-        Returns:
-            Kept units per group; no group could have one step more.
         """
-        counts = [self.floor(group) for group in groups]
+        counts, found = [self.floor(group) for group in groups], list[int]()
+        spent = 0.0 if price is None else price(counts)
 
         def less(number: int) -> float:
             worth = urgency(number, counts[number])
             if price is None:
                 return -worth
-            more = price(self._after(groups, counts, number)) - price(counts)
-            return -worth / max(more, _LEAST)
+            return -worth / max(price(self._after(groups, counts, number)) - spent, _LEAST)
 
         # Worth falls as units are given, so that of most groups it need not be known anew.
         heap = [(less(n), n) for n, group in enumerate(groups) if counts[n] < group.size]
@@ -100,18 +97,38 @@ class Allocation:
         while heap:
             known, number = heap[0]
             now = less(number)
-            after = self._after(groups, counts, number)
             if now > known:
                 heapreplace(heap, (now, number))
-            elif not fits(after):
-                heappop(heap)
-            elif after[number] == groups[number].size:
-                counts = after
+                continue
+            found.append(number)
+            counts = self._after(groups, counts, number)
+            spent = 0.0 if price is None else price(counts)
+            if counts[number] == groups[number].size:
                 heappop(heap)
             else:
-                counts = after
                 heapreplace(heap, (less(number), number))
-        return counts
+        return found
+
+    def share(self, groups: tuple[Group, ...], fits: Fits, order: Sequence[int]) -> list[int]:
+        """Gives steps to groups in an order, to each as long as the whole fits.
+
+        Returns:
+            Kept units per group; no group could have one step more.
+        """
+        floor, open_ = [self.floor(group) for group in groups], np.array(order, dtype=int)
+
+        def after(number: int) -> list[int]:
+            given = np.bincount(open_[:number], minlength=len(groups))
+            whole = zip(groups, floor, given.tolist(), strict=True)
+            return [min(least + n * self.steps(g), g.size) for g, least, n in whole]
+
+        first = 0
+        while first < len(open_):
+            steps = range(first, len(open_))
+            first += bisect_left(steps, 1, key=lambda n: not fits(after(n + 1)))
+            rest = open_[first:]  # the group of the first that does not fit gets no more
+            open_ = np.concatenate([open_[:first], rest[rest != rest[0]] if len(rest) else rest])
+        return after(len(open_))
 
     def _after(self, groups: tuple[Group, ...], counts: list[int], number: int) -> list[int]:
         after = list(counts)

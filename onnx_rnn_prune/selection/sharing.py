@@ -47,7 +47,8 @@ def share_out(
 
     def shares(urgency: Urgency) -> list[int]:
         dear = None if request.per == "units" else price
-        return request.bounds.share(trace.groups, fits, urgency, dear)
+        order = request.bounds.order(trace.groups, urgency, dear)
+        return request.bounds.share(trace.groups, fits, order)
 
     if request.allocate != "joint":
         return shares(ALLOCATORS[request.allocate](trace, scores))

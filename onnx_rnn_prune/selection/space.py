@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.selection.allocation import Allocation, Fits, Urgency
+from onnx_rnn_prune.selection.allocation import Allocation, Fits
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Group
 
@@ -121,13 +121,13 @@ class Space:
         """The fewest that may stay."""
         return tuple(self.bounds.floor(group) for group in self.groups)
 
-    def within(self, most: float, urgency: Urgency, price: Price | None = None) -> Counts:
-        """As many units as fit into so high a price, shared out by an urgency."""
+    def within(self, most: float, order: Sequence[int]) -> Counts:
+        """As many units as fit into so high a price, given to groups in an order."""
 
         def fits(counts: list[int]) -> bool:
             return self.fits(counts) and (math.isinf(most) or self.price(counts) <= most)
 
-        return self.profitable(tuple(self.bounds.share(self.groups, fits, urgency, price)))
+        return self.profitable(tuple(self.bounds.share(self.groups, fits, order)))
 
     def aligned(self, counts: Sequence[float]) -> Counts:
         """Real numbers as the nearest numbers of units that are allowed."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -158,7 +159,8 @@ def _rows(space: Space) -> list[Row]:
 
 
 def _row(space: Space, urgency: Urgency, price: Price | None) -> Row:
-    return lambda most: space.within(most, urgency, price)
+    order = cache(lambda: space.bounds.order(space.groups, urgency, price))
+    return lambda most: space.within(most, order())
 
 
 def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list[Ask]]:

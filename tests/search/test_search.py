@@ -101,8 +101,9 @@ def test_what_greedy_begins_with_is_as_good_as_any_equal_or_global_cut(most):
     aim, where = Aim(most, anything), space()
     allocators = [make(where.trace, where.scores) for make in ALLOCATORS.values()]
     ways = [(urgency, price) for urgency in allocators for price in (None, cost)]
+    orders = [where.bounds.order(where.groups, *way) for way in ways]
     levels = np.linspace(cost((1, 1, 1)), cost(SIZES), 100)
-    simple = [where.within(level, *way) for level in levels for way in ways]
+    simple = [where.within(level, order) for level in levels for order in orders]
     best = min(cost(counts) for counts in simple if lost(counts) <= most)
     found = min(searched("greedy", aim, trials=20), key=aim.rank)
     assert found.loss <= most and found.ms <= best + 0.02 * cost(SIZES)
