@@ -105,15 +105,12 @@ class Runner:
             raise self._unfit(error) from error
         if self._spare.kept is not None:
             weakref.finalize(self, self._spare.kept.cleanup)
+        self._unsafe = model if self._asked is None and self._spare.endangered else None
+        # What fails where a layer would get a sequence without entries; loaded once it is needed.
+        self._guarded: Runner | None = None
         self._session = self._load(self._spare)
         if not self._levels:
             self._done()
-        self._unsafe = None
-        if self._asked is None:
-            light = model.outline() if isinstance(model, Document) else model
-            self._unsafe = model if may_be_empty(light) else None
-        # What fails where a layer would get a sequence without entries; loaded once it is needed.
-        self._guarded: Runner | None = None
         self._proven: set[tuple[tuple[int, ...], ...]] = set()
         self._takes, self._gives = _conversions(
             model.source if isinstance(model, Document) else model
@@ -230,6 +227,7 @@ class _Loadable:
     Attributes:
         content: the model, with references to large weights.
         folder: that holds all that it refers to.
+        endangered: whether a layer may get a sequence without entries.
         given: values of weights that lie elsewhere, mapped.
         kept: the folder with weights that were written for it, which goes with this; what is mapped
             lives on when its file is gone.
@@ -237,6 +235,7 @@ class _Loadable:
 
     content: bytes
     folder: str
+    endangered: bool
     given: Mapping[str, Array] = field(default_factory=dict)
     kept: TemporaryDirectory[str] | None = None
 
@@ -256,7 +255,8 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
         model = as_single(model.write() if isinstance(model, Document) else model)
     if _is_small(source) and not is_apart(source):
         whole = model.write() if isinstance(model, Document) else model
-        return _Loadable(_asked(whole, outputs).SerializeToString(), os.devnull)
+        content = _asked(whole, outputs).SerializeToString()
+        return _Loadable(content, os.devnull, bool(may_be_empty(whole)))
     with contextlib.ExitStack() as stack:
         folder = temporary_folder()  # where its files cannot go while mapped, the system cleans up
         path = Path(stack.enter_context(folder)).resolve() / "weights"
@@ -269,10 +269,11 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
             )
         given = weights.given(light)
         content = _asked(light, outputs).SerializeToString()
+        endangered = bool(may_be_empty(light))
         del light
         stack.pop_all()  # it is needed for longer
     give_back(sum(map(raw_length, source.graph.initializer)), len(source.graph.node))
-    return _Loadable(content, str(weights.folder), given, folder)
+    return _Loadable(content, str(weights.folder), endangered, given, folder)
 
 
 def _is_small(model: onnx.ModelProto) -> bool:

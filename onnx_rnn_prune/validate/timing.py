@@ -28,14 +28,14 @@ from onnx_rnn_prune.validate.results import Called
 
 # Most feeds that are tried for one that comes by a node.
 _FEEDS = 8
-_ROUNDS = 100
+_ROUNDS = 50
 _SECONDS = 1.0
 # Nodes that do next to nothing, from which the time of a note is known.
 _IDLE = 64
 # Seconds in which the median ratio of two models of 10 us is known to 0.3 %.
 _LEAST = 0.1
 # About so many notes are read, each of which takes as long as many a node.
-_EVENTS = 40_000
+_EVENTS = 15_000
 
 
 @dataclass(frozen=True)
