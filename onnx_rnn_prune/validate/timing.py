@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import statistics
 import time
@@ -21,7 +23,7 @@ from onnx import TensorProto, helper
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.runner import Feed, Runner, Streaming
-from onnx_rnn_prune.model.scratch import temporary_folder
+from onnx_rnn_prune.model.scratch import temporary_folder, written_in
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.results import Called
@@ -304,9 +306,18 @@ def _profiled(
                 begin = time.perf_counter()
                 plain(feed)
                 times.append((time.perf_counter() - begin) * 1e6)
-        events = json.loads(runner.profiled().read_text("utf-8"))
+        with written_in(folder):
+            events = _notes(runner.profiled())
     ends = [at for at, event in enumerate(events) if event.get("name") == _RUN]
     return times, events[ends[len(feeds) - 1] + 1 :]
+
+
+def _notes(path: Path) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # onnxruntime says nothing where it cannot write
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    return found
 
 
 @cache

@@ -19,9 +19,11 @@ from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.model.checks import weight_files
+from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.files import check_output, write_atomically
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.scratch import owned
+from onnx_rnn_prune.validate.timing import node_times
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left")])
@@ -156,7 +158,7 @@ def test_a_page_that_does_not_fit_is_told_beside_what_was_written(
 
 
 def test_a_full_temporary_folder_is_named(small_disk, tmp_path, monkeypatch):
-    """Sessions of larger models, and sums of much data, need room in it."""
+    """Sessions of larger models, sums of much data, and times of nodes need room in it."""
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     large = np.zeros((1, 1 << 19), np.float32)
     proto = onnx.parser.parse_model(
@@ -165,7 +167,14 @@ def test_a_full_temporary_folder_is_named(small_disk, tmp_path, monkeypatch):
     )
     proto.graph.initializer.append(numpy_helper.from_array(large, "w"))
     store = MomentStore()
+    small = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Exp (x) }'
+    )
+    feed = {"x": np.ones(1, np.float32)}
+    with open(small_disk / "filling", "wb") as file, contextlib.suppress(OSError):
+        file.write(bytes(1 << 20))
     for call in (
+        lambda: node_times(Document.read(small), ["y"], [feed], "m"),
         lambda: Runner(proto),
         lambda: store.add("a", Moments(1, np.zeros(400), np.zeros((400, 400)))),
     ):
