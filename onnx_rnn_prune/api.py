@@ -374,9 +374,7 @@ def sensitivity(
     quality = read_quality(metric, better)
     request, executor = Request.of(options), Executor.of(options.effort)
     if data is None:
-        raise PruneError(
-            "measuring what layers can spare takes inputs", where="--data", remedy="give some"
-        )
+        raise PruneError("sensitivity needs inputs", where="--data", remedy="give some")
     opened = open_model(model, options.inputs, request.layers)
     memory = None if study is None else Path(study)
     given = open_three(opened, executor.reachable(options.inputs))

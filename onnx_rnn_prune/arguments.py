@@ -115,7 +115,7 @@ class Whole:
     def read(self, value: object, flag: str) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < self.least:
             raise PruneError(
-                f"{value!r} is not a whole number from {self.least} on",
+                f"{value!r} is not a whole number of {self.least} or more",
                 where=flag,
                 remedy=f"give {self.least} or more",
             )

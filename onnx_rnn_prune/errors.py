@@ -17,7 +17,7 @@ _FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?:=(\S*[^\s,;:.?)]))?(?=[
 
 
 class PruneError(Exception):
-    """Something the user can mend.
+    """Something that the user can fix.
 
     Args:
         what: what is wrong, as a clause without a full stop.

@@ -416,7 +416,7 @@ def _drift(
 
 
 def _made_up(feeds: Feeds) -> list[Note]:
-    return [Note("the inputs are made up: give --data")] if feeds.random else []
+    return [Note("the inputs are random: give typical ones with --data")] if feeds.random else []
 
 
 def _notes(narrow: Sequence[NarrowState], feeds: Feeds) -> list[str]:

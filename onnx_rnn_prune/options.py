@@ -82,7 +82,7 @@ class Inputs(Group):
     def check(self) -> None:
         if self.stream and self.data is None:
             raise PruneError(
-                "made-up inputs are not a stream", where="--stream", remedy="pass --data"
+                "random inputs are not a stream", where="--stream", remedy="pass --data"
             )
         if self.size and self.data is not None:
             raise _clash("the feeds of --data have sizes of their own", "--size")
@@ -246,10 +246,10 @@ class Target(Group):
     """What a result must be like."""
 
     max_nrmse: float | None = option(
-        "Largest deviation of an output: RMS difference / spread.", Number(), metavar="X"
+        "Maximum deviation of an output: RMSE / standard deviation.", Number(), metavar="X"
     )
     metric: Any = option(
-        "How good a model is: {known}; or module:function.", Named(), metavar="NAME"
+        "Measure of quality: {known}; or module:function.", Named(), metavar="NAME"
     )
     better: str | None = option(
         "Whether higher or lower values of your own metric are better.", Choice(("higher", "lower"))
@@ -278,12 +278,10 @@ class Target(Group):
 class Effort(Group):
     """What work may cost, and where it is done."""
 
-    trials: int = option("Maximum number of cuts to try.", Whole(), 200)
+    trials: int = option("Maximum number of candidates.", Whole(), 200)
     minutes: float = option("Time limit of the whole search.", Number(above=True), 15.0)
     study: Any = option(
-        "Remember trials in this file; a search that was stopped resumes from it.",
-        File(),
-        metavar="FILE",
+        "Record trials in this file; an interrupted search resumes from it.", File(), metavar="FILE"
     )
     jobs: int = option(
         "Number of processes that run trials.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1
@@ -291,7 +289,7 @@ class Effort(Group):
     cluster: str | None = option(
         "Run trials on the workers of this Dask scheduler instead.", Address(), metavar="ADDRESS"
     )
-    strategy: str = option("How the next cut is chosen.", Choice(STRATEGIES), STRATEGIES[0])
+    strategy: str = option("How candidates are chosen.", Choice(STRATEGIES), STRATEGIES[0])
     pick: int | None = option(
         "Finish the candidate with this number instead of the best one.", Whole(), metavar="NUMBER"
     )
@@ -380,7 +378,7 @@ def _check_recovery(options: Options) -> None:
         raise _says_all("--lossless", ["--recover"])
     if options.cut.schedule != "hard" and recover in ("none", "bias", "merge"):
         raise PruneError(
-            f"with --recover={recover}, nothing learns while units fade out",
+            f"--recover={recover} does not refit while units fade out",
             where="--schedule",
             remedy="choose hard, or another recovery",
         )
@@ -391,7 +389,7 @@ def _check_mode(options: Options) -> None:
         return
     remedy = "use --mode=shrink"
     if options.interface.shrink_states:
-        raise PruneError("zeros leave states as they are", where="--shrink-states", remedy=remedy)
+        raise PruneError("zeroing keeps states as is", where="--shrink-states", remedy=remedy)
     if options.selection.budget is not None:
         raise PruneError(
             "zeros take as much space as other weights", where="--budget", remedy=remedy
@@ -410,9 +408,7 @@ def _check_compression(options: Options) -> None:
         )
     if asked.sparsify_by == "obs" and options.inputs.data is None:
         raise PruneError(
-            "obs looks at what products read, and there is no data",
-            where="--sparsify-by",
-            remedy="pass --data, or choose magnitude",
+            "obs needs data", where="--sparsify-by", remedy="pass --data, or choose magnitude"
         )
 
 

@@ -44,6 +44,7 @@ from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.report.build import drift_rows, environment, layer_rows, outlet_rows, total_rows
 from onnx_rnn_prune.report.html import write_html
+from onnx_rnn_prune.report.words import verdict
 from onnx_rnn_prune.selection.choice import (
     check_lossless,
     choose_plan,
@@ -60,7 +61,7 @@ from onnx_rnn_prune.validate.timing import node_times
 _STAND_INS = {"merge": nearest_units, "lossless": equal_units}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruneResult(WrittenModel):
     """A pruned model and the proof beside it.
 
@@ -71,6 +72,10 @@ class PruneResult(WrittenModel):
 
     plan: Plan
     report: schema.PruneReport
+
+    def __repr__(self) -> str:
+        """What was gained and lost, in words."""
+        return f"<PruneResult: {verdict(self.report)}>"
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one HTML file that needs nothing else, and never over an input.
@@ -273,13 +278,13 @@ def _recover(
     if not data.given:
         if wanted in ("bias", "lstsq", "distill"):
             raise PruneError(
-                f"{wanted} looks at what the units do, and there is no data",
+                f"{wanted} needs data",
                 where="--recover",
                 remedy="pass --data, or leave --recover out",
             )
         if treatment.schedule.kind != "hard":
             raise PruneError(
-                "there is no data to learn from while units fade out",
+                "gradual removal refits on data, and there is none",
                 where="--schedule",
                 remedy="pass --data, or choose hard",
             )

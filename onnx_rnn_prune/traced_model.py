@@ -277,7 +277,9 @@ def trace_plan(
     traced = trace_model(opened, plan.cut(), feeds, interface, progress)
     for name, reason in traced.left.items():
         raise PruneError(
-            f"it cannot be cut: {reason}", where=f"plan for {name}", remedy="let it keep all units"
+            f"it cannot be pruned: {reason}",
+            where=f"plan for {name}",
+            remedy="let it keep all units",
         )
     check_states(traced, plan)
     return traced

@@ -79,7 +79,7 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         if all(pinned) and not (found.stages or found.rolled):
             reasons = "; ".join(f"{name}: {reason}" for reason, name in pinned.items())
             raise ConstraintError(
-                f"no layer can be cut ({reasons}); no file was written",
+                f"no layer can be pruned ({reasons}); no file was written",
                 where=model,
                 remedy="inspect lists all layers; name others with --layers",
             )

@@ -133,10 +133,10 @@ def read_share(text: str, where: str, otherwise: str) -> float | None:
         return None
     share = float(match[2]) / (100.0 if match[3] else 1.0)
     if match[1] or share == 0:
-        raise PruneError(f"'{text}' is not above 0", where=where, remedy="keep something")
+        raise PruneError(f"'{text}' would keep no units", where=where, remedy="give more")
     if share > 1:
         raise PruneError(
-            f"'{text}' is more than there is",
+            f"'{text}' is more than all units",
             where=where,
             remedy=f"give at most 100%, or {otherwise}",
         )

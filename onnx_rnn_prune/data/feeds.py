@@ -179,7 +179,7 @@ def _convert(value: object, port: Port, where: str) -> Array:
     converted = _cast(array, port.dtype)
     if converted is None:
         raise PruneError(
-            f"its values are {array.dtype.name}, which do not survive as {port.dtype.name}",
+            f"its values are {array.dtype.name}, which cannot be represented as {port.dtype.name}",
             where=where,
             remedy=f"give it as {port}",
         )

@@ -47,7 +47,7 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
     if not os.path.exists(path):  # no name is too long for it
         raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
     if path.suffix.lower() != ".npz":
-        raise PruneError("not a form of data that is known", where=str(path), remedy=_FORMS)
+        raise PruneError("unknown form of data", where=str(path), remedy=_FORMS)
     return Listed(str(path), [str(path)], lambda _: read_archive(path))
 
 

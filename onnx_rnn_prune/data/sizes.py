@@ -77,7 +77,8 @@ def check_entries(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -
         if prod(shape) > most:
             axis = shape.index(max(shape))
             raise PruneError(
-                f"axis {axis} of input '{port.name}' has size {shape[axis]}, too large to make up",
+                f"axis {axis} of input '{port.name}' has size {shape[axis]}, too large to"
+                " be random",
                 where="random feeds",
                 remedy=f"give data, or {'ask --size for' if keys[axis] in pinned else 'declare'}"
                 " less",

@@ -211,7 +211,9 @@ def open_value(value: object) -> Source:
         function = cast(Callable[[], object], value)
         name = getattr(value, "__name__", name)
         return Streamed(name, lambda: _iterate(function(), name))
-    raise PruneError(f"{type(value).__name__} is not a form of data", where="data", remedy=_FORMS)
+    raise PruneError(
+        f"{type(value).__name__} is an unknown form of data", where="data", remedy=_FORMS
+    )
 
 
 def _iterate(value: object, name: str) -> Iterable[object]:

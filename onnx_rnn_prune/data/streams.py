@@ -170,7 +170,7 @@ def _in_order(
         fit = [e for e in ends if e not in taken.values() and np.shape(left[e]) == shape]
         if fit and len(fit) != len(names):
             raise PruneError(
-                f"it is not clear which output the next call takes as the input '{names[0]}':"
+                f"it is not clear which output the next call takes as input '{names[0]}':"
                 f" {len(fit)} outputs have its shape, {list(shape)}",
                 where="--stream",
                 remedy="include the states in the feeds, as the model returned them",

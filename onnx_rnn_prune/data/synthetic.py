@@ -208,7 +208,7 @@ class Recipe:
         rng = np.random.default_rng([self.seed, number])
         shapes = {port.name: _shape(port, sizes) for port in self.ports}
         if sum(map(prod, shapes.values())) > _MOST_ENTRIES:
-            raise PruneError("the feed is too large to make up", where="random feeds")
+            raise PruneError("the random feed would be too large", where="random feeds")
         return {
             port.name: self._draw(port, shapes[port.name], sizes, choice, rng)
             for port in self.ports
@@ -395,7 +395,7 @@ def _refusal(
     port = (lengths or axes)[0][0]
     example = "x".join(str(_example(search, port, axis)) for axis in range(len(port.dims or ())))
     return PruneError(
-        f"no size was found for {named} with which the model runs {reason}",
+        f"found no size of {named} with which the model runs {reason}",
         where="random feeds",
         remedy=f"give data, or the sizes, as in --size={port.name}={example}",
     )

@@ -118,7 +118,7 @@ def check_sizes(graph: gs.Graph) -> None:
     for node in all_nodes(graph):
         if node.op == "Loop" and not node.domain and _rounds(node, graph.opset) > _MOST_ROUNDS:
             raise PruneError(
-                "nothing ends it",
+                "it does not end",
                 where=f"Loop {node.name or node_key(node)}",
                 remedy="export the model again, or correct its trip count",
             )

@@ -232,7 +232,7 @@ def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
     target = _target(path)
     if os.path.exists(target) and any(_is_part(target, given) for given in inputs):
         raise PruneError(
-            "an input would be overwritten", where=str(path), remedy="name another file"
+            "this would overwrite an input", where=str(path), remedy="name another file"
         )
     with _temporary(target):
         pass
@@ -274,7 +274,7 @@ def _target(path: str | Path) -> Path:
         kind = "a folder" if target.is_dir() else "not a regular file"
         raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")
     if not target.parent.is_dir():
-        raise PruneError("its folder does not exist", where=str(path), remedy="make it first")
+        raise PruneError("the folder does not exist", where=str(path), remedy="create it first")
     return target
 
 

@@ -258,7 +258,7 @@ def narrowed(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
         result = values.astype(np.float32)
     if not np.array_equal(np.isinf(result), np.isinf(values)):
         raise PruneError(
-            "it holds numbers beyond the range of float32, in which the model is run because"
+            "it holds numbers beyond the range of float32, in which the model runs because"
             " onnxruntime has no kernels for its own type",
             where=where,
             remedy="scale them, and what reads them, or train in float32",

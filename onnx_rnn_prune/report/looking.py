@@ -141,7 +141,7 @@ def _timed(report: InspectReport) -> list[str]:
             " --layers all, they are pruned as well"
         )
     fed = words.shapes(timed.shapes)
-    made = "made-up inputs (give typical ones with --data)" if timed.random else "inputs given"
+    made = "random inputs (give typical ones with --data)" if timed.random else "the given inputs"
     return [
         *lines,
         f"one thread, on {made}: {fed}; speedups are those of pruned files, timed alternately with"
@@ -153,7 +153,9 @@ def sensitivity_table(report: SensitivityReport) -> Group:
     """The deviation of the outputs, and the metric where there is one, by units kept."""
     report, shortened = brief(presentable(report))
     parts: list[RenderableType] = [
-        Text("\nDeviation of the outputs when that layer alone keeps so many of its units:"),
+        Text(
+            "\nDeviation of the outputs when only this layer is pruned, by the share of units kept:"
+        ),
         _curves(report.layers, lambda point: percent(point.nrmse)),
     ]
     if report.metric:
@@ -164,7 +166,7 @@ def sensitivity_table(report: SensitivityReport) -> Group:
     splits = report.splits
     feeds = (
         f"{splits.calibration} for calibration, {splits.validation} for validation, {splits.test}"
-        " left to test a search on"
+        " kept for testing a search"
     )
     parts.append(sentence("Feeds", feeds))
     if report.streams is not None:

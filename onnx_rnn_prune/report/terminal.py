@@ -138,7 +138,10 @@ def plan_table(plan: Plan) -> Group:
 def compare_table(report: schema.CompareReport) -> Group:
     """How far the outputs of two models are apart, and what the second one gains."""
     report = presentable(report)
-    parts = [sentence(label, text) for label, text in words.drift_sentences(report.drift)]
+    parts = [
+        sentence(label, text.replace("the original", "the first"))
+        for label, text in words.drift_sentences(report.drift)
+    ]
     a, b = report.bytes.a, report.bytes.b
     parts.append(sentence("File size", f"{size(a)} -> {size(b)} ({fewer(a, b)})"))
     before, after, gain = _times(report.latency)
@@ -252,7 +255,7 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
         ("Goal", search.goal),
         (
             "Tried",
-            f"{len(search.candidates)} cuts; number {search.picked} was picked; --pick NUMBER"
+            f"{len(search.candidates)} candidates; number {search.picked} was picked; --pick NUMBER"
             " with the same --study writes another one",
         ),
         ("After ±", _uncertainty(search)),

@@ -63,7 +63,7 @@ def compared(report: schema.CompareReport) -> str:
     """Whether the second of two models is close enough to the first, in a sentence."""
     found, limit = worst(report.drift), report.max_nrmse
     apart = "cannot be measured" if found is None or found[1] is None else percent(found[1])
-    text = f"The outputs' largest deviation is {apart} (RMS, relative to the spread of the first)"
+    text = f"The outputs' largest deviation is {apart} (RMSE relative to its standard deviation)"
     if limit is None:
         return f"{text}; no limit was given."
     state = "Passed" if report.passed else "Missed"
@@ -89,13 +89,14 @@ def worst(drift: Mapping[str, schema.DriftRow]) -> tuple[str, float | None] | No
 
 
 def _deviation(report: schema.PruneReport, error: float | None) -> str:
-    where = " on made-up inputs, which says little about real ones" if report.data.random else ""
+    where = " on random inputs, which says little about real ones" if report.data.random else ""
     if error is None:
         return f"How far its outputs deviate from the original's cannot be measured{where}."
     if error == 0:
         return f"Its outputs are the original's{where}."
     return (
-        f"Its outputs deviate from the original's by {percent(error)} of their spread (RMS){where}."
+        f"Its outputs deviate from the original's by {percent(error)} (RMSE relative to their"
+        f" standard deviation){where}."
     )
 
 
@@ -248,8 +249,8 @@ def _apart(values: schema.DriftRow) -> str:
     if not math.isfinite(values.nrmse):
         return f"its deviation cannot be measured: one of the two is all zero or not a number{top}"
     return (
-        f"deviates {percent(values.nrmse)} from the original (RMS, relative to the original's"
-        f" spread){top}"
+        f"deviates {percent(values.nrmse)} from the original (RMSE relative to its standard"
+        f" deviation){top}"
     )
 
 

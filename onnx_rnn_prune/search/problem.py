@@ -392,7 +392,7 @@ def _check_cuttable(traced: TracedModel, request: Request) -> None:
     bound = [f"{names}: {request.bounds} allow no fewer units"] if whole else []
     left = [f"{name}: {reason}" for name, reason in traced.left.items()]
     raise PruneError(
-        "; ".join(["no layer can be cut", *bound, *left]),
+        "; ".join(["no layer can be pruned", *bound, *left]),
         where=traced.opened.name,
         remedy="lower --align and --min-units" if whole else "see what inspect says of it",
     )

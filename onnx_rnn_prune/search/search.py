@@ -239,7 +239,7 @@ class Search:
         space = problem.space(self.request, goal)
         if not space.fits(list(space.floor)):
             raise ConstraintError(
-                f"not even the fewest units that may stay are within {self.goal}",
+                f"even with the fewest units allowed, the result misses {self.goal}",
                 where="search",
                 remedy="ask for less, or lower --align and --min-units",
             )
@@ -277,7 +277,7 @@ class Search:
             raise self._nothing(problem)
         if not aim.meets(best):
             raise ConstraintError(
-                f"none of the cuts tried is within {self.goal}; the nearest has"
+                f"no candidate is within {self.goal}; the nearest has"
                 f" {self.goal.quality.name} {best.value:.4g}",
                 where="search",
                 remedy="allow more loss, or give it more --trials and --minutes",
@@ -286,7 +286,7 @@ class Search:
 
     def _nothing(self, problem: Problem) -> ConstraintError:
         return ConstraintError(
-            f"none of the cuts tried is within {self.goal} and better than the original",
+            f"no candidate is within {self.goal} and better than the original",
             where="search",
             remedy="; ".join(problem.unpaid) or "allow more loss",
         )

@@ -96,7 +96,7 @@ class Study:
                 return list(base.execute(statement, values))
         except (sqlite3.Error, OSError, UnicodeError) as error:
             raise PruneError(
-                f"cannot be used to remember trials ({error})",
+                f"cannot be used as a study ({error})",
                 where=str(self._path),
                 remedy="name another file with --study",
             ) from error

@@ -247,7 +247,7 @@ class Keeps:
         if len(set(found.values())) > 1:
             parts = ", ".join(f"{name} {keep}" for name, keep in found.items())
             raise PruneError(
-                f"layers that must keep equally many units are to keep different amounts: {parts}",
+                f"layers that must keep equally many units are given different amounts: {parts}",
                 where="--keep",
                 remedy="give them the same amount",
             )

@@ -48,7 +48,7 @@ def criterion_of(request: Request, data: Calibration) -> Criterion:
     if criterion.needs in ("feeds", "evidence") and not data.given:
         others = ", ".join(n for n, other in CRITERIA.items() if other.needs == "weights")
         raise PruneError(
-            f"the criterion {criterion.name} looks at what units do, and there is no data",
+            f"the criterion {criterion.name} needs data",
             where="--criterion",
             remedy=f"pass --data, or choose one of {others}",
         )

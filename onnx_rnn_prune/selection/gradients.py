@@ -62,7 +62,7 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
     for binding in readers:
         if binding.node not in region.nodes or (context.data.loss and not region.whole):
             raise PruneError(
-                f"no gradients can be had there ({why_not(region)})",
+                f"gradients are not available there ({why_not(region)})",
                 where=binding.node,
                 remedy="choose the criterion reconstruction",
             )

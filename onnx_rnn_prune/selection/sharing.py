@@ -54,7 +54,7 @@ def share_out(
         return shares(ALLOCATORS[request.allocate](trace, scores))
     if not data.given:
         raise PruneError(
-            "joint cuts layers and measures what that does, and there is no data",
+            "joint allocation measures the effect of cuts, and there is no data",
             where="--allocate",
             remedy="pass --data, or choose uniform or global",
         )

@@ -74,14 +74,14 @@ def test_wrong_usage_is_2(arguments, capsys):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("model.onnx", "an input would be overwritten"),
-        ("./clips/../model.onnx", "an input would be overwritten"),
-        ("link.onnx", "an input would be overwritten"),
-        ("clips/0.npz", "an input would be overwritten"),
-        ("absent/out.onnx", "its folder does not exist"),
+        ("model.onnx", "this would overwrite an input"),
+        ("./clips/../model.onnx", "this would overwrite an input"),
+        ("link.onnx", "this would overwrite an input"),
+        ("clips/0.npz", "this would overwrite an input"),
+        ("absent/out.onnx", "the folder does not exist"),
         ("clips", "it is a folder"),
         ("x" * 300, "cannot be written"),
-        ("my_feeds.py", "an input would be overwritten"),
+        ("my_feeds.py", "this would overwrite an input"),
     ],
 )
 def test_outputs_are_checked_before_the_work(
@@ -144,7 +144,7 @@ def test_apply_does_not_overwrite_its_plan(model, capsys):
     plan = model.parent / "plan.json"
     plan.write_text("{}")
     assert call("apply", model, plan, "-o", plan) == 1
-    assert "an input would be overwritten" in one_line(capsys)
+    assert "this would overwrite an input" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_plan_is_applied(model, clips, capsys):
 def test_compare_says_whether_the_limit_is_kept(model, clips, capsys):
     out = model.parent / "o.onnx"
     assert call("compare", model, model, "--data", clips, "--max-nrmse", 0) == 0
-    assert "the same as the original's" in capsys.readouterr().out
+    assert "the same as the first's" in capsys.readouterr().out
     assert call("prune", model, "-o", out, "--keep", "1", "--data", clips) == 0
     capsys.readouterr()
     assert call("compare", model, out, "--data", clips) == 0
@@ -318,10 +318,13 @@ def test_an_error_names_flags_to_a_shell_and_arguments_to_python(model, capsys):
 
 
 def test_notes_name_flags_to_a_shell_and_arguments_to_python(model, capsys):
-    (note,) = (text for text in api.compare(model, model)["warnings"] if "made up" in text)
-    assert note == "the inputs are made up: give data="
+    (note,) = (text for text in api.compare(model, model)["warnings"] if "random" in text)
+    assert note == "the inputs are random: give typical ones with data="
     assert call("compare", model, model, "--json") == 0
-    assert "the inputs are made up: give --data" in json.loads(capsys.readouterr().out)["warnings"]
+    assert (
+        "the inputs are random: give typical ones with --data"
+        in json.loads(capsys.readouterr().out)["warnings"]
+    )
     assert call("prune", model, "-o", model.parent / "o.onnx", "--budget", "bytes=100%") == 0
     assert "with typical inputs (--data), units" in " ".join(capsys.readouterr().out.split())
     assert pickle.loads(pickle.dumps(note)).for_shell == note.for_shell
@@ -390,7 +393,7 @@ def test_weights_beside_a_model_are_not_overwritten(model, capsys):
     )
     before = weights.read_bytes()
     assert call("prune", apart, "-o", weights, "--keep", "50%") == 1
-    assert "an input would be overwritten" in one_line(capsys)
+    assert "this would overwrite an input" in one_line(capsys)
     assert weights.read_bytes() == before
 
 
@@ -410,5 +413,5 @@ def test_a_plan_is_followed_where_the_result_is_larger_and_says_so(tmp_path, mon
     assert "Warning: the file is larger than the original (" in said
     assert "it was written because the plan asks for it" in said
     assert run(["prune", "m.onnx", "-o", "n.onnx"]) == 3 and not Path("n.onnx").exists()
-    assert "no layer can be cut (l: restoring its states" in capsys.readouterr().err
+    assert "no layer can be pruned (l: restoring its states" in capsys.readouterr().err
     assert run(["prune", "m.onnx", "-o", "n.onnx", "--keep", "100%"]) == 0

@@ -330,4 +330,4 @@ def test_a_model_is_pruned_as_the_file_says(model, clips, monkeypatch, capsys):
     shutil.copy(model, model.parent / "small.onnx")
     (model.parent / "pyproject.toml").write_text('[tool.onnx-rnn-prune]\noutput = "model.onnx"\n')
     assert run(["prune", "../model.onnx"]) == 1
-    assert "an input would be overwritten" in capsys.readouterr().err
+    assert "this would overwrite an input" in capsys.readouterr().err

@@ -66,11 +66,11 @@ def test_a_state_without_a_shape_must_be_given():
         ({"input": np.full((5, 2, 3), 1e300)}, "30 of 30 entries are NaN or infinite as float32"),
         (
             {"input": np.full((5, 2, 3), "a")},
-            "its values are str.*, which do not survive as float32",
+            "its values are str.*, which cannot be represented as float32",
         ),
-        ({"input": np.full((5, 2, 3), 1j)}, "complex128, which do not survive as float32"),
+        ({"input": np.full((5, 2, 3), 1j)}, "complex128, which cannot be represented as float32"),
         ({"input": [[1.0], [1.0, 2.0]]}, "cannot be made an array"),
-        ({"input": np.full((5, 2, 3), 2**24 + 1)}, "int64, which do not survive as float32"),
+        ({"input": np.full((5, 2, 3), 2**24 + 1)}, "int64, which cannot be represented as float32"),
     ],
 )
 def test_faults(changes, message):
@@ -129,7 +129,7 @@ def test_types_that_keep_the_value_are_converted(value, dtype):
     ],
 )
 def test_types_that_may_lose_the_value_are_refused(value, dtype):
-    with pytest.raises(PruneError, match=f"do not survive as {dtype}"):
+    with pytest.raises(PruneError, match=f"cannot be represented as {dtype}"):
         check({"a": [value]}, (Port("a", np.dtype(dtype), (1,)),))
 
 

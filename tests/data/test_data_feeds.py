@@ -195,7 +195,7 @@ def test_paths_that_hold_no_data(tmp_path):
     with pytest.raises(PruneError, match="neither .npz files nor folders"):
         opened(tmp_path)
     (tmp_path / "a.npy").write_text("")
-    with pytest.raises(PruneError, match="not a form of data"):
+    with pytest.raises(PruneError, match="unknown form of data"):
         opened(tmp_path / "a.npy")
 
 
@@ -241,7 +241,7 @@ def test_no_feeds(source):
 
 @pytest.mark.parametrize("source", [3, b"bytes", None])
 def test_values_that_are_no_data(source):
-    with pytest.raises(PruneError, match="is not a form of data"):
+    with pytest.raises(PruneError, match="is an unknown form of data"):
         opened(source)
 
 

@@ -451,7 +451,7 @@ def narrow_zeros():
     [
         ({"shrink_states": "yes"}, "shrink_states=: 'yes' is neither True nor False"),
         ({"state_metadata": "width"}, "state_metadata=: states stay as they are"),
-        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeros leave states"),
+        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeroing keeps states"),
         ({"shrink_states": True, "state_metadata": 3}, "state_metadata=: 3 is not a name"),
     ],
 )

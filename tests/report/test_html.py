@@ -228,7 +228,9 @@ def test_names_are_no_markdown():
 def test_a_summary_says_what_counts():
     text = prune_summary(pruned())
     assert "The pruned model is 3.1x faster and its file 75 % smaller." in text
-    assert "deviate from the original's by 2.1 % of their spread (RMS)" in text
+    assert (
+        "deviate from the original's by 2.1 % (RMSE relative to their standard deviation)" in text
+    )
     assert "The self-check passed" in text
     assert "| File size | 5.20 MB | 1.30 MB | 75 % less |" in text
     assert "| logits | 2.1 % | 0.02 | 0.3 | 98.7 % |" in text
@@ -242,4 +244,4 @@ def test_a_summary_says_what_counts():
 def test_a_summary_of_a_failure_or_of_made_up_inputs():
     report = put(put(pruned(), False, "oracle", "passed"), True, "data", "random")
     text = prune_summary(report)
-    assert "The self-check FAILED" in text and "made-up inputs" in text
+    assert "The self-check FAILED" in text and "random inputs" in text

@@ -53,8 +53,8 @@ def shown(renderable, width=120):
         "Time per run (1 thread) 4.12 ms 1.33 ms 3.1x faster",
         "Self-check: the smaller file equals the full-size file with the removed units zeroed "
         "(largest difference 3e-07): passed",
-        "Output logits: deviates 2.1 % from the original (RMS, relative to the original's spread); "
-        "same top answer in 98.7 %",
+        "Output logits: deviates 2.1 % from the original (RMSE relative to its standard "
+        "deviation); same top answer in 98.7 %",
         "Output hn: the same as the original's",
         "Recovery: the kept weights are refitted to make up for the removed units "
         "(least squares, lambda 0.01); least deviation",
@@ -127,7 +127,7 @@ def test_inspect():
     assert "model 1.2x faster together with twin" in text
     assert "left alone: its weights are inputs nothing" in text
     assert "not known not measured" in text
-    assert "made-up inputs" in text and "x [2, 7]" in text
+    assert "random inputs" in text and "x [2, 7]" in text
     assert "recurrent layers together take 75 % of a run; without them it would be 4.0x fas" in text
     faster = put(report, 5.0, "layers", 0, "half", "speedup")  # the share is too small, then
     assert "together take 75 % of a run Time:" in shown(inspect_table(faster))
@@ -190,7 +190,7 @@ def test_json_is_plain(tmp_path):
     }
     write_json(report, tmp_path / "r.json")
     assert (tmp_path / "r.json").read_text(encoding="utf-8") == to_json(report) + "\n"
-    with pytest.raises(PruneError, match="its folder does not exist"):
+    with pytest.raises(PruneError, match="the folder does not exist"):
         write_json(report, tmp_path / "absent" / "r.json")
     write_json({"model": "\udcff.onnx"}, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {"model": "\udcff.onnx"}

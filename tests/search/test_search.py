@@ -424,7 +424,7 @@ def test_what_cannot_be_met_is_said(feeds):
         search(feeds, params="1%")
     with pytest.raises(
         ConstraintError,
-        match=r"^search: none of the cuts tried is within deviation \(nrmse\) at most 0,",
+        match=r"^search: no candidate is within deviation \(nrmse\) at most 0,",
     ):
         search(feeds, None, max_nrmse=0.0, params="70%")
 
@@ -432,7 +432,9 @@ def test_what_cannot_be_met_is_said(feeds):
 @pytest.mark.parametrize("bounds", [{"align": 8}, {"min_units": 8}, {"min_units": 100}])
 @pytest.mark.parametrize("choices", [{"strategy": s} for s in STRATEGIES] + [{"pick": 1}])
 def test_where_no_layer_can_be_cut_there_is_nothing_to_search(bounds, choices, feeds):
-    with pytest.raises(PruneError, match=r"the model: no layer can be cut; .*, .*: align=") as got:
+    with pytest.raises(
+        PruneError, match=r"the model: no layer can be pruned; .*, .*: align="
+    ) as got:
         search(feeds, max_nrmse=0.1, **bounds, **choices)
     assert "\n" not in str(got.value) and not isinstance(got.value, ConstraintError)
 
@@ -448,7 +450,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
     feeds = [{"x": np.ones((3, 2, 2), np.float32)}] * 5
     for call in (onnx_rnn_prune.search, onnx_rnn_prune.sensitivity):
         options = {"max_nrmse": 0.1} if call is onnx_rnn_prune.search else {}
-        with pytest.raises(PruneError, match="no layer can be cut; one: it has one unit; see"):
+        with pytest.raises(PruneError, match="no layer can be pruned; one: it has one unit; see"):
             call(model, data=feeds, **options)
     found = onnx_rnn_prune.inspect(model)
     assert found["layers"][0]["pinned"] == "it has one unit" and found["warnings"] == []

@@ -151,7 +151,7 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
     with pytest.raises(PruneError) as caught:
         onnx_rnn_prune.sensitivity(model, data=feeds, min_units=HIDDEN)
     assert str(caught.value) == (
-        f"the model: no layer can be cut; spare, needed: align=1 and min_units={HIDDEN} allow"
+        f"the model: no layer can be pruned; spare, needed: align=1 and min_units={HIDDEN} allow"
         " no fewer units; lower align= and min_units="
     )
 
@@ -159,7 +159,7 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": None}, "data=: measuring what layers can spare takes inputs; give some"),
+        ({"data": None}, "data=: sensitivity needs inputs; give some"),
         ({"metric": "accuracy"}, "metric='accuracy': there are no labels in the feeds"),
         ({"metric": "beauty"}, "metric=: there is no metric 'beauty'"),
         ({"better": "lower"}, "better=: no metric is named"),
@@ -202,9 +202,9 @@ def test_the_command_prints_json(folder, capsys):
     ("options", "message"),
     [
         (("--data", "clips", "--metric", "snr"), "--metric snr: there are no labels"),
-        (("--data", "clips", "--png", "model.onnx"), "an input would be overwritten"),
-        (("--data", "clips", "--png", "absent/a.png"), "its folder does not exist"),
-        (("--data", "clips", "--study", "model.onnx"), "cannot be used to remember trials"),
+        (("--data", "clips", "--png", "model.onnx"), "this would overwrite an input"),
+        (("--data", "clips", "--png", "absent/a.png"), "the folder does not exist"),
+        (("--data", "clips", "--study", "model.onnx"), "cannot be used as a study"),
     ],
 )
 def test_errors_of_the_command_are_one_line(options, message, folder, capsys):

@@ -162,5 +162,5 @@ def test_fading_takes_a_recovery_that_learns(recover, feeds):
 
 
 def test_fading_takes_data():
-    with pytest.raises(PruneError, match=r"^schedule=: there is no data"):
+    with pytest.raises(PruneError, match=r"^schedule=: gradual removal refits on data"):
         onnx_rnn_prune.prune(stacked(None), schedule="soft", steps=3)

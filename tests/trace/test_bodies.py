@@ -170,7 +170,9 @@ def test_a_branch_that_no_input_takes_is_left_alone():
     }
     wanted = LayerPlan(8, ((0, 1, 2, 3),), idle["scope"])
     both = replace(result.plan, layers={**layers, idle["name"]: wanted})
-    with pytest.raises(PruneError, match=f"^plan for {idle['name']}: it cannot be cut: no input"):
+    with pytest.raises(
+        PruneError, match=f"^plan for {idle['name']}: it cannot be pruned: no input"
+    ):
         apply(original, both, data=feeds(8, yes=[True]))
 
 

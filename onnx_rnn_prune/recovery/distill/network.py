@@ -207,7 +207,7 @@ def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
     found = tuple(name for name in plain_outputs(document) if name in region.targets)
     if not found:
         raise PruneError(
-            f"no gradients can be had of the model's outputs ({why_not(region)})",
+            f"gradients of the model's outputs are not available ({why_not(region)})",
             where="--loss",
             remedy="leave it out",
         )

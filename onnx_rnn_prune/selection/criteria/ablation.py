@@ -52,7 +52,7 @@ class MaskedModel:
             dtype = require_constant(nodes[key].inputs[slot], graph.opset).dtype
             if not is_float(dtype) and dtype.kind != "b":
                 raise PruneError(
-                    "units of layers in 8 bits cannot be cut one by one",
+                    "units of 8-bit layers cannot be removed one by one",
                     where=key,
                     remedy="choose another criterion, or leave the layer out with --skip",
                 )
