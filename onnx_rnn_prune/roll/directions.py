@@ -170,7 +170,7 @@ def serve_ends(
             builder.copy(builder.transpose(made.steps, order), node.outputs[0])
         place = -1 if made.backwards == (turned is not None) else 0
         for kept, index in (([], place), ([time], [place])):
-            if _does(node, partial(np.take, indices=index, axis=time)):
+            if made.last and _does(node, partial(np.take, indices=index, axis=time)):
                 order = ["BH".index(axis) for axis in end.axes if axis != "T"]
                 data = builder.transpose(made.last[0], order)
                 builder.copy(builder.axes("Unsqueeze", data, kept), node.outputs[0])

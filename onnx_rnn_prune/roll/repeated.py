@@ -55,6 +55,8 @@ class Repeated:
         self.builder, self.turns, self.tensors, self.dtype = builder, turns, tensors, dtype
         self.shapes = _shapes(turns)
         self.made: list[tuple[Recurrence, Operator]] = []
+        # Those whose steps are stacked; where these are not h in all steps, without the last one.
+        self.series: list[Operator] = []
 
     def __call__(self, items: Sequence[Recurrence]) -> list[gs.Node]:
         """Puts operators in, and serves all that reads the node.
@@ -67,7 +69,7 @@ class Repeated:
         serve = [*self._states(), *self._stacked()]
         for data, output in serve:
             self.builder.copy(data, output)
-        for _, made in self.made:
+        for made in self.series:
             serve_ends(self.builder, made, self.turns.reader.seen)
         return [made.node for _, made in self.made]
 
@@ -236,9 +238,11 @@ class Repeated:
         updates = self.turns.updates(given)
         item, made = self._maker(updates, given)
         if made.mask is not None:
-            made = replace(made, steps=self._with_mask(item, made, updates, given))
+            steps = self._with_mask(item, made, updates, given)
+            made = replace(made, steps=steps, last=made.last if steps is made.steps else ())
         elif updates[0].mask is not None:
             raise NotRollableError(f"{given.name} is masked by itself")
+        self.series.append(made)
         return self._order(made, back), updates[0].value
 
     def _gathered(self, added: gs.Tensor, output: gs.Tensor) -> list[tuple[gs.Tensor, gs.Tensor]]:

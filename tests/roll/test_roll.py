@@ -226,7 +226,8 @@ def test_loops_that_read_from_both_ends_become_one_operator(kind, joined, mask, 
     These are states, or the last place of the outputs.
     """
     make, rng = onnx.helper.make_node, np.random.default_rng(0)
-    model, back = (repeated(KINDS[kind](rng), mask=mask, ends=True) for _ in range(2))
+    zero = mask is not None and joined == "ys"
+    model, back = (repeated(KINDS[kind](rng), mask=mask, zero=zero, ends=True) for _ in range(2))
     graph, other = model.graph, onnx.compose.add_prefix(back, "r_").graph
     given = ["x", *(["flags"] if mask else [])]
     if mask:  # and what does not count is 0, as behind the Masking of Keras
