@@ -83,10 +83,13 @@ class Partition:
 
     def join(self, left: Labels, right: Labels) -> None:
         """Joins two arrays of items pair by pair; negative items are nobody."""
-        pairs = np.stack(np.broadcast_arrays(left, right)).reshape(2, -1)
-        pairs = np.unique(pairs[:, (pairs >= 0).all(axis=0)], axis=1)
-        for one, other in pairs.T:
-            self._parent[self.find(int(one))] = self.find(int(other))
+        count = len(self._parent)
+        ones, others = np.broadcast_arrays(left, right)
+        # Of an image, places that follow one another have the same pair; to sort pairs takes long.
+        pairs = (ones * count + others)[(ones >= 0) & (others >= 0)]
+        for pair in np.unique(pairs[np.diff(pairs, prepend=-1) != 0]).tolist():
+            one, other = divmod(pair, count)
+            self._parent[self.find(one)] = self.find(other)
 
     def classes(self) -> list[Ids]:
         """All classes, each sorted."""
