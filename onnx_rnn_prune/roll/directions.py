@@ -25,7 +25,7 @@ from onnx_rnn_prune.roll.form import Index, digest
 from onnx_rnn_prune.roll.reading import Seen
 from onnx_rnn_prune.roll.rewrite import Builder, Operator
 from onnx_rnn_prune.roll.seeing import is_random
-from onnx_rnn_prune.roll.steps import downstream
+from onnx_rnn_prune.roll.steps import PRODUCTS, downstream
 from onnx_rnn_prune.roll.values import SAME, moved
 
 # The axes of each output.
@@ -35,6 +35,7 @@ _ACTIVATIONS = frozenset(("activations", "activation_alpha", "activation_beta"))
 _WEIGHTS = (1, 2, 3, 7)
 _STATES = (5, 6)
 _LENGTHS = 4
+_WEIGHED = (*PRODUCTS, *STANDARD, "Conv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,8 +291,9 @@ def pairs(graph: gs.Graph) -> Iterator[Pair]:
 
 
 def _meet(graph: gs.Graph, *nodes: gs.Node) -> bool:
-    """Whether what two nodes give is laid side by side behind whatever comes after them."""
-    one, other = (downstream(graph.nodes, [t.name for t in n.outputs if t.name]) for n in nodes)
+    """Whether what two nodes give is laid side by side, with no weights in between."""
+    between = [node for node in graph.nodes if node.op not in _WEIGHED]
+    one, other = (downstream(between, [t.name for t in n.outputs if t.name]) for n in nodes)
     inputs = [
         {tensor.name for tensor in node.inputs} for node in graph.nodes if node.op == "Concat"
     ]

@@ -56,6 +56,11 @@ class Update:
     held: Leaf | None
     value: Value
 
+    @property
+    def key(self) -> object:
+        """Equal for the same leaf, mask and held value."""
+        return self.leaf.key, self.mask and self.mask.key, self.held and self.held.key
+
 
 @dataclass(frozen=True, eq=False)
 class Recurrence:

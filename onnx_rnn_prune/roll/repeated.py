@@ -315,7 +315,8 @@ class Repeated:
             if taken.name == held.tensor:
                 if number == item.state:
                     return data
-                if not self._same(inner, taken, updates):
+                own = self.turns.updates(inner, taken)
+                if [update.key for update in own] != [update.key for update in updates]:
                     break
                 first = replace(held, tensor=initial.name)
                 start = initial_state(build, first, data, self.tensors, self.shapes)
@@ -325,13 +326,6 @@ class Repeated:
                 before = build.constant(np.zeros((), self.dtype)) if start is None else start
                 return build.node("Where", [unseen, before, data])
         raise NotRollableError(f"{given.name} is held as nothing else is")
-
-    def _same(self, inner: gs.Tensor, taken: gs.Tensor, updates: Sequence[Update]) -> bool:
-        """Whether a state holds what is stacked."""
-        own = self.turns.updates(inner, taken)
-        return [(u.leaf.key, u.mask and u.mask.key, u.held and u.held.key) for u in own] == [
-            (u.leaf.key, u.mask and u.mask.key, u.held and u.held.key) for u in updates
-        ]
 
     def _maker(self, updates: Sequence[Update], given: gs.Tensor) -> tuple[Recurrence, Operator]:
         keys = [update.leaf.key for update in updates]

@@ -699,14 +699,16 @@ def test_two_operators_that_read_from_both_ends_become_one(choices):
     assert [row.kind for row in found.rolled] == ["turned", "both directions"]
 
 
-def test_two_directions_whose_last_states_are_read_become_one():
-    text = """
+@pytest.mark.parametrize("between", ["Identity (f0)", "Tanh (f0)", "MatMul (f0, V)"])
+def test_two_directions_whose_last_states_are_read_become_one(between):
+    """Unless weights stand between them and where they meet."""
+    text = f"""
     <ir_version: 8, opset_import: ["": 17]>
-    g (float[t, b, 5] x) => (float[t, b, 12] y, float[1, b, 6] last) {
+    g (float[t, b, 5] x) => (float[t, b, 12] y, float[1, b, 6] last) {{
         f, fh = GRU <hidden_size = 6> (x, W, R)
         r, last = GRU <hidden_size = 6, direction = "reverse"> (x, W2, R2)
-        f1 = Squeeze (f, one) r1 = Squeeze (r, one) y = Concat <axis = 2> (f1, r1)
-    }"""
+        f0 = Squeeze (f, one) f1 = {between} r1 = Squeeze (r, one) y = Concat <axis = 2> (f1, r1)
+    }}"""
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     for name, shape in {
@@ -714,14 +716,15 @@ def test_two_directions_whose_last_states_are_read_become_one():
         "R": (1, 18, 6),
         "W2": (1, 18, 5),
         "R2": (1, 18, 6),
+        "V": (6, 6),
     }.items():
         value = rng.standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
     given = [{"x": rng.standard_normal((4, 2, 5)).astype(np.float32)}]
     made, _ = rolled(model, given)
-    (node,) = operators(made)
-    assert attributes(node)["direction"] == b"bidirectional"
+    directions = [attributes(node).get("direction") for node in operators(made)]
+    assert directions == ([None, b"reverse"] if "V" in between else [b"bidirectional"])
 
 
 def test_operators_of_unequal_size_stay_two():
