@@ -1,7 +1,7 @@
 """Reports: tables and pages for people, JSON for programs."""
 
 from onnx_rnn_prune.report.html import to_html, write_html
-from onnx_rnn_prune.report.looking import inspect_table, sensitivity_table
+from onnx_rnn_prune.report.inspection import inspect_table, sensitivity_table
 from onnx_rnn_prune.report.pictures import sensitivity_png
 from onnx_rnn_prune.report.plots import need_matplotlib
 from onnx_rnn_prune.report.terminal import (

@@ -1,9 +1,8 @@
-"""The report as a page: one HTML file with everything in it, which fetches nothing.
+"""The report as a self-contained HTML page.
 
-An element that shows a value of the report, or stands for one, says so: its `data-key` is the way
-through the report, parts set apart by dots (a dot within a part has a backslash before it),
-`data-value` is the value as JSON, and `data-format` says which of FORMATS made the text of it. Of
-two values that are compared, `data-from` names the first.
+Elements that show a value of the report are marked: `data-key` is the path to it, joined by dots
+(a backslash escapes dots within a part), `data-value` is the value as JSON, and `data-format`
+the formatter. Where two values are compared, `data-from` is the path to the first.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ CHANGES: Mapping[str, Callable[[Any, Any], str]] = {
 
 
 def to_html(report: PruneReport) -> str:
-    """A report as one HTML document that needs nothing else, for people to read."""
+    """A report as a self-contained HTML document."""
     report = presentable(report)
     short, _ = brief(report)
     templates = Environment(
@@ -80,11 +79,11 @@ def write_html(report: PruneReport, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Fact:
-    """A value of a report, and the way to it: its attributes and items are facts, too.
+    """A value of a report and the path to it; its attributes and items are facts as well.
 
     Attributes:
-        value: None where it is not known, or not finite.
-        way: names, keys and numbers.
+        value: None if unknown or not finite.
+        way: names, keys and indices.
     """
 
     value: Any
@@ -107,25 +106,25 @@ class Fact:
 
     @property
     def key(self) -> str:
-        """The way as one text."""
+        """The path as text."""
         parts = (str(part).replace("\\", "\\\\").replace(".", "\\.") for part in self.way)
         return ".".join(parts)
 
     @property
     def marks(self) -> Markup:
-        """The attributes of an element that stands for it."""
+        """The attributes that mark an element with it."""
         value = json.dumps(self.value, ensure_ascii=False)
         return Markup('data-key="{}" data-value="{}"').format(self.key, value)
 
 
 def show(fact: Fact, form: str) -> Markup:
-    """A value as text, or a dash where it is not known."""
+    """A value as text, or a dash if unknown."""
     text = UNKNOWN if fact.value is None else FORMATS[form](fact.value)
     return Markup('<span {} data-format="{}">{}</span>').format(fact.marks, form, text)
 
 
 def change(before: Fact, form: str, after: Fact) -> Markup:
-    """What two values mean for each other, or a dash where one is not known."""
+    """The change between two values, or a dash if one is unknown."""
     values = before.value, after.value
     text = UNKNOWN if None in values else CHANGES[form](*values)
     marks = Markup('{} data-from="{}" data-format="{}"').format(after.marks, before.key, form)
@@ -133,14 +132,14 @@ def change(before: Fact, form: str, after: Fact) -> Markup:
 
 
 def at(report: Fact, way: Way) -> Fact:
-    """What stands at the end of a way through the report."""
+    """The fact at a path through the report."""
     for step in way:
         report = report[step]
     return report
 
 
 def trend(errors: Sequence[float]) -> str:
-    """Whether a recurrence adds error to error: the end against what comes before it."""
+    """How the error grows: the last quarter relative to the second."""
     quarter = len(errors) // 4
     if quarter == 0:
         return ""

@@ -1,4 +1,4 @@
-"""The pictures of reports: what the page shows, and `sensitivity --png` draws."""
+"""The plots of the HTML page and of `sensitivity --png`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from onnx_rnn_prune.text import presentable
 from onnx_rnn_prune.validate import Latency
 from onnx_rnn_prune.validate.drift import Histogram, OverTime
 
-# Names that stand in full above a plot.
+# Names shown in full at a plot.
 _NAMED = 3
-# Plots in a row of a PNG.
+# Plots per row of a PNG.
 _COLUMNS = 3
 
 
 def histogram(name: str, spread: Histogram) -> Picture:
-    """How many entries of an output differ by how much."""
+    """The distribution of an output's differences."""
     edges, counts = spread.edges, spread.counts
     frame = Frame(
         axis(edges[0], edges[-1], "difference from the original's entry"),
@@ -46,7 +46,7 @@ def histogram(name: str, spread: Histogram) -> Picture:
 
 
 def over_time(name: str, course: OverTime, overall: float) -> Picture:
-    """The error of an output over time steps or calls, and dashed what it is overall."""
+    """The error of an output over time steps or calls; dashed: overall."""
     calls, points = course.unit == "call", list(zip(course.steps, course.rmse, strict=True))
     known = [overall] if math.isfinite(overall) else []
     frame = Frame(
@@ -62,7 +62,7 @@ def over_time(name: str, course: OverTime, overall: float) -> Picture:
 
 
 def times(latency: Latency) -> Picture:
-    """Medians as bars, with the middle half of the runs as a line."""
+    """Medians as bars, quartiles as whiskers."""
     width, left, bar, base = 360, 58, 16, 74.0
     rows = (
         ("before", latency.before_ms, latency.before_quartiles_ms),
@@ -90,12 +90,12 @@ def times(latency: Latency) -> Picture:
 
 
 def candidates(search: SearchRows, name: str, scale: float, unit: str) -> Picture | None:
-    """All cuts of known quality, over time; None where there are none.
+    """Quality against time for each candidate; None if no quality is known.
 
     Args:
-        name: of the quality.
-        scale: what qualities are multiplied by.
-        unit: what they are in then.
+        name: name of the quality.
+        scale: factor applied to qualities.
+        unit: their unit after that.
     """
     found = {n: row for n, row in enumerate(search.candidates) if math.isfinite(row.quality)}
     if not found:
@@ -114,7 +114,10 @@ def candidates(search: SearchRows, name: str, scale: float, unit: str) -> Pictur
     shapes: list[Shape] = []
     for level in limits:
         start, end = frame.across(level)
-        shapes += [Line([start, end], "reference"), Text((end[0], end[1] - 5), "limit", "axis end")]
+        shapes += [
+            Line([start, end], "reference"),
+            Text((start[0] + 4, start[1] - 5), "limit", "axis"),
+        ]
     front = sorted((row for row in found.values() if row.frontier), key=lambda row: row.ms)
     shapes.append(Line([frame.at(row.ms, row.quality * scale) for row in front], "curve"))
     for number in sorted(found, key=lambda number: found[number].frontier):
@@ -132,16 +135,18 @@ def _candidate(frame: Frame, row: Candidate, scale: float, unit: str, way: Way) 
     words = f"No. {row.number}: {row.ms:.3g} ms, {level:.3g} {unit}; units: {widths}"
     found: list[Shape] = [Dot((x, y), 4.5 if row.frontier else 3.5, style, words, way)]
     if row.picked:
-        found += [Dot((x, y), 8.5, "chosen"), Text((x + 12, y - 8), "picked", "strong")]
+        # On the side that has room for it.
+        side, place = (-12, "strong end") if frame.x.share(row.ms) > 0.5 else (12, "strong")
+        found += [Dot((x, y), 8.5, "chosen"), Text((x + side, y - 8), "picked", place)]
     return found
 
 
 def curves(report: SensitivityReport, metric: bool, way: Way = ()) -> list[Picture]:
-    """For each group of layers, the deviation or the metric over units kept, on one scale.
+    """Deviation or metric against units kept, one plot per group of layers, on a common scale.
 
     Args:
-        report: with the names that are shown.
-        way: to the report, where it is a part of another.
+        report: with shortened names.
+        way: the path to it within another report.
     """
     key, scale = ("metric", 1.0) if metric else ("nrmse", 100.0)
     found = [_levels(curve, metric, scale) for curve in report.layers]
@@ -172,7 +177,7 @@ def curves(report: SensitivityReport, metric: bool, way: Way = ()) -> list[Pictu
 
 
 def _levels(curve: Curve, metric: bool, scale: float) -> dict[int, float]:
-    """What is drawn, by the number of a point; what is not known is left out."""
+    """Finite values by the number of their point."""
     values = [point.metric if metric else point.nrmse for point in curve.points]
     return {
         number: value * scale
@@ -182,7 +187,7 @@ def _levels(curve: Curve, metric: bool, scale: float) -> dict[int, float]:
 
 
 def sensitivity_png(report: SensitivityReport) -> bytes:
-    """The pictures of the page; where there is a metric, those of it and of the deviation.
+    """The plots of the page as a PNG; with a metric, both its curves and those of the deviation.
 
     Raises:
         PruneError: matplotlib is not installed.

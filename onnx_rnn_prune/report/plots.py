@@ -1,4 +1,4 @@
-"""Pictures as shapes, which the page and PNG files draw alike.
+"""Plots as lists of shapes, from which the page makes SVG and matplotlib a PNG.
 
 A shape has a style by name: `templates/style.css` says what that looks like on the page, `_LOOKS`
 what it does in a PNG.
@@ -22,7 +22,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Text:
-    """Words at a place; `end` and `middle` in the style say which part of them stands there."""
+    """Text at a point; `end` or `middle` in the style is its anchor."""
 
     at: Point
     words: str
@@ -31,7 +31,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Line:
-    """A line from point to point."""
+    """A polyline."""
 
     points: Sequence[Point]
     style: str
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Box:
-    """A filled box, with words for who points at it, and the way to what it stands for."""
+    """A filled rectangle with a tooltip; `way` is the path to the value that it shows."""
 
     left: float
     top: float
@@ -52,7 +52,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Dot:
-    """A round mark, with words for who points at it, and the way to what it stands for."""
+    """A circle with a tooltip; `way` is the path to the value that it shows."""
 
     at: Point
     radius: float
@@ -66,13 +66,13 @@ Shape = Text | Line | Box | Dot
 
 @dataclass(frozen=True)
 class Picture:
-    """Shapes, as wide as there is room for them.
+    """A plot, scaled to the width available.
 
     Attributes:
-        width, height: in the units of places.
-        name: for who cannot see it.
-        shapes: the later above the earlier.
-        caption: names above or below it.
+        width, height: in the units of coordinates.
+        name: the alternative text.
+        shapes: in drawing order.
+        caption: names of the layers.
     """
 
     width: int
@@ -84,13 +84,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers from low to high.
+    """A linear axis.
 
     Attributes:
-        high: the largest one; above `low`.
-        ticks: the round numbers between them.
-        digits: of ticks behind the point.
-        power: what is written at a tick are its 10 ** power.
+        high: above `low`.
+        ticks: round numbers from low to high.
+        digits: decimal places of tick labels.
+        power: tick labels are multiples of 10 ** power.
     """
 
     low: float
@@ -101,29 +101,29 @@ class Axis:
     power: int = 0
 
     def share(self, value: float) -> float:
-        """Where a number lies: 0 at the low end, 1 at the high end."""
+        """The position of a value: 0 at the low end, 1 at the high end."""
         return (value - self.low) / (self.high - self.low)
 
     def written(self, tick: float) -> str:
-        """A tick as text, in one form with its neighbours."""
+        """The label of a tick."""
         text = f"{tick / 10.0**self.power:.{self.digits}f}"
         return text.replace("-", "\N{MINUS SIGN}")
 
     @property
     def title(self) -> str:
-        """The label, with the power of ten."""
+        """The label with the power of ten."""
         if not self.power:
             return self.label
         return f"{self.label} (\N{MULTIPLICATION SIGN}10{str(self.power).translate(_SUPERSCRIPTS)})"
 
 
 def axis(low: float, high: float, label: str, *, count: int = 4, whole: bool = False) -> Axis:
-    """An axis over a range, with about so many round numbers.
+    """An axis over a range.
 
     Args:
-        high: the largest one; where it is not above `low`, the range is made up around them.
-        count: about how many steps from tick to tick.
-        whole: numbers between integers mean nothing.
+        high: if it is not above `low`, some range around both is used.
+        count: approximate number of steps between ticks.
+        whole: whether ticks must be integers.
     """
     low, high = _spread(low, high)
     step = _step(high - low, count)
@@ -131,7 +131,7 @@ def axis(low: float, high: float, label: str, *, count: int = 4, whole: bool = F
 
 
 def rounded(low: float, high: float, label: str) -> Axis:
-    """An axis over a range and a little more, so that it ends with a tick on both sides."""
+    """An axis over a range, extended to ticks at both ends."""
     low, high = _spread(low, high)
     step = _step(high - low, 4)
     return _ticked(math.floor(low / step) * step, math.ceil(high / step) * step, step, label)
@@ -144,13 +144,13 @@ def _spread(low: float, high: float) -> tuple[float, float]:
 
 
 def _step(size: float, count: int) -> float:
-    """The round number that goes about so often into a size."""
+    """The round number (1, 2 or 5 times a power of ten) that divides a size best."""
     power = 10.0 ** math.floor(math.log10(size / count))
     return min((power * unit for unit in (1, 2, 5, 10)), key=lambda step: abs(size / step - count))
 
 
 def _ticked(low: float, high: float, step: float, label: str) -> Axis:
-    # A tick at an end is not lost to rounding.
+    # Rounding must not lose a tick at an end.
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     ticks = tuple(number * step for number in range(first, last + 1))
     largest = math.floor(math.log10(max(abs(low), abs(high))))
@@ -159,13 +159,13 @@ def _ticked(low: float, high: float, step: float, label: str) -> Axis:
     return Axis(low, high, ticks, digits, label, power)
 
 
-# Room around a plot, for the numbers at its axes.
+# Margins for the labels of the axes.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 26, 36
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The place of a plot: two axes, and where they lie."""
+    """Two axes and the size of the plot."""
 
     x: Axis
     y: Axis
@@ -173,16 +173,16 @@ class Frame:
     height: int = 212
 
     def at(self, x: float, y: float) -> Point:
-        """Where a point lies in the picture."""
+        """The coordinates of a point."""
         across, up = self.width - _LEFT - _RIGHT, self.height - _TOP - _BOTTOM
         return _LEFT + across * self.x.share(x), _TOP + up * (1 - self.y.share(y))
 
     def across(self, y: float) -> list[Point]:
-        """The ends of a line at one height."""
+        """The ends of a horizontal line."""
         return [self.at(self.x.low, y), self.at(self.x.high, y)]
 
     def draw(self, name: str, shapes: Iterable[Shape], caption: str = "") -> Picture:
-        """The picture: axes, grid lines and what is drawn in them."""
+        """The plot: axes, grid lines and the given shapes."""
         start, end = self.across(self.y.low)
         parts: list[Shape] = [Text((2, 12), self.y.title, "axis")]
         for tick in self.y.ticks:
@@ -199,7 +199,7 @@ class Frame:
         return Picture(self.width, self.height, name, [*parts, *shapes, base], caption)
 
 
-# The colours of the page by day, by the first word of a style, and how wide lines are.
+# Colour (of the light page) and line width, by the first word of a style.
 _LOOKS = {
     "axis": ("#596474", 0.0),
     "tick": ("#596474", 0.0),
@@ -209,15 +209,15 @@ _LOOKS = {
     "point": ("#1f6fb5", 0.0),
     "caption": ("#1b222c", 0.0),
 }
-# Room around pictures, and letters of a caption that there is room for.
+# Space between plots, and the most letters of a caption.
 _GAP, _LETTERS = 22, 46
 
 
 def need_matplotlib() -> None:
-    """Makes sure that PNG files can be made.
+    """Checks that matplotlib is installed.
 
     Raises:
-        PruneError: they cannot.
+        PruneError: it is not.
     """
     if find_spec("matplotlib") is None:
         raise PruneError(
@@ -228,7 +228,7 @@ def need_matplotlib() -> None:
 
 
 def to_png(rows: Sequence[Sequence[Picture]]) -> bytes:
-    """Pictures of one size as a PNG.
+    """Plots of equal size as a PNG.
 
     Raises:
         PruneError: matplotlib is not installed.
@@ -240,7 +240,7 @@ def to_png(rows: Sequence[Sequence[Picture]]) -> bytes:
     wide = max((each.width for row in rows for each in row), default=0) + _GAP
     high = max((each.height for row in rows for each in row), default=0) + 2 * _GAP
     size = wide * max(map(len, rows), default=1) + _GAP, high * max(1, len(rows))
-    # A point of a figure is a unit of a picture.
+    # One point of the figure is one unit of coordinates.
     figure = Figure(figsize=(size[0] / 72, size[1] / 72))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
     axes.set_axis_off()
@@ -276,6 +276,6 @@ def _draw(axes: Any, shape: Shape, left: float, top: float) -> None:
 
 
 def _fitting(words: str) -> str:
-    """Words in a line; both ends tell layers apart."""
+    """A caption on one line; both ends are kept, since either may tell layers apart."""
     half = _LETTERS // 2
     return words if len(words) <= _LETTERS else f"{words[: half - 1]}…{words[-half:]}"
