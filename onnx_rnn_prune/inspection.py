@@ -1,4 +1,4 @@
-"""What can be known of models: inspect one before it is cut, compare two, time several."""
+"""Measuring without pruning: inspect a model, compare two, time several."""
 
 from __future__ import annotations
 
@@ -299,16 +299,16 @@ def compare(
     threads: int = 1,
     seed: int = 0,
 ) -> schema.CompareReport:
-    """How far the outputs of b are from those of a, and how size and latency compare.
+    """Compares the outputs, size and speed of model b with those of a.
 
-    Other arguments are as in `api.prune`; in streams, each model carries its own states along.
+    Other arguments as in `api.prune`; in streams, each model carries its own states.
 
     Args:
-        a: the original, a path or a model.
-        b: the other one.
-        max_nrmse: the largest deviation of an output that passes.
-        freeze: inputs to fix to one value, by name, in those of the models that have them.
-        threads: of a run that is timed.
+        a: the original, a path or an onnx.ModelProto.
+        b: the other model.
+        max_nrmse: the largest deviation of an output for the comparison to pass.
+        freeze: values of inputs to fix, by name, in the models that have them.
+        threads: threads per timed run.
     """
     options = Options.of(locals())
     asked, most = options.inputs, options.target.max_nrmse
@@ -357,9 +357,9 @@ def bench(
     threads: int = 1,
     seed: int = 0,
 ) -> schema.BenchReport:
-    """Times models against each other on one feed; the first is what the others compare with.
+    """Times models against each other on one feed; the others are compared with the first.
 
-    Arguments are as in `compare`.
+    Arguments as in `compare`.
     """
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")

@@ -63,25 +63,25 @@ _STAND_INS = {"merge": nearest_units, "lossless": equal_units}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PruneResult(WrittenModel):
-    """A pruned model and the proof beside it.
+    """A pruned model and its report.
 
     Attributes:
         plan: which units were kept.
-        report: its attributes, or as a mapping its keys, are those of the JSON report.
+        report: with the keys of the JSON report, as attributes and as a mapping.
     """
 
     plan: Plan
     report: schema.PruneReport
 
     def __repr__(self) -> str:
-        """What was gained and lost, in words."""
+        """The verdict in words."""
         return f"<PruneResult: {verdict(self.report)}>"
 
     def save_html(self, path: str | Path) -> None:
-        """Writes the report as one HTML file that needs nothing else, and never over an input.
+        """Writes the report as a self-contained HTML file, never over an input.
 
         Raises:
-            PruneError: the place cannot be written.
+            PruneError: the file cannot be written.
         """
         check_output(path, self.inputs)
         write_html(self.report, path)

@@ -55,15 +55,15 @@ def roll(
     seed: int = 0,
     progress: Progress = silent,
 ) -> RollResult:
-    """Turns recurrences that were written out into LSTM, GRU and RNN nodes; nothing is lost.
+    """Turns recurrences that an exporter wrote out into LSTM, GRU and RNN nodes, without loss.
 
-    Each is proven: one step in double precision to 1e-10, the whole model in onnxruntime to 1e-5.
-    What cannot be proven stays as it is, and the report says why.
+    Each is verified: one step in double precision to 1e-10, the whole model in onnxruntime to 1e-5.
+    What cannot be verified stays as it is, and the report says why.
 
-    Arguments are as in `api.prune`; the model is proven and timed on `data` as well.
+    Arguments as in `api.prune`; the model is also verified and timed on `data`.
 
     Raises:
-        PruneError: it is no model, does not load, or no inputs can be made up for it.
+        PruneError: it is not a model, does not load, or does not run on random inputs.
     """
     start = time.perf_counter()
     asked = Options.of(locals()).inputs

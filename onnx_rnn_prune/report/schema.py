@@ -1,7 +1,7 @@
-"""What reports hold: each is built once and never edited.
+"""The reports, as typed records that are built once.
 
-Sizes are in bytes, times in milliseconds unless a name says seconds, shares between 0 and 1. What
-is not known is None; what has no measure is infinite or not a number, null in JSON."""
+Sizes are in bytes, times in milliseconds unless named seconds, shares between 0 and 1. Unknown
+values are None; undefined ones are infinite or NaN, and null in JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OutletRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class LayerRow(Record):
-    """What became of a layer; `pinned` says why it was left alone; shared weights count once."""
+    """A layer before and after; `pinned`: why it was left alone. Shared weights count once."""
 
     name: str
     op: str
@@ -65,8 +65,8 @@ class DriftRow(Drift):
     """How far an output or signal is from the original's.
 
     Attributes:
-        kind: of outputs whose own numbers say little: state, index, ...
-        signal_of: of signals, the outputs that are judged by them.
+        kind: state, index, ... for outputs whose own numbers say little.
+        signal_of: for signals, the outputs that they are computed into.
     """
 
     kind: str | None = None
@@ -99,7 +99,7 @@ class StateRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class LosslessRow(Record):
-    """How many units of a layer provably change nothing, by kind, and how many of them go."""
+    """Units of a layer that provably change nothing, by kind, and how many were removed."""
 
     layer: str
     dead: int
@@ -114,9 +114,9 @@ class Recovery(Record):
     """How the kept weights make up for the removed units.
 
     Attributes:
-        asked, used: what the user named, and what was chosen, for this `reason`.
+        asked, used: the recovery requested and the one used, for this `reason`.
         ridge: lambda of lstsq.
-        rounds: refits on the cut model's own signals.
+        rounds: refits on the pruned model's own signals.
         learning: how distill went.
     """
 
@@ -130,13 +130,12 @@ class Recovery(Record):
 
 @dataclass(frozen=True, eq=False)
 class DataRow(Record):
-    """What was calibrated and judged on.
+    """The data used for calibration and validation.
 
     Attributes:
-        source: where feeds come from; `random` says whether they are made up.
-        calibration_feeds: how many something was fitted on.
-        heldout_feeds: how many chose among candidates; `shared` says whether these are the same.
-        streams: of states that callers carry from call to call; None where there are none.
+        source: where feeds come from; `random` if they were generated.
+        calibration_feeds, heldout_feeds: their numbers; `shared` if validation used the same feeds.
+        streams: how states carried from call to call were treated; None if there are none.
     """
 
     source: str
@@ -150,7 +149,7 @@ class DataRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class Environment(Record):
-    """What another run needs to compare: the day (UTC), versions, the machine."""
+    """Date (UTC), versions and machine, for comparing runs."""
 
     date: str
     python: str
@@ -165,7 +164,7 @@ class Environment(Record):
 
 @dataclass(frozen=True, eq=False)
 class Splits(Record):
-    """How many feeds calibrated, selected and were reported on; why some are `shared`, or ''."""
+    """Numbers of feeds by purpose; `shared`: why some serve two purposes, or ''."""
 
     calibration: int
     validation: int
@@ -175,15 +174,15 @@ class Splits(Record):
 
 @dataclass(frozen=True, eq=False)
 class Candidate(Record):
-    """A cut that a search tried, counted from 1.
+    """A candidate of a search, numbered from 1.
 
     Attributes:
-        recovery: by which it was judged; `kept` are units, by layer.
-        ms: predicted time of a run.
-        quality: on the validation feeds, in its own units; `spread` is its standard error.
-        meets: whether it is within the limits.
-        frontier: whether no other one is both faster and better.
-        picked: whether it was finished.
+        recovery: the one it was judged with; `kept`: units by layer.
+        ms: predicted time per run.
+        quality: on the validation feeds, in its own units; `spread`: its standard error.
+        meets: whether it meets the limits.
+        frontier: whether no other candidate is both faster and better.
+        picked: whether it became the result.
     """
 
     number: int
@@ -201,7 +200,7 @@ class Candidate(Record):
 
 @dataclass(frozen=True, eq=False)
 class Tested(Record):
-    """Quality of the result and of the original on test feeds, and what was lost."""
+    """Quality of the result and of the original on the test feeds, and the loss."""
 
     quality: float
     original: float
@@ -210,11 +209,11 @@ class Tested(Record):
 
 @dataclass(frozen=True, eq=False)
 class Limit(Record):
-    """One thing that was asked for: quality, speed, params or bytes.
+    """A limit on quality, speed, params or bytes.
 
     Attributes:
-        asked: the most that is allowed: of the loss, in milliseconds, in parameters or bytes.
-        reached: what the written file has, the loss being that on the test feeds.
+        asked: the maximum loss, milliseconds, parameters or bytes.
+        reached: the value of the written file; the loss is that on the test feeds.
     """
 
     name: str
@@ -225,14 +224,14 @@ class Limit(Record):
 
 @dataclass(frozen=True, eq=False)
 class SearchRows(Record):
-    """How a cut was found.
+    """How the result of a search was found.
 
     Attributes:
-        goal: what was asked for, in words.
-        quality: the name of what is kept within a limit.
-        quality_limit: the worst value that is accepted on the validation feeds.
-        picked: the number of the candidate that was finished.
-        limits: what was asked for; `met` says whether the result is within all of them.
+        goal: in words.
+        quality: the name of the metric.
+        quality_limit: the worst value accepted on the validation feeds.
+        picked: the number of the candidate that became the result.
+        limits: each of them; `met`: whether the result meets all.
     """
 
     goal: str
@@ -250,7 +249,7 @@ class SearchRows(Record):
 
 @dataclass(frozen=True, eq=False)
 class Point(Record):
-    """What is left when a layer keeps so many units: deviation, the metric, and predicted time."""
+    """Deviation, metric and predicted time when a group keeps `kept` units."""
 
     kept: int
     nrmse: float
@@ -260,7 +259,7 @@ class Point(Record):
 
 @dataclass(frozen=True, eq=False)
 class Curve(Record):
-    """Layers that are cut together, their units per direction, and points that rise in `kept`."""
+    """Layers pruned together, their units per direction, and points by increasing `kept`."""
 
     layers: Sequence[str]
     units: int
@@ -269,7 +268,7 @@ class Curve(Record):
 
 @dataclass(frozen=True, eq=False)
 class SensitivityReport(Record):
-    """What each layer can spare; `metric` is the name of what is measured beside the deviation."""
+    """The units that each layer can spare; `metric`: what is measured beside the deviation."""
 
     metric: str | None
     layers: Sequence[Curve]
@@ -284,15 +283,15 @@ class PruneReport(Record):
     """What prune, apply or search did.
 
     Attributes:
-        drift: how far outputs are off, and signals behind some of them; details are of outputs.
-        stages: what each step did; none where the cut was the only one.
+        drift: deviation of outputs, and of the signals behind some; details are of outputs only.
+        stages: what each step did; empty if pruning was the only one.
         keep, criterion, allocate, budget: how units were chosen, in the user's words.
-        lossless: where only superfluous units went, what there were of them.
+        lossless: the superfluous units found, with `lossless` only.
         search, sensitivity: of `search` only.
-        command: the command line, where there was one.
-        rolled: recurrences that were written out and are layers now.
-        rolled_speedup: by that alone, of a run.
-        share_of_others: of a run of the result, what layers take that were not to be pruned.
+        command: the command line, if there was one.
+        rolled: written-out recurrences that became layers.
+        rolled_speedup: the speedup from rolling alone.
+        share_of_others: share of the result's time in layers that were not eligible for pruning.
     """
 
     model: str
@@ -325,15 +324,15 @@ class PruneReport(Record):
 
 @dataclass(frozen=True, eq=False)
 class Half(Record):
-    """What a model saves where one layer, and what must be cut with it, keeps half of its units.
+    """Savings if a layer, and those that must be pruned with it, keep half of their units.
 
     Attributes:
-        units: what the layer keeps, and with it the layers in `together`.
-        params: weights fewer in the whole model, its readers' included.
-        bytes: bytes fewer in files; negative where restoring full width takes more.
-        flops: operations fewer, per step and sequence, or place; those of dense layers and
-            convolutions count where such may be cut.
-        ms: milliseconds of a run fewer, measured on the cut file, one thread, the median.
+        units: kept by the layer and by each of those in `together`.
+        params: weights saved in the whole model, including those that read the units.
+        bytes: saved in the file; negative if restoring full width takes more.
+        flops: saved per time step, or per position; dense layers and convolutions count if they are
+            eligible for pruning.
+        ms: saved per run: median, measured on the pruned file with one thread.
         speedup: of the whole model.
     """
 
@@ -349,7 +348,7 @@ class Half(Record):
 
 @dataclass(frozen=True, eq=False)
 class ModelRow(Record):
-    """A model: where it lies, what it holds, its inputs and outputs in words."""
+    """A model: path, size, and its inputs and outputs in words."""
 
     path: str | None
     bytes: int
@@ -380,14 +379,14 @@ class InspectedLayer(Record):
 
 @dataclass(frozen=True, eq=False)
 class RefusedRow(InvalidNode):
-    """A node that cannot run, and a sentence on it."""
+    """A node that cannot run, described in `text`."""
 
     text: str
 
 
 @dataclass(frozen=True, eq=False)
 class TimedOn(Record):
-    """Shapes of the feed that was timed, by input (none where nothing ran), and how."""
+    """How times were measured: the shapes of inputs (empty if nothing ran) and threads."""
 
     shapes: Mapping[str, Sequence[int]]
     random: bool
@@ -396,7 +395,7 @@ class TimedOn(Record):
 
 @dataclass(frozen=True, eq=False)
 class InspectReport(Record):
-    """What can be known of a model before anything is cut."""
+    """The layers of a model before pruning."""
 
     model: ModelRow
     layers: Sequence[InspectedLayer]
@@ -420,7 +419,7 @@ class FileSizes(Record):
 
 @dataclass(frozen=True, eq=False)
 class CompareReport(Record):
-    """How far the outputs of one model are from those of another, and what it gains."""
+    """Outputs, size and speed of one model beside those of another."""
 
     drift: Mapping[str, DriftRow]
     bytes: FileSizes
@@ -433,7 +432,7 @@ class CompareReport(Record):
 
 @dataclass(frozen=True, eq=False)
 class BenchRow(Record):
-    """Time of a run, and how many times faster than the first model that is."""
+    """Time per run, and the speedup relative to the first model."""
 
     model: str
     ms: float
