@@ -75,7 +75,15 @@ class SearchBounds:
         """
         replayed = sum(t.seconds for t in tried if _key(Ask(t.counts, t.recovery)) in study.found)
         left = self.end - self.now() - replayed / self.jobs
-        return left >= expected(tried, ask.recovery) + finishing(tried) + self.kept
+        return left >= expected(tried, ask.recovery) + self.finishing(tried) + self.kept
+
+    def finishing(self, tried: Sequence[Trial]) -> float:
+        """Seconds kept to recover the best in full, which `hasten` bounds, to prove and measure it.
+
+        A quarter of all the time at most, but enough for a recovery as quick as that of trials.
+        """
+        quick = expected(tried, QUICK)
+        return max(min(expected(tried, FULL), 15.0 * self.minutes), 2 * quick) + quick + _WRITING
 
     def hasten(self, treatment: Treatment, tried: Sequence[Trial]) -> Treatment:
         """A treatment of the best that is done in time, if need be with fewer candidates."""
@@ -91,11 +99,6 @@ def expected(tried: Sequence[Trial], recovery: str) -> float:
     own = [trial.seconds for trial in tried if trial.recovery == recovery][-_LAST:]
     others = [trial.seconds for trial in tried if trial.recovery == QUICK][-_LAST:]
     return max(own) if own else _CANDIDATES * max(others, default=0.0)
-
-
-def finishing(tried: Sequence[Trial]) -> float:
-    """Seconds that it takes to recover the best in full, to prove and to measure it."""
-    return expected(tried, FULL) + expected(tried, QUICK) + _WRITING
 
 
 def run(

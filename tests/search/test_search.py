@@ -28,7 +28,7 @@ from onnx_rnn_prune.search import problem
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.problem import SizePrediction
 from onnx_rnn_prune.search.rows import frontier
-from onnx_rnn_prune.search.search import SearchBounds, finishing, run
+from onnx_rnn_prune.search.search import SearchBounds, run
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
@@ -200,8 +200,10 @@ def test_time_is_left_to_finish_and_no_more(minutes):
     trials = run(work, clock.attempts, Study(None, ""), bounds, silent)
     assert clock.seconds == sum(trial.seconds for trial in trials)
     left, alone = 60.0 * minutes - clock.seconds, searched("greedy", Aim(0.2, anything))
-    assert finishing(trials) <= left or len(trials) == 1  # how long they take is not known before
-    assert left < finishing(trials) + 8 * 7.0 or len(trials) == len(alone)
+    assert (
+        bounds.finishing(trials) <= left or len(trials) == 1
+    )  # how long they take is not known before
+    assert left < bounds.finishing(trials) + 8 * 7.0 or len(trials) == len(alone)
 
 
 def test_a_search_that_time_ended_makes_no_more_trials_when_it_is_looked_at_again(tmp_path):
