@@ -28,7 +28,7 @@ _NAME = "onnx-rnn-prune"
 
 
 class Terminated(KeyboardInterrupt):
-    """What ends a command on SIGTERM, as Ctrl-C does."""
+    """Ends a command on SIGTERM, as KeyboardInterrupt does on Ctrl-C."""
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _typed(arguments: Sequence[str] | None) -> str:
-    """The command line, as a shell takes it; reports say what made them."""
+    """The command line, quoted for a shell, as reports show it."""
     return shlex.join([_NAME, *(sys.argv[1:] if arguments is None else arguments)])
 
 
@@ -86,7 +86,7 @@ def _fail(text: str, error: BaseException, code: int) -> int:
 
 
 def _show(error: click.ClickException) -> int:
-    """Prints what is wrong with the command line; names of files stand there as they were found."""
+    """Prints a usage error; file names in it are escaped."""
     shown = io.StringIO()
     error.show(shown)
     for line in shown.getvalue().splitlines():

@@ -1,4 +1,4 @@
-"""The commands: each calls the function of its name with what was given, and prints."""
+"""The commands: each calls the function of its name and prints the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Given = dict[str, Any]
 
 
 def _examples(*lines: str) -> str:
-    """An epilog that shows commands as they are typed, a line each."""
+    """An epilog with examples of commands."""
     return "\n".join(("\b", "Examples:", *(f"  onnx-rnn-prune {line}" for line in lines)))
 
 
@@ -59,7 +59,7 @@ def cli(context: click.Context, config: str | None) -> None:
 
 
 class Command(click.Command):
-    """A command whose work takes all that was given as one mapping.
+    """A command whose function takes all parameters as one mapping.
 
     Args:
         work: named as the command; its docstring is the help.
@@ -72,7 +72,7 @@ class Command(click.Command):
         self._work = work
 
     def invoke(self, ctx: click.Context) -> int | None:
-        """Refuses files that cannot be written, and does the work."""
+        """Checks the output files, then does the work."""
         outputs.check_outputs(ctx.params)
         return self._work(ctx.params)
 
@@ -114,7 +114,7 @@ def _asked(given: Given) -> Given:
 
 
 def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
-    """What a function gives for a model, and a plan, while a bar shows how far it is."""
+    """Calls a function on a model (and a plan) while showing its progress."""
     with report.ProgressBars() as progress:
         files = [given[place] for place in ("model", *places)]
         return function(*files, **_asked(given), progress=progress)

@@ -40,7 +40,7 @@ ClickOptions = Mapping[str, click.Option]
 
 @dataclass(frozen=True)
 class Config:
-    """What a file says of options.
+    """The options in a file.
 
     Attributes:
         section: the tables around it, with a dot behind each.
@@ -54,7 +54,7 @@ class Config:
     trusted: bool
 
     def place(self, *keys: str) -> str:
-        """How errors call a key."""
+        """The name of a key in errors."""
         return f"{self.path}, {self.section}{'.'.join(keys)}"
 
 
@@ -87,7 +87,7 @@ def read_config(name: str | None) -> Config | None:
 
 
 def defaults(config: Config, group: click.Group, name: str) -> tuple[dict[str, Any], str]:
-    """What a file says for one command.
+    """The options in a file for one command.
 
     Returns:
         Values by the names of its parameters, and in one line which keys such a file may not set,
@@ -167,7 +167,7 @@ def _nearest() -> Path | None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether nobody but the user and root can have written a file, nor put it where it is."""
+    """Whether only the user and root can have written or placed a file."""
     if not hasattr(os, "geteuid"):
         return False  # who may write a file is not told by its mode
     states = [place.stat() for place in (path, path.parent, real_path(path).parent)]

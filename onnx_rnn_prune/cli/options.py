@@ -1,4 +1,4 @@
-"""The command line's options, made from what is declared of them, and its arguments."""
+"""The command line's options, made from their declarations, and its arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FileName(click.types.StringParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Leaves it to the shell, which knows its files."""
+        """Leaves completion to the shell, which knows its files."""
         return [CompletionItem(incomplete, type="file")]
 
 

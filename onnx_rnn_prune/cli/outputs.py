@@ -31,7 +31,7 @@ from onnx_rnn_prune.text import visible
 R = TypeVar("R", bound=Record)
 V = TypeVar("V")
 Given = Mapping[str, Any]
-# The options that say what is written.
+# The options that name output files.
 FILES = options_of(Outputs)
 
 # Wide enough for layer names; a pipe has no width of its own.
@@ -39,7 +39,7 @@ _PIPE_WIDTH = 120
 
 
 def check_outputs(given: Given) -> None:
-    """Refuses what cannot be written, or must not be, before the work is done."""
+    """Refuses outputs that cannot or must not be written, before the work starts."""
     paths = [Path(given[word]) for word in FILES if isinstance(given.get(word), str)]
     read: list[object] = []
     for word, value in given.items() if paths else ():
@@ -57,13 +57,13 @@ def check_outputs(given: Given) -> None:
 
 
 def is_worse(result: PruneResult) -> bool:
-    """Whether a cut is larger or slower than the original."""
+    """Whether a result is larger or slower than the original."""
     cut = result.report.mode == "shrink" and result.plan.cut()
     return bool(cut) and worse(result.report) is not None
 
 
 def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
-    """Writes nothing that is worse than the original.
+    """Refuses a result that is worse than the original.
 
     Args:
         pays: what a cut must save: bytes, and ms of a run.

@@ -1,4 +1,4 @@
-"""Checks of a feed against a model's inputs: one error line instead of a crash in the runtime."""
+"""Checks a feed against a model's inputs: a one-line error instead of a crash in the runtime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, NamedFeed
 from onnx_rnn_prune.model.signature import Port
 
-# What the right answers are called that may lie in a feed beside its inputs.
+# The name of labels in a feed.
 LABELS = "labels"
 
 
@@ -36,7 +36,7 @@ def check_feed(
     where: str,
     likely: frozenset[str] = frozenset(),
 ) -> NamedFeed:
-    """A feed as onnxruntime wants it: every input there, of the declared type and rank.
+    """A feed as onnxruntime needs it: complete, with the declared types and ranks.
 
     What lies beside the inputs under the name `labels` becomes the feed's labels.
 
@@ -195,7 +195,7 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
         return None
     if source_float and not target_float:
         return None
-    # What overflows becomes infinite, which the caller refuses.
+    # Overflow gives infinity, which the caller refuses.
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
         if source_float:
@@ -230,7 +230,7 @@ Checker = Callable[[object, str], NamedFeed]
 
 @dataclass(frozen=True, eq=False)
 class Feeds:
-    """A number of feeds, each a dict from input names to arrays.
+    """Feeds: dicts from input names to arrays.
 
     Iterating loads and checks one feed after the other, so that memory does not grow with their
     number; it can be done again and again. A subset shares its source.
@@ -376,7 +376,7 @@ def open_feeds(
     states: frozenset[str],
     likely: frozenset[str] = frozenset(),
 ) -> Feeds:
-    """Opens data of any form; each feed is loaded and checked when it is its turn.
+    """Opens data of any form; each feed is loaded and checked when it is used.
 
     Args:
         source: a path (str or Path) of a .npz file, of a folder of them, or of a folder of ONNX

@@ -71,7 +71,7 @@ def _open_folder(folder: Path, ports: Sequence[Port]) -> Source:
 
 
 def _feeds_in(folder: Path, ports: Sequence[Port]) -> list[tuple[Path, Callable[[], RawFeed]]]:
-    """What loads each feed of a folder, by its path; none where it holds no feeds itself."""
+    """A loader for each feed of a folder, by path; empty if it holds no feeds itself."""
     visible = [item for item in folder.iterdir() if not item.name.startswith(".")]
     archives = sorted((p for p in visible if p.suffix.lower() == ".npz"), key=_natural)
     sets = sorted((p for p in visible if p.is_dir() and _tensor_files(p)), key=_natural)
@@ -178,7 +178,7 @@ def _tensor_files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Sorts clip2 before clip10, and never depends on the order a folder happens to have."""
+    """Natural order (clip2 before clip10), independent of the file system."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], path.name
 

@@ -1,4 +1,4 @@
-"""Sizes of made-up inputs that a file leaves open: as the user states them, or as found.
+"""Sizes of random inputs that a file leaves open: given by the user, or found.
 
 What follows from the graph is known by then, see `shapes`. The rest is found by running: what
 onnxruntime says at the node that refuses, and the sizes of what that node reads, tell how far the
@@ -149,7 +149,7 @@ _NUMBER = re.compile(r"-?\d+")
 
 @dataclass(frozen=True)
 class Failure:
-    """Where and why a model does not run.
+    """Where and why a model fails to run.
 
     Attributes:
         place: the name of the node, its number in order; empty where that is not known.
@@ -162,7 +162,7 @@ class Failure:
 
 
 class SizeSearch:
-    """Looks for sizes with which a model runs.
+    """Finds sizes with which a model runs.
 
     Args:
         solved: for each open size its number, or the name of the one that it equals.
@@ -267,7 +267,7 @@ class SizeSearch:
         return Failure(copy(error), place, tuple(numbers))  # its frames hold what was fed
 
     def _starts(self) -> Iterator[SizeByName]:
-        """Sizes to begin with, from the most telling (all different) to the likeliest to run."""
+        """Initial sizes, from the most informative (all different) to the likeliest to run."""
         others = [key for key in self.free if key not in self.batches]
         for batch, sizes in (
             (_BATCH, range(_LENGTH, _LENGTH + len(others))),
@@ -282,7 +282,7 @@ class SizeSearch:
             yield {key: found[key] for key in self.free}
 
     def _mended(self, sizes: SizeByName) -> SizeByName | Failure:
-        """Sizes that differ as little as may be, with which the model runs."""
+        """Sizes with which the model runs, with as few different ones as possible."""
         failure = self.attempt(sizes)
         passed: set[str] = set()
         while failure is not None:

@@ -15,9 +15,9 @@ from onnx_rnn_prune.errors import PruneError
 # What users give: values are turned into arrays, and checked, later.
 RawFeed = Mapping[str, object]
 
-# What code of the user's may raise; its sys.exit() must not end this process as if all was done.
+# What the user's code may raise; its sys.exit() must not end this process with success.
 FAILURES = (Exception, SystemExit)
-# Nobody calibrates with so many; a generator that never ends would keep the process busy for ever.
+# A limit far above any real data, for generators that never end.
 _MOST_FEEDS = 100_000
 
 
@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """How reports and errors call the source."""
+        """The source's name in reports and errors."""
 
     def __len__(self) -> int:
         """The number of feeds."""
@@ -119,7 +119,7 @@ class Streamed:
                 yield f"{self.name}: feed {number}", feed
 
     def run(self) -> Iterator[tuple[bool, RawFeed]]:
-        """Runs the user's own code, whose exceptions of any type are the user's to mend."""
+        """Runs the user's own code; any exception is a PruneError."""
         try:
             for number, feed in enumerate(flat(self._start())):
                 if number == _MOST_FEEDS:

@@ -1,4 +1,4 @@
-"""Which feeds follow one another: each goes on from the states in which the call before ended."""
+"""Streams: feeds that continue from the states in which the previous call ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROUNDING, _HALF_ROUNDING = 1e-3, 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Streams(Record):
-    """What reports say of states that callers carry from call to call.
+    """How states carried from call to call were treated.
 
     Attributes:
         states: the inputs, each with its output.

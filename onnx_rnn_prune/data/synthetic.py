@@ -1,4 +1,4 @@
-"""Made-up feeds, for when there is no data, and what the numbers in them stand for."""
+"""Random feeds, for use without data, and what their numbers mean."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, Array]]:
             yield name, numpy_helper.to_array(tensor)
 
 
-# Entries of the largest feed that is made up.
+# Entries of the largest random feed.
 _MOST_ENTRIES = 1 << 24
 # How large the numbers of states are, which are small where they are a model's own.
 _STATE = 0.1
@@ -178,7 +178,7 @@ _EXAMPLES = {3: 100, 4: 224}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the numbers in made-up feeds are.
+    """The kinds of numbers in random feeds.
 
     Attributes:
         solved: for each open size its number, or the name of the one that it equals.
@@ -378,7 +378,7 @@ def _shapeless(port: Port) -> PruneError:
 def _refusal(
     search: SizeSearch, recipe: Recipe, pinned: SizeByName, failure: Failure
 ) -> PruneError:
-    """Which axes no size was found for, and how to say one."""
+    """The axes for which no size was found, and how to give one."""
     reason = f"({'; '.join(map(str, recipe.ports))}); at first, {failure.error.what}"
     if pinned:
         given = ", ".join(f"{name}={size}" for name, size in pinned.items())

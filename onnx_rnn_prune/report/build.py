@@ -1,4 +1,4 @@
-"""The parts of reports that several commands have in common."""
+"""Parts of reports that several commands share."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def outlet_rows(
     restored: Mapping[Outlet, str],
     narrow: Container[Outlet] = (),
 ) -> dict[str, list[OutletRow]]:
-    """Where the units of each layer end, by layer name; `narrow` leave with kept units only."""
+    """Where units of each layer end up, by layer; `narrow` outputs hold kept units only."""
     rows: dict[str, list[OutletRow]] = {}
     outlets = {
         name: list(own) for name, own in groupby(sorted({*ends, *restored}), attrgetter("layer"))
@@ -87,7 +87,7 @@ def outlet_rows(
 def drift_rows(
     found: Mapping[str, Drift], judged: Judged, streams: Streams | None
 ) -> dict[str, DriftRow]:
-    """How far outputs are off, and the signals that some are judged by."""
+    """The deviation of outputs, and of the signals that some are judged by."""
     states = set(streams.states.values()) if streams is not None else set()
     signal_of: dict[str, list[str]] = {}
     for output in judged.kinds:
@@ -98,7 +98,7 @@ def drift_rows(
     for name, values in found.items():
         kind = judged.kinds.get(name, STATE if name in states else None)
         row = DriftRow(**values, kind=kind, signal_of=signal_of.get(name))
-        # Which entry of a state is the largest means nothing.
+        # The largest entry of a state is not an answer.
         rows[name] = replace(row, top1_agreement=None) if kind == STATE else row
     return rows
 
@@ -123,8 +123,8 @@ def total_rows(opened: OpenedModel, after: onnx.ModelProto) -> Totals:
 
 
 def environment() -> Environment:
-    """Where something is measured."""
-    # Versions are of what changes how, or how fast, a model computes.
+    """The versions and machine of a measurement."""
+    # The packages that affect results or speed.
     packages = ("onnx_rnn_prune", "onnx", "onnxruntime", "onnx_graphsurgeon", "numpy")
     return Environment(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

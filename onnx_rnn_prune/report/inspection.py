@@ -25,7 +25,7 @@ from onnx_rnn_prune.text import presentable
 
 # Letters of a name that leaves room for all columns in a line.
 _SHORT = 12
-# The shares of units at which tables show a curve.
+# Shares of units for which tables show a curve.
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 
 
@@ -59,7 +59,7 @@ def inspect_table(report: InspectReport) -> Group:
 
 
 def _rolled(report: InspectReport) -> list[str]:
-    """What was written out and is a layer in the tables, and what that brings."""
+    """The recurrences that were rolled, and the gain."""
     rolling = report.rolling
     rows = [str(row) for row in rolling.rolled] if rolling is not None else []
     if rows and rolling is not None and rolling.speedup is not None:
@@ -68,9 +68,9 @@ def _rolled(report: InspectReport) -> list[str]:
 
 
 def _costs(layers: Sequence[InspectedLayer]) -> Table:
-    """What each layer is and takes, with its share of the model."""
+    """The size and cost of each layer, and its share of the model's."""
     wide = any(len(layer.name) > _SHORT for layer in layers)
-    # A line of its own leaves room for names.
+    # On a line of their own, they leave room for names.
     share, flops = ("\n({})", "FLOPs\nper step") if wide else (" ({})", "FLOPs/step")
     numbers = ("Units", "Inputs", "Parameters", flops, "Time")
     table = new_table("Layer", "Type", *numbers, numbers=numbers)
@@ -92,7 +92,7 @@ def _costs(layers: Sequence[InspectedLayer]) -> Table:
 
 
 def _gains(layers: Sequence[InspectedLayer]) -> Table:
-    """What becomes of each layer's outputs when it is cut, and what that saves."""
+    """What becomes of each layer's outputs when it is pruned, and the savings."""
     table = new_table("Layer", "Its output, once pruned", "Removing half its units saves")
     for layer in layers:
         left = f"left alone: {layer.pinned}" if layer.pinned else ""
@@ -121,7 +121,7 @@ def _half(layer: InspectedLayer) -> str:
 
 
 def _timed(report: InspectReport) -> list[str]:
-    """What was run to measure, if anything was, and what the layers take of it."""
+    """The layers' share of the time, and how it was measured."""
     timed, share = report.timed_on, report.share_of_time
     if not timed.shapes:
         return []
@@ -150,7 +150,7 @@ def _timed(report: InspectReport) -> list[str]:
 
 
 def sensitivity_table(report: SensitivityReport) -> Group:
-    """The deviation of the outputs, and the metric where there is one, by units kept."""
+    """The deviation of the outputs, and the metric if there is one, by units kept."""
     report, shortened = brief(presentable(report))
     parts: list[RenderableType] = [
         Text(

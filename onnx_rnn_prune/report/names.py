@@ -1,4 +1,4 @@
-"""Layer names as tables show them: exporters write whole paths, of which a few parts tell.
+"""Short layer names for tables: exporters write whole paths, few parts of which matter.
 
 JSON has the full names, and options take them.
 """
@@ -19,11 +19,11 @@ from rich.text import Text
 from onnx_rnn_prune.record import mapped
 from onnx_rnn_prune.report.schema import InspectReport, PruneReport, SensitivityReport
 
-# A name of so many letters stands whole, and shortened ones are filled up to that.
+# Names up to this length stay whole; shortened ones are filled up to it.
 _WHOLE = 30
-# The end of an operator's name is filled up to that.
+# The end of an operator's name is filled up to this length.
 _END = 18
-# A part of a name of so many letters stands whole.
+# Parts of names up to this length stay whole.
 _PART = 12
 _SPACED = re.compile(r"\s*\S+")
 _GAP = "\N{HORIZONTAL ELLIPSIS}"
@@ -31,7 +31,7 @@ _GAP = "\N{HORIZONTAL ELLIPSIS}"
 _BREAK = r"(?:[/:]|\.(?!\d))"
 _PIECE = re.compile(rf"{_BREAK}*(?:(?!{_BREAK}).)+(?:{_BREAK}+$)?|{_BREAK}+")
 _WORD = re.compile(r"_*[^_]+_*$|_*[^_]+|_+")
-# What of reports speaks of layers, beside the rows of these.
+# Fields of reports that mention layers, besides their rows.
 _OF_CURVES = ("layers", "warnings")
 _OF_LAYERS = ("warnings",)
 _OF_PRUNES = ("lossless", "states", "search", "sensitivity", "warnings")
@@ -39,7 +39,7 @@ R = TypeVar("R", PruneReport, InspectReport, SensitivityReport)
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """What to call layers in a table, by full name; no two of them are called the same.
+    """Short names of layers by full name; all differ.
 
     Of a long name its end stays, and those parts before it that tell it from others.
     """
@@ -57,7 +57,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text in a cell; where it is narrow, names break where their parts do."""
+    """Text in a cell; in narrow ones, names break between their parts."""
 
     text: str
 
@@ -98,7 +98,7 @@ def _pieces(name: str) -> list[str]:
 
 
 def brief(report: R) -> tuple[R, bool]:
-    """A report that calls layers by short names, and whether any of them is shorter."""
+    """A report with short names of layers, and whether any was shortened."""
     if isinstance(report, SensitivityReport):
         names, spoken = [name for each in report.layers for name in each.layers], _OF_CURVES
     else:
@@ -182,7 +182,7 @@ def _trimmed(part: str, others: Iterable[str]) -> str:
 
 
 def _common(texts: Iterable[str]) -> int:
-    """How many letters texts begin with alike."""
+    """The length of the common prefix."""
     return len(list(takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))))
 
 

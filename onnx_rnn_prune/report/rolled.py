@@ -1,4 +1,4 @@
-"""What reports hold of recurrences that are written out, or were and became operators."""
+"""Written-out recurrences in reports: those that were rolled, and those that were not."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ from onnx_rnn_prune.text import presentable, visible
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.validate import Latency
 
-# Rows of a table of cuts.
+# Maximum rows in the table of candidates.
 _MOST_ROWS = 12
-# Letters of a name that leaves room for others beside it.
+# Names longer than this leave no room for others beside them.
 _LONG = 16
 
 
 class _Table(Table):
-    """A table whose columns stand closer where there is no room, before words have to break."""
+    """A table that narrows its gaps before it breaks words."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wanted = Measurement.get(console, options.update_width(10_000), self).maximum
@@ -39,7 +39,7 @@ class _Table(Table):
 
 
 def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """An empty table; the named columns hold numbers and end flush right."""
+    """An empty table; the columns in `numbers` are right-aligned."""
     table = _Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in columns:
         right = column in numbers
@@ -51,17 +51,17 @@ def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def sentence(label: str, text: str) -> Text:
-    """A line with its subject set off; names in it are never taken for markup."""
+    """A labelled line; names in it are never taken for markup."""
     return Text.assemble((f"{label}: ", "bold"), text)
 
 
 def warning(text: str) -> Text:
-    """A line that asks for attention."""
+    """A warning."""
     return Text.assemble(("Warning: ", "bold yellow"), text)
 
 
 def note_on_names(shortened: bool) -> list[Text]:
-    """Where names are shorter than options take them, a line that says so."""
+    """A line saying that names are shortened, if they are."""
     if not shortened:
         return []
     text = "shortened here; --only, --skip and --keep take the full names, which --json shows"
@@ -69,7 +69,7 @@ def note_on_names(shortened: bool) -> list[Text]:
 
 
 def prune_table(report: schema.PruneReport) -> Group:
-    """What a prune did: layers, sizes, speed, checks, warnings."""
+    """The report of a prune: layers, sizes, speed, checks, warnings."""
     report, shortened = brief(presentable(report))
     parts: list[RenderableType] = [_layers(report.layers), _gains(report)]
     if report.stages:
@@ -104,7 +104,7 @@ def _times(latency: Latency) -> tuple[str, str, str]:
 
 
 def _stages(stages: Sequence[schema.StageRow]) -> Table:
-    """What each step did, each against the original."""
+    """Each step compared with the original."""
     numbers = ("File size", "Compressed", "Speed", "Deviation")
     table = new_table("Step", *numbers, numbers=numbers)
     for stage in stages:
@@ -136,7 +136,7 @@ def plan_table(plan: Plan) -> Group:
 
 
 def compare_table(report: schema.CompareReport) -> Group:
-    """How far the outputs of two models are apart, and what the second one gains."""
+    """How far the outputs of two models differ, and what the second one gains."""
     report = presentable(report)
     parts = [
         sentence(label, text.replace("the original", "the first"))
@@ -170,7 +170,7 @@ def _against_first(row: schema.BenchRow) -> str:
 
 
 def roll_table(report: RollReport) -> Group:
-    """What became an operator, what did not, and what that brings."""
+    """What was rolled, what was not, and the gain."""
     report = presentable(report)
     parts: list[RenderableType] = [sentence("Rolled", str(row)) for row in report.rolled]
     if not report.rolled:
@@ -201,7 +201,7 @@ def roll_table(report: RollReport) -> Group:
 
 
 def search_table(report: schema.PruneReport) -> Group:
-    """The cuts that no other one beats, what was picked, and whether it is what was asked for."""
+    """The Pareto-optimal candidates, the picked one, and whether it meets the limits."""
     shown, _ = brief(presentable(report))
     if shown.search is None:
         return prune_table(report)
@@ -217,7 +217,7 @@ def _frontier(search: schema.SearchRows, layers: Sequence[str]) -> Table:
     numbers = ("No.", "Parameters", "File size", "Predicted\ntime", quality)
     table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
     rows = [search.candidates[number] for number in words.frontier(search)]
-    # Evenly fewer where there are many; the picked one stays.
+    # Thinned out evenly if there are many; the picked one stays.
     every = -(-len(rows) // _MOST_ROWS)
     for row in (row for n, row in enumerate(rows) if n % every == 0 or row.picked):
         state = "picked" if row.picked else "met" if row.meets else "missed"
@@ -243,7 +243,7 @@ def _uncertainty(search: schema.SearchRows) -> str:
 
 
 def _estimate(name: str, row: schema.Candidate) -> str:
-    """A quality and its standard error, which a limit must leave room for."""
+    """A quality and its standard error."""
     known = math.isfinite(row.spread) and row.spread > 0.0
     error = f" ± {words.quality(name, row.spread)}" if known else ""
     return words.quality(name, row.quality) + error
@@ -274,7 +274,7 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
 
 
 class ProgressBars:
-    """One bar per task, gone when all is done; call it with what is done.
+    """One progress bar per task, removed at the end; call it to report progress.
 
     Nothing is shown where standard error is not a terminal.
 

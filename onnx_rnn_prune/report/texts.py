@@ -75,7 +75,7 @@ def _plain(value: object) -> object:
 
 
 def prune_summary(report: PruneReport) -> str:
-    """What a prune did, in Markdown."""
+    """The report of a prune in Markdown."""
     report, _ = brief(presentable(report))
     before, after = report.totals.params_before, report.totals.params_after
     params = ("Parameters", amount(before), amount(after), fewer(before, after))
@@ -93,7 +93,7 @@ def prune_summary(report: PruneReport) -> str:
 
 
 def compare_summary(report: CompareReport) -> str:
-    """How far two models are apart, in Markdown, and whether that is within the limit."""
+    """The comparison of two models in Markdown, and whether it is within the limit."""
     report = presentable(report)
     title = "### Compared"
     if report.max_nrmse is not None:
@@ -109,7 +109,7 @@ def compare_summary(report: CompareReport) -> str:
 
 
 def _table(columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under headings; the columns of numbers end flush right."""
+    """A table; the columns in `numbers` are right-aligned."""
     if not rows:
         return ""
     rules = ["---:" if column in numbers else "---" for column in columns]
@@ -146,7 +146,7 @@ def _three(value: float) -> str:
 
 
 def _said(report: PruneReport) -> str:
-    """What is in no table."""
+    """What the tables do not show."""
     lines = [
         f"- **{markdown(label)}**: {markdown(text)}"
         for label, text in words.sentences(report)

@@ -1,4 +1,4 @@
-"""How numbers and facts of a report are said, by all renderers."""
+"""The wording of reports, for all renderers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.validate import Oracle
 from onnx_rnn_prune.validate.quality import NRMSE
 
-# Quartiles of a speedup that lie further apart than this share of it are shown.
+# Quartiles are shown if they are further apart than this share of the speedup.
 _WIDE = 0.2
 # Between these, two models are called equally fast: of two copies of one file, medians of 300 pairs
 # of runs differed by up to 1 %.
 SLOWER, FASTER = 0.98, 1.02
 # Below this, two digits of a speedup would say 1.0x.
 _NEAR = 1.05
-# From this share of a run on, it is said that other layers could be pruned as well.
+# From this share of the time on, reports say that other layers could be pruned as well.
 _LARGE = 0.2
 
 
@@ -36,7 +36,7 @@ _ENDS_SHOWN = 3
 
 
 def verdict(report: schema.PruneReport) -> str:
-    """A few sentences on what a prune gained, what it cost, and whether that is proven."""
+    """What pruning gained and lost, and whether the self-check passed, in a few sentences."""
     latency, totals = report.latency, report.totals
     change = fewer(totals.bytes_before, totals.bytes_after)
     size = {"the same": "as large as before"}.get(change, change)
@@ -71,7 +71,7 @@ def compared(report: schema.CompareReport) -> str:
 
 
 def worst(drift: Mapping[str, schema.DriftRow]) -> tuple[str, float | None] | None:
-    """The output that deviates most and by how much, None where that is without measure.
+    """The output that deviates most and its deviation, None if undefined.
 
     States that callers hand back count where there is nothing else. None where there are no
     outputs.
@@ -101,19 +101,19 @@ def _deviation(report: schema.PruneReport, error: float | None) -> str:
 
 
 def kind(layer: schema.LayerRow | schema.InspectedLayer) -> str:
-    """The operator, with its direction where that is not the usual one."""
+    """The operator, with its direction unless forward."""
     return layer.op if layer.direction == "forward" else f"{layer.op}, {layer.direction}"
 
 
 def change(before: str, after: str) -> str:
-    """`a -> b`, or just a where nothing changes."""
+    """`a -> b`, or just `a` if nothing changes."""
     return before if before == after else f"{before} -> {after}"
 
 
 LAYER_COLUMNS = ("Layer", "Type", "Units", "Parameters", "Its output")
 
 
-# Of a layer whose weights count where another layer reads them.
+# For a layer whose weights are counted with another layer.
 SHARED = "shared"
 
 
@@ -141,7 +141,7 @@ def outcome(layer: schema.LayerRow) -> str:
 
 
 def ends(outlets: Sequence[schema.OutletRow]) -> str:
-    """Where a layer's outputs end, each way in a line."""
+    """Where a layer's outputs end up, a line for each case."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for outlet in outlets:
         groups.setdefault((outlet.output, outlet.end, outlet.reason), []).append(outlet.at)
@@ -168,7 +168,7 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
-    """What there is to say about a prune beyond its tables: subjects, and a sentence on each.
+    """What the tables do not show: labels, and a sentence for each.
 
     Options are named as flags in the report of a command, and as arguments in any other.
     """
@@ -196,7 +196,7 @@ def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
 
 
 def frontier(search: schema.SearchRows) -> list[int]:
-    """The numbers of the pick and of cuts that no other beats, the fastest first."""
+    """The indices of the Pareto-optimal candidates and of the picked one, fastest first."""
     shown = [n for n, row in enumerate(search.candidates) if row.frontier or row.picked]
     return sorted(shown, key=lambda n: search.candidates[n].ms)
 
@@ -205,7 +205,7 @@ MISSED = "MISSED"
 
 
 def limit_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
-    """For each limit, what the written file reaches of it on the test feeds."""
+    """For each limit, the value that the written file reaches on the test feeds."""
     show: dict[str, Callable[[float], str]] = {
         "speed": duration,
         "params": amount,
@@ -225,7 +225,7 @@ def limit_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
 
 
 def drift_sentences(drift: Mapping[str, schema.DriftRow]) -> list[tuple[str, str]]:
-    """For each output, how far it is from the original's, in words."""
+    """For each output, its deviation in words."""
     return [(drift_title(name, values), _apart(values)) for name, values in drift.items()]
 
 
@@ -267,7 +267,7 @@ def _self_check(oracle: Oracle, mode: str, later: Sequence[str]) -> str:
 
 
 def _superfluous(row: schema.LosslessRow) -> str:
-    """What of a layer provably changes nothing, and how much of that goes."""
+    """The superfluous units of a layer, and how many of them were removed."""
     kinds = {"dead": row.dead, "zero": row.zero, "constant": row.constant}
     kinds["duplicate"] = row.duplicate
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
@@ -350,7 +350,7 @@ def duration(ms: float) -> str:
 
 
 def quality_name(name: str) -> str:
-    """What people call a quality."""
+    """The name of a quality for readers."""
     return "deviation" if name == NRMSE.name else name
 
 
@@ -396,7 +396,7 @@ def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
 
 
 def times(ratio: float, quartiles: Sequence[float] | None = None) -> str:
-    """A speedup as a factor, `2.50x`, with its quartiles where they are far apart or hold 1."""
+    """A speedup as a factor, `2.50x`, with its quartiles if they are far apart or include 1."""
     low, high = quartiles or (ratio, ratio)
     plain = high - low <= _WIDE * ratio and not low <= 1 <= high
     return f"{ratio:.2f}x" if plain or low == high else f"{ratio:.2f}x ({low:.2f}x to {high:.2f}x)"
@@ -419,7 +419,7 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
 
 
 def _digits(value: float, digits: int = 3) -> str:
-    """A number to so many significant digits, without an exponent, whole parts in full."""
+    """A number to that many significant digits, without an exponent."""
     if value == 0:
         return "0"
     # The exponent of the rounded number: 0.9996 to three digits is 1.00.
