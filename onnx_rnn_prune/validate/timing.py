@@ -50,7 +50,7 @@ class Timing:
             one's time / its own, so that a machine that slows down for a while slows both.
         ratio_quartiles: what a quarter and three quarters of these ratios do not exceed.
         quartiles_ms: the times that a quarter and three quarters of the runs do not exceed.
-        fastest_ms: the time of the run that was disturbed least.
+        busy_ms: the median time in which the processor was at a run, and at nothing else between.
     """
 
     ms: float
@@ -58,7 +58,7 @@ class Timing:
     ratio_quartiles: tuple[float, float]
     rounds: int
     quartiles_ms: tuple[float, float]
-    fastest_ms: float
+    busy_ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,18 +107,20 @@ def timings(
             break
     order, warm = list(range(len(models))), time.perf_counter()
     times: list[list[float]] = [[] for _ in models]
+    busy: list[list[float]] = [[] for _ in models]
     while len(times[0]) < rounds or time.perf_counter() - warm < least:
         feed = next(feeds)
         for index in order:
             run, ready = models[index].runner, models[index].ready(used[index].given(feed))
-            begin = time.perf_counter()
+            begin, own = time.perf_counter(), time.thread_time()
             outputs = run(ready)
             times[index].append((time.perf_counter() - begin) * 1000.0)
+            busy[index].append((time.thread_time() - own) * 1000.0)
             used[index].gave(outputs)
         order.reverse()
         if time.perf_counter() - start > seconds:
             break
-    return tuple(_timing(times[0], own) for own in times)
+    return tuple(_timing(times[0], *own) for own in zip(times, busy, strict=True))
 
 
 def latency(
@@ -143,7 +145,7 @@ def latency(
     )
 
 
-def _timing(first: Sequence[float], own: Sequence[float]) -> Timing:
+def _timing(first: Sequence[float], own: Sequence[float], busy: Sequence[float]) -> Timing:
     ratios = [one / max(other, 1e-9) for one, other in zip(first, own, strict=True)]
     return Timing(
         ms=statistics.median(own),
@@ -151,7 +153,7 @@ def _timing(first: Sequence[float], own: Sequence[float]) -> Timing:
         ratio_quartiles=_quartiles(ratios),
         rounds=len(own),
         quartiles_ms=_quartiles(own),
-        fastest_ms=min(own),
+        busy_ms=statistics.median(busy),
     )
 
 
