@@ -126,6 +126,8 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 held = _hold(reader, found, form, names)
                 if held is not None and held.step.op == "RNN":
                     plain[held.output.key] = held.step
+                elif held is None and any(isinstance(a, Product) for a, _ in form.terms.values()):
+                    reader.known |= {name: reader.leaf(name) for name in names}  # it is no state
             elif is_state and _may_be_first(form):
                 for inner in _within(form):
                     if inner.key in named:

@@ -272,6 +272,22 @@ def test_loops_that_read_from_both_ends_become_one_operator(kind, joined, mask, 
     assert "ReverseSequence" not in {node.op_type for node in written.graph.node}
 
 
+def test_a_masked_loop_that_reads_what_another_one_gives_rolls():
+    rng = np.random.default_rng(0)
+    model = repeated(gru(rng), mask="where", zero=True)
+    other = repeated(rnn(rng, width=UNITS), mask="where")
+    second = onnx.compose.add_prefix(other, "r_").graph
+    model.graph.node.append(onnx.helper.make_node("Identity", ["ys"], ["r_x"]))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["mask"], ["r_mask"]))
+    model.graph.node.extend(second.node)
+    weights = [value for value in other.graph.initializer if value.name.endswith("_6")]
+    model.graph.initializer.extend([*second.initializer, *weights])  # of its body
+    model.graph.input.extend(port for port in second.input if port.name == "r_h0")
+    model.graph.output[0].name = "r_ys"
+    written, _ = rolled(model, long_and_short(model))
+    assert [node.op_type for node in operators(written)] == ["GRU", "RNN"]
+
+
 @pytest.mark.parametrize("op", ["Identity", "Where"])
 def test_steps_of_which_a_truth_value_holds_c_otherwise_stay(op):
     """Not at all, or where another one says so."""
