@@ -153,6 +153,7 @@ def test_other_arguments_of_a_wrong_type(call, message):
 
 def test_numbers_of_numpy_are_taken():
     result = prune(lookup(), keep=np.int64(2), align=np.int32(1), seed=np.uint8(3))
+    assert repr(result).startswith("<PruneResult: The pruned model is ")
     assert result.report["layers"][0]["hidden_after"] == 2
 
 
@@ -195,6 +196,11 @@ def test_layers_that_bounds_leave_whole_are_named(bounds, tmp_path, capsys):
     assert run(["plan", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p.json"), *options]) == 0
     assert f"Warning: {text.for_shell}" in " ".join(capsys.readouterr().out.split())
     assert plan(lookup(), keep=2, align=2, min_units=2).notes == ()
+
+
+def test_more_units_than_a_layer_has_are_noted():
+    assert plan(lookup(), keep=4).notes == ()
+    assert plan(lookup(), keep=5).notes == ("Y keeps all units: it has fewer than 5",)
 
 
 def test_a_small_layer_whose_states_cost_more_than_it_saves_is_left_alone():

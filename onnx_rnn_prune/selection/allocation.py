@@ -233,6 +233,15 @@ class Keeps:
     default: Keep
     named: tuple[tuple[str, Keep], ...] = ()
 
+    def notes(self, trace: Trace) -> tuple[str, ...]:
+        """A note on each group that has fewer units than were asked for."""
+        asked = [(group, self.of(group.layers).units or 0) for group in trace.groups]
+        return tuple(
+            f"{', '.join(group.layers)} keeps all units: it has fewer than {units}"
+            for group, units in asked
+            if units // trace.lanes_of(group) > group.size
+        )
+
     def __str__(self) -> str:
         parts = [f"{glob}={keep}" for glob, keep in self.named]
         return ", ".join([*parts, str(self.default)])

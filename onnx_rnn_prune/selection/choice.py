@@ -135,8 +135,11 @@ def choose_plan(
     plan = Plan.from_mask(known, traced.trace, keep)
     if request.budget is None:  # what a budget asks for is not for us to judge
         plan = pin_unprofitable(traced, plan, request.refits(data))
-    notes = tuple(map(Note, request.bounds.notes(traced.trace.groups)))
-    return replace(plan, pinned={**traced.left, **plan.pinned}, notes=notes), traced
+    notes = request.bounds.notes(traced.trace.groups)
+    notes += () if request.keep is None else request.keep.notes(traced.trace)
+    return replace(
+        plan, pinned={**traced.left, **plan.pinned}, notes=tuple(map(Note, notes))
+    ), traced
 
 
 def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
