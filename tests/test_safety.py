@@ -521,7 +521,32 @@ def with_a_body_as_layout(proto):
     proto.graph.node[0].attribute.append(attribute)
 
 
+def with_functions(*calls, inputs="a"):
+    """The functions F0, F1, ..., each of a call or two of others; the model calls the first."""
+
+    def change(proto):
+        for number, called in enumerate(calls):
+            function = proto.functions.add(name=f"F{number}", domain="own")
+            function.input.append("a")
+            function.output.append("b")
+            function.opset_import.add(domain="own", version=1)
+            names = zip("a" + "c" * (len(called) - 1), "c" * (len(called) - 1) + "b", strict=True)
+            nodes = zip(called, names, strict=True)
+            function.node.extend(
+                helper.make_node(op, [one], [two], domain="own") for op, (one, two) in nodes
+            )
+        proto.opset_import.add(domain="own", version=1)
+        given = ["x"] * len(inputs)
+        proto.graph.node.append(helper.make_node("F0", given, ["called"], domain="own"))
+
+    return change
+
+
 BROKEN = {
+    with_functions(["F1"], ["F0"]): "it calls itself",
+    with_functions(["F0"]): "function 'F0': it calls itself",
+    with_functions(["F1"], inputs="ab"): "node 'F0': it has more inputs than the function",
+    with_functions(*([f"F{n}"] * 2 for n in range(1, 40))): "once its functions are written out",
     cut_short: "weight 'W': its shape takes 288 bytes, and it has 287",
     said_huge: "its shape takes",
     said_negative: "weight 'W': its shape is [-1, ",

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -45,6 +46,7 @@ _HOLDERS = {
 }
 _ONNX = {"", "ai.onnx"}  # how the domain of ONNX's own operators is written
 _REMEDY = "export the model again, or get the whole file"
+_MOST_NODES = 1 << 22
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
@@ -79,7 +81,33 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     for node in messages(model, onnx.NodeProto):
         _check_node(node)
+    _check_calls(model)
     return model
+
+
+def _check_calls(model: onnx.ModelProto) -> None:
+    """Calls fit their functions, which call themselves nowhere and multiply to no flood."""
+    functions = {(each.domain, each.name, each.overload): each for each in model.functions}
+    calls: dict[Any, list[Any]] = {}
+    for key, holder in [*functions.items(), (None, model.graph)]:
+        calls[key] = []
+        for node in messages(holder, onnx.NodeProto):
+            called = node.domain, node.op_type, node.overload
+            calls[key].append(called)
+            if called in functions:
+                for side in ("input", "output"):
+                    most = len(getattr(functions[called], side))
+                    where = f"node '{node.name or node.op_type}'"
+                    what = f"it has more {side}s than the function that it calls, {most}"
+                    _require(len(getattr(node, side)) <= most, where, what)
+    sizes: dict[Any, int] = {}  # so many nodes once all calls are written out
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            sizes[key] = sum(1 + sizes[called] for called in calls[key]) if key in calls else 0
+    except CycleError as error:
+        _require(False, f"function '{error.args[1][0][1]}'", "it calls itself")
+    what = f"it has {sizes[None]} nodes once its functions are written out"
+    _require(sizes[None] <= _MOST_NODES, "the model", what)
 
 
 def _check_node(node: onnx.NodeProto) -> None:
