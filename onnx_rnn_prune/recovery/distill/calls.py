@@ -74,6 +74,17 @@ class Calls:
         """Of the network."""
         return self.network.constants
 
+    def may_learn(self, weight: str) -> bool:
+        """Whether gradients tell what a weight does in every call.
+
+        Where all calls are computed at once, states are only brought into a window and out of it: a
+        weight that they meet there would learn what suits its first call.
+        """
+        if self.joined is None:
+            return True
+        between = (*self.joined.first, *self.joined.last)
+        return not any(weight in step.inputs for step in between)
+
     def __call__(
         self, given: Tensors, weights: Tensors, wanted: Sequence[str]
     ) -> dict[str, torch.Tensor]:

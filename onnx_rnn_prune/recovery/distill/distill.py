@@ -139,7 +139,8 @@ def distill(
     if pieces:
         calls = Calls.of(network, feeds.states, targets, pieces[0].call(0))
         made = windows(pieces, calls.states, calls.count, calls.rows, config.seed)
-        task = Task(calls, tuple(places), scales, region.scores, labelled, loss)
+        learning = tuple(filter(calls.may_learn, places))
+        task = Task(calls, learning, scales, region.scores, labelled, loss)
     else:
         augmentation = Augmentation(feeds, signature.inputs(student.original.source), config.seed)
         made = _batches(teacher, augmentation, loss)
