@@ -21,6 +21,8 @@ Counts = tuple[int, ...]
 QUICK, FULL = "quick", "full"
 # Units of a group from which on steps of 8 are small.
 _MANY = 32
+# Times that differ by less than this share are equal: predictions are not better than that.
+_ALIKE = 0.02
 
 
 class Ask(NamedTuple):
@@ -159,10 +161,15 @@ class Aim:
         good = self.most is None or trial.loss + trial.spread <= self.most
         return good and trial.nrmse <= self.nrmse and self.fits(list(trial.counts))
 
-    def rank(self, trial: Trial) -> tuple[bool, bool, float]:
-        """The lower, the better: what fits, of that what is good enough, of that the fastest."""
+    def rank(self, trial: Trial) -> tuple[bool, bool, int, float]:
+        """The lower, the better: what fits, of that what is good enough, of that the fastest.
+
+        Of equally fast ones, the one that loses least.
+        """
         fits, meets = self.fits(list(trial.counts)), self.meets(trial)
-        return not fits, not meets, trial.loss if self.most is None or not meets else trial.ms
+        by_time = meets and self.most is not None
+        time = round(math.log(max(trial.ms, 1e-9)) / _ALIKE) if by_time else 0
+        return not fits, not meets, time, trial.loss
 
     def for_quick(self, quick: Trial, full: Trial) -> Aim:
         """What quick trials must reach, if one in full makes up for as much as it did here."""

@@ -118,6 +118,14 @@ def test_greedy_comes_near_the_best_cut_that_is_fast_enough():
     assert best.loss <= 0.9 * 1.05 * min(lost(counts) for counts in cuts if cost(counts) <= most)
 
 
+def test_of_cuts_that_are_equally_fast_the_one_that_loses_least_is_best():
+    fast, better, slow = (
+        Trial((n,), QUICK, loss, loss, 0.0, loss, ms, 1, 1, 0.0)
+        for n, (loss, ms) in enumerate([(0.3, 1.000), (0.1, 1.005), (0.05, 1.1)])
+    )
+    assert sorted([slow, fast, better], key=Aim(0.4, anything).rank) == [better, fast, slow]
+
+
 def test_optuna_finds_a_cut_that_is_good_enough():
     pytest.importorskip("optuna")
     trials = searched("optuna", Aim(0.2, anything))
@@ -254,7 +262,7 @@ def test_memory_tells_apart_what_was_measured_in_other_ways(tmp_path):
 
 def test_memory_refuses_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("something else, and long enough to be no database" * 9)
-    with pytest.raises(PruneError, match=r"notes.txt: cannot be used to remember"):
+    with pytest.raises(PruneError, match=r"notes.txt: cannot be used as a study"):
         Study(tmp_path / "notes.txt", "")
     with pytest.raises(PruneError, match=r"name another file with study="):
         Study(tmp_path / "nowhere" / "study", "")
@@ -422,7 +430,7 @@ def test_all_of_several_limits_are_met(feeds):
 
 
 def test_what_cannot_be_met_is_said(feeds):
-    with pytest.raises(ConstraintError, match=r"^search: not even the fewest units"):
+    with pytest.raises(ConstraintError, match=r"^search: even with the fewest units allowed"):
         search(feeds, params="1%")
     with pytest.raises(
         ConstraintError,
