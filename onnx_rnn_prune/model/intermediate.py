@@ -106,12 +106,17 @@ class IntermediateOutputs:
             except (ValueError, IndexError):
                 whole = False
             if not whole:  # onnxruntime takes sizes that are declared for those that are there
-                raise PruneError(
-                    "a loop's or branch's body declares shapes that its tensors do not have",
-                    where="the model",
-                    remedy="check it with onnx.checker (full_check), and export it again",
-                )
+                raise misdeclared()
         return found | {name: [shown[name]] for name in self.main}
+
+
+def misdeclared() -> PruneError:
+    """Of a body whose declared shapes onnxruntime takes for those that are there."""
+    return PruneError(
+        "a loop's or branch's body declares shapes that its tensors do not have",
+        where="the model",
+        remedy="check it with onnx.checker (full_check), and export it again",
+    )
 
 
 def intermediate_outputs(

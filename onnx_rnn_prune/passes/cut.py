@@ -19,6 +19,7 @@ from onnx_rnn_prune.model.integers import (
     own_dequantize,
     write_dequantized,
 )
+from onnx_rnn_prune.model.intermediate import misdeclared
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, nodes_by_key, places
 from onnx_rnn_prune.operators.base import Bound, Cut, without_cut
@@ -176,7 +177,11 @@ def _digest(value: Array) -> bytes:
 
 
 def resize(document: Document, trace: Trace, keep: Mask) -> None:
-    """Adapts operators and declared shapes along the way of the units."""
+    """Adapts operators and declared shapes along the way of the units.
+
+    Raises:
+        PruneError: a body declares another rank than its input has.
+    """
     graph = document.graph
     cuts = {name: _cut(trace, name, keep) for name in trace.labels}
     for node in list(all_nodes(graph)):
@@ -185,6 +190,9 @@ def resize(document: Document, trace: Trace, keep: Mask) -> None:
             row.resize(graph, node, cuts)
     made = [tensor for node in all_nodes(graph) for tensor in node.outputs]
     ports = [tensor for place in places(graph) for tensor in place.graph.inputs]
+    for tensor in ports:
+        if tensor.name in cuts and len(tensor.shape or ()) not in (0, cuts[tensor.name].rank):
+            raise misdeclared()
     for tensor in (*ports, *made):
         if tensor.name in cuts:
             _declare(tensor, cuts[tensor.name])

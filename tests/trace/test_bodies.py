@@ -3,6 +3,7 @@
 import cProfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from onnx_rnn_prune.trace.plan import LayerPlan
 from oracle.cells import CELLS, FORMS, Cell, draw_written, draw_written_case
 from oracle.check import TRACED, check_case, check_prepared
 from oracle.recovered import recovered
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 HIDDEN, WIDTH = 8, 3
 RNG = np.random.default_rng(0)
@@ -292,6 +295,15 @@ def test_each_body_is_looked_at_once_for_what_it_reads():
     found = [reads(node) for node in messages(proto, onnx.NodeProto)]
     assert found[0] == {"yes", "x", *(f"o{level}" for level in range(9))}
     assert sum(looked.values()) == 2**10 - 2
+
+
+def test_a_cut_state_that_a_body_declares_with_another_rank_is_named():
+    proto = onnx.load(FIXTURES / "cell_sru_loop.onnx")
+    (loop,) = (node for node in proto.graph.node if node.op_type == "Loop")
+    dims = loop.attribute[0].g.input[-1].type.tensor_type.shape.dim
+    dims.add().CopyFrom(dims[-1])
+    with pytest.raises(PruneError, match="declares shapes"):
+        prune(proto, keep=0.5, layers="all")
 
 
 def calls_per_layer(depth):
