@@ -209,7 +209,8 @@ class TestWithTorch:
             Pipeline((write,))(found)
             return drift(opened.run(), Runner(found), fed.validation)["logits"].nrmse
 
-        _, learning = distill(student, fed.calibration, judge, pipeline.TrainingConfig(), silent)
+        config = pipeline.TrainingConfig(rate=0.02)
+        _, learning = distill(student, fed.calibration, judge, config, silent)
         assert learning.after < 0.25 * learning.before
 
 

@@ -27,7 +27,7 @@ _IN_TURN = 64
 # Windows that go on from one another, before others take their places.
 _WINDOWS = 4
 # What all that is learnt from may take in memory; streams that follow are left out.
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)
