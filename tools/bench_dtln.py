@@ -82,10 +82,10 @@ noise at 14 dB, half of the units, 15 minutes at most:
 | trained on | steps | without training | trained |
 | --- | ---: | ---: | ---: |
 | 1040 s, four draws, twice the learning rate | 10,000 | 16.3% | 14.1% |
-| 1560 s, six draws | 31,500 | 16.9% | 12.6% |
+| 1560 s, six draws, held in 1 GB instead of 0.5 GB | 31,500 | 16.9% | 12.6% |
 
-So 20 % without training is reached with white noise,
-and not at 0 to 15 dB; 12 % with training is missed by half a point."""
+So 20 % without training is reached with white noise, and not at 0 to 15 dB;
+12 % with training is missed by half a point."""
 
 Frames = npt.NDArray[np.float32]
 

@@ -258,8 +258,8 @@ class _Place:
     def nbytes(self) -> int:
         return self.kind.itemsize * math.prod(self.shape)
 
-    def of(self, lines: bytes, start: int = 0) -> Array:
-        """The array in what was read of the file, from there on."""
+    def of(self, lines: bytes, start: int) -> Array:
+        """The array in what was read of the file from `start` on."""
         return np.ndarray(self.shape, self.kind, lines, self.start - start)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:

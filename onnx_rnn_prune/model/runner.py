@@ -105,7 +105,7 @@ class Runner:
             raise self._unfit(error) from error
         if self._spare.kept is not None:
             weakref.finalize(self, self._spare.kept.cleanup)
-        self._unsafe = model if self._asked is None and self._spare.endangered else None
+        self._unsafe = model if self._spare.endangered else None
         # What fails where a layer would get a sequence without entries; loaded once it is needed.
         self._guarded: Runner | None = None
         self._session = self._load(self._spare)
@@ -227,7 +227,8 @@ class _Loadable:
     Attributes:
         content: the model, with references to large weights.
         folder: that holds all that it refers to.
-        endangered: whether a layer may get a sequence without entries.
+        endangered: whether a layer may get a sequence without entries; not looked at where outputs
+            are asked for.
         given: values of weights that lie elsewhere, mapped.
         kept: the folder with weights that were written for it, which goes with this; what is mapped
             lives on when its file is gone.
@@ -256,7 +257,7 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
     if _is_small(source) and not is_apart(source):
         whole = model.write() if isinstance(model, Document) else model
         content = _asked(whole, outputs).SerializeToString()
-        return _Loadable(content, os.devnull, bool(may_be_empty(whole)))
+        return _Loadable(content, os.devnull, outputs is None and bool(may_be_empty(whole)))
     with contextlib.ExitStack() as stack:
         folder = temporary_folder()  # where its files cannot go while mapped, the system cleans up
         path = Path(stack.enter_context(folder)).resolve() / "weights"
@@ -269,7 +270,7 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
             )
         given = weights.given(light)
         content = _asked(light, outputs).SerializeToString()
-        endangered = bool(may_be_empty(light))
+        endangered = outputs is None and bool(may_be_empty(light))
         del light
         stack.pop_all()  # it is needed for longer
     give_back(sum(map(raw_length, source.graph.initializer)), len(source.graph.node))
