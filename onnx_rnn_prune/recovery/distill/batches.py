@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
+import torch
 
+from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.model.signature import Dim, Port
@@ -265,6 +268,130 @@ def _joined(pieces: Sequence[Array], axes: Axes, rng: np.random.Generator) -> Ar
     shape = [size if axis == axes.batch else 1 for axis, size in enumerate(value.shape)]
     others = rng.permutation(value.reshape(-1)).reshape(value.shape)
     return np.where(rng.random(value.shape) < rng.uniform(0.0, _REPLACED, shape), others, value)
+
+
+# Windows that go on from one another, before others take their places.
+_WINDOWS = 4
+# They start at every so many calls of a stream, so that only the states there are kept: of a
+# denoiser with as many states as inputs and outputs, that halves what is held.
+APART = 16
+# What all that is learnt from may take in memory; streams that follow are left out.
+_MOST_STREAM_BYTES = 1 << 29
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Calls of one stream, all of the same sizes, as the original computes them.
+
+    Attributes:
+        given: what the region reads in each call, [calls, ...].
+        starts: the states that windows start from, [calls / APART, ...].
+        wanted: the region's targets, [calls, ...].
+        answers: by call, to compare its outputs with besides.
+    """
+
+    given: Tensors
+    starts: Tensors
+    wanted: Tensors
+    answers: Mapping[int, Answers]
+
+    @staticmethod
+    def of(calls: Sequence[tuple[Batch, Answers | None]], states: frozenset[str]) -> Piece:
+        """What a teacher did in some calls; `states` are the inputs that windows go on in."""
+        given = [batch.given for batch, _ in calls]
+        return Piece(
+            _stacked(given, given[0].keys() - states),
+            _stacked(given[::APART], states),
+            _stacked([batch.wanted for batch, _ in calls], calls[0][0].wanted),
+            {n: a for n, (_, a) in enumerate(calls) if a is not None},
+        )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.wanted.values())))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is kept."""
+        parts = (self.given, self.starts, self.wanted)
+        return sum(value.nbytes for part in parts for value in part.values())
+
+    @property
+    def sizes(self) -> list[torch.Size]:
+        """Of what a call is given and what is wanted of it."""
+        values = (*self.given.values(), *self.starts.values(), *self.wanted.values())
+        return [value.shape[1:] for value in values]
+
+
+def watch(teacher: Teacher, feeds: Feeds, states: Iterable[str]) -> list[Piece]:
+    """What a teacher does on streams, cut where the sizes of calls change.
+
+    Args:
+        teacher: the original.
+        feeds: streams.
+        states: inputs in which a window goes on from the one before.
+    """
+    states = frozenset(states)
+    pieces: list[Piece] = []
+    calls: list[tuple[Batch, Answers | None]] = []
+    sizes = None
+    for feed in feeds:
+        batch = teacher(feed)
+        now = [value.shape for value in (*batch.given.values(), *batch.wanted.values())]
+        if calls and (not feed.follows or now != sizes):
+            pieces.append(Piece.of(calls, states))
+            calls = []
+            if not feed.follows and sum(piece.nbytes for piece in pieces) > _MOST_STREAM_BYTES:
+                return pieces
+        sizes = now
+        calls.append((batch, Answers.of(feed)))
+    return [*pieces, Piece.of(calls, states)]
+
+
+def windows(pieces: Sequence[Piece], calls: int, rows: int, seed: int) -> Iterator[Batch]:
+    """Batches without end.
+
+    A window goes on in the states that the one before left; where that is of other calls, it starts
+    from what the original has there.
+
+    Args:
+        pieces: to learn from.
+        calls: of a window, about.
+        rows: how many pieces lie abreast.
+        seed: of what is drawn.
+    """
+    rng = np.random.default_rng(seed)
+    while True:
+        for number in rng.permutation(len(pieces)):
+            first = pieces[number]
+            fit = [p for p in pieces if len(p) >= len(first) and p.sizes == first.sizes]
+            others = [fit[n] for n in rng.integers(len(fit), size=rows - 1)]
+            length = min(len(first), _WINDOWS * calls)
+            starts = [
+                APART * int(rng.integers((len(p) - length) // APART + 1)) for p in (first, *others)
+            ]
+            bounds = np.linspace(0, length, -(-length // calls) + 1).astype(int).tolist()
+            for begin, end in pairwise(bounds):
+                spans = [
+                    (p, at + begin, at + end)
+                    for p, at in zip((first, *others), starts, strict=True)
+                ]
+                yield _window(spans, begin == 0)
+
+
+def _window(spans: Sequence[tuple[Piece, int, int]], anew: bool) -> Batch:
+    """Parts of pieces abreast, [calls, rows, ...]; the answers are those of the first row."""
+    piece, begin, end = spans[0]
+    given = {n: torch.stack([p.given[n][b:e] for p, b, e in spans], 1) for n in piece.given}
+    if anew:
+        for name in piece.starts:
+            given[name] = torch.stack([p.starts[name][b // APART] for p, b, _ in spans])
+    wanted = {n: torch.stack([p.wanted[n][b:e] for p, b, e in spans], 1) for n in piece.wanted}
+    answers = [((n - begin, 0), piece.answers[n]) for n in range(begin, end) if n in piece.answers]
+    return Batch(given, wanted, answers)
+
+
+def _stacked(calls: Sequence[Tensors], names: Iterable[str]) -> Tensors:
+    return {name: torch.stack([call[name] for call in calls]) for name in sorted(names)}
 
 
 Item = TypeVar("Item")

@@ -9,25 +9,17 @@ time. Otherwise a window is computed call by call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 
-from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.operators.recurrent import CELLS
-from onnx_rnn_prune.recovery.distill.batches import STEPS, WHOLE, Batch, Teacher
-from onnx_rnn_prune.recovery.distill.configuration import Answers
+from onnx_rnn_prune.recovery.distill.batches import STEPS, WHOLE
 from onnx_rnn_prune.recovery.distill.network import Network, Operation, Tensors
 
 # So many calls of a window are computed one after the other.
 _IN_TURN = 64
-# Windows that go on from one another, before others take their places.
-_WINDOWS = 4
-# What all that is learnt from may take in memory; streams that follow are left out.
-_MOST_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,107 +111,6 @@ class Calls:
             found.append(self.network({**inputs, **state}, weights, names))
             state = {name: found[-1][output] for name, output in self.states.items()}
         return {**{name: torch.stack([call[name] for call in found]) for name in wanted}, **state}
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Calls of one stream, all of the same sizes, as the original computes them.
-
-    Attributes:
-        given: what the region reads in each call, the states before it included, [calls, ...].
-        wanted: its targets, [calls, ...].
-        answers: by call, to compare its outputs with besides.
-    """
-
-    given: Tensors
-    wanted: Tensors
-    answers: Mapping[int, Answers]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.wanted.values())))
-
-    def call(self, number: int) -> Tensors:
-        """What one call is given."""
-        return {name: value[number] for name, value in self.given.items()}
-
-    @property
-    def sizes(self) -> list[torch.Size]:
-        """Of what a call is given and what is wanted of it."""
-        return [value.shape[1:] for value in (*self.given.values(), *self.wanted.values())]
-
-
-def watch(teacher: Teacher, feeds: Feeds) -> list[Piece]:
-    """What a teacher does on streams, cut where the sizes of calls change."""
-    pieces: list[Piece] = []
-    calls: list[tuple[Batch, Answers | None]] = []
-    stored, sizes = 0, None
-    for feed in feeds:
-        if not feed.follows and stored > _MOST_BYTES:
-            break
-        batch = teacher(feed)
-        values = [*batch.given.values(), *batch.wanted.values()]
-        now = [value.shape for value in values]
-        if calls and (not feed.follows or now != sizes):
-            pieces.append(_piece(calls))
-            calls = []
-        sizes = now
-        calls.append((batch, Answers.of(feed)))
-        stored += sum(value.nbytes for value in values)
-    return [*pieces, _piece(calls)]
-
-
-def windows(
-    pieces: Sequence[Piece], states: Iterable[str], calls: int, rows: int, seed: int
-) -> Iterator[Batch]:
-    """Batches without end.
-
-    Args:
-        pieces: to learn from.
-        states: inputs in which a window goes on from the one before; only where that is of other
-            calls, it is given what it starts from: what the original has there.
-        calls: of a window, about.
-        rows: how many pieces lie abreast.
-        seed: of what is drawn.
-    """
-    rng, states = np.random.default_rng(seed), frozenset(states)
-    while True:
-        for number in rng.permutation(len(pieces)):
-            first = pieces[number]
-            fit = [p for p in pieces if len(p) >= len(first) and p.sizes == first.sizes]
-            others = [fit[n] for n in rng.integers(len(fit), size=rows - 1)]
-            length = min(len(first), _WINDOWS * calls)
-            starts = [int(rng.integers(len(p) - length + 1)) for p in (first, *others)]
-            bounds = np.linspace(0, length, -(-length // calls) + 1).astype(int).tolist()
-            for begin, end in pairwise(bounds):
-                spans = [
-                    (p, at + begin, at + end)
-                    for p, at in zip((first, *others), starts, strict=True)
-                ]
-                yield _window(spans, states, begin == 0)
-
-
-def _window(spans: Sequence[tuple[Piece, int, int]], states: frozenset[str], anew: bool) -> Batch:
-    """Parts of pieces abreast, [calls, rows, ...]; the answers are those of the first row."""
-    piece, begin, end = spans[0]
-    given = {
-        name: torch.stack([p.given[name][b:e] for p, b, e in spans], 1)
-        for name in piece.given
-        if name not in states
-    }
-    if anew:
-        given |= {name: torch.stack([p.given[name][b] for p, b, _ in spans]) for name in states}
-    wanted = {n: torch.stack([p.wanted[n][b:e] for p, b, e in spans], 1) for n in piece.wanted}
-    answers = [((n - begin, 0), piece.answers[n]) for n in range(begin, end) if n in piece.answers]
-    return Batch(given, wanted, answers)
-
-
-def _piece(calls: Sequence[tuple[Batch, Answers | None]]) -> Piece:
-    batches = [batch for batch, _ in calls]
-    given, wanted = (
-        {name: torch.stack([side[name] for side in sides]) for name in sides[0]}
-        for sides in ([each.given for each in batches], [each.wanted for each in batches])
-    )
-    return Piece(given, wanted, {n: a for n, (_, a) in enumerate(calls) if a is not None})
 
 
 _SLOTS = {cell.op: cell.inputs for cell in CELLS}

@@ -20,8 +20,16 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.base import Bound, without_cut
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovery.distill.batches import Augmentation, Batch, Teacher, ahead
-from onnx_rnn_prune.recovery.distill.calls import Calls, Piece, watch, windows
+from onnx_rnn_prune.recovery.distill.batches import (
+    Augmentation,
+    Batch,
+    Piece,
+    Teacher,
+    ahead,
+    watch,
+    windows,
+)
+from onnx_rnn_prune.recovery.distill.calls import Calls
 from onnx_rnn_prune.recovery.distill.configuration import (
     Answers,
     Loss,
@@ -129,19 +137,19 @@ def distill(
     teacher = Teacher(student.original, student.trace, student.keep, region, feeds.states)
     loss = config.loss
     labelled = () if loss is None else labelled_outputs(student.original, region)
-    pieces = watch(teacher, feeds) if feeds.states else []
-    scales = _scales(pieces or map(teacher, feeds), targets)
 
     def write_back(values: Values) -> WriteBack:
         found = {places[name]: value for name, value in values.items()}
         return WriteBack(student.trace, student.keep, found)
 
-    if pieces:
-        calls = Calls.of(network, feeds.states, targets, pieces[0].call(0))
-        made = windows(pieces, calls.states, calls.count, calls.rows, config.seed)
-        learning = tuple(filter(calls.may_learn, places))
+    if feeds.states:
+        calls = Calls.of(network, feeds.states, targets, teacher(next(iter(feeds))).given)
+        pieces = watch(teacher, feeds, calls.states)
+        made = windows(pieces, calls.count, calls.rows, config.seed)
+        learning, scales = tuple(filter(calls.may_learn, places)), _scales(pieces, targets)
         task = Task(calls, learning, scales, region.scores, labelled, loss)
     else:
+        scales = _scales(map(teacher, feeds), targets)
         augmentation = Augmentation(feeds, signature.inputs(student.original.source), config.seed)
         made = _batches(teacher, augmentation, loss)
         task = Task(network, tuple(places), scales, region.scores, labelled, loss)
