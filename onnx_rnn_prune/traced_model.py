@@ -15,6 +15,7 @@ from onnx_rnn_prune.evidence.products import find_readers
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import hold_unsigned, sums_integers
+from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import OURS, Array, Feed, Runner
 from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.operators.feed_forward import all_layers
@@ -323,10 +324,13 @@ def _reached(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The layers that can lose units, and why the others cannot.
 
-    Some feed must run a layer, or one with which it shares its parameters.
+    Some feed must run a layer, or one with which it shares its parameters. Of what onnxruntime
+    cannot run, no cut can be proven.
     """
     layers = [layer for layer in all_layers(document.graph) if layer.name in names]
     left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
+    known, lost = computable(document.outline()), "it hangs on an operator that onnxruntime lacks"
+    left |= {layer.name: lost for layer in layers if layer.key not in known}
     if any(layer.scope for layer in layers):
         runs = observe(document, layers, feeds).runs
         twins = find_duplicates(layers)
@@ -372,8 +376,7 @@ def _prove_narrow(
     ends = {state.result for state in states}
 
     def slim(rewritten: bool) -> StateRunner:
-        runner = as_proven(result, "its narrow form", rewritten, outputs)
-        return StateRunner(runner, states)
+        return StateRunner(as_proven(result, "its narrow form", rewritten, outputs), states)
 
     def zero(rewritten: bool) -> tuple[StateRunner, StateRunner]:
         runner = as_proven(zeroed, "its zeroed form", rewritten, outputs)

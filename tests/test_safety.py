@@ -641,6 +641,48 @@ def test_no_output_can_be_computed(model, clips):
     assert prune(model, keep=2, data=clips).report["recovery"]["used"] == "none"
 
 
+def behind_another_operator(state):
+    """A layer that reads what onnxruntime cannot compute."""
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17, "elsewhere.example" : 1]>
+        main (float[t, b, 3] x, float[1, b, 40] h) => (float[t, d, b, c] y) {{
+          x2 = elsewhere.example.Mystery (x)
+          [rnn] r = GRU <hidden_size = 40> (x2, W, R {state})
+          y = MatMul (r, V)
+        }}""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("W", (1, 120, 3)), ("R", (1, 120, 40)), ("V", (40, 2))):
+        values = rng.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    return proto
+
+
+@pytest.mark.parametrize("state", ["", ", , , h"])
+def test_what_cannot_be_run_is_not_cut(state, tmp_path, capsys):
+    """What enters such a layer can be computed, but no run shows what its cut computes."""
+    proto = behind_another_operator(state)
+    proto.graph.node.insert(0, helper.make_node("Neg", ["x"], ["negative"]))
+    proto.graph.node[1].input[0] = "negative"
+    onnx.save(proto, tmp_path / "m.onnx")
+    wanted = {
+        "format": "onnx_rnn_prune.plan/1",
+        "model": {"sha256": fingerprint(proto)},
+        "layers": {"rnn": {"scope": "", "hidden_size": 40, "keep": [[0, 1]]}},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(wanted))
+    model, out = str(tmp_path / "m.onnx"), str(tmp_path / "out.onnx")
+    for code, given in ((3, ["prune", model]), (1, ["apply", model, str(tmp_path / "plan.json")])):
+        assert run([*given, "-o", out]) == code
+        told = capsys.readouterr().err
+        assert "it hangs on an operator that onnxruntime lacks" in told
+    assert not Path(out).exists()
+
+
+def test_nothing_can_be_run():
+    with pytest.raises(PruneError, match="all that it computes hangs on operators that onnxrun"):
+        prune(behind_another_operator(""))
+
+
 def test_an_operator_of_others_that_only_a_cut_does_without(model, clips, tmp_path, capsys):
     """A state of zeros is dropped, and with it what onnxruntime cannot run."""
     proto = onnx.load(model)

@@ -312,6 +312,8 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
     Only then is it as users run it, and may be timed.
     """
     names = runnable_outputs(model) if outputs is None else outputs
+    if not names:
+        raise ValueError("all that it computes hangs on operators that onnxruntime lacks")
     if names != [port.name for port in model.graph.output] or not runs_whole(model):
         model = with_outputs(model, names)
     return model if outputs is None else guarded(model)
