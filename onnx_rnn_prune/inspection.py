@@ -42,7 +42,7 @@ from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.report.build import drift_rows, outlet_rows
 from onnx_rnn_prune.report.rolled import WrittenRow, rolling_row
-from onnx_rnn_prune.report.words import worst
+from onnx_rnn_prune.report.wording import worst
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.profitability import unprofitable_layers
 from onnx_rnn_prune.trace.decomposed import DecomposedRecurrence, title

@@ -29,7 +29,7 @@ from onnx_rnn_prune.lossless.unit_merging import equal_units, fit_stand_ins, nea
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.external import is_apart
-from onnx_rnn_prune.model.files import WrittenModel, check_output
+from onnx_rnn_prune.model.files import WrittenModel, check_output, write_text
 from onnx_rnn_prune.model.runner import Feed
 from onnx_rnn_prune.opened_model import OpenedModel, stays_written_out
 from onnx_rnn_prune.operators.feed_forward import all_layers
@@ -37,14 +37,14 @@ from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.options import Interface, Options, Selection
 from onnx_rnn_prune.passes.states import write_states
 from onnx_rnn_prune.progress import Progress
-from onnx_rnn_prune.recovering import recover_units, refitted
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig, require_torch
 from onnx_rnn_prune.recovery.least_squares import Recover, place_states
 from onnx_rnn_prune.recovery.schedules import Schedule
+from onnx_rnn_prune.recovery_choice import recover_units, refitted
 from onnx_rnn_prune.report import schema
 from onnx_rnn_prune.report.build import drift_rows, environment, layer_rows, outlet_rows, total_rows
-from onnx_rnn_prune.report.html import write_html
-from onnx_rnn_prune.report.words import verdict
+from onnx_rnn_prune.report.html import to_html
+from onnx_rnn_prune.report.wording import verdict
 from onnx_rnn_prune.selection.choice import (
     check_lossless,
     choose_plan,
@@ -84,7 +84,7 @@ class PruneResult(WrittenModel):
             PruneError: the file cannot be written.
         """
         check_output(path, self.inputs)
-        write_html(self.report, path)
+        write_text(path, to_html(self.report))
 
 
 @dataclass(frozen=True)

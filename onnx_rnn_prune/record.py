@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any
@@ -53,4 +55,40 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
         return {mapped(key, change): mapped(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [mapped(item, change) for item in value]
+    return value
+
+
+def to_json(report: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """A report as JSON text, in the order of its keys.
+
+    JSON has no infinity and nothing for what is not a number: both become null. Characters that
+    cannot be seen, which a terminal may obey, and that an encoding lacks are escaped.
+
+    Args:
+        encoding: in which the text will be written.
+    """
+    text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
+    return "\n".join(
+        line
+        if _is_plain(line, encoding)
+        else "".join(c if _is_plain(c, encoding) else json.dumps(c)[1:-1] for c in line)
+        for line in text.split("\n")
+    )
+
+
+def _is_plain(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return text.isprintable()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return value

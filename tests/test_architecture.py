@@ -29,7 +29,7 @@ ROOMS = (
     "lossless",
     "calibration",
     "evaluator",
-    "recovering",
+    "recovery_choice",
     "cost",
     "report",
     "selection",

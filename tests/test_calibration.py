@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from onnx_rnn_prune import evaluator as evaluator_module
-from onnx_rnn_prune import pipeline, prune, recovering
+from onnx_rnn_prune import pipeline, prune, recovery_choice
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
@@ -209,7 +209,7 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
         monkeypatch.setattr(
             pipeline, "TrainingConfig", lambda *asked: TrainingConfig(*asked, steps=1, rate=10.0)
         )
-    monkeypatch.setattr(recovering, "_ROUNDS", 0)
+    monkeypatch.setattr(recovery_choice, "_ROUNDS", 0)
     model, others = stacked(None), feeds[9:] if apart else None
     result = prune(model, data=feeds[:9], eval_data=others, recover=asked, criterion="l2")
     assert asked != "distill" or result.report["recovery"]["learning"]["taken"] == 0

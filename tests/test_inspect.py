@@ -13,8 +13,9 @@ from onnx_rnn_prune.cost.cost import count_flops
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.report import inspect_table, to_json
-from onnx_rnn_prune.report.words import sentences
+from onnx_rnn_prune.record import to_json
+from onnx_rnn_prune.report.inspection import inspect_table
+from onnx_rnn_prune.report.wording import sentences
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate.timing import node_times, timings
 from tests.fuzzing import fitting

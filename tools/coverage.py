@@ -27,7 +27,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.model.writing import leave_open
 from onnx_rnn_prune.opened_model import as_run
-from onnx_rnn_prune.report.words import times
+from onnx_rnn_prune.report.wording import times
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.traced_model import as_proven
 from onnx_rnn_prune.validate import either_order, timings

@@ -5,18 +5,22 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
-from onnx_rnn_prune import api, report
+from onnx_rnn_prune import api
 from onnx_rnn_prune.cli import outputs
 from onnx_rnn_prune.cli.config import PROJECT, SECTION, defaults, read_config
 from onnx_rnn_prune.cli.options import name, options_for
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.files import write_atomically
+from onnx_rnn_prune.model.files import write_atomically, write_text
 from onnx_rnn_prune.options import OPTIONS
+from onnx_rnn_prune.report import terminal
+from onnx_rnn_prune.report.inspection import inspect_table, sensitivity_table
+from onnx_rnn_prune.report.markdown import compare_summary
+from onnx_rnn_prune.report.pictures import sensitivity_png
+from onnx_rnn_prune.report.plots import need_matplotlib
 from onnx_rnn_prune.text import visible
 
 # What was given on the command line, by name.
@@ -115,7 +119,7 @@ def _asked(given: Given) -> Given:
 
 def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
     """Calls a function on a model (and a plan) while showing its progress."""
-    with report.ProgressBars() as progress:
+    with terminal.ProgressBars() as progress:
         files = [given[place] for place in ("model", *places)]
         return function(*files, **_asked(given), progress=progress)
 
@@ -129,7 +133,7 @@ def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
 def inspect(given: Given) -> None:
     """List the recurrent layers of MODEL, what they cost and what can be pruned."""
     found = _called(api.inspect, given)
-    outputs.show(found, report.inspect_table, given["as_json"])
+    outputs.show(found, inspect_table, given["as_json"])
 
 
 @_command(
@@ -147,7 +151,7 @@ def prune(given: Given) -> None:
     result = _called(api.prune, given)
     pays = ("bytes",) if given["budget"] is not None else ("bytes", "ms")
     outputs.refuse_worse(result, given["model"], pays)
-    outputs.write(result, given, report.prune_table)
+    outputs.write(result, given, terminal.prune_table)
 
 
 @_command(
@@ -166,7 +170,7 @@ def search(given: Given) -> int:
     is as fast or as small as requested.
     """
     result = _called(api.search, given)
-    outputs.write(result, given, report.search_table)
+    outputs.write(result, given, terminal.search_table)
     if result.report.search is not None and result.report.search.met:
         return 0
     click.echo("Error: a limit is missed on the test feeds, see above", err=True)
@@ -186,11 +190,11 @@ def sensitivity(given: Given) -> None:
     """Prune each layer of MODEL by itself to several widths, and show how the outputs deviate."""
     png = given["png"]
     if png is not None:
-        report.need_matplotlib()
+        need_matplotlib()
     found = _called(api.sensitivity, given)
-    outputs.show(found, report.sensitivity_table, given["as_json"])
+    outputs.show(found, sensitivity_table, given["as_json"])
     if png is not None:
-        write_atomically(png, report.sensitivity_png(found))
+        write_atomically(png, sensitivity_png(found))
         if not given["as_json"]:
             outputs.say_written(png)
 
@@ -206,7 +210,7 @@ def plan(given: Given) -> None:
     chosen = _called(api.plan, given)
     chosen.save(given["output"])
     notes = tuple(outputs.for_shell(chosen.notes))
-    outputs.console().print(report.plan_table(replace(chosen, notes=notes)))
+    outputs.console().print(terminal.plan_table(replace(chosen, notes=notes)))
     outputs.say_written(given["output"])
 
 
@@ -223,7 +227,7 @@ def apply(given: Given) -> int:
     The plan is obeyed even if the result is larger or slower than MODEL; the exit code is 3 then.
     """
     result = _called(api.apply, given, "plan")
-    outputs.write(result, given, report.prune_table)
+    outputs.write(result, given, terminal.prune_table)
     return 3 if outputs.is_worse(result) else 0
 
 
@@ -241,14 +245,7 @@ def roll(given: Given) -> None:
 
     Nothing is lost: OUT computes what MODEL computes.
     """
-    result = _called(api.roll, given)
-    found = replace(result.report, command=click.get_current_context().obj)
-    written: list[str | Path] = [*result.save(given["output"])]
-    if given["json"]:
-        report.write_json(found, given["json"])
-        written.append(given["json"])
-    outputs.show(found, report.roll_table)
-    outputs.say_written(*written)
+    outputs.write(_called(api.roll, given), given, terminal.roll_table)
 
 
 @_command(
@@ -267,9 +264,9 @@ def compare(given: Given) -> int:
     Exits with 3 if an output deviates by more than --max-nrmse.
     """
     found = api.compare(given["a"], given["b"], **_asked(given))
-    outputs.show(found, report.compare_table, given["as_json"])
+    outputs.show(found, terminal.compare_table, given["as_json"])
     if given["summary"]:
-        report.write_text(report.compare_summary(found), given["summary"])
+        write_text(given["summary"], compare_summary(found))
     if found["passed"]:
         return 0
     click.echo(f"Error: an output deviates by more than {given['max_nrmse']}", err=True)
@@ -284,4 +281,5 @@ def compare(given: Given) -> int:
 )
 def bench(given: Given) -> None:
     """Time models against each other in one run."""
-    outputs.show(api.bench(given["models"], **_asked(given)), report.bench_table, given["as_json"])
+    found = api.bench(given["models"], **_asked(given))
+    outputs.show(found, terminal.bench_table, given["as_json"])

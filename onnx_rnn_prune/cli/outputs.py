@@ -7,28 +7,28 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console, RenderableType
 
-from onnx_rnn_prune import report
 from onnx_rnn_prune.arguments import File, options_of
 from onnx_rnn_prune.data import input_paths
 from onnx_rnn_prune.errors import ConstraintError, Note, PruneError
 from onnx_rnn_prune.model.checks import real_path
-from onnx_rnn_prune.model.files import check_output
+from onnx_rnn_prune.model.files import check_output, write_text
 from onnx_rnn_prune.options import OPTIONS, Outputs
 from onnx_rnn_prune.pipeline import PruneResult
-from onnx_rnn_prune.record import Record, mapped
-from onnx_rnn_prune.report.schema import PruneReport
+from onnx_rnn_prune.record import Record, mapped, to_json
+from onnx_rnn_prune.report.markdown import prune_summary
 from onnx_rnn_prune.report.terminal import sentence
+from onnx_rnn_prune.rolling import RollResult
 from onnx_rnn_prune.selection.profitability import worse
 from onnx_rnn_prune.text import visible
 
 R = TypeVar("R", bound=Record)
+W = TypeVar("W", PruneResult, RollResult)
 V = TypeVar("V")
 Given = Mapping[str, Any]
 # The options that name output files.
@@ -96,9 +96,7 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         )
 
 
-def write(
-    result: PruneResult, given: Given, table: Callable[[PruneReport], RenderableType]
-) -> None:
+def write(result: W, given: Given, table: Callable[[Any], RenderableType]) -> None:
     """Writes a result and what comes with it, and shows its report.
 
     Args:
@@ -110,14 +108,17 @@ def write(
     """
     command = click.get_current_context().obj
     result = replace(result, report=replace(for_shell(result.report), command=command))
+    found = result.report
+    puts: dict[str, Callable[[str], None]] = {
+        "json": lambda path: write_text(path, to_json(found) + "\n")
+    }
+    if isinstance(result, PruneResult):
+        summary = prune_summary(result.report)
+        puts = {"save_plan": result.plan.save, **puts, "html": result.save_html}
+        puts["summary"] = lambda path: write_text(path, summary)
     written: list[str | Path] = [*result.save(given["output"])]
     failed: list[PruneError] = []
-    for word, put in (
-        ("save_plan", result.plan.save),
-        ("json", partial(report.write_json, result.report)),
-        ("html", result.save_html),
-        ("summary", lambda path: report.write_text(report.prune_summary(result.report), path)),
-    ):
+    for word, put in puts.items():
         path = given.get(word)
         try:
             if path:
@@ -135,7 +136,7 @@ def show(content: R, table: Callable[[R], RenderableType], as_json: bool = False
     """Prints a report as a table, or as JSON."""
     content = for_shell(content)
     if as_json:
-        click.echo(report.to_json(content, getattr(sys.stdout, "encoding", None) or "utf-8"))
+        click.echo(to_json(content, getattr(sys.stdout, "encoding", None) or "utf-8"))
     else:
         console().print(table(content))
 

@@ -251,6 +251,11 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         os.replace(temporary, target)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """The same with a text, as UTF-8; file names in it may be what UTF-8 cannot hold."""
+    write_atomically(path, text.encode(errors="replace"))
+
+
 @contextlib.contextmanager
 def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing; it is complete on the disk in the end.

@@ -36,7 +36,7 @@ from onnx_rnn_prune.model.walk import (
 )
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
-from onnx_rnn_prune.roll.seeing import is_random
+from onnx_rnn_prune.roll.probing import is_random
 
 # Axes of layout=0 in terms of layout=1, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}

@@ -17,12 +17,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from onnx_rnn_prune.report import pictures, words
+from onnx_rnn_prune.report import pictures, wording
 from onnx_rnn_prune.report.names import brief
 from onnx_rnn_prune.report.plots import Way
 from onnx_rnn_prune.report.schema import PruneReport
-from onnx_rnn_prune.report.texts import write_text
-from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size, times
+from onnx_rnn_prune.report.wording import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.text import presentable
 
 UNKNOWN = "\N{EN DASH}"
@@ -61,20 +60,11 @@ def to_html(report: PruneReport) -> str:
     )
     templates.filters.update(show=show, change=change, at=at, percent=percent)
     templates.tests["known"] = lambda fact: fact.value is not None
-    templates.globals.update(words=words, pictures=pictures, trend=trend)
+    templates.globals.update(wording=wording, pictures=pictures, trend=trend)
     page = templates.get_template("page.html").render(
         report=Fact(report), short=short, title=PurePath(report.model).name
     )
     return page.strip() + "\n"
-
-
-def write_html(report: PruneReport, path: str | Path) -> None:
-    """Writes a report as HTML, whole or not at all.
-
-    Raises:
-        PruneError: the place cannot be written.
-    """
-    write_text(to_html(report), path)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_rnn_prune.operators.recurrent import RECURRENT
-from onnx_rnn_prune.report import words
+from onnx_rnn_prune.report import wording
 from onnx_rnn_prune.report.names import Cell, brief
 from onnx_rnn_prune.report.schema import (
     Curve,
@@ -20,7 +20,7 @@ from onnx_rnn_prune.report.schema import (
     SensitivityReport,
 )
 from onnx_rnn_prune.report.terminal import new_table, note_on_names, sentence, warning
-from onnx_rnn_prune.report.words import amount, duration, faster, kind, percent, size
+from onnx_rnn_prune.report.wording import amount, duration, faster, kind, percent, size
 from onnx_rnn_prune.text import presentable
 
 # Letters of a name that leaves room for all columns in a line.
@@ -82,7 +82,7 @@ def _costs(layers: Sequence[InspectedLayer]) -> Table:
             str(layer.input),
             amount(layer.params) + share.format(percent(layer.share_of_params))
             if layer.params
-            else words.SHARED,
+            else wording.SHARED,
             amount(layer.flops_per_step),
             "not run"
             if layer.time_ms is None
@@ -98,7 +98,7 @@ def _gains(layers: Sequence[InspectedLayer]) -> Table:
         left = f"left alone: {layer.pinned}" if layer.pinned else ""
         table.add_row(
             Cell(layer.name),
-            Cell(left or words.ends(layer.outlets) or "not known"),
+            Cell(left or wording.ends(layer.outlets) or "not known"),
             Cell(_half(layer)),
         )
     return table
@@ -140,7 +140,7 @@ def _timed(report: InspectReport) -> list[str]:
             f"dense layers and convolutions take another {percent(report.share_of_others)}; with"
             " --layers all, they are pruned as well"
         )
-    fed = words.shapes(timed.shapes)
+    fed = wording.shapes(timed.shapes)
     made = "random inputs (give typical ones with --data)" if timed.random else "the given inputs"
     return [
         *lines,
@@ -161,7 +161,7 @@ def sensitivity_table(report: SensitivityReport) -> Group:
     if report.metric:
         parts.append(Text(f"The metric, {report.metric}:"))
         parts.append(
-            _curves(report.layers, lambda point: words.quality(str(report.metric), point.metric))
+            _curves(report.layers, lambda point: wording.quality(str(report.metric), point.metric))
         )
     splits = report.splits
     feeds = (
@@ -170,7 +170,7 @@ def sensitivity_table(report: SensitivityReport) -> Group:
     )
     parts.append(sentence("Feeds", feeds))
     if report.streams is not None:
-        parts.append(sentence("States", words.streams(report.streams)))
+        parts.append(sentence("States", wording.streams(report.streams)))
     return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
 
 

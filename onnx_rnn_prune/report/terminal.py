@@ -14,13 +14,21 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from onnx_rnn_prune.report import schema, words
+from onnx_rnn_prune.report import schema, wording
 from onnx_rnn_prune.report.names import Cell, brief, short_names
 from onnx_rnn_prune.report.rolled import RollReport
-from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size
+from onnx_rnn_prune.report.wording import (
+    amount,
+    amount_change,
+    duration,
+    faster,
+    percent,
+    size,
+    size_change,
+    time_change,
+)
 from onnx_rnn_prune.text import presentable, visible
 from onnx_rnn_prune.trace.plan import Plan
-from onnx_rnn_prune.validate import Latency
 
 # Maximum rows in the table of candidates.
 _MOST_ROWS = 12
@@ -74,33 +82,26 @@ def prune_table(report: schema.PruneReport) -> Group:
     parts: list[RenderableType] = [_layers(report.layers), _gains(report)]
     if report.stages:
         parts.append(_stages(report.stages))
-    parts += [sentence(label, text) for label, text in words.sentences(report)]
+    parts += [sentence(label, text) for label, text in wording.sentences(report)]
     return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
 
 
 def _layers(layers: Sequence[schema.LayerRow]) -> Table:
-    table = new_table(*words.LAYER_COLUMNS, numbers=words.LAYER_COLUMNS[2:4])
-    for name, *others, outputs in words.layer_cells(layers):
+    table = new_table(*wording.LAYER_COLUMNS, numbers=wording.LAYER_COLUMNS[2:4])
+    for name, *others, outputs in wording.layer_cells(layers):
         table.add_row(Cell(name), *others, Cell(outputs))
     return table
 
 
 def _gains(report: schema.PruneReport) -> Table:
     table = new_table("", "Before", "After", "", numbers=("Before", "After"))
-    totals, latency = report.totals, report.latency
-    for label, show, before, after in (
-        ("Parameters", amount, totals.params_before, totals.params_after),
-        ("  of recurrent layers", amount, totals.rnn_params_before, totals.rnn_params_after),
-        ("File size", size, totals.bytes_before, totals.bytes_after),
-    ):
-        table.add_row(label, show(before), show(after), fewer(before, after))
-    table.add_row(f"Time per run ({words.counted(latency.threads, 'thread')})", *_times(latency))
+    totals, threads = report.totals, wording.counted(report.latency.threads, "thread")
+    recurrent = amount_change(totals.rnn_params_before, totals.rnn_params_after)
+    table.add_row("Parameters", *amount_change(totals.params_before, totals.params_after))
+    table.add_row("  of recurrent layers", *recurrent)
+    table.add_row("File size", *size_change(totals.bytes_before, totals.bytes_after))
+    table.add_row(f"Time per run ({threads})", *time_change(report.latency))
     return table
-
-
-def _times(latency: Latency) -> tuple[str, str, str]:
-    gain = faster(latency.speedup, latency.speedup_quartiles)
-    return duration(latency.before_ms), duration(latency.after_ms), gain
 
 
 def _stages(stages: Sequence[schema.StageRow]) -> Table:
@@ -108,12 +109,12 @@ def _stages(stages: Sequence[schema.StageRow]) -> Table:
     numbers = ("File size", "Compressed", "Speed", "Deviation")
     table = new_table("Step", *numbers, numbers=numbers)
     for stage in stages:
-        found = words.worst(stage.drift)
+        found = wording.worst(stage.drift)
         table.add_row(
             Text(stage.name),
             size(stage.bytes),
             size(stage.compressed_bytes),
-            words.times(stage.speedup, stage.speedup_quartiles),
+            wording.times(stage.speedup, stage.speedup_quartiles),
             percent(found[1]) if found else "unknown",
         )
     return table
@@ -129,7 +130,7 @@ def plan_table(plan: Plan) -> Group:
         after = len(layer.keep[0])
         table.add_row(
             Cell(visible(short[name])),
-            words.change(str(before), str(after)),
+            wording.change(str(before), str(after)),
             percent(after / before),
         )
     return Group(table, *map(warning, presentable(plan.notes)))
@@ -140,14 +141,13 @@ def compare_table(report: schema.CompareReport) -> Group:
     report = presentable(report)
     parts = [
         sentence(label, text.replace("the original", "the first"))
-        for label, text in words.drift_sentences(report.drift)
+        for label, text in wording.drift_sentences(report.drift)
     ]
-    a, b = report.bytes.a, report.bytes.b
-    parts.append(sentence("File size", f"{size(a)} -> {size(b)} ({fewer(a, b)})"))
-    before, after, gain = _times(report.latency)
-    parts.append(sentence("Time per run", f"{before} -> {after}, {gain}"))
+    sizes = size_change(report.bytes.a, report.bytes.b)
+    parts.append(sentence("File size", "{} -> {} ({})".format(*sizes)))
+    parts.append(sentence("Time per run", "{} -> {}, {}".format(*time_change(report.latency))))
     if report.streams is not None:
-        parts.append(sentence("States", words.streams(report.streams)))
+        parts.append(sentence("States", wording.streams(report.streams)))
     return Group(*parts, *map(warning, report.warnings))
 
 
@@ -158,7 +158,7 @@ def bench_table(report: schema.BenchReport) -> Group:
     for number, row in enumerate(report.rows):
         relation = "" if number == 0 else _against_first(row)
         table.add_row(Text(row.model), duration(row.ms), relation)
-    caption = f"Median of interleaved runs, {words.counted(report.threads, 'thread')}."
+    caption = f"Median of interleaved runs, {wording.counted(report.threads, 'thread')}."
     return Group(table, Text(caption), *map(warning, report.warnings))
 
 
@@ -178,24 +178,17 @@ def roll_table(report: RollReport) -> Group:
     parts += [sentence("Left as it is", f"{row.at}: {row.reason}") for row in report.left]
     latency = report.latency
     if latency is not None:
-        change = faster(latency.speedup, latency.speedup_quartiles)
+        proof = f"outputs agree to {report.max_abs_diff:.1e} on {report.feeds} feeds"
+        speed = "{} -> {} a run, {}".format(*time_change(latency))
+        threads = wording.counted(latency.threads, "thread")
+        sizes = "{} -> {} ({})".format(*size_change(report.bytes_before, report.bytes_after))
+        nodes = f"{report.nodes_before} -> {report.nodes_after} nodes"
         parts += [
-            sentence(
-                "Proof", f"outputs agree to {report.max_abs_diff:.1e} on {report.feeds} feeds"
-            ),
-            sentence(
-                "Speed",
-                f"{duration(latency.before_ms)} -> {duration(latency.after_ms)} a run, {change},"
-                f" {words.counted(latency.threads, 'thread')}, on {words.shapes(report.timed_on)}",
-            ),
-            sentence(
-                "Size",
-                f"{size(report.bytes_before)} -> {size(report.bytes_after)}"
-                f" ({fewer(report.bytes_before, report.bytes_after)}),"
-                f" {report.nodes_before} -> {report.nodes_after} nodes",
-            ),
+            sentence("Proof", proof),
+            sentence("Speed", f"{speed}, {threads}, on {wording.shapes(report.timed_on)}"),
+            sentence("Size", f"{sizes}, {nodes}"),
         ]
-        if report.bytes_after > report.bytes_before and latency.speedup < words.FASTER:
+        if report.bytes_after > report.bytes_before and latency.speedup < wording.FASTER:
             parts.append(warning("the rolled file is larger and no faster: keep the original"))
     return Group(*parts)
 
@@ -213,10 +206,10 @@ def search_table(report: schema.PruneReport) -> Group:
 def _frontier(search: schema.SearchRows, layers: Sequence[str]) -> Table:
     wide = max(map(len, layers), default=0) > _LONG
     kept = "Units kept by the layers above" if wide else "Units kept"
-    quality = words.quality_name(search.quality).capitalize()
+    quality = wording.quality_name(search.quality).capitalize()
     numbers = ("No.", "Parameters", "File size", "Predicted\ntime", quality)
     table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
-    rows = [search.candidates[number] for number in words.frontier(search)]
+    rows = [search.candidates[number] for number in wording.frontier(search)]
     # Thinned out evenly if there are many; the picked one stays.
     every = -(-len(rows) // _MOST_ROWS)
     for row in (row for n, row in enumerate(rows) if n % every == 0 or row.picked):
@@ -245,8 +238,8 @@ def _uncertainty(search: schema.SearchRows) -> str:
 def _estimate(name: str, row: schema.Candidate) -> str:
     """A quality and its standard error."""
     known = math.isfinite(row.spread) and row.spread > 0.0
-    error = f" ± {words.quality(name, row.spread)}" if known else ""
-    return words.quality(name, row.quality) + error
+    error = f" ± {wording.quality(name, row.spread)}" if known else ""
+    return wording.quality(name, row.quality) + error
 
 
 def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
@@ -266,11 +259,11 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
         ),
         (
             "Test",
-            f"{words.quality_name(name)} {words.quality(name, test.quality)};"
-            f" the original's is {words.quality(name, test.original)}",
+            f"{wording.quality_name(name)} {wording.quality(name, test.quality)};"
+            f" the original's is {wording.quality(name, test.original)}",
         ),
     ]
-    return lines + words.limit_sentences(search)
+    return lines + wording.limit_sentences(search)
 
 
 class ProgressBars:

@@ -22,9 +22,9 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import bodies_of
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.form import Index, digest
+from onnx_rnn_prune.roll.probing import is_random
 from onnx_rnn_prune.roll.reading import Seen
 from onnx_rnn_prune.roll.rewrite import Builder, Operator
-from onnx_rnn_prune.roll.seeing import is_random
 from onnx_rnn_prune.roll.steps import PRODUCTS, downstream
 from onnx_rnn_prune.roll.values import SAME, moved
 

@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.walk import Ports, ports_of, source
 from onnx_rnn_prune.roll.cells import solve_rnn
 from onnx_rnn_prune.roll.form import Activation, Form, Leaf, OpaqueError
+from onnx_rnn_prune.roll.probing import Sight
 from onnx_rnn_prune.roll.reading import Reader
-from onnx_rnn_prune.roll.seeing import Sight
 from onnx_rnn_prune.roll.steps import Chain, Found, NotRollableError, read_cells
 from onnx_rnn_prune.roll.values import Value, fresh
 

@@ -25,11 +25,11 @@ from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, states_of
+from onnx_rnn_prune.roll.probing import element_types, see
 from onnx_rnn_prune.roll.proof import prove_step, prove_whole
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
 from onnx_rnn_prune.roll.rewrite import Builder
-from onnx_rnn_prune.roll.seeing import element_types, see
 from onnx_rnn_prune.roll.steps import (
     PRODUCTS,
     Chain,

@@ -18,9 +18,9 @@ from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovering import recover_units
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.schedules import Schedule
+from onnx_rnn_prune.recovery_choice import recover_units
 from onnx_rnn_prune.search.study import key_of
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.selection.request import Request

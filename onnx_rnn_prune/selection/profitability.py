@@ -20,7 +20,7 @@ from onnx_rnn_prune.model.external import stored_bytes
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.recovery.least_squares import Fit, Recover, place_states
 from onnx_rnn_prune.report.schema import PruneReport
-from onnx_rnn_prune.report.words import SLOWER, faster
+from onnx_rnn_prune.report.wording import SLOWER, faster
 from onnx_rnn_prune.selection.allocation import choose
 from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.plan import Plan, fingerprint

@@ -23,7 +23,7 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runnable import runnable_outputs
 from onnx_rnn_prune.model.walk import all_nodes, bodies_of
 from onnx_rnn_prune.operators.recurrent import RECURRENT
-from onnx_rnn_prune.roll.seeing import is_random
+from onnx_rnn_prune.roll.probing import is_random
 
 INDEX, DRAWN, LENGTH, STATE = "index", "drawn", "length", "state"
 

@@ -20,11 +20,11 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.recovering import recover_units
 from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.recovery.least_squares import RIDGE, RIDGES
 from onnx_rnn_prune.recovery.schedules import Schedule
-from onnx_rnn_prune.report.words import sentences, streams
+from onnx_rnn_prune.recovery_choice import recover_units
+from onnx_rnn_prune.report.wording import sentences, streams
 from onnx_rnn_prune.selection.criteria.ablation import MaskedModel
 from onnx_rnn_prune.traced_model import trace_model
 from onnx_rnn_prune.validate import drift_in_detail

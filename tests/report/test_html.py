@@ -12,8 +12,10 @@ import pytest
 from onnx_rnn_prune import prune
 from onnx_rnn_prune.cli import run
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.report import compare_summary, plots, prune_summary, to_html, to_json
-from onnx_rnn_prune.report.html import CHANGES, FORMATS, UNKNOWN
+from onnx_rnn_prune.record import to_json
+from onnx_rnn_prune.report import plots
+from onnx_rnn_prune.report.html import CHANGES, FORMATS, UNKNOWN, to_html
+from onnx_rnn_prune.report.markdown import compare_summary, prune_summary
 from onnx_rnn_prune.report.pictures import curves
 from onnx_rnn_prune.report.plots import Dot
 from reports import NASTY, compared, pruned, put, unknown, whole

@@ -10,7 +10,7 @@ from selenium import webdriver
 from test_html import check_shown
 
 from onnx_rnn_prune.cli import run
-from onnx_rnn_prune.report import to_html
+from onnx_rnn_prune.report.html import to_html
 from reports import pruned, unknown, whole
 
 pytestmark = pytest.mark.browser

@@ -9,23 +9,23 @@ import pytest
 from rich.console import Console
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.report import (
+from onnx_rnn_prune.model.files import write_text
+from onnx_rnn_prune.record import to_json
+from onnx_rnn_prune.report import wording
+from onnx_rnn_prune.report.html import to_html
+from onnx_rnn_prune.report.inspection import inspect_table
+from onnx_rnn_prune.report.markdown import prune_summary
+from onnx_rnn_prune.report.names import Cell, short_names
+from onnx_rnn_prune.report.schema import BenchReport, BenchRow, DataRow, Limit, OutletRow
+from onnx_rnn_prune.report.terminal import (
     ProgressBars,
     bench_table,
     compare_table,
-    inspect_table,
     plan_table,
-    prune_summary,
     prune_table,
     search_table,
-    to_html,
-    to_json,
-    words,
-    write_json,
 )
-from onnx_rnn_prune.report.names import Cell, short_names
-from onnx_rnn_prune.report.schema import BenchReport, BenchRow, DataRow, Limit, OutletRow
-from onnx_rnn_prune.report.words import amount, duration, faster, fewer, percent, size, times
+from onnx_rnn_prune.report.wording import amount, duration, faster, fewer, percent, size, times
 from onnx_rnn_prune.trace.plan import LayerPlan, Plan
 from onnx_rnn_prune.validate import Oracle
 from reports import compared, inspected, pruned, put, whole
@@ -188,11 +188,9 @@ def test_json_is_plain(tmp_path):
         "b": {"c": None, "d": None},
         "e": "\u00e9",
     }
-    write_json(report, tmp_path / "r.json")
-    assert (tmp_path / "r.json").read_text(encoding="utf-8") == to_json(report) + "\n"
     with pytest.raises(PruneError, match="the folder does not exist"):
-        write_json(report, tmp_path / "absent" / "r.json")
-    write_json({"model": "\udcff.onnx"}, tmp_path / "r.json")
+        write_text(tmp_path / "absent" / "r.json", to_json(report))
+    write_text(tmp_path / "r.json", to_json({"model": "\udcff.onnx"}))
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {"model": "\udcff.onnx"}
 
 
@@ -389,12 +387,12 @@ def test_a_missed_limit_is_said_in_every_report():
 
 
 def test_what_a_self_check_did_not_check_is_named():
-    (text,) = [text for label, text in words.sentences(whole()) if label == "Self-check"]
+    (text,) = [text for label, text in wording.sentences(whole()) if label == "Self-check"]
     assert text.endswith("passed; checked before int8")
 
 
 def test_other_layers_are_named_where_they_take_much_of_the_result():
     for share, named in ((0.05, False), (0.46, True)):
-        lines = dict(words.sentences(replace(pruned(), share_of_others=share)))
+        lines = dict(wording.sentences(replace(pruned(), share_of_others=share)))
         assert ("Not pruned" in lines) == named
     assert "take 46 % of the result's time; layers='all' prunes" in lines["Not pruned"]

@@ -23,7 +23,7 @@ from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs, Options, Target
 from onnx_rnn_prune.pipeline import Treatment
 from onnx_rnn_prune.progress import silent
-from onnx_rnn_prune.report import to_json
+from onnx_rnn_prune.record import to_json
 from onnx_rnn_prune.search import problem
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.problem import SizePrediction

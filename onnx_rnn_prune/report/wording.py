@@ -10,7 +10,7 @@ from onnx_rnn_prune.data.streams import Streams
 from onnx_rnn_prune.errors import as_arguments, as_flags
 from onnx_rnn_prune.recovery.distill.configuration import TrainingSummary
 from onnx_rnn_prune.report import schema
-from onnx_rnn_prune.validate import Oracle
+from onnx_rnn_prune.validate import Latency, Oracle
 from onnx_rnn_prune.validate.quality import NRMSE
 
 # Quartiles are shown if they are further apart than this share of the speedup.
@@ -407,6 +407,22 @@ def fewer(before: float, after: float) -> str:
     if before == after or not before:
         return "the same"
     return f"{percent(abs(after / before - 1))} {'less' if after < before else 'more'}"
+
+
+def amount_change(before: float, after: float) -> tuple[str, str, str]:
+    """Two counts, and what the change from one to the other means."""
+    return amount(before), amount(after), fewer(before, after)
+
+
+def size_change(before: float, after: float) -> tuple[str, str, str]:
+    """The same of two numbers of bytes."""
+    return size(before), size(after), fewer(before, after)
+
+
+def time_change(latency: Latency) -> tuple[str, str, str]:
+    """The same of two times."""
+    gain = faster(latency.speedup, latency.speedup_quartiles)
+    return duration(latency.before_ms), duration(latency.after_ms), gain
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
