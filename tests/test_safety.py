@@ -516,6 +516,29 @@ def with_one_factor(proto):
     del next(node for node in proto.graph.node if node.op_type == "MatMul").input[1:]
 
 
+def below_zero(makes, proto):
+    """A size that only an operator behind the last layer makes, and a slice of it."""
+    sizes = {"k": [-7], "parts": [-7, 10], "pads": [0] * 5 + [-9], "scales": [1.0, 1.0, -2.0]}
+    sizes |= {"start": [0], "end": [1], "last": [2]}
+    for name, value in sizes.items():
+        kind = np.float32 if name == "scales" else np.int64
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
+    proto.graph.node[-1].output[0] = "z"
+    body = f"{makes}  logits = Slice (few, start, end, last)"
+    proto.graph.node.extend(
+        onnx.parser.parse_graph(f"g (float[n] z) => (float[n] logits) {{ {body} }}").node
+    )
+
+
+MAKE_FEW = [
+    "few = AveragePool <kernel_shape = [9]> (z)",
+    "few = Pad (z, pads)",
+    "few = Resize (z, , scales)",
+    "few, places = TopK (z, k)",
+    "few, others = Split <axis = 2> (z, parts)",
+]
+
+
 def with_a_body_as_layout(proto):
     attribute = helper.make_attribute("layout", helper.make_graph([], "body", [], []))
     proto.graph.node[0].attribute.append(attribute)
@@ -567,6 +590,7 @@ BROKEN = {
     with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
     with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",
     with_an_imaginary_shape: "onnxruntime cannot load it",
+    **{partial(below_zero, makes): "tensor 'few': its shape would be [" for makes in MAKE_FEW},
 }
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from math import prod
@@ -32,6 +33,8 @@ from onnx_rnn_prune.model.external import (
     refer,
     take_in,
     too_short,
+    with_weights,
+    without_values,
 )
 from onnx_rnn_prune.model.walk import messages, parts
 
@@ -47,6 +50,7 @@ _HOLDERS = {
 _ONNX = {"", "ai.onnx"}  # how the domain of ONNX's own operators is written
 _REMEDY = "export the model again, or get the whole file"
 _MOST_NODES = 1 << 22
+_FEW = 64  # entries of a constant that may be sizes
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
@@ -82,7 +86,36 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in messages(model, onnx.NodeProto):
         _check_node(node)
     _check_calls(model)
+    _check_sizes(model)
     return model
+
+
+def _check_sizes(model: onnx.ModelProto) -> None:
+    """Nothing that is sliced has a size below zero, as behind a window wider than its input.
+
+    Inferring the shape of the slice, onnxruntime ends the process, and so does ONNX: here, shapes
+    are inferred as far as slices do not stand in the way.
+    """
+    slices = [node for node in messages(model, onnx.NodeProto) if node.op_type == "Slice"]
+    if not slices:
+        return
+    outline = with_weights(model, partial(without_values, most=_FEW))
+    for node in messages(outline, onnx.NodeProto):
+        node.op_type = node.op_type.replace("Slice", "Opaque")
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                attribute.t.CopyFrom(without_values(attribute.t, _FEW))
+    del outline.graph.value_info[:]
+    for dim in messages(outline, onnx.TensorShapeProto.Dimension):
+        if dim.dim_value < 0:  # it is open
+            dim.Clear()
+    with suppress(Exception):  # what cannot be inferred is left to onnxruntime
+        outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
+    sliced = {name for node in slices for name in node.input[:1]}
+    for info in messages(outline, onnx.ValueInfoProto):
+        sizes = [dim.dim_value for dim in messages(info.type, onnx.TensorShapeProto.Dimension)]
+        fits = info.name not in sliced or min(sizes, default=0) >= 0
+        _require(fits, f"tensor '{info.name}'", f"its shape would be {sizes}")
 
 
 def _check_calls(model: onnx.ModelProto) -> None:

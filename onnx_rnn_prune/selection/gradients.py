@@ -66,6 +66,8 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
                 where=binding.node,
                 remedy="choose the criterion reconstruction",
             )
+    if not readers:  # nothing hangs on any unit
+        return
     keep = np.ones(trace.units.count, dtype=bool)
     teacher = Teacher(document, trace, keep, region, context.data.calibration.states)
     network, count = build(document, region), trace.units.count

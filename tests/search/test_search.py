@@ -31,6 +31,7 @@ from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import SearchBounds, run
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
+from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
 from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Space, Trial
 from onnx_rnn_prune.selection.strategies import STRATEGIES
@@ -468,6 +469,8 @@ def test_a_layer_of_one_unit_cannot_be_cut():
         result = onnx_rnn_prune.prune(model, **options)
         assert result.report["layers"][0]["hidden_after"] == 1
         assert result.report["layers"][0]["pinned"] == "it has one unit"
+    for name in CRITERIA:
+        assert onnx_rnn_prune.plan(model, data=feeds, criterion=name).cut() == ()
     with pytest.raises(ConstraintError, match="the fewest units that may stay"):
         onnx_rnn_prune.prune(model, budget="params=50%")
 
