@@ -312,14 +312,9 @@ def compare(
     """
     options = Options.of(locals())
     asked, most = options.inputs, options.target.max_nrmse
-    models = _read((a, b), asked)
-    names = [_name(source, letter) for source, letter in ((a, "model A"), (b, "model B"))]
-    check_inputs(models, names)
+    models, (first, second) = _loaded({"model A": a, "model B": b}, options)
+    names = (first.name, second.name)
     narrow = narrow_states(models[0], models[1], names)
-    first, second = (
-        Runner(as_run(model), name=name, threads=options.effort.threads)
-        for model, name in zip(models, names, strict=True)
-    )
     feeds = _feeds(models[0], asked, first)
     judged = judged_beside(models[0], models[1])
     if judged.watched is None:
@@ -364,38 +359,47 @@ def bench(
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
     options = Options.of(locals())
-    read = _read(models, options.inputs)
-    names = [_name(source, f"model {number}") for number, source in enumerate(models, start=1)]
-    check_inputs(read, names)
-    runners = [
-        Runner(as_run(model), name=name, threads=options.effort.threads)
-        for model, name in zip(read, names, strict=True)
-    ]
-    feeds = _feeds(read[0], options.inputs, runners[0])
+    read, runners = _loaded({f"model {n}": m for n, m in enumerate(models, start=1)}, options)
+    first = runners[0]
+    feeds = _feeds(read[0], options.inputs, first)
     others = [
-        StateRunner(runner, narrow_states(read[0], model, (names[0], runner.name)))
+        StateRunner(runner, narrow_states(read[0], model, (first.name, runner.name)))
         for model, runner in zip(read[1:], runners[1:], strict=True)
     ]
-    found = timings([runners[0], *others], feeds.opening())
+    found = timings([first, *others], feeds.opening())
     return schema.BenchReport(
         rows=[
-            schema.BenchRow(name, timing.ms, timing.ratio, timing.ratio_quartiles)
-            for name, timing in zip(names, found, strict=True)
+            schema.BenchRow(runner.name, timing.ms, timing.ratio, timing.ratio_quartiles)
+            for runner, timing in zip(runners, found, strict=True)
         ],
         threads=options.effort.threads,
         warnings=_made_up(feeds),
     )
 
 
-def _read(sources: Iterable[ModelSource], asked: Inputs) -> list[onnx.ModelProto]:
-    """Models with inputs fixed, each of those that it has: of pruned ones, they may be gone."""
-    models, values = [load_model(source) for source in sources], asked.freeze or {}
+def _loaded(
+    sources: Mapping[str, ModelSource], options: Options
+) -> tuple[list[onnx.ModelProto], list[Runner]]:
+    """Models that take the same, by what they are called if they are no files.
+
+    Of inputs to fix, each has those fixed that it has: of pruned ones, they may be gone.
+    """
+    models = [load_model(source) for source in sources.values()]
+    values = options.inputs.freeze or {}
     ports = [{port.name for port in signature.inputs(model)} for model in models]
     lost = values.keys() - set().union(*ports)
-    return [
+    models = [
         frozen(model, {name: values[name] for name in values if name in {*own, *lost}})
         for model, own in zip(models, ports, strict=True)
     ]
+    names = [str(m) if isinstance(m, str | Path) else name for name, m in sources.items()]
+    check_inputs(models, names)
+    threads = options.effort.threads
+    runners = [
+        Runner(as_run(model), name=name, threads=threads)
+        for model, name in zip(models, names, strict=True)
+    ]
+    return models, runners
 
 
 def _drift(
@@ -442,7 +446,3 @@ def _feeds(model: onnx.ModelProto, asked: Inputs, runner: Runner) -> Feeds:
             document = Document.read(document)
         return made_up(document, runner, asked)
     return feeds_for(Document.read(model), lambda: runner, asked.data, asked.stream)
-
-
-def _name(source: ModelSource, otherwise: str) -> str:
-    return str(source) if isinstance(source, str | Path) else otherwise

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from onnx_rnn_prune.arguments import Address, File
+from onnx_rnn_prune.arguments import Address, File, flag_of
 from onnx_rnn_prune.data.sources import is_function_name
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.checks import real_path
@@ -205,7 +205,8 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
     if option.is_flag:
         if not isinstance(given, bool):
             raise PruneError(f"{given!r} is not true or false", where=place, remedy="give one")
-        value = given != _denies(option, keys[-1])
+        denied = flag_of(keys[-1]) in option.secondary_opts  # such as --no-roll
+        value = given != denied
     else:
         texts = [_located(config, option, text) for text in _texts(option, given, place)]
         value = texts if option.multiple else texts[0]
@@ -215,11 +216,6 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
         remedy = f"give what {option.opts[-1]} takes"
         raise PruneError(error.message.rstrip("."), where=place, remedy=remedy) from error
     return value
-
-
-def _denies(option: click.Option, key: str) -> bool:
-    """Whether a key is that of a flag such as --no-roll."""
-    return f"--{key.replace('_', '-')}" in option.secondary_opts
 
 
 def _texts(option: click.Option, given: object, place: str) -> Iterator[str]:

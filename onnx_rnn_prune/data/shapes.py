@@ -105,8 +105,8 @@ def _infer(
         if port is not None and port.dims is not None:
             value.type.tensor_type.ClearField("shape")
             shape = value.type.tensor_type.shape
-            for axis, dim in enumerate(port.dims):
-                size = dim if isinstance(dim, int) else sizes.get(port.key(axis), "")
+            for dim in port.sizes:
+                size = dim if isinstance(dim, int) else sizes.get(dim, "")
                 name = "dim_value" if isinstance(size, int) else "dim_param"
                 setattr(shape.dim.add(), name, size)
             shape.SetInParent()
@@ -121,12 +121,7 @@ def solved(
     Args:
         given: sizes that are settled, whatever follows from the graph.
     """
-    names = [
-        port.key(axis)
-        for port in ports
-        for axis, dim in enumerate(port.dims or ())
-        if not isinstance(dim, int)
-    ]
+    names = [size for port in ports for size in port.sizes if isinstance(size, str)]
     found: dict[str, Size] = {name: given.get(name, name) for name in names}
     for _ in range(_ROUNDS):
         shapes = shapes_of(model, ports, found)

@@ -29,7 +29,7 @@ _WHERE = "--size"
 
 
 def settle(ports: Sequence[Port], asked: StatedSizes) -> tuple[tuple[Port, ...], dict[str, int]]:
-    """The inputs, and the open sizes that the user states, by `Port.key`.
+    """The inputs, and the open sizes that the user states, by their names in `Port.sizes`.
 
     An input of which the model says not even how many axes it has gets the stated ones.
 
@@ -44,8 +44,10 @@ def settle(ports: Sequence[Port], asked: StatedSizes) -> tuple[tuple[Port, ...],
         if port is not None and (name not in dims or len(sizes) == len(port.dims or ())):
             if port.dims is None:
                 names[name] = replace(port, dims=sizes)
-            for axis, size in _facing(port, sizes):
-                _state(found, port.key(axis), size)
+            _check_facing(port, sizes)
+            for key, size in zip(names[name].sizes, sizes, strict=True):
+                if isinstance(key, str):
+                    _state(found, key, size)
         elif name in dims and len(sizes) == 1:
             _state(found, name, sizes[0])
         else:
@@ -62,11 +64,7 @@ def check_entries(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -
         PruneError: an input would have more entries, or none.
     """
     for port in ports:
-        keys = [port.key(axis) for axis in range(len(port.dims or ()))]
-        shape = [
-            dim if isinstance(dim, int) else pinned.get(key, 1)
-            for key, dim in zip(keys, port.dims or (), strict=True)
-        ]
+        shape = [size if isinstance(size, int) else pinned.get(size, 1) for size in port.sizes]
         if 0 in shape:
             raise PruneError(
                 f"axis {shape.index(0)} of input '{port.name}' has size 0, and nothing runs on an"
@@ -80,13 +78,13 @@ def check_entries(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -
                 f"axis {axis} of input '{port.name}' has size {shape[axis]}, too large to"
                 " be random",
                 where="random feeds",
-                remedy=f"give data, or {'ask --size for' if keys[axis] in pinned else 'declare'}"
-                " less",
+                remedy="give data, or "
+                f"{'ask --size for' if port.sizes[axis] in pinned else 'declare'} less",
             )
 
 
-def _facing(port: Port, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The open axes of an input, each with its size."""
+def _check_facing(port: Port, sizes: tuple[int, ...]) -> None:
+    """Refuses sizes that are not those of an input."""
     dims = sizes if port.dims is None else port.dims
     if len(dims) != len(sizes):
         raise PruneError(
@@ -101,7 +99,6 @@ def _facing(port: Port, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
                 where=f"{_WHERE}: input '{port.name}'",
                 remedy=f"give sizes as in {port}",
             )
-    return [(n, s) for n, s in enumerate(sizes) if not isinstance(dims[n], int)]
 
 
 def _state(found: dict[str, int], key: str, size: int) -> None:
@@ -237,9 +234,9 @@ class SizeSearch:
         return [
             (port, axis)
             for port in self._ports
-            for axis in range(len(port.dims or ()))
+            for axis, size in enumerate(port.sizes)
             if (port.name in upstream or not failure.place)
-            and isinstance(self.solved.get(port.key(axis)), str)
+            and isinstance(self.solved.get(str(size)), str)
         ]
 
     def _failure(self, sizes: SizeByName) -> Failure | None:
@@ -306,8 +303,8 @@ class SizeSearch:
 
     def _proposals(self, sizes: SizeByName, failure: Failure) -> Iterator[SizeByName]:
         """Sizes that may get past a node that does not run."""
-        ports = {port.key(axis) for port, axis in self.blamed(failure)}
-        names = dict.fromkeys(str(self.solved[key]) for key in self.solved if key in ports)
+        blamed = {port.sizes[axis] for port, axis in self.blamed(failure)}
+        names = dict.fromkeys(str(self.solved[key]) for key in self.solved if key in blamed)
         keys = sorted(names or self.free, key=lambda key: key in self.batches)
         moved = {}
         for key in keys:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from functools import cached_property
+from typing import Any, cast
 
 from onnx_rnn_prune.errors import PruneError
 
@@ -31,29 +32,13 @@ def flat(items: Iterable[object]) -> Iterator[tuple[bool, RawFeed]]:
             yield False, cast(RawFeed, item)
 
 
-class Source(Protocol):
-    """A number of raw feeds that can be read as often as needed, one at a time."""
-
-    @property
-    def name(self) -> str:
-        """The source's name in reports and errors."""
-
-    def __len__(self) -> int:
-        """The number of feeds."""
-
-    @property
-    def starts(self) -> frozenset[int]:
-        """The feeds that come first, in all or of a part, as the source is laid out."""
-
-    def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
-        """Yields the wanted feeds (None: all) in order, each with what errors call it."""
-
-
 class Listed:
     """Feeds that can be loaded by number, so that unwanted ones cost nothing.
 
     Args:
-        starts: numbers of feeds that come first in a part of the source.
+        name: what reports and errors call the source.
+        labels: what errors call each feed.
+        starts: numbers of feeds that come first, in all or of a part, as the source is laid out.
     """
 
     def __init__(
@@ -72,7 +57,7 @@ class Listed:
         return len(self._labels)
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
-        """Loads the wanted feeds only."""
+        """Loads the wanted feeds (None: all) in order, each with what errors call it."""
         for number, label in enumerate(self._labels):
             if wanted is None or number in wanted:
                 yield label, self._load(number)
@@ -92,25 +77,21 @@ class Streamed:
     def __init__(self, name: str, start: Callable[[], Iterable[object]]) -> None:
         self.name = name
         self._start = start
-        self._seen: tuple[int, frozenset[int]] | None = None
 
     def __len__(self) -> int:
-        return self._counted()[0]
+        return len(self._firsts)
 
     @property
     def starts(self) -> frozenset[int]:
         """The first feed, and the first one of each part."""
-        return self._counted()[1]
+        return frozenset(n for n, first in enumerate(self._firsts) if first or not n)
 
-    def _counted(self) -> tuple[int, frozenset[int]]:
-        if self._seen is None:
-            firsts = [first for first, _ in self.run()]
-            starts = frozenset(n for n, first in enumerate(firsts) if first or not n)
-            self._seen = len(firsts), starts
-        return self._seen
+    @cached_property
+    def _firsts(self) -> list[bool]:
+        return [first for first, _ in self.run()]
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
-        """Runs up to the last wanted feed."""
+        """The same; runs up to the last wanted feed."""
         last = None if wanted is None else max(wanted, default=-1)
         for number, (_, feed) in enumerate(self.run()):
             if last is not None and number > last:
@@ -138,6 +119,9 @@ class Streamed:
                 remedy="fix the code that makes them",
             ) from error
 
+
+# Raw feeds that can be read as often as needed, one at a time.
+Source = Listed | Streamed
 
 _FORMS = "give a dict of arrays, an iterable of such dicts, or a function that returns one"
 
@@ -197,8 +181,7 @@ def open_value(value: object) -> Source:
     """
     name = "Python data"
     if isinstance(value, Mapping):
-        feed = cast(RawFeed, value)
-        return Listed(name, [name], lambda _: feed)
+        return Listed(name, [name], lambda _: value)
     if isinstance(value, list | tuple):
         return _listed(name, list(flat(value)))
     if _is_reader(value):

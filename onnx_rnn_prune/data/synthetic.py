@@ -103,7 +103,7 @@ def batch_sizes(
     counted = {size for shape in read for size in shape[1:2]} | named
     letters = {solved[key] for key in solved if key.lower() in _BATCHES}
     found = counted & free.keys() or letters & free.keys() or set(list(free)[:1])
-    alone = {port.key(0) for port in ports if port.dims and len(port.dims) == 1}
+    alone = {size for port in ports if len(port.sizes) == 1 for size in port.sizes}
     return tuple(key for key in free if key in found | alone)
 
 
@@ -249,9 +249,9 @@ class Recipe:
         own = {*_shape(port, sizes), 1}
         fixed = []
         for other in self.ports:
-            if other.name not in self.states and len(other.dims or ()) > 1:
-                for axis, size in enumerate(_shape(other, sizes)):
-                    known = self.solved.get(other.key(axis))
+            if other.name not in self.states and len(other.sizes) > 1:
+                for key, size in zip(other.sizes, _shape(other, sizes), strict=True):
+                    known = self.solved.get(str(key))
                     if isinstance(known, str) and known not in self.batches:
                         return size
                     fixed += [] if isinstance(known, str) or size in own else [size]
@@ -348,10 +348,7 @@ def _feeds(
 
 
 def _shape(port: Port, sizes: SizeByName) -> list[int]:
-    return [
-        dim if isinstance(dim, int) else sizes[port.key(axis)]
-        for axis, dim in enumerate(port.dims or ())
-    ]
+    return [size if isinstance(size, int) else sizes[size] for size in port.sizes]
 
 
 def _is_flag(port: Port) -> bool:
@@ -390,10 +387,10 @@ def _refusal(
     axes = search.blamed(failure) or search.blamed(replace(failure, place=""))
     if not axes:  # all sizes are fixed: there are no others to try
         return failure.error
-    lengths = [(p, n) for p, n in axes if search.solved[p.key(n)] not in search.batches]
+    lengths = [(p, n) for p, n in axes if search.solved[str(p.sizes[n])] not in search.batches]
     named = ", ".join(f"axis {axis} of input '{port.name}'" for port, axis in lengths or axes)
     port = (lengths or axes)[0][0]
-    example = "x".join(str(_example(search, port, axis)) for axis in range(len(port.dims or ())))
+    example = "x".join(str(_example(search, port, size)) for size in port.sizes)
     return PruneError(
         f"found no size of {named} with which the model runs {reason}",
         where="random feeds",
@@ -401,10 +398,8 @@ def _refusal(
     )
 
 
-def _example(search: SizeSearch, port: Port, axis: int) -> int:
-    dims = port.dims or ()
-    dim = dims[axis]
-    size = dim if isinstance(dim, int) else search.solved[port.key(axis)]
-    if isinstance(size, int):
-        return size
-    return 1 if size in search.batches else _EXAMPLES.get(len(dims), 16000)
+def _example(search: SizeSearch, port: Port, size: Size) -> int:
+    found = search.solved[size] if isinstance(size, str) else size
+    if isinstance(found, int):
+        return found
+    return 1 if found in search.batches else _EXAMPLES.get(len(port.sizes), 16000)

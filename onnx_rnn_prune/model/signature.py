@@ -32,10 +32,11 @@ class Port:
     dtype: np.dtype[Any] | None
     dims: tuple[Dim, ...] | None
 
-    def key(self, axis: int) -> str:
-        """What an open size of it is called: by its own name, or `input[axis]`."""
-        dim = (self.dims or ())[axis]
-        return dim if isinstance(dim, str) else f"{self.name}[{axis}]"
+    @property
+    def sizes(self) -> tuple[int | str, ...]:
+        """By axis, a fixed size, or the name of an open one: its own, or `input[axis]`."""
+        dims = enumerate(self.dims or ())
+        return tuple(f"{self.name}[{n}]" if dim is None else dim for n, dim in dims)
 
     def __str__(self) -> str:
         kind = "?" if self.dtype is None else "str" if self.dtype == object else self.dtype.name
