@@ -19,7 +19,16 @@ from itertools import permutations
 import numpy as np
 
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.roll.form import WHOLE, Activation, Atom, Form, Leaf, Matrix, Product, digest
+from onnx_rnn_prune.roll.form import (
+    WHOLE,
+    Activation,
+    Atom,
+    Form,
+    Leaf,
+    Matrix,
+    Product,
+    digest,
+)
 from onnx_rnn_prune.roll.rules import CLIPPED
 
 # The activations that onnxruntime's recurrent operators know, by what they are called here.
@@ -42,7 +51,7 @@ class Step:
         cell: of an LSTM, the leaf that c is.
         next_cell: of an LSTM, the form of the new c.
         hidden: what a GRU's reset gate multiplies after the product with R: that product.
-        peepholes: of an LSTM, for the gates i, o and f: [3 H].
+        peepholes: of an LSTM, for the gates i, o and f: [3, H].
     """
 
     op: str
@@ -265,7 +274,7 @@ def _lstm_step(
     (enters, p_i), (keeps, p_f), (puts, p_o) = *taken, last
     if enters is None or keeps is None or puts is None or candidate is None:
         return None
-    peepholes = np.concatenate([p_i, p_o, p_f])
+    peepholes = np.stack([p_i, p_o, p_f])
     return Step(
         "LSTM",
         (enters, puts, keeps, candidate),
@@ -348,6 +357,42 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
     return None
 
 
+def outputs(step: Step, entering: Form | None = None) -> tuple[Form, ...]:
+    """The new h, and of an LSTM the new c, by the equations of the specification.
+
+    Args:
+        step: the step; states that it does not name are 0.
+        entering: what to put for its first gate, which says how much of the candidate enters an
+            LSTM, and stays out of a GRU.
+    """
+    zero = Form.constant(np.zeros(step.units))
+
+    def act(number: int, form: Form) -> Form:
+        function = step.activations[number]
+        return Form.of(Activation(function.op, function.attributes, form))
+
+    if step.op == "RNN":
+        return (act(0, step.gates[0]),)
+    if step.op == "GRU":
+        state = zero if step.state is None else Form.of(step.state)
+        z, r = entering or act(0, step.gates[0]), act(0, step.gates[1])
+        candidate = step.gates[2]
+        if step.hidden is not None:
+            candidate = candidate.plus(r.times(step.hidden))
+        elif step.state is not None:
+            terms = dict(candidate.terms)
+            _, matrix = terms.pop(step.state.key)
+            candidate = Form(terms, candidate.bias).plus(r.times(state).then(matrix))
+        new = act(1, candidate)
+        return (z.times(state).plus(new).plus(z.times(new), -1.0),)
+    cell = zero if step.cell is None else Form.of(step.cell)
+    i, o, f, g = step.gates
+    p_i, p_o, p_f = np.zeros((3, step.units)) if step.peepholes is None else step.peepholes
+    enter = entering or act(0, i.plus(cell.scaled(p_i)))
+    next_cell = act(0, f.plus(cell.scaled(p_f))).times(cell).plus(enter.times(act(1, g)))
+    return act(0, o.plus(next_cell.scaled(p_o))).times(act(2, next_cell)), next_cell
+
+
 def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[Form, ...]]]:
     """A step from states of 0, with other inputs.
 
@@ -356,7 +401,8 @@ def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[
         inputs: for each leaf of it that is no state, by key, what stands there.
 
     Returns:
-        The step, and the forms that h may have, each with that of c in an LSTM.
+        The step, and the forms that h may have, each with that of c in an LSTM: one more where 1
+        minus the first gate is a gate again.
     """
 
     def moved(form: Form) -> Form:
@@ -365,28 +411,13 @@ def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[
         }
         return Form(terms, form.bias)
 
-    def act(number: int, form: Form) -> Form:
-        function = step.activations[number]
-        return Form.of(Activation(function.op, function.attributes, form))
-
     gates = tuple(map(moved, step.gates))
     hidden = None if step.hidden is None else moved(step.hidden)
     first = replace(step, gates=gates, hidden=hidden, state=None, cell=None, next_cell=None)
-    if step.op == "RNN":
-        return first, [(act(0, gates[0]),)]
-    gate, candidate = (gates[0], gates[3]) if step.op == "LSTM" else gates[::2]
-    if hidden is not None:
-        candidate = candidate.plus(act(0, gates[1]).times(hidden))
-    new, turned = act(1, candidate), _mirrored(gate, step.activations[0])
-    entering = [act(0, gate).times(new)]
-    entering += [] if turned is None else [act(0, turned).times(new)]
-    left = [new.plus(part, -1.0) for part in entering]
-    if step.op == "GRU":
-        return first, [(left[0],), *((way,) for way in entering[1:])]
-    ways: list[tuple[Form, ...]] = []
-    for cell in (entering[0], *left[1:]):
-        out = gates[1]
-        if step.peepholes is not None:
-            out = out.plus(cell.scaled(step.peepholes[step.units : 2 * step.units]))
-        ways.append((act(0, out).times(act(2, cell)), cell))
-    return first, ways
+    function = step.activations[0]
+    turned = None if step.op == "RNN" else _mirrored(gates[0], function)
+    if turned is None:
+        return first, [outputs(first)]
+    other = Form.of(Activation(function.op, function.attributes, turned))
+    entering = Form.constant(np.ones(step.units)).plus(other, -1.0)
+    return first, [outputs(first), outputs(first, entering)]

@@ -7,7 +7,8 @@ onnxruntime what the original gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,7 +16,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
-from onnx_rnn_prune.roll.form import Activation, Form, Leaf
+from onnx_rnn_prune.roll.cells import outputs
+from onnx_rnn_prune.roll.form import WHOLE, Atom, Form, Leaf, Product
 from onnx_rnn_prune.roll.reading import Seen
 from onnx_rnn_prune.roll.rules import CLIPPED
 from onnx_rnn_prune.roll.steps import Found, NotRollableError, downstream
@@ -64,56 +66,34 @@ def prove_step(
         except KeyError as lacking:
             what = f"its step reads {lacking}, of which nothing is known"
             raise NotRollableError(what) from lacking
-        for end, wanted in zip(ends, equations(found, values), strict=False):
+        for end, form in zip(ends, outputs(step), strict=False):
+            wanted = _computed_form(form, end.rows, values)
             got = computed[end.tensor].reshape(-1)[end.index]
             error = float(np.abs(got - wanted).max())
             if not error <= _STEP:
                 raise NotRollableError(f"one step deviates by {error:.1e}")
 
 
-def equations(found: Found, values: Mapping[str, Array]) -> list[Array]:
-    """h and c after a step as the specification has them, in double precision."""
-    step = found.step
+def _computed_form(form: Form, rows: int, values: Mapping[str, Array]) -> Array:
+    """The values of a form in double precision: [rows, n]."""
 
-    def of(form: Form) -> Array:
-        total = np.broadcast_to(form.bias, (found.output.rows, form.size)).copy()
-        for atom, matrix in form.terms.values():
-            assert isinstance(atom, Leaf)
-            total += _entries(atom, values) @ matrix.full
-        return total
+    def of(atom: Atom) -> Array:
+        if isinstance(atom, Leaf):
+            return values[atom.tensor].reshape(-1)[atom.index].astype(np.float64)
+        if isinstance(atom, Product):
+            return reduce(np.multiply, map(of, atom.factors))
+        argument = _computed_form(atom.argument, rows, values)
+        if atom.op == CLIPPED:
+            return np.clip(argument, 0.0, 1.0)
+        if atom.op == WHOLE:
+            return argument
+        node = gs.Node(atom.op, attrs=dict(atom.attributes), outputs=[gs.Variable("y")])
+        return evaluate(node, [argument], 17)[0]
 
-    acts = [_function(act) for act in step.activations]
-    if step.op == "RNN":
-        return [acts[0](of(step.gates[0]))]
-    if step.op == "GRU":
-        assert step.state is not None
-        state = _entries(step.state, values)
-        z, r = acts[0](of(step.gates[0])), acts[0](of(step.gates[1]))
-        if step.hidden is not None:
-            new = acts[1](of(step.gates[2]) + r * of(step.hidden))
-        else:
-            matrix = step.gates[2].terms[step.state.key][1].full
-            rest = {k: v for k, v in step.gates[2].terms.items() if k != step.state.key}
-            new = acts[1](of(Form(rest, step.gates[2].bias)) + (r * state) @ matrix)
-        return [(1 - z) * new + z * state]
-    assert step.cell is not None
-    cell = _entries(step.cell, values)
-    seen = np.zeros(3 * step.units) if step.peepholes is None else step.peepholes
-    p_i, p_o, p_f = np.split(seen, 3)
-    i, o, f, g = (of(gate) for gate in step.gates)
-    new_cell = acts[0](f + p_f * cell) * cell + acts[0](i + p_i * cell) * acts[1](g)
-    return [acts[0](o + p_o * new_cell) * acts[2](new_cell), new_cell]
-
-
-def _entries(leaf: Leaf, values: Mapping[str, Array]) -> Array:
-    return values[leaf.tensor].reshape(-1)[leaf.index].astype(np.float64)
-
-
-def _function(act: Activation) -> Callable[[Array], Array]:
-    if act.op == CLIPPED:
-        return lambda x: np.clip(x, 0.0, 1.0)
-    node = gs.Node(act.op, attrs=dict(act.attributes), outputs=[gs.Variable("y")])
-    return lambda x: evaluate(node, [x], 17)[0]
+    total = np.broadcast_to(form.bias, (rows, form.size)).copy()
+    for atom, matrix in form.terms.values():
+        total += of(atom) * matrix.values if matrix.diagonal else of(atom) @ matrix.values
+    return total
 
 
 def _run(

@@ -15,8 +15,9 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.recurrent import STANDARD
-from onnx_rnn_prune.roll.form import Form, Leaf, Matrix, OpaqueError, Product
-from onnx_rnn_prune.roll.rules import RULES, operator_step
+from onnx_rnn_prune.roll.cells import Step, outputs
+from onnx_rnn_prune.roll.form import Activation, Form, Leaf, Matrix, OpaqueError, Product
+from onnx_rnn_prune.roll.rules import FUNCTIONS, RULES
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
 # Of larger tensors nothing is read but that they are there.
@@ -160,7 +161,7 @@ class Reader:
         self, node: gs.Node, given: Sequence[Known | None], shape: tuple[int, ...]
     ) -> list[Value]:
         """An operator in a body, of which each turn is a step: Y is Y_h with an axis more."""
-        h, *cell = operator_step(self, node, given)
+        h, *cell = outputs(operator_step(self, node, given))
         y = self._named(formed(h, shape, 3), node.outputs[0].name)
         return [
             y,
@@ -192,3 +193,49 @@ class Reader:
         if len(parts) == 1 and parts[0] is value.labels:
             return [value]
         return [replace(value, labels=part, plain=None) for part in parts]
+
+
+def operator_step(reader: Reader, node: gs.Node, given: Sequence[Known | None]) -> Step:
+    """The step that an operator in a body is, where each turn is one.
+
+    Raises:
+        OpaqueError: it takes more, does not start from a state, or has what templates have not.
+    """
+    x, w, r, b, lengths, h, c, peepholes = (*given, *[None] * 8)[:8]
+    if lengths is not None or peepholes is not None or _is_special(node):
+        raise OpaqueError
+    states = [value.along(2).atom() for value in (h, c) if isinstance(value, Value)]
+    if not isinstance(x, Value) or x.shape[0] != 1 or len(states) != 1 + (node.op == "LSTM"):
+        raise OpaqueError
+    if not isinstance(w, np.ndarray) or not isinstance(r, np.ndarray):
+        raise OpaqueError
+    leaves = [state for state in states if isinstance(state, Leaf)]
+    if len(leaves) < len(states):
+        raise OpaqueError
+    row = STANDARD[node.op]
+    count, units = len(row.gates), r.shape[-1]
+    bias = np.zeros(2 * count * units) if b is None else np.asarray(b, np.float64).reshape(-1)
+    own, recurrent = (np.split(part, count) for part in np.split(bias, 2))
+
+    def total(form: Form, weight: Array, bias: list[Array]) -> list[Form]:
+        blocks = [reader.matrix(block, True) for block in np.split(weight[0], count)]
+        return [form.then(m).plus(Form.constant(n)) for m, n in zip(blocks, bias, strict=True)]
+
+    sums, again = total(x.along(2), w, own), total(Form.of(leaves[0]), r, recurrent)
+    hidden = again.pop() if node.attrs.get("linear_before_reset", 0) else None
+    gates = [one.plus(two) for one, two in zip(sums, again, strict=False)] + sums[len(again) :]
+    names = node.attrs.get("activations", row.activations)
+    acts = tuple(Activation(name, (), gates[0]) for name in names)
+    return Step(node.op, tuple(gates), acts, leaves[0], (*leaves, None)[1], hidden=hidden)
+
+
+def _is_special(node: gs.Node) -> bool:
+    """Whether an operator has what templates have not."""
+    numbers = ("clip", "input_forget", "layout", "activation_alpha", "activation_beta")
+    names = node.attrs.get("activations", ())
+    plain = all(FUNCTIONS.get(name, True) == () for name in names)
+    return (
+        node.attrs.get("direction", "forward") != "forward"
+        or not plain
+        or any(node.attrs.get(key) for key in numbers)
+    )

@@ -315,7 +315,7 @@ def put_operator(
         inputs.append(gs.Constant(builder.fresh(f"{step.op}/{letter}"), value.astype(dtype)))
     inputs += [lengths or gs.Variable.empty(), *(item or gs.Variable.empty() for item in initial)]
     if step.peepholes is not None:
-        inputs.append(builder.constant(step.peepholes[None].astype(dtype)))
+        inputs.append(builder.constant(step.peepholes.reshape(1, -1).astype(dtype)))
     while not inputs[-1].name:
         inputs.pop()
     letters = ("Y", "Y_h", "Y_c") if step.op == "LSTM" else ("Y", "Y_h")

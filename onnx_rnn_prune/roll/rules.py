@@ -11,7 +11,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.form import Activation, Form, Matrix, OpaqueError
 from onnx_rnn_prune.roll.values import Known, Value, along, formed, fresh
 
@@ -215,68 +214,6 @@ def _together(shape: tuple[int, ...], given: Given) -> tuple[list[Form], int]:
 def _spread(value: Value, shape: tuple[int, ...]) -> Value:
     """A value of a larger shape."""
     return replace(value, labels=np.broadcast_to(value.labels, shape), plain=None)
-
-
-def operator_step(reader: Source, node: gs.Node, given: Given) -> list[Form]:
-    """What an operator of one step gives: h, and of an LSTM c.
-
-    Raises:
-        OpaqueError: it takes more, does not start from a state, or has what templates have not.
-    """
-    x, w, r, b, lengths, h, c, peepholes = (*given, *[None] * 8)[:8]
-    known = isinstance(x, Value) and x.shape[0] == 1 and isinstance(h, Value)
-    if not known or lengths is not None or peepholes is not None or _is_special(node):
-        raise OpaqueError
-    if not isinstance(w, np.ndarray) or not isinstance(r, np.ndarray):
-        raise OpaqueError
-    assert isinstance(x, Value) and isinstance(h, Value)
-    gates = len(STANDARD[node.op].gates)
-    units = r.shape[-1]
-    bias = np.zeros(2 * gates * units) if b is None else np.asarray(b, np.float64).reshape(-1)
-    own, recurrent = (np.split(part, gates) for part in np.split(bias, 2))
-    state = h.along(2)
-
-    def total(form: Form, weight: Array, number: int) -> Form:
-        return form.then(reader.matrix(np.split(weight[0], gates)[number], True))
-
-    sums = [total(x.along(2), w, n).plus(Form.constant(own[n])) for n in range(gates)]
-    again = [total(state, r, n).plus(Form.constant(recurrent[n])) for n in range(gates)]
-    acts = _activations(node)
-    if node.op == "RNN":
-        return [acts[0](sums[0].plus(again[0]))]
-    if node.op == "LSTM":
-        if not isinstance(c, Value):
-            raise OpaqueError
-        i, o, f, g = (one.plus(two) for one, two in zip(sums, again, strict=True))
-        new = acts[0](f).times(c.along(2)).plus(acts[0](i).times(acts[1](g)))
-        return [acts[0](o).times(acts[2](new)), new]
-    z, reset = (acts[0](sums[n].plus(again[n])) for n in (0, 1))
-    if node.attrs.get("linear_before_reset", 0):
-        candidate = reset.times(again[2])
-    else:
-        candidate = total(reset.times(state), r, 2).plus(Form.constant(recurrent[2]))
-    n = acts[1](sums[2].plus(candidate))
-    return [z.times(state).plus(n).plus(z.times(n), -1.0)]
-
-
-def _is_special(node: gs.Node) -> bool:
-    """Whether an operator has what templates have not."""
-    numbers = ("clip", "input_forget", "layout", "activation_alpha", "activation_beta")
-    names = node.attrs.get("activations", ())
-    plain = all(FUNCTIONS.get(name, True) == () for name in names)
-    return (
-        node.attrs.get("direction", "forward") != "forward"
-        or not plain
-        or any(node.attrs.get(key) for key in numbers)
-    )
-
-
-def _activations(node: gs.Node) -> list[Callable[[Form], Form]]:
-    def function(name: str) -> Callable[[Form], Form]:
-        return lambda form: Form.of(Activation(name, (), form))
-
-    usual = STANDARD[node.op].activations
-    return [function(name) for name in node.attrs.get("activations", usual)]
 
 
 RULES: Mapping[str, Rule] = {
