@@ -58,6 +58,14 @@ STRAY = """
     }
     return stray;
 """
+# Sentences in tables that reach off the screen, and the rows that they make higher.
+SENTENCES = """
+    return Array.from(document.querySelectorAll('td.long > div')).filter(one => {
+        const own = one.getBoundingClientRect(), row = one.closest('tr').firstElementChild;
+        return own.left < 0 || own.right > innerWidth
+            || row.getBoundingClientRect().bottom > own.top;
+    }).map(one => one.textContent);
+"""
 # The least contrast of any text with the page, after WCAG 2: (L1 + 0.05) / (L2 + 0.05).
 CONTRAST = """
     const light = colour => {
@@ -152,6 +160,13 @@ def test_it_fits(show, page, width):
     browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script(STRAY) == []
+
+
+def test_sentences_are_on_the_screen_and_make_no_row_high(show, page):
+    browser = show(page, 390)
+    assert browser.execute_script(SENTENCES) == []
+    browser.execute_script("document.querySelector('.scroll').scrollLeft = 200")
+    assert browser.execute_script(SENTENCES) == []
 
 
 def test_it_can_be_read_by_day_and_night(show, page):
