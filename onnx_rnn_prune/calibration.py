@@ -27,6 +27,9 @@ from onnx_rnn_prune.traced_model import TracedModel
 _RANDOM_FEEDS = 3
 _VALIDATION = 0.25
 _VALIDATION_AND_TEST = 0.4
+# A search promises a limit with a standard error to spare. That of few streams is large, and badly
+# known itself: up to half of all are kept from calibration, until so many judge.
+_JUDGES = 16
 # Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
 _PROOFS = 2
 _RESIZINGS: tuple[Callable[[int], int], ...] = (
@@ -132,10 +135,11 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
     feeds = opened_feeds(opened, inputs.data, stream)
     if eval_data is None:
         # Of three streams and more, each set gets one.
-        calibration, rest = feeds.split(max(_VALIDATION_AND_TEST, 2 / max(feeds.streams, 3)))
+        least = max(_VALIDATION_AND_TEST, 2 / max(feeds.streams, 3))
+        calibration, rest = feeds.split(max(least, min(0.5, 2 * _JUDGES / feeds.streams)))
         validation, test = rest.split(0.5)
     else:
-        calibration, validation = feeds.split(_VALIDATION)
+        calibration, validation = feeds.split(max(_VALIDATION, min(0.5, _JUDGES / feeds.streams)))
         test = opened_feeds(opened, eval_data, stream)
     notes: tuple[str, ...] = ()
     if calibration.shared:

@@ -47,7 +47,7 @@ Metric = Callable[[Iterable[Pair]], float]
 
 DROP = 0.01
 STREAM_SECONDS, STREAMS, TESTED_STREAMS = 10.0, 10, 6
-SPEECH_SECONDS, TESTED_SECONDS = 2 * CALIBRATION, 100.0
+SPEECH_SECONDS, TESTED_SECONDS = 5 * CALIBRATION, 300.0
 LINES, WINDOWS, NAMES = 100, 48, 600
 TESTED = 3  # one of so many messages, lines and windows is to test on
 AROUND = 21  # characters that oskut looks at to decide about one

@@ -336,12 +336,13 @@ def open_problem(
     workers: Workers,
     study: Study,
     pays: Sequence[str],
+    longest: float,
     progress: Progress,
 ) -> Problem:
     """Ranks the units, and tells workers how to judge cuts.
 
     Layers that no cut makes smaller are left whole, and so are those in each trial of which a cut
-    does not save what it is to pay in: bytes, ms.
+    does not save what it is to pay in: bytes, ms. A recovery in full may take `longest` seconds.
 
     Raises:
         PruneError: a glob matches nothing.
@@ -355,7 +356,7 @@ def open_problem(
     traced = replace(traced, left={**traced.left, **never})
     _check_cuttable(traced, request)
     model = study.key, opened.name, opened.model, opened.rolled
-    context = WorkerContext(*model, data, quality, request, tuple(names), interface)
+    context = WorkerContext(*model, data, quality, request, tuple(names), interface, longest)
     evidence = _calibrated(context, traced, workers, progress)
     traced.evidence[data.calibration] = evidence
     scores = score_units(traced, data, request, progress)
@@ -373,7 +374,10 @@ def open_problem(
         evaluator=evaluator,
         scores=scores,
         verdicts=workers.send(
-            Work(partial(judged, evaluator, scores), partial(judge, context, evidence, scores))
+            Work(
+                partial(judged, evaluator, scores, longest),
+                partial(judge, context, evidence, scores),
+            )
         ),
         ms=ms,
         original_ms=float(times["original"]),

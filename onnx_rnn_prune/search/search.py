@@ -35,9 +35,10 @@ from onnx_rnn_prune.validate.quality import Quality
 # Makes several trials, in the order of the asks; each is remembered as it comes.
 Attempts = Callable[[Sequence[Ask]], Iterable[Trial]]
 
-# Of those made last, the longest trial tells what the next one takes. A recovery in full makes
-# about so many candidates; so does finishing, which measures, too, and writes.
-_LAST, _CANDIDATES, _WRITING = 8, 8, 4.0
+# Of those made last, the longest trial tells what the next one takes. A recovery in full takes
+# about so many times as long as a quick one, but no more than such a part of all the time; so does
+# finishing, which measures, too, and writes.
+_LAST, _TIMES, _PART, _WRITING = 8, 16, 0.25, 4.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class SearchBounds:
         """When the result is to be there."""
         return self.start + 60.0 * self.minutes
 
+    @property
+    def longest(self) -> float:
+        """Seconds that a recovery in full may take."""
+        return 60.0 * self.minutes * _PART
+
     def allow(self, ask: Ask, tried: Sequence[Trial], study: Study) -> bool:
         """Whether time is left for one more trial, and to finish the best.
 
@@ -75,30 +81,30 @@ class SearchBounds:
         """
         replayed = sum(t.seconds for t in tried if _key(Ask(t.counts, t.recovery)) in study.found)
         left = self.end - self.now() - replayed / self.jobs
-        return left >= expected(tried, ask.recovery) + self.finishing(tried) + self.kept
+        return left >= self.expected(tried, ask.recovery) + self.finishing(tried) + self.kept
 
     def finishing(self, tried: Sequence[Trial]) -> float:
         """Seconds kept to recover the best in full, which `hasten` bounds, to prove and measure it.
 
-        A quarter of all the time at most, but enough for a recovery as quick as that of trials.
+        That is enough for a recovery as quick as that of trials.
         """
-        quick = expected(tried, QUICK)
-        return max(min(expected(tried, FULL), 15.0 * self.minutes), 2 * quick) + quick + _WRITING
+        quick = self.expected(tried, QUICK)
+        full = min(self.expected(tried, FULL), self.longest)
+        return max(full, 2 * quick) + quick + _WRITING
 
     def hasten(self, treatment: Treatment, tried: Sequence[Trial]) -> Treatment:
         """A treatment of the best that is done in time, if need be with fewer candidates."""
-        until = self.end - expected(tried, QUICK) - _WRITING
+        until = self.end - self.expected(tried, QUICK) - _WRITING
         training = treatment.training
         most = max((until - self.now()) / 60.0, 1.0 / 60.0)
         training = replace(training, until=until, minutes=min(training.minutes, most))
         return replace(treatment, training=training)
 
-
-def expected(tried: Sequence[Trial], recovery: str) -> float:
-    """Seconds that a trial takes, as those before tell."""
-    own = [trial.seconds for trial in tried if trial.recovery == recovery][-_LAST:]
-    others = [trial.seconds for trial in tried if trial.recovery == QUICK][-_LAST:]
-    return max(own) if own else _CANDIDATES * max(others, default=0.0)
+    def expected(self, tried: Sequence[Trial], recovery: str) -> float:
+        """Seconds that a trial takes, as those before tell."""
+        own = [trial.seconds for trial in tried if trial.recovery == recovery][-_LAST:]
+        others = [trial.seconds for trial in tried if trial.recovery == QUICK][-_LAST:]
+        return max(own) if own else min(_TIMES * max(others, default=0.0), self.longest)
 
 
 def run(
@@ -187,7 +193,7 @@ class Search:
         study = Study(self.study, key_of(self.opened, self.data, goal.quality, request))
         problem = open_problem(
             self.opened, self.data, goal.quality, request, self.treatment.interface,
-            workers, study, goal.pays, progress,
+            workers, study, goal.pays, self.bounds.longest, progress,
         )  # fmt: skip
         problem, aim, trials = self._tried(problem, progress)
         picked = self._picked(problem, aim, trials)
@@ -337,7 +343,7 @@ def measure_sensitivity(
 
     with executor.open() as workers:
         problem = open_problem(
-            opened, data, quality, request, AS_BEFORE, workers, study, (), progress
+            opened, data, quality, request, AS_BEFORE, workers, study, (), math.inf, progress
         )
         trace = problem.traced.trace
         space = Space(trace, problem.scores, request.bounds, problem.ms, lambda counts: True)

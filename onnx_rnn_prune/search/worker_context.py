@@ -46,6 +46,7 @@ class WorkerContext:
         request: how units are ranked.
         names: the layers that may be cut.
         interface: whether states stay at full width.
+        longest: seconds after which a recovery in full makes do with what it has.
     """
 
     key: str
@@ -57,6 +58,7 @@ class WorkerContext:
     request: Request = field(compare=False)
     names: tuple[str, ...] = field(compare=False)
     interface: Interface = field(compare=False)
+    longest: float = field(compare=False)
 
 
 def calibrator(context: WorkerContext) -> Callable[[Shard], Tally]:
@@ -75,10 +77,10 @@ def judge(context: WorkerContext, evidence: Evidence, scores: Matrix) -> Callabl
     traced, data = _traced(context), context.data
     traced.evidence.clear()  # of a search before this one
     traced.evidence[data.calibration] = evidence
-    return partial(judged, Evaluator.of(traced, data, context.quality), scores)
+    return partial(judged, Evaluator.of(traced, data, context.quality), scores, context.longest)
 
 
-def judged(evaluator: Evaluator, scores: Matrix, ask: Ask) -> Verdict:
+def judged(evaluator: Evaluator, scores: Matrix, longest: float, ask: Ask) -> Verdict:
     """Makes a cut, recovers and judges it; of each group, units with the highest scores stay."""
     start, trace = time.perf_counter(), evaluator.traced.trace
     if ask.counts == tuple(group.size for group in trace.groups):
@@ -86,7 +88,8 @@ def judged(evaluator: Evaluator, scores: Matrix, ask: Ask) -> Verdict:
         return Verdict(value, 0.0, 0.0, 0.0, time.perf_counter() - start)
     cut = evaluator.candidate(choose(trace, scores, list(ask.counts)))
     if ask.recovery == FULL:
-        write = recover_units(cut, "auto", Schedule(), TrainingConfig(), silent)[0].write
+        hurried = TrainingConfig(until=time.monotonic() + longest)
+        write = recover_units(cut, "auto", Schedule(), hurried, silent)[0].write
     else:
         write = cut.quick()
     return Verdict(*evaluator.judge(cut.shrunk(write)), time.perf_counter() - start)

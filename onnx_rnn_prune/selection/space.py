@@ -175,5 +175,5 @@ class Aim:
         """What quick trials must reach, if one in full makes up for as much as it did here."""
         if self.most is None:
             return self
-        most = self.most + max(quick.loss + quick.spread - full.loss - full.spread, 0.0)
-        return Aim(most, self.fits, self.nrmse + max(quick.nrmse - full.nrmse, 0.0))
+        most = self.most + quick.loss + quick.spread - full.loss - full.spread
+        return Aim(most, self.fits, self.nrmse + quick.nrmse - full.nrmse)

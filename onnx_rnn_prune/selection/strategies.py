@@ -42,13 +42,14 @@ Row = Callable[[float], Counts]
 Steps = Generator[Sequence[Ask], Sequence[Trial], Trial]
 
 # Widths at which one group is cut alone, as shares; of many groups the middle one does, and so many
-# cuts at most are made for all.
+# cuts at most are made for all. A search, which scales the closed form by them, makes few.
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
+_FEW = (0.25, 0.5)
 _ALONE = 40
 # The least share that the closed form may say is lost by a cut.
 _LEAST = 1e-6
 # Rounds of bisection, to within 1 % of the range of costs; and of allowing for a recovery in full.
-_HALVINGS, _ALLOWANCES = 7, 2
+_HALVINGS, _ALLOWANCES = 7, 3
 # Moves are of these parts of a group, one after the other; so many groups give or take, and so many
 # moves are tried at a time.
 _PARTS = (8, 16, 32)
@@ -122,15 +123,26 @@ def shared(
     """The best way to share a cut between groups, as quick trials tell, and what groups lose."""
     rows = _rows(space)
     best = yield from _best(space, aim, rows)
+    best, quick = yield from _allowed(space, aim, rows, best)
     curves = yield from _curves(space)
     rows.append(_row(space, by_slopes(curves), space.price))
-    best = yield from _best(space, aim, rows[-1:], best)
+    best = yield from _best(space, quick, rows[-1:], best)
+    best, quick = yield from _allowed(space, aim, rows, best)
+    return (yield from _moved(space, quick, curves, best)), curves
+
+
+def _allowed(
+    space: Space, aim: Aim, rows: Sequence[Row], best: Trial
+) -> Generator[Sequence[Ask], Sequence[Trial], tuple[Trial, Aim]]:
+    """The best of some rows once it is known what a recovery in full makes of it, and that aim."""
     quick = aim
     for _ in range(_ALLOWANCES if aim.most is not None else 0):
         full = (yield [Ask(best.counts, FULL)])[0]
-        quick = aim.for_quick(best, full)
+        quick, before = aim.for_quick(best, full), best.counts
         best = yield from _best(space, quick, rows, best)
-    return (yield from _moved(space, quick, curves, best)), curves
+        if best.counts == before:
+            break
+    return best, quick
 
 
 def _best(space: Space, aim: Aim, rows: Sequence[Row], best: Trial | None = None) -> Steps:
@@ -177,8 +189,8 @@ def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list
 
 def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curve]]:
     """What each group loses: the closed form, scaled to what was measured."""
-    many = len(SHARES) * len(space.groups) > _ALONE
-    asks = curve_asks(space, SHARES[2:3] if many else SHARES)
+    many = len(_FEW) * len(space.groups) > _ALONE
+    asks = curve_asks(space, SHARES[2:3] if many else _FEW)
     cuttable = [number for number, own in asks.items() if own]
     dearest = sorted(cuttable, key=lambda n: min(space.price(ask.counts) for ask in asks[n]))
     measured = sorted(dearest[:_ALONE])
