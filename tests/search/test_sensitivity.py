@@ -10,7 +10,8 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune import PruneError
 from onnx_rnn_prune.cli import run
-from onnx_rnn_prune.report import sensitivity_png, sensitivity_table
+from onnx_rnn_prune.report.inspection import sensitivity_table
+from onnx_rnn_prune.report.pictures import sensitivity_png
 from onnx_rnn_prune.report.schema import Curve, Point, SensitivityReport, Splits
 from onnx_rnn_prune.search import problem
 
