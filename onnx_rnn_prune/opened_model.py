@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import check_sizes
-from onnx_rnn_prune.model.document import Document, inline_layers
+from onnx_rnn_prune.model.document import Document, inline_layers, inlined
 from onnx_rnn_prune.model.files import load_model
 from onnx_rnn_prune.model.runnable import unknown_type
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
@@ -243,12 +243,12 @@ def follow(
         model: with weights in it, or absolute paths to them.
     """
     feed_forward = () if set(layers) == {RECURRENT_ONLY} else FEED_FORWARD
-    inlined = inline_layers(model, [*(cell.op for cell in CELLS), *feed_forward])
-    document = read_document(inlined)
+    flat = inline_layers(model, [*(cell.op for cell in CELLS), *feed_forward])
+    document = read_document(flat)
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
         notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
-    rolling = _rolled(document, inlined, name) if rolls else None
+    rolling = _rolled(document, flat, name) if rolls else None
     document = rolling.document if rolling is not None else document
     Pipeline((ListBounds(), TakeInvariants(), StackSequences(), PlainProducts()))(document)
     real = RealOperators()(document)
@@ -269,7 +269,7 @@ def follow(
             f"layers compute in {kind}, for which onnxruntime has no kernels: everything was"
             " measured and checked on a copy in float32"
         )
-    runnable = document if stated or turned else inlined
+    runnable = document if stated or turned else flat
     judged = find_judged(document)
     return OpenedModel(
         name, model, document, found, runnable, judged, invalid_nodes, tuple(notes), rolling
@@ -334,8 +334,10 @@ def written_out(opened: OpenedModel) -> tuple[DecomposedRecurrence, ...]:
     """The recurrences of a model that are no recurrent nodes, those in functions included."""
     document = opened.document
     if document.source.functions:
-        document = Document.read(inliner.inline_local_functions(document.write()))
-        UniqueNames()(document)
+        every = sorted((function.domain, function.name) for function in document.source.functions)
+        with suppress(PruneError):
+            document = Document.read(inlined(document.write(), every))
+            UniqueNames()(document)
     return find_decomposed(document.graph)
 
 

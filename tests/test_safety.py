@@ -565,7 +565,21 @@ def with_functions(*calls, inputs="a"):
     return change
 
 
+def with_a_layer_in_a_function(version, times, proto):
+    """Of another version of the operators than the model, or one of two functions of one name."""
+    layer = proto.graph.node[0]
+    for _ in range(times):
+        function = proto.functions.add(name="F", domain="own", input=layer.input, output=["Y"])
+        function.opset_import.add(domain="", version=version)
+        function.node.append(layer)
+    proto.opset_import.add(domain="own", version=1)
+    layer.op_type, layer.domain = "F", "own"
+    layer.ClearField("attribute")
+
+
 BROKEN = {
+    partial(with_a_layer_in_a_function, 1, 1): "its functions cannot be written out (Model has",
+    partial(with_a_layer_in_a_function, 17, 2): "its functions cannot be written out (Model con",
     with_functions(["F1"], ["F0"]): "it calls itself",
     with_functions(["F0"]): "function 'F0': it calls itself",
     with_functions(["F1"], inputs="ab"): "node 'F0': it has more inputs than the function",
@@ -726,6 +740,20 @@ def test_an_operator_of_others_that_only_a_cut_does_without(model, clips, tmp_pa
     for data in ([], ["--data", str(clips)]):
         assert run([*given, *data]) in (0, 1)
         assert "report" not in capsys.readouterr().err
+
+
+def test_functions_that_cannot_be_written_out_may_stay(model, tmp_path, capsys):
+    """They hold no layer, and onnxruntime runs them."""
+    proto = onnx.load(model)
+    del proto.graph.node[:]
+    function = proto.functions.add(name="F", domain="own", input=["a"], output=["b"])
+    function.opset_import.add(domain="", version=13)
+    function.node.append(helper.make_node("Tanh", ["a"], ["b"]))
+    proto.opset_import.add(domain="own", version=1)
+    proto.graph.node.append(helper.make_node("F", ["x"], ["logits"], domain="own"))
+    model.write_bytes(proto.SerializeToString())
+    assert run(["prune", str(model), "-o", str(tmp_path / "o.onnx")]) == 1
+    assert "has no LSTM, GRU or RNN node" in capsys.readouterr().err
 
 
 def test_a_model_without_outputs(model, capsys):

@@ -178,4 +178,20 @@ def inline_layers(model: onnx.ModelProto, ops: Iterable[str]) -> onnx.ModelProto
     waiting = list(holding)
     for key in waiting:  # units flow through what they call
         waiting += (calls[key] & calls.keys()) - set(waiting)
-    return inliner.inline_selected_functions(model, sorted(waiting))
+    return inlined(model, sorted(waiting))
+
+
+def inlined(model: onnx.ModelProto, names: list[tuple[str, str]]) -> onnx.ModelProto:
+    """The model with some functions written out where they are called.
+
+    Raises:
+        PruneError: one uses another version of the operators than the model, or has a namesake.
+    """
+    try:
+        return inliner.inline_selected_functions(model, names)
+    except Exception as error:  # ONNX raises several types
+        raise PruneError(
+            f"its functions cannot be written out ({error})",
+            where="the model",
+            remedy="export it without functions",
+        ) from error
