@@ -148,6 +148,12 @@ def test_how_a_constant_that_units_meet_is_written_does_not_matter(op, name):
         assert score(context_of(scaled(op, shape), feeds())) == pytest.approx(wanted), shape
 
 
+@pytest.mark.parametrize("options", [{}, {"sparsify": "50%"}, {"criterion": "l1"}])
+def test_directions_that_meet_one_constant_are_cut_without_data(options):
+    result = onnx_rnn_prune.prune(scaled("Mul", (1, 1, 5)), keep=3, **options)
+    assert result.report["layers"][0]["hidden_after"] == 3 and result.report["oracle"]["passed"]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_masks_as_an_input_do_what_zero_does(seed):
     case = draw_case(draw_model(seed), seed)
