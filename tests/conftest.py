@@ -1,6 +1,8 @@
 """What some tests need beyond the extra `test`, and a small model with data for it, as files."""
 
+import contextlib
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -110,3 +112,28 @@ def clips(tmp_path):
         x = rng.normal(size=(12 + number, 2, 4)).astype(np.float32)
         np.savez(folder / f"{number}.npz", x=x)
     return folder
+
+
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """Does what follows in the folder of the test, without root's right to read and write all."""
+    if not hasattr(os, "seteuid"):
+        pytest.skip("this system has no permissions of that kind")
+
+    @contextlib.contextmanager
+    def become():
+        before, around = os.geteuid(), [tmp_path, *tmp_path.parents]
+        modes = {place: place.stat().st_mode for place in around}
+        hidden = {place: mode for place, mode in modes.items() if not mode & 0o001}
+        for place, mode in hidden.items():
+            place.chmod(mode | 0o011)
+        os.seteuid(before or 65534)
+        try:
+            yield
+        finally:
+            os.seteuid(before)
+            for place, mode in hidden.items():
+                place.chmod(mode)
+
+    monkeypatch.chdir(tmp_path)
+    return become

@@ -43,7 +43,12 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
         PruneError: there is nothing there, or nothing that can be read as feeds.
     """
     if os.path.isdir(path):
-        return _open_folder(path, ports)
+        try:
+            return _open_folder(path, ports)
+        except OSError as error:
+            raise PruneError(
+                f"cannot be read ({error.strerror})", where=str(path), remedy=_FORMS
+            ) from error
     if not os.path.exists(path):  # no name is too long for it
         raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
     if path.suffix.lower() != ".npz":

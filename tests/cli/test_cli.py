@@ -127,11 +127,16 @@ def test_an_empty_name_is_wrong_usage(arguments, option, capsys):
     assert f"Invalid value for {option}: the name is empty" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_folder_that_cannot_be_written(model, clips, capsys):
-    clips.chmod(0o500)
-    assert call("prune", model, "-o", clips / "o.onnx", "--keep", "50%") == 1
-    assert "cannot be written (Permission denied)" in one_line(capsys)
+@pytest.mark.parametrize("option", ["-o", "--json", "--save-plan"])
+def test_a_folder_that_cannot_be_written(option, model, clips, nobody, capsys):
+    (model.parent / "out").mkdir()
+    (model.parent / "out").chmod(0o777)
+    clips.chmod(0o555)
+    before = sorted(model.parent.rglob("*"))
+    with nobody():
+        assert call("prune", model.name, "-o", "out/o.onnx", option, "clips/o") == 1
+    assert "clips/o: cannot be written (Permission denied)" in one_line(capsys)
+    assert sorted(model.parent.rglob("*")) == before
 
 
 def test_two_outputs_of_one_name(model, capsys):

@@ -5,6 +5,7 @@ import itertools
 import os
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -356,6 +357,16 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
         list(opened(path))
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("inside", ["", "part"])
+def test_a_folder_that_cannot_be_read(inside, tmp_path, nobody):
+    closed = tmp_path / "clips" / inside
+    closed.mkdir(parents=True)
+    closed.chmod(0)
+    with nobody(), pytest.raises(PruneError, match=r"^clips: cannot be read \(Permission denied\)"):
+        opened(Path("clips"))
+    closed.chmod(0o755)
 
 
 def test_a_header_that_claims_more_than_the_file_holds_is_an_error(tmp_path):
