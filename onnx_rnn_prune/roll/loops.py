@@ -132,6 +132,14 @@ class Turns:
                 reader.known[taken.name] = Value(labels, value.form, value.tensor, value.boolean)
         return reader
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors outside, those of constants included."""
+        for initial, *_ in self.states:  # which may be a constant that no node read
+            self.reader.get(initial)
+        known = self.reader.known.items()
+        constants = {name: value.shape for name, value in known if isinstance(value, np.ndarray)}
+        return {**self.reader.seen.shapes, **constants}
+
     def bindings(self, turn: int) -> list[gs.Node]:
         """Nodes that give the body what it takes from outside, for a look at one turn."""
         found = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import evaluate, is_zero
+from onnx_rnn_prune.model.constants import evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import source
 from onnx_rnn_prune.roll.directions import serve_ends
@@ -20,7 +20,6 @@ from onnx_rnn_prune.roll.rewrite import (
     Layout,
     Operator,
     layout_of_value,
-    narrow_masks,
     placed,
 )
 from onnx_rnn_prune.roll.steps import NotRollableError
@@ -28,15 +27,13 @@ from onnx_rnn_prune.roll.unrolled import (
     Track,
     find_track,
     initial_state,
-    is_repeated,
+    narrow_masks,
     put_chain,
 )
 from onnx_rnn_prune.roll.values import Value
 
-Shapes = Mapping[str, tuple[int, ...]]
 # Comparisons of a step's number with a length, and in which order they read these.
 _COMPARED = {"Less": 1, "LessOrEqual": 1, "Greater": -1, "GreaterOrEqual": -1}
-Tensors = Mapping[str, gs.Tensor]
 
 
 class Repeated:
@@ -45,15 +42,10 @@ class Repeated:
     Args:
         builder: makes nodes.
         turns: the node, as it was seen.
-        tensors: those of the graph, by name.
-        dtype: of the weights.
     """
 
-    def __init__(
-        self, builder: Builder, turns: Turns, tensors: Tensors, dtype: np.dtype[np.generic]
-    ) -> None:
-        self.builder, self.turns, self.tensors, self.dtype = builder, turns, tensors, dtype
-        self.shapes = _shapes(turns)
+    def __init__(self, builder: Builder, turns: Turns) -> None:
+        self.builder, self.turns = builder, turns
         self.made: list[tuple[Recurrence, Operator]] = []
         # Those whose steps are stacked; where these are not h in all steps, without the last one.
         self.series: list[Operator] = []
@@ -90,8 +82,7 @@ class Repeated:
         if flags is not None:
             mask = self._in_time(flags, backwards)
             prefix = flags.turned == backwards and self._is_prefix(flags)
-        given = self.builder, item.chain, parts, self.tensors, self.shapes, self.dtype
-        return put_chain(*given, backwards, mask, prefix)
+        return put_chain(self.builder, item.chain, parts, backwards, mask, prefix)
 
     def _placed(self, group: Sequence[Leaf], item: Recurrence) -> Sequence[Leaf]:
         if group[0].tensor in self.turns.local:
@@ -102,7 +93,7 @@ class Repeated:
 
     def _before_turn(self, leaf: Leaf) -> Leaf:
         """Entries of what was turned around, in place of what came of it."""
-        node = next(iter(self.tensors[leaf.tensor].inputs), None)
+        node = next(iter(self.builder.tensors[leaf.tensor].inputs), None)
         reader = self.turns.reader
         if node is None or node.op != "ReverseSequence":
             return leaf
@@ -126,9 +117,9 @@ class Repeated:
         """Where the turns read; None where they read what another cell of the body puts out."""
         if group[0].tensor in self.turns.local:
             return None
-        if any(is_repeated(leaf, self.shapes) for leaf in group):
+        if any(map(self.builder.is_repeated, group)):
             raise NotRollableError("its input is the same for all sequences")
-        track = find_track(group, self.shapes)
+        track = find_track(group, self.builder.shapes)
         if track is None:
             raise NotRollableError("an iteration does not read the next place of its input")
         first, last = track.places[0], self.turns.count - 1
@@ -136,19 +127,17 @@ class Repeated:
             self.turns.read
         ):
             raise NotRollableError("an iteration does not read the next place of its input")
-        size = self.shapes[track.tensor][track.axis]
+        size = self.builder.shapes[track.tensor][track.axis]
         if last + 1 < size and first not in (0, last, size - 1):
             raise NotRollableError("it has fewer iterations than its input has steps")
         return track
 
     def _in_time(self, track: Track, backwards: bool) -> gs.Tensor:
         """A track as [T, B, n], in the order of the turns, or where all fall in that of places."""
-        shape, layout = self.shapes[track.tensor], track.layout
-        size = shape[layout.features] if layout.features is not None else 1
-        data = self.tensors[track.tensor]
-        if shape[track.axis] > self.turns.count:
+        data = self.builder.tensors[track.tensor]
+        if self.builder.shapes[track.tensor][track.axis] > self.turns.count:
             data = self._part(data, track)
-        data = self.builder.as_matrix(data, layout, size, track.axis)
+        data = self.builder.as_matrix(data, track.layout, track.axis)
         return self.builder.flip(data, 0) if track.turned and not backwards else data
 
     def _part(self, data: gs.Tensor, track: Track) -> gs.Tensor:
@@ -159,7 +148,7 @@ class Repeated:
             raise NotRollableError("it has fewer iterations than its input has steps")
         count = build.reshape(count, [1])
         zero, axis = (build.constant(np.array([number], np.int64)) for number in (0, track.axis))
-        if track.places[0] == self.shapes[track.tensor][track.axis] - 1:
+        if track.places[0] == self.builder.shapes[track.tensor][track.axis] - 1:
             end = build.constant(np.array([1 << 62], np.int64))
             return build.node("Slice", [data, build.node("Neg", [count]), end, axis])
         return build.node("Slice", [data, zero, count, axis])
@@ -180,12 +169,13 @@ class Repeated:
 
     def _is_prefix(self, track: Track) -> bool:
         """Whether truth values come first: the number of a place is compared with a length."""
-        makers = self.tensors[track.tensor].inputs
+        makers = self.builder.tensors[track.tensor].inputs
         if not makers or makers[0].op not in _COMPARED:
             return False
-        shape = self.shapes[track.tensor]
+        shape = self.builder.shapes[track.tensor]
         number, length = makers[0].inputs[:: _COMPARED[makers[0].op]]
-        known, size = self.turns.reader.get(number), self.shapes.get(length.name, length.shape)
+        known = self.turns.reader.get(number)
+        size = self.builder.shapes.get(length.name, length.shape)
         if not isinstance(known, np.ndarray) or size is None:
             return False
         rises = bool((np.diff(np.broadcast_to(known, shape), axis=track.axis) > 0).all())
@@ -201,7 +191,7 @@ class Repeated:
             added = _added(initial, taken, given)
             scattered = _scattered(taken, given)
             if source(given) is taken:
-                found.append((self.tensors[initial.name], output))
+                found.append((self.builder.tensors[initial.name], output))
             elif scattered is not None:
                 found.append((self._collected(scattered), output))
             elif added is not None:
@@ -308,9 +298,8 @@ class Repeated:
         assert made.mask is not None and item.masks is not None and unseen is not None
         if mask is None or mask.key != item.masks[0].key:
             raise NotRollableError(f"{given.name} is read where a step does not count")
-        if held is None or (held.tensor in self.tensors and is_zero(self.tensors[held.tensor])):
-            zero = build.constant(np.zeros((), self.dtype))
-            return build.node("Where", [made.mask, data, zero])
+        if held is None or build.is_zero(held):
+            return build.node("Where", [made.mask, data, build.zero()])
         for number, (initial, taken, inner, _) in enumerate(self.turns.states):
             if taken.name == held.tensor:
                 if number == item.state:
@@ -319,12 +308,11 @@ class Repeated:
                 if [update.key for update in own] != [update.key for update in updates]:
                     break
                 first = replace(held, tensor=initial.name)
-                start = initial_state(build, first, data, self.tensors, self.shapes)
+                start = initial_state(build, first, data)
                 state = item.chain.initial_h
-                if start is None and state is not None and is_zero(self.tensors[state.tensor]):
+                if start is None and state is not None and build.is_zero(state):
                     return data
-                before = build.constant(np.zeros((), self.dtype)) if start is None else start
-                return build.node("Where", [unseen, before, data])
+                return build.node("Where", [unseen, start or build.zero(), data])
         raise NotRollableError(f"{given.name} is held as nothing else is")
 
     def _maker(self, updates: Sequence[Update], given: gs.Tensor) -> tuple[Recurrence, Operator]:
@@ -370,18 +358,6 @@ def shift(layout: Layout, axis: int) -> Layout:
     features = None if layout.features is None else moved(layout.features)
     fixed = {moved(at): place for at, place in layout.fixed.items()}
     return Layout(rows, features, layout.columns, fixed)
-
-
-def _shapes(turns: Turns) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors outside, those of constants included."""
-    reader: Reader = turns.reader
-    found = dict(reader.seen.shapes)
-    for initial, *_ in turns.states:  # which may be a constant that no node read
-        reader.get(initial)
-    for name, value in reader.known.items():
-        if isinstance(value, np.ndarray):
-            found[name] = value.shape
-    return found
 
 
 def _is_read(tensor: gs.Tensor, graph: gs.Graph) -> bool:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnx_rnn_prune.model.constants import is_zero
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, tensors_of
 from onnx_rnn_prune.roll.form import Index, Leaf
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.steps import Chain, NotRollableError
 from onnx_rnn_prune.roll.values import Value
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,13 @@ class Layout:
     Attributes:
         rows: the axis of the rows; None where there is one row, or each is the same.
         features: the axis of the features; None where there is one feature.
-        columns: which entries of that axis the features are.
+        columns: which entries of that axis the features are; None for all of them, in order.
         fixed: the other axes, each with the one place on it.
     """
 
     rows: int | None
     features: int | None
-    columns: tuple[int, ...]
+    columns: tuple[int, ...] | None
     fixed: Mapping[int, int]
 
 
@@ -44,13 +49,14 @@ def layout_of(index: Index, shape: Sequence[int]) -> Layout:
         NotRollableError: they do not lie along axes.
     """
     rows = features = None
-    columns: tuple[int, ...] = (0,)
+    columns: tuple[int, ...] | None = None
     fixed = {}
     for axis, places in enumerate(np.unravel_index(index, tuple(shape))):
         if (places == places.flat[0]).all():
             fixed[axis] = int(places.flat[0])
         elif (places == places[:1]).all() and features is None:
-            features, columns = axis, tuple(int(place) for place in places[0])
+            features, columns = axis, tuple(places[0].tolist())
+            columns = None if columns == tuple(range(shape[axis])) else columns
         elif np.array_equal(places, np.repeat(np.arange(shape[axis])[:, None], places.shape[1], 1)):
             rows = axis
         else:
@@ -122,12 +128,22 @@ class Builder:
         graph: the main graph, for names.
         home: the graph that gets the nodes.
         name: how names begin.
+        shapes: of tensors, as seen in a run.
+        dtype: of the weights that it puts in.
     """
 
-    def __init__(self, graph: gs.Graph, home: gs.Graph, name: str) -> None:
-        self.graph, self.home, self.name = graph, home, name
-        self._used = {tensor.name for tensor in tensors_of(graph)}
-        self._used |= {node.name for node in all_nodes(graph)}
+    def __init__(
+        self,
+        graph: gs.Graph,
+        home: gs.Graph,
+        name: str,
+        shapes: Shapes = MappingProxyType({}),
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.graph, self.home, self.name, self.shapes = graph, home, name, shapes
+        self.dtype = np.dtype(dtype)
+        self.tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
+        self._used = {*self.tensors, *(node.name for node in all_nodes(graph))}
         self._count = 0
         self._made: dict[object, gs.Tensor] = {}
 
@@ -202,20 +218,34 @@ class Builder:
         """Another shape, in which 0 stands for a size that stays, and -1 for what is left."""
         return self.node("Reshape", [data, self.constant(np.array(shape, np.int64))])
 
+    def zero(self) -> gs.Tensor:
+        """0, of the type of the weights."""
+        return self.constant(np.zeros((), self.dtype))
+
+    def is_zero(self, leaf: Leaf) -> bool:
+        """Whether a leaf stands for entries that are provably 0."""
+        return leaf.tensor in self.tensors and is_zero(self.tensors[leaf.tensor])
+
+    def is_repeated(self, leaf: Leaf) -> bool:
+        """Whether all rows of a leaf are one."""
+        return leaf.rows > 1 and layout_of(leaf.index, self.shapes[leaf.tensor]).rows is None
+
+    def leaf(self, leaf: Leaf) -> gs.Tensor:
+        """A leaf as [B, n]."""
+        layout = layout_of(leaf.index, self.shapes[leaf.tensor])
+        return self.as_matrix(self.tensors[leaf.tensor], layout)
+
     def copy(self, data: gs.Tensor, output: gs.Tensor) -> None:
         """The same under the name of a tensor that was made elsewhere before."""
         output.inputs.clear()
         self.node("Identity", [data], output=output)
 
-    def as_matrix(
-        self, data: gs.Tensor, layout: Layout, size: int, time: int | None = None
-    ) -> gs.Tensor:
+    def as_matrix(self, data: gs.Tensor, layout: Layout, time: int | None = None) -> gs.Tensor:
         """Entries of a tensor as [B, n], or [T, B, n] with the axis of time.
 
         Args:
             data: the tensor.
             layout: where the entries lie in it.
-            size: of its axis of features.
             time: its axis of time.
         """
         kept = [axis for axis in (time, layout.rows, layout.features) if axis is not None]
@@ -225,7 +255,7 @@ class Builder:
             if axis not in kept:
                 data = self.take(data, axis, np.array(layout.fixed[axis], np.int64))
         data = self.transpose(data, [order.index(axis) for axis in kept])
-        if layout.features is not None and layout.columns != tuple(range(size)):
+        if layout.columns is not None:
             data = self.take(data, len(kept) - 1, np.array(layout.columns, np.int64))
         first = 0 if time is None else 1
         missing = [first] if layout.rows is None else []
@@ -285,7 +315,6 @@ def put_operator(
     chain: Chain,
     sequence: gs.Tensor,
     initial: Sequence[gs.Tensor | None],
-    dtype: np.dtype[np.generic],
     backwards: bool = False,
     lengths: gs.Tensor | None = None,
 ) -> Operator:
@@ -296,7 +325,6 @@ def put_operator(
         chain: the steps.
         sequence: X: [T, B, I], what `chain.inputs` lists beside one another.
         initial: h and c before the first step: [1, B, H] each.
-        dtype: of its weights.
         backwards: whether the last step comes first.
         lengths: how many steps of each sequence count: [B]; all where it is left out.
     """
@@ -312,10 +340,12 @@ def put_operator(
     weights["B"] = step.bias[None]
     inputs: list[gs.Tensor] = [sequence]
     for letter, value in weights.items():
-        inputs.append(gs.Constant(builder.fresh(f"{step.op}/{letter}"), value.astype(dtype)))
+        inputs.append(
+            gs.Constant(builder.fresh(f"{step.op}/{letter}"), value.astype(builder.dtype))
+        )
     inputs += [lengths or gs.Variable.empty(), *(item or gs.Variable.empty() for item in initial)]
     if step.peepholes is not None:
-        inputs.append(builder.constant(step.peepholes.reshape(1, -1).astype(dtype)))
+        inputs.append(builder.constant(step.peepholes.reshape(1, -1).astype(builder.dtype)))
     while not inputs[-1].name:
         inputs.pop()
     letters = ("Y", "Y_h", "Y_c") if step.op == "LSTM" else ("Y", "Y_h")
@@ -328,19 +358,6 @@ def put_operator(
     y = builder.axes("Squeeze", outputs[0], [1])
     ends = tuple(builder.axes("Squeeze", output, [0]) for output in outputs[1:])
     return Operator(node, y, ends, backwards)
-
-
-def leaf_matrix(
-    builder: Builder,
-    leaf: Leaf,
-    tensors: Mapping[str, gs.Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> gs.Tensor:
-    """A leaf as [B, n]."""
-    shape = shapes[leaf.tensor]
-    layout = layout_of(leaf.index, shape)
-    size = shape[layout.features] if layout.features is not None else 1
-    return builder.as_matrix(tensors[leaf.tensor], layout, size)
 
 
 def lengths_of(build: Builder, counts: gs.Tensor) -> gs.Tensor:
@@ -387,7 +404,6 @@ def put_masked(
     chain: Chain,
     sequence: gs.Tensor,
     initial: Sequence[gs.Tensor | None],
-    dtype: np.dtype[np.generic],
     mask: gs.Tensor,
     prefix: bool = False,
     backwards: bool = False,
@@ -403,7 +419,6 @@ def put_masked(
         chain: the steps.
         sequence: X: [T, B, I].
         initial: h and c before the first step: [1, B, H] each.
-        dtype: of its weights.
         mask: which steps count: [T, B, 1].
         prefix: whether these come first in each sequence.
         backwards: whether the last step comes first.
@@ -414,7 +429,7 @@ def put_masked(
     else:
         order, lengths = front(build, counts)
         moved = rows_at(build, sequence, order, counts)
-    made = put_operator(build, chain, moved, initial, dtype, backwards, lengths)
+    made = put_operator(build, chain, moved, initial, backwards, lengths)
     one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
     seen = build.node("CumSum", [counts, zero], {"reverse": int(backwards)})
     ends = [build.total(counts, 0), seen] if backwards else [seen, one]
@@ -429,18 +444,6 @@ def put_masked(
         for end, start in zip(made.last, initial, strict=False)
     )
     unseen = build.axes("Unsqueeze", build.node("Equal", [seen, zero]), [2])
-    before = initial[0] or build.constant(np.zeros((), dtype))
+    before = initial[0] or build.zero()
     steps = build.node("Where", [unseen, before, rows_at(build, made.steps, place, counts)])
     return Operator(made.node, steps, last, backwards, mask, unseen)
-
-
-def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
-    """What says whether a step counts, once for all of its units.
-
-    Raises:
-        NotRollableError: it differs among these.
-    """
-    narrow = [mask.select(None, np.zeros(1, np.int64)) for mask in masks]
-    if any((mask.index != one.index).any() for mask, one in zip(masks, narrow, strict=True)):
-        raise NotRollableError("its mask holds some units and not others")
-    return narrow

@@ -19,7 +19,6 @@ from onnx_rnn_prune.model.walk import (
     nodes_by_key,
     places,
     source,
-    tensors_of,
 )
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
@@ -233,17 +232,17 @@ class _Model:
         check_independence(home, chain)
         check_projection(home, chain)
         prove_step(home.nodes, chain.steps[-1].unmasked, reader.seen, reader.known, graph.opset)
-        tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
-        maker = tensors[_place(chain)].inputs[0]
-        builder = Builder(graph, home, maker.name or _place(chain))
+        makers = {tensor.name: node for node in home.nodes for tensor in node.outputs}
+        at = makers[_place(chain)].name or _place(chain)
         ends = [leaf for item in chain.steps for leaf in (item.output, *item.plain)]
-        old = [tensors[leaf.tensor].inputs[0] for leaf in ends]
-        node = roll_chain(builder, chain, reader, tensors, self._dtype(chain))
+        old = [makers[leaf.tensor] for leaf in ends]
+        builder = Builder(graph, home, at, reader.seen.shapes, self._dtype(chain))
+        node = roll_chain(builder, chain, reader)
         tidy(home)
         if any(item is node for node in old for item in home.nodes):
             raise NotRollableError("a state inside it is read that the operator does not put out")
         steps = len(chain.steps)
-        kind, at = "unrolled" if steps > 1 else "single step", maker.name or _place(chain)
+        kind = "unrolled" if steps > 1 else "single step"
         return [Rolled(node.name, node.op, chain.step.units, kind, at, steps)]
 
     def _repeated(self, key: str, reader: Reader, graph: gs.Graph) -> list[Rolled]:
@@ -259,10 +258,9 @@ class _Model:
             nodes = [*graph.nodes, *turns.bindings(0), *turns.body.nodes]
             first = turns.readers[0]
             prove_step(nodes, item.chain.steps[0], first.seen, first.known, graph.opset)
-        tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
         at = node.name or key
-        builder = Builder(graph, graph, at)
-        made = Repeated(builder, turns, tensors, self._dtype(items[0].chain))(items)
+        builder = Builder(graph, graph, at, turns.shapes(), self._dtype(items[0].chain))
+        made = Repeated(builder, turns)(items)
         tidy(graph)
         if any(item is node for item in graph.nodes):
             raise NotRollableError("it is read in a way that the operator does not serve")

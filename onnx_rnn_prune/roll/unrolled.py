@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import is_zero
 from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
     Builder,
     Layout,
     Operator,
+    Shapes,
     layout_of,
     layout_of_value,
-    leaf_matrix,
-    narrow_masks,
     placed,
     put_masked,
     put_operator,
 )
 from onnx_rnn_prune.roll.steps import Chain, NotRollableError
 from onnx_rnn_prune.roll.values import Value
-
-Shapes = Mapping[str, tuple[int, ...]]
-Tensors = Mapping[str, gs.Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,35 +80,28 @@ def find_track(leaves: Sequence[Leaf], shapes: Shapes) -> Track | None:
     return Track(leaves[0].tensor, axis, tuple(one.fixed[axis] for one in layouts), rests[0])
 
 
-def roll_chain(
-    builder: Builder,
-    chain: Chain,
-    reader: Reader,
-    tensors: Tensors,
-    dtype: np.dtype[np.generic],
-) -> gs.Node:
+def roll_chain(builder: Builder, chain: Chain, reader: Reader) -> gs.Node:
     """Puts an operator where a chain of steps stood, and serves all that read them.
 
     Raises:
         NotRollableError: that is not possible.
     """
-    shapes = reader.seen.shapes
     groups = [placed(group, reader) for group in chain.inputs()]
     count = len(chain.steps)
     if not groups or any(len(group) != count for group in groups):
         raise NotRollableError("its steps do not read one input each")
-    tracks = [find_track(group, shapes) for group in groups]
+    tracks = [find_track(group, builder.shapes) for group in groups]
     masks = masks_of(chain)
     backwards = not masks and all(track is not None and track.falls for track in tracks)
     parts = [
-        _in_time(builder, group, track, tensors, shapes, backwards)
+        _in_time(builder, group, track, backwards)
         for group, track in zip(groups, tracks, strict=True)
     ]
     narrow = narrow_masks(masks)
-    flags = find_track(narrow, shapes)
-    mask = _in_time(builder, narrow, flags, tensors, shapes, False) if masks else None
-    made = put_chain(builder, chain, parts, tensors, shapes, dtype, backwards, mask)
-    _serve(builder, chain, made, reader, tensors, dtype)
+    flags = find_track(narrow, builder.shapes)
+    mask = _in_time(builder, narrow, flags, False) if masks else None
+    made = put_chain(builder, chain, parts, backwards, mask)
+    _serve(builder, chain, made, reader)
     return made.node
 
 
@@ -121,9 +109,6 @@ def put_chain(
     builder: Builder,
     chain: Chain,
     parts: Sequence[gs.Tensor],
-    tensors: Tensors,
-    shapes: Shapes,
-    dtype: np.dtype[np.generic],
     backwards: bool,
     mask: gs.Tensor | None,
     prefix: bool = False,
@@ -135,13 +120,11 @@ def put_chain(
         mask: which steps count, as of `put_masked`; None where all do.
     """
     sequence = builder.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
-    initial = [
-        initial_state(builder, leaf, sequence, tensors, shapes)
-        for leaf in (chain.initial_h, chain.initial_c)
-    ]
+    starts = (chain.initial_h, chain.initial_c)
+    initial = [initial_state(builder, leaf, sequence) for leaf in starts]
     if mask is None:
-        return put_operator(builder, chain, sequence, initial, dtype, backwards)
-    return put_masked(builder, chain, sequence, initial, dtype, mask, prefix, backwards)
+        return put_operator(builder, chain, sequence, initial, backwards)
+    return put_masked(builder, chain, sequence, initial, mask, prefix, backwards)
 
 
 def masks_of(chain: Chain) -> list[Leaf]:
@@ -162,22 +145,29 @@ def masks_of(chain: Chain) -> list[Leaf]:
     return [found.mask for found in masked if found.mask is not None]
 
 
+def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
+    """What says whether a step counts, once for all of its units.
+
+    Raises:
+        NotRollableError: it differs among these.
+    """
+    narrow = [mask.select(None, np.zeros(1, np.int64)) for mask in masks]
+    if any((mask.index != one.index).any() for mask, one in zip(masks, narrow, strict=True)):
+        raise NotRollableError("its mask holds some units and not others")
+    return narrow
+
+
 def _in_time(
-    builder: Builder,
-    group: Sequence[Leaf],
-    track: Track | None,
-    tensors: Tensors,
-    shapes: Shapes,
-    backwards: bool,
+    builder: Builder, group: Sequence[Leaf], track: Track | None, backwards: bool
 ) -> gs.Tensor:
     """What steps read, one after another: [T, B, n]."""
-    if any(is_repeated(leaf, shapes) for leaf in group):
+    if any(map(builder.is_repeated, group)):
         raise NotRollableError("its input is the same for all sequences")
     if track is None:
-        steps = [leaf_matrix(builder, leaf, tensors, shapes) for leaf in group]
+        steps = [builder.leaf(leaf) for leaf in group]
         rows = [builder.axes("Unsqueeze", step, [0]) for step in steps]
         return builder.node("Concat", rows, {"axis": 0}) if len(rows) > 1 else rows[0]
-    data, shape = tensors[track.tensor], shapes[track.tensor]
+    data = builder.tensors[track.tensor]
     if backwards or track.rises:
         start = min(track.places)
         whole = (data.shape or [None] * (track.axis + 1))[track.axis] == len(track.places)
@@ -185,24 +175,15 @@ def _in_time(
             data = builder.slice(data, track.axis, start, start + len(track.places))
     else:
         data = builder.take(data, track.axis, np.array(track.places, np.int64))
-    layout = track.layout
-    size = shape[layout.features] if layout.features is not None else 1
-    return builder.as_matrix(data, layout, size, track.axis)
+    return builder.as_matrix(data, track.layout, track.axis)
 
 
-def is_repeated(leaf: Leaf, shapes: Shapes) -> bool:
-    """Whether all rows are one."""
-    return leaf.rows > 1 and layout_of(leaf.index, shapes[leaf.tensor]).rows is None
-
-
-def initial_state(
-    builder: Builder, leaf: Leaf | None, sequence: gs.Tensor, tensors: Tensors, shapes: Shapes
-) -> gs.Tensor | None:
+def initial_state(builder: Builder, leaf: Leaf | None, sequence: gs.Tensor) -> gs.Tensor | None:
     """A state before the first step: [1, B, H]; None where it is 0."""
-    if leaf is None or is_zero(tensors[leaf.tensor]):
+    if leaf is None or builder.is_zero(leaf):
         return None
-    matrix = leaf_matrix(builder, leaf, tensors, shapes)
-    if is_repeated(leaf, shapes):
+    matrix = builder.leaf(leaf)
+    if builder.is_repeated(leaf):
         sizes = builder.slice(builder.node("Shape", [sequence]), 0, 1, 2)
         units = builder.constant(np.array([leaf.size], np.int64))
         matrix = builder.node(
@@ -211,21 +192,14 @@ def initial_state(
     return builder.axes("Unsqueeze", matrix, [0])
 
 
-def _serve(
-    builder: Builder,
-    chain: Chain,
-    made: Operator,
-    reader: Reader,
-    tensors: Tensors,
-    dtype: np.dtype[np.generic],
-) -> None:
+def _serve(builder: Builder, chain: Chain, made: Operator, reader: Reader) -> None:
     """Makes anew whatever held a state."""
-    shapes = reader.seen.shapes
+    shapes, tensors = builder.shapes, builder.tensors
     count = len(chain.steps)
     order = list(range(count))[:: -1 if made.backwards else 1]
     series = {found.output.key: (made.steps, order[n]) for n, found in enumerate(chain.steps)}
     if made.mask is not None:
-        series |= _gated(builder, chain, made, dtype)
+        series |= _gated(builder, chain, made)
     for node in list(builder.home.nodes):
         if node.op == "Concat" and len(node.inputs) > 1:
             _serve_concat(builder, node, count, reader, series)
@@ -245,10 +219,10 @@ def _serve(
 Series = dict[tuple[object, ...], tuple[gs.Tensor, int]]
 
 
-def _gated(builder: Builder, chain: Chain, made: Operator, dtype: np.dtype[np.generic]) -> Series:
+def _gated(builder: Builder, chain: Chain, made: Operator) -> Series:
     """What is h where a step counts, and elsewhere zero, or what it was after the step before."""
     assert made.mask is not None and made.unseen is not None
-    zero = builder.constant(np.zeros((), dtype))
+    zero = builder.zero()
     found: Series = {}
     for number, step in enumerate(chain.steps):
         for leaf, before in step.gated:
