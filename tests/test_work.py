@@ -151,14 +151,14 @@ def study_all(opened):
     return trace_model(opened, names, open_data(opened, Inputs()).calibration)
 
 
-@pytest.mark.parametrize("look", [written_out, study_all])
-def test_walks_take_steps_in_proportion_to_the_nodes(look):
+@pytest.mark.parametrize(("look", "least"), [(written_out, 50), (study_all, 25)])
+def test_walks_take_steps_in_proportion_to_the_nodes(look, least):
     """Twice as many nodes take twice as many calls more; what grows with the square takes four."""
     counts = []
-    for steps in (100, 200, 400):
+    for steps in (least, 2 * least, 4 * least):
         opened = follow(chain(steps), "model")
         counts.append(calls_in_package(partial(look, opened)))
-    assert counts[2] - counts[1] < 2.5 * (counts[1] - counts[0])
+    assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0])
 
 
 def unrolled_cell(steps):
