@@ -539,6 +539,13 @@ MAKE_FEW = [
 ]
 
 
+def with_a_node(text, proto):
+    """One that ends the process once onnxruntime runs it."""
+    proto.graph.node.append(onnx.parser.parse_node(text))
+    if text.startswith("s = Sum"):
+        proto.graph.node[-1].input[1] = ""
+
+
 def with_a_body_as_layout(proto):
     attribute = helper.make_attribute("layout", helper.make_graph([], "body", [], []))
     proto.graph.node[0].attribute.append(attribute)
@@ -604,6 +611,9 @@ BROKEN = {
     with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
     with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",
     with_an_imaginary_shape: "onnxruntime cannot load it",
+    partial(with_a_node, "s = Sum (x, x, x)"): "node 'Sum': one of its inputs has no name",
+    partial(with_a_node, "r = RandomNormal <shape = [2], scale = 0.0> ()"): "scale is not above 0",
+    partial(with_a_node, "r = RandomUniformLike <high = -1.0> (x)"): "whose bounds are none",
     **{partial(below_zero, makes): "tensor 'few': its shape would be [" for makes in MAKE_FEW},
 }
 

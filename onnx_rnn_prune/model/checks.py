@@ -145,8 +145,18 @@ def _check_calls(model: onnx.ModelProto) -> None:
 
 def _check_node(node: onnx.NodeProto) -> None:
     where = f"node '{node.name or node.op_type}'"
-    least = _fewest().get(node.op_type, 0) if node.domain in _ONNX else 0
-    _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
+    if node.domain in _ONNX:
+        least = _fewest().get(node.op_type, 0)
+        _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
+        # onnxruntime ends the process at these once it runs them.
+        told = {a.name: a.f for a in node.attribute if not a.ref_attr_name}
+        wide = told.get("scale", 1.0) > 0 or not node.op_type.startswith("RandomNormal")
+        _require(wide, where, "it draws from a normal distribution whose scale is not above 0")
+        rises = told.get("low", 0.0) <= told.get("high", 1.0)
+        uniform = node.op_type.startswith("RandomUniform")
+        _require(rises or not uniform, where, "it draws numbers whose bounds are none")
+        gaps = node.op_type in _joining() and not all(node.input)
+        _require(not gaps, where, "one of its inputs has no name")
     for attribute in node.attribute:
         _check_attribute(node, attribute, where)
 
@@ -178,6 +188,15 @@ def _fewest() -> dict[str, int]:
         if not schema.domain:
             fewest[schema.name] = min(schema.min_input, fewest.get(schema.name, schema.min_input))
     return fewest
+
+
+@cache
+def _joining() -> frozenset[str]:
+    """ONNX's operators that take any number of inputs of one type, none of which may be missing."""
+    schemas = [schema for schema in onnx.defs.get_all_schemas() if not schema.domain]
+    last = {schema.name: schema.inputs[-1] for schema in schemas if schema.inputs}
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return frozenset(n for n, i in last.items() if i.option == variadic and i.is_homogeneous)
 
 
 @cache
