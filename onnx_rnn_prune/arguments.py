@@ -1,8 +1,7 @@
-"""How an option is declared: what it may be, and the value that is made of what a caller passes.
+"""How options are declared: their kinds, and how the values that callers pass are read.
 
-A kind's `read` takes what a caller passes and the flag by which messages name it, and raises a
-PruneError in one line where it means nothing. What is read further by the part of the package that
-knows its forms, such as an amount or a criterion, is a `Text`.
+A kind's `read` takes a value and the flag by which messages name the option. Values whose forms
+only one part of the package knows, such as amounts and criteria, are a `Text` and are read there.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from onnx_rnn_prune.progress import Progress
 
 
 class Kind(Protocol):
-    """What an argument may be."""
+    """A kind of value."""
 
     def read(self, value: object, flag: str) -> object:
-        """The value that is meant.
+        """The value, checked and converted.
 
         Raises:
-            PruneError: it means nothing.
+            PruneError: it is not of this kind.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the part of the package reads that it concerns; text on the command line."""
+    """A value that is read where it is used; text on the command line."""
 
     def read(self, value: object, flag: str) -> object:
         return value
@@ -40,7 +39,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Named(Text):
-    """A name that is known, a function, or the name of one as `module:function`."""
+    """A known name, a function, or `module:function`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class File(Text):
 
 @dataclass(frozen=True)
 class Source(File):
-    """Inputs: a path, `module:function`, or values from Python, see `data.open_feeds`."""
+    """Inputs: a path, `module:function`, or Python values, see `data.open_feeds`."""
 
     def read(self, value: object, flag: str) -> object:
         return value
@@ -63,7 +62,7 @@ class Source(File):
 
 @dataclass(frozen=True)
 class Address:
-    """Another machine, which is sent models and data, and whose answers are run."""
+    """The address of a machine that is sent models and data, and whose answers are executed."""
 
     def read(self, value: object, flag: str) -> str:
         if not isinstance(value, str) or not value:
@@ -100,12 +99,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number, NumPy's, too.
+    """A whole number, also one of NumPy's.
 
     Attributes:
-        least: the smallest.
-        most: the largest; more is a slip, and takes for ever.
-        where: that it is a slip there.
+        most: the largest; anything above is taken for a typing error.
+        where: what `most` depends on, for the message.
     """
 
     least: int = 1
@@ -130,7 +128,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A number from 0 on, or a finite one above 0."""
+    """A number that is 0 or more or, if `above`, finite and more than 0."""
 
     above: bool = False
 
@@ -144,7 +142,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Names:
-    """One name, or several; in those of layers, * stands for any text."""
+    """One or more names; in names of layers, * stands for any text."""
 
     def read(self, value: object, flag: str) -> tuple[str, ...]:
         given = (value,) if isinstance(value, str) else value
@@ -160,7 +158,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Values:
-    """Inputs to fix, by name, with their values as text."""
+    """Values of inputs to fix, as text, by name."""
 
     def read(self, value: object, flag: str) -> dict[str, str]:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
@@ -174,7 +172,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes by name of an input, as a sequence or as text such as 1x512; one by dimension."""
+    """Sizes of inputs, as sequences or as text such as 1x512, or of dimensions, by name."""
 
     def read(self, value: object, flag: str) -> dict[str, tuple[int, ...]]:
         remedy = "give input=1x512 or dimension=4; from Python {'input': (1, 512), 'dimension': 4}"
@@ -192,7 +190,7 @@ class Sizes:
 
 
 def _whole_numbers(value: object) -> tuple[int, ...] | None:
-    """Numbers from 1 on; None where they are something else."""
+    """Whole numbers of 1 or more; None if they are anything else."""
     given: object = value.split("x") if isinstance(value, str) else value
     found = []
     for item in given if isinstance(given, Sequence) else [given]:
@@ -206,15 +204,13 @@ def _whole_numbers(value: object) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Option:
-    """What is declared of an option.
+    """The declaration of an option.
 
     Attributes:
-        help: what it says, in a line or two; {known} stands for the names that a `Named` knows.
-        kind: what it may be.
-        default: what it is where it is left out.
-        metavar: how help calls a value.
+        help: a line or two; {known} stands for the names that a `Named` accepts.
+        metavar: what the help calls a value.
         many: whether the flag may be repeated.
-        without: what happens where it is left out, where it may be.
+        without: what happens if the option is left out, for the help.
     """
 
     help: str
@@ -225,10 +221,10 @@ class Option:
     without: str
 
     def read(self, value: object, name: str) -> object:
-        """The value that is meant.
+        """The value, checked and converted.
 
         Raises:
-            PruneError: it means nothing.
+            PruneError: it is not of the option's kind.
         """
         left_out = value is None and self.default is None
         return None if left_out else self.kind.read(value, flag_of(name))
@@ -249,7 +245,7 @@ def option(
 
 
 def flag_of(name: str) -> str:
-    """How the command line calls an option."""
+    """The flag of an option."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -258,14 +254,14 @@ Own = TypeVar("Own", bound="Group")
 
 @dataclass(frozen=True)
 class Group:
-    """Options that belong together; those that a function does not take have their defaults."""
+    """Options that belong together; those that a function does not take keep their defaults."""
 
     @classmethod
     def of(cls: type[Own], given: Mapping[str, object]) -> Own:
-        """The options of this group among some arguments, each read, and all of them checked.
+        """This group's options among some arguments, read and checked.
 
         Raises:
-            PruneError: one means nothing, or two contradict each other.
+            PruneError: a value is wrong, or two contradict each other.
         """
         options = {name: option for name, option in options_of(cls).items() if name in given}
         group = cls(**{name: option.read(given[name], name) for name, option in options.items()})
@@ -277,17 +273,13 @@ class Group:
 
 
 def options_of(group: type[Group]) -> dict[str, Option]:
-    """What is declared of a group's options, by name."""
+    """The declarations of a group's options, by name."""
     declared: tuple[Field[Any], ...] = fields(group)
     return {own.name: own.metadata["option"] for own in declared}
 
 
 def check_progress(value: Progress) -> None:
-    """Refuses what cannot be called.
-
-    Raises:
-        PruneError: it cannot.
-    """
+    """Raises a PruneError if `progress` cannot be called."""
     if not callable(value):
         raise PruneError(
             f"{value!r} is not a function", where="progress", remedy="give one, or leave it out"

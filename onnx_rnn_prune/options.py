@@ -1,8 +1,8 @@
 """The options, each declared once: its name, default, kind of values and meaning, and its checks.
 
-A group is a frozen dataclass; a field is an option. Functions of the package take options as
-keyword arguments, the command line as flags, and a configuration file as keys: the flags are made
-from what stands here, the keys are the flags' names, and a test compares signatures and manual.
+A group is a frozen dataclass, a field an option. The flags of the command line are made from these
+declarations, and configuration files use the flags' names as keys. The keyword arguments of the
+functions in `api` repeat the names and defaults; a test compares them, and the manual.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PROCESSORS = os.cpu_count() or 1
 
 @dataclass(frozen=True)
 class Inputs(Group):
-    """What a model is fed with."""
+    """The inputs of the model."""
 
     data: Any = option(
         "Inputs: a .npz file, a folder of them, a folder of test_data_set_* folders, or "
@@ -90,7 +90,7 @@ class Inputs(Group):
 
 @dataclass(frozen=True)
 class Selection(Group):
-    """Which units are kept."""
+    """Which units to keep."""
 
     keep: Any = option(
         "Units kept: 40%, 0.4, or 160 (units); 'encoder*=30%' for some layers.",
@@ -156,7 +156,7 @@ class Selection(Group):
 
 @dataclass(frozen=True)
 class Cut(Group):
-    """How units leave."""
+    """How units are removed."""
 
     mode: str = option(
         "Remove units, or only set them to zero.", Choice(("shrink", "zero")), "shrink"
@@ -191,7 +191,7 @@ class Recovery(Group):
 
 @dataclass(frozen=True)
 class Compression(Group):
-    """What else is done to the weights that are left."""
+    """Further compression of the remaining weights."""
 
     rank: Any = option(
         "Lower the rank of layers' inputs: 25%, 32 or energy=99%.", Text(), metavar="AMOUNT"
@@ -218,7 +218,7 @@ class Compression(Group):
 
 @dataclass(frozen=True)
 class Interface(Group):
-    """What callers of the result see: states at full width, or with entries of kept units only."""
+    """Whether states of the result have full width, or hold kept units only."""
 
     shrink_states: bool = option(
         "Let state inputs and outputs hold the kept units only.", Switch(), False
@@ -243,7 +243,7 @@ AS_BEFORE = Interface()
 
 @dataclass(frozen=True)
 class Target(Group):
-    """What a result must be like."""
+    """What the result must achieve."""
 
     max_nrmse: float | None = option(
         "Maximum deviation of an output: RMSE / standard deviation.", Number(), metavar="X"
@@ -306,7 +306,7 @@ class Effort(Group):
 
 @dataclass(frozen=True)
 class Outputs(Group):
-    """Files that a command writes, and how it prints; from Python, results have methods for it."""
+    """What a command writes and prints; from Python, results have methods for this."""
 
     output: str | None = option("File to write.", File(), metavar="OUT")
     save_plan: str | None = option("Also write which units are kept.", File(), metavar="PLAN")
@@ -325,7 +325,7 @@ class Outputs(Group):
 
 @dataclass(frozen=True)
 class Options:
-    """All that a caller asks for."""
+    """All options of a call."""
 
     inputs: Inputs
     selection: Selection
@@ -338,7 +338,7 @@ class Options:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Which layers may lose units; what is to be fast or small as a whole may lose any."""
+        """Layers that may lose units: any, if the whole model must become faster or smaller."""
         target = self.target
         goals = (target.max_nrmse, target.max_drop, target.speedup, target.latency)
         limits = (target.params, target.bytes, self.selection.budget)
@@ -347,13 +347,13 @@ class Options:
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Options:
-        """The options among the arguments of a function, which has those that it has a use for.
+        """The options among the arguments of a function.
 
         Args:
-            given: by name; what is no option is passed over, but `progress` is checked.
+            given: arguments by name; others than options are ignored, but `progress` is checked.
 
         Raises:
-            PruneError: one means nothing, or two contradict each other.
+            PruneError: a value is wrong, or two contradict each other.
         """
         if "progress" in given:
             check_progress(given["progress"])
@@ -413,7 +413,7 @@ def _check_compression(options: Options) -> None:
 
 
 def _is(value: object, other: object) -> bool:
-    """Whether a value is a plain other one; an array, which compares entry by entry, never is."""
+    """Equality that an array, which compares entry by entry, always fails."""
     return type(value) is type(other) and value == other
 
 

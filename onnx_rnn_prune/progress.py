@@ -1,12 +1,12 @@
-"""How long work tells how far it is."""
+"""How long-running work reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# What is going on, how much is done, and of how much (None where that is not known).
+# Called with a task, the steps done and their total (None if unknown).
 Progress = Callable[[str, int, int | None], None]
 
 
 def silent(what: str, done: int, total: int | None) -> None:
-    """Tells nobody."""
+    """Reports nothing."""

@@ -1,4 +1,4 @@
-"""Frozen values that programs read as attributes, and as the JSON that they become."""
+"""Frozen values that programs read as attributes, as a mapping, or as JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ class Record(Mapping[str, Any]):
     """A report, or a part of one: a frozen dataclass that is also a mapping with the JSON's keys.
 
     `report.drift["y"].nrmse` and `report["drift"]["y"]["nrmse"]` are the same number. One value
-    that can be read both ways is simpler than a typed value beside a plain copy: there is nothing
-    to keep in step, and `to_json` takes a report as it takes any mapping. Two records are equal,
-    and equal to a dict, where their items are.
+    that can be read both ways is simpler than a typed value beside a plain copy. Records are equal
+    to each other, and to a dict, if their items are.
 
-    A key is the name of its attribute, or what the field's metadata say under `key`. Of a field
-    whose default is None there is a key only where it has another value.
+    A key is the name of its attribute, unless the field's metadata give another `key`. Fields whose
+    default is None have a key only if they have another value.
     """
 
     def __getitem__(self, key: str) -> Any:
@@ -44,7 +43,7 @@ def key_of(field: Field[Any]) -> str:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A value with each text in it changed: those in records, the keys of mappings, in lists."""
+    """A value with every text in it changed, in records, lists and mappings, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Record):
@@ -59,13 +58,9 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def to_json(report: Mapping[str, Any], encoding: str = "utf-8") -> str:
-    """A report as JSON text, in the order of its keys.
+    """A report as JSON text; infinity and NaN, which JSON lacks, become null.
 
-    JSON has no infinity and nothing for what is not a number: both become null. Characters that
-    cannot be seen, which a terminal may obey, and that an encoding lacks are escaped.
-
-    Args:
-        encoding: in which the text will be written.
+    Invisible characters, which may control a terminal, and those that `encoding` lacks are escaped.
     """
     text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
     return "\n".join(

@@ -1,8 +1,8 @@
-"""Text from files, as people are shown it.
+"""Text from files, made safe to show.
 
-Names of nodes, inputs and files may hold anything: sequences that a terminal obeys, marks that turn
-the direction of what follows, markup, line breaks behind which a line of its own seems to begin.
-Whatever is printed, logged or written for people goes through here; JSON holds names as they are.
+Names of nodes, inputs and files may hold anything: terminal control sequences, marks that reverse
+the direction of text, markup, line breaks that fake a new line of output. Everything printed,
+logged or written for people goes through here; JSON holds names as they are.
 """
 
 from __future__ import annotations
@@ -14,20 +14,16 @@ from onnx_rnn_prune.record import mapped
 
 T = TypeVar("T")
 
-# What means something to Markdown, to its tables, or to HTML within a line.
+# Characters with a meaning in Markdown, its tables, or HTML.
 _MEANING = re.compile(r"([\\`*_\[\]<>|~$&@#])")
-# What GitHub makes links or pictures of, wherever it stands: addresses, people, issues, commits.
+# What GitHub turns into links or pictures: addresses, people, issues, commits, emoji.
 _LINKED = re.compile(
     r"://|www\.|\S@|@\w|#\d|\bgh-\d|\b[0-9a-f]{7,40}\b|:[\w+-]+:|mailto:|xmpp:", re.IGNORECASE
 )
 
 
 def visible(text: str) -> str:
-    """A text as one line that shows all it holds.
-
-    Control characters, marks of direction, line breaks and halves of characters become escapes as
-    Python writes them.
-    """
+    """A text as one line; control characters, line breaks and the like are escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(
@@ -37,15 +33,15 @@ def visible(text: str) -> str:
 
 
 def presentable(value: T) -> T:
-    """The same value with all texts in it made visible, see `mapped`."""
+    """A value with all texts in it made visible, see `mapped`."""
     shown: T = mapped(value, visible)
     return shown
 
 
 def markdown(text: object) -> str:
-    """Text in Markdown in which nothing has a meaning of its own; line breaks stay.
+    """Text escaped for Markdown; line breaks stay.
 
-    Words that GitHub links in whatever way they are escaped stand in code.
+    Words that GitHub links however they are escaped become code.
     """
     return "<br>".join(
         " ".join(_word(word) for word in line.split(" ")) for line in str(text).splitlines()

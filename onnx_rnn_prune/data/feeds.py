@@ -38,16 +38,14 @@ def check_feed(
 ) -> NamedFeed:
     """A feed as onnxruntime needs it: complete, with the declared types and ranks.
 
-    What lies beside the inputs under the name `labels` becomes the feed's labels.
-
-    Values are converted to the declared type where they survive it (integers of another width,
+    Values are converted to the declared type if that preserves them (integers of another width,
     whole numbers as floats, floats of another precision).
 
     Args:
-        raw: a mapping from input names to arrays or what NumPy makes arrays of.
-        states: inputs that may be missing and then start at zero.
-        where: what errors call the feed.
-        likely: inputs that may be states as well.
+        raw: a mapping from input names, and `labels`, to arrays or what NumPy converts to them.
+        states: inputs that may be missing and are zero then.
+        where: the feed's name in errors.
+        likely: further inputs that may be states.
 
     Raises:
         PruneError: a name is missing or unknown; a value has the wrong type, rank or size, is
@@ -123,7 +121,7 @@ def _check_value(value: object, port: Port, sizes: dict[str, tuple[int, str]], w
 
 
 def _check_shape(array: Array, port: Port, sizes: dict[str, tuple[int, str]], where: str) -> None:
-    """Compares a shape with the declared one; `sizes` remembers each named size and its input."""
+    """Compares a shape with the declared one; `sizes` collects named sizes and their inputs."""
     dims = port.dims or ()
     if array.ndim != len(dims):
         raise PruneError(
@@ -187,7 +185,7 @@ def _convert(value: object, port: Port, where: str) -> Array:
 
 
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
-    """The array in another type, or None where values would change by more than rounding."""
+    """The array in another type, or None if values would change by more than rounding."""
     source_float, target_float = is_float(array.dtype), is_float(dtype)
     if not (source_float or array.dtype.kind in "biu"):
         return None
@@ -207,7 +205,7 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
 
 
 def _zeros(port: Port, sizes: Mapping[str, tuple[int, str]], where: str) -> Array:
-    """A state at its start; sizes that no other input tells are 1."""
+    """The initial value of a state; sizes that no other input determines are 1."""
     if port.dtype is None or port.dims is None:
         raise PruneError(
             f"the model does not say which shape the state '{port.name}' has",
@@ -222,7 +220,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-# Calls of a stream that time is measured on.
+# Calls of a stream on which models are timed.
 _OPENING = 32
 
 Checker = Callable[[object, str], NamedFeed]
@@ -232,20 +230,20 @@ Checker = Callable[[object, str], NamedFeed]
 class Feeds:
     """Feeds: dicts from input names to arrays.
 
-    Iterating loads and checks one feed after the other, so that memory does not grow with their
-    number; it can be done again and again. A subset shares its source.
+    Iterating, which can be repeated, loads and checks one feed after the other, so that memory does
+    not grow with their number. Subsets share their source.
 
-    Feeds that follow one another are a stream, which stays whole and in order in every subset. A
-    feed that goes on from none, and from which none goes on, is a stream by itself.
+    Consecutive calls form a stream, which stays whole and in order in every subset. A feed that
+    neither continues another nor is continued is a stream of its own.
 
     Attributes:
-        check: makes a feed of a raw one, and of what errors call it.
-        random: whether they are made up.
+        check: makes a feed of a raw one and its name in errors.
+        random: whether they were generated.
         shared: whether they also serve another purpose, because there were too few to split.
-        indices: which of the origin's feeds these are, in order; None for all.
-        states: where feeds follow one another, the state inputs, each with the output in which a
-            call leaves what it is in the next; empty where each feed stands alone.
-        starts: numbers of the origin's feeds with which a stream starts.
+        indices: the numbers of these feeds in the origin, in order; None for all.
+        states: the state inputs that consecutive calls carry, each with the output that becomes its
+            next value; empty if each feed is independent.
+        starts: the origin's feeds that start a stream, by number.
     """
 
     origin: Source
@@ -292,7 +290,7 @@ class Feeds:
 
     @property
     def laid_out(self) -> frozenset[int]:
-        """The feeds that come first in a folder or iterable, by their numbers in this object."""
+        """The feeds that come first in a folder or iterable, counted within this object."""
         starts = self.origin.starts
         return frozenset(at for at, number in enumerate(self.numbers) if number in starts)
 
@@ -300,8 +298,8 @@ class Feeds:
         """The same feeds as streams.
 
         Args:
-            states: the state inputs, each with the output that goes on in it.
-            starts: numbers of the feeds with which a stream starts.
+            states: the state inputs, each with the output that becomes its next value.
+            starts: numbers of the feeds that start a stream.
         """
         numbers = self.numbers
         return replace(self, states=states, starts=frozenset(numbers[at] for at in starts))
@@ -312,7 +310,7 @@ class Feeds:
         return self._only(at for number in numbers for at in streams[number])
 
     def opening(self) -> list[NamedFeed]:
-        """The first feed, and some of those that follow it."""
+        """The first feed, and some of those that continue it."""
         found: list[NamedFeed] = []
         for feed in itertools.islice(self, _OPENING):
             if found and not feed.follows:
@@ -323,14 +321,13 @@ class Feeds:
     def split(self, held_out: float = 0.25) -> tuple[Feeds, Feeds]:
         """Two disjoint parts: one to fit on, one to judge by.
 
-        The held-out streams are drawn, the same ones each time: picking them at even distances
-        would favour one kind where kinds take turns. Streams that are longer than what is to be
-        held out are passed over: most would otherwise be held out where most is in one stream. A
-        single stream is cut in two, the later part held out. A single feed cannot be split: it
-        serves for both, and both parts say so in `shared`.
+        Held-out streams are drawn at random, the same each time: every fourth, say, would be of one
+        kind if kinds alternate. Streams longer than the held-out part are skipped. A single stream
+        is cut in two, and the later part held out. A single feed serves as both parts, which say
+        so in `shared`.
 
         Args:
-            held_out: the share in the second part, above 0 and below 1; each part gets at least
+            held_out: the share of the second part, above 0 and below 1; each part gets at least
                 one stream.
         """
         if not 0 < held_out < 1:
@@ -352,7 +349,7 @@ class Feeds:
         return self.take(set(range(count)) - chosen), self.take(chosen)
 
     def _streams(self) -> list[list[int]]:
-        """The places of the feeds of each stream."""
+        """The positions of the feeds of each stream."""
         found: list[list[int]] = []
         for at, number in enumerate(self.numbers):
             if at == 0 or not self.states or number in self.starts:
@@ -362,7 +359,7 @@ class Feeds:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Which of the source's feeds these are."""
+        """The numbers of these feeds in the source."""
         return tuple(range(len(self))) if self.indices is None else self.indices
 
     def _only(self, places: Iterable[int]) -> Feeds:
@@ -384,13 +381,11 @@ def open_feeds(
             dicts, or of iterables of dicts; a function that returns one; a CalibrationDataReader;
             or Feeds, which are checked against these ports instead of their own. A folder may also
             hold such folders, each with feeds that belong together.
-        states: names of inputs that are recurrent states: a feed may leave them out, and then they
-            are zero.
-        likely: names of inputs that may be states as well.
+        states: names of recurrent states, which are zero if a feed leaves them out.
+        likely: names of further inputs that may be states.
 
     Raises:
-        PruneError: there is no data, or none that can be read. Faults of single feeds are raised
-            when they are read.
+        PruneError: there is no readable data. Faults of single feeds are raised when they are read.
     """
 
     def check(raw: object, label: str) -> NamedFeed:

@@ -1,4 +1,4 @@
-"""Feeds in files, .npz archives and ONNX test_data_set folders; which files are read at all."""
+"""Feeds in .npz archives and ONNX test_data_set folders; which files a call reads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from onnx_rnn_prune.model.files import require_plain
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
 
-# An archive may unpack to so many times its own size, and to so much in any case: recordings shrink
-# by a few times, and what shrinks by more is made to fill the memory of whoever reads it.
+# How much larger than its file an archive may become, unless it stays small: recordings compress a
+# few times, and what compresses far more is made to exhaust memory.
 _MOST_UNPACKED, _SMALL = 100, 1 << 26
 
 _FORMS = (
@@ -32,7 +32,7 @@ _FORMS = (
 
 
 def open_path(path: Path, ports: Sequence[Port]) -> Source:
-    """Finds out what is at a path; nothing is loaded before it is read.
+    """The feeds at a path, which are loaded when they are read.
 
     Args:
         path: a .npz file, a folder of them, a folder of test_data_set_* folders, or one of these;
@@ -133,8 +133,8 @@ def _read_set(folder: Path, ports: Sequence[Port]) -> RawFeed:
     tensors = [(number, path, _read_tensor(path)) for number, path in _tensor_files(folder)]
     names = [tensor.name for _, _, tensor in tensors]
     known = {port.name for port in ports}
-    # Files count all graph inputs, and older ones also those with defaults; where each tensor says
-    # which input it is for, that is the surer guide.
+    # Files are numbered by graph inputs, in older sets also by those with defaults. Names of
+    # tensors, where all are inputs, are more reliable.
     if len(set(names)) == len(names) and known.issuperset(names):
         return {tensor.name: _array(path, tensor) for _, path, tensor in tensors}
     feed: dict[str, object] = {}
@@ -192,7 +192,7 @@ def input_paths(*sources: object) -> tuple[Path, ...]:
     """The files and folders that models, data and plans are read from.
 
     Args:
-        sources: as users give them; what is neither a path nor `module:function` has no place.
+        sources: as users give them; others than paths and `module:function` are ignored.
     """
     found: list[Path] = []
     for source in sources:

@@ -1,9 +1,8 @@
-"""What a graph asks of its inputs: sizes that follow from weights, and axes of equal length.
+"""Sizes of inputs that follow from the graph: from weights, or because axes must be equally long.
 
-ONNX's shape inference carries names of sizes forward, through whatever only moves axes. Where a
-named size then meets a weight or another size at an operator that takes no other (the width of a
-product, the channels of a convolution, the batch of a state), the two are equal; so sizes of inputs
-follow from what stands far behind them.
+ONNX's shape inference propagates names of sizes. Where a named size meets a weight or another size
+that an operator requires to be equal (the width of a product, the channels of a convolution, the
+batch of a state), the two are equal; so nodes far from an input determine its sizes.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from onnx_rnn_prune.operators import contracts, meets, moves
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.operators.table import Rule, rule_named
 
-# Entries of the largest constant whose values are looked at; shapes and bounds have no more.
+# Larger constants are neither shapes nor bounds, and their values are not looked at.
 _VALUES = 64
 # Ranks of inputs, the likeliest first.
 _RANKS = (3, 2, 4, 1, 5)
 _MOST_RANKS = 25
 _INVALID = (shape_inference.InferenceError, RuntimeError, ValueError)
-# How often sizes that were found may lead to others.
+# How often sizes just found may lead to further ones.
 _ROUNDS = 6
 
 
 def numbered(document: Document) -> Document:
-    """A copy of a model whose nodes have their numbers in order as names."""
+    """A copy of a model whose nodes are named by their number."""
     copy = document.copy()
     for number, node in enumerate(all_nodes(copy.graph)):
         node.name = str(number)
@@ -44,7 +43,7 @@ def numbered(document: Document) -> Document:
 
 
 def outline(document: Document) -> onnx.ModelProto:
-    """A model without its larger constants, its nodes named as those of `numbered`."""
+    """A model without its larger constants, with nodes named as in `numbered`."""
     model = numbered(document).outline(_VALUES)
     for graph in messages(model.graph, onnx.GraphProto):
         del graph.value_info[:]
@@ -58,7 +57,7 @@ def outline(document: Document) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size]) -> Shapes:
-    """The shapes of tensors, as far as they follow from those of the inputs.
+    """The shapes of tensors as far as they follow from those of the inputs.
 
     Args:
         sizes: a number or a name for each open size.
@@ -81,7 +80,7 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
 
 
 def ranked(model: onnx.ModelProto, ports: Sequence[Port]) -> Iterator[tuple[Port, ...]]:
-    """The inputs, with ranks that the model may take for those of which it says none."""
+    """The inputs, with possible ranks for those whose rank is not declared."""
     choices = [
         [replace(port, dims=(None,) * rank) for rank in _RANKS] if port.dims is None else [port]
         for port in ports
@@ -96,7 +95,7 @@ def ranked(model: onnx.ModelProto, ports: Sequence[Port]) -> Iterator[tuple[Port
 def _infer(
     model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size], strict: bool = False
 ) -> onnx.ModelProto:
-    """A model with what follows of its tensors from the shapes of its inputs."""
+    """A model with the shapes that follow from those of its inputs."""
     known = {port.name: port for port in ports}
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
@@ -116,10 +115,10 @@ def _infer(
 def solved(
     model: onnx.ModelProto, ports: Sequence[Port], given: Mapping[str, int]
 ) -> dict[str, Size]:
-    """For each open size of the inputs its number, or the name of the one that it equals.
+    """For each open size of the inputs, its number, or the name of an equal one.
 
     Args:
-        given: sizes that are settled, whatever follows from the graph.
+        given: sizes that are fixed, whatever follows from the graph.
     """
     names = [size for port in ports for size in port.sizes if isinstance(size, str)]
     found: dict[str, Size] = {name: given.get(name, name) for name in names}
@@ -137,10 +136,10 @@ def solved(
 
 
 class _Classes:
-    """Sizes that are equal; numbers stand for a class before names of inputs, these before others.
+    """Classes of equal sizes, represented by a number, else by a name of inputs, else by another.
 
     Args:
-        names: of the inputs' open sizes, the first ones first.
+        names: of the inputs' open sizes, in order of preference.
     """
 
     def __init__(self, names: Mapping[str, None]) -> None:
@@ -148,13 +147,13 @@ class _Classes:
         self._parent: dict[Size, Size] = {}
 
     def of(self, size: Size) -> Size:
-        """What stands for a size's class."""
+        """The representative of a size's class."""
         while size in self._parent:
             size = self._parent[size]
         return size
 
     def join(self, one: Size, other: Size) -> None:
-        """Two sizes are equal; numbers that differ are a contradiction that others will find."""
+        """Joins the classes of equal sizes; different numbers stay apart, and running tells."""
         one, other = sorted((self.of(one), self.of(other)), key=self._key)
         if one != other and not isinstance(other, int) and one not in (0, "") and other:
             self._parent[other] = one
@@ -173,13 +172,13 @@ Pairs = Iterator[tuple[Size, Size]]
 
 
 def layer_inputs(model: onnx.ModelProto, shapes: Shapes) -> list[Shape]:
-    """The shapes of what recurrent layers read, as far as they are known."""
+    """The known shapes of the inputs of recurrent layers."""
     nodes = (n for n in messages(model.graph, onnx.NodeProto) if n.op_type in RECURRENT)
     return [shapes[node.input[0]] for node in nodes if node.input[0] in shapes]
 
 
 def equal(node: onnx.NodeProto, shapes: Shapes) -> Pairs:
-    """The sizes that a node takes only if they are equal."""
+    """Pairs of sizes that a node requires to be equal."""
     rule = _OF_OPERATORS.get(node.op_type) or _OF_RULES.get(rule_named(node.op_type))
     if rule is not None:
         read = [shapes.get(name) if name else None for name in node.input]
@@ -238,7 +237,7 @@ def _convolution(read: Read, attributes: Attributes) -> Pairs:
 
 
 def _channels(read: Read, attributes: Attributes) -> Pairs:
-    """Of a normalization, or of a transposed convolution, whose weight has them first."""
+    """For normalizations, and transposed convolutions, whose weights have channels first."""
     x, scale = _at(read, 0, 2), _at(read, 1)
     if x is not None and scale is not None:
         yield x[1], scale[0]
@@ -266,14 +265,14 @@ def _broadcast(read: Read, attributes: Attributes) -> Pairs:
 
 
 def _pairs(one: Shape, other: Shape) -> Pairs:
-    """Sizes that face each other once the axes are flush right; 1 goes with all."""
+    """Sizes that broadcasting pairs, other than 1."""
     for a, b in zip(reversed(one), reversed(other), strict=False):
         if 1 not in (a, b):
             yield a, b
 
 
 Equal = Callable[[Read, Attributes], Pairs]
-# By what the table says of an operator, unless it is one of those below.
+# By the operator's rule in the table of operators; exceptions by name follow.
 _OF_RULES: Mapping[Rule | None, Equal] = {
     contracts.recurrent: _recurrent,
     contracts.matmul: _product,

@@ -1,8 +1,7 @@
-"""Sizes of random inputs that a file leaves open: given by the user, or found.
+"""Open sizes of random inputs: stated by the user, or found by running the model.
 
-What follows from the graph is known by then, see `shapes`. The rest is found by running: what
-onnxruntime says at the node that refuses, and the sizes of what that node reads, tell how far the
-sizes of the inputs are from what it takes.
+Sizes that follow from the graph are known by then, see `shapes`. For the others, onnxruntime's
+message at the failing node, and the sizes of that node's inputs, tell how far off they are.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ _WHERE = "--size"
 def settle(ports: Sequence[Port], asked: StatedSizes) -> tuple[tuple[Port, ...], dict[str, int]]:
     """The inputs, and the open sizes that the user states, by their names in `Port.sizes`.
 
-    An input of which the model says not even how many axes it has gets the stated ones.
+    Inputs of undeclared rank get the stated one.
 
     Raises:
-        PruneError: a name is unknown, or what is stated contradicts the model or itself.
+        PruneError: a name is unknown, or the statement contradicts the model or itself.
     """
     names = {port.name: port for port in ports}
     dims = {dim for port in ports for dim in port.dims or () if isinstance(dim, str)}
@@ -56,12 +55,12 @@ def settle(ports: Sequence[Port], asked: StatedSizes) -> tuple[tuple[Port, ...],
 
 
 def check_entries(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -> None:
-    """What a file or a user claims is believed up to a size, however small all others are.
+    """Refuses inputs of absurd size, whoever claims it, and empty ones.
 
-    Nothing empty is fed: onnxruntime's recurrent operators end the process at length 0.
+    At length 0, onnxruntime's recurrent operators end the process.
 
     Raises:
-        PruneError: an input would have more entries, or none.
+        PruneError: an input would have more than `most` entries, or none.
     """
     for port in ports:
         shape = [size if isinstance(size, int) else pinned.get(size, 1) for size in port.sizes]
@@ -84,7 +83,7 @@ def check_entries(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -
 
 
 def _check_facing(port: Port, sizes: tuple[int, ...]) -> None:
-    """Refuses sizes that are not those of an input."""
+    """Refuses sizes that contradict an input's declaration."""
     dims = sizes if port.dims is None else port.dims
     if len(dims) != len(sizes):
         raise PruneError(
@@ -126,19 +125,19 @@ Run = Callable[[SizeByName], object]
 
 _BATCH = 2
 _LENGTH = 7
-# Sizes of pictures and spectra, then of pieces of sound.
+# Usual sizes of pictures and spectra, then of audio.
 _LADDER = (16, 32, 64, 96, 128, 224, 256, 512, 1600, 4096, 16000, 48000)
-# The largest that several sizes at once, and numbers of sequences, are set to.
+# The largest value tried for several sizes at once, or for batches.
 _SEVERAL = 512
-# Most runs; sizes that are tried one after the other where nothing tells more; the largest size.
+# The most runs; how many consecutive sizes are tried as a last resort; the largest size.
 _RUNS = 200
 _SCAN = 130
 _LARGEST_SIZE = 1 << 17
-# Where a size beyond several takes so many seconds in vain, no larger one is tried.
+# If a size above _SEVERAL fails after so many seconds, no larger one is tried.
 _PATIENCE = 1.0
-# Most steps by which a number is brought to where another one is.
+# Most steps in which one number is made equal to another.
 _TURNS = 4
-# With fewer steps in a recurrent layer, its time and its units show little.
+# With fewer steps, a recurrent layer shows little of its time and units.
 _STEPS = 4
 _NODE = re.compile(r"Name:'(\d+)'")
 _NUMBER = re.compile(r"-?\d+")
@@ -149,8 +148,8 @@ class Failure:
     """Where and why a model fails to run.
 
     Attributes:
-        place: the name of the node, its number in order; empty where that is not known.
-        numbers: those in the message, and the sizes of what the node reads.
+        place: the number of the node, which is its name; empty if unknown.
+        numbers: those in the message, and the sizes of the node's inputs.
     """
 
     error: PruneError
@@ -162,9 +161,9 @@ class SizeSearch:
     """Finds sizes with which a model runs.
 
     Args:
-        solved: for each open size its number, or the name of the one that it equals.
-        batches: those that count sequences, see `meanings.batch_sizes`.
-        probe: runs it with nodes of the outline's names, so that errors name those.
+        solved: for each open size, its number, or the name of an equal one.
+        batches: sizes that count sequences, see `synthetic.batch_sizes`.
+        probe: runs it with nodes named as in the outline, so that errors give those names.
     """
 
     def __init__(
@@ -186,7 +185,7 @@ class SizeSearch:
         self.free = tuple(dict.fromkeys(sizes))
 
     def full(self, free: SizeByName) -> dict[str, int]:
-        """All open sizes, from those that nothing decides."""
+        """All open sizes, from those that nothing determines."""
         return {
             name: free[size] if isinstance(size, str) else size
             for name, size in self.solved.items()
@@ -205,7 +204,7 @@ class SizeSearch:
         return found
 
     def varied(self, free: SizeByName, batch: int, change: Callable[[int], int]) -> SizeByName:
-        """Other sizes with which the model runs, too; as many of them as may be others."""
+        """Other sizes with which the model runs, as many changed as possible."""
         counted = {size for key, size in free.items() if key in self.batches}
         others = {k: batch if v in counted else max(1, change(v)) for k, v in free.items()}
         if self.attempt(others) is None:
@@ -219,7 +218,7 @@ class SizeSearch:
         return found
 
     def attempt(self, free: SizeByName) -> Failure | None:
-        """Runs the model; None where that works. What was tried before is remembered."""
+        """Runs the model, unless these sizes were tried before; None if that works."""
         key = tuple(free.values())
         if key not in self._seen:
             began = time.process_time()
@@ -229,7 +228,7 @@ class SizeSearch:
         return self._seen[key]
 
     def blamed(self, failure: Failure) -> list[tuple[Port, int]]:
-        """The open axes of inputs that the node reads, by way of others, that does not run."""
+        """The open axes of inputs on which the failing node depends."""
         upstream = self._upstream(failure.place)
         return [
             (port, axis)
@@ -279,7 +278,7 @@ class SizeSearch:
             yield {key: found[key] for key in self.free}
 
     def _mended(self, sizes: SizeByName) -> SizeByName | Failure:
-        """Sizes with which the model runs, with as few different ones as possible."""
+        """Sizes with which the model runs, found by repairing one failure after the other."""
         failure = self.attempt(sizes)
         passed: set[str] = set()
         while failure is not None:
@@ -302,7 +301,7 @@ class SizeSearch:
         return before.isdisjoint(self._nodes[found.place].output)
 
     def _proposals(self, sizes: SizeByName, failure: Failure) -> Iterator[SizeByName]:
-        """Sizes that may get past a node that does not run."""
+        """Sizes that may repair a failure."""
         blamed = {port.sizes[axis] for port, axis in self.blamed(failure)}
         names = dict.fromkeys(str(self.solved[key]) for key in self.solved if key in blamed)
         keys = sorted(names or self.free, key=lambda key: key in self.batches)
@@ -329,20 +328,20 @@ class SizeSearch:
     def _aimed(
         self, sizes: SizeByName, key: str, numbers: Sequence[int], doubled: Sequence[int]
     ) -> Iterator[SizeByName]:
-        """Sizes that take a number which moves with one of them to where another one is.
+        """Secant steps on a size that make a number which depends on it equal to a constant one.
 
         Args:
             sizes: with which the model does not run.
-            key: of the size.
-            numbers: what was seen there.
-            doubled: the same once that size is doubled.
+            key: the size to change.
+            numbers: those of the failure.
+            doubled: the same with that size doubled.
         """
         pairs = list(zip(numbers, doubled, strict=False))
         still = dict.fromkeys(a for a, b in pairs if a == b)
         moving = [at for at, (a, b) in enumerate(pairs) if a != b]
         for at, aim in product(moving, still):
             before, size = (sizes[key], numbers[at]), (2 * sizes[key], doubled[at])
-            for _ in range(_TURNS):  # where divisions round, the first step may miss
+            for _ in range(_TURNS):  # integer divisions may make the first step miss
                 if size[1] in (aim, before[1]):
                     break
                 slope = (size[0] - before[0]) / (size[1] - before[1])
@@ -356,11 +355,11 @@ class SizeSearch:
                 before, size = size, (other[key], found.numbers[at])
 
     def _largest(self, key: str) -> int:
-        """No model takes thousands of sequences only, and what compares all takes their square."""
+        """No model requires thousands of sequences, and comparing them all would be slow."""
         return _SEVERAL if key in self.batches else self._most
 
     def _lengthened(self, sizes: SizeByName) -> SizeByName:
-        """Sizes with some steps for each recurrent layer, if there are such."""
+        """Sizes that give each recurrent layer a few steps, if possible."""
         for key in (key for key in self.free if key not in self.batches):
             longer = sorted({*_LADDER, *(turn * sizes[key] for turn in (4, 8, 16))})
             for size in (size for size in longer if size > sizes[key]):
@@ -375,7 +374,7 @@ class SizeSearch:
         return _steps(self._model, shapes_of(self._model, self._ports, self.full(sizes)))
 
     def _upstream(self, place: str) -> set[str]:
-        """The tensors that a node depends on."""
+        """All tensors on which a node depends."""
         waiting = list(Reads()(self._nodes[place])) if place else []
         seen = set(waiting)
         for name in waiting:
@@ -386,7 +385,7 @@ class SizeSearch:
 
 
 def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
-    """The fewest steps or sequences of a recurrent layer; None where that is not known."""
+    """The fewest steps of a recurrent layer, 0 without sequences; None if unknown."""
     known = [shape for shape in layer_inputs(model, shapes) if len(shape) > 1]
     if any(0 in shape[:2] for shape in known):
         return 0
@@ -394,7 +393,7 @@ def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, Set[str]]:
-    """For each tensor those that the node reads that makes it; for a body's inputs, its node's."""
+    """For each tensor, the inputs of its node; for inputs of a body, those of the body's node."""
     found: dict[str, Set[str]] = {}
     reads = Reads()
     for node in messages(graph, onnx.NodeProto):

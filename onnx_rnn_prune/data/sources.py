@@ -1,7 +1,4 @@
-"""Where raw feeds come from: a list that is read by number, or a stream that is started anew.
-
-Those of Python are dicts, iterables, functions and calibration readers.
-"""
+"""Sources of raw feeds: lists read by number, and iterations that can be restarted."""
 
 from __future__ import annotations
 
@@ -13,17 +10,17 @@ from typing import Any, cast
 
 from onnx_rnn_prune.errors import PruneError
 
-# What users give: values are turned into arrays, and checked, later.
+# As users give them; values become arrays, and are checked, later.
 RawFeed = Mapping[str, object]
 
-# What the user's code may raise; its sys.exit() must not end this process with success.
+# What users' code may raise; its sys.exit() must not end this process with success.
 FAILURES = (Exception, SystemExit)
 # A limit far above any real data, for generators that never end.
 _MOST_FEEDS = 100_000
 
 
 def flat(items: Iterable[object]) -> Iterator[tuple[bool, RawFeed]]:
-    """Feeds, or the feeds of parts in turn, each with whether it is the first one of a part."""
+    """The feeds, or those of each part in turn, each with whether it is the first of a part."""
     for item in items:
         if isinstance(item, Iterable) and not isinstance(item, Mapping | str | bytes):
             for number, feed in enumerate(item):
@@ -64,14 +61,13 @@ class Listed:
 
 
 class Streamed:
-    """Feeds that come one after the other, from an iteration that can be started anew.
+    """Feeds of an iteration that can be restarted.
 
-    Nothing is kept: a feed that is not wanted is made and dropped, and counting the feeds takes
-    one run through them.
+    Nothing is kept: unwanted feeds are made and dropped, and counting them takes an iteration.
 
     Args:
-        start: starts an iteration over feeds, or over parts that are iterables of feeds; must give
-            the same ones each time.
+        start: starts an iteration over feeds, or over iterables of feeds; must give the same ones
+            each time.
     """
 
     def __init__(self, name: str, start: Callable[[], Iterable[object]]) -> None:
@@ -100,7 +96,7 @@ class Streamed:
                 yield f"{self.name}: feed {number}", feed
 
     def run(self) -> Iterator[tuple[bool, RawFeed]]:
-        """Runs the user's own code; any exception is a PruneError."""
+        """Runs the user's code, whose exceptions become PruneErrors."""
         try:
             for number, feed in enumerate(flat(self._start())):
                 if number == _MOST_FEEDS:
@@ -132,7 +128,7 @@ def is_function_name(text: str) -> bool:
 
 
 def open_function(text: str) -> Source:
-    """The feeds that a function named `module:function` makes; it is called at each iteration.
+    """The feeds of a function named `module:function`, which is called for each iteration.
 
     Raises:
         PruneError: the module cannot be imported or has no such function.
@@ -145,7 +141,7 @@ def named_function(text: str, remedy: str) -> Callable[..., Any]:
     """The function named `module:function`.
 
     Raises:
-        PruneError: the module cannot be imported or has no such function; it says the remedy.
+        PruneError: the module cannot be imported or has no such function; with this remedy.
     """
     module_name, _, path = text.partition(":")
     try:
@@ -168,9 +164,8 @@ def named_function(text: str, remedy: str) -> Callable[..., Any]:
 def open_value(value: object) -> Source:
     """The feeds in a Python value.
 
-    A list, tuple or other collection is read in place, and a function is called at each iteration.
-    A generator can run only once, so its feeds are kept in memory, as are those of a calibration
-    reader without `rewind()`.
+    Collections are read in place, and functions are called for each iteration. Generators, and
+    calibration readers without `rewind()`, run only once, so their feeds are kept in memory.
 
     Args:
         value: one dict of arrays, an iterable of them or of such iterables, a function that returns

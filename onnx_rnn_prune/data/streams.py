@@ -1,4 +1,4 @@
-"""Streams: feeds that continue from the states in which the previous call ended."""
+"""Streams: consecutive calls, each of which starts from the states that the last one returned."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from onnx_rnn_prune.model.runner import Array, Feed, NamedFeed
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.record import Record
 
-# A state input, and the output in which a call leaves what it is in the next.
+# A state input, and the output that becomes its value in the next call.
 Pair = tuple[str, str]
 Run = Callable[[Feed], Mapping[str, Array]]
 
-# By how much a state may differ from the output that it was, as a share of its largest entry:
-# other machines and runtimes round otherwise.
+# The most by which a state may differ from the output that it came from, relative to its largest
+# entry: other machines and runtimes round differently.
 _ROUNDING, _HALF_ROUNDING = 1e-3, 1e-2
 
 
@@ -30,9 +30,9 @@ class Streams(Record):
 
     Attributes:
         states: the inputs, each with its output.
-        count: of streams, in all sets; 0 where each call is judged by itself.
-        calls: in all sets.
-        asked: what the user said of streams.
+        count: streams in all sets; 0 if each call was judged by itself.
+        calls: calls in all sets.
+        asked: the user's `stream` option.
     """
 
     states: Mapping[str, str]
@@ -48,16 +48,16 @@ def as_streams(
 
     Args:
         pairs: what may be a state, see `possible_pairs`.
-        known: inputs that are states for certain, each with its output.
-        asked: True where files, folders or iterables are streams as they are laid out; None where
-            streams are those that the states in the feeds show; False where there are none.
+        known: inputs that are certainly states, each with its output.
+        asked: True if each folder or iterable is a stream, False if there are no streams, None if
+            the states in the feeds tell.
 
     Returns:
-        Feeds without `states` where none follows another.
+        Feeds; without `states` if none continues another.
 
     Raises:
-        PruneError: streams are asked for, and the model has no states, or it is not clear in which
-            output one of them is left.
+        PruneError: streams are asked for, but the model has no states, or it is not clear which
+            output belongs to one of them.
     """
     if asked and not pairs:
         raise _stateless(feeds)
@@ -77,7 +77,7 @@ def as_streams(
 
 
 def possible_pairs(inputs: Iterable[Port], outputs: Iterable[Port]) -> list[Pair]:
-    """The inputs and outputs of floats that may be the same state, as far as types and sizes go."""
+    """The inputs and outputs of floats whose types and sizes allow them to be one state."""
     given = list(outputs)
     return [
         (port.name, other.name)
@@ -97,11 +97,11 @@ def _alike(one: Sequence[object], other: Sequence[object]) -> bool:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a feed has to do with the one before.
+    """How a feed relates to the previous one.
 
     Attributes:
-        same: pairs of which the input is what the output of the call before was.
-        telling: those of them that are not so by chance: not zero, nor what the input was before.
+        same: pairs whose input equals the output of the previous call.
+        telling: those that are not equal by chance: neither zero nor the same input as before.
         zeros: inputs that are zero.
     """
 
@@ -114,7 +114,7 @@ class _Look:
 
 
 def _looks(feeds: Iterable[NamedFeed], pairs: Sequence[Pair], run: Run) -> Iterator[_Look]:
-    """A look at each feed; what comes before one without states, or with its own, is not run."""
+    """A look at each feed. Where its states are zero or unchanged, the previous one is not run."""
     last: NamedFeed | None = None
     for feed in feeds:
         zeros = frozenset(name for name in dict(pairs) if not np.any(feed[name]))
@@ -143,7 +143,7 @@ def _equal(value: Array, before: object) -> bool:
 def _shown(
     looks: Iterable[_Look], pairs: Sequence[Pair], known: Mapping[str, str]
 ) -> dict[str, str]:
-    """The states of which the feeds tell, each with the output that is it most often."""
+    """The states that the feeds reveal, each with the output that equals it most often."""
     counts = Counter(pair for look in looks for pair in look.telling)
     order = sorted(pairs, key=lambda pair: (-counts[pair], known.get(pair[0]) != pair[1]))
     found: dict[str, str] = {}
@@ -156,8 +156,7 @@ def _shown(
 def _in_order(
     feeds: Feeds, sources: Sequence[str], taken: Mapping[str, str], pairs: Sequence[Pair], run: Run
 ) -> dict[str, str]:
-    """Inputs that feeds leave out, each with the output of its shape: where several have the same
-    shape, in the order in which the model lists them."""
+    """Inputs that feeds leave out, each with the output of its shape, matched in order."""
     first = next(iter(feeds))
     left = run(first)
     wanted: dict[tuple[int, ...], list[str]] = defaultdict(list)

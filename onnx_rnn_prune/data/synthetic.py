@@ -1,4 +1,4 @@
-"""Random feeds, for use without data, and what their numbers mean."""
+"""Random feeds, for use without data, and the meaning of their numbers."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import Reads, messages
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
-# Operators behind which the same numbers stand elsewhere: all of their inputs, or the first.
+# Operators that only move numbers: those of all inputs, or of the first.
 _MOVED = MOVING | {"Cast", "CastLike", "Pad"}
-# Operators that make other numbers of lengths, which still are lengths.
+# Operators whose results are lengths if their inputs are.
 _COUNTING = {
     "Abs", "Add", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mul", "ReduceMax", "Round", "Sub",
     "TopK", "Where",
 }  # fmt: skip
-# Where a number is a length or a count, by the operator's inputs.
+# The inputs of operators that are lengths or counts.
 _LENGTHS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(RECURRENT, frozenset((4,))),
     **dict.fromkeys(("Less", "LessOrEqual", "Greater", "GreaterOrEqual"), frozenset((0, 1))),
@@ -62,18 +62,18 @@ _LENGTHS: Mapping[str, frozenset[int]] = {
 }
 # What else exporters call the number of sequences.
 _BATCHES = {"n", "b", "bs"}
-# The fields of a constant that hold numbers.
+# The fields of a tensor that hold numbers.
 _NUMBERS = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"}
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the numbers in an input stand for.
+    """What the numbers in an input mean.
 
     Attributes:
-        rows: they number the rows of a table of so many; None where they number nothing.
-        choices: the graph asks whether the one number is one of these.
-        length: they say how long sequences are.
+        rows: they are indices into a table of so many rows; None if they are no indices.
+        choices: the graph compares the one number with these.
+        length: they are lengths of sequences.
     """
 
     rows: int | None = None
@@ -82,7 +82,7 @@ class Meaning:
 
 
 def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> dict[str, Meaning]:
-    """What the numbers in each input stand for."""
+    """What the numbers in each input mean."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     reads = Reads()
     for node in messages(model.graph, onnx.NodeProto):
@@ -95,7 +95,7 @@ def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> d
 def batch_sizes(
     model: onnx.ModelProto, ports: Sequence[Port], solved: Mapping[str, Size]
 ) -> tuple[str, ...]:
-    """The free sizes that count sequences: where layers have them, else by their names."""
+    """The free sizes that count sequences, as layers tell, or else their names."""
     free = dict.fromkeys(size for size in solved.values() if isinstance(size, str))
     read = layer_inputs(model, shapes_of(model, ports, solved))
     named = {solved[key] for key in solved if "batch" in key.lower()}
@@ -113,13 +113,13 @@ def _meaning(
     values: Mapping[str, Array],
     shapes: Shapes,
 ) -> Meaning:
-    """Follows numbers from an input to all that looks at them."""
+    """Follows the numbers of an input to the nodes that interpret them."""
     single = all(dim == 1 for dim in port.dims or ())
     rows: set[int] = set()
     choices: dict[float, None] = {}
     length = False
     waiting, seen = [(port.name, True)], {port.name}
-    for name, same in waiting:  # `same`: they are the input's own numbers, moved at most
+    for name, same in waiting:  # `same`: the numbers are the input's own
         for node in readers.get(name, ()):
             slots = [slot for slot, read in enumerate(node.input) if read == name]
             if same:
@@ -141,7 +141,7 @@ def _meaning(
 def _rows(
     node: onnx.NodeProto, slots: Sequence[int], values: Mapping[str, Array], shapes: Shapes
 ) -> Iterator[int]:
-    """How many rows a table has from which a node takes some by number."""
+    """The rows of the table that a node indexes."""
     if node.op_type == "Gather" and 1 in slots:
         table = shapes.get(node.input[0], ())
         axis = next((item.i for item in node.attribute if item.name == "axis"), 0)
@@ -153,7 +153,7 @@ def _rows(
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, Array]]:
-    """Constants whose values the outline of a model has, those in bodies included."""
+    """Constants whose values the outline of a model holds, those in bodies included."""
     graphs = messages(graph, onnx.GraphProto)
     tensors = {tensor.name: tensor for each in graphs for tensor in each.initializer}
     for node in messages(graph, onnx.NodeProto):
@@ -167,21 +167,21 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, Array]]:
 
 # Entries of the largest random feed.
 _MOST_ENTRIES = 1 << 24
-# How large the numbers of states are, which are small where they are a model's own.
+# The scale of random states; a model's own are small.
 _STATE = 0.1
-# So few numbers that are as many in every feed are settings rather than a signal.
+# Inputs of fixed size with at most so many numbers are settings rather than signals.
 _SETTINGS = 8
 _NOTHING: StatedSizes = MappingProxyType({})
-# What the last axes of an input may be, by their number, where a refusal needs an example.
+# Sizes of an axis in examples, by the input's rank.
 _EXAMPLES = {3: 100, 4: 224}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The kinds of numbers in random feeds.
+    """How random feeds are drawn.
 
     Attributes:
-        solved: for each open size its number, or the name of the one that it equals.
+        solved: for each open size, its number, or the name of an equal one.
         tame: whether all numbers lie between 0 and 1.
     """
 
@@ -195,15 +195,15 @@ class Recipe:
 
     @property
     def chooses(self) -> bool:
-        """Whether feeds differ in what they choose, not only in their numbers."""
+        """Whether feeds choose among branches."""
         return any(m.choices for m in self.meanings.values()) or any(map(_is_flag, self.ports))
 
     def feed(self, sizes: SizeByName, number: int = 0, choice: int = 0) -> dict[str, Array]:
-        """A feed; the same for the same arguments.
+        """A feed, determined by the arguments.
 
         Args:
-            number: feeds of other numbers hold other random ones.
-            choice: which of the values it has that the graph asks for.
+            number: the feed's number, which seeds it.
+            choice: which of the values that the graph compares it with an input has.
         """
         rng = np.random.default_rng([self.seed, number])
         shapes = {port.name: _shape(port, sizes) for port in self.ports}
@@ -238,14 +238,14 @@ class Recipe:
         return rng.standard_normal(shape).astype(dtype)
 
     def _whole(self, shape: list[int], rng: np.random.Generator) -> Array:
-        """0 or 1, valid as an index, a flag and a token of nearly every model; no row is all 0."""
+        """0 or 1, valid indices, flags and tokens of nearly every model; no row is all 0."""
         values = rng.integers(1 if self.tame else 0, 2, shape)
         if len(shape) > 1:
             values[..., :1] = 1
         return values
 
     def _length(self, port: Port, sizes: SizeByName) -> int:
-        """How long the sequences are whose lengths an input tells: along what is no batch."""
+        """The length of the sequences whose lengths an input holds."""
         own = {*_shape(port, sizes), 1}
         fixed = []
         for other in self.ports:
@@ -267,21 +267,20 @@ def random_feeds(
     states: frozenset[str] = frozenset(),
     asked: StatedSizes = _NOTHING,
 ) -> Feeds:
-    """Feeds of random numbers that a model runs on, each of other sizes where it takes them.
+    """Random feeds that a model runs on, of different sizes if it takes them; no streams.
 
-    Sizes that the model leaves open follow from its weights where these decide; the others are
-    found by running. Signals are normal, token ids lie within their table, lengths are those of the
-    sequences, and what the graph compares one number with is fed by turns. Feeds that follow on one
-    another are no stream.
+    Open sizes follow from the weights, or are found by running the model. Signals are normally
+    distributed, token ids lie within their table, lengths are those of the sequences, and a number
+    that the graph compares with some values takes each of them in turn.
 
     Args:
-        run: runs it, or raises a PruneError.
-        seed: feeds are the same for the same seed and model.
+        run: runs the model, or raises a PruneError.
+        seed: the same seed and model give the same feeds.
         asked: sizes that the user states, see `StatedSizes`.
 
     Raises:
-        PruneError: an input is no tensor or has an undeclared rank, what is asked for does not fit,
-            or no sizes were found that the model runs on.
+        PruneError: an input is no tensor, sizes asked for do not fit, or the model runs on none of
+            those tried.
     """
     ports, pinned = settle(signature.inputs(document.source), asked)
     if any(port.dtype is None for port in ports):
@@ -294,7 +293,7 @@ def random_feeds(
         known = solved(model, each, pinned)
         batches = batch_sizes(model, each, known)
         found = meanings(model, each, shapes_of(model, each, known))
-        for tame in (False, True):  # it may be the numbers that do not suit the model
+        for tame in (False, True):  # the numbers may be what the model refuses
             recipe = Recipe(each, known, batches, found, states, seed, tame)
             search = _search(model, recipe, run, twin)
             sizes = search.find()
@@ -357,7 +356,7 @@ def _is_flag(port: Port) -> bool:
 
 
 def _is_setting(port: Port) -> bool:
-    """A few numbers such as a speed, or one for each sequence; they are above 0 as a rule."""
+    """A few numbers such as a speed, or one per sequence, which are usually above 0."""
     dims = port.dims or ()
     return len(dims) < 2 and prod(dim for dim in dims if isinstance(dim, int)) <= _SETTINGS
 
@@ -375,7 +374,7 @@ def _shapeless(port: Port) -> PruneError:
 def _refusal(
     search: SizeSearch, recipe: Recipe, pinned: SizeByName, failure: Failure
 ) -> PruneError:
-    """The axes for which no size was found, and how to give one."""
+    """The error if no sizes were found: for which axes, and how to give one."""
     reason = f"({'; '.join(map(str, recipe.ports))}); at first, {failure.error.what}"
     if pinned:
         given = ", ".join(f"{name}={size}" for name, size in pinned.items())

@@ -1,7 +1,7 @@
 """Proof and measurement: the oracle, drift and latency.
 
-The oracle says whether the smaller file computes what it should: the original with the removed
-units zeroed. Drift says how far that is from the original. Latency says what it gained.
+The oracle tells whether the smaller file computes what it should: the original with the removed
+units zeroed. Drift is its deviation from the original, latency its gain in speed.
 """
 
 from onnx_rnn_prune.validate.drift import Detail, Drift, drift, drift_in_detail

@@ -1,7 +1,7 @@
-"""Drift: how far the outputs are from the original's, in numbers, spread out, and over time.
+"""Drift: the deviation of outputs from the original's, as numbers, as a histogram, and over time.
 
-A recurrence feeds on its own errors: where they grow with the steps, longer inputs than those that
-were looked at fare worse than a single number says.
+A recurrence feeds on its own errors: if they grow with the steps, longer inputs than those tested
+fare worse than a single number tells.
 """
 
 from __future__ import annotations
@@ -29,32 +29,29 @@ from onnx_rnn_prune.validate.results import (
     up_to_shorter,
 )
 
-# Bins are a power of 3, so that three of them make one of a range three times as wide, and one has
-# its middle at 0.
+# A power of 3, so that three bins merge into one when the range triples, and one is centred at 0.
 _FINE = 3**7
-# Bins that are shown, and the share of entries that are within them.
+# Bins shown, and the share of entries within them.
 _SHOWN, _WITHIN = 41, 0.995
-# A power of 3 that a float still holds.
+# The least power of 3 that a float represents.
 _LEAST = -640
-# Most stretches of a course over time.
+# The most points of a curve over time.
 _BUCKETS = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Drift(Record):
-    """How far an output is from the original's, over all entries of all feeds.
+    """The deviation of an output from the original's, over all entries of all feeds.
 
     Attributes:
-        max_abs: the largest absolute difference; infinite where one of the two is not a number, or
-            infinite and the other is not.
-        nrmse: rmse / standard deviation of the original's output (over its root mean square where
-            it is constant; infinite where that is zero, too, and the outputs differ).
-        cosine: the cosine of the angle between the two outputs as long vectors; None where one of
-            them is all zero.
-        top1_agreement: for floats, the share of places where the largest entry along the last axis
-            is the same one, None if that axis has one entry or varies in length; for all other
-            types, the share of equal entries.
-        unequal: how many times the two differed in length; they are compared up to the shorter.
+        max_abs: the largest absolute difference; infinite if NaN or infinities differ.
+        nrmse: rmse / standard deviation of the original's output (its root mean square if it is
+            constant; infinite if that is zero, too, and the outputs differ).
+        cosine: of the two outputs as vectors; None if one is all zero.
+        top1_agreement: for floats, how often the largest entry along the last axis is at the same
+            index, None if that axis has one entry or varies in length; for other types, the share
+            of equal entries.
+        unequal: how often the two differed in length; they are compared up to the shorter.
     """
 
     max_abs: float
@@ -68,10 +65,9 @@ class Drift(Record):
 def drift(a: Called, b: Called, feeds: Iterable[Feed]) -> dict[str, Drift]:
     """Compares the outputs of b with those of the original a, output by output.
 
-    Where the two differ in length along an axis, they are compared up to the shorter.
-
-    Outputs are summed up feed by feed, so memory does not grow with the number of feeds. Places
-    where both outputs are the same infinity, as of masked scores, are left out of the sums.
+    If the two differ in length along an axis, they are compared up to the shorter. Entries where
+    both are the same infinity, as masked scores are, are left out. Memory does not grow with the
+    number of feeds.
 
     Raises:
         PruneError: the models have different outputs, or outputs of different shapes or types.
@@ -80,7 +76,7 @@ def drift(a: Called, b: Called, feeds: Iterable[Feed]) -> dict[str, Drift]:
 
 
 def deviations(found: Iterable[Result], where: str) -> dict[str, Drift]:
-    """The same of results; errors call the two models by `where`."""
+    """The same for results; `where` names the two models in errors."""
     sums: dict[str, Sums] = {}
     for result in found:
         for name, wanted in result.wanted.items():
@@ -92,7 +88,7 @@ def deviations(found: Iterable[Result], where: str) -> dict[str, Drift]:
 
 @dataclass
 class Sums:
-    """Running sums from which a Drift follows."""
+    """Running sums for a Drift."""
 
     count: int = 0
     mean: float = 0.0  # of the original's entries
@@ -160,7 +156,7 @@ class Sums:
         rmse = math.inf if self.broken else math.sqrt(self.error / count)
         size = math.sqrt(self.squares[0] / count)
         std = math.sqrt(self.spread / count)
-        # What is left of a constant's deviation is rounding.
+        # The deviation of a constant is rounding.
         scale = std if std > 1e-7 * size else size
         ratio = rmse / scale if scale else math.inf
         lengths = math.sqrt(self.squares[0]) * math.sqrt(self.squares[1])
@@ -177,12 +173,11 @@ class Sums:
 
 @dataclass(frozen=True, eq=False)
 class Histogram(Record):
-    """How many entries differ by how much: the other's less the original's.
+    """A histogram of differences, the other's entries minus the original's.
 
     Attributes:
-        edges: of bins of equal width, around 0; one more than there are bins.
-        counts: entries in each bin.
-        outside: entries that differ by more than the edges; at most half a percent.
+        edges: of bins of equal width around 0; one more than there are bins.
+        outside: entries beyond the edges; at most half a percent.
     """
 
     edges: list[float]
@@ -192,20 +187,20 @@ class Histogram(Record):
 
 @dataclass
 class Spread:
-    """A histogram around 0 whose range grows by threes with what is added."""
+    """A histogram around 0 whose range triples as needed."""
 
     power: int | None = None  # bins are 3 ** power wide
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE, np.int64))
     largest: float = 0.0
 
     def add(self, differences: Numbers) -> None:
-        """Counts differences of any shape; those that are not numbers are left out."""
+        """Counts differences of any shape, other than NaN and infinities."""
         values = differences[np.isfinite(differences)]
         if values.size == 0:
             return
         self.largest = max(self.largest, float(np.abs(values).max()))
         self._make_room()
-        # As long as all are zero, any width will do.
+        # While all are zero, any width will do.
         width = 1.0 if self.power is None else 3.0**self.power
         places = np.floor(values / width + 0.5).astype(np.int64) + _FINE // 2
         self.counts += np.bincount(places, minlength=_FINE)
@@ -216,7 +211,7 @@ class Spread:
         wanted = math.ceil(math.log(self.largest, 3) - math.log(_FINE // 2, 3))
         wanted = max(wanted, _LEAST)
         if self.power is None:
-            self.power = wanted  # what was counted before is zero, and in the middle
+            self.power = wanted  # all before were zero, and in the middle bin
         while self.power < wanted:
             thirds = self.counts.reshape(-1, 3).sum(axis=1)
             self.counts = np.zeros(_FINE, np.int64)
@@ -225,11 +220,11 @@ class Spread:
             self.power += 1
 
     def histogram(self) -> Histogram | None:
-        """Bins wide enough for nearly all differences; None where nothing differs."""
+        """Bins wide enough for nearly all differences; None if nothing differs."""
         if self.power is None:
             return None
         middle, total = _FINE // 2, int(self.counts.sum())
-        # Entries within so many bins of the middle one, in both directions.
+        # Entries by their distance from the middle bin.
         around = self.counts[middle:] + self.counts[middle::-1]
         around[0] = self.counts[middle]
         reach = int(np.searchsorted(np.cumsum(around), _WITHIN * total))
@@ -247,12 +242,12 @@ class Spread:
 
 @dataclass(frozen=True, eq=False)
 class OverTime(Record):
-    """The root of the mean squared difference in the course of a sequence.
+    """The RMSE over the steps of sequences, or the calls of streams.
 
     Attributes:
-        steps: the first step of each stretch, counted from 0; all are equally long.
-        rmse: of all entries of all feeds within the stretch.
-        unit: what is counted: step, or call where each call of a stream is one.
+        steps: the first step of each interval, counted from 0; all are equally long.
+        rmse: over all entries of all feeds in the interval.
+        unit: step or call.
     """
 
     steps: list[int]
@@ -262,18 +257,14 @@ class OverTime(Record):
 
 @dataclass
 class Course:
-    """Squared differences by stretches of steps, which double when there are too many."""
+    """Squared differences by intervals of steps, whose length doubles if there are too many."""
 
     stride: int = 1
     squares: Numbers = field(default_factory=lambda: np.zeros(0))
     counts: Numbers = field(default_factory=lambda: np.zeros(0))
 
     def add(self, differences: Numbers, start: int = 0) -> None:
-        """Adds differences [steps, ...]; those that are not numbers are left out.
-
-        Args:
-            start: the number of the first of them.
-        """
+        """Adds differences [steps, ...] from step `start` on, other than NaN and infinities."""
         rows = differences.reshape(len(differences), math.prod(differences.shape[1:]))
         known = np.isfinite(rows)
         squares = np.square(rows, where=known, out=np.zeros(rows.shape)).sum(axis=1)
@@ -289,7 +280,7 @@ class Course:
         )
 
     def over_time(self, unit: str = "step") -> OverTime | None:
-        """None where there was nothing to add up."""
+        """The RMSE of each interval; None if nothing was added."""
         if not self.counts.any():
             return None
         known = np.flatnonzero(self.counts)
@@ -298,7 +289,7 @@ class Course:
 
 
 def _by(count: int, values: Numbers) -> Numbers:
-    """Sums of so many neighbours; the last may be of fewer."""
+    """Sums of `count` neighbours; the last may be of fewer."""
     return np.add.reduceat(values, np.arange(0, values.size, count)) if values.size else values
 
 
@@ -307,9 +298,9 @@ class Detail(Record):
     """More about the drift of an output.
 
     Attributes:
-        histogram: of differences; None where there are none, or entries are no numbers.
-        over_time: over the steps, or over the calls of streams; None where the output has no axis
-            of time steps and each feed stands alone.
+        histogram: of differences; None if nothing differs, or entries are no numbers.
+        over_time: over steps, or calls of streams; None if the output has no axis of time steps and
+            each feed is independent.
     """
 
     histogram: Histogram | None
@@ -323,10 +314,10 @@ def drift_in_detail(
     time_axes: Mapping[str, int],
     skip: Collection[str] = (),
 ) -> tuple[dict[str, Drift], dict[str, Detail]]:
-    """As `drift`, in the same run through the feeds; memory grows with neither feeds nor steps.
+    """As `drift`, with details; memory grows with neither feeds nor steps.
 
     Args:
-        time_axes: outputs that hold sequences, with the axis of their steps.
+        time_axes: the axis of time steps of outputs that hold sequences.
         skip: outputs that are not compared.
 
     Raises:
@@ -349,11 +340,11 @@ def drift_in_detail(
 
 @dataclass
 class _Part:
-    """What is known of one output so far.
+    """Running sums for one output.
 
     Attributes:
         axis: of its time steps, if it has one.
-        calls: whether calls follow one another, and count as steps where there is no such axis.
+        calls: whether feeds are calls of streams, which count as steps if there is no such axis.
     """
 
     axis: int | None
@@ -364,7 +355,7 @@ class _Part:
     step: int = 0
 
     def begins(self) -> None:
-        """What comes next is the start of a sequence."""
+        """Starts a new sequence."""
         self.step = 0
 
     def add(self, one: Array, other: Array) -> None:
@@ -391,12 +382,12 @@ class _Part:
         self.step += called
 
     def detail(self) -> Detail:
-        """What became of it."""
+        """The details."""
         unit = "step" if self.axis is not None else "call"
         return Detail(self.spread.histogram(), self.course.over_time(unit))
 
 
 def _difference(one: Numbers, other: Numbers) -> Numbers:
-    """Entry by entry, not a number where one of the two is not finite."""
+    """Entry by entry; NaN where one of the two is not finite."""
     finite = np.isfinite(one) & np.isfinite(other)
     return np.where(finite, other, np.nan) - np.where(finite, one, np.nan)

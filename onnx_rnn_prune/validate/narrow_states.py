@@ -1,4 +1,4 @@
-"""Another model beside the original: its states of another width, and what judges both."""
+"""Comparing a model with the original if its states have another width."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from onnx_rnn_prune.trace.judged import Judged, find_judged
 from onnx_rnn_prune.trace.states import known_states, state_inputs
 
 KEPT = "onnx_rnn_prune.kept_states"
-"""The key of metadata that says which entries of the original's states a narrower one holds."""
+"""The metadata key that tells which entries of the original's states a narrower model holds."""
 
 
 @dataclass(frozen=True, eq=False)
 class NarrowState:
-    """A state that another model holds in another width.
+    """A state that has another width in another model.
 
     Attributes:
-        source: the input in which it comes.
-        result: the output in which it leaves; empty where that is not known.
-        axis: the one that is shorter.
-        width: its length there.
-        keep: True where the original's entry is in it, its other axes being as long as the state's
-            or 1; None where that is not known.
-        layers: names of those that it is of, where that is known.
+        source: the input that holds it.
+        result: the output that returns it; empty if unknown.
+        axis: the shorter axis.
+        width: the length of that axis.
+        keep: True for the original's entries that remain, broadcast over the other axes; None if
+            unknown.
+        layers: the names of its layers, if known.
     """
 
     source: str
@@ -46,14 +46,14 @@ class NarrowState:
 
     @property
     def full(self) -> int:
-        """Its length in the original, where it is known what is kept."""
+        """Its width in the original, if it is known what is kept."""
         assert self.keep is not None
         return int(self.keep.shape[self.axis])
 
     def select(self, value: Array) -> Array:
-        """What the other model holds of a state of the original's; zeros where that is not known.
+        """A state of the original's as the other model holds it, zero if unknown.
 
-        A state of its own stays as it is.
+        The other model's own states stay as they are.
         """
         if value.shape[self.axis] == self.width:
             return value
@@ -64,7 +64,7 @@ class NarrowState:
         return np.zeros(shape, value.dtype)
 
     def blank(self, value: Array) -> Array:
-        """A state of the original's with zeros where entries go."""
+        """A state of the original's with removed entries set to zero."""
         assert self.keep is not None
         return np.where(self.keep, value, np.zeros((), value.dtype))
 
@@ -77,11 +77,11 @@ Change = Callable[[NarrowState, Array], Array]
 
 
 class StateRunner:
-    """A model as seen by who holds its states in another form.
+    """A model for callers that hold its states in another form.
 
     Args:
-        takes: what it is given of the caller's states.
-        gives: what the caller gets of its own.
+        takes: converts the caller's states to the model's.
+        gives: converts the model's states to the caller's.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class StateRunner:
 
 
 def check_inputs(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> None:
-    """Whether what the first model takes can be fed to the others.
+    """Checks that the inputs of the first model suit the others.
 
     Raises:
-        PruneError: one takes something else.
+        PruneError: another takes something else.
     """
     first, *others = [{port.name: port for port in signature.inputs(model)} for model in models]
     for ports, name in zip(others, names[1:], strict=True):
@@ -132,10 +132,10 @@ def check_inputs(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> Non
 def narrow_states(
     first: onnx.ModelProto, second: onnx.ModelProto, names: Sequence[str]
 ) -> list[NarrowState]:
-    """The states that the second of two models holds in another width than the first.
+    """The states whose width differs between two models.
 
     Raises:
-        PruneError: other inputs or outputs are of other sizes.
+        PruneError: other inputs or outputs differ in size.
     """
     sizes = [_unequal(side(first), side(second)) for side in (signature.inputs, signature.outputs)]
     if not any(sizes):
@@ -159,7 +159,7 @@ def narrow_states(
 
 
 def _unequal(first: Sequence[Port], second: Sequence[Port]) -> dict[str, tuple[int, int]]:
-    """By name, the axis whose fixed size is another one, and that size."""
+    """By name, the axis whose fixed size differs, and its size in the second model."""
     later = {port.name: port.dims or () for port in second}
     found = {}
     for port in first:
@@ -182,7 +182,7 @@ def _kept(model: onnx.ModelProto) -> dict[str, Mask]:
     said = next((entry.value for entry in model.metadata_props if entry.key == KEPT), "{}")
     try:
         return {name: _mask(*parts) for name, parts in json.loads(said).items()}
-    except (ValueError, TypeError, AttributeError):  # another program has been at it
+    except (ValueError, TypeError, AttributeError):  # another program changed it
         return {}
 
 
@@ -193,7 +193,7 @@ def _mask(shape: Sequence[int], bits: str) -> Mask:
 
 
 def judged_beside(first: onnx.ModelProto, second: onnx.ModelProto) -> Judged:
-    """What outputs of two models are judged by; signals are those that both have."""
+    """How outputs of two models are judged; by signals only if both have them."""
     judged, later = (
         (find_judged(document), document)
         for document in (Document.read(model) for model in (first, second))

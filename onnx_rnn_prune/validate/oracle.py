@@ -13,22 +13,21 @@ from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.results import Called, numbers, pairs, parts, same_places
 
-# Roundings of a half-precision output that two orders of summation may differ by; the usual
-# tolerance is finer than such a type can tell apart.
+# By how many roundings half-precision outputs may differ in two orders of summation; the usual
+# tolerance is finer than what such a type resolves.
 _HALF_ROUNDINGS = 16
 EXACT = 1e-5
-"""The tolerance where all numbers are real."""
+"""The tolerance of models that compute in floating point."""
 QUANTIZED = 4 / 255
-"""The tolerance where activations become 8-bit integers while the model runs.
+"""The tolerance of models that quantize activations to 8 bits at run time.
 
-Units that are 0 change neither the range nor a sum of integers, so the two models mostly agree to
-the last bit. But where a sum of real numbers is rounded differently, a number that lies between two
-integers may go to the other one; what comes of it is bounded by a few steps of 1 / 255.
+Zero units change neither ranges nor integer sums, so the two models mostly agree to the last bit.
+But a rounding difference may move a number to the next integer, an error of a few steps of 1 / 255.
 """
 
 
-# A model may amplify rounding from step to step. Its cut may then differ by some times what the
-# last bit of its inputs does to it, as far as that is a small share of the output.
+# A model may amplify rounding from step to step. Its cut may then differ by a few times the effect
+# of the last bit of its inputs, if that is a small share of the output.
 _ROUNDINGS, _MOST_OF_OUTPUT = 8.0, 0.05
 
 _INFINITE, _NO_NUMBER = "is infinite", "is not a number"
@@ -39,10 +38,9 @@ class Oracle(Record):
     """Whether two models compute the same, to float rounding; true if they do.
 
     Attributes:
-        max_abs_diff: the largest absolute difference of all outputs and feeds.
+        max_abs_diff: the largest absolute difference over all outputs and feeds.
         feeds: the number of feeds they ran on.
-        reason: where they differ most and how, empty if they agree; if they agree but for rounding
-            that the model amplifies, that.
+        reason: where they differ most and how, or that the model amplifies rounding; else empty.
     """
 
     max_abs_diff: float
@@ -55,7 +53,7 @@ class Oracle(Record):
 
     @property
     def no_number(self) -> bool:
-        """Whether it failed for infinities, or for what is not a number."""
+        """Whether it failed because of infinities or NaN."""
         return any(text in self.reason for text in (_INFINITE, _NO_NUMBER))
 
 
@@ -72,18 +70,17 @@ def oracle(
 ) -> Oracle:
     """Whether the shrunk model computes what the zeroed one computes, on every feed.
 
-    On a feed on which the model amplifies rounding, a difference that is no more than that passes,
-    if there is none on another feed, such as a shorter one.
+    On feeds on which the model amplifies rounding, differences of that size pass, provided that
+    there are none on another feed, such as a shorter one.
 
     Args:
         zero: the model with zeros in place of the removed units.
         shrunk: the model without them.
-        feeds: the inputs, best with sizes other than those used to trace.
+        feeds: the inputs, preferably of other sizes than those used to trace.
         tolerance: the largest difference allowed, relative to max(1, largest absolute entry of the
             output). Integers, booleans and strings must be equal.
-        original: what says which infinities are right, as those of masked scores are: they must be
-            the same in all three models. Without it none passes. What is not a number never does,
-            since it would hide whatever went wrong before.
+        original: runs the original, whose infinities, such as masked scores, the others must share;
+            without it, no infinity passes. NaN never does, since it would hide other differences.
 
     Raises:
         PruneError: an output is missing or has another shape or type.
@@ -118,14 +115,11 @@ def oracle(
 def _is_rounding(
     zero: Called, feed: Feed, output: tuple[str, int], value: Array, difference: float
 ) -> bool:
-    """Whether the last bit of the inputs makes such a difference of an output, which is small.
+    """Whether a difference is small, and no larger than what the last bit of the inputs makes.
 
     Args:
-        zero: the model.
-        feed: what it ran on.
-        output: the name of the output, and which of its tensors.
-        value: what that is.
-        difference: of its entries.
+        output: the name of the output, and the number of its tensor.
+        value: that tensor.
     """
     if not is_float(value.dtype) or value.size == 0:
         return False
@@ -141,7 +135,7 @@ def _is_rounding(
 
 
 def _next(value: Array) -> Array:
-    """Each real number's next one up."""
+    """The next larger floating-point numbers."""
     return np.nextafter(value, np.array(np.inf, value.dtype)) if value.dtype.kind == "f" else value
 
 
@@ -150,7 +144,7 @@ def _is_finite(value: Array) -> bool:
 
 
 def _beyond(value: object, feed: Feed, name: str, original: Original | None) -> str:
-    """What is wrong with numbers that are not finite, or an empty string."""
+    """What is wrong with entries that are not finite, or an empty string."""
     if original is None:
         return f"{_INFINITE} or not a number"
     places = pairs(original(feed)[name], value, name, "the original and its cut")
@@ -168,20 +162,20 @@ def either_order(
     tolerance: float = EXACT,
     original: Original | None = None,
 ) -> Oracle:
-    """The oracle on models as written, and where that fails, as onnxruntime rewrites them.
+    """The oracle on models as written or, if that fails, as onnxruntime optimizes them.
 
-    A model may amplify rounding beyond the tolerance, as a steep function of large sums does, when
-    they are summed in one order. What is computed wrongly is wrong in every order.
+    In one order of summation, a model may amplify rounding beyond the tolerance, as a steep
+    function of large sums does. What is computed wrongly is wrong in every order.
 
     Args:
-        load: the zeroed and the shrunk model; told whether onnxruntime is to rewrite them.
+        load: the zeroed and the shrunk model; told whether onnxruntime may optimize them.
     """
     found = oracle(*load(False), feeds, tolerance, original)
     return found if found else oracle(*load(True), feeds, tolerance, original)
 
 
 def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:
-    """The largest difference, and how many times what is allowed that is."""
+    """The largest difference, and its ratio to the one allowed."""
     if one.size == 0:
         return 0.0, 0.0
     if not is_float(one.dtype):

@@ -1,7 +1,7 @@
-"""Qualities: how well a model does its job, as one number over many feeds.
+"""Metrics: how well a model does its job, as one number over many feeds.
 
-Each is a function of what the model and the original make of feeds, and of the labels in them.
-`nrmse`, `kl` and `agreement` compare with the original and need no labels.
+Each is a function of the outputs of the model and the original, and of labels. `nrmse`, `kl` and
+`agreement` compare with the original and need no labels.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Quality:
 
     Attributes:
         name: as users call it.
-        higher: whether more is better.
-        measure: of results, in the measure's own units.
-        source: the text of a user's function, where that is known: it tells whether it is the same.
+        higher: whether higher values are better.
+        measure: computes it, in its own units.
+        source: the source of a user's function, if known, which tells whether it has changed.
     """
 
     name: str
@@ -44,22 +44,22 @@ class Quality:
     source: str = ""
 
     def loss(self, before: float, after: float) -> float:
-        """By how much a model is worse than the original; infinite where it computes no numbers."""
+        """By how much a model is worse than the original; infinite if that is not finite."""
         loss = before - after if self.higher else after - before
         return loss if math.isfinite(loss) else math.inf
 
 
 def nrmse(results: Iterable[Result]) -> float:
-    """Of the output that deviates most: RMS of the difference over the original's spread."""
+    """The largest NRMSE of an output: RMSE / standard deviation of the original's."""
     found = deviations(results, "the two models")
     return max((values.nrmse for values in found.values()), default=0.0)
 
 
 def agreement(results: Iterable[Result]) -> float:
-    """The share of places where the largest entry along the last axis is the original's.
+    """How often the largest entry along the last axis is at the original's index.
 
-    Of the output that agrees least; where values are no floats, the share of equal ones. Not a
-    number where an output is not, or is infinite where the original's is not.
+    Of the output that agrees least; for other types than floats, the share of equal entries. NaN if
+    NaN or infinities differ.
     """
     found = deviations(results, "the two models").values()
     if any(math.isinf(values.max_abs) for values in found):
@@ -71,12 +71,12 @@ def agreement(results: Iterable[Result]) -> float:
 
 
 def accuracy(results: Iterable[Result]) -> float:
-    """The share of labels that are the largest entry along the last axis, or the output itself."""
+    """How often the label is the output, or the index of its largest entry on the last axis."""
     right, count = 0, 0
     for result in results:
         labels = _labels(result, "accuracy")
         if any(np.isnan(value).any() for value in _floats(result.found)):
-            return math.nan  # the largest of such scores is none
+            return math.nan  # such scores have no largest one
         chosen = _chosen(result.found, labels.shape)
         right += int(np.count_nonzero(chosen == labels))
         count += labels.size
@@ -84,7 +84,7 @@ def accuracy(results: Iterable[Result]) -> float:
 
 
 def perplexity(results: Iterable[Result]) -> float:
-    """exp of the mean cross entropy of labels, scores of classes lying along the last axis."""
+    """exp of the mean cross entropy of labels, with scores of classes along the last axis."""
     total, count = 0.0, 0
     for result in results:
         labels = _labels(result, "perplexity")
@@ -99,20 +99,20 @@ def perplexity(results: Iterable[Result]) -> float:
 
 
 def kl(results: Iterable[Result]) -> float:
-    """The mean divergence of Kullback and Leibler of the classes' shares from the original's."""
+    """The mean Kullback-Leibler divergence of class probabilities from the original's."""
     total, count = 0.0, 0
     for result in results:
         sides = (_scores(side, None, "kl") for side in (result.wanted, result.found))
         theirs, ours = map(_log_shares, up_to_shorter(*sides))
         shares = np.exp(theirs)
-        # A class that is ruled out, with a score of -inf, adds nothing.
+        # A class with a score of -inf adds nothing.
         total += float(np.where(shares == 0, 0.0, shares * (theirs - ours)).sum())
         count += theirs[..., 0].size
     return total / max(count, 1)
 
 
 def snr(results: Iterable[Result]) -> float:
-    """Power of the labels, which are signals, over that of the error: the mean of feeds, in dB."""
+    """Signal-to-noise ratio, with labels as signals: the mean over feeds, in dB."""
     ratios = []
     for result in results:
         labels = _labels(result, "snr")
@@ -145,11 +145,9 @@ def read_quality(name: object, better: str | None) -> Quality:
     Args:
         name: one of QUALITIES, None for `nrmse`; `module:function` or a function that takes an
             iterable of pairs (the feed with its labels, the outputs), both dicts of arrays, and
-            returns a number. Where it has a parameter `run` as well, that runs the model which is
-            judged: it takes a feed and returns all outputs by name. States are then carried by the
-            function; those that it leaves out are zero.
-        better: for a function, whether more of it is better: higher or lower; higher where it is
-            not said.
+            returns a number. A parameter `run`, if it has one, is a function from a feed to all
+            outputs of the judged model by name; states left out of the feed are zero.
+        better: for a function, whether higher (the default) or lower values are better.
 
     Raises:
         PruneError: there is no such quality.
@@ -197,7 +195,7 @@ def _of_user(function: Callable[..., object], name: str) -> Measure:
                 for result in results:
                     labels = {} if result.labels is None else {"labels": result.labels}
                     yield {**result.feed, **labels}, dict(result.found)
-            except PruneError as error:  # of a model that does not run, not of the function
+            except PruneError as error:  # of the model, not of the function
                 failed.append(error)
                 raise
 
@@ -205,7 +203,7 @@ def _of_user(function: Callable[..., object], name: str) -> Measure:
             assert isinstance(results, Outcome)
             try:
                 return results.run(feed)
-            except PruneError as error:  # it says what is wrong with the feed
+            except PruneError as error:  # about the feed
                 failed.append(error)
                 raise
 
@@ -230,7 +228,7 @@ def _takes_run(function: Callable[..., object]) -> bool:
     """Whether a user's function runs the model itself."""
     try:
         return "run" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of one that is not written in Python, nothing is known
+    except (TypeError, ValueError):  # not a Python function
         return False
 
 
@@ -249,7 +247,7 @@ def _floats(outputs: Mapping[str, Array]) -> list[Array]:
 
 
 def _scores(outputs: Mapping[str, Array], shape: tuple[int, ...] | None, name: str) -> Array:
-    """The first output with classes along the last axis, behind axes of a shape."""
+    """The first output with classes along the last axis, and other axes of this shape."""
     for value in _floats(outputs):
         if value.ndim and value.shape[-1] > 1 and shape in (None, value.shape[:-1]):
             return value
@@ -258,7 +256,7 @@ def _scores(outputs: Mapping[str, Array], shape: tuple[int, ...] | None, name: s
 
 
 def _chosen(outputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
-    """Classes: an output that is one already, or the largest entries of scores."""
+    """Classes: an output of this shape, or the indices of the largest scores."""
     for value in outputs.values():
         if isinstance(value, np.ndarray) and not is_float(value.dtype) and value.shape == shape:
             return value
@@ -267,7 +265,7 @@ def _chosen(outputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
 
 
 def _log_shares(scores: Array) -> npt.NDArray[np.float64]:
-    """Logarithms of the classes' shares; scores that are shares already are taken as they are."""
+    """Logarithms of class probabilities, of scores that are probabilities or logits."""
     values = scores.astype(np.float64)
     if values.size and values.min() >= 0 and np.allclose(values.sum(-1), 1.0, atol=1e-3):
         shares: npt.NDArray[np.float64] = np.log(np.maximum(values, _LEAST))

@@ -1,4 +1,4 @@
-"""What two models make of the same feeds: outputs side by side, and which hold sequences."""
+"""Outputs of two models on the same feeds, side by side, and which of them hold sequences."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from onnx_rnn_prune.model.edit import OWN
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.operators.recurrent import find_layers
 
-# What outputs of feeds that come again may take in memory.
+# The most bytes of outputs that are kept in memory.
 _MOST_BYTES = 1 << 24
-# Entries of the largest constant whose values inference looks at: shapes have no more.
+# Larger constants are no shapes, and inference does without their values.
 _SHAPES = 64
 
 Numbers = npt.NDArray[np.float64]
 
-# Entries of which several copies in double precision take little memory.
+# So many entries that several copies in double precision take little memory.
 _PART = 1 << 16
 
 
 def pairs(one: object, other: object, name: str, where: str) -> list[tuple[Array, Array]]:
     """The arrays of two values of one output, checked to be alike; sequences are unpacked.
 
-    The two of a pair may differ in length along one axis, where values decide about that.
+    They may differ in length along one axis, since lengths may depend on values.
+
+    Raises:
+        PruneError: their numbers, types or shapes differ.
     """
     left, right = _arrays(one), _arrays(other)
     alike = len(left) == len(right) and all(map(_alike, left, right))
@@ -53,7 +56,7 @@ def _alike(one: Array, other: Array) -> bool:
 
 
 def up_to_shorter(one: Array, other: Array) -> tuple[Array, Array]:
-    """The parts of two arrays of the same rank that both have."""
+    """Two arrays of the same rank, cut to their common shape."""
     if one.shape == other.shape:
         return one, other
     common = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
@@ -61,14 +64,14 @@ def up_to_shorter(one: Array, other: Array) -> tuple[Array, Array]:
 
 
 def parts(one: Array, other: Array) -> Iterator[tuple[Array, Array]]:
-    """Cuts two arrays of one shape, [n, ...], along n: what is made of a part stays small."""
+    """Two arrays of one shape, [n, ...], in parts along n that need little memory."""
     rows = max(1, _PART * len(one) // max(one.size, 1))
     for start in range(0, len(one), rows):
         yield one[start : start + rows], other[start : start + rows]
 
 
 def same_places(one: Numbers, other: Numbers) -> bool:
-    """Whether the entries that are not finite are the same ones."""
+    """Whether the entries that are not finite are equal."""
     finite = np.isfinite(one) & np.isfinite(other)
     return bool(np.array_equal(one[~finite], other[~finite], equal_nan=True))
 
@@ -90,7 +93,7 @@ def _arrays(value: object) -> list[Array]:
 
 
 class Called(Protocol):
-    """What is called with feeds: a `Runner`, or what stands in front of one."""
+    """A `Runner`, or a wrapper of one."""
 
     name: str
     outputs: list[str]
@@ -100,20 +103,15 @@ class Called(Protocol):
 
     @property
     def runner(self) -> Callable[[Feed], Mapping[str, Array]]:
-        """What runs a feed that is ready: only the time that this takes is the model's."""
+        """Runs a feed that is ready; only this is timed."""
 
     def ready(self, feed: Feed) -> Feed:
-        """A feed as it is run."""
+        """A feed in the form that `runner` takes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What two models make of one feed.
-
-    Attributes:
-        wanted: outputs of the original.
-        found: those of the other model.
-    """
+    """The outputs of two models for one feed: `wanted` of the original, `found` of the other."""
 
     feed: Feed
     labels: Array | None
@@ -122,17 +120,17 @@ class Result:
 
     @property
     def follows(self) -> bool:
-        """Whether the feed goes on from the one before."""
+        """Whether the feed continues the previous one."""
         return bool(getattr(self.feed, "follows", None))
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a model makes of some feeds beside the original, as often as it is asked for.
+    """The results of a model on some feeds; can be iterated repeatedly.
 
     Attributes:
-        results: starts a run through the feeds.
-        run: runs the model on a feed of the caller's, whose states the caller carries.
+        results: starts an iteration.
+        run: runs the model on a feed of the caller's, who carries the states.
     """
 
     results: Callable[[], Iterator[Result]]
@@ -143,7 +141,7 @@ class Outcome:
 
 
 class Recorded:
-    """A model that runs each feed once, as long as what it made of them fits into memory."""
+    """A model that runs each feed once, as long as the outputs fit into memory."""
 
     def __init__(self, load: Callable[[], Runner]) -> None:
         self._load = load
@@ -160,7 +158,7 @@ class Recorded:
         return self._runner
 
     def rest(self) -> None:
-        """Closes the model where it is known what it makes of all feeds; others open it again."""
+        """Closes the model if all outputs are in memory; another feed opens it again."""
         if self._fits and self._kept:
             self._runner = None
 
@@ -169,7 +167,7 @@ class Recorded:
         return feed
 
     def __call__(self, feed: Feed) -> Mapping[str, Array]:
-        """All outputs; feeds without a name are not known again."""
+        """All outputs; only feeds with a name are remembered."""
         name = str(getattr(feed, "name", ""))
         if name in self._kept:
             return self._kept[name]
@@ -185,10 +183,10 @@ class Recorded:
 def results(
     a: Called, b: Called, feeds: Iterable[Feed], outputs: Sequence[str] | None = None
 ) -> Iterator[Result]:
-    """Runs both models on one feed after the other, each with its own states carried along.
+    """Runs two models on feeds, each carrying its own states.
 
     Args:
-        outputs: those that are looked at; all by default.
+        outputs: which to compare; all by default.
 
     Raises:
         PruneError: they have different outputs.
@@ -207,12 +205,11 @@ def results(
 
 
 def time_axes(document: Document) -> dict[str, int]:
-    """The outputs that hold time steps, each with the axis on which they lie.
+    """The outputs that hold time steps, each with the axis of these.
 
-    The size of a layer's first axis has a name, if it may vary, and shape inference carries that
-    on to the outputs. What other tensors are declared to be is left aside: many exporters make up a
-    name for each, and an outdated size would be believed, however large. A size that is fixed
-    tells nothing, nor does one that inference cannot follow.
+    Shape inference propagates the name of a layer's first axis, if its size may vary, to the
+    outputs. Declared shapes of other tensors are ignored: many exporters invent a name for each,
+    and some sizes are outdated. Fixed sizes, and those that inference cannot follow, tell nothing.
 
     Args:
         document: a model whose layers are all laid out with time first.
@@ -230,7 +227,7 @@ def time_axes(document: Document) -> dict[str, int]:
     known = {port.name: port.dims for port in signature.ports(values) if port.dims}
     read = [tensor.name for layer in find_layers(document.graph) if (tensor := layer.input("X"))]
     sizes = {known[name][0] for name in read if name in known}
-    # Where batches are said to be as large as sequences are long, there is no telling them apart.
+    # If batches are declared to be as large as sequences are long, the two cannot be told apart.
     sizes -= {dim for name in read if name in known for dim in known[name][1:]}
     found = {}
     for port in signature.outputs(inferred):
@@ -241,7 +238,7 @@ def time_axes(document: Document) -> dict[str, int]:
 
 
 def _name_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
-    """Gives open sizes that have no name of their own one that nothing else has."""
+    """Gives open sizes without a name a unique one."""
     for value, port in zip(inputs, signature.ports(inputs), strict=True):
         for axis, dim in enumerate(port.dims or ()):
             if dim is None:

@@ -1,4 +1,4 @@
-"""How long models take, measured in the same run as the original, and single nodes of them."""
+"""Run times of models, measured in alternation with the original, and of single nodes."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.results import Called
 
-# Most feeds that are tried for one that comes by a node.
+# The most feeds that are tried in search of one that reaches a node.
 _FEEDS = 8
 _ROUNDS = 50
 _SECONDS = 1.0
-# Nodes that do next to nothing, from which the time of a note is known.
+# Nodes that do next to nothing, which show how long a profiler event takes.
 _IDLE = 64
-# Seconds in which the median ratio of two models of 10 us is known to 0.3 %.
+# After so many seconds, the median ratio of two models of 10 us is known to 0.3 %.
 _LEAST = 0.1
-# About so many notes are read, each of which takes as long as many a node.
+# About so many profiler events are read, each of which takes as long as some nodes.
 _EVENTS = 15_000
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one of several models takes for one feed.
+    """The run time of one of several models.
 
     Attributes:
         ms: the median time of a run, in milliseconds.
-        ratio: how many times faster it is than the first model: the median over rounds of the first
-            one's time / its own, so that a machine that slows down for a while slows both.
-        ratio_quartiles: what a quarter and three quarters of these ratios do not exceed.
-        quartiles_ms: the times that a quarter and three quarters of the runs do not exceed.
-        busy_ms: the median time in which the processor was at a run, and at nothing else between.
+        ratio: the speedup relative to the first model: the median over rounds of its time / this
+            one's, so that a machine that slows down for a while slows both.
+        ratio_quartiles: the quartiles of these ratios.
+        quartiles_ms: the quartiles of the times.
+        busy_ms: the median processor time of a run, without what else the machine did.
     """
 
     ms: float
@@ -63,10 +63,10 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Latency(Record):
-    """How long a run takes before and after, in milliseconds; `speedup` above 1 is faster.
+    """The time of a run before and after, in milliseconds; `speedup` above 1 is faster.
 
-    All are medians over so many rounds, with the quartiles that lie around them. The speedup is the
-    median of each round's ratio, which a busy machine disturbs less than it does the times.
+    All are medians over `rounds`, with quartiles. The speedup is the median of the rounds' ratios,
+    which a busy machine disturbs less than the times.
     """
 
     before_ms: float
@@ -87,15 +87,15 @@ def timings(
     rounds: int = 200,
     least: float = 0.0,
 ) -> tuple[Timing, ...]:
-    """Times models against each other: warmed up, interleaved, each round in another order.
+    """Times models against each other: warmed up, interleaved, in alternating order.
 
     Args:
-        models: the models; the first is the one the others are compared with.
-        feed: one feed that all of them take, or calls that follow one another and come in turn.
+        models: the models; the others are compared with the first.
+        feed: one feed that all of them take, or consecutive calls, which take turns.
         seconds: about how long to measure in all; slow models get at least one round.
         rounds: the most rounds to run, unless they take less than `least`.
-        least: seconds for which to go on in any case: what else the machine does in one moment is
-            then not all that is seen of short runs.
+        least: seconds to go on for in any case, so that a moment's disturbance is not all that is
+            seen of short runs.
     """
     start = time.perf_counter()
     feeds = cycle([feed] if isinstance(feed, Mapping) else feed)
@@ -131,7 +131,7 @@ def latency(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> Latency:
-    """Times two models against each other; `threads` is what both runners were opened with."""
+    """Times two models against each other; both were opened with so many `threads`."""
     old, new = timings([before, after], feed, seconds=seconds, least=_LEAST)
     return Latency(
         before_ms=old.ms,
@@ -164,12 +164,12 @@ def _quartiles(times: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """What a node takes of the runs that come by it, on one thread.
+    """The time of a node in the runs that reach it, on one thread.
 
     Attributes:
-        ms: milliseconds of a run; of all turns where it is in a loop.
-        share: of the time of a run in which nothing is profiled.
-        feed: the number of the first feed whose run came by it.
+        ms: milliseconds per run, over all iterations if it is in a loop.
+        share: of the time of a run without profiling.
+        feed: the number of the first feed whose run reached it.
     """
 
     ms: float
@@ -179,19 +179,18 @@ class NodeTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """What some nodes take of the runs that come by one of them.
+    """The times of some nodes.
 
     Attributes:
-        nodes: by key; those that no run comes by are missing, as are those that onnxruntime fused
-            into another node.
-        runs: for each run its microseconds, and those of the nodes that it came by, by key.
+        nodes: by key; without those that no run reached, or that onnxruntime fused into another.
+        runs: the microseconds of each run, and those of the nodes that it reached, by key.
     """
 
     nodes: Mapping[str, NodeTime]
     runs: Sequence[tuple[float, Mapping[str, float]]]
 
     def share_of(self, keys: Iterable[str]) -> float:
-        """Of some nodes together, of the runs that come by one; 0 where none does."""
+        """The share of some nodes together in the runs that reach one; 0 if none does."""
         wanted = set(keys)
         spent = [
             (sum(own for key, own in nodes.items() if key in wanted), whole)
@@ -204,24 +203,24 @@ class Profile:
 _MARK = re.compile(rf"{OWN}timed_\d+")
 _KERNEL = "_kernel_time"
 _RUN = "model_run"
-# Nodes brought to another layout are named anew, after the tensor that they make.
+# Nodes converted to another layout are renamed after the tensor that they make.
 _LAYOUT = re.compile(r"_nchwc(_token_\d+)?$")
 
 
 @dataclass(frozen=True)
 class _Marked:
-    """How nodes are found again in notes that onnxruntime takes.
+    """How nodes are found again in onnxruntime's profile.
 
     Attributes:
         names: their keys, by the names that they were given.
-        makers: their operators and keys, by the tensors that they make, alone or fused to others.
+        makers: their operators and keys, by the tensors that they make, alone or fused with others.
     """
 
     names: Mapping[str, str]
     makers: Mapping[str, list[tuple[str, str]]]
 
     def key(self, event: Mapping[str, Any]) -> str | None:
-        """Of the node whose kernel a note is about, if it is one of them."""
+        """The key of the node whose kernel an event is about, if it is one of them."""
         label = str(event.get("name"))
         if not label.endswith(_KERNEL):
             return None
@@ -248,9 +247,9 @@ def _mark(nodes: Mapping[str, gs.Node], keys: Sequence[str]) -> _Marked:
 
 
 def _fusible(node: gs.Node) -> Iterator[str]:
-    """The tensors that a node makes by itself, and with those behind it that are its only readers.
+    """The tensors that a node makes, alone or fused with the nodes after it.
 
-    Which of them onnxruntime fuses depends on its version; never two of the node's own operator.
+    What onnxruntime fuses depends on its version; never two of the node's own operator.
     """
     last = node
     while len(last.outputs) == 1:
@@ -264,17 +263,17 @@ def _fusible(node: gs.Node) -> Iterator[str]:
 def node_times(
     document: Document, keys: Sequence[str], feeds: Iterable[Feed], name: str
 ) -> Profile:
-    """Times nodes while the whole model runs, as onnxruntime rewrites it for users.
+    """Times nodes while the whole model runs, optimized as for users.
 
-    Taking notes takes time, many times as long as a small node. So each profiled run is followed by
-    one that is not, whose time is that of the run; and what a note adds to the time of its node is
-    known from nodes that do nothing.
+    Profiling takes time, many times that of a small node. So each profiled run is followed by one
+    without profiling, which gives the time of the run, and nodes that do nothing show what an event
+    adds to the time of its node.
 
     Args:
         document: the model; it is not changed.
         keys: of the nodes, see `walk.node_key`.
-        feeds: what to run; the first few are taken, in turns.
-        name: how errors call the model.
+        feeds: what to run; the first few take turns.
+        name: the model's name in errors.
 
     Raises:
         PruneError: the model does not run on them.
@@ -292,7 +291,7 @@ def node_times(
 def _profiled(
     model: Document | onnx.ModelProto, feeds: Sequence[Feed], rounds: int, name: str
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """Microseconds of runs without notes, and the notes of as many other runs, in order."""
+    """Microseconds of runs without profiling, and the events of as many runs with it, in order."""
     times: list[float] = []
     with temporary_folder() as folder:
         runner = Runner(model, profile=Path(folder) / "times", name=name)
@@ -317,14 +316,14 @@ def _profiled(
 def _notes(path: Path) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # onnxruntime says nothing where it cannot write
+    except ValueError as error:  # onnxruntime does not report that it cannot write
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     return found
 
 
 @cache
 def _note_time() -> float:
-    """Microseconds that a node seems to take longer because its time is noted."""
+    """Microseconds by which profiling seems to prolong a node."""
     value = helper.make_tensor_value_info("0", TensorProto.FLOAT, ["n"])
     chains = [
         helper.make_model(
@@ -347,7 +346,7 @@ def _note_time() -> float:
 
 
 def _middle(values: Iterable[float]) -> float:
-    """The mean of the middle half: notes are in whole microseconds, and some runs are disturbed."""
+    """The mean of the middle half: times are whole microseconds, and some runs are disturbed."""
     ordered = sorted(values)
     rest = len(ordered) // 4
     return statistics.fmean(ordered[rest : len(ordered) - rest])
@@ -360,14 +359,14 @@ def _share(own: float, whole: float) -> float:
 def _by_run(
     events: Iterable[Mapping[str, Any]], marked: _Marked, note: float
 ) -> list[dict[str, float]]:
-    """For each run the microseconds of the nodes that it came by, by key.
+    """For each run, the microseconds of the nodes that it reached, by key.
 
     Args:
-        note: microseconds of each that are spent on noting it.
+        note: microseconds to subtract for each event.
     """
     runs: list[dict[str, float]] = []
     spent: dict[str, float] = {}
-    for event in events:  # a run is noted when it ends, behind its nodes
+    for event in events:  # the event of a run follows those of its nodes
         if event.get("name") == _RUN:
             runs.append(spent)
             spent = {}
