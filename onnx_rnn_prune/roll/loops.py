@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.walk import Ports, ports_of, source
-from onnx_rnn_prune.roll.cells import solve_rnn
-from onnx_rnn_prune.roll.form import Activation, Form, Leaf, OpaqueError
+from onnx_rnn_prune.roll.cells import Key
+from onnx_rnn_prune.roll.form import Leaf
 from onnx_rnn_prune.roll.probing import Sight
 from onnx_rnn_prune.roll.reading import Reader
-from onnx_rnn_prune.roll.steps import Chain, Found, NotRollableError, read_cells
+from onnx_rnn_prune.roll.steps import Chain, Found, NotRollableError, moved_from, read_cells
 from onnx_rnn_prune.roll.values import Value, fresh
 
 REPEATING = ("Loop", "Scan")
-Key = tuple[object, ...]
-
-
 Port = tuple[gs.Tensor, gs.Tensor, int, bool]
 
 
@@ -41,25 +39,27 @@ def _backwards(node: gs.Node, end: str, count: int) -> list[bool]:
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
-    """What a state or a stacked output is after a turn.
+class Given:
+    """What a body gives in each turn that was read: entries of one tensor.
 
     Attributes:
-        leaf: the tensor that it becomes.
-        mask: the truth value that says so; None where nothing does.
-        held: what it is where the mask is 0: a tensor, or None for zeros.
-        value: the tensor of the body, of which the layout is asked.
+        leaves: the entries, turn by turn.
+        value: the same in the first turn, of which the layout is asked.
     """
 
-    leaf: Leaf
-    mask: Leaf | None
-    held: Leaf | None
+    leaves: tuple[Leaf, ...]
     value: Value
 
     @property
-    def key(self) -> object:
-        """Equal for the same leaf, mask and held value."""
-        return self.leaf.key, self.mask and self.mask.key, self.held and self.held.key
+    def keys(self) -> list[Key]:
+        """Equal for the same entries."""
+        return [leaf.key for leaf in self.leaves]
+
+    def like(self, tensor: gs.Tensor) -> Leaf:
+        """Another tensor, by the axes by which the body gives this one."""
+        leaf = fresh(tensor.name, self.value.shape).along(self.value.axes()[0]).atom()
+        assert isinstance(leaf, Leaf)
+        return leaf
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +70,11 @@ class Recurrence:
         chain: its steps in the turns that were read.
         state: the number of the state that is h.
         cell: of an LSTM, that of c.
-        masks: in each turn that was read, what says whether the step counts; None where all do.
     """
 
     chain: Chain
     state: int
     cell: int | None
-    masks: tuple[Leaf, ...] | None
 
 
 class Turns:
@@ -107,7 +105,8 @@ class Turns:
             raise NotRollableError("it has too few iterations to tell what they have in common")
         self.read = tuple(sorted({0, 1, 2, self.count - 1}))
         self.readers = [self._turn(number, sight) for number in self.read]
-        self.found = [read_cells(each, self.body.nodes, frozenset()) for each in self.readers]
+        carried = moved_from(given for _, _, given, _ in self.states)
+        self.found = [read_cells(each, self.body.nodes, carried) for each in self.readers]
         self.local = frozenset([*names, *(tensor.name for tensor in self.body.inputs)])
 
     def _check(self, sight: Sight) -> None:
@@ -153,59 +152,18 @@ class Turns:
             found.append(gs.Node("Gather", "", {"axis": axis}, inputs, [gs.Variable(taken.name)]))
         return found
 
-    def updates(self, tensor: gs.Tensor, taken: gs.Tensor | None = None) -> list[Update]:
-        """What a tensor of the body is in each turn that was read.
-
-        Args:
-            tensor: what the body gives.
-            taken: where that is a state, what it takes: a state keeps its axes.
+    def given(self, tensor: gs.Tensor) -> Given:
+        """What a tensor that the body gives is in each turn that was read.
 
         Raises:
-            NotRollableError: it is neither a state of a cell nor one of these or another tensor.
+            NotRollableError: it is computed of states or inputs and is none itself.
         """
-        return [
-            self._update(reader, found, tensor, taken)
-            for reader, found in zip(self.readers, self.found, strict=True)
-        ]
-
-    def _update(
-        self, reader: Reader, found: list[Found], tensor: gs.Tensor, taken: gs.Tensor | None
-    ) -> Update:
-        value = reader.get(tensor)
-        if not isinstance(value, Value) or not value.axes():
+        values = [value for each in self.readers if isinstance(value := each.get(tensor), Value)]
+        atoms = [value.along(value.axes()[0]).atom() for value in values if value.axes()]
+        leaves = tuple(atom for atom in atoms if isinstance(atom, Leaf))
+        if len(leaves) < len(self.readers):
             raise NotRollableError(f"{tensor.name} is not a state of a cell")
-        axis = value.axes()[0]
-        form = value.along(axis)
-        masks = form.masks()
-        if len(masks) > 1:
-            raise NotRollableError(f"{tensor.name} depends on several truth values")
-        mask = next(iter(masks), None)
-        chosen = form if mask is None else form.at(mask, 1)
-        atom = chosen.atom()
-        if isinstance(atom, Activation):
-            atom = self._plain(found, chosen, atom)
-        if not isinstance(atom, Leaf):
-            raise NotRollableError(f"{tensor.name} is not a state of a cell")
-        held = None
-        if mask is not None:
-            rest = form.at(mask, 0)
-            kept = rest.atom()
-            held = kept if isinstance(kept, Leaf) else None
-            if held is None and (rest.terms or rest.bias.any()):
-                raise NotRollableError(f"{tensor.name} is no held state where its mask is 0")
-        return Update(atom, mask, held, value)
-
-    def _plain(self, found: list[Found], form: Form, atom: Activation) -> Leaf | None:
-        """The output of a cell without gates, which is one where it is a state."""
-        try:
-            step = solve_rnn(form)
-        except OpaqueError:
-            return None
-        if step is None or atom.origin is None:
-            return None
-        if all(item.output.key != atom.origin.key for item in found):
-            found.append(Found(step, atom.origin))
-        return atom.origin
+        return Given(leaves, values[0])
 
 
 def recurrences(turns: Turns) -> list[Recurrence]:
@@ -214,78 +172,47 @@ def recurrences(turns: Turns) -> list[Recurrence]:
     Raises:
         NotRollableError: a turn differs from the others.
     """
-    states: dict[int, list[Update]] = {}
+    states: dict[int, Given] = {}
     for number, (_, taken, given, _) in enumerate(turns.states):
-        if source(given) is taken or given.name in turns.readers[0].seen.numbers:
-            continue
-        try:
-            states[number] = turns.updates(given, taken)
-        except NotRollableError:
-            continue
-    found = []
-    for first in turns.found[0]:
-        item = _recurrence(turns, first, states)
-        if item is not None:
-            found.append(item)
-    return found
+        if source(given) is not taken and given.name not in turns.readers[0].seen.numbers:
+            with suppress(NotRollableError):
+                states[number] = turns.given(given)
+    items = (_recurrence(turns, first, states) for first in turns.found[0])
+    return [item for item in items if item is not None]
 
 
-def _recurrence(
-    turns: Turns, first: Found, states: Mapping[int, list[Update]]
-) -> Recurrence | None:
+def _recurrence(turns: Turns, first: Found, states: Mapping[int, Given]) -> Recurrence | None:
     steps = []
     for found in turns.found:
         same = [item for item in found if item.output.key == first.output.key]
         if not same or same[0].step.signature != first.step.signature:
             raise NotRollableError("its iterations compute different things")
         steps.append(same[0])
-    state = _own(turns, states, [item.output for item in steps], steps[0], first.step.state)
+    step, cell = first.step, None
+    read = step.sources if step.state is None else {step.state.key}
+    state = _own(turns, states, [item.output for item in steps], read)
     if state is None:
         return None
-    cell = None
-    if first.step.cell is not None:
-        outputs = [item.cell_output for item in steps if item.cell_output is not None]
-        cell = _own(turns, states, outputs, steps[0], first.step.cell)
+    if step.cell is not None:
+        cell = _own(turns, states, [item.cell_output for item in steps], {step.cell.key})
         if cell is None:
             return None
-    masks = [update.mask for update in states[state]]
-    known = tuple(mask for mask in masks if mask is not None)
-    (initial, taken, *_), update = turns.states[state], states[state][0]
-    initial_c = None
-    if cell is not None:
-        initial_c = _as_leaf(turns.states[cell][0], states[cell][0])
-    held = (_as_leaf(taken, update),) * len(steps)
-    chain = Chain(tuple(steps), held, _as_leaf(initial, update), initial_c)
-    if cell is not None and [update.mask and update.mask.key for update in states[cell]] != [
-        mask and mask.key for mask in masks
-    ]:
-        raise NotRollableError("its two states are not held together")
-    return Recurrence(chain, state, cell, known or None)
+    own = [number for number in (state, cell) if number is not None]
+    starts = [states[number].like(turns.states[number][0]) for number in own]
+    before = states[state].like(turns.states[state][1])
+    chain = Chain(tuple(steps), (before,) * len(steps), starts[0], (*starts, None)[1])
+    return Recurrence(chain, state, cell)
 
 
 def _own(
     turns: Turns,
-    states: Mapping[int, list[Update]],
-    outputs: Sequence[Leaf],
-    step: Found,
-    wanted: Leaf | None,
+    states: Mapping[int, Given],
+    outputs: Sequence[Leaf | None],
+    read: Container[Key],
 ) -> int | None:
     """The state that a cell's output becomes, and that the cell reads."""
-    for number, updates in states.items():
-        keys = [update.leaf.key for update in updates]
-        if keys != [output.key for output in outputs]:
-            continue
-        leaf = _as_leaf(turns.states[number][1], updates[0])
-        held = [update.held for update in updates if update.mask is not None]
-        if any(item is None or item.key != leaf.key for item in held):
-            continue
-        if leaf.key == wanted.key if wanted is not None else leaf.key in step.step.sources:
+    keys = [output.key for output in outputs if output is not None]
+    for number, given in states.items():
+        if given.keys == keys and given.like(turns.states[number][1]).key in read:
             return number
     return None
-
-
-def _as_leaf(tensor: gs.Tensor, update: Update) -> Leaf:
-    """A state before a turn, by the axes by which the body gives it."""
-    leaf = fresh(tensor.name, update.value.shape).along(update.value.axes()[0]).atom()
-    assert isinstance(leaf, Leaf)
-    return leaf

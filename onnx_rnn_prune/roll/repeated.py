@@ -13,7 +13,7 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import source
 from onnx_rnn_prune.roll.directions import serve_ends
 from onnx_rnn_prune.roll.form import Leaf
-from onnx_rnn_prune.roll.loops import Recurrence, Turns, Update
+from onnx_rnn_prune.roll.loops import Given, Recurrence, Turns
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.rewrite import (
     Builder,
@@ -27,6 +27,7 @@ from onnx_rnn_prune.roll.unrolled import (
     Track,
     find_track,
     initial_state,
+    masks_of,
     narrow_masks,
     put_chain,
 )
@@ -66,12 +67,13 @@ class Repeated:
         return [made.node for _, made in self.made]
 
     def _operator(self, item: Recurrence) -> Operator:
-        groups = [self._placed(group, item) for group in item.chain.inputs()]
+        masks = masks_of(item.chain)
+        groups = [self._placed(group, bool(masks)) for group in item.chain.inputs()]
         count = len(self.turns.read)
         if not groups or any(len(group) != count for group in groups):
             raise NotRollableError("its steps do not read one input each")
         tracks = [self._track(group) for group in groups]
-        flags = self._flags(item)
+        flags = self._flags(masks)
         timed = [*tracks, *([flags] if flags else [])]
         backwards = all(track is not None and track.turned for track in timed)
         parts = [
@@ -84,11 +86,11 @@ class Repeated:
             prefix = flags.turned == backwards and self._is_prefix(flags)
         return put_chain(self.builder, item.chain, parts, backwards, mask, prefix)
 
-    def _placed(self, group: Sequence[Leaf], item: Recurrence) -> Sequence[Leaf]:
+    def _placed(self, group: Sequence[Leaf], masked: bool) -> Sequence[Leaf]:
         if group[0].tensor in self.turns.local:
             return group
         # Without masks, what an operator reads is looked through once it is one.
-        turned = group if item.masks is None else [self._before_turn(leaf) for leaf in group]
+        turned = [self._before_turn(leaf) for leaf in group] if masked else group
         return placed(turned, self.turns.reader)
 
     def _before_turn(self, leaf: Leaf) -> Leaf:
@@ -104,11 +106,11 @@ class Repeated:
         (labels,) = evaluate(node, [entries[1], lengths], reader.opset)
         return Leaf(entries[0], labels.reshape(-1)[leaf.index], leaf.boolean)
 
-    def _flags(self, item: Recurrence) -> Track | None:
+    def _flags(self, masks: Sequence[Leaf]) -> Track | None:
         """Which steps count; None where all do."""
-        if item.masks is None:
+        if not masks:
             return None
-        track = self._track(self._placed(narrow_masks(item.masks), item))
+        track = self._track(self._placed(narrow_masks(masks), True))
         if track is None:
             raise NotRollableError("its mask is made in the body")
         return track
@@ -197,20 +199,17 @@ class Repeated:
             elif added is not None:
                 found += self._gathered(added, output)
             else:
-                found.append((self._state(number, given, taken), output))
+                found.append((self._state(number, given), output))
         return found
 
-    def _state(self, number: int, given: gs.Tensor, taken: gs.Tensor) -> gs.Tensor:
+    def _state(self, number: int, tensor: gs.Tensor) -> gs.Tensor:
+        given = self.turns.given(tensor)
         for item, made in self.made:
+            outputs = [step.output.key for step in item.chain.steps]
             for own, data in zip((item.state, item.cell), made.last, strict=False):
-                if own == number:
-                    update = self.turns.updates(given, taken)[0]
-                    return self.builder.from_matrix(data, layout_of_value(update.value))
-        updates = self.turns.updates(given, taken)
-        _, made = self._maker(updates, given)
-        if updates[0].mask is not None:
-            raise NotRollableError(f"{given.name} is held by itself")
-        return self.builder.from_matrix(made.last[0], layout_of_value(updates[0].value))
+                if own == number or (own == item.state and given.keys == outputs):
+                    return self.builder.from_matrix(data, layout_of_value(given.value))
+        raise NotRollableError(f"{tensor.name} is not the h of a cell")
 
     def _stacked(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
         """The stacked outputs that something reads."""
@@ -223,17 +222,16 @@ class Repeated:
                 found.append((self.builder.from_matrix(data, shifted, axis), output))
         return found
 
-    def _all_steps(self, given: gs.Tensor, back: bool) -> tuple[gs.Tensor, Value]:
+    def _all_steps(self, tensor: gs.Tensor, back: bool) -> tuple[gs.Tensor, Value]:
         """What a tensor of the body is in all turns: [T, B, H], and how one of them is laid out."""
-        updates = self.turns.updates(given)
-        item, made = self._maker(updates, given)
-        if made.mask is not None:
-            steps = self._with_mask(item, made, updates, given)
-            made = replace(made, steps=steps, last=made.last if steps is made.steps else ())
-        elif updates[0].mask is not None:
-            raise NotRollableError(f"{given.name} is masked by itself")
-        self.series.append(made)
-        return self._order(made, back), updates[0].value
+        given = self.turns.given(tensor)
+        for item, made in self.made:
+            steps = self._shown(item, made, given)
+            if steps is not None:
+                made = replace(made, steps=steps, last=made.last if steps is made.steps else ())
+                self.series.append(made)
+                return self._order(made, back), given.value
+        raise NotRollableError(f"{tensor.name} is not the h of a cell")
 
     def _gathered(self, added: gs.Tensor, output: gs.Tensor) -> list[tuple[gs.Tensor, gs.Tensor]]:
         """What is made of the sequence to which each turn adds a tensor."""
@@ -289,38 +287,33 @@ class Repeated:
         added = np.arange(np.prod(size, dtype=np.int64)).reshape(size)
         return evaluate(node, [np.full(shape, -1), where, added], reader.opset)[0]
 
-    def _with_mask(
-        self, item: Recurrence, made: Operator, updates: Sequence[Update], given: gs.Tensor
-    ) -> gs.Tensor:
-        """All h, where steps do not count held or zero."""
+    def _shown(self, item: Recurrence, made: Operator, given: Given) -> gs.Tensor | None:
+        """All h, held or zero where steps do not count; None if a body gives something else."""
+        steps = item.chain.steps
+        if given.keys == [step.output.key for step in steps]:
+            return made.steps
+        for ends in zip(*(step.gated for step in steps), strict=False):
+            if given.keys == [leaf.key for leaf, _ in ends]:
+                return self._gated(item, made, given, ends[0][1])
+        return None
+
+    def _gated(
+        self, item: Recurrence, made: Operator, given: Given, held: Leaf | None
+    ) -> gs.Tensor | None:
         build, data = self.builder, made.steps
-        mask, unseen, held = updates[0].mask, made.unseen, updates[0].held
-        assert made.mask is not None and item.masks is not None and unseen is not None
-        if mask is None or mask.key != item.masks[0].key:
-            raise NotRollableError(f"{given.name} is read where a step does not count")
+        assert made.mask is not None and made.unseen is not None
         if held is None or build.is_zero(held):
             return build.node("Where", [made.mask, data, build.zero()])
         for number, (initial, taken, inner, _) in enumerate(self.turns.states):
-            if taken.name == held.tensor:
-                if number == item.state:
-                    return data
-                own = self.turns.updates(inner, taken)
-                if [update.key for update in own] != [update.key for update in updates]:
-                    break
-                first = replace(held, tensor=initial.name)
-                start = initial_state(build, first, data)
+            if taken.name == held.tensor and number == item.state:
+                return data
+            if taken.name == held.tensor and self.turns.given(inner).keys == given.keys:
+                start = initial_state(build, replace(held, tensor=initial.name), data)
                 state = item.chain.initial_h
                 if start is None and state is not None and build.is_zero(state):
                     return data
-                return build.node("Where", [unseen, start or build.zero(), data])
-        raise NotRollableError(f"{given.name} is held as nothing else is")
-
-    def _maker(self, updates: Sequence[Update], given: gs.Tensor) -> tuple[Recurrence, Operator]:
-        keys = [update.leaf.key for update in updates]
-        for item, made in self.made:
-            if [step.output.key for step in item.chain.steps] == keys:
-                return item, made
-        raise NotRollableError(f"{given.name} is not the h of a cell")
+                return build.node("Where", [made.unseen, start or build.zero(), data])
+        return None
 
 
 def _added(initial: gs.Tensor, taken: gs.Tensor, given: gs.Tensor) -> gs.Tensor | None:

@@ -253,11 +253,12 @@ class _Model:
             raise NotRollableError("no cell was recognized in its body")
         operators = {t.name for n in turns.body.nodes if n.op in STANDARD for t in n.outputs}
         for item in items:
-            if item.chain.steps[0].output.tensor in operators:  # it is its own equations
+            step = item.chain.steps[0].unmasked
+            if step.output.tensor in operators:  # it is its own equations
                 continue
             nodes = [*graph.nodes, *turns.bindings(0), *turns.body.nodes]
             first = turns.readers[0]
-            prove_step(nodes, item.chain.steps[0], first.seen, first.known, graph.opset)
+            prove_step(nodes, step, first.seen, first.known, graph.opset)
         at = node.name or key
         builder = Builder(graph, graph, at, turns.shapes(), self._dtype(items[0].chain))
         made = Repeated(builder, turns)(items)

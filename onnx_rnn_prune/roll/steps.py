@@ -101,8 +101,8 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
     Args:
         reader: knows what the nodes read.
         nodes: in order.
-        states: tensors that a product multiplies with the weights of another one. Only these may be
-            states of cells without gates.
+        states: only these may be states of cells without gates: tensors that a product multiplies
+            with the weights of another one, or that a body gives to its next turn.
     """
     found: list[Found] = []
     plain: dict[Key, Step] = {}
@@ -122,13 +122,13 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 found.append(Found(step, output, _cut(reader, known) if known else None))
                 if step.op == "RNN":
                     plain[output.key] = step
-            elif form.masks() and not reader.turning and not _is_summand(node):
+            elif form.masks() and not _is_summand(node):
                 held = _hold(reader, found, form, names)
                 if held is not None and held.step.op == "RNN":
                     plain[held.output.key] = held.step
                 elif held is None and any(isinstance(a, Product) for a, _ in form.terms.values()):
                     reader.known |= {name: reader.leaf(name) for name in names}  # it is no state
-            elif is_state and _may_be_first(form):
+            elif is_state and not reader.turning and _may_be_first(form):
                 for inner in _within(form):
                     if inner.key in named:
                         reader.firsts[_cut(reader, named[inner.key]).key] = inner
@@ -157,10 +157,9 @@ def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) 
         if h is None or (item.mask is not None and item.mask.key != masks[0].key):
             continue
         plain, before = (h,) if c is None else (h, c), item.step.cell
-        if new.key == h.key and isinstance(old, Leaf) and old.key in item.step.sources:
-            held = _cut(reader, names)
-            cell = item.cell_output
-            found[place] = replace(item, output=held, cell_output=cell, plain=plain, kept=old)
+        first = new.key == h.key and item.kept is None
+        if first and isinstance(old, Leaf) and old.key in item.step.sources:
+            found[place] = replace(item, output=_cut(reader, names), plain=plain, kept=old)
         elif new.key == h.key and (old is None or isinstance(old, Leaf)):
             gated = (_cut(reader, names), old)
             found[place] = replace(item, plain=plain, gated=(*item.gated, gated))
@@ -257,8 +256,13 @@ def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
                 key = known[id(weight)]
                 if key is not None:
                     products.setdefault(key, []).append(node.inputs[1 - slot])
+    return moved_from(tensor for group in products.values() if len(group) > 1 for tensor in group)
+
+
+def moved_from(tensors: Iterable[gs.Tensor]) -> frozenset[str]:
+    """Some tensors that nodes make, and what these are moved from."""
     found: set[str] = set()
-    waiting = [tensor for group in products.values() if len(group) > 1 for tensor in group]
+    waiting = list(tensors)
     for tensor in waiting:
         if tensor.name in found or not tensor.inputs:
             continue
