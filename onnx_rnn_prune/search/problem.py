@@ -157,9 +157,8 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     files = [*times.get("files", ()), (full, times["ms"])]
     parts = [of_parts(cut) for cut, _ in files]
     known = np.log(np.maximum.accumulate(parts))
-    # More is saved than parts tell; a file that seems to take longer was disturbed.
-    spent = [min(ms, part) for (_, ms), part in zip(files, parts, strict=True)]
-    took = np.log(np.maximum.accumulate(spent))
+    # A file that seems to take longer than one with more units was disturbed.
+    took = np.log(np.minimum.accumulate([ms for _, ms in files][::-1])[::-1])
 
     def price(counts: Sequence[int]) -> float:
         part = math.log(of_parts(counts))

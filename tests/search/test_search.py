@@ -178,6 +178,9 @@ def test_what_stands_behind_channels_takes_less_time_with_fewer_of_them():
     times = {"ms": 10.0, "shares": {"a": 0.2}, "others": {"b": 0.5, "c": 0.3}}
     ms = problem.predicted(traced, times)
     assert ms([64]) == pytest.approx(10.0) and 2.4 < ms([16]) < 4.0
+    # What files took counts for more, but not that fewer units took longer.
+    ms = problem.predicted(traced, {**times, "files": [([8], 5.0), ([16], 7.0), ([32], 6.0)]})
+    assert [ms([n]) for n in (8, 16, 32, 64)] == pytest.approx([5.0, 6.0, 6.0, 10.0])
 
 
 @pytest.mark.parametrize("trials", [1, 5, 17])
