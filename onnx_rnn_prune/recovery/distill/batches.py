@@ -102,8 +102,8 @@ class Teacher:
 # Steps of a batch in all, of one of its sequences, and sequences. Pieces start from zero states,
 # which sequences in use leave behind soon: 600 batches of NSNet2 at 80 of 400 units led to a gain
 # RMSE of 0.070 on other recordings with pieces of 128 steps, and of 0.067 with 256.
-WHOLE = 2048
-STEPS = 256
+_WHOLE = 2048
+_STEPS = 256
 _ROWS = 32
 # The largest share of integers that are replaced in a sequence.
 _REPLACED = 0.2
@@ -153,8 +153,8 @@ class Augmentation:
     def _mixed(self, first: Feed, layout: Layout, rng: np.random.Generator) -> Feed:
         """Pieces of sequences that go with those of a feed."""
         length = _length(first, layout)
-        steps = None if length is None else min(length, STEPS)
-        rows = min(_ROWS, WHOLE // max(1, steps or 1))
+        steps = None if length is None else min(length, _STEPS)
+        rows = min(_ROWS, _WHOLE // max(1, steps or 1))
         rest = _rest(first, layout)
         fitting = [
             feed
