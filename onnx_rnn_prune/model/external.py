@@ -412,12 +412,8 @@ def _as_sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
     places = np.flatnonzero(entries)
     if (value.itemsize + 1) * len(places) >= value.nbytes:
         return None
-    result = onnx.SparseTensorProto(dims=value.shape)
-    result.values.name = tensor.name
-    result.values.data_type = tensor.data_type
-    result.values.dims.append(len(places))
-    result.values.float_data.extend(entries[places].tolist())
-    result.indices.data_type = onnx.TensorProto.INT64
-    result.indices.dims.append(len(places))
-    result.indices.int64_data.extend(places.tolist())
+    make, count = onnx.helper.make_tensor, [len(places)]
+    values = make(tensor.name, tensor.data_type, count, entries[places])
+    indices = make("", onnx.TensorProto.INT64, count, places)
+    result = onnx.helper.make_sparse_tensor(values, indices, value.shape)
     return result if result.ByteSize() < tensor.ByteSize() else None
