@@ -105,8 +105,7 @@ class FactorInputs:
     def __call__(self, document: Document) -> bool:
         changed = False
         for name, layers in factorable(document).items():
-            weight = layers[0].constant("W")
-            assert weight is not None
+            weight = layers[0].held("W")
             rows = weight.reshape(-1, weight.shape[2]).astype(np.float64)
             reading = self.readings.get(name) or Reading.none(*rows.shape)
             factors = _factors(rows, self.rank, reading)
@@ -156,8 +155,7 @@ def _write(
 ) -> None:
     first = layers[0]
     slots = {name: first.slot(name) for name in ("W", "B")}
-    weight = first.constant("W")
-    assert weight is not None
+    weight = first.held("W")
     shape, dtype = weight.shape, weight.dtype
     given = first.constant("B")
     total = np.zeros((shape[0], 2 * shape[1]), dtype) if given is None else given.copy()

@@ -85,8 +85,7 @@ def _operator(layer: Layer, shapes: Mapping[str, Sequence[int]], batch: int) -> 
     other layers without a state as products of matrices, as are convolutions whose outputs are not
     known.
     """
-    weight = layer.constant("W")
-    assert weight is not None
+    weight = layer.held("W")
     op = "LSTM" if layer.cell.features != 2 else layer.cell.op
     made = layer.output("Y")
     if layer.sums:

@@ -412,14 +412,14 @@ class GateReader:
         first = 0
         for source in self.sources:
             name = "W" if source == "X" else "R"
-            value = lookup.own(_constant(layer, name))
+            value = lookup.own(layer.held(name))
             width = value.shape[2]
             inside = (columns >= first) & (columns < first + width)
             value[self.direction][np.ix_(rows, columns[inside] - first)] = weight[:, inside]
             layer.set_constant(lookup.graph, name, value)
             first += width
         if np.any(bias):
-            value = _constant(layer, "B").copy()  # prepare makes room for it
+            value = layer.held("B").copy()  # prepare makes room for it
             block = 0 if self.sources == ("X",) else len(layer.cell.gates)
             value[self.direction, self._rows(layer, block)[lines]] += bias
             layer.set_constant(lookup.graph, "B", value)
@@ -432,7 +432,7 @@ class GateReader:
         return np.concatenate([np.arange(layer.hidden) + block * layer.hidden for block in blocks])
 
     def _matrix(self, layer: Layer, source: str) -> Array:
-        return np.asarray(_constant(layer, "W" if source == "X" else "R")[self.direction])
+        return np.asarray(layer.held("W" if source == "X" else "R")[self.direction])
 
     def _source(self, name: str, steps: Steps) -> Matrix:
         if name == "X":
@@ -442,9 +442,3 @@ class GateReader:
         # No operator puts out the state times the reset gate.
         reset = steps.activation(0) or ACTIVATIONS["sigmoid"]
         return steps.states * reset(steps.gate("r"))
-
-
-def _constant(layer: Layer, name: str) -> Array:
-    value = layer.constant(name)
-    assert value is not None
-    return value

@@ -158,6 +158,12 @@ class Layer:
             return np.moveaxis(weight, axis, 1)
         return np.moveaxis(weight, axis, 0).reshape(self.directions, self.hidden, -1)
 
+    def held(self, name: str) -> Array:
+        """The value of an input that is known to be constant, such as W and R of a layer."""
+        value = self.constant(name)
+        assert value is not None, f"{name} of {self.name} is not constant"
+        return value
+
     def output(self, name: str) -> gs.Tensor | None:
         """An output by its specified name, or None where nobody asked for it."""
         slot = self.cell.outputs.index(name)

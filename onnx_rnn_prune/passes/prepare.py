@@ -130,7 +130,7 @@ class Widen:
         graph, nodes = document.graph, nodes_by_key(document.graph)
         for layer in _chosen(document, tuple(self.trace.units.lanes)):
             layer.node.name = layer.name  # its output's name may be its own, and is about to change
-            weight = layer.constant("W")
+            dtype = layer.held("W").dtype
         readers: dict[str, list[tuple[gs.Node, int] | None]] = {}
         for edge in self.trace.edges:
             reader = (nodes[edge.consumer], edge.slot) if edge.consumer else None
@@ -138,7 +138,6 @@ class Widen:
         shared: dict[tuple[object, ...], gs.Constant] = {}
         biases: dict[int, gs.Tensor] = {}
         for name, reading in readers.items():
-            assert weight is not None
             labels, axis = self.trace.labels[name], self.trace.axes[name]
             inner, full = _apart(graph, name, [item for item in reading if item is not None])
             maker = inner.inputs[0] if inner.inputs else None
@@ -148,7 +147,7 @@ class Widen:
             assert lines is not None
             key = (id(home), lines.shape, lines.tobytes())
             if key not in shared:  # one for all steps that are written out
-                eye = matrices.astype(weight.dtype)
+                eye = matrices.astype(dtype)
                 shared[key] = add_constant(graph, f"{OWN}{name}_restore_weight", eye)
             made = _products(graph, inner, full, order, shared[key])
             for node in reversed(made):
@@ -293,9 +292,7 @@ def _states(document: Document, names: tuple[str, ...]) -> list[tuple[Layer, str
 
 
 def _identity(graph: gs.Graph, layer: Layer, name: str) -> gs.Constant:
-    weight = layer.constant("R")
-    assert weight is not None
-    eye = np.eye(layer.hidden, dtype=weight.dtype)
+    eye = np.eye(layer.hidden, dtype=layer.held("R").dtype)
     return add_constant(graph, name, np.repeat(eye[None], layer.directions, axis=0))
 
 
@@ -417,8 +414,7 @@ def add_zero(graph: gs.Graph, node: gs.Node, shape: tuple[int, ...], weight: Arr
 
 
 def _add_to_layer(graph: gs.Graph, layer: Layer) -> None:
-    weight = layer.constant("W")
-    assert weight is not None
+    weight = layer.held("W")
     zeros = np.zeros((layer.directions, 2 * weight.shape[1]), weight.dtype)
     set_input(layer.node, layer.slot("B"), add_constant(graph, f"{OWN}{layer.name}_bias", zeros))
 
