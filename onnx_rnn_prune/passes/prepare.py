@@ -194,23 +194,27 @@ def _apart(
         name: of the tensor.
         readers: nodes and slots that read full width.
     """
-    port = next((tensor for tensor in graph.outputs if tensor.name == name), None)
-    if port is None:
-        inner = readers[0][0].inputs[readers[0][1]]
-        full = gs.Variable(fresh_name(graph, f"{name}_full"), dtype=inner.dtype)
+    ports = [tensor for tensor in graph.outputs if tensor.name == name]
+    tensor = ports[0] if ports else readers[0][0].inputs[readers[0][1]]
+    maker = tensor.inputs[0] if tensor.inputs else None
+    if maker is None or place_of(graph, maker).way:
+        full = gs.Variable(fresh_name(graph, f"{name}_full"), dtype=tensor.dtype)
         for node, slot in readers:
             node.inputs[slot] = full
-        return inner, full
-    inner = gs.Variable(fresh_name(graph, f"{name}_units"), dtype=port.dtype, shape=port.shape)
-    places = {(id(node), slot) for node, slot in readers}
+        return tensor, full
+    # What may be compared with the original, as what enters an unknown operator is, has its name.
+    inner = gs.Variable(fresh_name(graph, f"{name}_units"), dtype=tensor.dtype, shape=tensor.shape)
+    reading = {(id(node), slot) for node, slot in readers}
     for node in all_nodes(graph):
-        for slot, tensor in enumerate(node.inputs):
-            if tensor is port and (id(node), slot) not in places:
+        for slot, item in enumerate(node.inputs):
+            if item is tensor and (id(node), slot) not in reading:
                 node.inputs[slot] = inner
-    maker = port.inputs[0]
+    for place in places(graph):
+        if place.way:
+            place.graph.outputs[:] = [inner if t is tensor else t for t in place.graph.outputs]
     maker.name = maker.name or node_key(maker)  # scopes are named by it, and it is about to change
-    maker.outputs[maker.outputs.index(port)] = inner
-    return inner, port
+    maker.outputs[maker.outputs.index(tensor)] = inner
+    return inner, tensor
 
 
 def _products(
