@@ -267,34 +267,9 @@ def write_states(
 
     Args:
         model: it is changed.
-        keys: what holds the width of a state, see `update_widths`.
+        keys: what holds the width of a state: entries of metadata, places in those that are JSON
+            (`config:rnn.hidden_size`), and constant outputs.
         states: those that became narrower.
-
-    Returns:
-        Warnings of other places that may hold the width of a state.
-
-    Raises:
-        PruneError: what was asked for holds the width of no state that shrinks, or of several.
-    """
-    widths: dict[int, set[int]] = {}
-    for state in states:
-        widths.setdefault(state.full, set()).add(state.width)
-    notes = update_widths(model, keys, widths)
-    if states:
-        write_kept(model, {state.source: state.keep for state in states if state.keep is not None})
-    return notes
-
-
-def update_widths(
-    model: onnx.ModelProto, keys: Sequence[str], widths: Mapping[int, set[int]]
-) -> list[str]:
-    """Writes the new widths of states where that is asked for.
-
-    Args:
-        model: it is changed.
-        keys: entries of metadata, places in those that are JSON (`config:rnn.hidden_size`), and
-            constant outputs.
-        widths: by the width that states had, those that they have now.
 
     Returns:
         Warnings of other places that may hold the width of a state.
@@ -302,11 +277,16 @@ def update_widths(
     Raises:
         PruneError: there is no such place, or it holds no width of a state, or more than one.
     """
+    widths: dict[int, set[int]] = {}
+    for state in states:
+        widths.setdefault(state.full, set()).add(state.width)
     places = [*_metadata(model), *_outputs(model)]
     chosen = [_chosen(key, model, places, widths) for key in keys]
     for place in chosen:
         (after,) = widths[place.value]
         _write(model, place, after)
+    if states:
+        write_kept(model, {state.source: state.keep for state in states if state.keep is not None})
     return [
         f"'{place.name}' holds {place.value}, the former width of a state that now has "
         f"{min(widths[place.value])}: if it means that width, add {_OPTION}={place.name}"

@@ -81,6 +81,7 @@ class Dataflow:
 
     Attributes:
         nodes: all nodes, bodies included.
+        makers: by tensor, the node that computes it of others.
         after: for each vertex, those that are computed of it.
         before: the same backward.
         products: the vertices that are products.
@@ -89,10 +90,17 @@ class Dataflow:
     """
 
     nodes: tuple[gs.Node, ...]
+    makers: Mapping[Vertex, gs.Node]
     after: Edges
     before: Edges
     products: Mapping[Vertex, Product]
     loop_carried: Mapping[str, tuple[str, gs.Node]]
+
+    def products_before(self, nodes: Iterable[gs.Node]) -> set[Vertex]:
+        """The products whose sums go into the first inputs of some nodes."""
+        inputs = [node.inputs[0].name for node in nodes]
+        reached = reach(self.before, inputs, self.products.__contains__)
+        return reached & self.products.keys()
 
 
 def reach(
@@ -143,7 +151,8 @@ def dataflow(graph: gs.Graph, through: Container[str] = ()) -> Dataflow:
         for target in targets:
             before.setdefault(target, {})[source] = None
     loop_carried = {target.name: (source.name, node) for source, target, node in links if node}
-    return Dataflow(nodes, after, before, products, loop_carried)
+    makers = {node.outputs[0].name: node for node in nodes if node.inputs and node.outputs}
+    return Dataflow(nodes, makers, after, before, products, loop_carried)
 
 
 def circles(flow: Dataflow) -> Iterator[set[Vertex]]:

@@ -66,8 +66,6 @@ NO_CELL = "its steps compute something other than an LSTM, GRU or RNN"
 _ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
 # More than a cell has between its products and its new state; sums of long residuals have more.
 _MOST = 64
-# The nodes that compute tensors, by the tensor's name.
-Makers = dict[Vertex, gs.Node]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +111,13 @@ def find_decomposed(graph: gs.Graph) -> tuple[DecomposedRecurrence, ...]:
     flow = dataflow(graph)
     homes = [(place.scope, place.graph.nodes) for place in places(graph)]
     scopes = {title(node): scope for scope, nodes in homes for node in nodes}
-    circles = _circles(flow)
-    known = [_entering(flow, circle) for circle in circles]
-    makers = {node.outputs[0].name: node for node in flow.nodes if node.inputs and node.outputs}
-    found = [
-        _written(
-            *_kind(flow, circle),
-            _on(flow, circle),
-            _steps(flow, makers, circle, entering),
-            _units(flow, makers, circle),
-        )
-        for circle, entering in zip(circles, known, strict=True)
-    ]
-    for step in _single_steps(flow, makers, known):
+    found, known = [], []
+    for circle in _circles(flow):
+        known.append(flow.products_before(_activations(flow, circle)))
+        steps = _steps(flow, circle, known[-1])
+        products = _on(flow, circle)
+        found.append(_written(*_kind(flow, circle), products, steps, _units(flow, circle)))
+    for step in _single_steps(flow, known):
         found.append(_written(STEP, None, step, 1, max(product.width for product in step)))
     return tuple(replace(item, scope=scopes[item.at]) for item in found)
 
@@ -200,14 +192,14 @@ def _kind(flow: Dataflow, circle: set[Vertex]) -> tuple[str, gs.Node | None]:
     return UNROLLED, None
 
 
-def _units(flow: Dataflow, makers: Makers, circle: set[Vertex]) -> int:
+def _units(flow: Dataflow, circle: set[Vertex]) -> int:
     """Entries of the state: as many as products sum.
 
     Where these sum the input, too, which lies beside it, their rows tell: of one product with a
     sigmoid behind it, as of an LSTM, a fourth; of several, as of a GRU, those of the smallest.
     """
     products = _on(flow, circle)
-    makes = [makers.get(name) for product in products for name in product.operands]
+    makes = [flow.makers.get(name) for product in products for name in product.operands]
     if not all(node is not None and node.op == "Concat" for node in makes):
         return max(product.width for product in products)
     gated = any(node.op == "Sigmoid" for node in _activations(flow, circle))
@@ -215,22 +207,19 @@ def _units(flow: Dataflow, makers: Makers, circle: set[Vertex]) -> int:
     return max(rows // 4 if gated and len(products) == 1 else rows, 1)
 
 
-def _entering(flow: Dataflow, circle: set[Vertex]) -> set[Vertex]:
-    """The products whose sums go into the activations of a circle, those of the input included."""
-    inputs = [node.inputs[0].name for node in _activations(flow, circle)]
-    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & flow.products.keys()
-
-
-def _steps(flow: Dataflow, makers: Makers, circle: set[Vertex], entering: set[Vertex]) -> int:
+def _steps(flow: Dataflow, circle: set[Vertex], entering: set[Vertex]) -> int:
     """How many steps are written.
 
     One for each time that a product is; and one more where the state before the first of them is
     itself made by the cell, whose own product with a state that is known was computed in advance.
+
+    Args:
+        entering: the products that go into its activations, those of the input included.
     """
     products = _on(flow, circle)
     first = {name for product in products for name in product.operands if name not in circle}
-    made = [node for name in first for node in _sources(flow, makers, name).activations]
-    before = any(entering & _products_before(flow, node) for node in made)
+    made = [node for name in first for node in _sources(flow, name).activations]
+    before = not entering.isdisjoint(flow.products_before(made))
     return max(len(product.nodes) for product in products) + before
 
 
@@ -249,19 +238,19 @@ class _Sources:
     within: set[Vertex]
 
 
-def _single_steps(flow: Dataflow, makers: Makers, known: list[set[Vertex]]) -> list[list[Product]]:
+def _single_steps(flow: Dataflow, known: list[set[Vertex]]) -> list[list[Product]]:
     """The products of steps that no circle runs through, one list for each cell."""
     found: dict[frozenset[Vertex], None] = {}
     for node in flow.nodes:
         if node.op in _SUMS and node.outputs:
-            gates = _gating(flow, makers, node)
+            gates = _gating(flow, node)
             if gates and not any(gates & others for others in known):
                 found.setdefault(gates)
                 known = [*known, set(gates)]
-    return [_of_state(flow, makers, gates) for gates in found]
+    return [_of_state(flow, gates) for gates in found]
 
 
-def _of_state(flow: Dataflow, makers: Makers, gates: frozenset[Vertex]) -> list[Product]:
+def _of_state(flow: Dataflow, gates: frozenset[Vertex]) -> list[Product]:
     """The one of a gate's products that has the shape of R; all where none has.
 
     Where W has it, too, the state is what is known of least.
@@ -269,54 +258,49 @@ def _of_state(flow: Dataflow, makers: Makers, gates: frozenset[Vertex]) -> list[
     products = [product for vertex, product in flow.products.items() if vertex in gates]
     counts = {len(cell.gates) for cell in CELLS if len(cell.gates) > 1}
     fitting = [product for product in products if product.rows / product.width in counts]
-    fitting.sort(key=lambda p: not _sources(flow, makers, p.operands[0]).bare)
+    fitting.sort(key=lambda p: not _sources(flow, p.operands[0]).bare)
     return fitting[:1] or products
 
 
-def _gating(flow: Dataflow, makers: Makers, total: gs.Node) -> frozenset[Vertex] | None:
+def _gating(flow: Dataflow, total: gs.Node) -> frozenset[Vertex] | None:
     """The products of the gates, if a sum is the new state of a cell."""
     name = total.outputs[0].name
-    sources = _sources(flow, makers, name, _MOST)
+    sources = _sources(flow, name, _MOST)
     candidates = [node for node in sources.activations if node.op == "Tanh"]
     if not candidates or len(sources.within) > _MOST:
         return None
-    operands = {name for node in candidates for name in _operands(flow, node)}
+    operands = _operands(flow, candidates)
     for name in sources.within if operands else ():
-        node = makers.get(name)
+        node = flow.makers.get(name)
         if node is None or node.op != "Mul":
             continue
         for gate, kept in permutations(node.inputs, 2):
-            if _sources(flow, makers, kept.name).bare:
-                opened = _sources(flow, makers, gate.name).activations
+            if _sources(flow, kept.name).bare:
+                opened = _sources(flow, gate.name).activations
                 for sigmoid in (item for item in opened if item.op == "Sigmoid"):
-                    if operands.intersection(_operands(flow, sigmoid)):
-                        return frozenset(_products_before(flow, sigmoid))
+                    if operands.intersection(_operands(flow, [sigmoid])):
+                        return frozenset(flow.products_before([sigmoid]))
     return None
 
 
-def _sources(flow: Dataflow, makers: Makers, name: Vertex, most: float = inf) -> _Sources:
+def _sources(flow: Dataflow, name: Vertex, most: float = inf) -> _Sources:
+    def is_activation(vertex: Vertex) -> bool:
+        return vertex in flow.makers and flow.makers[vertex].op in _ACTIVATIONS
+
     def stops(vertex: Vertex) -> bool:
-        return vertex in flow.products or _is_activation(makers, vertex)
+        return vertex in flow.products or is_activation(vertex)
 
     within = {name} if stops(name) else {name, *reach(flow.before, [name], stops, most)}
-    ends = [makers[vertex] for vertex in within if _is_activation(makers, vertex)]
+    ends = [flow.makers[vertex] for vertex in within if is_activation(vertex)]
     bare = {v for v in within if v not in flow.before and v not in flow.products}
     constants = {t.name for n in ends for t in n.inputs if isinstance(t, gs.Constant)}
     return _Sources(ends, bare - constants, within)
 
 
-def _is_activation(makers: Makers, vertex: Vertex) -> bool:
-    return vertex in makers and makers[vertex].op in _ACTIVATIONS
-
-
-def _products_before(flow: Dataflow, node: gs.Node) -> set[Vertex]:
-    inputs = [node.inputs[0].name]
-    return reach(flow.before, inputs, lambda vertex: vertex in flow.products) & flow.products.keys()
-
-
-def _operands(flow: Dataflow, node: gs.Node) -> set[str]:
-    """What the products multiply whose sums go into an activation."""
-    return {name for v in _products_before(flow, node) for name in flow.products[v].operands}
+def _operands(flow: Dataflow, nodes: Iterable[gs.Node]) -> set[str]:
+    """What the products multiply whose sums go into activations."""
+    before = flow.products_before(nodes)
+    return {name for vertex in before for name in flow.products[vertex].operands}
 
 
 def state_products(graph: gs.Graph) -> frozenset[str]:

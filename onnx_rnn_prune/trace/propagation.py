@@ -71,20 +71,22 @@ class Edge:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """The units that a state holds, as far as propagation has found out.
+class Carried:
+    """The units that a tensor carries.
 
     Attributes:
-        labels: of the state.
+        labels: of the tensor.
+        axis: along which units lie.
         origins: the outlets whose units they are.
         altered: as in `Step`.
     """
 
     labels: Labels
+    axis: int
     origins: frozenset[Outlet]
     altered: str
 
-    def same_as(self, other: Held | None) -> bool:
+    def same_as(self, other: Carried | None) -> bool:
         """Whether it is no more than was known."""
         if other is None:
             return False
@@ -93,7 +95,7 @@ class Held:
 
 
 # By the body's input: what it holds, and None where that is no units; the others are pending.
-Known = Mapping[str, Held | None]
+Known = Mapping[str, Carried | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +134,7 @@ class Propagation:
     assumed: Assumptions
     layers: Mapping[str, str]
     lane_outputs: dict[str, tuple[str, str]] = field(default_factory=dict)
-    labels: dict[str, Labels] = field(default_factory=dict)
-    axes: dict[str, int] = field(default_factory=dict)
-    origins: dict[str, frozenset[Outlet]] = field(default_factory=dict)
-    altered: dict[str, str] = field(default_factory=dict)
+    carried: dict[str, Carried] = field(default_factory=dict)
     bindings: list[Binding] = field(default_factory=list)
     selects: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     ends: dict[Outlet, list[str]] = field(default_factory=dict)
@@ -145,21 +144,21 @@ class Propagation:
     edge_stops: dict[Edge, str] = field(default_factory=dict)
     crossed: dict[str, str] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
-    known: dict[str, Held | None] = field(default_factory=dict)
+    known: dict[str, Carried | None] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
     outside: set[str] = field(default_factory=set)
     handed_on: set[str] = field(default_factory=set)
 
     def arriving(self, tensor: gs.Tensor, consumer: str, slot: int) -> frozenset[Outlet] | None:
         """The outlets whose units arrive at an input, or None where none do."""
-        if tensor.name not in self.labels:
+        if tensor.name not in self.carried:
             return None
         if Edge(tensor.name, consumer, slot) in self.assumed.edges:
             return None
         if tensor.name in self.lane_outputs:
             outlet = Outlet(*self.lane_outputs[tensor.name], consumer, slot)
             return None if outlet in self.assumed.closed else frozenset({outlet})
-        return self.origins[tensor.name]
+        return self.carried[tensor.name].origins
 
     @property
     def units(self) -> Units:
@@ -175,15 +174,23 @@ class Propagation:
     def place(self, name: str, labels: Labels, came: frozenset[Outlet], altered: str) -> None:
         """Puts labels on a tensor."""
         labels = repeated(labels)
-        self.labels[name], self.origins[name], self.altered[name] = labels, came, altered
-        self.axes[name] = axis = self.axis_of(labels)
+        axis = self.axis_of(labels)
+        self.carried[name] = Carried(labels, axis, came, altered)
         self.ties.append(tied_lanes(labels, axis, self.units.lane_of))
+
+    def begin(
+        self, name: str, output: tuple[str, str], labels: Labels, axis: int, altered: str = ""
+    ) -> None:
+        """Puts the labels of a layer's output on a tensor."""
+        origins = frozenset({Outlet(*output, GRAPH_OUTPUT, 0)})
+        self.carried[name] = Carried(labels, axis, origins, altered)
+        self.lane_outputs[name] = output
 
     def leaving(self) -> dict[str, Labels]:
         """By input, the labels with which states of callers leave."""
         leaving = {state.source: gs.Variable(state.result) for state in self.assumed.states}
         open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}
-        return {name: self.labels[tensor.name] for name, tensor in open_.items()}
+        return {name: self.carried[tensor.name].labels for name, tensor in open_.items()}
 
     @property
     def goes_on(self) -> bool:
@@ -217,8 +224,8 @@ class Propagation:
         outputs of its layers would each take one.
         """
         held = {outlet.layer for outlet in came} <= self.assumed.recurrent
-        labels = self.labels[edge.tensor]
-        free = len({*varying_axes(labels), self.axes[edge.tensor]}) < labels.ndim
+        carried = self.carried[edge.tensor]
+        free = len({*varying_axes(carried.labels), carried.axis}) < carried.labels.ndim
         if parts == 1 and free and (held or edge.tensor in self.outside):
             self.edge_stops.setdefault(edge, reason)
         else:

@@ -39,8 +39,8 @@ from onnx_rnn_prune.trace.propagation import (
     GRAPH_OUTPUT,
     Assumptions,
     Binding,
+    Carried,
     Edge,
-    Held,
     Outlet,
     Propagation,
     meet,
@@ -54,9 +54,7 @@ def propagate(assumed: Assumptions) -> Propagation:
     names = {layer.key: layer.name for layer in assumed.layers}
     found = Propagation(assumed, names)
     for source, labels in assumed.incoming.items():
-        found.labels[source], found.altered[source] = labels, ""
-        found.axes[source] = found.axis_of(labels)
-        found.lane_outputs[source] = source, ""
+        found.begin(source, (source, ""), labels, found.axis_of(labels))
     _begin(found, find_duplicates(assumed.layers))
     graph = assumed.document.graph
     _follow(found, graph)
@@ -86,13 +84,9 @@ def _begin(propagation: Propagation, duplicates: Mapping[str, str]) -> None:
             if tensor is None:
                 continue
             labels = layer.placed(name, own, shapes.get(tensor.name))
-            propagation.labels[tensor.name] = labels
-            propagation.axes[tensor.name] = layer.cell.places[name][1] % labels.ndim
-            propagation.lane_outputs[tensor.name] = (layer.name, name)
-            propagation.origins[tensor.name] = frozenset(
-                {Outlet(layer.name, name, GRAPH_OUTPUT, 0)}
-            )
-            propagation.altered[tensor.name] = "" if layer.rests_at_zero else layer.cell.op
+            axis = layer.cell.places[name][1] % labels.ndim
+            altered = "" if layer.rests_at_zero else layer.cell.op
+            propagation.begin(tensor.name, (layer.name, name), labels, axis, altered)
         _label_scales(propagation, layer, own)
     for name, first in duplicates.items():
         # One plan for both, so that they go on sharing their weights.
@@ -108,10 +102,7 @@ def _label_scales(propagation: Propagation, layer: Layer, own: Ids) -> None:
         return
     name, axis = found.scales.outputs[0].name, int(np.argmax(shape))
     labels = own.reshape(shape)
-    propagation.labels[name], propagation.axes[name] = labels, axis
-    propagation.lane_outputs[name] = layer.name, "Y"
-    propagation.origins[name] = frozenset({Outlet(layer.name, "Y", GRAPH_OUTPUT, 0)})
-    propagation.altered[name] = ""  # what they multiply is 0
+    propagation.begin(name, (layer.name, "Y"), labels, axis)  # what they multiply is 0
     bound = Bound(found.weight, axis - len(shape), labels, dead=None)
     propagation.bindings.append(Binding(node_key(found.scales), bound))
 
@@ -147,9 +138,10 @@ def _enter(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
         came = propagation.arriving(outer, key, slot)
         if outer.name in propagation.pending:
             propagation.pending.add(inner.name)
-        if came and uniform(propagation.labels[outer.name], axis):
-            labels = propagation.labels[outer.name].take([0], axis).squeeze(axis)
-            propagation.place(inner.name, labels, came, propagation.altered[outer.name])
+        carried = propagation.carried.get(outer.name)
+        if came and carried and uniform(carried.labels, axis):
+            labels = carried.labels.take([0], axis).squeeze(axis)
+            propagation.place(inner.name, labels, came, carried.altered)
         elif came:
             edge = Edge(outer.name, key, slot)
             propagation.stop_at(edge, came, f"is taken apart unit by unit by {title}")
@@ -170,8 +162,8 @@ def _begin_state(propagation: Propagation, node: gs.Node, state: State) -> None:
         return
     altered = found.altered
     if came:
-        labels = propagation.labels[outer.name]
-        altered = altered or propagation.altered[outer.name]
+        labels = propagation.carried[outer.name].labels
+        altered = altered or propagation.carried[outer.name].altered
         if labels.ndim != found.labels.ndim or np.any((labels < 0) != (found.labels < 0)):
             propagation.stop(
                 came | found.origins, f"enters a state of {title} that holds other units"
@@ -180,9 +172,8 @@ def _begin_state(propagation: Propagation, node: gs.Node, state: State) -> None:
         propagation.meetings.append((labels, found.labels, came | found.origins, title))
         propagation.end(came, title)
     else:
-        axis = propagation.axis_of(found.labels)
         altered = altered or ("" if is_zero(outer) else title)
-        if not meet(propagation, node, state.slot, found.labels, axis - found.labels.ndim):
+        if not meet(propagation, node, state.slot, found.labels, found.axis - found.labels.ndim):
             propagation.stop(found.origins, f"starts in {title} with what cannot be cut")
             return
     propagation.place(source, found.labels, found.origins | (came or frozenset()), altered)
@@ -194,7 +185,7 @@ def _leave(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
         propagation.handed_on.add(state.result.name)
         propagation.known[state.source.name] = held = _held(propagation, node, state)
         if held is not None and state.final.name:
-            result = propagation.labels[state.result.name]
+            result = propagation.carried[state.result.name].labels
             propagation.place(state.final.name, result, held.origins, held.altered)
             propagation.outside.add(state.final.name)
     for inner, outer, axis in ports.stacked:
@@ -202,13 +193,13 @@ def _leave(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
         came = propagation.arriving(inner, GRAPH_OUTPUT, 0)
         shape = propagation.assumed.observation.shapes.get(outer.name)
         if came and shape is not None and outer.name:
-            labels = np.expand_dims(propagation.labels[inner.name], axis)
-            labels = np.array(np.broadcast_to(labels, shape))
-            propagation.place(outer.name, labels, came, propagation.altered[inner.name])
+            carried = propagation.carried[inner.name]
+            labels = np.array(np.broadcast_to(np.expand_dims(carried.labels, axis), shape))
+            propagation.place(outer.name, labels, came, carried.altered)
             propagation.outside.add(outer.name)
 
 
-def _held(propagation: Propagation, node: gs.Node, state: State) -> Held | None:
+def _held(propagation: Propagation, node: gs.Node, state: State) -> Carried | None:
     """What a state holds at the end of a turn."""
     known, source, result = propagation.assumed.known, state.source.name, state.result.name
     came = propagation.arriving(state.result, GRAPH_OUTPUT, 0)
@@ -217,17 +208,17 @@ def _held(propagation: Propagation, node: gs.Node, state: State) -> Held | None:
         propagation.stop(came, f"is left in {title_of(node)} as a state that holds something else")
     if not came or (source in known and before is None):
         return None
-    labels, altered = propagation.labels[result], propagation.altered[result]
+    given, labels = propagation.carried[result], propagation.carried[result].labels
     if before is None:
-        return Held(labels, came, altered)
+        return replace(given, origins=came)
     same = labels.shape == before.labels.shape and np.all((labels < 0) == (before.labels < 0))
     if not same:
         propagation.stop(came, f"is moved from iteration to iteration of {title_of(node)}")
         return None
     propagation.meetings.append((labels, before.labels, came, title_of(node)))
-    altered = before.altered or altered or propagation.altered.get(source, "")
-    origins = propagation.origins.get(source, frozenset())
-    return Held(before.labels, before.origins | came | origins, altered)
+    begun = propagation.carried.get(source, before)
+    altered = before.altered or given.altered or begun.altered
+    return replace(before, origins=before.origins | came | begun.origins, altered=altered)
 
 
 def _visit(propagation: Propagation, node: gs.Node, opset: int) -> None:
@@ -299,7 +290,7 @@ def _together(propagation: Propagation, node: gs.Node) -> bool:
     """Whether the sizes of a node's tensors are from one run."""
     if node.name.startswith(OWN):
         return True  # a select or restore, of which all is known
-    met = [tensor.name for tensor in node.inputs if tensor.name in propagation.labels]
+    met = [tensor.name for tensor in node.inputs if tensor.name in propagation.carried]
     return propagation.assumed.observation.together(
         (*met, *(t.name for t in node.outputs if t.name))
     )
@@ -319,19 +310,20 @@ def _make_step(
     )
     all_came = frozenset().union(*(outlets for outlets in arriving if outlets))
     inputs = [
-        (tensor.name if came else None) for tensor, came in zip(node.inputs, arriving, strict=True)
+        propagation.carried[tensor.name] if came else None
+        for tensor, came in zip(node.inputs, arriving, strict=True)
     ]
     return Step(
         node=node,
-        labels=tuple(None if name is None else propagation.labels[name] for name in inputs),
-        axes=tuple(None if name is None else propagation.axes[name] for name in inputs),
+        labels=tuple(None if each is None else each.labels for each in inputs),
+        axes=tuple(None if each is None else each.axis for each in inputs),
         shapes=shapes,
         constants=constants,
         observed=tuple(observation.values.get(tensor.name) for tensor in node.inputs),
         results=tuple(observation.shapes.get(tensor.name) for tensor in node.outputs),
         opset=opset,
         zero=row.zero if (row := operator_of(node)) is not None else "",
-        altered=tuple("" if name is None else propagation.altered[name] for name in inputs),
+        altered=tuple(each.altered if each else "" for each in inputs),
         own=propagation.units.lanes.get(propagation.layers.get(node_key(node), "")),
         yielding=tuple(
             came is None and value is None and _yields(propagation, node, tensor, all_came)
