@@ -58,6 +58,8 @@ _MOVES = 8
 # Where the best is looked for that costs no more than asked, what a recovery in full makes of moves
 # decides in the end.
 _FULL_PARTS, _FULL_BATCH, _FULL_MOVES = (4, 8), 4, 3
+# And so many of the ways to share a cut, the best ones by quick trials, are compared by it.
+_COMPARED = 3
 _LAST_HALVINGS = 4
 
 
@@ -127,6 +129,8 @@ def shared(
     curves = yield from _curves(space)
     rows.append(_row(space, by_slopes(curves), space.price))
     best = yield from _best(space, quick, rows[-1:], best)
+    if aim.most is None:
+        best = yield from _compared(space, aim, rows)
     best, quick = yield from _allowed(space, aim, rows, best)
     return (yield from _moved(space, quick, curves, best)), curves
 
@@ -151,6 +155,14 @@ def _best(space: Space, aim: Aim, rows: Sequence[Row], best: Trial | None = None
         return (yield from _bisected(space, aim, rows, best))
     trials = yield list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
     return min([*trials, *([best] if best else [])], key=aim.rank)
+
+
+def _compared(space: Space, aim: Aim, rows: Sequence[Row]) -> Steps:
+    """Of the few rows that quick trials rank first, the one that is best recovered in full."""
+    asks = list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
+    first = sorted((yield asks), key=aim.rank)[:_COMPARED]
+    full = yield [Ask(trial.counts, FULL) for trial in first]
+    return min(zip(full, first, strict=True), key=lambda pair: aim.rank(pair[0]))[1]
 
 
 def equal(space: Space, aim: Aim) -> Strategy:

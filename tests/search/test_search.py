@@ -119,6 +119,16 @@ def test_greedy_comes_near_the_best_cut_that_is_fast_enough():
     assert best.loss <= 0.9 * 1.05 * min(lost(counts) for counts in cuts if cost(counts) <= most)
 
 
+def test_ways_to_share_a_cut_are_compared_by_what_a_recovery_in_full_makes_of_them():
+    """Before units are moved: what quick trials rank first need not be the best."""
+    most = 0.4 * cost(SIZES)
+    trials = searched("greedy", Aim(None, lambda counts: cost(counts) <= most), most)
+    first = [trial.recovery for trial in trials].index(FULL)
+    assert [trial.recovery for trial in trials[first:]][:4] == [FULL, FULL, FULL, QUICK]
+    ranked = sorted((t for t in trials[:first] if cost(t.counts) <= most), key=lambda t: t.loss)
+    assert {t.counts for t in trials[first : first + 3]} == {t.counts for t in ranked[:3]}
+
+
 def test_of_cuts_that_are_equally_fast_the_one_that_loses_least_is_best():
     fast, better, slow = (
         Trial((n,), QUICK, loss, loss, 0.0, loss, ms, 1, 1, 0.0)
