@@ -157,8 +157,12 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     files = [*times.get("files", ()), (full, times["ms"])]
     parts = [of_parts(cut) for cut, _ in files]
     known = np.log(np.maximum.accumulate(parts))
-    # A file that seems to take longer than one with more units was disturbed.
-    took = np.log(np.minimum.accumulate([ms for _, ms in files][::-1])[::-1])
+    # A file that seems to take longer than one with more units was disturbed, and so was one that
+    # saves less than half of what parts tell: in a tiny model, nothing may seem to save anything.
+    spent = [
+        min(ms, math.sqrt(part * parts[-1])) for (_, ms), part in zip(files, parts, strict=True)
+    ]
+    took = np.log(np.minimum.accumulate(spent[::-1])[::-1])
 
     def price(counts: Sequence[int]) -> float:
         part = math.log(of_parts(counts))

@@ -189,8 +189,8 @@ def test_what_stands_behind_channels_takes_less_time_with_fewer_of_them():
     ms = problem.predicted(traced, times)
     assert ms([64]) == pytest.approx(10.0) and 2.4 < ms([16]) < 4.0
     # What files took counts for more, but not that fewer units took longer.
-    ms = problem.predicted(traced, {**times, "files": [([8], 5.0), ([16], 7.0), ([32], 6.0)]})
-    assert [ms([n]) for n in (8, 16, 32, 64)] == pytest.approx([5.0, 6.0, 6.0, 10.0])
+    ms = problem.predicted(traced, {**times, "files": [([8], 9.0), ([16], 4.5), ([32], 6.0)]})
+    assert [ms([n]) for n in (16, 32, 64)] == pytest.approx([4.5, 6.0, 10.0]) and ms([8]) <= 4.5
 
 
 @pytest.mark.parametrize("trials", [1, 5, 17])
