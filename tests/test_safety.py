@@ -110,7 +110,10 @@ PLACES = {
         helper.make_attribute(
             "a",
             helper.make_graph(
-                [helper.make_node("If", ["c"], [], then_branch=graph(at))], "b", [], []
+                [helper.make_node("If", ["c"], [], then_branch=graph(at), else_branch=graph(at))],
+                "b",
+                [],
+                [],
             ),
         )
     ),
@@ -611,6 +614,9 @@ BROKEN = {
     with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
     with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",
     with_an_imaginary_shape: "onnxruntime cannot load it",
+    partial(with_a_node, "s = ConcatFromSequence (x)"): "node 'ConcatFromSequence': its 'axis' is",
+    partial(with_a_node, "s = Concat (x)"): "node 'Concat': its 'axis' is missing",
+    partial(with_a_node, "s = Cast (x)"): "node 'Cast': its 'to' is missing",
     partial(with_a_node, "s = Sum (x, x, x)"): "node 'Sum': one of its inputs has no name",
     partial(with_a_node, "r = RandomNormal <shape = [2], scale = 0.0> ()"): "scale is not above 0",
     partial(with_a_node, "r = RandomUniformLike <high = -1.0> (x)"): "whose bounds are none",

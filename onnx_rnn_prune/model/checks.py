@@ -148,6 +148,8 @@ def _check_node(node: onnx.NodeProto) -> None:
     if node.domain in _ONNX:
         least = _fewest().get(node.op_type, 0)
         _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
+        missing = _required().get(node.op_type, set()) - {each.name for each in node.attribute}
+        _require(not missing, where, f"its '{min(missing, default='')}' is missing")
         # onnxruntime ends the process at these once it runs them.
         told = {a.name: a.f for a in node.attribute if not a.ref_attr_name}
         wide = told.get("scale", 1.0) > 0 or not node.op_type.startswith("RandomNormal")
@@ -188,6 +190,18 @@ def _fewest() -> dict[str, int]:
         if not schema.domain:
             fewest[schema.name] = min(schema.min_input, fewest.get(schema.name, schema.min_input))
     return fewest
+
+
+@cache
+def _required() -> dict[str, set[str]]:
+    """The attributes that each of ONNX's operators needs in every version since opset 4."""
+    found: dict[str, set[str]] = {}
+    schemas = [schema for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain]
+    for schema in sorted(schemas, key=lambda schema: schema.since_version):
+        needed = {name for name, attribute in schema.attributes.items() if attribute.required}
+        before = found.get(schema.name) if schema.since_version > 4 else None
+        found[schema.name] = needed if before is None else before & needed
+    return found
 
 
 @cache
