@@ -90,10 +90,10 @@ def _command(
     """Adds a command that calls a function.
 
     Args:
-        function: of `api`, whose keyword arguments are options of the command.
-        places: what is given without a flag.
-        writes: the options that say what is written.
-        examples: how the command is called.
+        function: of `api`, whose keyword arguments become options.
+        places: the arguments without a flag.
+        writes: the options for files to write, and for printing.
+        examples: command lines for the help.
     """
 
     def add(work: Callable[[Given], int | None]) -> Command:

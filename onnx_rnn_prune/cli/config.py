@@ -1,10 +1,10 @@
 """Options from a file: [tool.onnx-rnn-prune] of pyproject.toml, or a TOML file of their own.
 
-Keys are names of options, for all commands that have them; a table with the name of a command is
-for that one and goes before. Names of files are relative to the folder of the file they stand in.
+Keys are names of options, for all commands that have them; a table named after a command takes
+precedence for it. Paths are relative to the file's folder.
 
-A file that was named may say anything. One that was only found, in a folder that may be anyone's,
-may name code, files elsewhere and other machines if nobody but the user can have written it.
+A file given with --config may set anything. One that was only found may name code, files outside
+its folder and other machines only if nobody but the user can have written it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Config:
 
 
 def read_config(name: str | None) -> Config | None:
-    """Reads a file that is named, or the nearest pyproject.toml of the project one is in.
+    """Reads the file of this name, or the nearest pyproject.toml of the current project.
 
     Raises:
         PruneError: it cannot be read or is not TOML.
@@ -90,12 +90,11 @@ def defaults(config: Config, group: click.Group, name: str) -> tuple[dict[str, A
     """The options in a file for one command.
 
     Returns:
-        Values by the names of its parameters, and in one line which keys such a file may not set,
-        and why; empty without any.
+        Values by the names of its parameters; and a warning about keys that such a file may not
+        set, or ''.
 
     Raises:
-        PruneError: a key is no option of any command, also of others than this, or a value is none
-            that the option takes.
+        PruneError: a key is no option of any command, or a value does not suit its option.
     """
     options = {command: _options(group.commands[command]) for command in group.commands}
     every = {key: option for own in options.values() for key, option in own.items()}
@@ -169,7 +168,7 @@ def _nearest() -> Path | None:
 def _is_own(path: Path) -> bool:
     """Whether only the user and root can have written or placed a file."""
     if not hasattr(os, "geteuid"):
-        return False  # who may write a file is not told by its mode
+        return False  # modes do not tell who may write a file
     states = [place.stat() for place in (path, path.parent, real_path(path).parent)]
     owners = {state.st_uid for state in states}
     return owners <= {0, os.geteuid()} and not any(state.st_mode & 0o022 for state in states)
@@ -199,7 +198,7 @@ def _known(options: ClickOptions, key: str, place: str) -> click.Option:
 
 
 def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: object) -> Any:
-    """What the option takes as its default: what is given, as text of the command line."""
+    """The default for an option: the value given, as text of the command line."""
     place = config.place(*keys)
     value: bool | str | list[str]
     if option.is_flag:
@@ -219,7 +218,7 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
 
 
 def _texts(option: click.Option, given: object, place: str) -> Iterator[str]:
-    """One text, or several where the option may be repeated; NAME=VALUE also as a table."""
+    """One text, or several if the option may be repeated; NAME=VALUE also as a table."""
     for item in _several(option, given):
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             kinds = "texts or numbers" if option.multiple else "a text or a number"
@@ -235,7 +234,7 @@ def _several(option: click.Option, given: object) -> list[Any]:
 
 
 def _located(config: Config, option: click.Option, text: str) -> str:
-    """A name from the file's folder, where users see their files beside it."""
+    """A path relative to the file's folder, or a function of a module there."""
     folder = config.path.parent
     if is_function_name(text) and not (folder / text).exists():
         if str(real_path(folder)) not in sys.path:

@@ -21,15 +21,15 @@ from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.criterion import parse_criterion
 from onnx_rnn_prune.validate.quality import QUALITIES
 
-# By option, the names that it knows, and what refuses others before any work is done.
+# By option, the names that it knows, and the reader that refuses others before any work is done.
 _KNOWN = {"criterion": tuple(CRITERIA), "metric": tuple(quality.name for quality in QUALITIES)}
 _READERS: Mapping[str, Callable[[str], object]] = {"criterion": parse_criterion, "loss": read_loss}
-# Options that the command line calls by other names than a function does.
+# Options whose flag is not made from their name.
 _FLAGS = {"output": ("-o", "--output"), "as_json": ("--json",)}
 
 
 class FileName(click.types.StringParamType):
-    """The name of a file or of data; an empty one is the slip of a script."""
+    """The name of a file or of data; an empty one is a mistake of a script."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(super().convert(value, param, ctx))
@@ -50,11 +50,11 @@ name = FileName()
 
 
 def options_for(function: Callable[..., Any], writes: Sequence[str]) -> list[click.Parameter]:
-    """The options of a command that calls a function: those that it takes, and files to write.
+    """The options of a command: those that its function takes, and files to write.
 
     Args:
         function: of `onnx_rnn_prune.api`.
-        writes: names of other options; a file that is called `output` must be given.
+        writes: names of further options, of which `output` is required.
     """
     taken = {
         parameter.name: parameter.default is Parameter.empty
@@ -72,9 +72,9 @@ def _made(word: str, declared: Option, required: bool) -> click.Option:
     shown = not switch and not declared.many and default is not None
     without = "" if required or not declared.without else f" {declared.without}"
     flag = flag_of(word)
-    if switch and default is not False:  # which can be left out, said, and denied
+    if switch and default is not False:  # True by default, or unset
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    # What is given to click counts, even where it is what click would take by itself.
+    # click treats a default that is passed differently from its own, even if they are equal.
     settings: dict[str, Any] = {"default": default} if shown or switch else {}
     settings |= {"is_flag": True} if switch else {"type": _type(kind)}
     return click.Option(
@@ -110,7 +110,7 @@ def _callback(kind: arguments.Kind) -> Callable[[click.Context, click.Parameter,
 
 
 def _named(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses what is no name; functions of the user's are looked for later.
+    """Refuses unknown names; functions of the user's are loaded later.
 
     `module:function` may name a module in the working folder, as with `python -m`.
     """

@@ -66,10 +66,10 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
     """Refuses a result that is worse than the original.
 
     Args:
-        pays: what a cut must save: bytes, and ms of a run.
+        pays: what a cut must not increase: bytes, and ms per run.
 
     Raises:
-        ConstraintError: it saves nothing.
+        ConstraintError: it does.
     """
     found = result.report
     if found.mode != "shrink":
@@ -103,8 +103,7 @@ def write(result: W, given: Given, table: Callable[[Any], RenderableType]) -> No
         given: where to write, by name of the option.
 
     Raises:
-        PruneError: a place cannot be written; where it is not that of the result itself, all else
-            is written and shown before.
+        PruneError: a file cannot be written; if it is not the model, all else is written and shown.
     """
     command = click.get_current_context().obj
     result = replace(result, report=replace(for_shell(result.report), command=command))
@@ -142,7 +141,7 @@ def show(content: R, table: Callable[[R], RenderableType], as_json: bool = False
 
 
 def for_shell(value: V) -> V:
-    """The same report, or texts, with notes as the command line words them."""
+    """A report, or texts, with notes worded for the command line."""
     worded: V = mapped(value, lambda text: text.for_shell if isinstance(text, Note) else text)
     return worded
 
@@ -154,6 +153,6 @@ def say_written(*paths: str | Path | None) -> None:
 
 def console() -> Console:
     """Standard output, for tables."""
-    file = sys.stdout or io.StringIO()  # there is none where the caller closed it
+    file = sys.stdout or io.StringIO()  # None if the caller closed it
     fixed = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return Console(file=file, width=fixed, highlight=False, markup=False, emoji=False)

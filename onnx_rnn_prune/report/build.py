@@ -62,7 +62,7 @@ def outlet_rows(
     restored: Mapping[Outlet, str],
     narrow: Container[Outlet] = (),
 ) -> dict[str, list[OutletRow]]:
-    """Where units of each layer end up, by layer; `narrow` outputs hold kept units only."""
+    """Where the units of each layer end up; `narrow` outputs hold kept units only."""
     rows: dict[str, list[OutletRow]] = {}
     outlets = {
         name: list(own) for name, own in groupby(sorted({*ends, *restored}), attrgetter("layer"))
@@ -104,9 +104,9 @@ def drift_rows(
 
 
 def total_rows(opened: OpenedModel, after: onnx.ModelProto) -> Totals:
-    """Parameters and bytes of a model and of what became of it.
+    """Parameters and bytes of a model before and after.
 
-    The recurrent layers before are those that it has once what was written out is rolled.
+    Recurrent layers before include those that rolling made.
     """
     before, graph = opened.model, opened.document.graph
     keys = recurrent_keys(graph)

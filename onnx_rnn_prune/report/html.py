@@ -1,8 +1,8 @@
 """The report as a self-contained HTML page.
 
-Elements that show a value of the report are marked: `data-key` is the path to it, joined by dots
-(a backslash escapes dots within a part), `data-value` is the value as JSON, and `data-format`
-the formatter. Where two values are compared, `data-from` is the path to the first.
+Elements that show a value of the report are marked: `data-key` is its path, joined by dots (a
+backslash escapes dots within a part), `data-value` the value as JSON, `data-format` the formatter
+and, where two values are compared, `data-from` the path of the first.
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ from onnx_rnn_prune.report.terminal import new_table, note_on_names, sentence, w
 from onnx_rnn_prune.report.wording import amount, duration, faster, kind, percent, size
 from onnx_rnn_prune.text import presentable
 
-# Letters of a name that leaves room for all columns in a line.
+# Names up to this length leave room for all columns.
 _SHORT = 12
-# Shares of units for which tables show a curve.
+# Shares of units at which tables show a curve.
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 
 
 def inspect_table(report: InspectReport) -> Group:
-    """The recurrent layers of a model, what they cost and would save, and what is written out."""
+    """The layers of a model, what they cost and pruning would save, and decomposed recurrences."""
     report, shortened = brief(presentable(report))
     model = report.model
     parts: list[RenderableType] = [
@@ -70,7 +70,7 @@ def _rolled(report: InspectReport) -> list[str]:
 def _costs(layers: Sequence[InspectedLayer]) -> Table:
     """The size and cost of each layer, and its share of the model's."""
     wide = any(len(layer.name) > _SHORT for layer in layers)
-    # On a line of their own, they leave room for names.
+    # On a second line, they leave room for names.
     share, flops = ("\n({})", "FLOPs\nper step") if wide else (" ({})", "FLOPs/step")
     numbers = ("Units", "Inputs", "Parameters", flops, "Time")
     table = new_table("Layer", "Type", *numbers, numbers=numbers)
@@ -130,7 +130,7 @@ def _timed(report: InspectReport) -> list[str]:
         recurrent = all(layer.op in RECURRENT for layer in report.layers)
         taken = f"{'all recurrent' if recurrent else 'these'} layers together take {percent(share)}"
         bound = 1 / max(1 - share, 0.01)
-        # Both are measured, and in very short runs the share may come out too low.
+        # In very short runs, the measured share may be too low.
         if bound < max((layer.half.speedup for layer in report.layers if layer.half), default=1.0):
             lines.append(f"{taken} of a run")
         else:

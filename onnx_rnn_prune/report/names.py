@@ -1,6 +1,6 @@
-"""Short layer names for tables: exporters write whole paths, few parts of which matter.
+"""Short layer names for tables: exporters write whole paths, of which few parts matter.
 
-JSON has the full names, and options take them.
+JSON has the full names, which options take.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _END = 18
 _PART = 12
 _SPACED = re.compile(r"\s*\S+")
 _GAP = "\N{HORIZONTAL ELLIPSIS}"
-# A dot before a digit counts what stands before it.
+# A dot before a digit numbers what precedes it.
 _BREAK = r"(?:[/:]|\.(?!\d))"
 _PIECE = re.compile(rf"{_BREAK}*(?:(?!{_BREAK}).)+(?:{_BREAK}+$)?|{_BREAK}+")
 _WORD = re.compile(r"_*[^_]+_*$|_*[^_]+|_+")
@@ -39,9 +39,9 @@ R = TypeVar("R", PruneReport, InspectReport, SensitivityReport)
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Short names of layers by full name; all differ.
+    """Short names of layers by full name, all different.
 
-    Of a long name its end stays, and those parts before it that tell it from others.
+    A long name keeps its end, and the parts that distinguish it from others.
     """
     every = list(dict.fromkeys(names))
     long = [name for name in every if len(name) > _WHOLE]
@@ -57,7 +57,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text in a cell; in narrow ones, names break between their parts."""
+    """Text in a cell, in which names wrap between their parts."""
 
     text: str
 
@@ -73,7 +73,7 @@ class Cell:
 
 
 def _wrap(line: str, width: int) -> list[str]:
-    """A line in lines of a width, as far as words and parts of names allow."""
+    """A line wrapped to a width, as far as words and parts of names allow."""
     lines = [""]
     for word in _SPACED.findall(line):
         name, pieces = word.strip(), [word]
@@ -92,7 +92,7 @@ def _wrap(line: str, width: int) -> list[str]:
 
 
 def _pieces(name: str) -> list[str]:
-    """What a name may be broken into; what stands for missing parts goes with what follows."""
+    """The pieces between which a name may wrap; an ellipsis stays with what follows."""
     first, *others = _parts(name) or [""]
     return [first + others[0], *others[1:]] if first == _GAP and others else [first, *others]
 
@@ -128,13 +128,13 @@ def brief(report: R) -> tuple[R, bool]:
 
 
 def _parts(name: str) -> list[str]:
-    """A name in parts, each with what separates it from the one before."""
+    """The parts of a name, each with the separator before it."""
     found = _PIECE.findall(name)
     return found if len(found) > 1 else _WORD.findall(name)
 
 
 def _telling(names: Sequence[Sequence[str]]) -> set[int]:
-    """The places, counted from the end, whose parts tell names apart; the last one always stays."""
+    """The positions, from the end, of parts that distinguish names; 0 always counts."""
     kept: set[int] = {0}
     for at in range(1, max(map(len, names), default=0)):
         seen: dict[tuple[str, ...], set[str]] = {}
@@ -151,7 +151,7 @@ def _at(parts: Sequence[str], at: int) -> str:
 
 
 def _filled(parts: Sequence[str], kept: set[int], width: int = _WHOLE) -> set[int]:
-    """The places that stay of one name: the telling ones, and others from the end that fit."""
+    """The positions that a name keeps: distinguishing ones, and others from the end that fit."""
     stay = {at for at in kept if at < len(parts)}
     for at in range(len(parts)):
         if sum(len(_at(parts, other)) for other in stay | {at}) > width:
@@ -172,7 +172,7 @@ def _joined(parts: Sequence[str], stay: set[int], names: Iterable[Sequence[str]]
 
 
 def _trimmed(part: str, others: Iterable[str]) -> str:
-    """A long part, as far as it differs from those that stand in its place in other names."""
+    """A long part, up to where it differs from the same part of other names."""
     if len(part) <= _PART:
         return part
     start = _common(others)
@@ -187,12 +187,12 @@ def _common(texts: Iterable[str]) -> int:
 
 
 def _ends(text: str) -> str:
-    """A text that calls operators by the ends of their names."""
+    """A text with operators' names reduced to their ends."""
     return " ".join(map(_end, text.split(" ")))
 
 
 def _end(word: str) -> str:
-    """The end of a long word that is a name."""
+    """The end of a word that is a long name."""
     parts = _PIECE.findall(word)
     if len(word) <= _WHOLE or len(parts) < 2:
         return word

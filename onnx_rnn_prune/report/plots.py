@@ -1,7 +1,6 @@
 """Plots as lists of shapes, from which the page makes SVG and matplotlib a PNG.
 
-A shape has a style by name: `templates/style.css` says what that looks like on the page, `_LOOKS`
-what it does in a PNG.
+Styles are names, defined for the page in `templates/style.css`, and for a PNG in `_LOOKS`.
 """
 
 from __future__ import annotations

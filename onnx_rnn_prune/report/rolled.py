@@ -1,4 +1,4 @@
-"""Written-out recurrences in reports: those that were rolled, and those that were not."""
+"""Decomposed recurrences in reports: those that were rolled, and those that were not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx_rnn_prune.validate import Latency
 
 @dataclass(frozen=True, eq=False)
 class WrittenRow(DecomposedRecurrence):
-    """A recurrence that an exporter wrote out, a sentence on it, and whether it can be pruned."""
+    """A decomposed recurrence, described in `text`, and whether it can be pruned as it is."""
 
     text: str
     in_place: bool
@@ -21,7 +21,7 @@ class WrittenRow(DecomposedRecurrence):
 
 @dataclass(frozen=True, eq=False)
 class LeftRow(Record):
-    """A recurrence that stays written out, and why; `at` as of those that are rolled."""
+    """A recurrence that was not rolled, and why; `at` as in `Rolled`."""
 
     at: str
     reason: str
@@ -29,10 +29,7 @@ class LeftRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class RollingRow(Record):
-    """What was written out and is a layer now, by which a run is `speedup` times faster.
-
-    What is `left` is as it was; the speedup is None where nothing was timed.
-    """
+    """The recurrences that were rolled, the others, and the speedup, None if unknown."""
 
     rolled: Sequence[Rolled]
     left: Sequence[LeftRow]
@@ -44,10 +41,10 @@ class RollReport(Record):
     """What `roll` did.
 
     Attributes:
-        max_abs_diff: the largest difference of an output on `feeds` feeds, relative to the output's
-            largest value where that is above 1.
-        latency: where something was rolled.
-        timed_on: shapes of the inputs that were timed.
+        max_abs_diff: the largest difference of an output on so many `feeds`, relative to the
+            output's largest value if that is above 1.
+        latency: None if nothing was rolled.
+        timed_on: the shapes of the inputs used for timing.
     """
 
     model: str
@@ -66,6 +63,6 @@ class RollReport(Record):
 
 
 def rolling_row(rolling: Rolling, speedup: float | None) -> RollingRow:
-    """What became of recurrences that were written out."""
+    """A rolling as a row of a report."""
     left = [LeftRow(at, reason) for at, reason in rolling.left.items()]
     return RollingRow(rolling.rolled, left, speedup)

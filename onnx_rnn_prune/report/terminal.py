@@ -37,7 +37,7 @@ _LONG = 16
 
 
 class _Table(Table):
-    """A table that narrows its gaps before it breaks words."""
+    """A table that narrows its gaps before it wraps words."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wanted = Measurement.get(console, options.update_width(10_000), self).maximum
@@ -51,7 +51,7 @@ def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     table = _Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in columns:
         right = column in numbers
-        # Folding keeps long names whole where rich would cut them.
+        # rich would otherwise truncate long names.
         table.add_column(
             column, justify="right" if right else "left", no_wrap=right, overflow="fold"
         )

@@ -15,8 +15,8 @@ from onnx_rnn_prune.validate.quality import NRMSE
 
 # Quartiles are shown if they are further apart than this share of the speedup.
 _WIDE = 0.2
-# Between these, two models are called equally fast: of two copies of one file, medians of 300 pairs
-# of runs differed by up to 1 %.
+# Speedups between these count as equally fast: the medians of 300 pairs of runs of two copies of a
+# file differed by up to 1 %.
 SLOWER, FASTER = 0.98, 1.02
 # Below this, two digits of a speedup would say 1.0x.
 _NEAR = 1.05
@@ -71,13 +71,12 @@ def compared(report: schema.CompareReport) -> str:
 
 
 def worst(drift: Mapping[str, schema.DriftRow]) -> tuple[str, float | None] | None:
-    """The output that deviates most and its deviation, None if undefined.
+    """The output that deviates most, and its deviation, None if undefined; None without outputs.
 
-    States that callers hand back count where there is nothing else. None where there are no
-    outputs.
+    States that callers hand back count only if there is nothing else.
     """
-    # An index is not off by a distance; what decides about it is, and that is there, too. States
-    # that come back matter for what comes of them.
+    # Indices have no distance, but the signals that decide them do, and are there as well. States
+    # matter by what is computed from them.
     numbers = {name: values for name, values in drift.items() if values.kind is None} or drift
     if not numbers:
         return None
@@ -378,8 +377,8 @@ def faster(ratio: float, quartiles: Sequence[float] | None = None) -> str:
 
     Args:
         ratio: the median of the time before over the time after.
-        quartiles: of that, where they are known. Where 1 lies between them, runs did not differ by
-            more than they do anyway; where they are far apart, they are shown.
+        quartiles: of that, if known. If 1 is between them, the difference is within the noise; if
+            they are far apart, they are shown.
     """
     if SLOWER < ratio < FASTER:
         return f"equally fast ({ratio:.2f}x)"
@@ -427,7 +426,7 @@ def time_change(latency: Latency) -> tuple[str, str, str]:
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     power = 0
-    # What three digits would round up to the next unit belongs there.
+    # Rounding to three digits may reach the next unit.
     while value >= 999.5 and power < len(units) - 1:
         value /= 1000
         power += 1
