@@ -50,11 +50,11 @@ _FLOOR = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a reader computes with once its signal and its outputs are cut.
+    """The weights of a reader once its signal and its outputs are cut.
 
     Attributes:
         weight: of the kept outputs and entries, [rows, k].
-        bias: what is added to the bias of the kept outputs, [rows].
+        bias: added to the bias of the kept outputs, [rows].
     """
 
     weight: Array | InFile
@@ -63,11 +63,11 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Recover:
-    """Writes what was fitted into the places that stay; what is cut there keeps its values.
+    """Writes fits into the entries that stay; those that are cut keep their values.
 
     Attributes:
         readers: all that read units.
-        keep: per unit, True where it stays.
+        keep: per unit, True if it stays.
         fits: by reader name.
     """
 
@@ -104,7 +104,7 @@ def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
 
 
 def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
-    """Lets inputs that read one constant, and were given equal ones, read one again."""
+    """Lets inputs that shared a constant share it again if they were given equal ones."""
     now = {id(node.inputs[slot]): node.inputs[slot] for node, slot in places}
     if len(now) == 1:
         return
@@ -142,10 +142,10 @@ def fit_readers(
 
 
 def place_states(traced: TracedModel, keep: Mask) -> dict[str, Fit]:
-    """Fits of states that callers only hand back, where nothing else is fitted.
+    """Fits for states that callers only hand back, if nothing else is fitted.
 
-    The layers take the entries of their units from such a state, and no one looks at the others:
-    with some kept unit's value in each, to bring the state to full width takes one Gather.
+    Layers take only the entries of their units from such a state, so the others may hold the value
+    of any kept unit, and one Gather restores full width.
     """
     lookup, found = Lookup.of(traced.document), {}
     for reader in traced.readers:
@@ -160,7 +160,7 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
     """All entries of a signal from the kept ones.
 
     Args:
-        moments: of z and z' side by side, [n + k], with products with z' only; they are used up.
+        moments: of z and z' side by side, [n + k], with products with z' only; overwritten.
         stays: True for the kept entries of z, [n].
         ridge: lambda.
 
@@ -176,11 +176,11 @@ def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matri
 
 @dataclass(frozen=True, eq=False)
 class _Estimate:
-    """What z' says of z.
+    """The estimate of z from z'.
 
     Attributes:
-        places: of the entries of which E z' misses something that follows from z', [m].
-        spread: their rows of A, [m, k]; all others are zero.
+        places: the entries with rows of A that are not zero, [m].
+        spread: these rows, [m, k].
         offset: a, [n].
     """
 
@@ -209,14 +209,14 @@ def _estimate(moments: Moments, stays: Mask, ridge: float) -> _Estimate:
 
 
 def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
-    """For each entry of a signal, which of those that stay is itself, or else the most like it.
+    """For each entry of a signal, the one that stays that is itself, or most like it.
 
     Args:
         moments: of z and z' side by side, [n + k], with products with z' only.
         stays: True for the kept entries of z, [n].
 
     Returns:
-        Places among the kept entries, [n].
+        Indices into the kept entries, [n].
     """
     size, count = len(stays), max(moments.count, 1)
     before, after = moments.mean[:size, None], moments.mean[None, size:]
@@ -231,7 +231,7 @@ def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
 def teacher_fits(
     traced: TracedModel, keep: Mask, moments: MomentStore, ridge: float = RIDGE
 ) -> dict[str, Fit]:
-    """Fits all readers whose signals are cut, to the original's signals on both sides."""
+    """Fits all readers whose signals are cut, with signals of the original on both sides."""
 
     def pairs(reader: Reader) -> Moments:
         return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
@@ -252,14 +252,14 @@ def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
 
 
 def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.intp]) -> Fit:
-    """A weight with a one for each entry, where that is taken from."""
+    """A weight with a one in each row, at the entry that it takes."""
     weight = reader.weight(lookup)
     placed = np.eye(chosen.max() + 1, dtype=weight.dtype)[chosen]
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))
 
 
 def _apply(weight: Lines, rows: Mask, columns: Mask, known: _Estimate) -> Fit:
-    """The weight of the kept outputs, on what the kept entries say of all."""
+    """The weight of the kept outputs, applied to the estimate of all entries."""
     lines, stays = np.flatnonzero(rows), np.flatnonzero(columns)
     dtype = weight(lines[:0]).dtype
     fitted = np.empty((len(lines), len(stays)), dtype)

@@ -1,10 +1,10 @@
-"""How kept units make up for others, and how those leave: at once, or fading out meanwhile.
+"""Schedules: units are removed at once, or fade out while the others are refitted.
 
 | schedule | units go |
 | --- | --- |
-| hard | at once; with several steps, they are chosen in so many (see `selection.steps`) |
-| soft | all by degrees: in step n of N, weights have gone n / N of the way to the cut model's |
-| mixed | those that the kept ones explain best at once, the others by degrees |
+| hard | at once; several steps choose them in so many (see `selection.choice`) |
+| soft | gradually: in step n of N, weights are n / N of the way to the cut model's |
+| mixed | those that the kept ones explain best at once, the others gradually |
 
 The kept weights are refitted after each step on signals of the model as it is then (He et al. 2018,
 "Soft filter pruning", keeps pruned filters in play while training goes on; here they lose weight,
@@ -40,11 +40,11 @@ FROM_WEIGHTS = ("merge", "lossless")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How units leave, and in how many steps.
+    """How units are removed, and in how many steps.
 
     Attributes:
         kind: one of `options.SCHEDULES`.
-        steps: from 1 on.
+        steps: 1 or more.
     """
 
     kind: str = "hard"
@@ -52,11 +52,11 @@ class Schedule:
 
     @property
     def choices(self) -> int:
-        """In how many steps units are chosen."""
+        """The number of steps in which units are chosen."""
         return self.steps if self.kind == "hard" else 1
 
     def shares(self, rounds: int) -> list[float]:
-        """How far the model has gone towards the cut one in each round of refits.
+        """How close the model is to the cut one in each round of refits, up to 1.
 
         Args:
             rounds: of refits on the cut model.
@@ -67,12 +67,12 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Fading:
-    """The model on its way to the cut one.
+    """The model between the original and the cut one.
 
     Attributes:
         traced: the model.
         keep: the units that stay.
-        start: from where the way starts.
+        start: the document at the beginning.
     """
 
     traced: TracedModel
@@ -81,7 +81,7 @@ class Fading:
 
     @staticmethod
     def of(traced: TracedModel, keep: Mask, moments: MomentStore, schedule: Schedule) -> Fading:
-        """The way that a schedule goes."""
+        """The start of a schedule."""
         document = traced.document
         if schedule.kind == "mixed" and schedule.steps > 1:
             stays = ~_clear_losers(traced, keep, moments)
@@ -91,7 +91,7 @@ class Fading:
         return Fading(traced, keep, document)
 
     def __call__(self, write: Pass, share: float) -> Document:
-        """The model, at full width, after a share of the way.
+        """The model, at full width, at a share of the way to the cut one.
 
         Args:
             write: the recovery of the cut model.
@@ -108,8 +108,8 @@ def _blend(document: Document, other: Document, share: float) -> None:
 
     Args:
         document: is changed.
-        other: what it becomes like.
-        share: of the other's weights; the document's own make up the rest.
+        other: has the weights to move towards.
+        share: the weight of the other's values.
     """
     graph, opset = document.graph, document.graph.opset
     others = nodes_by_key(other.graph)
@@ -128,7 +128,7 @@ def _blend(document: Document, other: Document, share: float) -> None:
 
 
 def _clear_losers(traced: TracedModel, keep: Mask, moments: MomentStore) -> Mask:
-    """Of the units that go, the half that least squares on those that stay explains best."""
+    """The half of the removed units that least squares on the kept ones explains best."""
     unknown = _unexplained(traced, keep, moments)
     losers = np.flatnonzero(~keep)
     order = losers[np.argsort(unknown[losers], kind="stable")]
@@ -138,7 +138,7 @@ def _clear_losers(traced: TracedModel, keep: Mask, moments: MomentStore) -> Mask
 
 
 def _unexplained(traced: TracedModel, keep: Mask, store: MomentStore) -> Matrix:
-    """The share of each unit's variance that the kept entries of a signal with it leave open."""
+    """The share of each unit's variance that kept entries of its signals do not explain."""
     unknown = np.ones(len(keep))
     for reader in traced.readers:
         moments = store[reader.pool]

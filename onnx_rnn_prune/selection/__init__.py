@@ -1,1 +1,1 @@
-"""Which units stay."""
+"""Selection of the units that stay."""

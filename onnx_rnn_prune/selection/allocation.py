@@ -49,7 +49,7 @@ class Allocation:
         return min(-(-atoms // step) * step, group.size)
 
     def steps(self, group: Group, least: int = 1) -> int:
-        """How many atoms of a group come to a number of units that is allowed."""
+        """The step, in atoms of a group, between allowed numbers of units."""
         return math.lcm(self.align, least, group.each) // group.each
 
     def whole(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
@@ -57,7 +57,7 @@ class Allocation:
         return tuple(group for group in groups if self.floor(group) == group.size)
 
     def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
-        """What to say of those."""
+        """Notes about those."""
         return tuple(
             f"{', '.join(group.layers)} keeps all units: {self} allow no fewer than {group.size}"
             for group in self.whole(groups)
@@ -110,7 +110,7 @@ class Allocation:
         return found
 
     def share(self, groups: tuple[Group, ...], fits: Fits, order: Sequence[int]) -> list[int]:
-        """Gives steps to groups in an order, to each as long as the whole fits.
+        """Gives steps to groups in an order, as long as the whole fits.
 
         Returns:
             Kept units per group; no group could have one step more.
@@ -155,12 +155,12 @@ ALLOCATORS: Mapping[str, Callable[[Trace, Matrix], Urgency]] = {
 
 
 def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
-    """Whether counts respect `--keep`: each group's share, or what all of those shares cost.
+    """Whether counts respect `--keep`: each group's share, or the price of all shares together.
 
     Args:
         keep: what was asked for.
         trace: of the model.
-        price: what is shared out between the groups; None where each group has its own share.
+        price: what the groups share; None if each group has its own share.
     """
     wanted = [
         _wanted(keep.of(group.layers), group, trace.lanes_of(group)) for group in trace.groups
@@ -210,7 +210,7 @@ def _curve(group: Group, scores: Matrix) -> Matrix:
 
 
 def _wanted(keep: Keep, group: Group, lanes: int) -> int:
-    """Units of each lane; users count all that lie behind one another."""
+    """Units to keep in each lane; users count those of all lanes together."""
     if keep.units is not None:
         return min(max(keep.units // lanes, 1), group.size)
     assert keep.share is not None
@@ -222,12 +222,11 @@ _ALL = Keep(share=1.0)
 
 @dataclass(frozen=True)
 class Keeps:
-    """How much layers keep.
+    """How much each layer keeps.
 
     Attributes:
-        default: layers that nothing is said of.
-        named: globs of layer names, each with how much those layers keep; the first that matches
-            counts.
+        default: for layers that are not mentioned.
+        named: globs of layer names, each with the amount; the first match counts.
     """
 
     default: Keep
@@ -247,10 +246,10 @@ class Keeps:
         return ", ".join([*parts, str(self.default)])
 
     def of(self, names: Sequence[str]) -> Keep:
-        """How much layers keep that must keep equally many units.
+        """The amount for layers that must keep equally many units.
 
         Raises:
-            PruneError: they are to keep different amounts.
+            PruneError: different amounts were asked for.
         """
         found = {name: self._of_one(name) for name in names}
         if len(set(found.values())) > 1:
@@ -286,10 +285,10 @@ class Keeps:
 def parse_keeps(value: object) -> Keeps:
     """Reads `--keep`: an amount, `LAYER=AMOUNT`, several of them, or a mapping of layers.
 
-    Where only some layers are named, the others keep all.
+    If only some layers are named, the others keep all units.
 
     Raises:
-        PruneError: an amount means nothing, or is given twice.
+        PruneError: an amount is invalid, or given twice.
     """
     default: Keep | None = None
     named: list[tuple[str, Keep]] = []
@@ -310,7 +309,7 @@ def parse_keeps(value: object) -> Keeps:
 
 
 def _entries(value: object) -> Iterable[tuple[str, str | float]]:
-    """Each amount with the layers that it is for; an empty glob for all."""
+    """Each amount with its glob of layers, empty for all."""
     if isinstance(value, Mapping):
         return [(str(glob), amount) for glob, amount in value.items()]
     parts: Sequence[Any] = value if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,4 @@
-"""From what a user asks for to a plan: by scores, by masks, or what provably changes nothing."""
+"""Making a plan: by scores, by masks, or of units that provably change nothing."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def choose_in_steps(
     counts: list[int],
     progress: Progress,
 ) -> Mask:
-    """The units that stay, after equal steps from all of them to so many per group.
+    """The units that stay, chosen in equal steps from all units to so many per group.
 
-    A unit that goes in one step does not come back. One step is the usual choice; with more, each
+    A unit removed in one step does not come back. One step is the usual choice; with more, each
     ranks the units by what they do once those before are gone (Han et al. 2015, iterative pruning;
     Molchanov et al. 2017 rank anew after each removal).
     """
@@ -100,7 +100,7 @@ def choose_in_steps(
 
 
 def _without(traced: TracedModel, data: Calibration, keep: Mask, recovers: bool) -> TracedModel:
-    """The model at full width with some units zeroed, and made up for where that is wanted."""
+    """The model at full width with some units zeroed and, if wanted, recovered."""
     document, readers = traced.document.copy(), traced.readers
     evidence = data.evidence(traced) if recovers else None
     if evidence is not None:  # merging, which takes no data, follows the last step
@@ -143,12 +143,12 @@ def choose_plan(
 
 
 def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
-    """The plan that keeps what masks keep; layers that they do not name keep all.
+    """The plan for masks; layers that they do not name keep all units.
 
     Args:
-        masks: a path of an .npz file, or a mapping: by layer name, booleans of shape [D, H], or [H]
-            for the same units in both directions. True means keep.
-        model: SHA-256 of the model that they are for.
+        masks: the path of an .npz file, or a mapping from layer names to booleans of shape [D, H],
+            or [H] for the same units in both directions. True means keep.
+        model: SHA-256 of the model.
         layers: its layers.
 
     Raises:
@@ -211,8 +211,8 @@ class Lossless:
 
     Attributes:
         plan: what stays.
-        traced: the model, and of its layers just those that are cut, unless none is.
-        rows: for each layer, how many units of which kind are superfluous, and how many go.
+        traced: the model with the units of just the layers that are cut, or of all if none is.
+        rows: for each layer, its superfluous units by kind, and how many are removed.
     """
 
     plan: Plan
@@ -232,7 +232,7 @@ def lossless_plan(
     Args:
         opened: the model.
         names: the layers to look at.
-        data: feeds to follow units with; what they hold does not matter.
+        data: feeds to trace units with; their values do not matter.
         interface: what callers of the result see.
         progress: is told how far the work is.
     """

@@ -1,4 +1,4 @@
-"""What there is to judge units by."""
+"""What criteria score units by."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 @dataclass(frozen=True, eq=False)
 class ScoringContext:
-    """What there is to judge units by.
+    """What criteria score units by.
 
     Attributes:
         traced: the model.
-        data: feeds; made up where the user gave none.
+        data: feeds; generated if the user gave none.
         seed: for criteria that draw.
         progress: is told how far the work is.
     """
@@ -48,7 +48,7 @@ class ScoringContext:
 
     @property
     def seen(self) -> Evidence:
-        """What the feeds showed, for criteria that need it."""
+        """The evidence of the feeds, for criteria that need it."""
         evidence = self.data.evidence(self.traced)
         assert evidence is not None
         return evidence
@@ -56,12 +56,12 @@ class ScoringContext:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to say how much each unit matters.
+    """A measure of how much each unit matters.
 
     Attributes:
-        score: one score per unit, [units]; what scores higher is kept.
-        needs: nothing but weights; weights, and evidence where there is data; feeds to run; or
-            evidence, the moments of all that is read.
+        score: one score per unit, [units]; higher scores are kept.
+        needs: only weights; weights, and evidence if there is data; feeds to run; or evidence, the
+            moments of all signals that are read.
         learns: whether it needs PyTorch.
         name: as users write it.
     """
@@ -73,11 +73,10 @@ class Criterion:
 
 
 def owned_weights(context: ScoringContext) -> Iterator[tuple[Array, Labels]]:
-    """Every weight matrix that units have a part in, with the units' labels.
+    """Every weight matrix with rows or columns of units, and their labels.
 
-    A unit's own rows are among them, and the columns of all that read it; a matrix whose rows and
-    columns are units' comes once for each. Left out are biases, peepholes, states, and constants
-    that units only meet, as in a scale.
+    These are the units' own rows, and the columns of their readers; a matrix with both comes twice.
+    Biases, peepholes, states, and constants that are only added or multiplied are left out.
     """
     document = context.traced.document
     nodes = nodes_by_key(document.graph)
@@ -97,7 +96,7 @@ def owned_weights(context: ScoringContext) -> Iterator[tuple[Array, Labels]]:
 
 
 def owned_amounts(value: Array, labels: Labels) -> Iterator[tuple[Matrix, Labels]]:
-    """The absolute values that units have a part in, and their labels, few rows at a time."""
+    """The absolute values of these weights, and their labels, a few rows at a time."""
     width = value.shape[-1]
     lines, owners = value.reshape(-1, width), labels.reshape(-1, width)
     for rows in blocks(len(lines)):
@@ -106,7 +105,7 @@ def owned_amounts(value: Array, labels: Labels) -> Iterator[tuple[Matrix, Labels
 
 
 def summed(context: ScoringContext, measure: Callable[[Matrix], Matrix]) -> Matrix:
-    """Sums a measure of the absolute value of every weight over the units that have a part in it.
+    """Sums a measure of the absolute values of weights by unit.
 
     Args:
         context: whose weights.
@@ -120,15 +119,15 @@ def summed(context: ScoringContext, measure: Callable[[Matrix], Matrix]) -> Matr
 
 
 def order_of_leaving(likeness: Matrix, weight: Matrix) -> Matrix:
-    """How unlike all that are left each unit is when it leaves: the most alike pair comes first.
+    """How much each unit differs from those left when it is removed, the most alike pair first.
 
     Args:
         likeness: of each pair, from 0 to 1, symmetric, [H, H].
-        weight: of each pair the unit of less weight leaves, [H].
+        weight: the unit of a pair with less weight is removed, [H].
 
     Returns:
-        1 - the likeness to the unit most like it among those left, never falling from one that
-        leaves to the next, [H]; the last one has 1.
+        1 - the likeness to the most similar unit left, never decreasing in the order of removal,
+        [H]; the last unit has 1.
     """
     size = len(likeness)
     left = likeness.astype(np.float64).copy()

@@ -100,7 +100,7 @@ def _term(text: str) -> tuple[float, Criterion]:
 
 
 def _ranks(context: ScoringContext, scores: Matrix) -> Matrix:
-    """The place of each unit in its lane, from 0 for the lowest score to 1."""
+    """The rank of each unit in its lane, from 0 for the lowest score to 1."""
     ranks = np.zeros_like(scores)
     for lanes in context.traced.trace.units.lanes.values():
         for lane in lanes:
@@ -138,7 +138,7 @@ def _lane(layer: Layer, direction: int, units: Ids, evidence: Evidence | None) -
 
 
 def _checked(text: str, function: Callable[[Lane], Any], lane: Lane, hidden: int) -> Matrix:
-    """What a user's function says of a lane.
+    """The scores that a user's function gives the units of a lane.
 
     Raises:
         PruneError: it fails, or returns something else.

@@ -1,4 +1,4 @@
-"""How strongly the outputs answer when what is read of a unit is scaled.
+"""How strongly the outputs react if what is read of a unit is scaled.
 
 With a factor m_u on all that is read of unit u, the derivative by m_u at 1 is the sum of
 w dL/dw over the readers' weights w that read it, so gradients of the weights are all that is

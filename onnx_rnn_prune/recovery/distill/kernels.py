@@ -1,4 +1,4 @@
-"""What an operator is to the executor, and the operators that move entries and compute shapes."""
+"""Kernels, the executor's view of operators; those that move entries and compute shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result: TypeAlias = Tensor | tuple[Tensor | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A node as the functions of the table see it.
+    """A node as functions in the table see it.
 
     Attributes:
         attrs: its attributes; tensors are NumPy arrays.
@@ -28,7 +28,7 @@ class Call:
     outputs: int = 1
 
     def get(self, name: str, otherwise: Any) -> Any:
-        """An attribute, or what stands for it where it is left out."""
+        """An attribute, or its default."""
         return self.attrs.get(name, otherwise)
 
 
@@ -42,8 +42,8 @@ class Kernel:
 
     Attributes:
         function: computes the outputs from a node's attributes and its inputs.
-        weights: the inputs that may be trained where they are constants.
-        refuses: why a node of this operator cannot be computed, or nothing where it can.
+        weights: the inputs that may be trained if they are constants.
+        refuses: why a node of this operator cannot be computed; empty if it can.
     """
 
     function: Function
@@ -60,7 +60,7 @@ def torch_type(kind: np.dtype[np.generic]) -> torch.dtype:
 
 
 def integers(call: Call, given: Tensor | None, name: str) -> list[int] | None:
-    """What was an attribute in older opsets and is an input in newer ones; None without it."""
+    """Integers that are an attribute in older opsets and an input in newer ones, or None."""
     if given is not None:
         return [int(item) for item in given.reshape(-1).tolist()]
     held = call.attrs.get(name)
@@ -75,7 +75,7 @@ def _shape(call: Call, x: Tensor) -> Tensor:
 
 
 def _reshape(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
-    """A 0 takes the size that is there, unless allowzero."""
+    """0 stands for the present size, unless allowzero."""
     wanted = integers(call, given, "shape") or []
     if not call.get("allowzero", 0):
         wanted = [x.shape[axis] if n == 0 else n for axis, n in enumerate(wanted)]
@@ -83,7 +83,7 @@ def _reshape(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
 
 
 def _flatten(call: Call, x: Tensor) -> Tensor:
-    """Two axes: those before the given one, and the others."""
+    """To two axes: those before the given one, and the others."""
     axis = call.get("axis", 1)
     before, behind = x.shape[:axis], x.shape[axis:]
     return x.reshape(int(np.prod(before, dtype=int)), int(np.prod(behind, dtype=int)))
@@ -97,7 +97,7 @@ def _squeeze(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
 
 
 def _unsqueeze(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
-    """With more axes of size 1, counted in the result."""
+    """Adds axes of size 1, numbered in the result."""
     axes = integers(call, given, "axes") or []
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)

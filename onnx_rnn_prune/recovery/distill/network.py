@@ -1,8 +1,8 @@
-"""The part of a graph that learns, in PyTorch: all behind the first pruned layer, if it can.
+"""The part of a graph that is trained in PyTorch: if possible, all that follows pruned layers.
 
-Where an operator cannot be computed with gradients, the tensors that it reads are targets, and
-what it gives is given as the original has it. So a graph of known operators learns as a whole, and
-any other one piece by piece, down to single layers with their readers.
+If an operator cannot be computed with gradients, its inputs become targets, and its outputs are
+given, as the original computes them. So a graph of known operators is trained as a whole, any other
+piece by piece, down to single layers with their readers.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Network:
     """A region that can be run with gradients.
 
     Attributes:
-        steps: in an order in which each follows all that it reads.
-        constants: by name, in single precision; also those that are weights.
-        weights: constants that may be trained, by name, each with where it is read: node key, slot.
+        steps: in topological order.
+        constants: by name, in single precision, weights included.
+        weights: constants that may be trained, by name, each with its node key and slot.
     """
 
     steps: tuple[Operation, ...]
@@ -110,8 +110,8 @@ def build(document: Document, region: Region) -> Network:
 def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str, int], ...]]:
     """Those of a network's weights that nothing outside of it reads, and that are real numbers.
 
-    Others would need a copy beside what is read outside, or be rounded to integers. What places the
-    entries of states that callers only hand back stays what it is, too.
+    Others would need a copy for the outside, or be rounded to integers. Weights that only place
+    entries of states that callers hand back are not trained, either.
     """
     nodes = nodes_by_key(document.graph)
     first = {name: (nodes[places[0][0]], places[0][1]) for name, places in network.weights.items()}
@@ -124,13 +124,13 @@ def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str,
 
 
 def to_torch(value: Array) -> torch.Tensor:
-    """A tensor of its own; all floats in single precision."""
+    """A copy as a tensor, with floats in single precision."""
     kind = np.float32 if is_float(value.dtype) else value.dtype
     return torch.from_numpy(np.array(value, dtype=kind, order="C"))
 
 
 def _alone(tensor: gs.Tensor, readers: int) -> bool:
-    """Whether a constant, and all that it is computed from, is read on this way only."""
+    """Whether a constant, and all that it is computed from, is read only here."""
     node = None if isinstance(tensor, gs.Constant) or not tensor.inputs else tensor.inputs[0]
     if len(tensor.outputs) != readers or (node is not None and node.op == "DequantizeLinear"):
         return False
@@ -145,12 +145,12 @@ class Region:
     """Nodes that are computed with gradients.
 
     Attributes:
-        nodes: keys of the nodes, each behind all that it reads.
+        nodes: keys of the nodes, in topological order.
         given: tensors that they read and do not compute.
-        targets: tensors that they compute and others read: what they learn to compute.
-        scores: those of the targets that are scores of classes along the last axis.
+        targets: tensors that they compute and others read, which they learn to compute.
+        scores: the targets that are scores of classes along the last axis.
         missing: nodes behind a pruned layer that cannot be computed, each with the reason.
-        whole: whether nothing that comes of a pruned layer is given.
+        whole: whether nothing that depends on a pruned layer is given.
     """
 
     nodes: tuple[str, ...]
@@ -199,7 +199,7 @@ def find_region(
 
 
 def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
-    """The model's outputs that a loss of labels is computed from; states are none of them.
+    """The model's outputs, other than states, for a loss of labels.
 
     Raises:
         PruneError: the region computes none.
@@ -215,12 +215,12 @@ def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
 
 
 def why_not(region: Region) -> str:
-    """What keeps nodes out of a region."""
+    """Why nodes are not in a region."""
     return ", ".join(sorted(set(region.missing.values()))) or "it leads to no output"
 
 
 def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
-    """Whether an input is a constant that may be trained; single numbers stay what they are."""
+    """Whether an input is a constant that may be trained; single numbers may not."""
     if slot not in OPERATORS[node.op].weights or not node.inputs[slot].name:
         return False
     value = constant_value(node.inputs[slot], opset)
@@ -228,7 +228,7 @@ def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
 
 
 def refuses(node: gs.Node, opset: int) -> str:
-    """Why a node cannot be computed with gradients; empty where it can."""
+    """Why a node cannot be computed with gradients; empty if it can."""
     row = None if node.domain not in (None, "", "ai.onnx") else OPERATORS.get(node.op)
     if row is None:
         return f"{node.op} is not known"
@@ -249,7 +249,7 @@ def call_of(node: gs.Node, opset: int) -> Call:
 def _behind(
     document: Document, nodes: Sequence[gs.Node], layers: frozenset[str], states: Mapping[str, str]
 ) -> list[gs.Node]:
-    """The nodes of the main graph that read what comes of the layers, these included."""
+    """The nodes of the main graph that depend on the layers, these included."""
     first = {layer.key for layer in all_layers(document.graph) if layer.name in layers}
     coming: set[str] = set()
     while True:
@@ -263,7 +263,7 @@ def _behind(
 def _reached(
     nodes: Sequence[gs.Node], first: set[str], coming: set[str]
 ) -> tuple[list[gs.Node], set[str]]:
-    """The nodes that are some or read what comes of them or in some inputs, and their outputs."""
+    """Some nodes, those that depend on them or on some inputs, and their outputs."""
     reached = set(coming)
     found = []
     for node in nodes:
@@ -287,7 +287,7 @@ def _learning(nodes: Sequence[gs.Node], opset: int) -> set[str]:
 
 
 def _scores(nodes: Sequence[gs.Node], asked: set[str], opset: int) -> set[str]:
-    """What is called logits, or becomes probabilities or a choice at the end of a graph."""
+    """Tensors called logits, or that become probabilities or a choice at the end of a graph."""
     found = {name for name in asked if "logit" in name.lower()}
     for node in nodes:
         chosen = node.op == "ArgMax" or (node.op in _SOFT and node.outputs[0].name in asked)
@@ -303,7 +303,7 @@ def _is_over_last(node: gs.Node, opset: int) -> bool:
 
 
 def _reads(node: gs.Node) -> list[gs.Tensor]:
-    """What a node reads, what its bodies capture included."""
+    """The inputs of a node, and what its bodies capture."""
     captured = [
         tensor
         for body in bodies_of(node).values()

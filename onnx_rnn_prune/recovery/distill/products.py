@@ -1,4 +1,4 @@
-"""Products with weights, and recurrent layers: torch's kernels where they compute the same.
+"""Products with weights, and recurrent layers, by torch's kernels if these compute the same.
 
 In the letters of the ONNX specification: X [T, B, I], W [D, G H, I], R [D, G H, H], B [D, 2 G H],
 Y [T, D, B, H], Y_h and Y_c [D, B, H].
@@ -53,7 +53,7 @@ def _convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = No
 def _transposed_convolution(
     call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """The pads are taken off what all places make; they need not be the same on both sides."""
+    """Pads, which may differ between sides, are cut off the full result."""
     places = weight.ndim - 2
     strides, dilations = (_sizes(call, name, places) for name in ("strides", "dilations"))
     more, groups = list(call.get("output_padding", [0] * places)), call.get("group", 1)
@@ -67,7 +67,7 @@ def _transposed_convolution(
 
 
 def _average_pool(call: Call, x: Tensor) -> Tensor:
-    """The mean of each window; what was padded counts only where the node says so."""
+    """The mean of each window; padding counts only if the node says so."""
     kernel = list(call.get("kernel_shape", ()))
     pool: Any = _AVERAGES[len(kernel) - 1]
     strides = _sizes(call, "strides", len(kernel))
@@ -221,7 +221,7 @@ def _tensor(named: Mapping[str, Tensor | None], name: str) -> Tensor:
 
 
 def _direction(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) -> Ran:
-    """One direction; a backward one runs forward on what is turned round, and back."""
+    """One direction; a backward one runs forward on reversed steps."""
     lane = _lane(op, call, named, number)
     backward = call.get("direction", "forward") == "reverse" or number == 1
     if not backward:
@@ -273,7 +273,7 @@ def _run(op: str, call: Call, lane: Direction) -> Ran:
 
 
 def _kernel(op: str, call: Call, lane: Direction) -> Ran | None:
-    """torch's own loop over time, or None where it does not compute the same."""
+    """torch's own loop over time, or None if it computes something else."""
     ends_early = lane.lengths is not None and op == "LSTM" and call.outputs > 2
     if lane.peepholes is not None or ends_early or not len(lane.inputs):
         return None
@@ -308,7 +308,7 @@ def _in_torch_order(op: str, part: Tensor) -> Tensor:
 
 
 def _step_by_step(op: str, call: Call, lane: Direction) -> Ran:
-    """As the specification has it, one step after the other."""
+    """Step by step, as in the specification."""
     step = _STEPS[op]
     summed = lane.inputs @ lane.weight.T + lane.biases[0]
     state, memory = lane.state, lane.memory

@@ -42,12 +42,12 @@ class Task:
     """What is trained, and to what end.
 
     Attributes:
-        network: starts from its own constants; what it is given may leave out states in which it
-            goes on from the batch before.
-        weights: names of those that are trained.
-        variances: by target, that of what it should be.
+        network: starts from its own constants; states continue from the previous batch if they are
+            not given.
+        weights: names of the trained ones.
+        variances: of the targets' desired values, by target.
         scores: the targets that are scores of classes along their last axis.
-        labelled: the targets that the loss of labels takes.
+        labelled: the targets for the loss of labels.
         by_labels: that loss, if any.
     """
 
@@ -62,9 +62,7 @@ class Task:
         """The mean over all targets, and the mean of that and the loss of labels.
 
         Args:
-            batch: what is learnt.
-            weights: of the network.
-            states: that the batch before left.
+            states: left by the previous batch.
 
         Returns:
             The loss, and the states that this batch leaves.
@@ -91,7 +89,7 @@ class Task:
 
 
 def _divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Of Kullback and Leibler, the mean over all but the last axis."""
+    """The Kullback-Leibler divergence, averaged over all but the last axis."""
     ours, theirs = torch.log_softmax(found, -1), torch.log_softmax(wanted, -1)
     return (theirs.exp() * (theirs - ours)).sum(-1).mean()
 
@@ -103,12 +101,12 @@ def train(
     config: TrainingConfig,
     progress: Progress,
 ) -> tuple[Values, TrainingSummary]:
-    """Trains the weights of a network, and gives those that were judged best, and how it went.
+    """Trains the weights of a network; returns the best ones, and a summary.
 
     Args:
         task: what is trained.
-        batches: without end.
-        judge: the error of weights on other data; of those at the start where none are given.
+        batches: an endless iterator.
+        judge: the error of weights, by default the initial ones, on other data.
         config: limits.
         progress: is told how far it is.
     """
@@ -156,7 +154,7 @@ class _Learner:
         self._states: Tensors = {}
 
     def __call__(self, batch: Batch, done: float) -> None:
-        """One step; `done` is the share of all steps that lies behind."""
+        """One step; `done` is the share of all steps already taken."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.rate * group["size"] * _pace(done)
         loss, self._states = self._task.loss(batch, self._weights, self._states)
@@ -172,13 +170,13 @@ class _Learner:
 
 
 def _pace(done: float) -> float:
-    """The share of the highest learning rate: a warm-up, then half a cosine down to nothing."""
+    """The share of the highest learning rate: a warm-up, then half a cosine down to 0."""
     return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Steps of recurrent layers are too small to be shared between threads."""
+    """One thread: steps of recurrent layers are too small for several."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

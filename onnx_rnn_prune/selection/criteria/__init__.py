@@ -1,7 +1,7 @@
-"""How much each unit matters: a criterion a file, called by the file's name.
+"""Criteria: how much each unit matters. Each file is the criterion of its name.
 
-Each file states its formula, its source and when to use it, and holds one `CRITERION`. A file that
-is added here is a criterion of the command line.
+A file states its formula, source and use, and holds one `CRITERION`; a file added here is a
+criterion of the command line.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 score = mean over outputs and feeds of the squared error / variance of the output. No gradients are
 needed (Mozer and Smolensky 1989, "Skeletonization"; the oracle criterion of Molchanov et al. 2017).
-One session does it all: the masks are an input of the graph. Where there are more units than time,
-several are cut at once, in blocks drawn anew a few times, and a unit's score is the mean of its
-blocks'.
+One session suffices: the mask is an input of the graph. If there are too many units, blocks of them
+are cut at once, drawn anew a few times, and a unit's score is the mean of its blocks'.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 
 class MaskedModel:
-    """Runs a document as the verb zero would leave it, for a mask that is given with each feed.
+    """Runs a document with units zeroed by a mask that is given with each feed.
 
-    Every constant that units have a part in is multiplied by the entries of the mask that its
-    labels name; the mask is one more input of the graph.
+    The mask is an additional input of the graph; every constant with labels is multiplied by the
+    entries of the mask that these name.
 
     Args:
         traced: the model.
@@ -68,7 +67,7 @@ class MaskedModel:
         return self._runner({**feed, self._mask: mask})
 
     def outputs(self, feeds: Iterable[Feed], keep: Mask) -> Iterator[Mapping[str, Array]]:
-        """Those for feeds in order, with states carried along where they follow one another."""
+        """The outputs for feeds in order, with states carried along in streams."""
         return map(Streaming(lambda feed: self(feed, keep)), feeds)
 
 
@@ -126,7 +125,7 @@ def _score(context: ScoringContext) -> Matrix:
 
 
 def _blocks(context: ScoringContext, runs: int) -> Iterator[Ids]:
-    """Units to cut together, within a number of runs: single atoms where that is enough."""
+    """Units to cut together, within a number of runs: single atoms if these suffice."""
     rng = np.random.default_rng(context.seed)
     sets = [atoms for group in context.traced.trace.groups for atoms in group.atoms]
     total = sum(map(len, sets))

@@ -1,4 +1,4 @@
-"""Mean |h| on calibration data: a unit that is mostly silent says little (Hu et al. 2016)."""
+"""Mean |h| on calibration data: mostly silent units matter little (Hu et al. 2016)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How little a unit resembles another: of the two that correlate most, one goes, again and again.
+"""Correlation: one of the two units that correlate most is removed, repeatedly.
 
-|corr(h_i, h_j)| on calibration data; of the pair the one that varies less goes. A copy of a unit
-is the first to go, a unit like no other the last (Sietsma and Dow 1991, "Creating artificial neural
+|corr(h_i, h_j)| on calibration data; the one of the pair that varies less is removed. Copies of
+units are removed first, units like no other last (Sietsma and Dow 1991, "Creating artificial neural
 networks that generalize": units whose outputs are alike do the work of one).
 """
 

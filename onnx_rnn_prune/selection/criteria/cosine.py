@@ -1,6 +1,6 @@
-"""How little a unit's own weights resemble another's: of the two most alike, one goes, repeatedly.
+"""Similar weights: one of the two units whose rows are most alike is removed, repeatedly.
 
-|cos| of the rows of W, R and B that make a unit; of the pair the one with the smaller rows goes.
+|cos| of the rows of W, R and B that make a unit; the one of the pair with smaller rows is removed.
 Units with equal rows compute the same. Needs no data (Srinivas and Babu 2015, "Data-free parameter
 pruning for deep neural networks").
 """

@@ -1,4 +1,4 @@
-"""Sum of |w| over all weights that a unit has a part in: its own rows, and all that read it.
+"""Sum of |w| over all weights of a unit: its own rows, and those that read it.
 
 Li et al. 2017, "Pruning filters for efficient ConvNets", for structures of a recurrent layer.
 """

@@ -6,10 +6,10 @@ covariance E = C - C_S (C_SS)^-1 C_S', and the readers miss tr(W E W'). Keeping 
 
     |W E_j|^2 / E_jj
 
-off that; the unit that takes most is next, and E is deflated by it. (Greedy column subset selection
+off that; the unit with the most is next, and E is deflated by it. (Greedy column subset selection
 of Farahat et al. 2011, with the readers' weights; the order matches the closed form of recovery.)
 
-W is scaled by what comes of an error in what a reader sums, see `selection.influence`.
+W is scaled by the effect of errors in a reader's sums, see `selection.influence`.
 
 All gains are on the diagonals of E and of M = E W' W E. Keeping j deflates both: with c = E_j /
 sqrt(E_jj) and s = M_j / sqrt(E_jj) - c M_jj / (2 E_jj),
@@ -56,7 +56,7 @@ _PICKS = 64
 
 @dataclass(frozen=True, eq=False)
 class Demand:
-    """What some readers want to know of a lane.
+    """What some readers need of a lane.
 
     Attributes:
         covariance: C of the lane's entries in their signal, [H, H].
@@ -68,7 +68,7 @@ class Demand:
 
 
 class _Residual:
-    """E and M of what is left of a demand, as they were before the last few picks.
+    """E and M of a demand, before the last few picks.
 
     Attributes:
         total: tr(W E W') of the whole demand.
@@ -88,7 +88,7 @@ class _Residual:
         self._picks = 0
 
     def gains(self) -> Real:
-        """What keeping each unit takes off, [units left]."""
+        """By how much keeping each unit reduces the error, [units left]."""
         known = self._spread <= self._floor
         return np.where(known, 0.0, self._missed / np.where(known, 1.0, self._spread))
 
@@ -110,7 +110,7 @@ class _Residual:
         self._picks += 1
 
     def settle(self, free: Mask) -> None:
-        """Does what was put off, and forgets the units that are not free, [units left]."""
+        """Applies the postponed updates, and drops the units that are not free, [units left]."""
         columns, seen = self._columns[:, : self._picks]
         places = np.flatnonzero(free)
         size = len(places)
@@ -149,10 +149,10 @@ def _score(context: ScoringContext) -> Matrix:
 
 
 def greedy_gains(demands: Sequence[Demand]) -> Matrix:
-    """Picks all units of a lane in turn; the arrays of the demands are used up.
+    """Picks all units of a lane in turn; overwrites the arrays of the demands.
 
     Returns:
-        Each one's share of what is explained, [H].
+        The share of the variance that each unit explains, [H].
     """
     gains = np.zeros(len(demands[0].covariance))
     residuals = [_Residual(demand) for demand in demands]
@@ -185,10 +185,9 @@ def _demands(
     lane: Ids,
     influence: Influence,
 ) -> Iterable[Demand]:
-    """The demands on one lane; readers of (nearly) the same signal are taken together.
+    """The demands on one lane; readers of (nearly) the same signal are combined.
 
-    A state that callers only hand back is a demand of nobody: of its entries, the layer takes those
-    of its units again.
+    A state that callers only hand back is no demand: the layer takes only the entries of its units.
     """
     weights: list[Real] = []
     covariances: list[Real] = []

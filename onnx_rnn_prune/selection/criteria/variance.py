@@ -1,4 +1,4 @@
-"""Variance of h on calibration data: a unit that hardly changes is nearly a bias.
+"""Variance of h on calibration data: a unit that hardly varies is nearly a bias.
 
 Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient inference",
 among the criteria compared there.

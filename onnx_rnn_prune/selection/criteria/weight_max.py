@@ -1,4 +1,4 @@
-"""Largest |w| of all weights that a unit has a part in: one strong connection saves a unit."""
+"""Largest |w| of all weights of a unit: one strong connection saves it."""
 
 from __future__ import annotations
 

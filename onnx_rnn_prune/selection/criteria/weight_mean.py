@@ -1,6 +1,6 @@
-"""Mean of |w| over all weights that a unit has a part in.
+"""Mean of |w| over all weights of a unit.
 
-As l1, but a unit that wide matrices read does not count for more.
+As l1, but units that wide matrices read do not count more.
 """
 
 from __future__ import annotations

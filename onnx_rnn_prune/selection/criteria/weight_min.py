@@ -1,4 +1,4 @@
-"""Smallest |w| of all weights that a unit has a part in: one dead connection loses a unit."""
+"""Smallest |w| of all weights of a unit: one dead connection condemns it."""
 
 from __future__ import annotations
 
