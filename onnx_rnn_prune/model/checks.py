@@ -1,9 +1,9 @@
-"""What a model must be for anything to make sense of it, checked before anything tries.
+"""Checks that a model is well-formed, before anything else reads it.
 
-A message of ONNX can hold any number where a type, a size or a length is meant, any bytes where a
-name is, and fewer values than it says. And it can place the values of any tensor in a file: of
-initializers, attributes, sparse values and their indices, in functions, bodies and training graphs.
-A model may come from anyone, so none of them may lead out of its folder.
+An ONNX message can hold any number as a type, size or length, any bytes as a name, and fewer values
+than it claims. And the values of any tensor can be in a file: of initializers, attributes, sparse
+values and their indices, in functions, bodies and training graphs. A model may come from anyone, so
+no such file may be outside its folder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, if it can be made sense of; names in other encodings are text in it.
+    """The model, if it is well-formed; names in other encodings are converted to text.
 
     Raises:
         PruneError: it cannot.
@@ -91,10 +91,10 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_sizes(model: onnx.ModelProto) -> None:
-    """Nothing that is sliced has a size below zero, as behind a window wider than its input.
+    """Refuses slices of tensors of negative size, as after a window wider than its input.
 
-    Inferring the shape of the slice, onnxruntime ends the process, and so does ONNX: here, shapes
-    are inferred as far as slices do not stand in the way.
+    onnxruntime and ONNX end the process when they infer the shape of the slice; here, shapes are
+    inferred up to the slices only.
     """
     slices = [node for node in messages(model, onnx.NodeProto) if node.op_type == "Slice"]
     if not slices:
@@ -184,7 +184,7 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, where
 
 @cache
 def _fewest() -> dict[str, int]:
-    """How many inputs each of ONNX's operators has at least, in any version."""
+    """The least number of inputs of each ONNX operator, in any version."""
     fewest: dict[str, int] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if not schema.domain:
@@ -206,7 +206,7 @@ def _required() -> dict[str, set[str]]:
 
 @cache
 def _joining() -> frozenset[str]:
-    """ONNX's operators that take any number of inputs of one type, none of which may be missing."""
+    """ONNX operators with any number of inputs of one type, none of which may be missing."""
     schemas = [schema for schema in onnx.defs.get_all_schemas() if not schema.domain]
     last = {schema.name: schema.inputs[-1] for schema in schemas if schema.inputs}
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
@@ -215,7 +215,7 @@ def _joining() -> frozenset[str]:
 
 @cache
 def _declared() -> dict[tuple[str, str], set[int]]:
-    """The types that an operator's attribute has in any version of ONNX."""
+    """The types of an operator's attribute in the versions of ONNX."""
     kinds: dict[tuple[str, str], set[int]] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         for name, attribute in schema.attributes.items():
@@ -278,10 +278,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[tuple[Any, str, Any]]:
-    """All texts in a model, and lists of such, each behind what holds it and the field's name.
-
-    Those that are no UTF-8 are bytes.
-    """
+    """All texts, and lists of texts, each with its message and field; bytes if not UTF-8."""
     waiting: list[Any] = [model]
     while waiting:
         item = waiting.pop()
@@ -293,7 +290,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _fields(message: Any) -> list[tuple[Any, Any]]:
-    """The fields that are set; of a tensor without its values, which would be copied."""
+    """The fields that are set, except values of tensors, which would be copied."""
     if not isinstance(message, onnx.TensorProto):
         return cast(list[tuple[Any, Any]], message.ListFields())
     kinds = message.DESCRIPTOR.fields_by_name
@@ -302,7 +299,7 @@ def _fields(message: Any) -> list[tuple[Any, Any]]:
 
 
 def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Those of a model without the initializers of the main graph."""
+    """All tensors of a model but the initializers of the main graph."""
     outside = ((name, part) for name, part in parts(model, onnx.TensorProto) if name != "graph")
     inside = parts(model.graph, onnx.TensorProto)
     inside = ((name, part) for name, part in inside if name != "initializer")
@@ -311,9 +308,7 @@ def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def find_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Makes sure that weights in files are there; takes in what is small or hard to refer to.
-
-    Only large initializers of the main graph go on lying in files.
+    """Checks that weights in files exist, and loads all but large initializers of the main graph.
 
     Args:
         model: as its file holds it; it is changed.
@@ -333,12 +328,12 @@ def find_weights(model: onnx.ModelProto, path: Path) -> None:
 
 
 def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
-    """Makes a reference one that holds wherever its message goes.
+    """Makes a reference to a file absolute.
 
     Args:
-        tensor: a reference as it stands in a file.
-        holder: that file. Where it is a link, what lies beside the file itself counts, too: caches
-            of models link each of their files by itself.
+        tensor: the reference.
+        holder: the file that holds it. If that is a link, files beside its target count as well:
+            caches of models link each file by itself.
 
     Raises:
         PruneError: the file is missing, too short, no plain file, or in another folder.
@@ -375,7 +370,7 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a path leads, links followed; as far as they can be, where they lead in a circle."""
+    """A path with links followed, as far as possible if they are circular."""
     try:
         return Path(os.path.realpath(path))
     except ValueError:  # a name that no system takes leads nowhere
@@ -383,7 +378,7 @@ def real_path(path: str | Path) -> Path:
 
 
 def _beside(name: str, holder: Path) -> Path | None:
-    """The file of a name beside another, links followed; None where that is in no folder of its.
+    """The file of this name beside another, links followed; None if outside its folder.
 
     Nothing is opened.
     """
@@ -395,7 +390,7 @@ def _beside(name: str, holder: Path) -> Path | None:
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files beside a model that hold its weights; none where it cannot be read."""
+    """The files beside a model that hold its weights; none if it cannot be read."""
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError):

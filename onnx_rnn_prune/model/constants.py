@@ -1,9 +1,8 @@
-"""Constants of a graph, however the exporter wrote them, and running one operator on some.
+"""Constants of a graph in all forms, and running one operator on some.
 
-A weight may be an initializer, a Constant node, or computed from such by operators that move
-entries, by arithmetic, or by those that make real numbers of integers. All of these count as
-constants here; an edit replaces the place that reads them, so that what else reads the same weight
-keeps it.
+A weight may be an initializer, a Constant node, or computed from these by operators that move
+entries, calculate, or dequantize. All of these are constants here; an edit replaces the input that
+reads them, so that other readers keep the weight.
 
 An operator is run by itself in ONNX's reference implementation: where it only moves entries, that
 is exact for every type, integers included, which onnxruntime's kernels do not all take.
@@ -86,7 +85,7 @@ _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
 
 def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
-    """The value of a tensor that does not depend on any graph input, else None."""
+    """The value of a tensor that depends on no graph input, else None."""
     if not _is_constant(tensor):
         return None
     values: dict[int, Array] = {}
@@ -106,7 +105,7 @@ def require_constant(tensor: gs.Tensor, opset: int | None = None) -> Array:
 
 
 def check_sizes(graph: gs.Graph) -> None:
-    """Refuses constants that a few bytes of a file claim to make very large, and endless loops.
+    """Refuses constants that a few bytes of a file make very large, and endless loops.
 
     onnxruntime makes such constants when it loads the model, and so does whoever looks at a weight;
     nothing ends a loop of it, whose outputs may grow with each round.

@@ -1,4 +1,4 @@
-"""Bringing tensors out of If, Loop and Scan bodies to where a run shows them.
+"""Making tensors in If, Loop and Scan bodies outputs of the model.
 
 What is wanted of a body becomes one more output of it and of the node that carries it, level by
 level. It travels as a parcel: a vector of the body's number among those of its node, then of each

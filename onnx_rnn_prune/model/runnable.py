@@ -1,8 +1,8 @@
-"""What onnxruntime can compute of a model: parts of it, and a twin in single precision.
+"""What onnxruntime can compute of a model: parts of it, and a copy in single precision.
 
 It knows no operators of foreign domains, and has no recurrent kernels for double and bfloat16. The
-twin has the same nodes and names: what one shows of its tensors holds for the other to rounding.
-Nor do its LSTM and GRU take sequences without entries: they end the process.
+copy has the same nodes and names, and the same values up to rounding. Its LSTM and GRU end the
+process on empty sequences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KNOWN_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "ai.onnx.training"}
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """The part of a model that computes the named tensors, with just those as outputs.
 
-    Graph inputs stay as they are. Tensors need no declared type: onnxruntime infers it.
+    Graph inputs stay. Tensors need no declared type, since onnxruntime infers it.
     """
     wanted = list(dict.fromkeys(names))
     nodes = _needed(model.graph, set(wanted))
@@ -55,8 +55,8 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
 def runnable_outputs(model: onnx.ModelProto) -> list[str]:
     """The furthest tensors that onnxruntime can compute.
 
-    The graph's outputs; and where they depend on an operator of a foreign domain, what goes into
-    that operator.
+    These are the graph's outputs or, if one depends on an operator of a foreign domain, the inputs
+    of that operator.
     """
     computed = computable(model)
     frontier: list[str] = []
@@ -69,13 +69,13 @@ def runnable_outputs(model: onnx.ModelProto) -> list[str]:
 
 
 def runs_whole(model: onnx.ModelProto) -> bool:
-    """Whether onnxruntime has all operators: it also refuses one whose outputs nobody reads."""
+    """Whether onnxruntime has all operators, those whose outputs nothing reads included."""
     computed = computable(model)
     return all(computed.issuperset(filter(None, node.output)) for node in model.graph.node)
 
 
 def computable(model: onnx.ModelProto) -> set[str]:
-    """What nodes compute without an operator of a foreign domain in the way, bodies included."""
+    """Tensors that depend on no operator of a foreign domain, bodies included."""
     functions = {(function.domain, function.name) for function in model.functions}
     computed: set[str] = set()
     lost: set[str] = set()
@@ -130,10 +130,7 @@ _MOVES = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model; where a layer may get a sequence without entries, one that fails there instead.
-
-    It fails as any model does that cannot run on a feed, and else computes the same.
-    """
+    """The model or, if a layer may get an empty sequence, one that raises an error there."""
     endangered = may_be_empty(model)
     if not endangered:
         return model
@@ -151,12 +148,12 @@ def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def may_be_empty(model: onnx.ModelProto) -> set[str]:
-    """The keys of layers that may get a sequence without entries."""
+    """The keys of layers that may get an empty sequence."""
     return set(_endangered(model.graph, {port.name for port in model.graph.input}))
 
 
 def _endangered(graph: onnx.GraphProto, filled: set[str]) -> Iterator[str]:
-    """The keys of layers whose X may have no entries, where some tensors are known to have some."""
+    """The keys of layers whose X may be empty, given tensors that are not."""
     filled |= {tensor.name for tensor in graph.initializer if 0 not in tensor.dims}
     for node in graph.node:
         for attribute in node.attribute:
@@ -180,9 +177,9 @@ def _has_entries(constant: onnx.NodeProto) -> bool:
 
 
 def _guard(layer: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Takes the first entry of X, which fails where there is none, and lets the layer wait for it.
+    """Makes X depend on its first entry, which fails if there is none.
 
-    X gets the shape that it has, plus 0 times that entry: onnxruntime does not see through it.
+    X is reshaped to its shape plus 0 times that entry, which onnxruntime does not optimize away.
     """
     x, name = layer.input[0], f"onnx_rnn_prune/guard/{_key(layer)}"
     layer.input[0] = f"{name}/x"
@@ -217,7 +214,7 @@ _TYPES = {"to", "dtype", "output_dtype"}
 
 
 def unknown_type(model: onnx.ModelProto) -> str:
-    """The type in which a recurrent layer computes that onnxruntime has no kernel for, or ''."""
+    """The type of a recurrent layer for which onnxruntime has no kernel, or ''."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     types.update((port.name, port.type.tensor_type.elem_type) for port in model.graph.input)
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""Running a model in onnxruntime, call by call, its states carried along where feeds follow."""
+"""Running a model in onnxruntime, with its states carried along in streams."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ class Runner:
 
     @property
     def runner(self) -> Runner:
-        """Itself; what stands in front of a model has one that is timed."""
+        """Itself; wrappers of a model give the model, which is timed."""
         return self
 
     def ready(self, feed: Feed) -> Feed:
-        """The feed itself; what stands in front of a model may have to change it."""
+        """The feed itself; wrappers of a model may convert it."""
         return feed
 
     def _given(self, name: str, feed: Feed) -> Array:
@@ -216,7 +216,7 @@ class Runner:
                 return values
 
     def profiled(self) -> Path:
-        """The file with what onnxruntime noted of all runs; it notes no more."""
+        """Ends profiling; returns the file with the profile of all runs."""
         return Path(self._session.end_profiling())
 
 
@@ -278,7 +278,7 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
 
 
 def _is_small(model: onnx.ModelProto) -> bool:
-    """Whether a model is; to ask a message how large it is writes it, which takes as much again."""
+    """Whether a model is small, without serializing it, which would take as much memory again."""
     held = sum(map(raw_length, model.graph.initializer))
     return held < LARGE and model.ByteSize() < LARGE
 
@@ -287,7 +287,7 @@ Types = Mapping[str, np.dtype[Any]]
 
 
 def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
-    """What inputs and outputs are converted to where a twin in single precision runs instead."""
+    """The conversions of inputs and outputs if a copy in single precision runs instead."""
     if not unknown_type(model):
         return {}, {}
     twin = with_weights(model, lambda tensor: onnx.TensorProto(name=tensor.name))
@@ -297,9 +297,9 @@ def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
 
 
 def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
-    """What a twin in single precision computes, in the type that the model has.
+    """Outputs of a copy in single precision, in the model's own type.
 
-    What is infinite in single precision need not be so in another one: it is not known.
+    What overflows in single precision need not do so in the other type: it is unknown.
     """
     if dtype is None or value.dtype == dtype:
         return value
@@ -307,9 +307,9 @@ def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
 
 
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
-    """A model with other outputs; with all that can be computed where none are named.
+    """A model with other outputs, by default all that can be computed.
 
-    Only then is it as users run it, and may be timed.
+    Only the default is what users run, and may be timed.
     """
     names = runnable_outputs(model) if outputs is None else outputs
     if not names:
@@ -320,7 +320,7 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
 
 
 def first_line(error: BaseException) -> str:
-    """The part of an onnxruntime message that a person reads."""
+    """The readable part of a message of onnxruntime."""
     text = str(error).strip() or type(error).__name__
     line, *others = text.splitlines()
     # Where an input is of another size, the lines after the first one say which was expected.
@@ -331,14 +331,14 @@ def first_line(error: BaseException) -> str:
 
 
 class NamedFeed(dict[str, Array]):
-    """A feed that errors can call by its name.
+    """A feed with a name for errors.
 
     Args:
         values: by input name.
         name: such as the file that it comes from.
-        labels: the right answers, where they are known; no model reads them.
-        follows: where it goes on from the feed before, the state inputs, each with the output in
-            which the call before left its value; none where it starts anew.
+        labels: the right answers, if known, which no model reads.
+        follows: if it continues the previous feed, the state inputs, each with the output of that
+            call that is its value; else empty.
     """
 
     def __init__(
@@ -370,7 +370,7 @@ class Streaming:
         self._last: Mapping[str, Any] = {}
 
     def __call__(self, feed: Feed) -> Mapping[str, Any]:
-        """What the model gives for the next feed."""
+        """The outputs for the next feed."""
         return self.gave(self._run(self.given(feed)))
 
     def given(self, feed: Feed) -> Feed:
@@ -381,7 +381,7 @@ class Streaming:
         return NamedFeed({**feed, **states}, feed.name, feed.labels, feed.follows)
 
     def gave(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Takes the states that the model left, for the feed after this one."""
+        """Keeps the states that the model returned for the next feed."""
         states = outputs if self._states is None else outputs.keys() & self._states
         self._last = {name: outputs[name] for name in states}
         return outputs

@@ -1,8 +1,7 @@
-"""What a process takes for a while, and gives back: temporary files and folders, and memory.
+"""Temporary files and folders, and memory.
 
-Names of temporary files and folders say whose they are. A process that is killed leaves its own
-behind. The next one removes them where it can tell that their owner is dead: a process of this
-machine, known by its number and the time at which it began.
+Names of temporary files and folders tell their process, by machine, number and start time. A killed
+process leaves its own behind; the next one removes those of processes that it knows to be dead.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
 
 
 def owned(prefix: str) -> str:
-    """What the name of a temporary file of this process begins with."""
+    """The prefix of names of temporary files of this process."""
     own = os.getpid()
     return f"{prefix}{_machine()}-{own}-{_began(own)}."
 
 
 def remove_left(folder: Path, prefix: str) -> None:
-    """Removes what dead processes of this user left in a folder under such names."""
+    """Removes the temporary files of this user's dead processes from a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _OWNER.match(entry.name.removeprefix(prefix))
@@ -99,7 +98,7 @@ def _unfit(folder: str | Path, error: OSError) -> PruneError:
 
 
 def _machine() -> str:
-    """Tells apart machines, and containers on one, by what their process numbers mean."""
+    """Identifies the machine, or container, in which process numbers are valid."""
     with contextlib.suppress(OSError):
         numbers = os.stat("/proc/self/ns/pid").st_ino
         return _digest(f"{platform.node()} {numbers}")
@@ -111,7 +110,7 @@ def _digest(text: str) -> str:
 
 
 def _began(process: int) -> int:
-    """When a process began, in the system's own unit; 0 where nothing tells."""
+    """When a process started, in the system's unit; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{process}/stat").read_text(errors="replace")
         return int(text.rpartition(")")[2].split()[19])
@@ -139,7 +138,7 @@ _WORTH, _NODE, _MUCH = 1 << 21, 1 << 14, 1 << 22
 
 
 def give_back(size: int, nodes: int) -> None:
-    """Frees what nobody uses any more; graphs hold themselves in circles, and their weights.
+    """Frees unused graphs, which hold circular references, and their weights.
 
     Args:
         size: of what such a graph may hold, in bytes.
@@ -151,7 +150,7 @@ def give_back(size: int, nodes: int) -> None:
 
 
 def trim() -> None:
-    """Returns blocks that were freed, of which glibc keeps those below 32 MB by itself."""
+    """Returns freed blocks to the system; glibc keeps those below 32 MB otherwise."""
     try:
         returned = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""What a model takes and gives: the names, types and sizes a caller must know."""
+"""Inputs and outputs of a model: the names, types and sizes that a caller must know."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Port:
 
     Attributes:
         name: its name in the graph.
-        dtype: the NumPy type of its entries (object for strings); None where it is not a tensor
-            (a sequence, a map, an optional).
-        dims: one entry per axis: a fixed size, the name of a size that may vary, or None for a
-            size about which nothing is said. None instead of a tuple where even the rank is open.
+        dtype: the NumPy type of its entries (object for strings); None if it is not a tensor (a
+            sequence, a map, an optional).
+        dims: for each axis a fixed size, the name of an open one, or None; None instead of a tuple
+            if even the rank is open.
     """
 
     name: str
@@ -62,7 +62,7 @@ def outputs(model: onnx.ModelProto) -> tuple[Port, ...]:
 
 
 def ports(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
-    """What is declared of some tensors, in order."""
+    """The declarations of some tensors, in order."""
     return tuple(map(_port, values))
 
 

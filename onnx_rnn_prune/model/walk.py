@@ -1,4 +1,4 @@
-"""Ways through a graph, its subgraphs included, and through the messages it is read from."""
+"""Walks through a graph, its subgraphs included, and through ONNX messages."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def bodies_of(node: gs.Node) -> Mapping[str, gs.Graph]:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A value that a Loop or Scan carries from turn to turn.
+    """A value that a Loop or Scan carries from iteration to iteration.
 
     Attributes:
-        slot: the node's input in which it starts.
+        slot: the node's input with its initial value.
         source: the body's input.
-        result: the body's output, which is the source of the next turn.
-        final: the node's output, which is what the last turn leaves.
+        result: the body's output, which is the source of the next iteration.
+        final: the node's output, the result of the last iteration.
     """
 
     slot: int
@@ -64,14 +64,12 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Ports:
-    """What a Loop or Scan hands into its body and out of it.
+    """The inputs and outputs of the body of a Loop or Scan.
 
     Attributes:
         states: what it carries.
-        taken: slots of the node whose entries along an axis are handed in, one a turn, each with
-            the body's input and the axis.
-        stacked: the body's outputs that are laid behind one another, each with the node's output
-            and the axis there.
+        taken: slots of the node that are iterated over, each with the body's input and the axis.
+        stacked: the body's outputs that are stacked, each with the node's output and the axis.
     """
 
     states: tuple[State, ...]
@@ -80,7 +78,7 @@ class Ports:
 
 
 def ports_of(node: gs.Node) -> Ports | None:
-    """What a Loop or Scan hands on; None for other nodes, and where inputs are too few."""
+    """The ports of a Loop or Scan; None for other nodes, or if inputs are missing."""
     body = next(iter(bodies_of(node).values()), None)
     if node.op not in ("Loop", "Scan") or body is None:
         return None
@@ -110,7 +108,7 @@ Link = tuple[gs.Tensor, gs.Tensor, gs.Node | None]
 def links_of(node: gs.Node) -> Iterator[Link]:
     """Pairs of tensors with the same value, into bodies and out of them.
 
-    With the node where the first is of one turn and the second of the next.
+    With the node if the first is of one iteration and the second of the next.
     """
     for body in bodies_of(node).values():
         if node.op == "If":
@@ -128,7 +126,7 @@ def links_of(node: gs.Node) -> Iterator[Link]:
 
 
 def source(tensor: gs.Tensor) -> gs.Tensor:
-    """Where a tensor comes from through nodes that change nothing."""
+    """The tensor from which another is copied, through nodes that change nothing."""
     while tensor.inputs and tensor.inputs[0].op == "Identity":
         tensor = tensor.inputs[0].inputs[0]
     return tensor
@@ -145,14 +143,14 @@ def places(graph: gs.Graph) -> Iterator[Place]:
 
 
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
-    """Every node, in an order in which it follows all that it reads."""
+    """Every node, in topological order."""
     yield from (item for item in _parts(graph) if isinstance(item, gs.Node))
 
 
 def _parts(graph: gs.Graph) -> Iterator[gs.Graph | gs.Node]:
-    """The graph, its nodes in order, and behind each the bodies that it carries, with theirs.
+    """The graph and its nodes in order, each followed by its bodies, in the same way.
 
-    Without recursion, in which each item would pass through as many hands as it lies deep.
+    Without recursion, in which each item would pass through all levels above it.
     """
     waiting: list[Iterator[gs.Graph | gs.Node]] = [iter((graph,))]
     while waiting:
@@ -190,7 +188,7 @@ def names_in_use(graph: gs.Graph) -> set[str]:
 
 
 def _notes(graph: gs.Graph) -> dict[str, Any]:
-    """What is known of a graph, which no copy of it has."""
+    """What is remembered of a graph, and not of its copies."""
     notes: dict[str, Any] = vars(graph).setdefault("onnx_rnn_prune_notes", {})
     return notes
 
@@ -213,10 +211,9 @@ def messages(message: Any, kind: type[Message]) -> Iterator[Message]:
 
 
 def parts(message: Any, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    """The messages right in one in which those of a kind can lie, with the names of their fields.
+    """The direct parts of a message that can hold those of a kind, with the names of their fields.
 
-    It follows from what ONNX declares, so that no place can be forgotten, nor one that is yet to
-    come.
+    Derived from ONNX's declarations, so that no place is forgotten, nor one added later.
     """
     leading = _leading(message.DESCRIPTOR, kind.DESCRIPTOR)
     if not leading:
@@ -229,7 +226,7 @@ def parts(message: Any, kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _leading(kind: Any, wanted: Any) -> frozenset[str]:
-    """The fields of a kind of message through which one that is wanted can be reached."""
+    """The fields of a kind of message that lead to the wanted kind."""
     names = (field.name for field in kind.fields if _leads(field.message_type, wanted, set()))
     return frozenset(names)
 

@@ -1,4 +1,4 @@
-"""Writing a graph: the messages it was read from, with the fields in which it now differs."""
+"""Writing a graph: the messages that it was read from, with changed fields."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Origins = dict[int, tuple[gs.Node, onnx.NodeProto]]
 
 @dataclass(frozen=True)
 class Writer:
-    """Takes messages over, with what a graph has changed of them.
+    """Copies messages with the changes of a graph.
 
     Attributes:
         origins: each node with its original message, by `id(node)`.
-        store: takes each initializer, and gives what is written in its place.
-        make: makes one of a value that was set here, and a name.
+        store: returns what is written for an initializer.
+        make: makes an initializer of a name and a new value.
     """
 
     origins: Origins
@@ -148,9 +148,9 @@ def _plain(value: Any) -> Any:
 
 
 def leave_open(graph: onnx.GraphProto) -> None:
-    """Declares no negative sizes, by which exporters mean open ones.
+    """Replaces negative sizes, by which exporters mean open ones.
 
-    onnxruntime ends the process where it infers from one what a Slice makes of it.
+    onnxruntime ends the process if it infers the shape of a Slice from one.
     """
     for port in (*graph.input, *graph.output, *graph.value_info):
         for dim in port.type.tensor_type.shape.dim:
@@ -194,7 +194,7 @@ def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProt
 def new_initializers(
     graph: gs.Graph, source: onnx.GraphProto, make: Make
 ) -> Iterator[onnx.TensorProto]:
-    """Constants that the source does not have anywhere; bodies read them from the main graph."""
+    """Constants that the source lacks; bodies read them from the main graph."""
     known = {t.name for each in messages(source, onnx.GraphProto) for t in each.initializer}
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
     for name, tensor in tensors.items():
@@ -211,10 +211,9 @@ def local_initializers(source: onnx.GraphProto) -> set[str]:
 def _write_initializers(
     tensors: dict[str, gs.Tensor], source: onnx.GraphProto, read_before: set[str], make: Make
 ) -> Iterator[onnx.TensorProto]:
-    """The original initializers in their order; what lost its last reader goes.
+    """The original initializers in order, without those that lost their last reader.
 
-    An initializer that nobody read in the first place stays: it is the user's, not ours. So does
-    the default of a graph input.
+    Initializers that nothing read in the first place stay, as do defaults of graph inputs.
     """
     for original in source.initializer:
         tensor = tensors.get(original.name)
@@ -249,7 +248,7 @@ def _write_constant(tensor: gs.Constant, make: Make = numpy_helper.from_array) -
 
 
 def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.ValueInfoProto:
-    """The original description, with the dims in which the tensor now differs."""
+    """The original declaration, with changed dims."""
     before = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
     after = getattr(tensor, "shape", None)
     # One of another rank is another declaration of the same tensor, which is not ours to judge.

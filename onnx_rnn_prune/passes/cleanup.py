@@ -1,4 +1,4 @@
-"""Leaving nothing behind: matrices that only pick entries, and nodes that nobody reads."""
+"""Clean-up after a cut: matrices that only pick entries, and nodes that nothing reads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 class PickEntries:
     """Turns products with a 0/1 matrix in front of a layer or behind it into Gathers.
 
-    A Gather needs no arithmetic. A column without a 1 takes its zero from one entry of padding.
-    The two that take the states of one LSTM apart share their indices.
+    A Gather needs no arithmetic. A column without a 1 takes its zero from an entry of padding. The
+    two Gathers for the states of one LSTM share their indices.
     """
 
     def __call__(self, document: Document) -> bool:
@@ -42,7 +42,7 @@ class PickEntries:
 
 @dataclass(frozen=True)
 class DropUnread:
-    """Removes nodes whose outputs nobody reads any more."""
+    """Removes nodes whose outputs nothing reads any more."""
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
@@ -81,7 +81,7 @@ class ShareDuplicates:
 
 
 def _share(twin: gs.Node, node: gs.Node, slot: int, local: set[str]) -> bool:
-    """Lets a node read what its twin reads, or the integers of which that is made."""
+    """Lets a node read the constant of its twin, or the integers from which that is made."""
     kept, own = twin.inputs[slot], node.inputs[slot]
     if kept is own:
         return False
@@ -102,7 +102,7 @@ def picked_entries(matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.int64] | N
     """For a 0/1 matrix [1, n, m] with at most one 1 a column: which row each column takes.
 
     Returns:
-        [m], with n where a column is zero; None where the matrix does more than pick.
+        [m], with n where a column is zero; None if the matrix does more than pick.
     """
     if matrix.ndim != 3 or len(matrix) != 1:
         return None
@@ -134,7 +134,7 @@ def _to_gather(
 
 
 def _padded(graph: gs.Graph, node: gs.Node, data: gs.Tensor) -> gs.Tensor:
-    """One more entry on the last axis, zero; the data is an output of a recurrent layer."""
+    """The output of a recurrent layer with a zero appended on the last axis."""
     layer = data.inputs[0]
     rank = 4 if layer.outputs[0] is data else 3
     pads = np.array([0] * (2 * rank - 1) + [1], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The two verbs: zero keeps every shape, shrink changes them; both follow one mask."""
+"""The two verbs, which follow one mask: zero keeps all shapes, shrink changes them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Change = Callable[[Array, list[Bound], Mask], Array]
 
 @dataclass(frozen=True, eq=False)
 class Zero:
-    """Puts zeros where units are cut, and leaves every shape.
+    """Sets cut units to zero and keeps all shapes.
 
     Attributes:
-        trace: of the document; nothing in it may be left to restore.
+        trace: of the document, with nothing left to restore.
     """
 
     trace: Trace
@@ -87,7 +87,7 @@ class Unshare:
 
 
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
-    """One copy, however many axes are cut; as large as what the labels are of."""
+    """A copy with zeros, of the shape of the labels."""
     bounds = [bound for bound in bounds if bound.dead is not None]
     if not bounds:
         return value
@@ -105,7 +105,7 @@ def _rewrite(
     keep: Mask,
     change: Change,
 ) -> bool:
-    """Rewrites every bound constant; readers that need the same values go on sharing them."""
+    """Rewrites every bound constant; readers that need equal values still share them."""
     assert not trace.restored and not trace.edges, "prepare the document first"
     nodes = nodes_by_key(document.graph)
     readers: dict[tuple[str, bytes], list[tuple[gs.Node, int]]] = defaultdict(list)
@@ -143,10 +143,10 @@ def _integers(
     keep: Mask,
     change: Change,
 ) -> Integers | None:
-    """What a cut leaves of integers behind a DequantizeLinear; None where that is no such thing.
+    """The cut integers in front of a DequantizeLinear; None for other weights.
 
-    Scales for each entry of an axis are cut like that axis. Where the directions lose different
-    entries of it, no scales are right for both, and real numbers are written instead.
+    Scales along an axis are cut like that axis. If the directions lose different entries of it, no
+    scales suit both, and floats are written instead.
     """
     node, slot = place
     held = dequantized(node.inputs[slot], graph.opset)
@@ -171,7 +171,7 @@ def _integers(
 
 
 def _digest(value: Array) -> bytes:
-    """Tells values apart without holding them."""
+    """A digest of values, so that equal ones are found without keeping them."""
     plain = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # bfloat16 has no buffer
     return hashlib.sha256(plain.data).digest()
 

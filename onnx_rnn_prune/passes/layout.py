@@ -1,4 +1,4 @@
-"""A model as onnxruntime and all else here want it: sorted, time first, inputs fixed as asked."""
+"""Passes that bring a model into the form used here: sorted, time first, inputs fixed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _OUTPUTS = {"Y": [2, 0, 1, 3], "Y_h": [1, 0, 2], "Y_c": [1, 0, 2]}
 
 @dataclass(frozen=True)
 class TimeFirst:
-    """Rewrites layout=1 as layout=0 between Transposes, which computes the same."""
+    """Rewrites layout=1 as layout=0 between Transposes."""
 
     def __call__(self, document: Document) -> bool:
         changed = False
@@ -58,10 +58,7 @@ class TimeFirst:
 
 @dataclass(frozen=True)
 class StackSequences:
-    """Lets a Loop stack what it puts into a sequence, where that is joined along a new axis.
-
-    A state that begins empty and gets one tensor a turn is what a scan output is.
-    """
+    """Replaces a sequence that a Loop fills, and that is then stacked, by a scan output."""
 
     def __call__(self, document: Document) -> bool:
         graph, changed = document.graph, False
@@ -78,9 +75,9 @@ class StackSequences:
 
 @dataclass(frozen=True)
 class TakeInvariants:
-    """Lets a Loop or Scan read from outside what it only hands from turn to turn.
+    """Lets a Loop or Scan read from outside the states that it never changes.
 
-    Weights that are carried as states are constants then.
+    Weights that are carried as states become constants.
     """
 
     def __call__(self, document: Document) -> bool:
@@ -118,7 +115,7 @@ class PlainProducts:
 
 
 def _turned_operands(node: gs.Node) -> tuple[int, ...] | None:
-    """Which operands are to be transposed for a node to be a MatMul; None where it is none."""
+    """The operands to transpose to make a node a MatMul; None if it is none."""
     if node.op == "Einsum" and len(node.inputs) == 2:
         equation = str(node.attrs.get("equation", "")).replace(" ", "")
         parts = re.fullmatch(r"(.*)(\w),(\w)(\w)->(.*)(\w)", equation)
@@ -149,8 +146,8 @@ def _turn_operand(graph: gs.Graph, node: gs.Node, slot: int) -> None:
 class RealOperators:
     """Rewrites QLinearConv and the like as Conv and the like between DequantizeLinear and Quantize.
 
-    So do operators that move the integers. onnxruntime computes both with the same kernels: it
-    makes the one of the other when it loads a model.
+    Operators that move the integers follow. onnxruntime computes both forms with the same kernels,
+    since it converts the latter when it loads a model.
     """
 
     def __call__(self, document: Document) -> bool:
@@ -164,7 +161,7 @@ class RealOperators:
 
 @dataclass(frozen=True)
 class SortNodes:
-    """Puts each node behind those it reads from: ONNX demands that, and onnxruntime does not."""
+    """Sorts nodes topologically, which ONNX requires and onnxruntime does not."""
 
     def __call__(self, document: Document) -> bool:
         computed: set[int] = set()
@@ -186,7 +183,7 @@ class SortNodes:
 
 @dataclass(frozen=True)
 class UniqueNames:
-    """Renames tensors of bodies that have the name of a tensor in another body."""
+    """Renames tensors of bodies that share a name with a tensor of another body."""
 
     def __call__(self, document: Document) -> bool:
         taken: set[str] = set()
@@ -204,7 +201,7 @@ class UniqueNames:
 
 @dataclass(frozen=True)
 class StateHiddenSize:
-    """Writes the attribute `hidden_size` where it is missing, since R tells it."""
+    """Adds missing attributes `hidden_size`, which follow from R."""
 
     def __call__(self, document: Document) -> bool:
         changed = False
@@ -217,9 +214,9 @@ class StateHiddenSize:
 
 @dataclass(frozen=True)
 class ListBounds:
-    """Writes scalar bounds of a Slice as lists of one, which ONNX demands.
+    """Makes scalar bounds of a Slice lists, as ONNX requires.
 
-    PyTorch writes scalars, and onnxruntime runs them where it rewrites several Slices as a Split.
+    PyTorch writes scalars, and onnxruntime runs them if it fuses several Slices into a Split.
     """
 
     def __call__(self, document: Document) -> bool:
@@ -257,7 +254,7 @@ _MOST_FROZEN = 1 << 24
 
 @dataclass(frozen=True)
 class Freeze:
-    """Makes graph inputs constants.
+    """Replaces graph inputs by constants.
 
     Attributes:
         values: by input name, the value as text.
@@ -296,7 +293,7 @@ class Freeze:
 
 @dataclass(frozen=True)
 class TakeBranches:
-    """Puts the branch of an If in its place where the condition is a constant."""
+    """Replaces an If with a constant condition by its branch."""
 
     def __call__(self, document: Document) -> bool:
         graph, changed = document.graph, False
@@ -339,7 +336,7 @@ def _parse(name: str, text: str, dtype: np.dtype[np.generic]) -> Array:
 
 
 def _take(graph: gs.Graph, node: gs.Node, body: gs.Graph) -> None:
-    """Moves a body's nodes in front of the node that carries it; its outputs keep their names."""
+    """Moves a body's nodes in front of its node, whose outputs keep their names."""
     siblings = place_of(graph, node).graph.nodes
     position = next(index for index, item in enumerate(siblings) if item is node)
     moved, results = list(body.nodes), list(body.outputs)
@@ -361,7 +358,7 @@ def _take(graph: gs.Graph, node: gs.Node, body: gs.Graph) -> None:
 
 
 def _added(state: State, start: gs.Tensor) -> gs.Tensor | None:
-    """What each turn puts at the end of a sequence that begins empty and is not read in it."""
+    """The tensor that each iteration appends to a sequence that starts empty and is not read."""
     made, only = state.result.inputs, len(state.source.outputs) == 1
     if not made or made[0].op != "SequenceInsert" or not start.inputs or not only:
         return None
@@ -372,13 +369,13 @@ def _added(state: State, start: gs.Tensor) -> gs.Tensor | None:
 
 
 def _stacks(join: gs.Node, added: gs.Tensor) -> bool:
-    """Whether it lays the tensors of a sequence behind one another, along an axis of their own."""
+    """Whether a node stacks the tensors of a sequence along a new axis."""
     new = join.op == "ConcatFromSequence" and join.attrs.get("new_axis", 0) == 1
     return new and (join.attrs["axis"] == 0 or _rank(join, added) is not None)
 
 
 def _rank(join: gs.Node, added: gs.Tensor) -> int | None:
-    """The number of axes of tensors that are joined, as far as it is declared."""
+    """The rank of the tensors that are joined, if declared."""
     whole = join.outputs[0].shape
     return len(added.shape) if added.shape is not None else whole and len(whole) - 1
 
@@ -406,7 +403,7 @@ def _stack(document: Document, node: gs.Node, state: State, added: gs.Tensor) ->
 
 
 def _drop_state(document: Document, node: gs.Node, state: State) -> None:
-    """Takes a state off a Loop or Scan, and off the message from which its body's types come."""
+    """Removes a state from a Loop or Scan, and from the message that declares its body's types."""
     body, (_, original) = bodies_of(node)["body"], document.origins[id(node)]
     message = onnx.NodeProto()
     message.CopyFrom(original)

@@ -1,6 +1,6 @@
-"""Making every outlet of a layer one that is absorbed, and every state one that can be cut.
+"""Preparation: every outlet of a layer becomes absorbed, and every state can be cut.
 
-Products without a bias get one of zero, for recovery to write to.
+Products without a bias get a zero one, for recovery to write to.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class SelectStates:
     that stays at full width.
 
     Attributes:
-        layers: whose states they are.
-        narrow: names of those that hold units themselves.
+        layers: the layers whose states they are.
+        narrow: names of states that hold units themselves.
     """
 
     layers: tuple[str, ...]
@@ -85,16 +85,16 @@ class SelectStates:
 
 
 def _is_selected(state: gs.Tensor) -> bool:
-    """Whether a matrix stands there; a pruned file has a Gather in its place."""
+    """Whether there is such a matrix already, or a Gather, as in a pruned file."""
     made = state.inputs[0] if state.inputs else None
     return made is not None and made.op in ("MatMul", "Add") and bool(made.name.startswith(OWN))
 
 
 @dataclass(frozen=True)
 class PickUnits:
-    """Puts a Gather of all entries before each input of full width that units meet.
+    """Puts a Gather of all entries before each full-width input that meets units.
 
-    Cutting its indices with the units picks the entries that are needed of where a state starts.
+    Cutting its indices with the units picks the needed entries of an initial state.
 
     Attributes:
         selects: by node key and slot, the axis of the units from the end, and their number.
@@ -121,7 +121,7 @@ class Widen:
     """Puts an identity matrix where states are read at full width, as `Restore` does for outlets.
 
     Attributes:
-        trace: of the document; its edges say where that is.
+        trace: of the document; its edges tell where.
     """
 
     trace: Trace
@@ -163,7 +163,7 @@ class Widen:
 
 
 def _home(graph: gs.Graph, tensor: gs.Tensor) -> gs.Graph:
-    """The graph or body of which a tensor is an input."""
+    """The graph or body with this tensor as an input."""
     graphs = (place.graph for place in places(graph))
     return next(each for each in graphs if any(port is tensor for port in each.inputs))
 
@@ -171,8 +171,8 @@ def _home(graph: gs.Graph, tensor: gs.Tensor) -> gs.Graph:
 def _units_last(labels: Labels, axis: int) -> tuple[list[int], Array]:
     """An order of axes for a MatMul to sum that of units, and as many identities as it needs.
 
-    Where units change along another axis, too, there is one for each of its entries; the last axis
-    but one is that of rows, and has to be another.
+    If units vary along another axis as well, each of its entries needs one. The last axis but one,
+    that of rows, must be a third one.
     """
     varying = varying_axes(labels)
     rows = max(place for place in range(labels.ndim) if place not in (axis, *varying))
@@ -220,7 +220,7 @@ def _apart(
 def _products(
     graph: gs.Graph, inner: gs.Tensor, full: gs.Tensor, order: list[int], weight: gs.Constant
 ) -> list[gs.Node]:
-    """Nodes that multiply the axis that an order puts last with a matrix."""
+    """Nodes that multiply the axis that an order puts last by a matrix."""
     label = fresh_name(graph, f"{OWN}{inner.name}_restore")
     if order == sorted(order):
         return [gs.Node("MatMul", label, inputs=[inner, weight], outputs=[full])]
@@ -237,8 +237,8 @@ def _products(
 class Restore:
     """Puts an identity matrix behind each outlet that nothing absorbs.
 
-    Cutting its rows with the units brings the output back to full width, so that whatever stands
-    behind it stays as it was; and recovery fits it like any other weight that reads the units.
+    Cutting its rows with the units restores full width, so that everything downstream stays as it
+    was; and recovery fits it like any other weight that reads the units.
 
     Attributes:
         handed_back: those of them by which a state goes to callers who only hand it back. They get
@@ -266,7 +266,7 @@ class Restore:
 
 
 def _is_default(document: Document, tensor: gs.Tensor) -> bool:
-    """Whether a constant is what a graph input is where the caller says nothing else.
+    """Whether a constant is the default of a graph input.
 
     Before IR version 4 every initializer had to be listed as an input, which says nothing.
     """
@@ -310,7 +310,7 @@ def _select(graph: gs.Graph, layer: Layer, name: str, state: gs.Tensor) -> None:
 
 
 def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[Outlet]]) -> None:
-    """What is absorbed reads the inner tensor; an output of the model keeps its name.
+    """Restores an output; absorbed readers read the inner tensor, outputs keep their names.
 
     Args:
         graph: what is edited.
@@ -342,11 +342,11 @@ def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[O
 
 @dataclass(frozen=True, eq=False)
 class AddBiasSlots:
-    """Adds zero to every sum over units to which nothing constant is added.
+    """Adds a zero bias to every sum over units without a constant addend.
 
     Attributes:
-        layers: the layers whose units are cut, and which sum over them.
-        bindings: where other constants read units.
+        layers: the layers whose units are cut, which sum over units themselves.
+        bindings: of other constants that read units.
     """
 
     layers: tuple[str, ...]
@@ -384,7 +384,7 @@ class AddBiasSlots:
 
 @dataclass(frozen=True)
 class DropUnusedBiases:
-    """Takes additions of zero out again where recovery had no use for them."""
+    """Removes the zero biases that recovery did not use."""
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
@@ -404,7 +404,7 @@ class DropUnusedBiases:
 
 
 def add_zero(graph: gs.Graph, node: gs.Node, shape: tuple[int, ...], weight: Array) -> bool:
-    """Puts an addition behind a product, unless there is one; the result keeps its name."""
+    """Adds a zero bias to a product without one; the result keeps its name."""
     if bias_slot(node) is not None:
         return False
     result = node.outputs[0]

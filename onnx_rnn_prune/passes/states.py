@@ -43,7 +43,7 @@ from onnx_rnn_prune.validate.narrow_states import KEPT, NarrowState, write_kept
 
 @dataclass(frozen=True, eq=False)
 class NarrowInterface:
-    """How a cut model looks to its callers.
+    """The interface of a cut model.
 
     Attributes:
         trace: of the prepared document once the states are open; else its own.
@@ -58,7 +58,7 @@ class NarrowInterface:
 
 @dataclass(frozen=True, eq=False)
 class OpenStates:
-    """Takes out what selects from some states, and what brings them back to full width."""
+    """Removes the nodes that select from some states, and those that restore full width."""
 
     trace: Trace
     states: Sequence[StatePair]
@@ -79,14 +79,14 @@ class OpenStates:
 def come_back_in_place(
     document: Document, states: Sequence[StatePair], feeds: Iterable[Feed]
 ) -> tuple[StatePair, ...]:
-    """Those of some states of which each entry comes back to the unit that it left.
+    """The states whose entries each come back to the unit that they left.
 
-    A number for each unit is sent around in onnxruntime, in the place of the final states.
+    onnxruntime runs with a number for each unit in place of the final states.
 
     Args:
         document: the model.
         states: those that callers only hand back.
-        feeds: of which one serves to see it.
+        feeds: the first is used.
     """
     feed = next(iter(feeds)) if states else {}
     return tuple(state for state in states if _comes_back(document, state, feed))
@@ -119,7 +119,7 @@ def _comes_back(document: Document, state: StatePair, feed: Feed) -> bool:
 
 
 def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
-    """Puts numbers in the place of a final state, as many as there are sequences."""
+    """Replaces a final state by numbers of units, for each sequence."""
     final, coming = layer.output(ENDS[start]), layer.input(start)
     assert final is not None and coming is not None
     layer.node.name = layer.name
@@ -137,13 +137,13 @@ def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
 def open_states(
     document: Document, known: Trace, source: Document, feeds: Iterable[Feed]
 ) -> NarrowInterface:
-    """Lets states hold kept units only, where that can be; layers that share one are tied.
+    """Lets states hold kept units only, if possible; layers that share one are tied.
 
     Args:
         document: the prepared model, with all states at full width.
         known: its trace.
         source: the model before it was prepared.
-        feeds: what the model runs on, to see shapes with.
+        feeds: show the shapes of tensors.
     """
     states, reasons = state_pairs(source)
     cut = {name for name, lanes in known.units.lanes.items() if lanes.shape[1] > 1}
@@ -166,7 +166,7 @@ def open_states(
 def _opened(
     document: Document, known: Trace, states: Sequence[StatePair], feeds: Iterable[Feed]
 ) -> Trace:
-    """The trace of a model in which some states hold the entries of kept units only."""
+    """The trace of a model some of whose states hold kept units only."""
     result = document.copy()
     OpenStates(known, states)(result)
     layers = traced_layers(result, known)
@@ -194,7 +194,7 @@ def _closed(states: Sequence[StatePair], found: Trace) -> dict[StatePair, str]:
 
 
 def _take_restore(graph: gs.Graph, layer: Layer, output: str, result: gs.Tensor) -> None:
-    """Lets the way to a state's output begin at the layer; other readers keep the full width."""
+    """Connects a state's output to the layer itself; other readers keep full width."""
     inner = layer.output(output)
     assert inner is not None
     own = [n for n in inner.outputs if n.op == "MatMul" and n.name.startswith(OWN)]
@@ -218,9 +218,9 @@ def _take_restore(graph: gs.Graph, layer: Layer, output: str, result: gs.Tensor)
 
 
 def _drop(graph: gs.Graph, node: gs.Node) -> None:
-    """Removes a node and those before it that are not of the original and that nobody reads.
+    """Removes a node and those before it that nothing reads and that the original lacks.
 
-    What the original has stays, even if nobody reads it: its layers are numbered.
+    Nodes of the original stay even if nothing reads them, since layers are numbered.
     """
     result = node.outputs[0]
     given = any(tensor is result for place in places(graph) for tensor in place.graph.outputs)
@@ -246,7 +246,7 @@ class _Place:
 
     Attributes:
         entry: the key of the metadata, or the output.
-        path: the way to the number in JSON; empty where the entry is nothing but that number.
+        path: to the number in JSON; empty if the entry is just that number.
         value: the number.
     """
 
@@ -256,14 +256,14 @@ class _Place:
 
     @property
     def name(self) -> str:
-        """What the option calls it."""
+        """Its name in the option."""
         return f"{self.entry}:{'.'.join(map(str, self.path))}" if self.path else self.entry
 
 
 def write_states(
     model: onnx.ModelProto, keys: Sequence[str], states: Sequence[NarrowState]
 ) -> list[str]:
-    """Writes which entries narrow states hold, and their width where that was asked for.
+    """Writes which entries narrow states hold, and their width if asked for.
 
     Args:
         model: it is changed.
@@ -341,7 +341,7 @@ def _parsed(text: str) -> object:
 
 
 def _numbers(value: object) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """The whole numbers in a value of JSON, each with the way to it."""
+    """The whole numbers in a JSON value, each with its path."""
     waiting: list[tuple[tuple[str | int, ...], object]] = [((), value)]
     while waiting:
         path, item = waiting.pop(0)
@@ -354,7 +354,7 @@ def _numbers(value: object) -> Iterator[tuple[tuple[str | int, ...], int]]:
 
 
 def _outputs(model: onnx.ModelProto) -> Iterator[_Place]:
-    """Outputs that are one whole number, whatever is fed, as Unity's `memory_size`."""
+    """Outputs that are one constant whole number, such as Unity's `memory_size`."""
     for tensor in Document.read(model).graph.outputs:
         value = constant_value(tensor)
         if value is not None and value.size == 1 and value.dtype.kind in "fiu":
@@ -381,7 +381,7 @@ def _write(model: onnx.ModelProto, place: _Place, after: int) -> None:
 
 
 def _write_output(model: onnx.ModelProto, name: str, after: int) -> None:
-    """Computes an output from a constant of its own, since others may read the one that it is."""
+    """Gives an output a constant of its own, since other nodes may read the present one."""
     document = Document.read(model)
     graph = document.graph
     number = next(n for n, tensor in enumerate(graph.outputs) if tensor.name == name)
