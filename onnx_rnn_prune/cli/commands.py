@@ -82,30 +82,28 @@ class Command(click.Command):
 
 
 def _command(
-    function: Callable[..., Any],
-    *places: click.Argument,
-    writes: Sequence[str],
-    examples: Sequence[str],
+    *places: click.Argument, writes: Sequence[str], examples: Sequence[str]
 ) -> Callable[[Callable[[Given], int | None]], Command]:
-    """Adds a command that calls a function.
+    """Adds a command that calls the function of its name in `api`, whose options it has.
 
     Args:
-        function: of `api`, whose keyword arguments become options.
-        places: the arguments without a flag.
+        places: what is given without a flag; a model by default.
         writes: the options for files to write, and for printing.
         examples: command lines for the help.
     """
 
     def add(work: Callable[[Given], int | None]) -> Command:
-        command = Command(work, [*places, *options_for(function, writes)], _examples(*examples))
+        options = options_for(getattr(api, work.__name__), writes)
+        given = places or [_file("model")]
+        command = Command(work, [*given, *options], _examples(*examples))
         cli.add_command(command)
         return command
 
     return add
 
 
-def _file(word: str, shown: str | None = None) -> click.Argument:
-    return click.Argument([word], type=name, metavar=shown)
+def _file(word: str) -> click.Argument:
+    return click.Argument([word], type=name)
 
 
 def _asked(given: Given) -> Given:
@@ -125,8 +123,6 @@ def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
 
 
 @_command(
-    api.inspect,
-    _file("model"),
     writes=["as_json"],
     examples=["inspect model.onnx", "inspect model.onnx --data clips --json"],
 )
@@ -137,8 +133,6 @@ def inspect(given: Given) -> None:
 
 
 @_command(
-    api.prune,
-    _file("model"),
     writes=["output", "save_plan", "json", "html", "summary"],
     examples=[
         "prune model.onnx -o small.onnx --keep 50% --data clips",
@@ -155,8 +149,6 @@ def prune(given: Given) -> None:
 
 
 @_command(
-    api.search,
-    _file("model"),
     writes=["output", "save_plan", "json", "html", "summary"],
     examples=[
         "search model.onnx -o small.onnx --data clips --max-nrmse 0.5",
@@ -178,8 +170,6 @@ def search(given: Given) -> int:
 
 
 @_command(
-    api.sensitivity,
-    _file("model"),
     writes=["png", "as_json"],
     examples=[
         "sensitivity model.onnx --data clips",
@@ -200,8 +190,6 @@ def sensitivity(given: Given) -> None:
 
 
 @_command(
-    api.plan,
-    _file("model"),
     writes=["output"],
     examples=["plan model.onnx -o plan.json --keep 50% --data clips"],
 )
@@ -215,7 +203,6 @@ def plan(given: Given) -> None:
 
 
 @_command(
-    api.apply,
     _file("model"),
     _file("plan"),
     writes=["output", "json", "html", "summary"],
@@ -232,8 +219,6 @@ def apply(given: Given) -> int:
 
 
 @_command(
-    api.roll,
-    _file("model"),
     writes=["output", "json"],
     examples=[
         "roll model.onnx -o rolled.onnx",
@@ -249,7 +234,6 @@ def roll(given: Given) -> None:
 
 
 @_command(
-    api.compare,
     _file("a"),
     _file("b"),
     writes=["as_json", "summary"],
@@ -274,7 +258,6 @@ def compare(given: Given) -> int:
 
 
 @_command(
-    api.bench,
     click.Argument(["models"], nargs=-1, type=name, required=True, metavar="A [B ...]"),
     writes=["as_json"],
     examples=["bench model.onnx small.onnx --data clips"],
