@@ -151,7 +151,7 @@ def prune(given: Given) -> None:
 @_command(
     writes=["output", "save_plan", "json", "html", "summary"],
     examples=[
-        "search model.onnx -o small.onnx --data clips --max-nrmse 0.5",
+        "search model.onnx -o small.onnx --data clips --max-nrmse 0.4",
         "search model.onnx -o small.onnx --data clips --params 60% --study study.db",
     ],
 )
