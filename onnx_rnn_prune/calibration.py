@@ -1,4 +1,4 @@
-"""Calibration, validation and test feeds of a model, and what the first of them show."""
+"""Calibration, validation and test feeds of a model, and the evidence of the first."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from onnx_rnn_prune.recovery.distill.configuration import Loss, read_loss, requi
 from onnx_rnn_prune.trace.states import known_states, plain_outputs, state_inputs
 from onnx_rnn_prune.traced_model import TracedModel
 
-# Feeds made up where there is no data; a part of the feeds that is kept from calibration.
+# The number of random feeds without data; the shares of feeds kept from calibration.
 _RANDOM_FEEDS = 3
 _VALIDATION = 0.25
 _VALIDATION_AND_TEST = 0.4
 # A search promises a limit with a standard error to spare. That of few streams is large, and badly
 # known itself: up to half of all are kept from calibration, until so many judge.
 _JUDGES = 16
-# Other sizes to prove on: small ones, and parts of what a model takes that needs long inputs.
+# Other sizes to prove on: small ones, and fractions, for models that need long inputs.
 _PROOFS = 2
 _RESIZINGS: tuple[Callable[[int], int], ...] = (
     lambda size: min(size, 13),
@@ -45,13 +45,13 @@ class Calibration:
     """Feeds by what they are for; they share nothing unless `calibration.shared` says so.
 
     Attributes:
-        calibration: what is fitted on.
-        validation: what candidates are judged by.
-        test: what drift is reported on.
-        given: whether the user gave data; made-up feeds calibrate nothing.
-        warnings: what the user should know about them.
-        loss: of the labels that lie in them, if that is to be looked at.
-        streams: what the report says of states that are carried, see `stream_row`.
+        calibration: to fit on.
+        validation: to judge candidates by.
+        test: to report drift on.
+        given: whether the user gave data; random feeds calibrate nothing.
+        warnings: for the user.
+        loss: of their labels, if it counts.
+        streams: see `stream_row`.
     """
 
     calibration: Feeds
@@ -73,10 +73,7 @@ class Calibration:
         return len(self.calibration) + (0 if self.calibration.shared else len(self.validation))
 
     def evidence(self, traced: TracedModel, progress: Progress = silent) -> Evidence | None:
-        """What the calibration feeds show of a model's units, collected once.
-
-        None where feeds are made up, which show nothing.
-        """
+        """The evidence of the calibration feeds, collected once; None if they are random."""
         feeds, known = self.calibration, traced.evidence
         if self.given and feeds not in known:
             known[feeds] = collect(traced.document, traced.trace, traced.readers, feeds, progress)
@@ -84,10 +81,10 @@ class Calibration:
 
 
 def made_up(document: Document, run: Callable[[Feed], object], inputs: Inputs) -> Feeds:
-    """Feeds for a model where there are no data, of the sizes that are asked for.
+    """Random feeds for a model, of the sizes asked for.
 
     Raises:
-        PruneError: the model runs on no feed that can be made up.
+        PruneError: the model runs on none of those tried.
     """
     return random_feeds(
         document,
@@ -100,10 +97,10 @@ def made_up(document: Document, run: Callable[[Feed], object], inputs: Inputs) -
 
 
 def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
-    """Opens the user's data, or makes up feeds where there are none.
+    """Opens the user's data, or makes random feeds if there are none.
 
     Raises:
-        PruneError: data cannot be read, or the model does not run on made-up feeds.
+        PruneError: data cannot be read, or the model runs on no random feeds.
     """
     eval_data, stream = inputs.eval_data, inputs.stream
     if inputs.data is None:
@@ -155,7 +152,7 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
 def stream_row(
     document: Document, asked: bool | None, test: Feeds, *others: Feeds
 ) -> Streams | None:
-    """What reports say of states that callers carry along; None where there are none."""
+    """How states that callers carry along were treated, for reports; None without states."""
     states = {**known_states(document), **test.states}
     if not states:
         return None
@@ -172,12 +169,12 @@ def opened_feeds(opened: OpenedModel, source: object, stream: bool | None) -> Fe
 def feeds_for(
     document: Document, run: Callable[[], Runner], source: object, stream: bool | None
 ) -> Feeds:
-    """The user's data as feeds for a model, joined to streams where they follow one another.
+    """The user's data as feeds for a model, joined to streams.
 
     Args:
         source: see `data.open_feeds`.
-        stream: True where each folder, or iterable, is a stream in order; False where each feed
-            stands alone; None where the states in the feeds tell.
+        stream: True if each folder, or iterable, is a stream in order; False if each feed is
+            independent; None if the states in the feeds tell.
 
     Raises:
         PruneError: data cannot be read, or `stream` does not suit the model.
@@ -191,7 +188,7 @@ def feeds_for(
 
 
 def proof_feeds(opened: OpenedModel, feeds: Feeds) -> list[Feed]:
-    """Feeds to prove on: a real one, and the same in other sizes where the model takes them.
+    """Feeds to prove on: a real one, and the same in other sizes that the model takes.
 
     Raises:
         PruneError: the model does not run on the first feed.
@@ -199,7 +196,7 @@ def proof_feeds(opened: OpenedModel, feeds: Feeds) -> list[Feed]:
     real = iter(feeds)
     first = next(real)
     run = opened.run()
-    run(first)  # what does not suit the original is no fault of what is made of it
+    run(first)  # what does not suit the original is no fault of the cut
     accepts = partial(runs, run)
     found: list[Feed] = [first]
     if feeds.random:  # they are few, and of several sizes
@@ -233,12 +230,12 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
     """The data with a loss of the labels in them.
 
     Args:
-        loss: as the user gives it; None for none.
-        learning: whether what could learn from the loss is asked for.
+        loss: the user's option.
+        learning: whether steps that learn from a loss are asked for.
 
     Raises:
         PruneError: there is no such loss, or no step learns from it; PyTorch, data or labels are
-            missing, or those of the first feed that has some and the loss do not suit each other.
+            missing, or the loss and the first labels do not suit each other.
     """
     found = read_loss(loss)
     if found is None:

@@ -107,14 +107,7 @@ class Evaluator:
         quality: Quality = NRMSE,
         loss: Loss | None = None,
     ) -> Evaluator:
-        """An evaluator of cuts of a model, where there is data.
-
-        Args:
-            traced: the model.
-            data: feeds.
-            quality: how good a model is, in a search.
-            loss: counts where validation feeds have labels.
-        """
+        """An evaluator of cuts of a model; the loss counts if validation feeds have labels."""
         evidence = data.evidence(traced)
         assert evidence is not None
         known = loss is not None and any(feed.labels is not None for feed in data.validation)
@@ -133,11 +126,10 @@ class Evaluator:
         return Runner(document, outputs=outputs, also=drawn, name="a candidate", remedy=OURS)
 
     def error(self, document: Document, feeds: Feeds | None = None) -> float:
-        """Mean NRMSE of the outputs, run freely; with a loss, (both) / 2.
+        """Mean NRMSE of the outputs of a cut, or the mean of that and the loss.
 
         Args:
-            document: a cut.
-            feeds: to run on; all validation feeds where there are none.
+            feeds: all validation feeds by default.
         """
         feeds = feeds or self.data.validation
         candidate, judged = self.runner(document), self.traced.original.judged
@@ -153,14 +145,14 @@ class Evaluator:
         return (error + self.loss.of_runs(candidate, feeds, outputs)) / 2
 
     def quick_error(self, keep: Mask) -> float:
-        """Of the cut that keeps some units, with quick least squares; judged once."""
+        """The error of a cut with quick least squares, remembered."""
         known, cut = keep.tobytes(), self.candidate(keep)
         if known not in self.errors:
             self.errors[known] = cut.error(cut.quick())
         return self.errors[known]
 
     def of_others(self) -> Evaluator:
-        """The same for other feeds, which may have the names of those that were looked at."""
+        """The same for other feeds, which may have names of feeds that were run before."""
         return replace(self, original=Recorded(self.traced.original.watched), known={})
 
     def before(self, feeds: Feeds) -> float:
@@ -170,10 +162,7 @@ class Evaluator:
         return self.known[feeds.numbers]
 
     def measured(self, model: Recorded, feeds: Feeds) -> float:
-        """The quality of a model on feeds.
-
-        Without states, unless there is nothing else: they matter for what comes of them.
-        """
+        """The quality of a model on feeds; states count only if there are no other outputs."""
         plain, judged = self._judged(feeds), self.traced.original.judged
         names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
 

@@ -66,15 +66,15 @@ class OpenedModel:
     """A model that was read and runs.
 
     Attributes:
-        name: how errors and tables call it.
+        name: its name in errors and tables.
         model: the message as read; never changed.
-        document: its graph, as onnxruntime can run it; never changed.
-        layers: those of its layers that may be cut.
-        runnable: what onnxruntime loads of the two.
-        judged: what its outputs are judged by.
-        invalid_nodes: its recurrent nodes that nothing can run.
-        notes: what the user should know about it.
-        rolling: which recurrences that were written out are layers of the document.
+        document: its graph, in a form that onnxruntime can run; never changed.
+        layers: its layers that may be cut.
+        runnable: the one of these two that onnxruntime loads.
+        judged: how its outputs are judged.
+        invalid_nodes: its recurrent nodes that no runtime accepts.
+        notes: for the user.
+        rolling: which decomposed recurrences became layers of the document.
     """
 
     name: str
@@ -89,44 +89,44 @@ class OpenedModel:
 
     @property
     def rolled(self) -> bool:
-        """Whether recurrences that were written out are layers of the document."""
+        """Whether decomposed recurrences became layers of the document."""
         return self.rolling is not None and bool(self.rolling.rolled)
 
     @property
     def find_counted(self) -> Callable[[gs.Graph], list[Layer]]:
-        """Finds the layers whose operations count: all where any but recurrent ones may be cut."""
+        """Finds the layers whose operations count: all if any but recurrent ones may be cut."""
         recurrent = all(layer.cell.stacked for layer in self.layers)
         return find_layers if recurrent else all_layers
 
     def run(self) -> Runner:
-        """Loads it in onnxruntime, as far as that can run it; for as long as it is needed."""
+        """Loads it in onnxruntime, as far as that can run it."""
         return Runner(self.runnable, name=self.name)
 
     def rolled_speedup(self, feed: Feed | Sequence[Feed]) -> float | None:
-        """How many times faster a run is by rolling alone; None where nothing was rolled."""
+        """The speedup of rolling alone; None if nothing was rolled."""
         if not self.rolled:
             return None
         rolled = Runner(self.document, name=self.name)
         return latency(self.run(), rolled, feed, seconds=_SECONDS).speedup
 
     def watched(self) -> Runner:
-        """The same with what its outputs are judged by."""
+        """Loads it with the signals that its outputs are judged by."""
         if self.judged.watched is None:
             return self.run()
         judged = self.judged
         return Runner(self.document, outputs=judged.watched, also=judged.drawn, name=self.name)
 
     def beside(self, model: onnx.ModelProto | Document, name: str) -> Runner:
-        """Loads what was made of it, to be judged beside it."""
+        """Loads a model made of it, to be judged beside it."""
         judged = self.judged
         return Runner(model, outputs=judged.watched, also=judged.drawn, name=name, remedy=OURS)
 
     def pairs(
         self, model: onnx.ModelProto, name: str
     ) -> tuple[tuple[Runner, Runner], tuple[Runner, Runner]]:
-        """It and what was made of it, loaded to be judged, and to be timed.
+        """It and a model made of it, loaded for judging, and for timing.
 
-        What outputs are judged by takes time of its own to compute.
+        The signals that outputs are judged by take time to compute.
         """
         judged = self.watched(), self.beside(model, name)
         if self.judged.watched is None:
@@ -134,10 +134,10 @@ class OpenedModel:
         return judged, (self.run(), Runner(model, name=name, remedy=OURS))
 
     def beside_cuts(self, trace: Trace) -> OpenedModel:
-        """The same for cuts of some units: what holds these is another tensor then.
+        """The same for cuts of some units, which change the tensors that hold these.
 
         Raises:
-            PruneError: all that units have a part in is drawn at random.
+            PruneError: all that depends on units is drawn at random.
         """
         judged = self.judged.without(trace.labels)
         if judged.proven == ():
@@ -185,11 +185,11 @@ def open_model(
 
 
 def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], rolls: bool) -> str:
-    """What helps where recurrences are written out, or nothing but other layers can be cut.
+    """The remedy for decomposed recurrences, or if only other layers can be cut.
 
     Args:
-        written: its recurrences that are written out.
-        rolls: whether such were to become layers.
+        written: its decomposed recurrences.
+        rolls: whether these were to become layers.
     """
     if written and not rolls:
         return "leave out --no-roll: what is written out becomes a layer where possible"
@@ -200,7 +200,7 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
 
 
 def stays_written_out(opened: OpenedModel) -> list[str]:
-    """The recurrences that are no layers, and why they did not become some, a sentence each."""
+    """Sentences on the recurrences that are no layers, and why they were not rolled."""
     left = opened.rolling.left if opened.rolling is not None else {}
     reasons = [f"it was not rolled because {reason}" for reason in dict.fromkeys(left.values())]
     return [*map(str, written_out(opened)), *reasons]
@@ -225,7 +225,7 @@ def frozen(model: onnx.ModelProto, values: Mapping[str, str] | None) -> onnx.Mod
     """The model with some inputs fixed; they and the branches not taken are gone.
 
     Raises:
-        PruneError: it has no such input, or a value is none that the input takes.
+        PruneError: it has no such input, or a value does not suit it.
     """
     if not values:
         return model
@@ -277,13 +277,13 @@ def follow(
 
 
 def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | None:
-    """The document with layers where recurrences were written out; None where there are none."""
+    """The document with decomposed recurrences rolled; None if there are none."""
     if not find_decomposed(document.graph) and not _has_operators_in_turns(document):
         return None
     try:
         feeds = proof_feeds(document, Runner(model, name=name))
         return with_reasons(roll(document, feeds, fewest=1))
-    except PruneError as error:  # it does not run, or not on what can be made up
+    except PruneError as error:  # it does not run, or not on random feeds
         return Rolling(document, left={name: error.what})
 
 
@@ -315,10 +315,10 @@ def recurrent_keys(graph: gs.Graph) -> frozenset[str]:
 
 
 def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
-    """Whether all globs that say which layers may be cut match some.
+    """Checks the globs of layers that may be cut.
 
     Raises:
-        PruneError: one matches none.
+        PruneError: one matches no layer.
     """
     names = [layer.name for layer in all_layers(opened.document.graph)]
     for glob in layers:
@@ -342,7 +342,7 @@ def written_out(opened: OpenedModel) -> tuple[DecomposedRecurrence, ...]:
 
 
 def read_document(model: onnx.ModelProto) -> Document:
-    """The graph of a model that was read, in order, with a name of its own for each tensor."""
+    """The graph of a model, sorted, with unique names of tensors."""
     document = Document.read(model)
     check_sizes(document.graph)
     Pipeline((UniqueNames(), SortNodes()))(document)
