@@ -110,6 +110,20 @@ def test_constants_that_a_few_bytes_make_large_are_refused(command, tmp_path):
     assert peak < 300
 
 
+def test_inputs_of_declared_sizes_that_no_feed_has_are_refused(tmp_path):
+    model = claiming(3, makes=False)
+    held = onnx.helper.make_tensor_value_info("held", onnx.TensorProto.FLOAT, [1 << 31, 3, 2])
+    model.graph.input.append(held)
+    halves = [f"half{n}" for n in range(2)]
+    model.graph.node.append(onnx.helper.make_node("Split", ["held"], halves, axis=0))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("half0", 1, None))
+    onnx.save(model, tmp_path / "model.onnx")
+    code, peak, errors = limited("inspect", tmp_path / "model.onnx")
+    assert code == 1 and errors.count("\n") == 1
+    assert "input 'held': its shape [2147483648, 3, 2] would take 12884901888 entries" in errors
+    assert peak < 300
+
+
 def chain(steps):
     """A GRU, and behind it a written-out residual network of so many steps."""
     model = claiming(3, makes=False)

@@ -51,6 +51,7 @@ _ONNX = {"", "ai.onnx"}  # how the domain of ONNX's own operators is written
 _REMEDY = "export the model again, or get the whole file"
 _MOST_NODES = 1 << 22
 _FEW = 64  # entries of a constant that may be sizes
+_MOST_ENTRIES = 1 << 28  # of an input; onnxruntime plans with what is declared
 # Where numbers that take other room lie in a message, so many of them in one entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
@@ -77,6 +78,12 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
             _require(
                 kind.elem_type in _TYPES, f"tensor '{info.name}'", "its type is none of ONNX's"
             )
+    for port in model.graph.input:
+        sizes = [max(dim.dim_value, 1) for dim in port.type.tensor_type.shape.dim]
+        fits = prod(sizes) <= _MOST_ENTRIES
+        _require(
+            fits, f"input '{port.name}'", f"its shape {sizes} would take {prod(sizes)} entries"
+        )
     for attribute in messages(model.graph, onnx.AttributeProto):
         _require(
             not attribute.ref_attr_name,
