@@ -71,7 +71,7 @@ def test_a_calibration_reader_is_data(reader):
 def test_a_search_takes_a_calibration_reader(reader):
     report = search(lookup(), data=reader, params="90%", align=2).report
     assert report["search"]["splits"] == {
-        "calibration": 6, "validation": 2, "test": 2, "shared": ""
+        "calibration": 5, "validation": 3, "test": 2, "shared": ""
     }  # fmt: skip
     assert report["oracle"]["passed"]
 
