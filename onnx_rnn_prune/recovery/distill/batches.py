@@ -333,14 +333,14 @@ def watch(teacher: Teacher, feeds: Feeds, states: Iterable[str]) -> list[Piece]:
     states = frozenset(states)
     pieces: list[Piece] = []
     calls: list[tuple[Batch, Answers | None]] = []
-    sizes = None
+    held, sizes = 0, None
     for feed in feeds:
         batch = teacher(feed)
         now = [value.shape for value in (*batch.given.values(), *batch.wanted.values())]
         if calls and (not feed.follows or now != sizes):
             pieces.append(Piece.of(calls, states))
-            calls = []
-            if not feed.follows and sum(piece.nbytes for piece in pieces) > _MOST_STREAM_BYTES:
+            held, calls = held + pieces[-1].nbytes, []
+            if not feed.follows and held > _MOST_STREAM_BYTES:
                 return pieces
         sizes = now
         calls.append((batch, Answers.of(feed)))
