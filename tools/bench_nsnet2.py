@@ -224,7 +224,7 @@ def bench(
     searched: bool = True,
     kinds: Sequence[str] = KINDS,
 ) -> tuple[list[Row], list[Mixture]]:
-    """The rows, the original's first, and the pieces they were measured on, with kinds of noise."""
+    """The rows, the original's first, and the pieces with noise that they were measured on."""
     path, recordings = folder / "nsnet2.onnx", folder / "speech"
     if not path.exists() or not recordings.is_dir():
         remedy = f"python tools/fetch_models.py nsnet2 speech --to {folder}"
@@ -255,7 +255,7 @@ def main() -> int:
     """Measures what the command line asks for; the exit code says whether it could."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
-    parser.add_argument("--units", type=int, nargs="*", default=UNITS, help="units to keep")
+    parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")
     parser.add_argument(
         "--recover",
         nargs="+",
@@ -272,17 +272,19 @@ def main() -> int:
     choices = parser.parse_args()
     try:
         searched = not choices.no_search
-        rows, pieces = bench(
-            choices.models, choices.units, choices.recover, choices.dense, searched
-        )
-        tables = [table(rows, pieces)]
+        benches = [bench(choices.models, choices.units, choices.recover, choices.dense, searched)]
         if searched:
-            tables.append(table(*bench(choices.models, (), (), kinds=("white",))))
-        text = "\n\n".join([*tables, NOTE])
+            benches.append(bench(choices.models, (), (), kinds=("white",)))
+        text = "\n\n".join([*(table(rows, pieces) for rows, pieces in benches), NOTE])
         print(text)
         if choices.json:
-            inputs = [{"noise": piece.noise, "snr_db": piece.snr_db} for piece in pieces]
-            numbers = {"pieces": inputs, "rows": [asdict(each) for each in rows]}
+            numbers = [
+                {
+                    "pieces": [{"noise": piece.noise, "snr_db": piece.snr_db} for piece in pieces],
+                    "rows": [asdict(each) for each in rows],
+                }
+                for rows, pieces in benches
+            ]
             choices.json.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
         if choices.write:
             write_section("nsnet2", text)
