@@ -112,9 +112,9 @@ def write(result: W, given: Given, table: Callable[[Any], RenderableType]) -> No
         "json": lambda path: write_text(path, to_json(found) + "\n")
     }
     if isinstance(result, PruneResult):
-        summary = prune_summary(result.report)
+        report = result.report
         puts = {"save_plan": result.plan.save, **puts, "html": result.save_html}
-        puts["summary"] = lambda path: write_text(path, summary)
+        puts["summary"] = lambda path: write_text(path, prune_summary(report))
     written: list[str | Path] = [*result.save(given["output"])]
     failed: list[PruneError] = []
     for word, put in puts.items():
