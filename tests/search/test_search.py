@@ -320,13 +320,14 @@ def search(feeds, idle="first", **choices):
 
 
 @pytest.mark.parametrize("idle", ["first", "second"])
-def test_the_layer_that_does_nothing_is_cut(idle, feeds):
+def test_the_layer_that_does_nothing_is_cut(idle, feeds, monkeypatch):
     """All but two of its units are read by nobody; the other layer's are all needed."""
+    # On a busy machine, a unit more or less takes no time that can be measured.
+    monkeypatch.setattr(problem, "predicted", lambda *_: lambda counts: float(sum(counts)))
     result = search(feeds, idle, max_nrmse=1e-3)
     other = {"first": "second", "second": "first"}[idle]
     found, report = widths(result), result.report["search"]
-    # On a busy machine, a unit more or less takes no time that can be measured.
-    assert found[idle] <= 4 and found[other] == 8
+    assert found[idle] <= 3 and found[other] == 8
     assert report["met"] and report["test"]["quality"] <= 1e-3
     assert result.report["oracle"]["passed"]
 
