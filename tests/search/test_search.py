@@ -27,7 +27,7 @@ from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.record import to_json
 from onnx_rnn_prune.search import problem
 from onnx_rnn_prune.search.goal import Goal
-from onnx_rnn_prune.search.problem import SizePrediction
+from onnx_rnn_prune.search.problem import SizePrediction, predicted
 from onnx_rnn_prune.search.rows import frontier
 from onnx_rnn_prune.search.search import SearchBounds, run
 from onnx_rnn_prune.search.study import Study
@@ -187,10 +187,10 @@ def test_what_stands_behind_channels_takes_less_time_with_fewer_of_them():
         key: [part] for key, part in behind.items()
     }
     times = {"ms": 10.0, "shares": {"a": 0.2}, "others": {"b": 0.5, "c": 0.3}}
-    ms = problem.predicted(traced, times)
+    ms = predicted(traced, times)
     assert ms([64]) == pytest.approx(10.0) and 2.4 < ms([16]) < 4.0
     # What files took counts for more, but not that fewer units took longer.
-    ms = problem.predicted(traced, {**times, "files": [([8], 9.0), ([16], 4.5), ([32], 6.0)]})
+    ms = predicted(traced, {**times, "files": [([8], 9.0), ([16], 4.5), ([32], 6.0)]})
     assert [ms([n]) for n in (16, 32, 64)] == pytest.approx([4.5, 6.0, 10.0]) and ms([8]) <= 4.5
 
 
@@ -315,20 +315,10 @@ def feeds():
     return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(12)]
 
 
-@pytest.fixture
-def given_times(monkeypatch):
-    """Each unit takes as long as any other, so that it is no chance which cuts a search tries.
-
-    In models as small as these, what a unit saves cannot be measured.
-    """
-    monkeypatch.setattr(problem, "predicted", lambda *_: lambda counts: float(sum(counts)))
-
-
 def search(feeds, idle="first", **choices):
     return onnx_rnn_prune.search(stacked(idle), data=feeds, **choices)
 
 
-@pytest.mark.usefixtures("given_times")
 @pytest.mark.parametrize("idle", ["first", "second"])
 def test_the_layer_that_does_nothing_is_cut(idle, feeds):
     """All but two of its units are read by nobody; the other layer's are all needed."""
@@ -340,7 +330,6 @@ def test_the_layer_that_does_nothing_is_cut(idle, feeds):
     assert result.report["oracle"]["passed"]
 
 
-@pytest.mark.usefixtures("given_times")
 def test_the_three_sets_are_disjoint(feeds, monkeypatch):
     seen = []
     kept = Evaluator.before
@@ -364,7 +353,6 @@ def test_what_is_reported_is_of_the_feeds_given_for_that(feeds):
     assert reported == pytest.approx(found["drift"]["logits"]["nrmse"], rel=1e-4)
 
 
-@pytest.mark.usefixtures("given_times")
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_report_says_what_too_few_feeds_share(count, feeds):
     result = search(feeds[:count], max_nrmse=0.5, trials=3)
@@ -395,7 +383,6 @@ def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatc
         search(feeds, max_nrmse=0.1, study=study, pick=999)
 
 
-@pytest.mark.usefixtures("given_times")
 def test_a_study_with_other_feeds_starts_anew(feeds, tmp_path):
     study = tmp_path / "study"
     search(feeds, max_nrmse=0.5, study=study, trials=2)
@@ -570,7 +557,6 @@ def test_times(text, ms):
     assert goal.speed is not None and goal.speed.of(1.0) == pytest.approx(ms)
 
 
-@pytest.mark.usefixtures("given_times")
 def test_reports_are_json(feeds):
     report = search(feeds, max_nrmse=0.5, trials=3).report
     assert json.loads(to_json(report))["search"].keys() == report["search"].keys()
@@ -605,7 +591,11 @@ def policy():
     return model, feeds
 
 
-def test_where_nothing_is_better_than_the_original_search_says_so(tmp_path, capsys):
+def test_where_nothing_is_better_than_the_original_search_says_so(tmp_path, capsys, monkeypatch):
+    def price(counts):
+        return float(sum(counts) + 20 * (counts[0] < 16))
+
+    monkeypatch.setattr(problem, "predicted", lambda *_: price)
     model, given = policy()
     onnx.save(model, tmp_path / "m.onnx")
     (tmp_path / "d").mkdir()
@@ -659,8 +649,15 @@ def test_what_is_worse_than_the_original_is_known():
     assert worse(replace(report, totals=larger)).startswith("the file is larger")
 
 
-def test_limits_of_speed_are_of_what_was_written_out_and_cuts_of_what_was_rolled():
+def test_limits_of_speed_are_of_what_was_written_out_and_cuts_of_what_was_rolled(monkeypatch):
     """Rolling alone makes this one several times faster: nothing has to be cut."""
+
+    def given_times(models, feed, **limits):
+        rolled = ("the rolled model", "a cut model")
+        took = [1.0 if model.name in rolled else 5.0 for model in models]
+        return [SimpleNamespace(ms=ms, busy_ms=ms) for ms in took]
+
+    monkeypatch.setattr(problem, "timings", given_times)
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.normal(size=(4, 12, 5)).astype(np.float32)} for _ in range(6)]
     path = Path(__file__).parents[1] / "fixtures" / "keras_gru.onnx"
