@@ -389,6 +389,25 @@ def test_shelves_travel_and_merge(width):
         np.testing.assert_allclose(found.comoment, wanted.comoment, rtol=1e-9, atol=1e-9)
 
 
+def test_a_wide_matrix_is_added_to_no_more_often_than_it_takes_samples_to_fill_it(monkeypatch):
+    """To read and write it in a file takes longer than the products of a few samples."""
+    store, added = MomentStore(), list[str]()
+    add = MomentStore.add
+    monkeypatch.setattr(
+        MomentStore,
+        "add",
+        lambda self, name, found: (added.append(name), add(self, name, found))[1],
+    )
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(20, 500)).astype(np.float32) for _ in range(60)]
+    for part in parts:
+        store.gather("wide", part)
+        store.gather("narrow", part[:, :2])
+    wanted, found = Moments.of(np.concatenate(parts)), store["wide"]
+    assert added == ["wide", "wide"]  # 2.4 MB of samples, 2 MB in the matrix
+    np.testing.assert_allclose(found.comoment, wanted.comoment, rtol=1e-9, atol=1e-6)
+
+
 def test_parts_of_the_data_tell_what_all_of_it_does(feeds):
     opened = open_model(stacked(None))
     data = open_three(opened, Inputs(feeds))

@@ -89,8 +89,9 @@ def blocks(rows: int) -> Iterator[slice]:
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
 _IN_FILE, LARGE = 1 << 20, 1 << 23
-# Samples of so many bytes are worth summing up; so many of all names together are too much.
-_FEW, _MANY = 1 << 20, 1 << 25
+# Samples are summed up once they have so many bytes, and as many as the matrix that they are added
+# to, or at most these; so many of all names together are too much.
+_FEW, _MOST, _MANY = 1 << 20, 1 << 23, 1 << 25
 # What runs may take in files; what of them is so large is read when it is looked at.
 _MOST_BYTES, _READ_LATE = 1 << 28, 1 << 14
 
@@ -178,18 +179,19 @@ class MomentStore:
     ) -> None:
         """Merges the moments of samples, see `Moments.of`; few samples wait for others of the name.
 
-        Calls of a single step would otherwise each cost as much as a sequence does.
+        Calls of a single step would otherwise each cost as much as a sequence does, and products of
+        a wide reader less than what it takes to add them to a matrix in a file.
         """
         waiting = self._waiting.setdefault(name, _Waiting(last))
         waiting.parts.append(samples)
         if weights is not None:
             waiting.weights.append(weights)
         waiting.bytes += samples.nbytes
-        if waiting.bytes >= _FEW:
+        width = samples.shape[1]
+        if waiting.bytes >= max(_FEW, min(8 * width * (last or width), _MOST)):
             self._settle(name)
         elif sum(other.bytes for other in self._waiting.values()) > _MANY:
-            for each in list(self._waiting):
-                self._settle(each)
+            self._settle(max(self._waiting, key=lambda each: self._waiting[each].bytes))
 
     def merge(self, other: MomentStore) -> None:
         """Merges all moments of another store into those of the same names."""
