@@ -51,6 +51,8 @@ recordings to judge by, lambda 1 was ahead of 0.1 by 2 %, and 1.1 dB worse on 60
 # Parts of the validation feeds that each give a loss of their own, for the standard error; one of
 # so many streams, and no fewer than these, tells which lambda does in a quick fit.
 _FOLDS, _PART = 8, 4
+# Recoveries that are remembered: fits, and what they were fitted to, are large.
+_REMEMBERED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,7 @@ class Evaluator:
         loss: of labels; recoveries are judged by the mean of that and of the difference, if any.
         errors: of cuts that were judged before, see `quick_error`.
         known: how good the original is on feeds that were looked at before.
+        recovered: the last few cuts that were recovered in full, and why so; see `remember`.
     """
 
     traced: TracedModel
@@ -99,6 +102,7 @@ class Evaluator:
     loss: Loss | None = None
     errors: dict[bytes, float] = field(default_factory=dict)
     known: dict[tuple[int, ...], float] = field(default_factory=dict)
+    recovered: dict[bytes, tuple[Recovered, str]] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -150,6 +154,12 @@ class Evaluator:
         if known not in self.errors:
             self.errors[known] = cut.error(cut.quick())
         return self.errors[known]
+
+    def remember(self, keep: Mask, found: tuple[Recovered, str]) -> None:
+        """Keeps a recovery, and why it was chosen; the oldest of many is let go of."""
+        self.recovered[keep.tobytes()] = found
+        while len(self.recovered) > _REMEMBERED:
+            del self.recovered[next(iter(self.recovered))]
 
     def of_others(self) -> Evaluator:
         """The same for other feeds, which may have names of feeds that were run before."""

@@ -147,6 +147,7 @@ class Planned:
         begun: when the work began, on the clock of `time.perf_counter`.
         traced: the model with its units, or None where they were not looked at.
         lossless: where only superfluous units go, what there are of them.
+        recovered: what makes up for all that is cut, and why that was chosen, where it is known.
     """
 
     plan: Plan
@@ -158,6 +159,7 @@ class Planned:
     allocate: str | None = None
     budget: str | None = None
     lossless: Sequence[schema.LosslessRow] | None = None
+    recovered: tuple[Recovered, str] | None = None
 
 
 def choose(
@@ -207,7 +209,8 @@ def finish(
     if not plan.cut():
         return _untouched(opened, data, planned, progress)
     traced = _followed(opened, data, planned, progress)
-    recovered, reason = _recover(traced, data, plan, treatment, progress)
+    known = planned.recovered if traced is planned.traced else None
+    recovered, reason = _recover(traced, data, plan, treatment, known, progress)
     feeds = proof_feeds(opened, data.validation)
     proof, shrunk, narrowed = _proven(traced, planned, recovered, feeds, progress)
     shrunk, steps = run_stages(traced.original, shrunk, treatment.stages, data, progress)
@@ -269,7 +272,12 @@ def _layer_rows(
 
 
 def _recover(
-    traced: TracedModel, data: Calibration, plan: Plan, treatment: Treatment, progress: Progress
+    traced: TracedModel,
+    data: Calibration,
+    plan: Plan,
+    treatment: Treatment,
+    known: tuple[Recovered, str] | None,
+    progress: Progress,
 ) -> tuple[Recovered, str]:
     wanted, keep = treatment.recover, plan.mask(traced.trace)
     if wanted in _STAND_INS:
@@ -294,7 +302,9 @@ def _recover(
     data.evidence(traced, progress)
     candidate = Evaluator.of(traced, data, loss=data.loss).candidate(keep)
     training = replace(treatment.training, loss=data.loss)
-    found, reason = recover_units(candidate, wanted, treatment.schedule, training, progress)
+    found, reason = known or recover_units(
+        candidate, wanted, treatment.schedule, training, progress
+    )
     final = refitted(candidate, found, training.until) if data.tested else found
     reason = reason if final is found else f"{reason}, then refitted with these included"
     return replace(final, refit=None), reason  # which holds all that it would be fitted with

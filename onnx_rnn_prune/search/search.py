@@ -18,6 +18,7 @@ from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import AS_BEFORE
 from onnx_rnn_prune.pipeline import Planned, PruneResult, Treatment, finish
 from onnx_rnn_prune.progress import Progress
+from onnx_rnn_prune.recovery.schedules import Schedule
 from onnx_rnn_prune.report.schema import SensitivityReport
 from onnx_rnn_prune.search.executor import Executor, Workers
 from onnx_rnn_prune.search.goal import Goal
@@ -309,9 +310,12 @@ class Search:
         plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
         ranked = self.request.criterion_for(self.data).name
+        as_tried = treatment.recover == "auto" and treatment.schedule == Schedule()
+        again = picked.recovery != FULL or not as_tried or self.data.loss is not None
         planned = Planned(
-            plan, treatment, self.bounds.start, traced, criterion=ranked, allocate="search"
-        )
+            plan, treatment, self.bounds.start, traced, criterion=ranked, allocate="search",
+            recovered=None if again else problem.evaluator.recovered.get(keep.tobytes()),
+        )  # fmt: skip
         return finish(self.opened, self.data, planned, progress)
 
 

@@ -89,7 +89,9 @@ def judged(evaluator: Evaluator, scores: Matrix, longest: float, ask: Ask) -> Ve
     cut = evaluator.candidate(choose(trace, scores, list(ask.counts)))
     if ask.recovery == FULL:
         hurried = TrainingConfig(until=time.monotonic() + longest)
-        write = recover_units(cut, "auto", Schedule(), hurried, silent)[0].write
+        found = recover_units(cut, "auto", Schedule(), hurried, silent)
+        evaluator.remember(cut.keep, found)
+        write = found[0].write
     else:
         write = cut.quick()
     return Verdict(*evaluator.judge(cut.shrunk(write)), time.perf_counter() - start)

@@ -15,6 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnx_rnn_prune
+from onnx_rnn_prune import pipeline
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.cli import run as command
 from onnx_rnn_prune.cost.price import node_parts
@@ -381,6 +382,22 @@ def test_a_study_makes_another_search_need_no_trials(feeds, tmp_path, monkeypatc
     assert widths(picked).items() >= other["kept"].items()
     with pytest.raises(PruneError, match=r"^pick=: there is no candidate 999"):
         search(feeds, max_nrmse=0.1, study=study, pick=999)
+
+
+def test_what_was_recovered_in_full_is_not_recovered_again(feeds, tmp_path, monkeypatch):
+    """It is written as it was judged; a search that only reads of it makes the same anew."""
+    study, calls = tmp_path / "study", list[str]()
+    recover = pipeline.recover_units
+    monkeypatch.setattr(
+        pipeline, "recover_units", lambda *args: (calls.append("again"), recover(*args))[1]
+    )
+    first = search(feeds, None, max_nrmse=0.6, study=study)
+    picked = next(row for row in first.report["search"]["candidates"] if row["picked"])
+    assert picked["recovery"] == "full" and not calls
+    again = search(feeds, None, max_nrmse=0.6, study=study)
+    assert calls and again.plan == first.plan
+    assert again.model.SerializeToString() == first.model.SerializeToString()
+    assert again.report["recovery"] == first.report["recovery"]
 
 
 def test_a_study_with_other_feeds_starts_anew(feeds, tmp_path):
