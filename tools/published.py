@@ -173,12 +173,21 @@ MODELS = (
         hard="three bidirectional DynamicQuantizeLSTM layers of 384, weights in 8 bits",
     ),
 )
-SPEECH = Recordings(
-    name="speech",
-    package="asterisk-core-sounds-en-wav",
-    folder="usr/share/asterisk/sounds",
-    licence="CC-BY-SA-3.0, Allison Smith",
-    what="telephone prompts of one speaker, 8 kHz, 25 minutes",
+SPEECH = tuple(
+    Recordings(
+        name=name,
+        package=f"asterisk-core-sounds-{language}-wav",
+        folder="usr/share/asterisk/sounds",
+        licence=licence,
+        what=f"telephone prompts of one speaker, 8 kHz, {what}",
+    )
+    for name, language, licence, what in (
+        ("speech", "en", "CC-BY-SA-3.0, Allison Smith", "25 minutes"),
+        ("speech_es", "es", "CC-BY-SA-3.0, Allison Smith", "the same one in Spanish"),
+        ("speech_fr", "fr", "CC-BY-SA-3.0, June Wallack", "in French"),
+        ("speech_it", "it", "CC-BY-3.0, Carlo Flora", "in Italian"),
+        ("speech_ru", "ru", "CC-BY-3.0, Maxim", "in Russian"),
+    )
 )
 FILES = (
     Files(
