@@ -157,7 +157,8 @@ def learned(models: Path, asked: Asked) -> list[Frames]:
     seeds = [1 + 10 * n for n in range(asked.noises)]
     streams = noisy(paths, asked.seconds / asked.noises, seeds, asked.noise)
     for folder in sorted(models.glob("speech_*")) if asked.voices else []:
-        streams += noisy(sum(split(folder).values(), []), asked.voices, [3], asked.noise)
+        every = [path for paths in split(folder).values() for path in paths]
+        streams += noisy(every, asked.voices, [3], asked.noise)
     return streams
 
 

