@@ -6,7 +6,8 @@ there on a leaf, and so is the new c of an LSTM: the next step is read as a func
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -107,8 +108,13 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
     found: list[Found] = []
     plain: dict[Key, Step] = {}
     named: dict[bytes, list[str]] = {}
-    for node in nodes:
+    makers: dict[str, gs.Node] = {}
+    read, heads, waiting = dict[int, int](), set[int](), deque(nodes)
+    while waiting:
+        node = waiting.popleft()
         reader.read(node)
+        read.setdefault(id(node), len(read))
+        makers |= {tensor.name: node for tensor in node.outputs}
         forms = _forms(reader, node)
         for form, names in forms.values():
             named.setdefault(form.key, []).extend(names)
@@ -120,6 +126,9 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 cell = step.next_cell
                 known = named.get(cell.key, []) if cell is not None else []
                 found.append(Found(step, output, _cut(reader, known) if known else None))
+                heads.add(id(node))
+                again = _behind([makers[name] for name in known], read, heads)
+                waiting.extendleft(again[::-1])
                 if step.op == "RNN":
                     plain[output.key] = step
             elif form.masks() and not _is_summand(node):
@@ -129,11 +138,30 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 elif held is None and any(isinstance(a, Product) for a, _ in form.terms.values()):
                     reader.known |= {name: reader.leaf(name) for name in names}  # it is no state
             elif is_state and not reader.turning and _may_be_first(form):
-                for inner in _within(form):
-                    if inner.key in named:
-                        reader.firsts[_cut(reader, named[inner.key]).key] = inner
+                for inner in [each for each in _within(form) if each.key in named]:
+                    reader.firsts[_cut(reader, named[inner.key]).key] = inner
                 reader.firsts[_cut(reader, names).key] = form
     return [item for item in found if item.step.op != "LSTM" or item.cell_output is not None]
+
+
+def _behind(
+    makers: Iterable[gs.Node], read: Mapping[int, int], heads: Container[int]
+) -> list[gs.Node]:
+    """What was read of c before the node of h told that it is one.
+
+    Args:
+        makers: put out c.
+        read: the places of the nodes that were read.
+        heads: nodes that put out an h; what follows from that is not read again.
+    """
+    found: dict[int, gs.Node] = {}
+    waiting = list(makers)
+    while waiting:
+        readers = [reader for tensor in waiting.pop().outputs for reader in tensor.outputs]
+        new = {id(n): n for n in readers if id(n) in read and id(n) not in heads}
+        waiting += [n for number, n in new.items() if number not in found]
+        found |= new
+    return sorted(found.values(), key=lambda node: read[id(node)])
 
 
 def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) -> Found | None:

@@ -217,6 +217,29 @@ def test_masked_steps_roll(kind, out):
         assert not {item.op_type for item in model.graph.node} & {"MatMul", "Sigmoid", "Tanh"}
 
 
+def turned(graph):
+    """Of nodes that may come next, the one comes that came last."""
+    rest, made = list(graph.node), {name for node in graph.node for name in node.output}
+    del graph.node[:]
+    while rest:
+        node = next(node for node in rest[::-1] if made.isdisjoint(node.input))
+        rest.remove(node)
+        made.difference_update(node.output)
+        graph.node.append(node)
+
+
+@pytest.mark.parametrize("mask", [None, "where", "blend"])
+@pytest.mark.parametrize("op", ["Loop", "Scan", None])
+def test_nodes_may_stand_in_any_order(op, mask):
+    """Also those that read c, or say whether it counts, before the one of h."""
+    step = lstm(np.random.default_rng(3))
+    proto = unrolled(step, mask=mask) if op is None else repeated(step, op, mask=mask)
+    loop = next((node for node in proto.graph.node if node.op_type == op), None)
+    turned(proto.graph if loop is None else next(a.g for a in loop.attribute if a.name == "body"))
+    model, found = rolled(proto)
+    assert len(operators(model)) == 1, found.left
+
+
 @pytest.mark.parametrize(("mask", "turn"), [(None, "Slice"), ("where", "ReverseSequence")])
 @pytest.mark.parametrize("joined", ["ys", "h_last", "place"])
 @pytest.mark.parametrize("kind", KINDS)
