@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -38,7 +38,24 @@ from onnx_rnn_prune.selection.allocation import ALLOCATORS, Urgency
 from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Counts, Space, Strategy, Trial
 from onnx_rnn_prune.trace.units import Group
 
-Row = Callable[[float], Counts]
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A way to share a cut, from cheap to dear.
+
+    Attributes:
+        within: the cut of which no other one keeps more for a price.
+        seen: what came of those that were tried by quick trials, by that price.
+    """
+
+    within: Callable[[float], Counts]
+    seen: dict[float, Trial] = field(default_factory=dict)
+
+    def low(self, aim: Aim) -> float:
+        """The highest price at which a cut is known not to be good enough."""
+        return max((most for most, trial in self.seen.items() if not aim.meets(trial)), default=0.0)
+
+
 Steps = Generator[Sequence[Ask], Sequence[Trial], Trial]
 
 # Widths at which one group is cut alone, as shares; of many groups the middle one does, and so many
@@ -153,13 +170,13 @@ def _best(space: Space, aim: Aim, rows: Sequence[Row], best: Trial | None = None
     """The best cut of some rows, or what was the best before."""
     if aim.most is not None:
         return (yield from _bisected(space, aim, rows, best))
-    trials = yield list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
+    trials = yield list(dict.fromkeys(Ask(row.within(math.inf)) for row in rows))
     return min([*trials, *([best] if best else [])], key=aim.rank)
 
 
 def _compared(space: Space, aim: Aim, rows: Sequence[Row]) -> Steps:
     """Of the few rows that quick trials rank first, the one that is best recovered in full."""
-    asks = list(dict.fromkeys(Ask(row(math.inf)) for row in rows))
+    asks = list(dict.fromkeys(Ask(row.within(math.inf)) for row in rows))
     first = sorted((yield asks), key=aim.rank)[:_COMPARED]
     full = yield [Ask(trial.counts, FULL) for trial in first]
     return min(zip(full, first, strict=True), key=lambda pair: aim.rank(pair[0]))[1]
@@ -169,7 +186,7 @@ def equal(space: Space, aim: Aim) -> Strategy:
     """The same share of each group: bisection, each cut recovered in full."""
     row = _row(space, ALLOCATORS["uniform"](space.trace, space.scores), None)
     if aim.most is None:
-        yield [Ask(row(math.inf), FULL)]
+        yield [Ask(row.within(math.inf), FULL)]
     else:
         yield from _bisected(space, aim, [row], recovery=FULL)
 
@@ -184,7 +201,7 @@ def _rows(space: Space) -> list[Row]:
 
 def _row(space: Space, urgency: Urgency, price: Price | None) -> Row:
     order = cache(lambda: space.bounds.order(space.groups, urgency, price))
-    return lambda most: space.within(most, order())
+    return Row(lambda most: space.within(most, order()))
 
 
 def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list[Ask]]:
@@ -244,20 +261,23 @@ def _bisected(
 ) -> Steps:
     """The best of the cheapest cuts of each row that are good enough; all rows go side by side.
 
-    What costs more than the best so far is not looked at.
+    What costs more than the best so far is not looked at, nor what costs less than a cut of the row
+    that is known not to be good enough.
     """
     least, most = space.price(space.floor), space.price(space.full)
-    lows = [least] * len(rows)
+    lows = [max(row.low(aim), least) for row in rows]
     if best is None:
-        best = (yield [Ask(rows[0](most))])[0]
+        best = (yield [Ask(rows[0].within(most))])[0]
     for _ in range(_HALVINGS):
         high = min(space.price(best.counts), most) if aim.meets(best) else most
         going = [n for n, low in enumerate(lows) if high - low > (most - least) / 2**_HALVINGS]
         if not going:
             break
         middles = [(lows[n] + high) / 2 for n in going]
-        asks = [Ask(rows[n](middle), recovery) for n, middle in zip(going, middles, strict=True)]
-        for number, middle, trial in zip(going, middles, (yield asks), strict=True):
+        pairs = list(zip(going, middles, strict=True))
+        asks = [Ask(rows[n].within(middle), recovery) for n, middle in pairs]
+        for (number, middle), trial in zip(pairs, (yield asks), strict=True):
+            rows[number].seen[middle] = trial
             if not aim.meets(trial):
                 lows[number] = middle
             best = min(best, trial, key=aim.rank)

@@ -131,6 +131,29 @@ def test_ways_to_share_a_cut_are_compared_by_what_a_recovery_in_full_makes_of_th
     assert {t.counts for t in trials[first : first + 3]} == {t.counts for t in ranked[:3]}
 
 
+def test_what_is_known_not_to_be_good_enough_is_not_looked_for_again():
+    """Once a recovery in full has made up for nothing, groups are cut alone."""
+    aim, made = Aim(0.2, anything), list[Ask]()
+
+    def alike(asks):
+        for ask in asks:
+            made.append(ask)
+            yield replace(attempt(Ask(ask.counts)), recovery=ask.recovery)
+
+    run(
+        STRATEGIES["greedy"](space(), aim, 0),
+        alike,
+        Study(None, ""),
+        SearchBounds(400, 1e9),
+        silent,
+    )
+    after = made[[ask.recovery for ask in made].index(FULL) + 1 :]
+    alone = list(itertools.takewhile(lambda ask: ask.recovery == QUICK, after))[:6]
+    assert {
+        sum(kept < size for kept, size in zip(ask.counts, SIZES, strict=True)) for ask in alone
+    } == {1}
+
+
 def test_of_cuts_that_are_equally_fast_the_one_that_loses_least_is_best():
     fast, better, slow = (
         Trial((n,), QUICK, loss, loss, 0.0, loss, ms, 1, 1, 0.0)
