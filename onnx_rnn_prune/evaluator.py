@@ -51,6 +51,8 @@ recordings to judge by, lambda 1 was ahead of 0.1 by 2 %, and 1.1 dB worse on 60
 # Parts of the validation feeds that each give a loss of their own, for the standard error; one of
 # so many streams, and no fewer than these, tells which lambda does in a quick fit.
 _FOLDS, _PART = 8, 4
+# Samples of each round of refits for each entry of what a reader reads: rounds add up.
+_SAMPLES = SAMPLES // 4
 # Recoveries that are remembered: fits, and what they were fitted to, are large.
 _REMEMBERED = 4
 
@@ -333,11 +335,14 @@ class CandidateCut:
         return teacher_pairs(moments, kept(reader.labels, self.keep))
 
     def sample(self, turn: int) -> Feeds:
-        """As many streams as a refit needs, each turn others; all where there are not so many."""
+        """The streams of one round of refits, each turn others.
+
+        A fit is content with what all rounds together see; all where there are not so many.
+        """
         evidence, feeds = self.evaluator.evidence, self.evaluator.data.calibration
         size, moments = feeds.streams, evidence.moments
         shares = [
-            SAMPLES * len(reader.labels) / max(moments.count(reader.pool), 1)
+            _SAMPLES * len(reader.labels) / max(moments.count(reader.pool), 1)
             for reader in self.traced.readers
         ]
         count = math.ceil(evidence.streams * min(1.0, max(shares, default=1.0)))

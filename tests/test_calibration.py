@@ -172,7 +172,7 @@ def test_rounds_of_refits_take_turns_with_feeds_where_there_are_many(feeds, monk
     everything = [feed.name for feed in data.calibration]
     assert [feed.name for feed in cut.sample(1)] == everything
     widest = max(len(reader.labels) for reader in traced.readers)
-    monkeypatch.setattr(evaluator_module, "SAMPLES", 4 * 30 / widest)
+    monkeypatch.setattr(evaluator_module, "_SAMPLES", 4 * 30 / widest)
     turns = [[feed.name for feed in cut.sample(turn)] for turn in range(3)]
     assert [len(turn) for turn in turns] == [4, 4, 4]
     assert set().union(*turns) == set(everything)
