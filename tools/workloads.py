@@ -50,6 +50,7 @@ DROP = 0.01
 STREAM_SECONDS, STREAMS, TESTED_STREAMS = 10.0, 10, 6
 SPEECH_SECONDS, TESTED_SECONDS = 5 * CALIBRATION, 300.0
 LINES, TESTED_LINES, WINDOWS = 240, 80, 48
+PARAGRAPHS = 1200
 NAMES, TESTED_NAMES, BATCH = 2400, 300, 16
 TESTED = 3  # one of so many messages, lines and windows is to test on
 CATALOGUES = ("messages", "messages_accounts", "messages_pages")
@@ -259,7 +260,7 @@ def _stretches(given: Sequence[Feed]) -> list[Feed]:
 
 def segmenter(folder: Path, name: str) -> Workload:
     """lac on a newspaper, its quality F1 of words."""
-    task = text_task(folder)
+    task = text_task(folder, PARAGRAPHS)
     measure = task.goal["metric"]
     return Workload(
         name, "F1", "{:.1%}", "newspaper", task.data, task.tests, measure, DROP, [task.timed]
