@@ -368,13 +368,13 @@ class CandidateCut:
         student = teacher
         if document is not self.traced.document:
             student = Tapped(document, readers, feeds.states)
+        known = [(reader, kept(reader.labels, self.keep)) for reader in readers]
         for feed in feeds:
             wanted = teacher(feed)
             real = wanted if student is teacher else student(feed)
-            for reader in readers:
+            for reader, stays in known:
                 full = teacher.signal(reader, wanted)
                 read = full if student is teacher else student.signal(reader, real)
-                stays = kept(reader.labels, self.keep)
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
                 width = read.shape[1]

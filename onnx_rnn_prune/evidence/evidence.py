@@ -76,7 +76,8 @@ class Tapped:
         graph = self._document.graph
         self.lookup = Lookup.of(self._document)
         self._widths = {reader.name: sum(reader.widths(self.lookup)) for reader in readers}
-        taps = {tap for reader in readers for tap in reader.taps(self.lookup)}
+        self._taps = {reader.name: reader.taps(self.lookup) for reader in readers}
+        taps = {tap for names in self._taps.values() for tap in names}
         fed = {tensor.name for tensor in graph.inputs}
         constants = {t.name for t in tensors_of(graph) if isinstance(t, gs.Constant)}
         self._fed = sorted(taps & fed)
@@ -136,7 +137,7 @@ class Tapped:
 
     def calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
         """What a reader's tensors held each time that it ran; what is outside stays the same."""
-        names = [name for name in reader.taps(self.lookup) if name in seen]
+        names = [name for name in self._taps[reader.name] if name in seen]
         inside = [len(seen[name]) for name in names if self._is_inside(name)]
         for call in range(min(inside, default=1)):
             shown = {name: seen[name][call if self._is_inside(name) else 0] for name in names}

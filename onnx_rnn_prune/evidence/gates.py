@@ -116,7 +116,7 @@ class Steps:
             self.states[self._begins, np.arange(batch)] = 0.0 if first is None else first[direction]
         order = np.arange(steps)[:, None]
         self.valid = order < ends[None, :]
-        goes_on = first is not None and layer.constant("initial_h") is None
+        goes_on = first is not None and self._constant("initial_h") is None
         self.left = np.where(goes_on, np.inf, order + 1 if self.backward else ends[None, :] - order)
         self.left = np.maximum(self.left, 0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.evidence.moments import Matrix
-from onnx_rnn_prune.model.constants import constant_value, require_constant
+from onnx_rnn_prune.model.constants import constant_shape, constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
 from onnx_rnn_prune.model.integers import APART, product_of, scaled, set_weight, weight_value
@@ -171,7 +172,7 @@ class ProductReader:
         joint = f"x{self.kernel}" if self.kernel > 1 else ""
         return f"{self.twin}#{self.part}{joint}"
 
-    @property
+    @cached_property
     def labels(self) -> Labels:
         bound = self.binding.bound
         lines = np.moveaxis(bound.labels, bound.axis, -1)
@@ -200,7 +201,8 @@ class ProductReader:
             zero, scale = (taps[tensor.name] for tensor in _meaning(node))
             value = (value.astype(np.int32) - zero) * scale
         value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
-        batch = self._weight(lookup).shape[:-2] if self.op in STACKED else ()
+        shape = constant_shape(node.inputs[self.binding.bound.slot]) or ()
+        batch = shape[:-2] if self.op in STACKED else ()
         if np.prod(batch, dtype=int) > 1:
             batch_axes = value.ndim - 2 - len(batch)
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
