@@ -137,8 +137,10 @@ class Space:
         for number, (group, count) in enumerate(zip(self.groups, counts, strict=True)):
             eight = number in self.eights and group.size * group.each >= _MANY
             step = self.bounds.steps(group, 8 if eight else 1)
-            near = round(count / step) * step
-            found.append(min(max(near, self.bounds.floor(group)), group.size))
+            near = max(round(count / step) * step, self.bounds.floor(group))
+            # A group that is to stay whole does, whatever its size is a multiple of.
+            whole = group.size - count <= abs(near - count)
+            found.append(group.size if whole else min(near, group.size))
         return self.profitable(tuple(found))
 
 

@@ -36,7 +36,7 @@ from onnx_rnn_prune.selection.allocation import ALLOCATORS, Allocation
 from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.profitability import ProfitableCuts, worse
 from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Space, Trial
-from onnx_rnn_prune.selection.strategies import STRATEGIES
+from onnx_rnn_prune.selection.strategies import STRATEGIES, curve_asks
 from onnx_rnn_prune.trace.units import Group
 from onnx_rnn_prune.traced_model import trace_model
 from reports import pruned
@@ -180,6 +180,15 @@ def test_widths_are_aligned(strategy):
 
 def test_channels_of_convolutions_are_rounded_to_multiples_of_8():
     assert replace(space(), eights=frozenset({0, 2})).aligned([21.0, 21.0, 11.0]) == (24, 21, 11)
+
+
+def test_a_group_that_is_to_stay_whole_does():
+    """Also where it has not a multiple of 8 channels, when others are cut."""
+    where = replace(space(align=8), eights=frozenset(range(3)))
+    assert where.aligned(SIZES) == SIZES == (40, 40, 20)
+    assert where.aligned((17.0, 40.0, 20.0)) == (16, 40, 20)
+    assert where.aligned((40.0, 37.0, 17.5)) == (40, 40, 16)
+    assert all(ask.counts[2] == 20 for ask in curve_asks(where)[0])
 
 
 def test_what_stands_behind_channels_takes_less_time_with_fewer_of_them():
