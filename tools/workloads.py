@@ -272,10 +272,12 @@ def thai(folder: Path, name: str) -> Workload:
     tables = _there(folder, "oskut_tables")
     guess = Runner(onnx.load(tables / "deepcut.onnx"), name="deepcut")
     words = frozenset((tables / "words.txt").read_text("utf-8-sig").split("\n"))
-    known, others = parted(messages(folder, "th", 12))
-    data = [_joined([_around(text, guess, words) for text in texts]) for texts in _in_rows(known)]
-    tests = [_around(text, guess, words) for text in others]
-    return compared(folder / f"{name}.onnx", "messages", data, tests, tests[:1])
+    known, others = (
+        [_joined([_around(text, guess, words) for text in row]) for row in _in_rows(texts)]
+        for texts in parted(messages(folder, "th", 12))
+    )
+    kind = f"messages, {TOGETHER} characters a call"
+    return compared(folder / f"{name}.onnx", kind, known, others, others[:1])
 
 
 def _in_rows(texts: Sequence[str]) -> list[list[str]]:
