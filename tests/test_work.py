@@ -217,18 +217,21 @@ def wide_gru(units):
     return follow(model, "model")
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])
-def test_weights_are_looked_at_without_copies_of_them(name):
-    units = 1000
-    opened = wide_gru(units)
+@pytest.fixture(scope="module")
+def wide():
+    opened = wide_gru(1000)
     data = open_data(opened, Inputs())
     traced = trace_model(opened, [opened.layers[0].name], data.calibration)
-    context = ScoringContext(traced, data, 0, silent)
+    return ScoringContext(traced, data, 0, silent)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])
+def test_weights_are_looked_at_without_copies_of_them(name, wide):
     tracemalloc.start()
-    CRITERIA[name].score(context)
+    CRITERIA[name].score(wide)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * units * units * 8  # of copies in float64, there were several
+    assert peak < 3 * 1000 * 1000 * 8  # of copies in float64, there were several
 
 
 def test_influence_on_many_feeds_holds_weights_once():
