@@ -275,8 +275,9 @@ _WINDOWS = 4
 # They start at every so many calls of a stream, so that only the states there are kept: of a
 # denoiser with as many states as inputs and outputs, that halves what is held.
 APART = 16
-# What all that is learnt from may take in memory; streams that follow are left out.
-_MOST_STREAM_BYTES = 1 << 29
+# What all that is learnt from may take in memory; streams that follow are left out. That is an hour
+# of speech for DTLN, which was overfitted to a quarter of it.
+_MOST_STREAM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +287,7 @@ class Piece:
     Attributes:
         given: what the region reads in each call, [calls, ...].
         starts: the states that windows start from, [calls / APART, ...].
-        wanted: the region's targets, [calls, ...].
+        wanted: targets, [calls, ...].
         answers: by call, to compare its outputs with besides.
     """
 
@@ -296,13 +297,17 @@ class Piece:
     answers: Mapping[int, Answers]
 
     @staticmethod
-    def of(calls: Sequence[tuple[Batch, Answers | None]], states: frozenset[str]) -> Piece:
+    def of(
+        calls: Sequence[tuple[Batch, Answers | None]],
+        states: frozenset[str],
+        targets: Sequence[str],
+    ) -> Piece:
         """What a teacher did in some calls; `states` are the inputs that windows go on in."""
         given = [batch.given for batch, _ in calls]
         return Piece(
             _stacked(given, given[0].keys() - states),
             _stacked(given[::APART], states),
-            _stacked([batch.wanted for batch, _ in calls], calls[0][0].wanted),
+            _stacked([batch.wanted for batch, _ in calls], targets),
             {n: a for n, (_, a) in enumerate(calls) if a is not None},
         )
 
@@ -322,13 +327,16 @@ class Piece:
         return [value.shape[1:] for value in values]
 
 
-def watch(teacher: Teacher, feeds: Feeds, states: Iterable[str]) -> list[Piece]:
+def watch(
+    teacher: Teacher, feeds: Feeds, states: Iterable[str], targets: Sequence[str]
+) -> list[Piece]:
     """What a teacher does on streams, cut where the sizes of calls change.
 
     Args:
         teacher: the original.
         feeds: streams.
         states: inputs in which a window goes on from the one before.
+        targets: what is learnt.
     """
     states = frozenset(states)
     pieces: list[Piece] = []
@@ -338,13 +346,13 @@ def watch(teacher: Teacher, feeds: Feeds, states: Iterable[str]) -> list[Piece]:
         batch = teacher(feed)
         now = [value.shape for value in (*batch.given.values(), *batch.wanted.values())]
         if calls and (not feed.follows or now != sizes):
-            pieces.append(Piece.of(calls, states))
+            pieces.append(Piece.of(calls, states, targets))
             held, calls = held + pieces[-1].nbytes, []
             if not feed.follows and held > _MOST_STREAM_BYTES:
                 return pieces
         sizes = now
         calls.append((batch, Answers.of(feed)))
-    return [*pieces, Piece.of(calls, states)]
+    return [*pieces, Piece.of(calls, states, targets)]
 
 
 def windows(pieces: Sequence[Piece], calls: int, rows: int, seed: int) -> Iterator[Batch]:

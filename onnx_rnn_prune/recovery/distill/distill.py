@@ -144,7 +144,7 @@ def distill(
 
     if feeds.states:
         calls = Calls.of(network, feeds.states, targets, teacher(next(iter(feeds))).given)
-        pieces = watch(teacher, feeds, calls.states)
+        pieces = watch(teacher, feeds, calls.states, targets)
         made = windows(pieces, calls.count, calls.rows, config.seed)
         learning, scales = tuple(filter(calls.may_learn, places)), _scales(pieces, targets)
         task = Task(calls, learning, scales, region.scores, labelled, loss)
