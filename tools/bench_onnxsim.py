@@ -29,7 +29,14 @@ from pages import markdown, write_section
 from streaming import DETECTORS
 from workloads import WORKLOADS, Workload, outcomes
 
-NAMES = ("seizure", "silero_vad_sequence", "oskut", "silero_vad_no_lstm", "silero_vad_half", "ppocr_rec")
+NAMES = (
+    "seizure",
+    "silero_vad_sequence",
+    "oskut",
+    "silero_vad_no_lstm",
+    "silero_vad_half",
+    "ppocr_rec",
+)
 SPARSITIES = (0.25, 0.5)
 SECONDS_PER_MODEL = 3.0
 # Calls that onnxsim is calibrated with: it holds what they show in memory.
