@@ -4,9 +4,9 @@ Stage 1 of DTLN (two LSTMs of 128 units, one frame a call, all states in one inp
 is pruned with streams of noisy speech, and both files then denoise other recordings frame by frame
 in a loop written by hand, each with its own states carried along. The model is
 `pretrained_model/model_1.onnx` of https://github.com/breizhn/DTLN, in the folder of models as
-`dtln_1.onnx`; `python tools/fetch_models.py` gets the speech. Distillation needs PyTorch. The row
-of 40 minutes is that of `--noise "white, 14 dB" --keep 50% --recover distill --training 1560
---voices 280 --minutes 40`.
+`dtln_1.onnx`; `python tools/fetch_models.py` gets the speech. Distillation needs PyTorch. The
+trained row is that of `--noise "white, 14 dB" --keep 50% --recover distill --training 1560
+--voices 350 --minutes 13`.
 """
 
 from __future__ import annotations
@@ -89,12 +89,19 @@ of the units:
 | 1040 s, four draws (in use) | 625 calls | 8,200 | 6 | 12.6% |
 | 2080 s, eight draws (in use) | 625 calls | 13,600 | 15 | 12.7% |
 | new noise in every batch, in PyTorch alone | 625 calls | 2,800 | 9 | 12.6% |
+| 2667 s in five languages, held in 0.5 GB | 625 calls | | 40 | 12.8% |
+| 2667 s in five languages (in use) | 625 calls | | 35 | 12.6% |
+| 2946 s in five languages (in use) | 625 calls | | 13 | 12.3% |
+| 2760 s in five languages, held in 2 GB | 625 calls | 27,400 | 30 | 12.1% |
 
 Without training it is 16.3 to 16.9 %. On the 1040 s that it learns, the fourth is at 8 %: it is
-overfitted. The last is at 12.8 % on what it learns, and still improves when the time is up.
+overfitted. The seventh is at 12.8 % on what it learns, and still improves when the time is up.
+Recordings of one speaker, however often mixed with noise, are overfitted to; those in four more
+languages help, if all of them fit into memory (0.5 GB held 1040 s, states included; now 1 GB holds
+an hour), and longer training then overfits to them, too.
 
 So 20 % without training is reached with white noise, and not at 0 to 15 dB;
-12 % with training is missed by half a point."""
+12 % with training is missed by 0.1 to 0.3 points."""
 
 Frames = npt.NDArray[np.float32]
 
