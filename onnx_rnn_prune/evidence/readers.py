@@ -201,8 +201,8 @@ class ProductReader:
             zero, scale = (taps[tensor.name] for tensor in _meaning(node))
             value = (value.astype(np.int32) - zero) * scale
         value = np.moveaxis(value, _data_axis(node, self.binding.bound.reads), -1)
-        shape = constant_shape(node.inputs[self.binding.bound.slot]) or ()
-        batch = shape[:-2] if self.op in STACKED else ()
+        slot = self.binding.bound.slot
+        batch = (constant_shape(node.inputs[slot]) or ())[:-2] if self.op in STACKED else ()
         if np.prod(batch, dtype=int) > 1:
             batch_axes = value.ndim - 2 - len(batch)
             full = np.broadcast_to(value, (*value.shape[:batch_axes], *batch, *value.shape[-2:]))
