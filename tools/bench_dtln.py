@@ -86,8 +86,8 @@ of the units:
 | 1040 s, four draws of noise, twice the learning rate | 208 calls | 10,000 | 15 | 14.1% |
 | 1560 s, six draws, held in 1 GB | 208 calls | 31,500 | 15 | 12.6% |
 | 2080 s, eight draws | 208 calls | 100,000 | 37 | 12.9% |
-| 1040 s, four draws (in use) | 625 calls | 8,200 | 6 | 12.6% |
-| 2080 s, eight draws (in use) | 625 calls | 13,600 | 15 | 12.7% |
+| 1040 s, four draws | 625 calls | 8,200 | 6 | 12.6% |
+| 2080 s, eight draws, of which 0.5 GB held half | 625 calls | 13,600 | 15 | 12.7% |
 | new noise in every batch, in PyTorch alone | 625 calls | 2,800 | 9 | 12.6% |
 | 2667 s in five languages, held in 0.5 GB | 625 calls | | 40 | 12.8% |
 | 2667 s in five languages (in use) | 625 calls | | 35 | 12.6% |
@@ -95,7 +95,7 @@ of the units:
 | 2760 s in five languages, held in 2 GB | 625 calls | 27,400 | 30 | 12.1% |
 
 Without training it is 16.3 to 16.9 %. On the 1040 s that it learns, the fourth is at 8 %: it is
-overfitted. The seventh is at 12.8 % on what it learns, and still improves when the time is up.
+overfitted. The sixth is at 12.8 % on what it learns, and still improves when the time is up.
 Recordings of one speaker, however often mixed with noise, are overfitted to; those in four more
 languages help, if all of them fit into memory (0.5 GB held 1040 s, states included; now 1 GB holds
 an hour), and longer training then overfits to them, too.
