@@ -310,12 +310,18 @@ class Search:
         plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
         ranked = self.request.criterion_for(self.data).name
+        # Trials know neither labels nor what else was asked for; then it is recovered anew.
         as_tried = treatment.recover == "auto" and treatment.schedule == Schedule()
-        again = picked.recovery != FULL or not as_tried or self.data.loss is not None
+        known = picked.recovery == FULL and as_tried and self.data.loss is None
         planned = Planned(
-            plan, treatment, self.bounds.start, traced, criterion=ranked, allocate="search",
-            recovered=None if again else problem.evaluator.recovered.get(keep.tobytes()),
-        )  # fmt: skip
+            plan,
+            treatment,
+            self.bounds.start,
+            traced,
+            criterion=ranked,
+            allocate="search",
+            recovered=problem.evaluator.recovered.get(keep.tobytes()) if known else None,
+        )
         return finish(self.opened, self.data, planned, progress)
 
 
