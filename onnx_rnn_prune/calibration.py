@@ -27,6 +27,9 @@ from onnx_rnn_prune.traced_model import TracedModel
 _RANDOM_FEEDS = 3
 _VALIDATION = 0.25
 _VALIDATION_AND_TEST = 0.4
+# So many feeds tell candidates apart; the others are worth more to learn from. Of an hour of calls
+# of a denoiser, that is the twentieth part.
+_MOST_VALIDATION = 20_000
 # A search promises a limit with a standard error to spare. That of few streams is large, and badly
 # known itself: up to half of all are kept from calibration, until so many judge.
 _JUDGES = 16
@@ -112,12 +115,18 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
         )
         streams = stream_row(opened.document, stream, test)
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
-    calibration, validation = opened_feeds(opened, inputs.data, stream).split(_VALIDATION)
+    feeds = opened_feeds(opened, inputs.data, stream)
+    calibration, validation = feeds.split(validation_share(len(feeds)))
     test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
     note = "there is only one feed, which served for both calibration and validation; give several"
     notes = (note,) if calibration.shared else ()
     streams = stream_row(opened.document, stream, test, calibration, validation)
     return Calibration(calibration, validation, test, True, notes, streams=streams)
+
+
+def validation_share(feeds: int) -> float:
+    """The share of so many feeds that a prune keeps from calibration, to select by."""
+    return min(_VALIDATION, _MOST_VALIDATION / feeds)
 
 
 def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:

@@ -11,7 +11,7 @@ import pytest
 
 from onnx_rnn_prune import evaluator as evaluator_module
 from onnx_rnn_prune import pipeline, prune, recovery_choice
-from onnx_rnn_prune.calibration import open_data, open_three
+from onnx_rnn_prune.calibration import open_data, open_three, validation_share
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
@@ -35,6 +35,11 @@ GATES = {"RNN": "i", "GRU": "zrh", "LSTM": "iofc"}
 def feeds():
     rng = np.random.default_rng(1)
     return [{"x": rng.normal(size=(15, 2, WIDTH)).astype(np.float32)} for _ in range(12)]
+
+
+def test_a_quarter_validates_but_of_many_feeds_only_as_many_as_tell_candidates_apart():
+    assert [validation_share(count) for count in (1, 12, 80_000)] == [0.25] * 3
+    assert validation_share(400_000) == 0.05
 
 
 def one_step(op, **attributes):
