@@ -44,8 +44,11 @@ def recover_units(
     if asked != "bias":
         del last  # what is not the best is let go of
         last = _best_nearby(cut, cut.pairs, cut.fitted(cut.pairs, RIDGE), training.until)
+        begun = time.monotonic()
         last = _refit(cut, schedule, last, training.until, progress)
-        if cut.hands_back and asked != "distill":  # what is placed is learnt from at once
+        again = 2 * time.monotonic() - begun  # once states are computed, too
+        # What is placed is learnt from at once.
+        if cut.hands_back and asked != "distill" and again <= training.until:
             last = _with_states(cut, schedule, last, training.until, progress)
         best = _tried(errors, best, last)
     if asked == "distill":
@@ -146,24 +149,29 @@ def _refit(
     model is not cut yet, but on its way.
     """
     assert start.ridge is not None
+    evidence, sample = cut.evaluator.evidence, cut.sample(0)
+    begun, took = time.monotonic(), evidence.seconds * sample.streams / evidence.streams
+    if begun + took > until:
+        return start
     best, last = start, start
     seen, fading = (
         MomentStore(),
-        Fading.of(cut.traced, cut.keep, cut.evaluator.evidence.moments, schedule),
+        Fading.of(cut.traced, cut.keep, evidence.moments, schedule),
     )
 
     def pairs(reader: Reader) -> Moments:
         return seen[reader.pool]
 
-    emphasis = cut.evaluator.evidence.emphasis
-    cut.free_pairs(cut.traced.document, cut.sample(0), seen, emphasis)
+    cut.free_pairs(cut.traced.document, sample, seen, evidence.emphasis)
     shares, lowest = schedule.shares(_ROUNDS), start.error
     for number, share in enumerate(shares):
-        if time.monotonic() > until:
+        # A round takes as long as the one before, and the first one at least as the original.
+        begun, took = time.monotonic(), time.monotonic() - begun
+        if begun + took > until:
             break
         progress("recovering", number, len(shares))
         on_its_way = cut.shrunk(last.write) if share == 1.0 else fading(last.write, share)
-        cut.free_pairs(on_its_way, cut.sample(number), seen, emphasis)
+        cut.free_pairs(on_its_way, cut.sample(number), seen, evidence.emphasis)
         last = cut.fitted(pairs, start.ridge, number + 1)
         if last.error < _TOLERATED * lowest:
             best, lowest = last, min(lowest, last.error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ class Evidence:
         emphasis: by reader's pool, how much the square of an error in each output matters.
         activity: per unit, the mean absolute state.
         streams: how many were run.
+        seconds: that it took.
         runs: what the document gave.
     """
 
@@ -163,6 +165,7 @@ class Evidence:
     emphasis: Mapping[str, Matrix]
     activity: Matrix
     streams: int
+    seconds: float
     runs: Runs
 
 
@@ -177,6 +180,7 @@ class Tally:
         absolute: per unit, of its absolute states.
         samples: per unit, how many states.
         streams: how many were run.
+        seconds: that it took.
     """
 
     moments: MomentStore
@@ -185,6 +189,7 @@ class Tally:
     absolute: Matrix
     samples: Matrix
     streams: int
+    seconds: float
 
     def merge(self, other: Tally) -> Tally:
         """The sums over both; the moments of both are used up.
@@ -199,13 +204,16 @@ class Tally:
             absolute=self.absolute + other.absolute,
             samples=self.samples + other.samples,
             streams=self.streams + other.streams,
+            seconds=self.seconds + other.seconds,
         )
 
     def evidence(self, runs: Runs | None = None) -> Evidence:
         """What the feeds showed."""
         emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
         activity = self.absolute / np.maximum(self.samples, 1)
-        return Evidence(self.moments, emphasis, activity, self.streams, runs or Runs())
+        return Evidence(
+            self.moments, emphasis, activity, self.streams, self.seconds, runs or Runs()
+        )
 
 
 def collect(
@@ -258,7 +266,7 @@ def tally(
     runs: Runs | None = None,
 ) -> Tally:
     """The sums of which evidence is made."""
-    tapped = Tapped(document, readers, feeds.states, runs)
+    begun, tapped = time.monotonic(), Tapped(document, readers, feeds.states, runs)
     moments = MomentStore()
     emphasis: dict[str, Matrix] = {}
     weighed: Counter[str] = Counter()
@@ -289,4 +297,5 @@ def tally(
                 np.add.at(samples, reader.labels[units], len(signal))
         let_go(taps)
     progress("calibrating", total, total)
-    return Tally(moments, emphasis, weighed, absolute, samples, feeds.streams)
+    seconds = time.monotonic() - begun
+    return Tally(moments, emphasis, weighed, absolute, samples, feeds.streams, seconds)

@@ -3,16 +3,17 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_rnn_prune import cli, compare, prune, search, sensitivity
+from onnx_rnn_prune import cli, compare, prune, recovery_choice, search, sensitivity
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluator import Evaluator
+from onnx_rnn_prune.evaluator import CandidateCut, Evaluator
 from onnx_rnn_prune.evidence import moments
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.moments import MomentStore
@@ -284,6 +285,22 @@ def test_what_runs_best_in_the_closed_loop_is_chosen():
     by_hand = closed_loop(model, closed.shrunk(found.write).write(), observed)
     assert found.error == pytest.approx(by_hand, rel=1e-4)
     assert found.error <= min(errors[0])
+
+
+@pytest.mark.parametrize("until", [5.0, 15.0, 25.0, 35.0])
+def test_no_round_of_refits_begins_that_is_not_done_in_time(monkeypatch, until):
+    model, keep = policy(spread=2.6), np.arange(HIDDEN) % 2 == 0
+    cut, now, each = candidate_of(model, calls(model, episodes()), None, keep), [0.0], 10.0
+    run = CandidateCut.free_pairs
+
+    def slow(*given):
+        now[0] += each
+        run(*given)
+
+    monkeypatch.setattr(recovery_choice, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(CandidateCut, "free_pairs", slow)
+    recover_units(cut, "lstsq", Schedule(), TrainingConfig(until=until), silent)
+    assert now[0] <= max(until, each)  # how long the first one takes is not known before
 
 
 @pytest.mark.parametrize("count", [3, 4])
