@@ -119,6 +119,7 @@ PUBLISHED: dict[str, Draw] = {
         "image": rng.uniform(0.0, 255.0, (batch, 3, 60, 160)).astype(np.float32)
     },
     "tashkeel": _tashkeel,
+    "rawi": lambda rng, batch, steps: {"input": rng.integers(2, 236, (batch, steps))},
     "dksplit": lambda rng, batch, steps: {"chars": rng.integers(2, 38, (batch, steps))},
 }
 
