@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.model.constants import constant_shape, constant_value, require_constant
+from onnx_rnn_prune.model.constants import (
+    constant_shape,
+    constant_value,
+    is_float,
+    require_constant,
+)
 from onnx_rnn_prune.model.edit import (
     add_constant,
     fresh_name,
@@ -104,10 +109,15 @@ class Integers:
     scale: Array
     zero: Array
 
-    def real(self) -> Array:
-        """The weight that they mean."""
+    def steps(self) -> Array:
+        """How far they are from what means 0, in floats."""
         steps = self.values.astype(self._exact)
         steps -= self.zero.astype(self._exact)
+        return steps
+
+    def real(self) -> Array:
+        """The weight that they mean."""
+        steps = self.steps()
         steps *= self.scale
         return np.asarray(steps, dtype=self.scale.dtype)
 
@@ -156,6 +166,22 @@ def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers 
     return Integers(
         values, _aligned(scale, layout.axes, values.ndim), _aligned(zero, layout.axes, values.ndim)
     )
+
+
+def holds_integers(node: gs.Node, slot: int, opset: int | None = None) -> bool:
+    """Whether an input is a weight in integers, of which it is known how it becomes real."""
+    layout = _LAYOUTS.get((node.op, slot))
+    if layout is None or (layout.scale is None and scaled(node) is None):
+        return False
+    value = constant_value(node.inputs[slot], opset)
+    return value is not None and not is_float(value.dtype)
+
+
+def scale_and_zero(node: gs.Node, slot: int) -> tuple[gs.Tensor, int]:
+    """What a weight in integers is multiplied by, and the input with its zero point."""
+    layout = _LAYOUTS[node.op, slot]
+    holder, position = _scale_place(node, layout)
+    return holder.inputs[position], layout.zero
 
 
 def weight_value(node: gs.Node, slot: int, opset: int | None = None) -> Array:

@@ -20,6 +20,7 @@ from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill import configuration
 from onnx_rnn_prune.traced_model import trace_model
+from quantized import UNSIGNED, calm, quantized, real_model
 
 
 def weights(seed, **shapes):
@@ -112,6 +113,17 @@ class TestWithTorch:
         assert recovery["learning"]["after"] < recovery["learning"]["before"]
         lstsq = float(re.search(r"lstsq ([\d.e-]+)", before)[1])
         assert recovery["learning"]["before"] == pytest.approx(lstsq, rel=0.01)
+
+    @pytest.mark.parametrize("how", [{}, {"kind": UNSIGNED, "per_channel": True}])
+    def test_weights_in_integers_learn(self, how):
+        model = quantized(calm(real_model(hidden=16, layers=2, directions=2)), **how)
+        rng = np.random.default_rng(5)
+        data = [rng.normal(size=(30, 2, 6)).cumsum(0).astype(np.float32) for _ in range(24)]
+        report = self.learn(model, data=[{"x": each} for each in data])
+        learning = report["recovery"]["learning"]
+        assert report["oracle"]["passed"]
+        assert learning["whole"] and not learning["missing"] and learning["weights"] == 8
+        assert learning["after"] < 0.95 * learning["before"]
 
     def test_convolutions_and_normalizations_learn(self):
         model = onnx.parser.parse_model("""

@@ -12,9 +12,7 @@ import numpy as np
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
-from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import replace_constants
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.base import Bound, without_cut
@@ -36,7 +34,14 @@ from onnx_rnn_prune.recovery.distill.configuration import (
     TrainingConfig,
     TrainingSummary,
 )
-from onnx_rnn_prune.recovery.distill.network import build, find_region, labelled_outputs, unshared
+from onnx_rnn_prune.recovery.distill.network import (
+    build,
+    find_region,
+    labelled_outputs,
+    learned_value,
+    unshared,
+    write_learned,
+)
 from onnx_rnn_prune.recovery.distill.training import Task, Values, train
 from onnx_rnn_prune.trace.bindings import all_bounds
 from onnx_rnn_prune.trace.states import state_outputs
@@ -69,10 +74,9 @@ class WriteBack:
                 alike[nodes[key].inputs[slot].name, labels].append((key, slot))
             for group in alike.values():
                 key, slot = group[0]
-                before = require_constant(nodes[key].inputs[slot], document.graph.opset)
+                before = learned_value(nodes[key], slot, document.graph.opset)
                 after = scattered(before, bounds.get((key, slot), []), self.keep, value)
-                readers = [(nodes[key], slot) for key, slot in group]
-                replace_constants(document.graph, readers, after)
+                write_learned(document.graph, [(nodes[key], slot) for key, slot in group], after)
         return bool(self.values)
 
 

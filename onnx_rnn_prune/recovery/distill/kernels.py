@@ -44,11 +44,13 @@ class Kernel:
         function: computes the outputs from a node's attributes and its inputs.
         weights: the inputs that may be trained if they are constants.
         refuses: why a node of this operator cannot be computed; empty if it can.
+        domain: of the operator; empty for ONNX's own.
     """
 
     function: Function
     weights: tuple[int, ...] = ()
     refuses: Callable[[Call], str] = lambda call: ""
+    domain: str = ""
 
 
 def torch_type(kind: np.dtype[np.generic]) -> torch.dtype:

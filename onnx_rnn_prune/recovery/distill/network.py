@@ -16,20 +16,33 @@ import onnx_graphsurgeon as gs
 import torch
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.constants import constant_value, is_float
+from onnx_rnn_prune.model.constants import constant_value, is_float, require_constant
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import HANDED_BACK
+from onnx_rnn_prune.model.edit import HANDED_BACK, replace_constants
+from onnx_rnn_prune.model.integers import (
+    holds_integers,
+    integers_of,
+    scale_and_zero,
+    set_weight,
+)
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import bodies_of, node_key, nodes_by_key
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.recovery.distill.elementwise import ELEMENTWISE, REDUCES
 from onnx_rnn_prune.recovery.distill.kernels import MOVES, Call, Function, Kernel
-from onnx_rnn_prune.recovery.distill.products import LAYERS, PRODUCTS
+from onnx_rnn_prune.recovery.distill.products import INTEGERS, LAYERS, PRODUCTS
 from onnx_rnn_prune.trace.states import plain_outputs
 
 Tensors = Mapping[str, torch.Tensor]
 # The operators that can be computed with gradients.
-OPERATORS: Mapping[str, Kernel] = {**ELEMENTWISE, **MOVES, **REDUCES, **PRODUCTS, **LAYERS}
+OPERATORS: Mapping[str, Kernel] = {
+    **ELEMENTWISE,
+    **MOVES,
+    **REDUCES,
+    **PRODUCTS,
+    **INTEGERS,
+    **LAYERS,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +70,7 @@ class Network:
 
     Attributes:
         steps: in topological order.
-        constants: by name, in single precision, weights included.
+        constants: by name, in single precision, weights included, see `learned_value`.
         weights: constants that may be trained, by name, each with its node key and slot.
     """
 
@@ -94,31 +107,49 @@ def build(document: Document, region: Region) -> Network:
     steps = []
     for key, node in zip(region.nodes, chosen, strict=True):
         row = OPERATORS[node.op]
+        inputs = [tensor.name for tensor in node.inputs]
         for slot, tensor in enumerate(node.inputs):
             value = constant_value(tensor, opset) if tensor.name else None
             if value is None:
                 continue
-            constants[tensor.name] = to_torch(value)
             if is_weight(node, slot, opset):
                 places.setdefault(tensor.name, []).append((key, slot))
-        names = [tuple(tensor.name for tensor in side) for side in (node.inputs, node.outputs)]
-        steps.append(Operation(node.op, call_of(node, opset), row.function, *names))
+                value = learned_value(node, slot, opset)
+                if holds_integers(node, slot, opset):  # they are counted from their zero point
+                    _, zero = scale_and_zero(node, slot)
+                    inputs[zero : zero + 1] = [""] * (zero < len(inputs))
+            constants.setdefault(tensor.name, to_torch(value))
+        outputs = tuple(tensor.name for tensor in node.outputs)
+        call = call_of(node, opset)
+        steps.append(Operation(node.op, call, row.function, tuple(inputs), outputs))
     weights = {name: tuple(found) for name, found in places.items()}
     return Network(tuple(steps), constants, weights)
 
 
 def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str, int], ...]]:
-    """Those of a network's weights that nothing outside of it reads, and that are real numbers.
+    """Those of a network's weights that nothing outside of it reads.
 
-    Others would need a copy for the outside, or be rounded to integers. Weights that only place
-    entries of states that callers hand back are not trained, either.
+    Others would need a copy for the outside. Weights that only place entries of states that callers
+    hand back are not trained, either, nor are the scales of integers, which follow from these.
     """
-    nodes = nodes_by_key(document.graph)
+    nodes, opset = nodes_by_key(document.graph), document.graph.opset
+    integers = {
+        name: nodes[key]
+        for name, places in network.weights.items()
+        for key, slot in places
+        if holds_integers(nodes[key], slot, opset)
+    }
+    scales = {
+        scale_and_zero(nodes[key], slot)[0].name
+        for name in integers
+        for key, slot in network.weights[name]
+    }
     first = {name: (nodes[places[0][0]], places[0][1]) for name, places in network.weights.items()}
     return {
         name: network.weights[name]
         for name, (node, slot) in first.items()
-        if not node.name.startswith(HANDED_BACK)
+        if not node.name.startswith(HANDED_BACK) and name not in scales
+        if name not in integers or len(network.weights[name]) == 1
         if _alone(node.inputs[slot], len(network.weights[name]))
     }
 
@@ -224,13 +255,31 @@ def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
     if slot not in OPERATORS[node.op].weights or not node.inputs[slot].name:
         return False
     value = constant_value(node.inputs[slot], opset)
-    return value is not None and is_float(value.dtype) and value.ndim > 0
+    if value is None or value.ndim == 0:
+        return False
+    return is_float(value.dtype) or holds_integers(node, slot, opset)
+
+
+def learned_value(node: gs.Node, slot: int, opset: int | None) -> Array:
+    """What is learned of a weight: of integers, how many steps they are from zero, in floats."""
+    held = integers_of(node, slot, opset) if holds_integers(node, slot, opset) else None
+    return require_constant(node.inputs[slot], opset) if held is None else held.steps()
+
+
+def write_learned(graph: gs.Graph, readers: Sequence[tuple[gs.Node, int]], value: Array) -> None:
+    """Gives nodes another weight, see `learned_value`."""
+    node, slot = readers[0]
+    held = integers_of(node, slot, graph.opset) if holds_integers(node, slot, graph.opset) else None
+    if held is None:
+        replace_constants(graph, list(readers), value)
+    else:
+        set_weight(graph, node, slot, value * held.scale)
 
 
 def refuses(node: gs.Node, opset: int) -> str:
     """Why a node cannot be computed with gradients; empty if it can."""
-    row = None if node.domain not in (None, "", "ai.onnx") else OPERATORS.get(node.op)
-    if row is None:
+    row, domain = OPERATORS.get(node.op), node.domain or ""
+    if row is None or row.domain != ("" if domain == "ai.onnx" else domain):
         return f"{node.op} is not known"
     reason = row.refuses(call_of(node, opset))
     return f"{node.op} {reason}" if reason else ""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnx_rnn_prune.model.integers import MICROSOFT
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.recovery.distill.kernels import Call, Kernel, reversed_steps
 
@@ -361,5 +362,69 @@ _STEPS: Mapping[str, Callable[[Call, Direction, Tensor, Tensor, Tensor | None], 
     "LSTM": _lstm_step,
     "GRU": _gru_step,
     "RNN": _rnn_step,
+}
+
+
+def _not_rounded(_: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What DynamicQuantizeLinear rounds, as it was: gradients do not pass what rounds."""
+    return x, x.new_ones(()), x.new_zeros(())
+
+
+def _from_zero(x: Tensor, zero: Tensor | None, axis: int = -1) -> Tensor:
+    """Integers, or what stands for them, less their zero points, which lie along an axis."""
+    if zero is None:
+        return x.to(torch.float32)
+    sizes = [-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]
+    return x.to(torch.float32) - (zero.reshape(sizes) if zero.numel() > 1 else zero.reshape(()))
+
+
+def _integer_product(
+    _: Call, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
+    return torch.matmul(_from_zero(a, a_zero, -2), _from_zero(b, b_zero))
+
+
+def _integer_convolution(
+    call: Call, x: Tensor, weight: Tensor, zero: Tensor | None = None, own: Tensor | None = None
+) -> Tensor:
+    return _convolution(call, _from_zero(x, zero), _from_zero(weight, own, 0))
+
+
+def _quantized_product(
+    _: Call,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    product = torch.matmul(a, _from_zero(b, zero) * scale)
+    return product if bias is None else product + bias
+
+
+def _quantized_lstm(call: Call, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    """An LSTM whose W and R are integers, [D, I, 4 H] and [D, H, 4 H], each with a scale."""
+    given = list(inputs)
+    for slot, scale in ((1, 8), (2, 10)):
+        steps, by = given[slot], given[scale]
+        assert steps is not None and by is not None
+        zero = given[scale + 1] if scale + 1 < len(given) else None
+        wide = (len(by), 1, -1)
+        own = steps.to(torch.float32) - (0.0 if zero is None else zero.reshape(wide))
+        given[slot] = (own * by.reshape(wide)).transpose(1, 2)
+    found = _LSTM.function(call, *given[: len(STANDARD["LSTM"].inputs)])
+    assert isinstance(found, tuple)
+    return found
+
+
+_LSTM = _recurrent("LSTM")
+# Weights in integers are learned as floats: how many steps they are from zero. What they are
+# multiplied by is not rounded.
+INTEGERS: Mapping[str, Kernel] = {
+    "ConvInteger": Kernel(_integer_convolution, (1,)),
+    "DynamicQuantizeLinear": Kernel(_not_rounded),
+    "DynamicQuantizeLSTM": Kernel(_quantized_lstm, _LSTM.weights, _LSTM.refuses, MICROSOFT),
+    "DynamicQuantizeMatMul": Kernel(_quantized_product, (1, 4), domain=MICROSOFT),
+    "MatMulInteger": Kernel(_integer_product, (1,)),
 }
 LAYERS: Mapping[str, Kernel] = {op: _recurrent(op) for op in _STEPS}
