@@ -117,7 +117,8 @@ def build(document: Document, region: Region) -> Network:
                 value = learned_value(node, slot, opset)
                 if holds_integers(node, slot, opset):  # they are counted from their zero point
                     _, zero = scale_and_zero(node, slot)
-                    inputs[zero : zero + 1] = [""] * (zero < len(inputs))
+                    if zero < len(inputs):
+                        inputs[zero] = ""
             constants.setdefault(tensor.name, to_torch(value))
         outputs = tuple(tensor.name for tensor in node.outputs)
         call = call_of(node, opset)
@@ -134,21 +135,16 @@ def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str,
     """
     nodes, opset = nodes_by_key(document.graph), document.graph.opset
     integers = {
-        name: nodes[key]
+        name: scale_and_zero(nodes[key], slot)[0].name
         for name, places in network.weights.items()
         for key, slot in places
         if holds_integers(nodes[key], slot, opset)
-    }
-    scales = {
-        scale_and_zero(nodes[key], slot)[0].name
-        for name in integers
-        for key, slot in network.weights[name]
     }
     first = {name: (nodes[places[0][0]], places[0][1]) for name, places in network.weights.items()}
     return {
         name: network.weights[name]
         for name, (node, slot) in first.items()
-        if not node.name.startswith(HANDED_BACK) and name not in scales
+        if not node.name.startswith(HANDED_BACK) and name not in integers.values()
         if name not in integers or len(network.weights[name]) == 1
         if _alone(node.inputs[slot], len(network.weights[name]))
     }
