@@ -13,7 +13,7 @@ from fetch_models import default_folder
 from model_feeds import PUBLISHED, feeds_for
 from time_limit import time_limit
 
-SECONDS = 120.0
+SECONDS = 60.0
 
 pytestmark = pytest.mark.published
 

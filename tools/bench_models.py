@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -121,7 +122,7 @@ def measure(path: Path, work: Workload, minutes: float, training: float, code: s
         start = time.perf_counter()
         print(f"{work.name}, {label}", file=sys.stderr)
         try:
-            found[label] = sought(path, work, layers, minutes)
+            found[label] = sought(path, work, layers, minutes, {"max_drop": f"{work.drop:.0%}"})
         except PruneError as error:
             reasons[label] = str(error)
             print(error, file=sys.stderr)
@@ -140,7 +141,8 @@ def measure(path: Path, work: Workload, minutes: float, training: float, code: s
     start = time.perf_counter()
     print(f"{work.name}, {TRAINED}", file=sys.stderr)
     try:
-        found[TRAINED] = trained(path, work, training)
+        goal = {"speedup": SPARE * TWICE, "recover": "distill"}  # it trains for half of the time
+        found[TRAINED] = sought(path, work, "all", training, goal)
     except PruneError as error:
         reasons[TRAINED] = str(error)
         print(error, file=sys.stderr)
@@ -148,32 +150,19 @@ def measure(path: Path, work: Workload, minutes: float, training: float, code: s
     return compared(path, work, found, reasons, took, code)
 
 
-def sought(path: Path, work: Workload, layers: str, minutes: float) -> PruneResult:
-    """What `search` finds within the limit."""
+def sought(
+    path: Path, work: Workload, layers: str, minutes: float, goal: Mapping[str, Any]
+) -> PruneResult:
+    """What `search` finds for a goal: its arguments."""
     return search(
         path,
         data=work.data,
         eval_data=work.tests,
         stream=work.streams or None,
         metric=work.measure,
-        max_drop=f"{work.drop:.0%}",
         layers=layers,
         minutes=minutes,
-    )
-
-
-def trained(path: Path, work: Workload, minutes: float) -> PruneResult:
-    """The best cut to twice the speed, trained for half of the time."""
-    return search(
-        path,
-        data=work.data,
-        eval_data=work.tests,
-        stream=work.streams or None,
-        metric=work.measure,
-        speedup=SPARE * TWICE,
-        recover="distill",
-        layers="all",
-        minutes=minutes,
+        **goal,
     )
 
 

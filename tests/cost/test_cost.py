@@ -195,7 +195,7 @@ def test_what_is_counted_is_what_is_written(layers, seeds):
         exact.append(params == 0)
         if exact[-1] and not any("select_padded" in node.name for node in written.graph.node):
             assert -5 < cost("bytes", counts) - measured(written, "bytes") < 20, seed
-    assert len(exact) > 0.5 * len(seeds) and sum(exact) > 0.9 * len(exact)
+    assert len(exact) > 0.5 * len(seeds) and sum(exact) > 0.95 * len(exact)
 
 
 @pytest.mark.parametrize("kind", KINDS)

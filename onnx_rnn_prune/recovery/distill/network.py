@@ -20,6 +20,7 @@ from onnx_rnn_prune.model.constants import constant_value, is_float, require_con
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import HANDED_BACK, replace_constants
 from onnx_rnn_prune.model.integers import (
+    Integers,
     holds_integers,
     integers_of,
     scale_and_zero,
@@ -258,18 +259,22 @@ def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
 
 def learned_value(node: gs.Node, slot: int, opset: int | None) -> Array:
     """What is learned of a weight: of integers, how many steps they are from zero, in floats."""
-    held = integers_of(node, slot, opset) if holds_integers(node, slot, opset) else None
+    held = _integers(node, slot, opset)
     return require_constant(node.inputs[slot], opset) if held is None else held.steps()
 
 
 def write_learned(graph: gs.Graph, readers: Sequence[tuple[gs.Node, int]], value: Array) -> None:
     """Gives nodes another weight, see `learned_value`."""
     node, slot = readers[0]
-    held = integers_of(node, slot, graph.opset) if holds_integers(node, slot, graph.opset) else None
+    held = _integers(node, slot, graph.opset)
     if held is None:
         replace_constants(graph, list(readers), value)
     else:
         set_weight(graph, node, slot, value * held.scale)
+
+
+def _integers(node: gs.Node, slot: int, opset: int | None) -> Integers | None:
+    return integers_of(node, slot, opset) if holds_integers(node, slot, opset) else None
 
 
 def refuses(node: gs.Node, opset: int) -> str:
