@@ -13,7 +13,7 @@ import numpy as np
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
-from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Tapped, let_go
+from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Sampling, Tapped, let_go
 from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
 from onnx_rnn_prune.model import signature
@@ -313,9 +313,10 @@ class CandidateCut:
         def refit(feeds: Feeds) -> Pass:
             """With all that `pairs` knows by then, signals of later rounds included."""
             further, weighed = MomentStore(), self.evaluator.evidence.emphasis if rounds else {}
-            self.free_pairs(self.traced.document, feeds, further, weighed)
+            whole = Sampling.whole(feeds, self.traced.readers)
+            self.free_pairs(self.traced.document, feeds, whole, further, weighed)
             if rounds:
-                self.free_pairs(self.shrunk(write), feeds, further, weighed)
+                self.free_pairs(self.shrunk(write), feeds, whole, further, weighed)
             return self.least_squares(
                 lambda reader: pairs(reader).merge(further[reader.pool]), ridge
             )
@@ -334,24 +335,30 @@ class CandidateCut:
         moments = self.evaluator.evidence.moments[reader.pool]
         return teacher_pairs(moments, kept(reader.labels, self.keep))
 
-    def sample(self, turn: int) -> Feeds:
-        """The streams of one round of refits, each turn others.
+    def sampling(self, turn: int) -> Sampling:
+        """The part of the calibration feeds for one round of refits: other streams each turn.
 
-        A fit is content with what all rounds together see; all where there are not so many.
+        All rounds together need no more than a fit does; where there is less, each has it all.
         """
-        evidence, feeds = self.evaluator.evidence, self.evaluator.data.calibration
-        size, moments = feeds.streams, evidence.moments
-        shares = [
-            _SAMPLES * len(reader.labels) / max(moments.count(reader.pool), 1)
+        evidence, size = self.evaluator.evidence, self.evaluator.data.calibration.streams
+        before, moments = evidence.sampling, evidence.moments
+        wanted = {
+            reader.pool: min(
+                1.0, _SAMPLES * len(reader.labels) / max(moments.count(reader.pool), 1)
+            )
             for reader in self.traced.readers
-        ]
-        count = math.ceil(evidence.streams * min(1.0, max(shares, default=1.0)))
-        return feeds.take([(turn * count + number) % size for number in range(count)])
+        }
+        most = max(wanted.values(), default=1.0)
+        count = math.ceil(len(before.streams) * most)
+        streams = tuple((turn * count + number) % size for number in range(count))
+        shares = {pool: before.shares[pool] * share / most for pool, share in wanted.items()}
+        return Sampling(streams, shares)
 
     def free_pairs(
         self,
         document: Document,
         feeds: Feeds,
+        sampling: Sampling,
         seen: MomentStore,
         emphasis: Mapping[str, Matrix],
     ) -> None:
@@ -360,6 +367,7 @@ class CandidateCut:
         Args:
             document: a cut one, or one of full width in which the cut units are on their way out.
             feeds: what both run on.
+            sampling: the part of them to use.
             seen: what the moments are added to.
             emphasis: of readers' outputs, by pool, where samples count by what comes of an error.
         """
@@ -369,7 +377,7 @@ class CandidateCut:
         if document is not self.traced.document:
             student = Tapped(document, readers, feeds.states)
         known = [(reader, kept(reader.labels, self.keep)) for reader in readers]
-        for feed in feeds:
+        for number, feed in enumerate(feeds.take(sampling.streams)):
             wanted = teacher(feed)
             real = wanted if student is teacher else student(feed)
             for reader, stays in known:
@@ -377,12 +385,13 @@ class CandidateCut:
                 read = full if student is teacher else student.signal(reader, real)
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
-                width = read.shape[1]
-                read = np.concatenate([full, read], axis=1)
+                width, rows = read.shape[1], sampling.rows(reader.pool, len(full), number)
+                read = np.concatenate([full[rows], read[rows]], axis=1)
                 weights, felt = None, emphasis.get(reader.pool)
                 if felt is not None:
                     weigh = partial(teacher.importance, reader, wanted, felt)
                     weights = runs.recall(feed, reader.name, weigh)
+                weights = None if weights is None else weights[rows]
                 seen.gather(reader.pool, read, last=width, weights=weights)
             let_go(wanted)
             let_go(real)

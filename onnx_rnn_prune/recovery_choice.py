@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import CandidateCut, Pairs, Recovered
+from onnx_rnn_prune.evidence.evidence import Sampling
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.passes import Pass, Pipeline
@@ -77,7 +78,8 @@ def refitted(cut: CandidateCut, found: Recovered, until: float) -> Recovered:
         until: when there is no time left, see `TrainingConfig`.
     """
     data = cut.evaluator.data
-    enough = cut.evaluator.evidence.streams < data.calibration.streams
+    whole = Sampling.whole(data.calibration, cut.traced.readers)
+    enough = cut.evaluator.evidence.sampling != whole
     few = data.validation.streams < 2
     if found.refit is None or enough or few or time.monotonic() > until:
         return found
@@ -149,8 +151,10 @@ def _refit(
     model is not cut yet, but on its way.
     """
     assert start.ridge is not None
-    evidence, sample = cut.evaluator.evidence, cut.sample(0)
-    begun, took = time.monotonic(), evidence.seconds * sample.streams / evidence.streams
+    evidence, feeds = cut.evaluator.evidence, cut.evaluator.data.calibration
+    first = cut.sampling(0)
+    share = len(first.streams) / len(evidence.sampling.streams)
+    begun, took = time.monotonic(), evidence.seconds * share
     if begun + took > until:
         return start
     best, last = start, start
@@ -162,7 +166,7 @@ def _refit(
     def pairs(reader: Reader) -> Moments:
         return seen[reader.pool]
 
-    cut.free_pairs(cut.traced.document, sample, seen, evidence.emphasis)
+    cut.free_pairs(cut.traced.document, feeds, first, seen, evidence.emphasis)
     shares, lowest = schedule.shares(_ROUNDS), start.error
     for number, share in enumerate(shares):
         # A round takes as long as the one before, and the first one at least as the original.
@@ -171,7 +175,7 @@ def _refit(
             break
         progress("recovering", number, len(shares))
         on_its_way = cut.shrunk(last.write) if share == 1.0 else fading(last.write, share)
-        cut.free_pairs(on_its_way, cut.sample(number), seen, evidence.emphasis)
+        cut.free_pairs(on_its_way, feeds, cut.sampling(number), seen, evidence.emphasis)
         last = cut.fitted(pairs, start.ridge, number + 1)
         if last.error < _TOLERATED * lowest:
             best, lowest = last, min(lowest, last.error)

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.errors import ConstraintError, PruneError
-from onnx_rnn_prune.evidence.evidence import Tally
+from onnx_rnn_prune.evidence.evidence import Sampling, Tally
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs
@@ -392,11 +393,11 @@ def test_shelves_travel_and_merge(width):
 def test_a_wide_matrix_is_added_to_no_more_often_than_it_takes_samples_to_fill_it(monkeypatch):
     """To read and write it in a file takes longer than the products of a few samples."""
     store, added = MomentStore(), list[str]()
-    add = MomentStore.add
+    add = MomentStore._add_rows
     monkeypatch.setattr(
         MomentStore,
-        "add",
-        lambda self, name, found: (added.append(name), add(self, name, found))[1],
+        "_add_rows",
+        lambda self, name, *given: (added.append(name), add(self, name, *given))[1],
     )
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(20, 500)).astype(np.float32) for _ in range(60)]
@@ -405,16 +406,40 @@ def test_a_wide_matrix_is_added_to_no_more_often_than_it_takes_samples_to_fill_i
         store.gather("narrow", part[:, :2])
     wanted, found = Moments.of(np.concatenate(parts)), store["wide"]
     assert added == ["wide", "wide"]  # 2.4 MB of samples, 2 MB in the matrix
-    np.testing.assert_allclose(found.comoment, wanted.comoment, rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(found.comoment, wanted.comoment, atol=1e-6 * 1200)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("last", [None, 300, 600])
+def test_matrices_in_files_hold_what_ones_in_memory_do(last, weighed):
+    """Also where more samples come once they were looked at."""
+    rng, store = np.random.default_rng(0), MomentStore()
+    samples = (rng.normal(size=(90, 600)) + rng.normal(size=600)).astype(np.float32)
+    weights = rng.uniform(0.5, 2.0, 90) if weighed else None
+    places = rng.permutation(600)[:400]
+    for end in (30, 60, 90):
+        rows = slice(end - 30, end)
+        store.gather("wide", samples[rows], last, None if weights is None else weights[rows])
+        wanted = Moments.of(samples[:end], last, None if weights is None else weights[:end])
+        found = store["wide"]
+        assert found.count == pytest.approx(wanted.count)
+        np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-12)
+        np.testing.assert_allclose(found.comoment, wanted.comoment, atol=1e-6 * wanted.count)
+        if last is None:
+            known = store.covariance("wide", places)
+            np.testing.assert_allclose(known, wanted.covariance(places), atol=1e-6)
+            np.testing.assert_allclose(store.variance("wide"), wanted.variance, rtol=1e-6)
 
 
 def test_parts_of_the_data_tell_what_all_of_it_does(feeds):
     opened = open_model(stacked(None))
     data = open_three(opened, Inputs(feeds))
     traced = trace_model(opened, ["first", "second"], data.calibration)
-    parts = [calibrated(traced, data.calibration, shard) for shard in ((0, 1, 2), (3,), (4, 5))]
+    every = Sampling.whole(data.calibration, traced.readers)
+    shards = [replace(every, streams=part) for part in ((0, 1, 2), (3,), (4, 5))]
+    parts = [calibrated(traced, data.calibration, shard) for shard in shards]
     merged = reduce(Tally.merge, parts).evidence()
-    whole = calibrated(traced, data.calibration, tuple(range(6))).evidence()
+    whole = calibrated(traced, data.calibration, replace(every, streams=tuple(range(6)))).evidence()
     np.testing.assert_allclose(merged.activity, whole.activity, rtol=1e-12)
     assert merged.emphasis.keys() == whole.emphasis.keys()
     for name, emphasis in whole.emphasis.items():

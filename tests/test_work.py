@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import rolling
 from onnx_rnn_prune.calibration import open_data
-from onnx_rnn_prune.evidence.moments import Runs
+from onnx_rnn_prune.evidence.runs import Runs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import NamedFeed, Streaming
 from onnx_rnn_prune.opened_model import follow, written_out

@@ -6,8 +6,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,17 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.moments import LARGE, Matrix, MomentStore, Runs
+from onnx_rnn_prune.evidence.moments import LARGE, Matrix, MomentStore
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
+from onnx_rnn_prune.evidence.runs import Runs
+from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.document import Document
-from onnx_rnn_prune.model.edit import fresh_name
+from onnx_rnn_prune.model.edit import fresh_name, replace_constant
 from onnx_rnn_prune.model.intermediate import intermediate_outputs
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming
 from onnx_rnn_prune.model.scratch import trim
 from onnx_rnn_prune.model.walk import tensors_of
+from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.trace.trace import Trace
@@ -50,6 +53,15 @@ def let_go(seen: Seen) -> None:
         trim()
 
 
+def _hold_constants(document: Document, layer: Layer) -> None:
+    """Computes weights that nodes put together once, instead of for every feed."""
+    for slot, tensor in enumerate(layer.node.inputs):
+        if tensor.name and not isinstance(tensor, gs.Constant):
+            value = constant_value(tensor, document.graph.opset)
+            if value is not None:
+                replace_constant(document.graph, layer.node, slot, value)
+
+
 class Tapped:
     """A document that runs and shows what its readers read.
 
@@ -69,6 +81,7 @@ class Tapped:
     ) -> None:
         self._document = document.copy()
         for layer in find_layers(self._document.graph):
+            _hold_constants(self._document, layer)
             if layer.output("Y") is None:
                 name = fresh_name(self._document.graph, f"{layer.name}_Y")
                 layer.node.name = layer.name
@@ -148,6 +161,40 @@ class Tapped:
         return name in self._shown.inner
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """The part of the data that is used: some streams, and some rows of what is read in them.
+
+    Attributes:
+        streams: their numbers.
+        shares: by reader's pool, the share of the rows.
+    """
+
+    streams: tuple[int, ...]
+    shares: Mapping[str, float]
+
+    @staticmethod
+    def whole(feeds: Feeds, readers: Sequence[Reader]) -> Sampling:
+        """All of it."""
+        return Sampling(tuple(range(feeds.streams)), {reader.pool: 1.0 for reader in readers})
+
+    def rows(self, pool: str, count: int, number: int) -> slice | npt.NDArray[np.int64]:
+        """The rows of a signal that are used: drawn at random, the same ones each time.
+
+        Args:
+            pool: of the reader.
+            count: how many rows the signal has.
+            number: of the feed; each has rows of its own.
+        """
+        left = math.ceil(self.shares[pool] * count)
+        return slice(None) if left >= count else _drawn(count, left, number)
+
+
+@lru_cache(maxsize=64)  # signals of several readers have the same number of rows
+def _drawn(count: int, left: int, number: int) -> npt.NDArray[np.int64]:
+    return np.sort(np.random.default_rng([count, number]).choice(count, left, replace=False))
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What calibration data showed.
@@ -156,7 +203,7 @@ class Evidence:
         moments: by reader's pool, of the signal that it reads.
         emphasis: by reader's pool, how much the square of an error in each output matters.
         activity: per unit, the mean absolute state.
-        streams: how many were run.
+        sampling: the part of the data that was used.
         seconds: that it took.
         runs: what the document gave.
     """
@@ -164,7 +211,7 @@ class Evidence:
     moments: MomentStore
     emphasis: Mapping[str, Matrix]
     activity: Matrix
-    streams: int
+    sampling: Sampling
     seconds: float
     runs: Runs
 
@@ -179,7 +226,7 @@ class Tally:
         weighed: by reader's pool, how many feeds that was seen on.
         absolute: per unit, of its absolute states.
         samples: per unit, how many states.
-        streams: how many were run.
+        sampling: the part of the data that was used.
         seconds: that it took.
     """
 
@@ -188,7 +235,7 @@ class Tally:
     weighed: Mapping[str, int]
     absolute: Matrix
     samples: Matrix
-    streams: int
+    sampling: Sampling
     seconds: float
 
     def merge(self, other: Tally) -> Tally:
@@ -203,7 +250,7 @@ class Tally:
             weighed={name: own + other.weighed[name] for name, own in self.weighed.items()},
             absolute=self.absolute + other.absolute,
             samples=self.samples + other.samples,
-            streams=self.streams + other.streams,
+            sampling=replace(self.sampling, streams=self.sampling.streams + other.sampling.streams),
             seconds=self.seconds + other.seconds,
         )
 
@@ -212,7 +259,7 @@ class Tally:
         emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
         activity = self.absolute / np.maximum(self.samples, 1)
         return Evidence(
-            self.moments, emphasis, activity, self.streams, self.seconds, runs or Runs()
+            self.moments, emphasis, activity, self.sampling, self.seconds, runs or Runs()
         )
 
 
@@ -228,33 +275,40 @@ def collect(
     One feed is in memory at a time.
     """
     runs = Runs()
-    feeds = feeds.take(needed(document, readers, feeds, runs))
-    return tally(document, trace, readers, feeds, progress, runs).evidence(runs)
+    sampling = needed(document, readers, feeds, runs)
+    return tally(document, trace, readers, feeds, sampling, progress, runs).evidence(runs)
 
 
 def needed(
     document: Document, readers: Sequence[Reader], feeds: Feeds, runs: Runs | None = None
-) -> list[int]:
-    """The numbers of the streams to calibrate on: all, unless there are far more than that takes.
+) -> Sampling:
+    """What to calibrate on: all there is, unless that is far more than it takes.
 
     The moments of a signal with n entries are known well enough from 64 n samples, and from 20,000
     in any case: more take longer, and what is fitted stays the same but for noise. How many samples
-    a stream has is told by some; which ones are taken is drawn, the same ones each time.
+    a stream has is measured on a few. As many streams are run as the most demanding reader needs.
+    Of what the others read in them, a part of the rows is enough, which says more than all rows of
+    fewer streams. Both are drawn at random, the same ones each time.
     """
     drawn = np.random.default_rng(feeds.streams).permutation(feeds.streams)
     if len(drawn) <= 4 * _PROBES:
-        return sorted(drawn.tolist())
+        return Sampling.whole(feeds, readers)
     tapped = Tapped(document, readers, feeds.states, runs)
     counts: Counter[str] = Counter()
     for feed in feeds.take(drawn[:_PROBES].tolist()):
         taps = tapped(feed)
         for reader in readers:
             counts[reader.pool] += len(tapped.signal(reader, taps))
-    shares = [
-        max(SAMPLES * len(reader.labels), _ENOUGH) / max(counts[reader.pool], 1)
+    wanted = {
+        reader.pool: _PROBES
+        * max(SAMPLES * len(reader.labels), _ENOUGH)
+        / max(counts[reader.pool], 1)
         for reader in readers
-    ]
-    return sorted(drawn[: math.ceil(_PROBES * max(shares, default=1.0))].tolist())
+    }
+    most = math.ceil(max(wanted.values(), default=_PROBES))
+    chosen = sorted(drawn[:most].tolist())
+    shares = {pool: min(1.0, streams / len(chosen)) for pool, streams in wanted.items()}
+    return Sampling(tuple(chosen), shares)
 
 
 def tally(
@@ -262,10 +316,22 @@ def tally(
     trace: Trace,
     readers: Sequence[Reader],
     feeds: Feeds,
+    sampling: Sampling,
     progress: Progress,
     runs: Runs | None = None,
 ) -> Tally:
-    """The sums of which evidence is made."""
+    """The sums of which evidence is made.
+
+    Args:
+        document: it is not changed.
+        trace: of its units.
+        readers: of them.
+        feeds: to run on.
+        sampling: the part of them to use.
+        progress: is told how far it is.
+        runs: what the document gave for feeds before.
+    """
+    feeds = feeds.take(sampling.streams)
     begun, tapped = time.monotonic(), Tapped(document, readers, feeds.states, runs)
     moments = MomentStore()
     emphasis: dict[str, Matrix] = {}
@@ -285,6 +351,7 @@ def tally(
         weighed.update(few)
         for reader in readers:
             signal = tapped.signal(reader, taps)
+            signal = signal[sampling.rows(reader.pool, len(signal), number)]
             moments.gather(reader.pool, signal)
             seen[reader.pool] += len(signal)
             if reader.pool in few:
@@ -298,4 +365,4 @@ def tally(
         let_go(taps)
     progress("calibrating", total, total)
     seconds = time.monotonic() - begun
-    return Tally(moments, emphasis, weighed, absolute, samples, feeds.streams, seconds)
+    return Tally(moments, emphasis, weighed, absolute, samples, sampling, seconds)

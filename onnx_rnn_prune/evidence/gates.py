@@ -86,6 +86,7 @@ class Steps:
         left: how many steps there are from each one on, itself included, [T, B]; without end where
             a caller may go on from the last state.
         valid: False where a sequence has ended, [T, B].
+        precision: the type in which the runtime has them, or single precision.
         backward: whether time runs from the end.
     """
 
@@ -95,6 +96,7 @@ class Steps:
         output = layer.output("Y")
         assert output is not None
         states = taps[output.name][:, direction].astype(np.float64)
+        self.precision = np.result_type(taps[output.name].dtype, np.float32)
         steps, batch, _ = states.shape
         lengths = self._tap("sequence_lens", taps)
         ends = np.full(batch, steps)

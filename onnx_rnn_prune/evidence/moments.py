@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.model.runner import Array, Feed
+from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.scratch import temporary_folder, trim, written_in
 
 Matrix = npt.NDArray[np.float64]
@@ -42,21 +41,7 @@ class Moments:
         samples: npt.NDArray[np.generic], last: int | None = None, weights: Matrix | None = None
     ) -> Moments:
         """The moments of samples, shape [N, n]; of each as many as its weight says, if any, [N]."""
-        values = np.asarray(samples, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise PruneError(
-                "a recurrent layer's signals become infinite or not a number on this data",
-                where="calibration",
-                remedy="look for broken values in the data, or leave such feeds out",
-            )
-        mean = np.zeros(values.shape[1])
-        if len(values):
-            mean = np.average(values, axis=0, weights=weights)
-        centred = values - mean
-        right = centred[:, 0 if last is None else len(mean) - last :]
-        if weights is None:
-            return Moments(len(values), mean, centred.T @ right)
-        return Moments(float(weights.sum()), mean, centred.T @ (right * weights[:, None]))
+        return _Centred.of(samples, last, weights).moments()
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; the arrays of `other` are used up."""
@@ -81,6 +66,46 @@ class Moments:
         return np.diag(self.comoment) / max(self.count, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class _Centred:
+    """Samples without their mean, of whose products moments are made.
+
+    Attributes:
+        count: number of samples, or the sum of their weights.
+        mean: [n].
+        left: [N, n].
+        right: their last entries, times their weights, [N, last].
+    """
+
+    count: float
+    mean: Matrix
+    left: Matrix
+    right: Matrix
+
+    @staticmethod
+    def of(samples: npt.NDArray[np.generic], last: int | None, weights: Matrix | None) -> _Centred:
+        """See `Moments.of`."""
+        values = np.asarray(samples, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise PruneError(
+                "a recurrent layer's signals become infinite or not a number on this data",
+                where="calibration",
+                remedy="look for broken values in the data, or leave such feeds out",
+            )
+        mean = np.zeros(values.shape[1])
+        if len(values):
+            mean = np.average(values, axis=0, weights=weights)
+        left = values - mean
+        right = left[:, 0 if last is None else len(mean) - last :]
+        if weights is None:
+            return _Centred(len(values), mean, left, right)
+        return _Centred(float(weights.sum()), mean, left, right * weights[:, None])
+
+    def moments(self) -> Moments:
+        """Sums of products."""
+        return Moments(self.count, self.mean, self.left.T @ self.right)
+
+
 def blocks(rows: int) -> Iterator[slice]:
     """Cuts rows of a matrix into parts, so that what is made of one at a time stays small."""
     for start in range(0, rows, _BLOCK):
@@ -91,9 +116,78 @@ def blocks(rows: int) -> Iterator[slice]:
 _IN_FILE, LARGE = 1 << 20, 1 << 23
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
-_FEW, _MOST, _MANY = 1 << 20, 1 << 23, 1 << 25
-# What runs may take in files; what of them is so large is read when it is looked at.
-_MOST_BYTES, _READ_LATE = 1 << 28, 1 << 14
+_FEW, _MOST, _MANY = 1 << 20, 1 << 24, 1 << 25
+
+
+@dataclass
+class _MatrixFile:
+    """A matrix in a file, of which a block of rows at a time is in memory.
+
+    Attributes:
+        path: of the file.
+        shape: of the matrix.
+        half: whether blocks below the diagonal are yet to be copied from above it.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    half: bool = False
+
+    def read(self) -> Matrix:
+        """All of it."""
+        return np.fromfile(self.path).reshape(self.shape)
+
+    def mapped(self) -> Matrix:
+        """All of it, to look at; what is looked at counts as memory while it is mapped."""
+        return np.memmap(self.path, np.float64, "r", shape=self.shape)
+
+    def add(self, part: Callable[[slice, slice], Array]) -> None:
+        """Adds a matrix block by block.
+
+        Args:
+            part: gives a block of some rows and columns. A square matrix is symmetric: only blocks
+                on and above the diagonal are asked for.
+        """
+        height, width = self.shape
+        self.half = height == width
+
+        def sums(rows: slice) -> Matrix:
+            columns = slice(rows.start if self.half else 0, width)
+            lines = self._lines(rows)
+            lines[:, columns] += part(rows, columns)
+            return lines
+
+        self._rewrite(sums)
+
+    def complete(self) -> None:
+        """Copies what is above the diagonal to below it."""
+
+        def whole(rows: slice) -> Matrix:
+            lines = self._lines(rows)
+            lines[:, : rows.start] = self.mapped()[: rows.start, rows].T
+            return lines
+
+        if self.half:
+            self._rewrite(whole)
+            self.half = False
+
+    def _lines(self, rows: slice) -> Matrix:
+        height, width = self.shape
+        count = min(rows.stop, height) - rows.start
+        if not self.path.exists() or self.path.stat().st_size <= 8 * rows.start * width:
+            return np.zeros((count, width))
+        lines = np.fromfile(self.path, count=count * width, offset=8 * rows.start * width)
+        return lines.reshape(count, width)
+
+    def _rewrite(self, lines: Callable[[slice], Matrix]) -> None:
+        # A file that is mapped to be written ends the process when the disk is full.
+        with (
+            written_in(self.path.parent),
+            self.path.open("r+b" if self.path.exists() else "xb") as file,
+        ):
+            for rows in blocks(self.shape[0]):
+                file.write(lines(rows).data)
+                file.flush()
 
 
 @dataclass
@@ -115,7 +209,7 @@ class MomentStore:
     def __init__(self) -> None:
         self._folder = temporary_folder()
         self._heads: dict[str, tuple[float, Matrix]] = {}
-        self._numbers: dict[str, int] = {}
+        self._files: dict[str, _MatrixFile] = {}
         self._small: dict[str, Matrix] = {}
         self._waiting: dict[str, _Waiting] = {}
 
@@ -124,10 +218,10 @@ class MomentStore:
 
     def __getitem__(self, name: str) -> Moments:
         """A copy of the caller's own."""
-        self._settle(name)
+        self._complete(name)
         count, mean = self._heads[name]
         small = self._small.get(name)
-        comoment = np.load(self._path(name)) if small is None else small.copy()
+        comoment = self._files[name].read() if small is None else small.copy()
         if comoment.nbytes > LARGE:
             trim()
         return Moments(count, mean, comoment)
@@ -141,37 +235,35 @@ class MomentStore:
         """Of each entry, [n]."""
         self._settle(name)
         count, small = max(self._heads[name][0], 1), self._small.get(name)
-        comoment = np.load(self._path(name), mmap_mode="r") if small is None else small
-        return np.diag(comoment) / count
+        return np.diag(self._files[name].mapped() if small is None else small) / count
 
     def covariance(
         self, name: str, places: npt.NDArray[np.int64], dtype: npt.DTypeLike = np.float64
     ) -> Array:
         """Of some entries, [places, places]; no more than they are read."""
-        self._settle(name)
+        self._complete(name)
         count, small = max(self._heads[name][0], 1), self._small.get(name)
         if small is not None:
             return (small[np.ix_(places, places)] / count).astype(dtype, copy=False)
         result = np.empty((len(places), len(places)), dtype)
         for rows in blocks(len(places)):
-            mapped = np.load(self._path(name), mmap_mode="r")
-            result[rows] = mapped[places[rows]][:, places]
-            del mapped  # what was looked at counts as memory while it is mapped
+            result[rows] = self._files[name].mapped()[places[rows]][:, places]
         result /= count
         return result
 
     def add(self, name: str, moments: Moments) -> None:
         """Merges moments into those of that name; the arrays given are used up."""
-        if name in self:
-            moments = self[name].merge(moments)
-        self._heads[name] = moments.count, moments.mean
-        if moments.comoment.nbytes < _IN_FILE:
+        comoment = moments.comoment
+        if comoment.nbytes < _IN_FILE:
+            if name in self._heads:
+                moments = Moments(*self._heads[name], self._small[name]).merge(moments)
+            self._heads[name] = moments.count, moments.mean
             self._small[name] = moments.comoment
             return
-        self._numbers.setdefault(name, len(self._numbers))
-        with written_in(self._folder.name):
-            np.save(self._path(name), moments.comoment)
-        if moments.comoment.nbytes > LARGE:
+        self._add_rows(
+            name, moments.count, moments.mean, comoment.shape[1], lambda *part: comoment[part]
+        )
+        if comoment.nbytes > LARGE:
             trim()
 
     def gather(
@@ -213,16 +305,50 @@ class MomentStore:
     def _names(self) -> list[str]:
         return list(dict.fromkeys([*self._heads, *self._waiting]))
 
+    def _complete(self, name: str) -> None:
+        self._settle(name)
+        if name in self._files:
+            self._files[name].complete()
+
     def _settle(self, name: str) -> None:
         waiting = self._waiting.pop(name, None)
         if waiting is not None:
             first, *rest = waiting.parts
             joined = np.concatenate([first, *rest]) if rest else np.ascontiguousarray(first)
             weights = np.concatenate(waiting.weights) if waiting.weights else None
-            self.add(name, Moments.of(joined, waiting.last, weights))
+            known = _Centred.of(joined, waiting.last, weights)
+            height, width = known.left.shape[1], known.right.shape[1]
+            if 8 * height * width < _IN_FILE:
+                self.add(name, known.moments())
+                return
+            # Single precision is twice as fast. Its rounding, a millionth of the entries' variance,
+            # is a hundredth of the smallest ridge.
+            left, right = known.left.astype(np.float32), known.right.astype(np.float32)
+            self._add_rows(
+                name, known.count, known.mean, width,
+                lambda rows, columns: left[:, rows].T @ right[:, columns],
+            )  # fmt: skip
 
-    def _path(self, name: str) -> Path:
-        return Path(self._folder.name) / f"{self._numbers[name]}.npy"
+    def _add_rows(
+        self,
+        name: str,
+        count: float,
+        mean: Matrix,
+        last: int,
+        part: Callable[[slice, slice], Array],
+    ) -> None:
+        """The same as `add` where the matrix lies in a file, to which it is added part by part."""
+        before, old = self._heads.get(name, (0, mean))
+        total, step = before + count, mean - old
+        share = count / total if total else 0.0
+        ends = step[len(step) - last :] * (before * share)
+        if name not in self._files:
+            path = Path(self._folder.name) / str(len(self._files))
+            self._files[name] = _MatrixFile(path, (len(mean), last))
+        self._files[name].add(
+            lambda rows, columns: part(rows, columns) + np.outer(step[rows], ends[columns])
+        )
+        self._heads[name] = total, old + step * share
 
 
 class InFile:
@@ -245,101 +371,3 @@ class InFile:
 def put_away(values: Array) -> Array | InFile:
     """An array that is to be kept for long; in a file where it is large."""
     return InFile(values) if values.nbytes > LARGE else values
-
-
-@dataclass(frozen=True)
-class _Place:
-    """An array at a place in a file; `numpy.asarray` reads it anew."""
-
-    path: Path
-    start: int
-    kind: np.dtype[np.generic]
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return self.kind.itemsize * math.prod(self.shape)
-
-    def of(self, lines: bytes, start: int) -> Array:
-        """The array in what was read of the file from `start` on."""
-        return np.ndarray(self.shape, self.kind, lines, self.start - start)
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        found: Array = np.fromfile(self.path, self.kind, math.prod(self.shape), offset=self.start)
-        return np.asarray(found.reshape(self.shape), dtype=dtype)
-
-
-class Runs:
-    """What one model gave for feeds, known by their names, so that each is run once.
-
-    As many as fit are kept, those that come first, in a scratch file that goes when this does.
-    """
-
-    def __init__(self) -> None:
-        self._folder = temporary_folder()
-        self._path = Path(self._folder.name) / "runs"
-        self._kept: dict[str, dict[str, _Place]] = {}
-        self._left = _MOST_BYTES
-        self._small: dict[tuple[str, str], Matrix | None] = {}
-
-    def __call__(
-        self, feed: Feed, names: Collection[str], run: Callable[[Feed], dict[str, Array]]
-    ) -> Mapping[str, npt.ArrayLike]:
-        """What the model gives for a feed; from a run, unless that is known.
-
-        What is large stays in its file, for `numpy.asarray` to read.
-
-        Args:
-            feed: it is not known again without a name.
-            names: of what is asked for, and of what `run` gives.
-            run: runs the model.
-        """
-        label = str(getattr(feed, "name", ""))
-        if label in self._kept and self._kept[label].keys() == set(names):
-            return self._known(label)
-        found = run(feed)
-        self._left -= sum(value.nbytes for value in found.values())
-        if label and label not in self._kept and self._left >= 0:
-            self._keep(label, found)
-            if sum(value.nbytes for value in found.values()) > LARGE and label in self._kept:
-                found.clear()
-                trim()
-                return self._known(label)
-        return found
-
-    def recall(self, feed: Feed, what: str, make: Callable[[], Matrix | None]) -> Matrix | None:
-        """Something small that follows from what the model gives for a feed; made once."""
-        key = str(getattr(feed, "name", "")), what
-        if key not in self._small:
-            found = make()
-            if not key[0]:
-                return found
-            self._small[key] = found
-        return self._small[key]
-
-    def _known(self, label: str) -> Mapping[str, npt.ArrayLike]:
-        """What is small follows one another in the file, and is read at once."""
-        places = self._kept[label]
-        early = [place for place in places.values() if place.nbytes <= _READ_LATE]
-        start = min((place.start for place in early), default=0)
-        end = max((place.start + place.nbytes for place in early), default=0)
-        with self._path.open("rb") as file:
-            file.seek(start)
-            lines = file.read(end - start)
-        return {n: p if p.nbytes > _READ_LATE else p.of(lines, start) for n, p in places.items()}
-
-    def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
-        """Another process runs feeds by itself: that takes less than to send what they gave."""
-        return Runs, ()
-
-    def _keep(self, label: str, found: Mapping[str, Array]) -> None:
-        places: dict[str, _Place] = {}
-        try:
-            with self._path.open("ab") as file:
-                for name in sorted(found, key=lambda name: found[name].nbytes > _READ_LATE):
-                    value = found[name]
-                    places[name] = _Place(self._path, file.tell(), value.dtype, value.shape)
-                    file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        except (OSError, TypeError):  # a full disk, or texts: these are run again
-            return
-        self._kept[label] = places

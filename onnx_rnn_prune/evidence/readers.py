@@ -180,12 +180,10 @@ class ProductReader:
         if self.op in CONVOLUTIONS:  # a line for each output, several in each group
             line: Labels = lines[0 if len(lines) == 1 else self.part * (len(lines) // self.parts)]
             return np.repeat(line, self.kernel)
-        line = lines[self.part if len(lines) > 1 else 0]
-        return line
+        return np.asarray(lines[self.part if len(lines) > 1 else 0])
 
     def source(self, lookup: Lookup) -> str:
-        name: str = self._data(lookup).name
-        return name
+        return str(self._data(lookup).name)
 
     def taps(self, lookup: Lookup) -> list[str]:
         node = self._node(lookup)
@@ -214,38 +212,34 @@ class ProductReader:
 
     def _sampled(self, node: gs.Node, value: Array, lookup: Lookup) -> Array:
         """Channels [..., n], or patches of them, at as many places as a call needs to show."""
-        shape = self._weight(lookup).shape[2:] if self.kernel > 1 else (1,) * (value.ndim - 2)
+        shape = self._shape(lookup)[2:] if self.kernel > 1 else (1,) * (value.ndim - 2)
         views = patches(node, value, shape) if self.kernel > 1 else value
         places = views.shape[: value.ndim - 1]
         count, most = math.prod(places), max(_ROWS, _SAMPLES * len(self.labels))
         if count <= most:
             return views.reshape(count, -1)
         chosen = np.random.default_rng(count).choice(count, most, replace=False)
-        rows: Array = views[np.unravel_index(np.sort(chosen), places)]
+        rows = np.asarray(views[np.unravel_index(np.sort(chosen), places)])
         return rows.reshape(most, -1)
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
-        return np.ones(len(self.weight(lookup)))
+        return np.ones(self._rows(lookup))
 
     def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> None:
         return None
 
     def outputs(self, lookup: Lookup) -> Labels:
-        rows = len(self.weight(lookup))
-        if self.lane is None:
+        rows, own = self._rows(lookup), self.lane
+        if own is None:
             return np.full(rows, NOBODY, dtype=np.int64)
-        own = (
-            self.lane if self.op not in CONVOLUTIONS else np.split(self.lane, self.parts)[self.part]
-        )
+        own = np.split(own, self.parts)[self.part] if self.op in CONVOLUTIONS else own
         return np.repeat(own, rows // len(own))
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
         return (self.weight(lookup).shape[1],)
 
     def weight(self, lookup: Lookup) -> Array:
-        stack = self._stack(lookup)
-        matrix: Array = stack[self.part]
-        return matrix
+        return np.asarray(self._stack(lookup)[self.part])
 
     def lines(self, lookup: Lookup) -> Lines:
         weight = self.weight(lookup)
@@ -286,12 +280,25 @@ class ProductReader:
         slot = self.binding.bound.slot
         return weight_value(self._node(lookup), slot, lookup.graph.opset)
 
+    def _shape(self, lookup: Lookup) -> tuple[int, ...]:
+        """Of the weight as it is held."""
+        return constant_shape(self._node(lookup).inputs[self.binding.bound.slot]) or ()
+
+    def _rows(self, lookup: Lookup) -> int:
+        """How many outputs each matrix of the stack has."""
+        shape, axis, out = self._shape(lookup), self._axis(lookup), self._out(lookup)
+        if self.kernel > 1:
+            return shape[0] // self.parts
+        one = len(shape) == 2 or 0 in (axis, out)
+        matrices = groups_of(self._node(lookup)) if one else math.prod(shape[:-2])
+        return math.prod(shape) // (matrices * shape[axis])
+
     def _axis(self, lookup: Lookup) -> int:
-        return self.binding.bound.axis % self._weight(lookup).ndim
+        return self.binding.bound.axis % len(self._shape(lookup))
 
     def _out(self, lookup: Lookup) -> int:
         """The axis of the weight that becomes the output's."""
-        rank = self._weight(lookup).ndim
+        rank = len(self._shape(lookup))
         if self.op.startswith("Conv"):
             return 1 - self._axis(lookup)
         return 2 * rank - 3 - self._axis(lookup)
@@ -321,12 +328,7 @@ def patches(node: gs.Node, value: Array, kernel: tuple[int, ...]) -> Array:
 
 
 def joint_taps(node: gs.Node, shape: Sequence[int]) -> int:
-    """How many places of a kernel are fitted together; 1 where that takes too long.
-
-    Args:
-        node: that reads.
-        shape: of its weight.
-    """
+    """How many places of a kernel are fitted together; 1 where its weight's shape makes it long."""
     fixed = node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
     taps = math.prod(shape[2:])
     return taps if node.op in CONVOLUTIONS and fixed and shape[1] * taps <= _JOINT else 1

@@ -28,7 +28,6 @@ from onnx_rnn_prune.search.executor import Mapper, Work, Workers
 from onnx_rnn_prune.search.goal import Goal
 from onnx_rnn_prune.search.study import Study
 from onnx_rnn_prune.search.worker_context import (
-    Shard,
     WorkerContext,
     calibrated,
     calibrator,
@@ -409,9 +408,10 @@ def _calibrated(
     context: WorkerContext, traced: TracedModel, workers: Workers, progress: Progress
 ) -> Evidence:
     feeds = context.data.calibration
-    streams = np.array(needed(traced.document, traced.readers, feeds))
+    sampling = needed(traced.document, traced.readers, feeds)
+    streams = np.array(sampling.streams)
     parts = np.array_split(streams, min(_SHARDS, len(streams)))
-    shards: list[Shard] = [tuple(part.tolist()) for part in parts]
+    shards = [replace(sampling, streams=tuple(part.tolist())) for part in parts]
     work = Work(partial(calibrated, traced, feeds), partial(calibrator, context))
     sums = workers.send(work)(shards)
 

@@ -13,7 +13,7 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
-from onnx_rnn_prune.evidence.evidence import Evidence, Tally, tally
+from onnx_rnn_prune.evidence.evidence import Evidence, Sampling, Tally, tally
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.options import Interface
@@ -27,9 +27,6 @@ from onnx_rnn_prune.selection.request import Request
 from onnx_rnn_prune.selection.space import FULL, Ask, Verdict
 from onnx_rnn_prune.traced_model import TracedModel, trace_model
 from onnx_rnn_prune.validate.quality import Quality
-
-# The feeds of a shard, by their numbers.
-Shard = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class WorkerContext:
     longest: float = field(compare=False)
 
 
-def calibrator(context: WorkerContext) -> Callable[[Shard], Tally]:
+def calibrator(context: WorkerContext) -> Callable[[Sampling], Tally]:
     """What sums up a shard of the feeds in this process."""
     return partial(calibrated, _traced(context), context.data.calibration)
 
@@ -97,9 +94,9 @@ def judged(evaluator: Evaluator, scores: Matrix, longest: float, ask: Ask) -> Ve
     return Verdict(*evaluator.judge(cut.shrunk(write)), time.perf_counter() - start)
 
 
-def calibrated(traced: TracedModel, feeds: Feeds, shard: Shard) -> Tally:
+def calibrated(traced: TracedModel, feeds: Feeds, shard: Sampling) -> Tally:
     """Sums over some of the feeds."""
-    return tally(traced.document, traced.trace, traced.readers, feeds.take(shard), silent)
+    return tally(traced.document, traced.trace, traced.readers, feeds, shard, silent)
 
 
 # A worker is told first to calibrate and then to judge, and opens the model once for both. What is

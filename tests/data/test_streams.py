@@ -14,7 +14,7 @@ from onnx_rnn_prune import cli, compare, prune, recovery_choice, search, sensiti
 from onnx_rnn_prune.calibration import open_data, open_three
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import CandidateCut, Evaluator
-from onnx_rnn_prune.evidence import moments
+from onnx_rnn_prune.evidence import runs
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.moments import MomentStore
 from onnx_rnn_prune.model.runner import Runner
@@ -107,8 +107,9 @@ def test_a_stream_of_single_steps_is_judged_as_the_sequence_is(model):
         for cut in by_streams:
             assert cut.fitted(cut.pairs, ridge).error == pytest.approx(wanted.error)
             seen = [MomentStore(), MomentStore()]
-            by_sequence.free_pairs(by_sequence.shrunk(wanted.write), cut.sample(1), seen[0], {})
-            cut.free_pairs(cut.shrunk(wanted.write), cut.sample(1), seen[1], {})
+            for each, store in zip((by_sequence, cut), seen, strict=True):
+                feeds, sampling = each.evaluator.data.calibration, each.sampling(1)
+                each.free_pairs(each.shrunk(wanted.write), feeds, sampling, store, {})
             for pool in ("Y#0iofcX+H", "y_product#0"):
                 one, other = (store[pool] for store in seen)
                 np.testing.assert_allclose(one.variance, other.variance, rtol=1e-5)
@@ -427,7 +428,7 @@ def test_the_original_runs_each_feed_once(form, monkeypatch):
         return cut.shrunk(chosen.write).write().SerializeToString(), chosen.rounds
 
     def times(room):
-        monkeypatch.setattr(moments, "_MOST_BYTES", room)
+        monkeypatch.setattr(runs, "_MOST_BYTES", room)
         return found(), {ran[feed.name] for feed in data.calibration}
 
     monkeypatch.setattr(Tapped, "_ask", counted)
