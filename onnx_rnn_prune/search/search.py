@@ -81,8 +81,12 @@ class SearchBounds:
             study: trials that were found in it count as if they were made now.
         """
         replayed = sum(t.seconds for t in tried if _key(Ask(t.counts, t.recovery)) in study.found)
-        left = self.end - self.now() - replayed / self.jobs
-        return left >= self.expected(tried, ask.recovery) + self.finishing(tried) + self.kept
+        left = self.left(tried) - replayed / self.jobs
+        return left >= self.expected(tried, ask.recovery)
+
+    def left(self, tried: Sequence[Trial]) -> float:
+        """Seconds until the best has to be finished."""
+        return self.end - self.now() - self.finishing(tried) - self.kept
 
     def finishing(self, tried: Sequence[Trial]) -> float:
         """Seconds kept to recover the best in full, which `hasten` bounds, to prove and measure it.
@@ -147,8 +151,9 @@ def _key(ask: Ask) -> str:
     return f"trial {ask.recovery} {' '.join(map(str, ask.counts))}"
 
 
-# Cuts that are timed at most, and how near what is predicted of the last must come.
-_TIMED, _NEAR = 10, 0.03
+# How many cuts are timed at most, for how many of them time is reserved, and how close to its
+# prediction the last must come.
+_TIMED, _KEPT, _NEAR = 10, 3, 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +227,7 @@ class Search:
 
         What is predicted near a limit on time may be far off: the best of a few cuts is timed, and
         predictions follow, until it comes near what was predicted. So is then the best of all that
-        the strategy tries.
+        the strategy tries, also where time ends that.
         """
         goal, trials, attempts = self.goal, list[Trial](), problem.attempts
         strategies = (
@@ -230,17 +235,21 @@ class Search:
             if goal.speed is None
             else [beginning, STRATEGIES[self.strategy]]
         )
+        took = 0.0
         for _ in range(_TIMED):
             space = problem.space(self.request, goal)
             aim, seed = self._aim(problem, space), self.request.seed
+            bounds = replace(self.bounds, kept=self.bounds.kept + _KEPT * took)
             if space.fits(list(space.floor)):
                 work = strategies[0](space, aim, seed)
-                trials = run(work, attempts, problem.study, self.bounds, progress, trials)
+                trials = run(work, attempts, problem.study, bounds, progress, trials)
             fitting = [trial for trial in trials if space.fits(list(trial.counts))]
             best = min(fitting, key=aim.rank).counts if fitting else space.floor
-            if goal.speed is None or not self.bounds.allow(Ask(best), trials, problem.study):
+            if goal.speed is None or self.bounds.left(trials) < took:
                 break
-            expected, problem = problem.ms(best), problem.timed(best, self.data)
+            expected, begun = problem.ms(best), self.bounds.now()
+            problem = problem.timed(best, self.data)
+            took = max(took, self.bounds.now() - begun)
             space = problem.space(self.request, goal)
             if abs(problem.ms(best) / expected - 1.0) < _NEAR and space.fits(list(best)):
                 strategies.pop(0)
