@@ -19,6 +19,7 @@ from onnx_rnn_prune.opened_model import open_model
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
 from onnx_rnn_prune.recovery.distill import configuration
+from onnx_rnn_prune.recovery.distill.configuration import TrainingConfig
 from onnx_rnn_prune.traced_model import trace_model
 from quantized import UNSIGNED, calm, quantized, real_model
 
@@ -199,6 +200,15 @@ class TestWithTorch:
 
     def test_weights_that_were_shaken_are_learnt_back(self):
         """The student has all units, so that there is an answer without error."""
+        learning = self.learnt_back(0.1, pipeline.TrainingConfig(rate=0.02))
+        assert learning.after < 0.25 * learning.before
+
+    @pytest.mark.parametrize("rate", [0.3, 3.0])
+    def test_steps_that_lead_away_are_made_shorter(self, rate):
+        learning = self.learnt_back(0.01, TrainingConfig(rate=rate, steps=200))
+        assert learning.taken and learning.after < 0.5 * learning.before
+
+    def learnt_back(self, noise, config):
         from onnx_rnn_prune.passes import Pipeline
         from onnx_rnn_prune.recovery.distill.distill import Student, distill
         from onnx_rnn_prune.validate import drift
@@ -212,8 +222,8 @@ class TestWithTorch:
         for node in shaken.graph.nodes:
             for tensor in node.inputs:
                 if tensor.name in ("W1", "R1", "W2", "R2", "fc"):
-                    noise = rng.normal(0, 0.1, tensor.values.shape)
-                    tensor.values = (tensor.values + noise).astype(np.float32)
+                    shaking = rng.normal(0, noise, tensor.values.shape)
+                    tensor.values = (tensor.values + shaking).astype(np.float32)
         student = Student(prepared.document, prepared.trace, keep, shaken)
 
         def judge(write):
@@ -221,9 +231,7 @@ class TestWithTorch:
             Pipeline((write,))(found)
             return drift(opened.run(), Runner(found), fed.validation)["logits"].nrmse
 
-        config = pipeline.TrainingConfig(rate=0.02)
-        _, learning = distill(student, fed.calibration, judge, config, silent)
-        assert learning.after < 0.25 * learning.before
+        return distill(student, fed.calibration, judge, config, silent)[1]
 
 
 def scaled_unit(document, readers, unit, factor):

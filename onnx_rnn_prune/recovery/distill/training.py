@@ -33,6 +33,10 @@ _DECAY = (0.9, 0.999)
 _LEAST = 1e-3
 # The largest share of the time that goes into judging.
 _JUDGING = 0.15
+# If the error exceeds this multiple of the initial one, the steps were too long: training restarts
+# with steps shortened to this share. A word segmenter of 204 layers, with 32 decisions in a batch,
+# went from an NRMSE of 0.12 to 1.19 within 160 steps.
+_AWAY, _SHORTER = 3.0, 0.3
 
 Values = Mapping[str, Array]
 
@@ -113,14 +117,15 @@ def train(
     begin = time.perf_counter()
     error = judge({})
     judging = time.perf_counter() - begin
-    learner = _Learner(task, config)
+    learner = _Learner(task, config.norm)
     best: Values = {}
     summary = TrainingSummary(True, {}, len(task.weights), error, error)
     step, trial, waited, done, nearest = 0, 1, 0, 0.0, math.inf
+    rate, first = config.rate, 0.0
     with _one_thread():
         for batch in batches:
             progress("learning", round(done * config.steps), config.steps)
-            learner(batch, done)
+            learner(batch, rate * _pace((done - first) / (1.0 - first)))
             step += 1
             seconds = time.perf_counter() - begin
             done = max(step / config.steps, seconds / (60.0 * config.minutes))
@@ -133,6 +138,8 @@ def train(
                 nearest = min(nearest, found)
                 if found < summary.after:
                     best, summary = values, replace(summary, after=found, taken=step)
+                if not found <= _AWAY * error and done < 1.0:
+                    learner, rate, first = _Learner(task, config.norm), _SHORTER * rate, done
             if done >= 1.0 or waited >= config.patience:
                 break
     progress("learning", config.steps, config.steps)
@@ -142,9 +149,9 @@ def train(
 class _Learner:
     """Adam on the weights of a network."""
 
-    def __init__(self, task: Task, config: TrainingConfig) -> None:
+    def __init__(self, task: Task, norm: float) -> None:
         constants = task.network.constants
-        self._task, self._config = task, config
+        self._task, self._norm = task, norm
         self._weights = {name: constants[name].clone().requires_grad_() for name in task.weights}
         groups = [
             {"params": [part], "size": max(float(part.detach().square().mean().sqrt()), _LEAST)}
@@ -153,15 +160,15 @@ class _Learner:
         self._optimizer = torch.optim.Adam(groups, betas=_DECAY)
         self._states: Tensors = {}
 
-    def __call__(self, batch: Batch, done: float) -> None:
-        """One step; `done` is the share of all steps already taken."""
+    def __call__(self, batch: Batch, rate: float) -> None:
+        """One step, at a learning rate that is relative to the size of a weight's entries."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.rate * group["size"] * _pace(done)
+            group["lr"] = rate * group["size"]
         loss, self._states = self._task.loss(batch, self._weights, self._states)
         if torch.isfinite(loss):
             self._optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(self._weights.values()), self._config.norm)
+            torch.nn.utils.clip_grad_norm_(list(self._weights.values()), self._norm)
             self._optimizer.step()
 
     def values(self) -> dict[str, Array]:
