@@ -169,7 +169,7 @@ def test_inspect_counts_the_operations_that_half_of_a_dense_layer_saves():
 
 @pytest.mark.parametrize("layers", ["recurrent", "all"])
 @pytest.mark.parametrize(
-    "seeds", [range(40), pytest.param(range(40, 100), marks=pytest.mark.draws)]
+    "seeds", [range(20), pytest.param(range(20, 100), marks=pytest.mark.draws)]
 )
 def test_what_is_counted_is_what_is_written(layers, seeds):
     """To the entry, but where two readers of one weight happen to keep equal parts of it."""
