@@ -21,7 +21,7 @@ import onnx
 from bench_nsnet2 import KINDS, SHORT, TIMED_FRAMES, feed
 from fetch_models import default_folder
 from onnx_rnn_prune import search
-from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.errors import ConstraintError, PruneError
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.pipeline import PruneResult
 from onnx_rnn_prune.validate import timings
@@ -182,12 +182,12 @@ def word_f1(tables: Tables) -> Callable[[Iterable[tuple[Feed, Feed]]], float]:
 
 
 def measure(task: Task, strategies: Sequence[str], minutes: float, study: Path | None) -> list[Row]:
-    """A row for each strategy; the files are timed in turns."""
-    results = []
+    """A row for each strategy that finds something; the files are timed in turns."""
+    results: dict[str, PruneResult] = {}
     for strategy in strategies:
         print(f"{task.name}, {strategy}", file=sys.stderr)
-        results.append(
-            search(
+        try:
+            results[strategy] = search(
                 task.path,
                 data=task.data,
                 eval_data=task.tests,
@@ -196,12 +196,13 @@ def measure(task: Task, strategies: Sequence[str], minutes: float, study: Path |
                 study=study,
                 **task.goal,
             )
-        )
-    models = [onnx.load(task.path), *(result.model for result in results)]
+        except ConstraintError as error:  # a strategy that finds nothing has no row
+            print(error, file=sys.stderr)
+    models = [onnx.load(task.path), *(result.model for result in results.values())]
     runners = [Runner(model, name=task.name) for model in models]
     times = timings(runners, task.timed, seconds=SECONDS_PER_MODEL * len(runners))
-    pairs = zip(strategies, results, times[1:], strict=True)
-    return [row(task, strategy, result, time.ratio) for strategy, result, time in pairs]
+    pairs = zip(results.items(), times[1:], strict=True)
+    return [row(task, strategy, result, time.ratio) for (strategy, result), time in pairs]
 
 
 def row(task: Task, strategy: str, result: PruneResult, speedup: float) -> Row:
