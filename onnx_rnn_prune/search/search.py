@@ -251,7 +251,10 @@ class Search:
             problem = problem.timed(best, self.data)
             took = max(took, self.bounds.now() - begun)
             space = problem.space(self.request, goal)
-            if abs(problem.ms(best) / expected - 1.0) < _NEAR and space.fits(list(best)):
+            if not space.fits(list(best)):  # time may not allow the strategy to look for another
+                nearby = _one_by_one([[Ask(space.narrowed(best))]])
+                trials = run(nearby, attempts, problem.study, bounds, progress, trials)
+            elif abs(problem.ms(best) / expected - 1.0) < _NEAR:
                 strategies.pop(0)
             if not strategies:
                 break

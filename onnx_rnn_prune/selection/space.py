@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.evidence.moments import Matrix
 from onnx_rnn_prune.selection.allocation import Allocation, Fits
@@ -21,6 +23,8 @@ Counts = tuple[int, ...]
 QUICK, FULL = "quick", "full"
 # Units of a group from which on steps of 8 are small.
 _MANY = 32
+# In so many steps a cut is made narrower until it fits.
+_SHARES = 101
 # Times that differ by less than this share are equal: predictions are not better than that.
 _ALIKE = 0.02
 
@@ -130,6 +134,15 @@ class Space:
             return self.fits(counts) and (math.isinf(most) or self.price(counts) <= most)
 
         return self.profitable(tuple(self.bounds.share(self.groups, fits, order)))
+
+    def narrowed(self, counts: Counts) -> Counts:
+        """Fewer units in every group, by the same share of those that may go, until that fits."""
+        start, floor = np.array(counts, float), np.array(self.floor, float)
+        for share in np.linspace(0.0, 1.0, _SHARES):
+            found = self.aligned(start - share * (start - floor))
+            if self.fits(list(found)):
+                return found
+        return self.floor
 
     def aligned(self, counts: Sequence[float]) -> Counts:
         """Real numbers as the nearest numbers of units that are allowed."""

@@ -484,6 +484,17 @@ def test_what_is_found_is_as_fast_as_asked_however_far_off_predictions_are(
     assert plans[0] == plans[1] and not timed
 
 
+@pytest.mark.parametrize("align", [1, 4])
+@pytest.mark.parametrize("most", [50.0, 100.0, 200.0, 400.0])
+def test_a_cut_is_made_no_narrower_than_it_takes(most, align):
+    some, wide = space(most, align), (40, 32, 20)
+    found = some.narrowed(wide)
+    assert some.fits(list(found)) and np.all(np.array(found) <= wide)
+    assert found == wide or cost(found) > most - align * COSTS.sum()
+    kept = np.array(found) / wide
+    assert kept.max() - kept.min() <= 2 * align / min(wide)
+
+
 @pytest.mark.parametrize("minutes", [0.4, 0.42, 0.8])
 @pytest.mark.parametrize("off", [1.0, 1.5])
 def test_the_best_is_taken_also_where_time_ends_a_search_for_speed(
