@@ -351,9 +351,9 @@ def tally(
         weighed.update(few)
         for reader in readers:
             signal = tapped.signal(reader, taps)
+            seen[reader.pool] += len(signal)
             signal = signal[sampling.rows(reader.pool, len(signal), number)]
             moments.gather(reader.pool, signal)
-            seen[reader.pool] += len(signal)
             if reader.pool in few:
                 found = tapped.emphasis(reader, taps)
                 emphasis[reader.pool] = emphasis.get(reader.pool, 0.0) + found

@@ -352,7 +352,7 @@ class GateReader:
     def signal(self, lookup: Lookup, taps: Taps) -> Array:
         steps = Steps(self.layer_of(lookup), self.direction, taps)
         parts = [self._source(name, steps)[steps.valid] for name in self.sources]
-        return np.concatenate(parts, axis=1)
+        return np.concatenate(parts, axis=1, dtype=steps.precision, casting="same_kind")
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         squares = self._squares(lookup, taps)

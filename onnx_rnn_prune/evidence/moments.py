@@ -141,7 +141,7 @@ class _MatrixFile:
         """All of it, to look at; what is looked at counts as memory while it is mapped."""
         return np.memmap(self.path, np.float64, "r", shape=self.shape)
 
-    def add(self, part: Callable[[slice, slice], Array]) -> None:
+    def add(self, part: Callable[[slice, slice], Matrix]) -> None:
         """Adds a matrix block by block.
 
         Args:
@@ -174,17 +174,14 @@ class _MatrixFile:
     def _lines(self, rows: slice) -> Matrix:
         height, width = self.shape
         count = min(rows.stop, height) - rows.start
-        if not self.path.exists() or self.path.stat().st_size <= 8 * rows.start * width:
+        if self.path.stat().st_size <= 8 * rows.start * width:  # nothing was added yet
             return np.zeros((count, width))
         lines = np.fromfile(self.path, count=count * width, offset=8 * rows.start * width)
         return lines.reshape(count, width)
 
     def _rewrite(self, lines: Callable[[slice], Matrix]) -> None:
         # A file that is mapped to be written ends the process when the disk is full.
-        with (
-            written_in(self.path.parent),
-            self.path.open("r+b" if self.path.exists() else "xb") as file,
-        ):
+        with written_in(self.path.parent), self.path.open("r+b") as file:
             for rows in blocks(self.shape[0]):
                 file.write(lines(rows).data)
                 file.flush()
@@ -321,12 +318,9 @@ class MomentStore:
             if 8 * height * width < _IN_FILE:
                 self.add(name, known.moments())
                 return
-            # Single precision is twice as fast. Its rounding, a millionth of the entries' variance,
-            # is a hundredth of the smallest ridge.
-            left, right = known.left.astype(np.float32), known.right.astype(np.float32)
             self._add_rows(
                 name, known.count, known.mean, width,
-                lambda rows, columns: left[:, rows].T @ right[:, columns],
+                lambda rows, columns: known.left[:, rows].T @ known.right[:, columns],
             )  # fmt: skip
 
     def _add_rows(
@@ -335,7 +329,7 @@ class MomentStore:
         count: float,
         mean: Matrix,
         last: int,
-        part: Callable[[slice, slice], Array],
+        part: Callable[[slice, slice], Matrix],
     ) -> None:
         """The same as `add` where the matrix lies in a file, to which it is added part by part."""
         before, old = self._heads.get(name, (0, mean))
@@ -344,6 +338,8 @@ class MomentStore:
         ends = step[len(step) - last :] * (before * share)
         if name not in self._files:
             path = Path(self._folder.name) / str(len(self._files))
+            with written_in(path.parent):
+                path.touch()
             self._files[name] = _MatrixFile(path, (len(mean), last))
         self._files[name].add(
             lambda rows, columns: part(rows, columns) + np.outer(step[rows], ends[columns])

@@ -178,8 +178,7 @@ class ProductReader:
         lines = np.moveaxis(bound.labels, bound.axis, -1)
         lines = lines.reshape(-1, lines.shape[-1])
         if self.op in CONVOLUTIONS:  # a line for each output, several in each group
-            line: Labels = lines[0 if len(lines) == 1 else self.part * (len(lines) // self.parts)]
-            return np.repeat(line, self.kernel)
+            return np.repeat(lines[self.part * (len(lines) // self.parts)], self.kernel)
         return np.asarray(lines[self.part if len(lines) > 1 else 0])
 
     def source(self, lookup: Lookup) -> str:
@@ -219,8 +218,7 @@ class ProductReader:
         if count <= most:
             return views.reshape(count, -1)
         chosen = np.random.default_rng(count).choice(count, most, replace=False)
-        rows = np.asarray(views[np.unravel_index(np.sort(chosen), places)])
-        return rows.reshape(most, -1)
+        return np.asarray(views[np.unravel_index(np.sort(chosen), places)]).reshape(most, -1)
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         return np.ones(self._rows(lookup))
@@ -282,7 +280,9 @@ class ProductReader:
 
     def _shape(self, lookup: Lookup) -> tuple[int, ...]:
         """Of the weight as it is held."""
-        return constant_shape(self._node(lookup).inputs[self.binding.bound.slot]) or ()
+        shape = constant_shape(self._node(lookup).inputs[self.binding.bound.slot])
+        assert shape is not None
+        return shape
 
     def _rows(self, lookup: Lookup) -> int:
         """How many outputs each matrix of the stack has."""
@@ -328,7 +328,7 @@ def patches(node: gs.Node, value: Array, kernel: tuple[int, ...]) -> Array:
 
 
 def joint_taps(node: gs.Node, shape: Sequence[int]) -> int:
-    """How many places of a kernel are fitted together; 1 where its weight's shape makes it long."""
+    """How many places of a kernel are fitted together, by its weight's shape; 1 if that is slow."""
     fixed = node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
     taps = math.prod(shape[2:])
     return taps if node.op in CONVOLUTIONS and fixed and shape[1] * taps <= _JOINT else 1

@@ -451,7 +451,9 @@ def test_what_limits_the_cost_is_met(limit, feeds):
     assert result.report["search"]["quality"] == "nrmse"
 
 
-@pytest.mark.parametrize("off", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "off", [0.4, 1.0, 3.0, *(pytest.param(off, marks=pytest.mark.draws) for off in (0.8, 1.7))]
+)
 @pytest.mark.parametrize("bend", [-0.3, 0.0, 0.3])
 def test_what_is_found_is_as_fast_as_asked_however_far_off_predictions_are(
     off, bend, feeds, monkeypatch, tmp_path
