@@ -263,6 +263,21 @@ FILES = (
         what="a Chinese newspaper of January 1998, 1.1 million words, each with a tag",
     ),
     Files(
+        name="words",
+        package="wordsegment",
+        version="1.3.1",
+        form="wheel",
+        files=(
+            File(
+                name="unigrams.txt",
+                member="wordsegment/unigrams.txt",
+                sha256="fd27e15b83ee7a55d8e17731a397eb4d389cbe2afd1c26afcba8ee2634c0a6d5",
+            ),
+        ),
+        licence="Apache-2.0, Grant Jenks; counts by Peter Norvig, MIT",
+        what="333,333 English words of web pages, each with how often it occurs",
+    ),
+    Files(
         name="messages",
         package="Django",
         version="5.2",
@@ -381,6 +396,21 @@ FILES = (
         ),
         licence="BSD-3-Clause, Torchbox and contributors",
         what="messages of a content management system in Thai (12,400 characters)",
+    ),
+    Files(
+        name="messages_translations",
+        package="weblate",
+        version="5.14.3",
+        form="wheel",
+        files=(
+            File(
+                name="th_translations.mo",
+                member="weblate/locale/th/LC_MESSAGES/django.mo",
+                sha256="363e64cf93f68fa5b471cef6e55e090ccb392d48f6b409f90a771495ce4f7645",
+            ),
+        ),
+        licence="GPL-3.0-or-later, Michal Čihař and contributors",
+        what="messages of a translation server in Thai (29,100 characters)",
     ),
     Files(
         name="oskut_tables",

@@ -59,9 +59,10 @@ CAPTCHAS, TESTED_CAPTCHAS = 480, 240
 SPEAKERS = ("speech", "speech_fr", "speech_it", "speech_ru")
 UTTERANCES, TESTED_UTTERANCES, VOICE_SECONDS = 64, 64, 2.0
 PARAGRAPHS = 1200
-NAMES, TESTED_NAMES, BATCH = 2400, 300, 16
+COMMON = 20000
+NAMES, TESTED_NAMES, BATCH = 9600, 1200, 16
 TESTED = 3  # one of so many messages, lines and windows is to test on
-CATALOGUES = ("messages", "messages_accounts", "messages_pages")
+CATALOGUES = ("messages", "messages_accounts", "messages_pages", "messages_translations")
 TOGETHER = 400  # characters of messages in a row that oskut looks at in one call
 AROUND = 21  # characters that oskut looks at to decide about one
 EEG_RATE = 200
@@ -405,8 +406,8 @@ def marks(folder: Path, name: str) -> Workload:
 
 
 def domains(folder: Path, name: str) -> Workload:
-    """dksplit on made-up domain names: words of messages, and sometimes a number, joined."""
-    words = english(folder)
+    """dksplit on made-up domain names: common English words, and sometimes a number, joined."""
+    words = common(folder)
     rng = np.random.default_rng(0)
 
     def draw(known: Sequence[str], count: int) -> list[list[int]]:
@@ -537,6 +538,15 @@ def english(folder: Path) -> list[str]:
     texts = [text for text, _ in _catalogue(folder, "ar")]
     words = {word.lower() for text in texts for word in re.findall("[A-Za-z]{3,}", text)}
     found = sorted(words)
+    np.random.default_rng(0).shuffle(found)
+    return found
+
+
+def common(folder: Path) -> list[str]:
+    """The English words that web pages use most, in no order."""
+    counted = (_there(folder, "words") / "unigrams.txt").read_text("utf-8").splitlines()
+    words = [line.split("\t")[0] for line in counted]
+    found = [word for word in words if len(word) > 2][:COMMON]
     np.random.default_rng(0).shuffle(found)
     return found
 

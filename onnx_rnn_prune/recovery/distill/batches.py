@@ -9,6 +9,7 @@ they gave).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,10 +102,14 @@ class Teacher:
 
 # Steps of a batch in all, of one of its sequences, and sequences. Pieces start from zero states,
 # which sequences in use leave behind soon: 600 batches of NSNet2 at 80 of 400 units led to a gain
-# RMSE of 0.070 on other recordings with pieces of 128 steps, and of 0.067 with 256.
+# RMSE of 0.070 on other recordings with pieces of 128 steps, and of 0.067 with 256. Short sequences
+# lie side by side in greater numbers: with 256 rows instead of 32, a splitter of domain names got
+# from an error of 0.169 to 0.167 in 3 minutes rather than to nothing better.
 _WHOLE = 2048
 _STEPS = 256
-_ROWS = 32
+_ROWS = 256
+# Numbers that a batch is given in all, so that a few pictures do as well.
+_NUMBERS = 1 << 19
 # The largest share of integers that are replaced in a sequence.
 _REPLACED = 0.2
 # What feeds may take in memory; those that follow are left out.
@@ -154,8 +159,9 @@ class Augmentation:
         """Pieces of sequences that go with those of a feed."""
         length = _length(first, layout)
         steps = None if length is None else min(length, _STEPS)
-        rows = min(_ROWS, _WHOLE // max(1, steps or 1))
         rest = _rest(first, layout)
+        numbers = (steps or 1) * sum(map(math.prod, rest))
+        rows = max(1, min(_ROWS, _WHOLE // max(1, steps or 1), _NUMBERS // max(1, numbers)))
         fitting = [
             feed
             for feed in self._feeds
