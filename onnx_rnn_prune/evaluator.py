@@ -14,7 +14,7 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Sampling, Tapped, let_go
-from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore
+from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, Pairs
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -30,7 +30,6 @@ from onnx_rnn_prune.recovery.least_squares import (
     Recover,
     fit_readers,
     place_states,
-    teacher_pairs,
 )
 from onnx_rnn_prune.trace.judged import INDEX
 from onnx_rnn_prune.trace.states import plain_outputs, state_inputs
@@ -39,7 +38,7 @@ from onnx_rnn_prune.validate import Drift, drift
 from onnx_rnn_prune.validate.quality import NRMSE, Quality, nrmse
 from onnx_rnn_prune.validate.results import Outcome, Recorded, results
 
-Pairs = Callable[[Reader], Moments]
+PairsOf = Callable[[Reader], Pairs]
 
 CLEARLY = 0.95
 """What an error on validation feeds must at most be of another one's to be taken for a lower one.
@@ -262,7 +261,7 @@ class CandidateCut:
         ]
         return replace(self, traced=replace(self.traced, readers=readers))
 
-    def least_squares(self, pairs: Pairs, ridge: float) -> Pass:
+    def least_squares(self, pairs: PairsOf, ridge: float) -> Pass:
         """What writes least squares; biases only where the ridge is infinite."""
         return self.writing(fit_readers(self.traced, self.keep, pairs, ridge))
 
@@ -283,7 +282,7 @@ class CandidateCut:
         return cut.best_of(cut.fitted(cut.pairs, RIDGE), cut.pairs, stronger).write
 
     def best_of(
-        self, start: Recovered, pairs: Pairs, ridges: Iterable[float], until: float = math.inf
+        self, start: Recovered, pairs: PairsOf, ridges: Iterable[float], until: float = math.inf
     ) -> Recovered:
         """The last of fits with these lambdas, as long as errors fall, that runs clearly better.
 
@@ -305,7 +304,7 @@ class CandidateCut:
                 best = other
         return best
 
-    def fitted(self, pairs: Pairs, ridge: float, rounds: int = 0) -> Recovered:
+    def fitted(self, pairs: PairsOf, ridge: float, rounds: int = 0) -> Recovered:
         """Fitted and judged."""
         bias_only = math.isinf(ridge)
         write = self.least_squares(pairs, ridge)
@@ -318,7 +317,7 @@ class CandidateCut:
             if rounds:
                 self.free_pairs(self.shrunk(write), feeds, whole, further, weighed)
             return self.least_squares(
-                lambda reader: pairs(reader).merge(further[reader.pool]), ridge
+                lambda reader: pairs(reader).merge(further.pairs(reader.pool)), ridge
             )
 
         return Recovered(
@@ -330,10 +329,10 @@ class CandidateCut:
             refit=refit,
         )
 
-    def pairs(self, reader: Reader) -> Moments:
+    def pairs(self, reader: Reader) -> Pairs:
         """Moments of what a reader of the original reads, and of the kept part of the same."""
-        moments = self.evaluator.evidence.moments[reader.pool]
-        return teacher_pairs(moments, kept(reader.labels, self.keep))
+        moments = self.evaluator.evidence.moments
+        return moments.teacher_pairs(reader.pool, kept(reader.labels, self.keep))
 
     def sampling(self, turn: int) -> Sampling:
         """The part of the calibration feeds for one round of refits: other streams each turn.

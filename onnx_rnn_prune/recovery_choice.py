@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evaluator import CandidateCut, Pairs, Recovered
+from onnx_rnn_prune.evaluator import CandidateCut, PairsOf, Recovered
 from onnx_rnn_prune.evidence.evidence import Sampling
-from onnx_rnn_prune.evidence.moments import Moments, MomentStore
+from onnx_rnn_prune.evidence.moments import MomentStore, Pairs
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.passes import Pass, Pipeline
 from onnx_rnn_prune.progress import Progress
@@ -119,7 +119,7 @@ def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Re
     return _better(simpler, other)
 
 
-def _best_nearby(cut: CandidateCut, pairs: Pairs, start: Recovered, until: float) -> Recovered:
+def _best_nearby(cut: CandidateCut, pairs: PairsOf, start: Recovered, until: float) -> Recovered:
     """The best of fits to the same signals: with stronger lambdas, or else with weaker ones.
 
     A recurrence that is fitted too closely to how the original went may run away from it when it
@@ -163,8 +163,8 @@ def _refit(
         Fading.of(cut.traced, cut.keep, evidence.moments, schedule),
     )
 
-    def pairs(reader: Reader) -> Moments:
-        return seen[reader.pool]
+    def pairs(reader: Reader) -> Pairs:
+        return seen.pairs(reader.pool)
 
     cut.free_pairs(cut.traced.document, feeds, first, seen, evidence.emphasis)
     shares, lowest = schedule.shares(_ROUNDS), start.error

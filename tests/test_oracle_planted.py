@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from onnx_rnn_prune.evidence.moments import Moments
+from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model
-from onnx_rnn_prune.recovery.least_squares import estimate_entries, teacher_pairs
+from onnx_rnn_prune.recovery.least_squares import estimate_entries
 from onnx_rnn_prune.trace.plan import Plan
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.recovered import recovered
@@ -73,5 +73,6 @@ def test_no_large_weights_are_put_on_what_hardly_changes():
     lost, other = rng.normal(size=(2, 500))
     signal = np.stack([lost, 1e-6 * lost, other], axis=1)
     stays = np.array([False, True, True])
-    spread, _ = estimate_entries(teacher_pairs(Moments.of(signal), stays), stays, ridge=1e-4)
+    moments = MomentStore.of({"signal": Moments.of(signal)})
+    spread, _ = estimate_entries(moments.teacher_pairs("signal", stays), stays, ridge=1e-4)
     assert np.abs(spread).max() < 10, "at a millionth of the size, rounding is a tenth of it"

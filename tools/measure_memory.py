@@ -2,7 +2,8 @@
 
 Each prune runs in a process of its own, which asks the system for the peak of its resident memory.
 That peak begins with that of the process it was started from, so nothing but the standard library
-is imported here before one starts. `python tools/fetch_models.py nsnet2` gets the first model.
+is imported here before one starts. `python tools/fetch_models.py nsnet2 ppocr_rec captcha_crnn`
+gets the published models.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +32,12 @@ STACKS = {
     **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100, 400)},
     "steps": (256, 1, (10, 40, 200)),
 }
-NAMES = ("text_lstm", "nsnet2", "large_lstm", "convolutions", *STACKS)
+# Published models with convolutions, and the pictures that they read.
+READERS = {
+    "ppocr_rec": ("x", (1, 3, 32, 320)),
+    "captcha_crnn": ("image", (1, 3, 60, 160)),
+}
+NAMES = ("text_lstm", "nsnet2", *READERS, "large_lstm", "convolutions", *STACKS)
 FACTOR, BASE_MB = 4, 300
 UNITS, WIDTH, CLASSES, STEPS = 1280, 512, 128, 24
 FRAMES, BANDS = 300, 161
@@ -41,10 +48,11 @@ Peak of the resident memory of the whole process, `prune` at 50 % with recovery;
 {FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with random
 weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of 256, with
 random weights and feeds of {STACK_STEPS} steps; convolutions are {CONVOLUTIONS} of {CHANNELS}
-channels, 3 x 3, on pictures of {PICTURE} x {PICTURE}, cut with `--layers all`. Time is that of the
-processor, one thread: ranking and least squares multiply H x H matrices, so it grows with the cube
-of the units H, and in proportion to layers and steps. What one feed shows is in memory at a time:
-with far longer feeds or far more layers, that takes more than the {BASE_MB} MB leave room for.
+channels, 3 x 3, on pictures of {PICTURE} x {PICTURE}, cut with `--layers all`, as are ppocr_rec and
+captcha_crnn, which read pictures of noise here. Time is that of the processor, one thread: ranking
+and least squares multiply H x H matrices, so it grows with the cube of the units H, and in
+proportion to layers and steps. What one feed shows is in memory at a time: with far longer feeds or
+far more layers, that takes more than the {BASE_MB} MB leave room for.
 `python tools/measure_memory.py` measures it."""
 
 Result = TypeVar("Result")
@@ -252,6 +260,16 @@ def nsnet2_feeds(folder: Path, count: int) -> None:
         np.savez(folder / f"{number}.npz", input=value.astype(np.float32))
 
 
+def noise_feeds(name: str, shape: Sequence[int], folder: Path, count: int) -> None:
+    """Writes feeds of noise for an input, from -1 to 1."""
+    import numpy as np
+
+    rng = np.random.default_rng(5)
+    for number in range(count):
+        value = {name: rng.uniform(-1.0, 1.0, shape).astype(np.float32)}
+        np.savez(folder / f"{number}.npz", allow_pickle=False, **value)
+
+
 def text_feeds(folder: Path, count: int) -> None:
     """Writes the sample's own feeds, and if there are too few, the same turned by some steps."""
     import numpy as np
@@ -268,20 +286,24 @@ def text_feeds(folder: Path, count: int) -> None:
 
 def cases(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Path) -> list[Case]:
     """The models to prune; one that is not there is left out, and it is said so."""
-    large, published = scratch / "large_lstm.onnx", models / "nsnet2.onnx"
-    convolutions = scratch / "convolutions.onnx"
+    large, convolutions = scratch / "large_lstm.onnx", scratch / "convolutions.onnx"
     for name, path, write in (
         ("large_lstm", large, write_large),
         ("convolutions", convolutions, write_convolutions),
     ):
         if name in names:
             apart(write, path)
-    if "nsnet2" in names and not published.exists():
-        remedy = f"python tools/fetch_models.py nsnet2 --to {models}"
-        print(f"skipped nsnet2: no {published}; run {remedy}", file=sys.stderr)
+    for name in ("nsnet2", *READERS):
+        if name in names and not (models / f"{name}.onnx").exists():
+            remedy = f"python tools/fetch_models.py {name} --to {models}"
+            print(f"skipped {name}: no {models / name}.onnx; run {remedy}", file=sys.stderr)
     known = [
         Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds, counts),
-        Case("nsnet2", published, nsnet2_feeds, counts),
+        Case("nsnet2", models / "nsnet2.onnx", nsnet2_feeds, counts),
+        *(
+            Case(name, models / f"{name}.onnx", partial(noise_feeds, *read), counts, layers="all")
+            for name, read in READERS.items()
+        ),
         Case("large_lstm", large, large_feeds, counts),
         Case("convolutions", convolutions, picture_feeds, (0, 8), layers="all"),
     ]

@@ -109,7 +109,45 @@ class _Centred:
 def blocks(rows: int) -> Iterator[slice]:
     """Cuts rows of a matrix into parts, so that what is made of one at a time stays small."""
     for start in range(0, rows, _BLOCK):
-        yield slice(start, start + _BLOCK)
+        yield slice(start, min(start + _BLOCK, rows))
+
+
+Lines = Callable[[slice], Matrix]
+"""Reads some rows of a matrix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Moments of a signal z of the original and of z', what became of its kept entries.
+
+    Their co-moments may be too large to be in memory: a few rows are read at a time.
+
+    Attributes:
+        count: number of samples, or the sum of their weights.
+        mean: of z and z' side by side, [n + k].
+        size: n.
+        lines: rows of the sum of outer products of deviations from the mean, with z' only,
+            [n + k, k]; a slice takes rows of z or of z', not of both.
+    """
+
+    count: float
+    mean: Matrix
+    size: int
+    lines: Lines
+
+    def merge(self, other: Pairs) -> Pairs:
+        """The moments of both sets of samples together."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        step = other.mean - self.mean
+        last = step[self.size :] * (self.count * other.count / count)
+        mean = self.mean + step * (other.count / count)
+
+        def lines(rows: slice) -> Matrix:
+            return self.lines(rows) + other.lines(rows) + np.outer(step[rows], last)
+
+        return Pairs(count, mean, self.size, lines)
 
 
 # Matrices of so many bytes are worth a file, and worth giving their memory back.
@@ -164,7 +202,8 @@ class _MatrixFile:
 
         def whole(rows: slice) -> Matrix:
             lines = self._lines(rows)
-            lines[:, : rows.start] = self.mapped()[: rows.start, rows].T
+            for above in blocks(rows.start):  # one at a time is mapped
+                lines[:, above] = self.mapped()[above, rows].T
             return lines
 
         if self.half:
@@ -222,6 +261,38 @@ class MomentStore:
         if comoment.nbytes > LARGE:
             trim()
         return Moments(count, mean, comoment)
+
+    def pairs(self, name: str) -> Pairs:
+        """Moments of z and z' side by side that were gathered with products with z' only."""
+        lines = self._lines(name)
+        count, mean = self._heads[name]
+        return Pairs(count, mean, len(mean) - lines(slice(0, 1)).shape[1], lines)
+
+    def teacher_pairs(self, name: str, stays: npt.NDArray[np.bool_]) -> Pairs:
+        """Those of a signal z and its own entries that stay: both sides are the original's.
+
+        Args:
+            name: of the moments of z.
+            stays: True for the kept entries of z, [n].
+        """
+        signal, size, places = self._lines(name), len(stays), np.flatnonzero(stays)
+        count, mean = self._heads[name]
+
+        def lines(rows: slice) -> Matrix:
+            if rows.start < size:
+                return signal(rows)[:, places]
+            return signal(places[rows.start - size : rows.stop - size])[:, places]
+
+        return Pairs(count, np.concatenate([mean, mean[places]]), size, lines)
+
+    def _lines(self, name: str) -> Callable[[slice | npt.NDArray[np.intp]], Matrix]:
+        """Copies of some rows of a co-moment."""
+        self._complete(name)
+        small = self._small.get(name)
+        if small is not None:
+            return lambda rows: np.array(small[rows])
+        file = self._files[name]
+        return lambda rows: np.array(file.mapped()[rows])
 
     def count(self, name: str) -> float:
         """The number of samples, or the sum of their weights."""

@@ -16,7 +16,7 @@ recovery called bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.evidence.moments import (
     InFile,
     Matrix,
-    Moments,
     MomentStore,
+    Pairs,
     blocks,
     put_away,
 )
@@ -46,6 +46,10 @@ RIDGE = 1e-2
 # What varies less than this, as a share of the mean variance, counts as if it varied so much: an
 # entry that hardly changes says nothing that large weights on it would not drown in rounding.
 _FLOOR = 1e-5
+# Entries of a weight that are fitted at a time, in double precision.
+_ENTRIES = 1 << 21
+# Matrices of so many rows are inverted as a whole.
+_WHOLE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +120,14 @@ def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
 
 
 def fit_readers(
-    traced: TracedModel, keep: Mask, pairs: Callable[[Reader], Moments], ridge: float
+    traced: TracedModel, keep: Mask, pairs: Callable[[Reader], Pairs], ridge: float
 ) -> dict[str, Fit]:
     """Fits all readers whose signals are cut.
 
     Args:
         traced: the model, at full width.
         keep: per unit, True where it stays.
-        pairs: the moments of a reader's z and z' side by side, [n + k], with products with z' only.
+        pairs: the moments of a reader's z and z'.
         ridge: lambda; infinity corrects biases only.
     """
     found: dict[str, Fit] = {}
@@ -131,13 +135,12 @@ def fit_readers(
     for reader in traced.readers:
         rows, columns = stays(reader, lookup, keep)
         if not columns.all():
+            known = pairs(reader)
             if reader.places:
-                found[reader.name] = _placed(
-                    reader, lookup, rows, most_alike(pairs(reader), columns)
-                )
-                continue
-            known = _estimate(pairs(reader), columns, ridge)
-            found[reader.name] = _apply(reader.lines(lookup), rows, columns, known)
+                found[reader.name] = _placed(reader, lookup, rows, most_alike(known, columns))
+            else:
+                fit = _fit(reader.lines(lookup), rows, columns, known, ridge)
+                found[reader.name] = Fit(put_away(fit.weight), fit.bias)
     return found
 
 
@@ -156,75 +159,44 @@ def place_states(traced: TracedModel, keep: Mask) -> dict[str, Fit]:
     return found
 
 
-def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
+def estimate_entries(pairs: Pairs, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
     """All entries of a signal from the kept ones.
 
     Args:
-        moments: of z and z' side by side, [n + k], with products with z' only; overwritten.
+        pairs: the moments of z and z'.
         stays: True for the kept entries of z, [n].
         ridge: lambda.
 
     Returns:
         E + A, [n, k], and a, [n].
     """
-    known = _estimate(moments, stays, ridge)
-    spread = np.zeros((len(stays), len(moments.mean) - len(stays)))
-    spread[known.places] = known.spread
-    spread[np.flatnonzero(stays), np.arange(spread.shape[1])] += 1.0
-    return spread, known.offset
-
-
-@dataclass(frozen=True, eq=False)
-class _Estimate:
-    """The estimate of z from z'.
-
-    Attributes:
-        places: the entries with rows of A that are not zero, [m].
-        spread: these rows, [m, k].
-        offset: a, [n].
-    """
-
-    places: npt.NDArray[np.intp]
-    spread: Matrix
-    offset: Matrix
-
-
-def _estimate(moments: Moments, stays: Mask, ridge: float) -> _Estimate:
-    """Fits A and a, see `estimate_entries`; large matrices are computed in place."""
     size = len(stays)
-    missed, own, mean = moments.comoment[:size], moments.comoment[size:], moments.mean[size:]
-    places, spread = np.zeros(0, np.intp), missed[:0]
-    if stays.any() and not math.isinf(ridge):
-        # Factors of 1 / count cancel out.
-        inverse = _damped_inverse(own, ridge)
-        missed[stays] -= own
-        places = np.flatnonzero(missed.any(axis=1))  # of the original's own, what stays is known
-        spread = missed[: len(places)]
-        for part in blocks(len(places)):  # each row goes where it stood, or further up
-            spread[part] = missed[places[part]] @ inverse
-    offset = moments.mean[:size].copy()
-    offset[stays] -= mean
-    offset[places] -= spread @ mean
-    return _Estimate(places, spread, offset)
+    fit = _fit(lambda rows: np.eye(size)[rows], np.ones(size, bool), stays, pairs, ridge)
+    return fit.weight, fit.bias
 
 
-def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
+def most_alike(pairs: Pairs, stays: Mask) -> npt.NDArray[np.intp]:
     """For each entry of a signal, the one that stays that is itself, or most like it.
 
     Args:
-        moments: of z and z' side by side, [n + k], with products with z' only.
+        pairs: the moments of z and z'.
         stays: True for the kept entries of z, [n].
 
     Returns:
         Indices into the kept entries, [n].
     """
-    size, count = len(stays), max(moments.count, 1)
-    before, after = moments.mean[:size, None], moments.mean[None, size:]
-    own = np.diagonal(moments.comoment[size:])
-    # E (z - z')^2, but for the variance of z, which is the same for all z'.
-    error = (own - 2 * moments.comoment[:size]) / count + (before - after) ** 2
-    chosen: npt.NDArray[np.intp] = error.argmin(axis=1)
-    chosen[stays] = np.arange(len(own))
+    size, width, count = len(stays), int(stays.sum()), max(pairs.count, 1)
+    own = np.zeros(width)
+    for rows in blocks(width):
+        lines = pairs.lines(slice(size + rows.start, size + rows.stop))
+        own[rows] = np.diagonal(lines, rows.start)
+    before, after = pairs.mean[:size, None], pairs.mean[None, size:]
+    chosen = np.zeros(size, np.intp)
+    for rows in blocks(size):
+        # E (z - z')^2, but for the variance of z, which is the same for all z'.
+        error = (own - 2 * pairs.lines(rows)) / count + (before[rows] - after) ** 2
+        chosen[rows] = error.argmin(axis=1)
+    chosen[stays] = np.arange(width)
     return chosen
 
 
@@ -233,17 +205,10 @@ def teacher_fits(
 ) -> dict[str, Fit]:
     """Fits all readers whose signals are cut, with signals of the original on both sides."""
 
-    def pairs(reader: Reader) -> Moments:
-        return teacher_pairs(moments[reader.pool], kept(reader.labels, keep))
+    def pairs(reader: Reader) -> Pairs:
+        return moments.teacher_pairs(reader.pool, kept(reader.labels, keep))
 
     return fit_readers(traced, keep, pairs, ridge)
-
-
-def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
-    """Moments of (z, z_S) from those of z: both sides are the original's signals."""
-    places = np.concatenate([np.arange(len(stays)), np.flatnonzero(stays)])
-    comoment = moments.comoment[np.ix_(places, places[len(stays) :])]
-    return Moments(moments.count, moments.mean[places], comoment)
 
 
 def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
@@ -258,23 +223,89 @@ def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.i
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))
 
 
-def _apply(weight: Lines, rows: Mask, columns: Mask, known: _Estimate) -> Fit:
-    """The weight of the kept outputs, applied to the estimate of all entries."""
-    lines, stays = np.flatnonzero(rows), np.flatnonzero(columns)
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """W', [rows, k], and W a, [rows]."""
+
+    weight: Matrix
+    bias: Matrix
+
+
+def _fit(weight: Lines, rows: Mask, columns: Mask, pairs: Pairs, ridge: float) -> _Weights:
+    """The weight of the kept outputs, applied to the estimate of all entries.
+
+    Args:
+        weight: W, [outputs, n].
+        rows: the outputs that stay.
+        columns: the entries of z that stay.
+        pairs: the moments of z and z'.
+        ridge: lambda; infinity leaves the kept weights as they are.
+    """
+    lines, stays, size = np.flatnonzero(rows), np.flatnonzero(columns), len(columns)
     dtype = weight(lines[:0]).dtype
     fitted = np.empty((len(lines), len(stays)), dtype)
     bias = np.empty(len(lines), dtype)
-    for part in blocks(len(lines)):
+    solves = len(stays) > 0 and not math.isinf(ridge)
+    if solves:
+        inverse = np.empty((len(stays), len(stays)))
+        for some in blocks(len(stays)):
+            inverse[some] = pairs.lines(slice(size + some.start, size + some.stop))
+        _damp_and_invert(inverse, ridge)
+    few = max(1, _ENTRIES // size)
+    for first in range(0, len(lines), few):
+        part = slice(first, first + few)
         exact = weight(lines[part]).astype(np.float64)
-        fitted[part] = exact[:, stays] + exact[:, known.places] @ known.spread
-        bias[part] = exact @ known.offset
-    return Fit(put_away(fitted), bias)
+        estimated = exact[:, stays]
+        if solves:  # what W multiplies comes first: E + A itself may be larger than the model
+            missed = np.zeros(estimated.shape)
+            for places, rest in _missed(pairs, columns):
+                missed += exact[:, places] @ rest
+            estimated += missed @ inverse
+        fitted[part] = estimated
+        bias[part] = exact @ pairs.mean[:size] - estimated @ pairs.mean[size:]
+    return _Weights(fitted, bias)
 
 
-def _damped_inverse(own: Matrix, ridge: float) -> Matrix:
-    """(C + lambda diag C)^-1, [k, k]; lambda keeps it well conditioned."""
-    scale = np.diag(own)
+def _missed(pairs: Pairs, stays: Mask) -> Iterator[tuple[npt.NDArray[np.intp], Matrix]]:
+    """Rows of Cov(z - E z', z') that are not 0, and where they are.
+
+    With signals of the original on both sides, kept entries miss nothing. Factors of 1 / count are
+    left out, since they cancel.
+    """
+    size, before = len(stays), 0
+    for rows in blocks(size):
+        own, rest = stays[rows], pairs.lines(rows)
+        after = before + int(own.sum())
+        rest[own] -= pairs.lines(slice(size + before, size + after))
+        before = after
+        told = rest.any(axis=1)
+        yield rows.start + np.flatnonzero(told), rest[told]
+
+
+def _damp_and_invert(own: Matrix, ridge: float) -> None:
+    """Puts (C + lambda diag C)^-1 into the place of C, [k, k]; lambda keeps it well conditioned."""
+    scale = np.diag(own).copy()
     floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
-    damped = own.copy()
-    damped[np.diag_indices_from(damped)] += ridge * scale + floor
-    return np.asarray(np.linalg.inv(damped), dtype=np.float64)
+    own[np.diag_indices_from(own)] += ridge * scale + floor
+    _invert(own)
+
+
+def _invert(matrix: Matrix) -> None:
+    """Inverts a symmetric positive definite matrix in its place.
+
+    `numpy.linalg.inv` takes three more matrices of that size; by halves, it takes a third of one
+    (Banachiewicz 1937, the inverse of a matrix of blocks by its Schur complement).
+    """
+    size = len(matrix)
+    if size <= _WHOLE:
+        matrix[:] = np.linalg.inv(matrix)
+        return
+    half = size // 2
+    first, cross, last = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
+    _invert(first)
+    through = first @ cross
+    last -= cross.T @ through
+    _invert(last)
+    cross[:] = -(through @ last)
+    first -= cross @ through.T
+    matrix[half:, :half] = cross.T

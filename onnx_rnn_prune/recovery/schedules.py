@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.moments import Matrix, MomentStore
+from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, blocks
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant
@@ -30,7 +30,6 @@ from onnx_rnn_prune.recovery.least_squares import (
     Recover,
     estimate_entries,
     teacher_fits,
-    teacher_pairs,
 )
 from onnx_rnn_prune.traced_model import TracedModel
 
@@ -141,12 +140,12 @@ def _unexplained(traced: TracedModel, keep: Mask, store: MomentStore) -> Matrix:
     """The share of each unit's variance that kept entries of its signals do not explain."""
     unknown = np.ones(len(keep))
     for reader in traced.readers:
-        moments = store[reader.pool]
-        stays = kept(reader.labels, keep)
-        variance = moments.variance
-        covariance = moments.covariance(np.arange(len(stays)))
-        spread, _ = estimate_entries(teacher_pairs(moments, stays), stays, RIDGE)
-        known = np.einsum("ij,ij->i", spread, covariance[:, stays])
+        stays, variance = kept(reader.labels, keep), store.variance(reader.pool)
+        pairs, known = store.teacher_pairs(reader.pool, stays), np.zeros(len(stays))
+        spread, _ = estimate_entries(pairs, stays, RIDGE)
+        for rows in blocks(len(stays)):
+            known[rows] = np.einsum("ij,ij->i", spread[rows], pairs.lines(rows))
+        known /= max(pairs.count, 1)
         left = 1.0 - known / np.where(variance > 0, variance, 1.0)
         units = reader.labels >= 0
         np.minimum.at(unknown, reader.labels[units], left[units])

@@ -16,6 +16,7 @@ from onnx_rnn_prune.model.external import without_values
 from onnx_rnn_prune.model.intermediate import ask_shapes, homes_of, intermediate_outputs
 from onnx_rnn_prune.model.runnable import computable
 from onnx_rnn_prune.model.runner import Array, Feed, Runner
+from onnx_rnn_prune.model.scratch import trim
 from onnx_rnn_prune.model.walk import bodies_of, links_of, places
 from onnx_rnn_prune.roll.reading import Seen
 
@@ -99,6 +100,8 @@ def see(document: Document, feeds: Sequence[Feed]) -> list[Sight]:
             seen.update(shapes)
         if len(seen) == len(asked):
             break
+    del runner
+    trim()  # it held every signal of the model
     return found
 
 

@@ -7,8 +7,9 @@ onnxruntime what the original gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,19 +51,22 @@ def prove_step(
     behind = downstream(nodes, [leaf.tensor for leaf in leaves])
     for scale in _SCALES:
         values: dict[str, Array] = {}
-        # Other leaves make no difference, so they may be anything.
-        for name, shape in seen.shapes.items():
-            value = known.get(name)
-            own = isinstance(value, Value) and value.form is None and value.tensor == name
-            if own and name not in behind:
-                drawn = scale * rng.standard_normal(shape)
-                values[name] = drawn > 0 if name in seen.booleans else drawn
         for leaf in leaves:
             shape = seen.shapes.get(leaf.tensor) or np.shape(known[leaf.tensor])
             drawn = scale * rng.standard_normal(shape)
             values[leaf.tensor] = drawn > 0 if leaf.boolean else drawn
+
+        def given(tensor: gs.Tensor, scale: float = scale) -> Array | None:
+            """A constant, or anything for another leaf, since those make no difference."""
+            value, name = known.get(tensor.name), tensor.name
+            own = isinstance(value, Value) and value.form is None and value.tensor == name
+            if not own or name in behind or name not in seen.shapes:
+                return _constant(tensor, seen, known, opset)
+            drawn = scale * rng.standard_normal(seen.shapes[name])
+            return np.asarray(drawn > 0 if name in seen.booleans else drawn)
+
         try:
-            computed = _run(nodes, [end.tensor for end in ends], values, seen, known, opset)
+            computed = _run(nodes, [end.tensor for end in ends], values, given, opset)
         except KeyError as lacking:
             what = f"its step reads {lacking}, of which nothing is known"
             raise NotRollableError(what) from lacking
@@ -100,11 +104,18 @@ def _run(
     nodes: Sequence[gs.Node],
     wanted: Sequence[str],
     values: Mapping[str, Array],
-    seen: Seen,
-    known: Mapping[str, Known],
+    given: Callable[[gs.Tensor], Array | None],
     opset: int,
 ) -> dict[str, Array]:
-    """What nodes compute in double precision; only those that are needed run."""
+    """What nodes compute in double precision; only those that are needed run.
+
+    Args:
+        nodes: of the graph that holds the wanted tensors.
+        wanted: names of tensors.
+        values: of tensors by name, that are not to be computed.
+        given: the value of another such tensor; None for one that is computed.
+        opset: of the model.
+    """
     makers = {tensor.name: node for node in nodes for tensor in node.outputs}
     found = dict(values)
     waiting = [makers[name] for name in wanted]
@@ -113,7 +124,7 @@ def _run(
         lacking = []
         for tensor in node.inputs:
             if tensor.name and tensor.name not in found:
-                value = _given(tensor, seen, known, opset)
+                value = given(tensor)
                 if value is not None:
                     found[tensor.name] = value
                 else:
@@ -128,7 +139,9 @@ def _run(
     return found
 
 
-def _given(tensor: gs.Tensor, seen: Seen, known: Mapping[str, Known], opset: int) -> Array | None:
+def _constant(
+    tensor: gs.Tensor, seen: Seen, known: Mapping[str, Known], opset: int
+) -> Array | None:
     if tensor.name in seen.numbers:
         return seen.numbers[tensor.name]
     value = known.get(tensor.name)
@@ -145,33 +158,53 @@ def _computed(node: gs.Node, inputs: list[Array | None], opset: int) -> list[Arr
     return evaluate(node, inputs, opset)
 
 
-def prove_whole(original: Document, rolled: Document, feeds: Iterable[Feed]) -> float:
-    """Runs the original and the rolled model beside each other.
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What the whole model computes, for rolled ones to be compared with.
 
-    Returns:
-        The largest difference of an output, relative to its largest value where that is above 1.
-
-    Raises:
-        NotRollableError: they differ.
+    Attributes:
+        original: the model.
+        feeds: what it is run on, once.
     """
-    worst = 0.0
-    before, after = Runner(original), Runner(rolled, name="the rolled model")
-    for feed in feeds:
-        wanted, got = before(feed), after(feed)
-        for name, value in wanted.items():
-            other = got[name]
-            if value.shape != other.shape:
-                raise NotRollableError(
-                    f"output '{name}' is of shape {other.shape}, not {value.shape}"
-                )
-            if value.dtype.kind != "f" or not value.size:
-                if not np.array_equal(value, other):
-                    raise NotRollableError(f"output '{name}' differs")
-                continue
-            top = max(1.0, float(np.abs(value[np.isfinite(value)]).max(initial=0)))
-            error = float(np.nanmax(np.abs(value.astype(np.float64) - other), initial=0)) / top
-            same = np.array_equal(np.isnan(value), np.isnan(other))
-            if not same or not error <= (_WHOLE if value.dtype.itemsize > 2 else 1e-2):
-                raise NotRollableError(f"output '{name}' deviates by {error:.1e}")
-            worst = max(worst, error)
-    return worst
+
+    original: Document
+    feeds: Sequence[Feed]
+
+    @cached_property
+    def wanted(self) -> list[Feed]:
+        """The original's outputs, by feed."""
+        runner = Runner(self.original)
+        return [runner(feed) for feed in self.feeds]
+
+    def __call__(self, rolled: Document) -> float:
+        """Runs a rolled model.
+
+        Returns:
+            The largest difference of an output from the original's, relative to its largest value
+            where that is above 1.
+
+        Raises:
+            NotRollableError: they differ.
+        """
+        wanted, worst = self.wanted, 0.0
+        runner = Runner(rolled, name="the rolled model")
+        for feed, right in zip(self.feeds, wanted, strict=True):
+            got = runner(feed)
+            worst = max([worst, *(_error(name, right[name], got[name]) for name in right)])
+        return worst
+
+
+def _error(name: str, wanted: Array, got: Array) -> float:
+    """How far an output is off, see `Proof`."""
+    if wanted.shape != got.shape:
+        raise NotRollableError(f"output '{name}' is of shape {got.shape}, not {wanted.shape}")
+    if wanted.dtype.kind != "f" or not wanted.size:
+        if not np.array_equal(wanted, got):
+            raise NotRollableError(f"output '{name}' differs")
+        return 0.0
+    top = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)))
+    error = float(np.nanmax(np.abs(wanted.astype(np.float64) - got), initial=0)) / top
+    same = np.array_equal(np.isnan(wanted), np.isnan(got))
+    if not same or not error <= (_WHOLE if wanted.dtype.itemsize > 2 else 1e-2):
+        raise NotRollableError(f"output '{name}' deviates by {error:.1e}")
+    return error

@@ -16,7 +16,7 @@ from onnx_rnn_prune.model.constants import constant_value, evaluate
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.roll.cells import Step, outputs
-from onnx_rnn_prune.roll.form import Activation, Form, Leaf, Matrix, OpaqueError, Product
+from onnx_rnn_prune.roll.form import Activation, Form, Index, Leaf, Matrix, OpaqueError, Product
 from onnx_rnn_prune.roll.rules import FUNCTIONS, RULES
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
@@ -59,6 +59,7 @@ class Reader:
         self.firsts: dict[tuple[object, ...], Form] = {}
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
         self._computed: dict[tuple[object, ...], tuple[list[Array], list[Known]]] = {}
+        self._numbers: Index = np.arange(0)
 
     def inside(self, seen: Seen) -> Reader:
         """A reader of one turn of a body, which knows what this one knows."""
@@ -92,7 +93,12 @@ class Reader:
 
     def leaf(self, name: str) -> Value:
         """A tensor as a leaf."""
-        return fresh(name, self.seen.shapes[name], name in self.seen.booleans)
+        shape = self.seen.shapes[name]
+        if prod(shape) > len(self._numbers):
+            self._numbers = np.arange(prod(shape))
+            self._numbers.flags.writeable = False  # all leaves look at the same numbers
+        labels = self._numbers[: prod(shape)].reshape(shape)
+        return Value(labels, None, name, name in self.seen.booleans)
 
     def get(self, tensor: gs.Tensor) -> Known | None:
         """What a tensor is; None where it is omitted or nothing is known of it."""

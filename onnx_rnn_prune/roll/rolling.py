@@ -13,6 +13,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Feed
+from onnx_rnn_prune.model.scratch import trim
 from onnx_rnn_prune.model.walk import (
     Place,
     node_key,
@@ -25,7 +26,7 @@ from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, states_of
 from onnx_rnn_prune.roll.probing import element_types, see
-from onnx_rnn_prune.roll.proof import prove_step, prove_whole
+from onnx_rnn_prune.roll.proof import Proof, prove_step
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
 from onnx_rnn_prune.roll.rewrite import Builder
@@ -113,33 +114,38 @@ def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
         PruneError: the model does not run on a feed.
     """
     feeds = sorted(feeds, key=_telling, reverse=True)
-    left: dict[str, str] = {}
-    done: list[Rolled] = []
-    current, error = document, 0.0
-    while True:
-        now = _Model(current, feeds)
-        for place, attempt in now.candidates(fewest):
-            if place in left:
-                continue
-            try:
-                made = current.copy()
-                what = attempt(made.graph)
-                error = max(error, prove_whole(document, made, feeds))
-            except NotRollableError as reason:
-                left[place] = str(reason)
-            except PruneError as reason:
-                left[place] = reason.what
-            except Exception as defect:  # what is not recognised must not keep others from pruning
-                text = f"{type(defect).__name__}: {defect}"
-                left[place] = f"recognizing it failed, please report this: {text}"
-            else:
-                current = made
-                done += what
-                break
+    result, proof = Rolling(document), Proof(document, feeds)
+    while (further := _further(result, feeds, fewest, proof)) is not None:
+        result = further
+        trim()
+    return result
+
+
+def _further(before: Rolling, feeds: Sequence[Feed], fewest: int, proof: Proof) -> Rolling | None:
+    """With one more recurrence rolled, or None; `before.left` gets the reasons why others are not.
+
+    What was read of the model is let go of before it is read again.
+    """
+    now, left = _Model(before.document, feeds), before.left
+    for place, attempt in now.candidates(fewest):
+        if place in left:
+            continue
+        try:
+            made = before.document.copy()
+            what = attempt(made.graph)
+            error = max(before.error, proof(made))
+        except NotRollableError as reason:
+            left[place] = str(reason)
+        except PruneError as reason:
+            left[place] = reason.what
+        except Exception as defect:  # what is not recognised must not keep others from pruning
+            text = f"{type(defect).__name__}: {defect}"
+            left[place] = f"recognizing it failed, please report this: {text}"
         else:
-            for place in now.short(fewest):
-                left.setdefault(place, f"{SHORT}; prune still turns it into one, to cut it")
-            return Rolling(current, tuple(done), left, error)
+            return Rolling(made, (*before.rolled, *what), left, error)
+    for place in now.short(fewest):
+        left.setdefault(place, f"{SHORT}; prune still turns it into one, to cut it")
+    return None
 
 
 def _telling(feed: Feed) -> tuple[int, int, int]:

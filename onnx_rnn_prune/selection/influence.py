@@ -37,6 +37,8 @@ Real = npt.NDArray[Any]
 # Steps that are looked at: so many, or fewer where layers are large or many.
 _STEPS = 4096
 _ENTRIES, _ALL_ENTRIES = 1 << 19, 1 << 22
+# Derivatives by outputs that are drawn at a time.
+_DRAWN = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +75,29 @@ class Influence:
         self, reader: Reader, lookup: Lookup, places: Ids, count: int, rng: np.random.Generator
     ) -> Matrix:
         """Derivatives by some entries of a reader's signal, [count, places]."""
-        if reader.name in self.drawn:
-            known = self.drawn[reader.name]
-            drawn = known[rng.integers(len(known), size=count)] * rng.choice(
-                (-1.0, 1.0), (count, 1)
-            )
-        else:
-            rows = self.rows[reader.name]
-            drawn = rng.normal(size=(count, len(rows))) * np.sqrt(rows)
-        return np.asarray(_before(drawn, reader, lookup, places), np.float64)
+        known, roots = self.drawn.get(reader.name), np.sqrt(self.rows[reader.name])
+        result = np.empty((count, len(places)))
+        few = max(1, _DRAWN // len(roots))  # a reader may have the outputs of a whole vocabulary
+        for start in range(0, count, few):
+            size = min(few, count - start)
+            if known is None:
+                drawn = rng.normal(size=(size, len(roots))) * roots
+            else:
+                signs = rng.choice((-1.0, 1.0), (size, 1))
+                drawn = known[rng.integers(len(known), size=size)] * signs
+            result[start : start + size] = _before(drawn, reader, lookup, places)
+        return result
+
+    def squares(self, reader: Reader, lookup: Lookup, places: Ids) -> Matrix:
+        """The mean squares of what `draw` draws, [places]."""
+        known = self.drawn.get(reader.name)
+        if known is not None:
+            felt = _before(known, reader, lookup, places).astype(np.float64)
+            return np.asarray(np.square(felt).mean(axis=0))
+        rows, total = self.rows[reader.name], np.zeros(len(places))
+        for lines, weight in _in_parts(reader, lookup, len(rows)):
+            total += rows[lines] @ np.square(weight[:, places], dtype=np.float64)
+        return total
 
 
 def _in_parts(reader: Reader, lookup: Lookup, outputs: int) -> Iterator[tuple[slice, Array]]:
@@ -151,11 +167,9 @@ class _Back:
         """Adds what is known of one lane, given the readers that make it and those that read it."""
         gates = [reader for reader in own if isinstance(reader, GateReader)]
         trajectories = self.trajectories[gates[0].layer, gates[0].direction] if gates else []
-        shapes = [trajectory.states.shape for trajectory in trajectories] or [
-            (_STEPS, 1, len(lane))
-        ]
-        arriving = self._arriving(lane, ahead, shapes)
-        felt = np.mean([np.square(each).mean(axis=(0, 1)) for each in arriving], axis=0)
+        felt = np.zeros(len(lane))
+        for reader, places in self._reading(lane, ahead):
+            felt += self.found.squares(reader, self.lookup, places)
         if not felt.any():  # it is read before it is made, so that nothing is known of that yet
             return
         for reader in own:
@@ -165,7 +179,8 @@ class _Back:
                 rows = self.found.rows[reader.name] = self.found.rows[reader.name].copy()
                 rows[made] *= felt[np.searchsorted(lane, outputs[made])]
         if trajectories:  # else it ran on no feed
-            self._through(gates, trajectories, arriving)
+            shapes = [trajectory.states.shape for trajectory in trajectories]
+            self._through(gates, trajectories, self._arriving(lane, ahead, shapes))
 
     def _through(
         self, gates: Sequence[GateReader], trajectories: Sequence[Steps], arriving: Sequence[Matrix]
@@ -191,15 +206,21 @@ class _Back:
     ) -> list[Matrix]:
         """Derivatives by the states of a lane, as far as others read them, one array a shape."""
         rng, found = np.random.default_rng(0), [np.zeros(shape) for shape in shapes]
+        for reader, places in self._reading(lane, ahead):
+            for each in found:
+                count = each.shape[0] * each.shape[1]
+                drawn = self.found.draw(reader, self.lookup, places, count, rng)
+                each += drawn.reshape(each.shape)
+        return found
+
+    def _reading(
+        self, lane: Ids, ahead: Sequence[tuple[Reader, Labels]]
+    ) -> Iterator[tuple[Reader, Ids]]:
+        """What reads a lane, and where in its signal the lane's units are, in their order."""
         read_as = self.same[lane]
         for reader, read in ahead:
             for places in columns_of(read, np.sort(read_as)) or ():
-                places = places[np.argsort(np.argsort(read_as))]
-                for each in found:
-                    count = each.shape[0] * each.shape[1]
-                    drawn = self.found.draw(reader, self.lookup, places, count, rng)
-                    each += drawn.reshape(each.shape)
-        return found
+                yield reader, places[np.argsort(np.argsort(read_as))]
 
 
 def _relative(reader: Reader, lookup: Lookup, evidence: Evidence) -> Matrix:
