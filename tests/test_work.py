@@ -13,12 +13,14 @@ from onnx import numpy_helper
 
 import rolling
 from onnx_rnn_prune.calibration import open_data
+from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.runs import Runs
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import NamedFeed, Streaming
 from onnx_rnn_prune.opened_model import follow, written_out
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.progress import silent
+from onnx_rnn_prune.recovery import least_squares
 from onnx_rnn_prune.roll.rolling import roll
 from onnx_rnn_prune.selection.context import ScoringContext
 from onnx_rnn_prune.selection.criteria import CRITERIA
@@ -200,17 +202,17 @@ def test_recognition_takes_steps_in_proportion_to_the_nodes(make):
     assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0])
 
 
-def wide_gru(units):
-    """A GRU of many units, which lead to two outputs."""
+def wide_gru(units, outputs=2):
+    """A GRU of many units, which lead to two outputs, or more."""
     model = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[time, batch, {WIDTH}] x) => (float[time, 1, batch, 2] z) {{
+        g (float[time, batch, {WIDTH}] x) => (float[time, 1, batch, {outputs}] z) {{
             y = GRU <hidden_size = {units}> (x, W, R)
             z = MatMul (y, V)
         }}
     """)
     rng = np.random.default_rng(0)
-    shapes = {"W": (1, 3 * units, WIDTH), "R": (1, 3 * units, units), "V": (units, 2)}
+    shapes = {"W": (1, 3 * units, WIDTH), "R": (1, 3 * units, units), "V": (units, outputs)}
     for name, shape in shapes.items():
         value = rng.normal(size=shape).astype(np.float32) / units
         model.graph.initializer.append(numpy_helper.from_array(value, name))
@@ -246,6 +248,60 @@ def test_influence_on_many_feeds_holds_weights_once():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 3 * units * units * 4
+
+
+def dense(outputs):
+    """Two dense layers, of which the second has many outputs."""
+    g = rolling.Graph()
+    rng = np.random.default_rng(0)
+    hidden = g("Relu", g("MatMul", "x", rolling.drawn(rng, WIDTH, UNITS)))
+    out = g("MatMul", hidden, rolling.drawn(rng, UNITS, outputs))
+    return follow(g.model({"x": ["time", 1, WIDTH]}, {out: 3}), "model", ["all"])
+
+
+@pytest.mark.parametrize("make", [partial(wide_gru, 8), dense])
+def test_influence_through_a_vocabulary_is_followed_a_few_steps_at_a_time(make):
+    steps, words = 1000, 20000
+    opened = make(words)
+    feeds = [{"x": np.random.default_rng(0).normal(size=(steps, 1, WIDTH)).astype(np.float32)}]
+    data = open_data(opened, Inputs(data=feeds))
+    traced = trace_model(opened, [opened.layers[0].name], data.calibration)
+    evidence = data.evidence(traced)
+    tracemalloc.start()
+    influence_of(traced, traced.readers, evidence, data.calibration)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < steps * words * 8 / 3
+
+
+def test_a_fit_reads_its_moments_a_few_rows_at_a_time():
+    rng = np.random.default_rng(0)
+    size = 1600
+    store = MomentStore.of({"z": Moments.of(rng.normal(size=(200, size)))})
+    stays = np.arange(size) < 400
+    tracemalloc.start()
+    weight = np.ones((20, size), np.float32)
+    pairs = store.teacher_pairs("z", stays)
+    least_squares._fit(lambda rows: weight[rows], np.ones(20, bool), stays, pairs, 0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.8 * size * size * 8
+
+
+def test_rolling_makes_no_copies_of_large_signals_that_are_no_states():
+    model, entries, maps = unrolled_cell(4), 600_000, 20
+    graph, name = model.graph, "picture"
+    graph.input.append(onnx.helper.make_tensor_value_info(name, 1, [1, entries]))
+    for number in range(maps):
+        graph.node.append(onnx.helper.make_node("Relu", [name], [f"map_{number}"]))
+        name = f"map_{number}"
+    graph.output.append(onnx.helper.make_tensor_value_info(name, 1, [1, entries]))
+    document, feeds = Document.read(model), rolling.feeds(model, 4)
+    tracemalloc.start()
+    assert roll(document, feeds).rolled
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < maps * entries * 8 / 2
 
 
 def test_what_was_run_before_is_read_from_its_file_when_it_is_looked_at():

@@ -203,9 +203,9 @@ class TestWithTorch:
         learning = self.learnt_back(0.1, pipeline.TrainingConfig(rate=0.02))
         assert learning.after < 0.25 * learning.before
 
-    @pytest.mark.parametrize("rate", [0.3, 3.0])
-    def test_steps_that_lead_away_are_made_shorter(self, rate):
-        learning = self.learnt_back(0.01, TrainingConfig(rate=rate, steps=200))
+    @pytest.mark.parametrize(("rate", "steps"), [(0.3, 200), (3.0, 400)])
+    def test_steps_that_lead_away_are_made_shorter(self, rate, steps):
+        learning = self.learnt_back(0.01, TrainingConfig(rate=rate, steps=steps))
         assert learning.taken and learning.after < 0.5 * learning.before
 
     def learnt_back(self, noise, config):

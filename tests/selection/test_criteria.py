@@ -12,6 +12,7 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.gates import Steps
+from onnx_rnn_prune.evidence.readers import Lookup
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.opened_model import open_model
@@ -23,7 +24,7 @@ from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.criteria.ablation import MaskedModel
 from onnx_rnn_prune.selection.criteria.reconstruction import Demand, greedy_gains
 from onnx_rnn_prune.selection.criterion import parse_criterion
-from onnx_rnn_prune.selection.influence import adjoints
+from onnx_rnn_prune.selection.influence import adjoints, influence_of
 from onnx_rnn_prune.traced_model import trace_model
 from oracle.check import draw_case, runner
 from oracle.draw import draw_model
@@ -310,6 +311,18 @@ def test_units_count_by_what_the_last_layer_makes_of_them():
         "first": ((0, 1, 2, 3),),
         "second": ((0, 1, 2, 3),),
     }
+
+
+def test_mean_squares_of_derivatives_are_those_of_what_is_drawn():
+    context = planted("GRU", 2)
+    readers, lookup = context.readers, Lookup.of(context.traced.document)
+    found = influence_of(context.traced, readers, context.seen, context.data.calibration)
+    assert found.drawn and len(found.drawn) < len(readers)  # both kinds are there
+    for reader in readers:
+        places, rng = np.arange(len(reader.labels)), np.random.default_rng(0)
+        drawn = np.square(found.draw(reader, lookup, places, 20000, rng)).mean(axis=0)
+        exact = found.squares(reader, lookup, places)
+        np.testing.assert_allclose(drawn, exact, rtol=0.2, atol=0.01 * exact.max())
 
 
 @pytest.mark.parametrize("linear", [0, 1])

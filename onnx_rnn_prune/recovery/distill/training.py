@@ -33,8 +33,8 @@ _DECAY = (0.9, 0.999)
 _LEAST = 1e-3
 # The largest share of the time that goes into judging.
 _JUDGING = 0.15
-# If the error exceeds this multiple of the initial one, the steps were too long: training restarts
-# with steps shortened to this share. A word segmenter of 204 layers, with 32 decisions in a batch,
+# If the error exceeds this multiple of the initial one, or is never below that until patience runs
+# out, the steps were too long: training restarts with steps shortened to this share. A word segmenter of 204 layers, with 32 decisions in a batch,
 # went from an NRMSE of 0.12 to 1.19 within 160 steps.
 _AWAY, _SHORTER = 3.0, 0.3
 
@@ -138,8 +138,10 @@ def train(
                 nearest = min(nearest, found)
                 if found < summary.after:
                     best, summary = values, replace(summary, after=found, taken=step)
-                if not found <= _AWAY * error and done < 1.0:
+                lost = waited >= config.patience and not summary.taken
+                if (lost or not found <= _AWAY * error) and done < 1.0:
                     learner, rate, first = _Learner(task, config.norm), _SHORTER * rate, done
+                    waited, nearest = 0, math.inf
             if done >= 1.0 or waited >= config.patience:
                 break
     progress("learning", config.steps, config.steps)
