@@ -34,8 +34,9 @@ _LEAST = 1e-3
 # The largest share of the time that goes into judging.
 _JUDGING = 0.15
 # If the error exceeds this multiple of the initial one, or is never below that until patience runs
-# out, the steps were too long: training restarts with steps shortened to this share. A word segmenter of 204 layers, with 32 decisions in a batch,
-# went from an NRMSE of 0.12 to 1.19 within 160 steps.
+# out, the steps were too long: training restarts with steps shortened to this share. A word
+# segmenter of 204 layers, with 32 decisions in a batch, went from an NRMSE of 0.12 to 1.19 within
+# 160 steps.
 _AWAY, _SHORTER = 3.0, 0.3
 
 Values = Mapping[str, Array]
