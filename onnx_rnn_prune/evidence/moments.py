@@ -85,20 +85,20 @@ class _Centred:
     @staticmethod
     def of(samples: npt.NDArray[np.generic], last: int | None, weights: Matrix | None) -> _Centred:
         """See `Moments.of`."""
-        values = np.asarray(samples, dtype=np.float64)
-        if not np.isfinite(values).all():
+        left: Matrix = np.array(samples, dtype=np.float64)
+        if not np.isfinite(left).all():
             raise PruneError(
                 "a recurrent layer's signals become infinite or not a number on this data",
                 where="calibration",
                 remedy="look for broken values in the data, or leave such feeds out",
             )
-        mean = np.zeros(values.shape[1])
-        if len(values):
-            mean = np.average(values, axis=0, weights=weights)
-        left = values - mean
+        mean = np.zeros(left.shape[1])
+        if len(left):
+            mean = np.average(left, axis=0, weights=weights)
+        left -= mean
         right = left[:, 0 if last is None else len(mean) - last :]
         if weights is None:
-            return _Centred(len(values), mean, left, right)
+            return _Centred(len(left), mean, left, right)
         return _Centred(float(weights.sum()), mean, left, right * weights[:, None])
 
     def moments(self) -> Moments:
@@ -154,7 +154,7 @@ class Pairs:
 _IN_FILE, LARGE = 1 << 20, 1 << 23
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
-_FEW, _MOST, _MANY = 1 << 20, 1 << 24, 1 << 25
+_FEW, _MOST, _MANY = 1 << 20, 1 << 23, 1 << 25
 
 
 @dataclass
