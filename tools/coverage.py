@@ -60,8 +60,8 @@ thread, the median over pairs of runs, with quartiles if they are far apart or s
 with states as inputs runs one step of one sequence. *Refused*: `prune` writes no such file,
 since it is slower; *whole*: nothing is pruned, since the file would be no smaller. By
 `python tools/coverage.py`, as is the second table: chunk-by-chunk voice activity detection with
-the state carried along, comparing speech probabilities before and after `prune --stream` at 50
-%, calibrated on six streams of 5 s."""
+the state carried along, comparing speech probabilities before and after `prune --stream` at
+50 %, calibrated on six streams of 5 s."""
 
 
 @dataclass(frozen=True)
