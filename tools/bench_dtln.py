@@ -41,32 +41,31 @@ CONDITIONS = {
 PIECE = 5.0
 HEADER = ("noise", "keep", "recovery", "calibrated on", "reported", "by hand", "size left")
 NOTE = f"""\
-NRMSE of the masks for other recordings of the same speaker, frame by frame, each file with its own
-states carried along: as `prune` reports it, and measured by hand in a loop outside the tool. The
-four kinds of noise are white, pink, shaped like speech, and hum; streams are {PIECE:g} s long.
-Where training finds nothing better, `distill` is the least-squares fit that
-it started from."""
+NRMSE of the masks on other recordings of the same speaker, frame by frame, with each file
+carrying its own states: as reported by `prune`, and measured by hand in a loop outside the
+tool. The four kinds of noise are white, pink, speech-shaped and hum; streams are {PIECE:g} s
+long. Where training finds nothing better, `distill` is the least-squares fit it started from."""
 
 TRIED = """\
-What was tried for half of the units, in a copy of the model in NumPy (the last two rows in
-PyTorch, the one before them by the tool), on 60 s of other speech at 0 to 15 dB, and with white
-noise of 0.01; after no refit, and after two to eight refits on the cut model's own states,
-calibrated on 45 s:
+What was tried with half of the units, in a NumPy copy of the model (the last two rows in PyTorch,
+the one before them with the tool), on 60 s of other speech at 0 to 15 dB, and with white noise of
+0.01; before and after two to eight refits on the pruned model's own states, calibrated on 45 s:
 
 | units and fit | 0 to 15 dB | noise 0.01 |
 | --- | ---: | ---: |
-| errors count by what the next layer makes of them | 32.3%, 29.9% | 23.6%, 21.6% |
-| each refit goes half of the way only | 32.3%, 30.4% | 23.6%, 21.8% |
+| errors weighted by their effect on the next layer | 32.3%, 29.9% | 23.6%, 21.6% |
+| each refit goes only halfway | 32.3%, 30.4% | 23.6%, 21.8% |
 | refits without the original's own signals | 32.3%, 29.9% | 23.6%, 21.7% |
-| errors count by what becomes of them, diagonal of the Gramian | 28.6%, 27.1% | 20.7%, 19.6% |
+| errors weighted by their later effects, diagonal of the Gramian | 28.6%, 27.1% | 20.7%, 19.6% |
 | its root | 31.0%, 29.9% | 20.5%, 19.4% |
-| the whole Gramian, by gradients of all layers | 28.4%, 26.8% | 19.7%, 18.6% |
-| back through each layer's loop, drawn anew between layers (in use) | 29.9%, 27.5% | 20.0%, 19.1% |
+| the full Gramian, from gradients through all layers | 28.4%, 26.8% | 19.7%, 18.6% |
+| back through each layer's loop, resampled between layers (in use) | 29.9%, 27.5% | 20.0%, 19.1% |
 | `--recover distill` from the first row, 400 s with two noises, 15 minutes | 28.2% | |
-| training on the same 60 s: 11.8% there | 28.9% | |
-| training on 400 s with three noises: 15.1% there | 21.4% | |
+| training on the same 60 s: 11.8% on training data | 28.9% | |
+| training on 400 s with three noises: 15.1% on training data | 21.4% | |
 
-How the two layers share the cut changes little; by the tool, in the closed loop, 60 s to calibrate:
+How pruning is split between the two layers matters little; with the tool, in closed loop,
+calibrated on 60 s:
 
 | units of lstm_4 and lstm_5 | parameters left | 0 to 15 dB |
 | --- | ---: | ---: |
@@ -74,12 +73,12 @@ How the two layers share the cut changes little; by the tool, in the closed loop
 | 68, 60 (`--allocate joint`) | 36% | 27.6% |
 | 80, 48 | 40% | 28.4% |
 | 48, 80 | 30% | 29.7% |
-| 56, 80: as many parameters | 35% | 26.4% |
+| 56, 80: same number of parameters | 35% | 26.4% |
 
-At equal parameters, a wider second layer deviates by a point less than equal widths.
+With equally many parameters, a wider second layer deviates by a point less than equal widths.
 
-Training needs much data, and gradients that reach far back. By the tool, white noise at 14 dB, half
-of the units:
+Training needs a lot of data, and gradients that reach far back. With the tool, white noise at
+14 dB, half of the units:
 
 | trained on | window | steps | minutes | trained |
 | --- | ---: | ---: | ---: | ---: |
@@ -95,11 +94,11 @@ of the units:
 | 2760 s in five languages, held in 2 GB | 625 calls | 27,400 | 30 | 12.1% |
 | 3901 s in five languages, a twentieth of it for validation (in use) | 625 calls | | 16 | 11.9% |
 
-Without training it is 16.3 to 16.9 %. On the 1040 s that it learns, the fourth is at 8 %: it is
-overfitted. The sixth is at 12.8 % on what it learns, and still improves when the time is up.
-Recordings of one speaker, however often mixed with noise, are overfitted to; those in four more
-languages help, if all of them fit into memory (0.5 GB held 1040 s, states included; now 1 GB holds
-an hour). Of all rows but the last, a quarter was kept for validation, and not learned from.
+Without training it is 16.3 to 16.9 %. The fourth row overfits: it reaches 8 % on its 1040 s of
+training data. The sixth reaches 12.8 % on its training data, and was still improving when time ran
+out. Training on one speaker overfits, however often the recordings are mixed with noise; four more
+languages help, if all the data fits in memory (0.5 GB held 1040 s, states included; now 1 GB holds
+an hour). In all rows but the last, a quarter of the data was held out for validation.
 
 So 20 % without training and 12 % with training are reached with white noise, not at 0 to 15 dB."""
 

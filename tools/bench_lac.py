@@ -35,11 +35,11 @@ TIMED_CHARACTERS = 30
 SECONDS_PER_MODEL = 3.0
 MINUTES = 16.0  # of training
 NOTE = f"""\
-Units of each direction of both layers; F1 of whole words, calibrated on {CALIBRATION} unlabelled
-paragraphs of the first half of January 1998 (distill: {TRAINING}, for {MINUTES:.0f} minutes of
-training) and measured on {EVALUATION} of the second, from one newspaper, whose rules for what is
-one word differ from those of lac's training data. Speed at {TIMED_CHARACTERS} characters on one
-thread. By `python tools/bench_lac.py`."""
+Units per direction in both layers; F1 of whole words, calibrated on {CALIBRATION} unlabelled
+paragraphs from the first half of January 1998 (distill: {TRAINING}, and {MINUTES:.0f} minutes
+of training) and measured on {EVALUATION} from the second half, all from one newspaper, whose
+segmentation rules differ from those of lac's training data. Speed at {TIMED_CHARACTERS}
+characters on one thread. By `python tools/bench_lac.py`."""
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,15 @@ LABELS = (*WAYS.values(), INTEGERS, TRAINED)
 TWICE = 2.0
 SECONDS_PER_MODEL = 3.0
 NOTE = """\
-Speed at the limit: an agreement with the original's decisions of 99 %, or 1 % less of the task's
-metric (SNR in dB, F1). `search` chooses on validation feeds, with a margin of one standard error;
-the value beside each speed is that of test feeds, not used for fitting or selection: other
-recordings, messages, paragraphs or words. *int8*: `--quantize int8` on the cut of all layers, where
-it is within the limit and faster still. *Trained*: `search --speedup 2x --recover distill` of what
-stays below twice the speed, whatever that loses; the other columns are without training. Speeds are
-medians of the ratios of interleaved runs of one thread; 1x means that `search` found nothing faster
-within the limit in the time that it had, and wrote nothing. By `python tools/bench_models.py`."""
+Speed at the limit: 99 % agreement with the original's decisions, or a 1 % loss in the task's
+metric (SNR in dB, F1). `search` selects on the validation set, with a margin of one standard
+error; the value beside each speed is from test feeds not used for fitting or selection: other
+recordings, messages, paragraphs or words. *int8*: `--quantize int8` on the model with all
+layers pruned, where that is within the limit and faster still. *Trained*:
+`search --speedup 2x --recover distill` on models that stay below 2x, whatever the loss; the
+other columns are without training. Speeds are median ratios of interleaved runs on one thread;
+1x means that `search` found nothing faster within the limit in the time it had, and wrote
+nothing. By `python tools/bench_models.py`."""
 
 
 @dataclass(frozen=True)

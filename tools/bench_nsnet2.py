@@ -80,15 +80,14 @@ EVALUATION = 300.0
 TIMED_FRAMES = 500
 SECONDS_PER_MODEL = 4.0
 NOTE = f"""\
-Units of each of the two layers; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech
-(distill: {TRAINING:.0f} s, {TIMES} times with other noise, and {MINUTES:g} minutes of training on
-two cores). `{CLOSED.command}` over all layers had
+Units per layer; calibrated on {CALIBRATION:.0f} s of unlabelled noisy speech (distill:
+{TRAINING:.0f} s, {TIMES} times with other noise, and {MINUTES:g} minutes of training on two cores).
+`{CLOSED.command}` over all layers had
 {CLOSED.seconds:.0f} s; with `{TRAINED.options}`, {TRAINED.seconds:.0f} s
-with {TRAINED.times} draws of noise. SNR and gains on {EVALUATION:.0f} s of other
-recordings of the same speaker (white, pink, speech-shaped noise and hum at 0 to 15 dB; in the
-second table, white noise only), speed at {TIMED_FRAMES} frames on one thread.
-Babble of the speaker's own voice, which even the original makes worse, is listed separately. By
-`python tools/bench_nsnet2.py`."""
+with {TRAINED.times} draws of noise. SNR and gain RMSE on {EVALUATION:.0f} s of other recordings of
+the same speaker (white, pink, speech-shaped noise and hum at 0 to 15 dB; in the second table, white
+noise only), speed at {TIMED_FRAMES} frames on one thread. Babble of the speaker's own voice, which
+even the original makes worse, is listed separately. By `python tools/bench_nsnet2.py`."""
 
 
 @dataclass(frozen=True)

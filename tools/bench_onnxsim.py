@@ -44,12 +44,13 @@ CALLS = 200
 # Where ours is slower at the same size, it gets so much smaller until it is not.
 SMALLER = 0.85
 NOTE = """\
-*onnxsim*: its structured pruning of that share of channels, weighed with calibration data, and its
-ridge finetune on the same. *same size*: `prune --layers all --allocate global --per params` with
-`--budget` at the share of parameters that onnxsim left; *same speed*, where that is slower: the
-same, smaller. Deviation of the output and agreement on test data, as in [models](models.md); speeds
-are medians of ratios of interleaved runs of one thread on a busy machine. Where onnxsim
-prunes nothing or fails, only its row is shown. By `python tools/bench_onnxsim.py`."""
+*onnxsim*: its structured pruning of that share of channels, scored on calibration data, and its
+ridge fine-tuning on the same data. *same size*:
+`prune --layers all --allocate global --per params` with `--budget` at the share of parameters
+that onnxsim left; *same speed*, where that is slower: the same, pruned further. Output
+deviation and agreement on test data, as in [models](models.md); speeds are median ratios of
+interleaved runs on one thread of a busy machine. Where onnxsim prunes nothing or fails, only
+its row is shown. By `python tools/bench_onnxsim.py`."""
 
 
 @dataclass(frozen=True)

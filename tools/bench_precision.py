@@ -52,15 +52,14 @@ TREATMENTS: Mapping[str, Treatment] = {
     "rank 50%": Treatment(rank="50%"),
 }
 NOTE = f"""\
-`--keep {KEEP}`, `--quantize` and `--rank`, calibrated as in the table of samples. *Deviation*: that
-of the outputs from the original's on inputs held out from calibration, relative to their spread.
-The metrics are those of [samples](samples.md); lower is better for perplexity. Speed is the
-original's time over the result's, on one thread of a processor without VNNI, interleaved, for one
-sequence of the length given.
-large_lstm shows it where the recurrent operator takes nearly all of the time: two LSTM layers of
-{UNITS} units with random weights, not calibrated. With random weights all units matter equally,
-so the deviation says nothing about trained models. `python tools/bench_precision.py` measures
-it."""
+`--keep {KEEP}`, `--quantize` and `--rank`, with calibration data and metrics as in
+[samples](samples.md); lower is better for perplexity. *Deviation*: of the outputs from the
+original's on held-out inputs, relative to their spread. Speed is the original's time over the
+result's, interleaved on one thread of a processor without VNNI, for one sequence of the given
+length. large_lstm is the case where the recurrent operator takes nearly all of the time: two
+LSTM layers of {UNITS} units with random weights, not calibrated. With random weights all units
+matter equally, so the deviation says nothing about trained models. By
+`python tools/bench_precision.py`."""
 
 
 @dataclass(frozen=True)

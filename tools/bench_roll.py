@@ -135,7 +135,7 @@ def main() -> None:
         pairs = (item.split("=") for item in sizes.split(",") if item)
         size = {name: tuple(map(int, shape.split("x"))) for name, shape in pairs}
         cases.append(Case(Path(path).stem, path, size))
-    header = ["model", "became", "faster by rolling", "by rolling and half of the units"]
+    header = ["model", "became", "speedup, rolled", "rolled, half of the units"]
     table = markdown(header, [measured(case) for case in cases])
     print(table)
     if given.write:

@@ -29,14 +29,14 @@ METRIC_TEXTS = {"accuracy": "{:.1%}", "perplexity": "{:.2f}", "snr_db": "{:.1f} 
 METRIC_NAMES = {"accuracy": "accuracy", "perplexity": "perplexity", "snr_db": "SNR"}
 NOTE = f"""\
 Half of all units removed (`--keep {KEEP}`). Units are chosen and weights refitted on unlabelled
-calibration inputs; the metric is of held-out inputs with labels, and the two are disjoint.
-*recovered* is what `prune` does by default; *distilled* is `--recover distill`; *not recovered*
-keeps the same units with `--recover none`; *l2* keeps the units with the largest weights, also
-without recovery, which needs no data. Lower is better for perplexity. Speed is the original's time
-over the pruned model's, one thread, for one held-out sequence of the length given, the median over
-runs in turns. On five draws of six of its eight calibration files, the SNR of stream_lstm is
-17.7 dB with a standard deviation of 0.5 dB; it is 17.6 and 0.4 where errors count by what the next
-layer makes of them. `python tools/bench_samples.py` measures the table, and needs PyTorch."""
+calibration inputs; the metric is on labelled held-out inputs, disjoint from these. *recovered*
+is what `prune` does by default; *distilled* is `--recover distill`; *not recovered* keeps the
+same units with `--recover none`; *l2* keeps the units with the largest weights, also without
+recovery, which needs no data. Lower is better for perplexity. Speed is the original's time over
+the pruned model's on one thread, for one held-out sequence of the given length, the median over
+interleaved runs. Over five draws of six of its eight calibration files, the SNR of stream_lstm
+is 17.7 dB with a standard deviation of 0.5 dB; with errors weighted by their effect on the next
+layer, it is 17.6 and 0.4. By `python tools/bench_samples.py`, which needs PyTorch."""
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ PARAGRAPHS = 400
 SECONDS_PER_MODEL = 4.0
 _MOST_WIDTHS = 6  # that are written out
 NOTE = f"""\
-Each limit must hold on validation feeds, with a standard error to spare; *on test feeds* is what
-came of it on feeds that were not used in the search. *Uniform* is the best cut with the same share
-of all layers. Speeds are interleaved, one thread. NSNet2: {SPEECH_SECONDS:.0f} s of noisy speech to
-calibrate and select with, {SPEECH_SECONDS:.0f} s of other recordings to test on. lac: {PARAGRAPHS}
-paragraphs, 1000 others to test on, F1 of words. oskut: messages in Thai. By
+Each limit must hold on the validation set, with one standard error to spare; *on test feeds* is
+the result on feeds not used in the search. *Uniform* is the best result with the same share of
+all layers. Speeds are interleaved, one thread. NSNet2: {SPEECH_SECONDS:.0f} s of noisy speech
+for calibration and selection, {SPEECH_SECONDS:.0f} s of other recordings for testing. lac:
+{PARAGRAPHS} paragraphs, 1000 others for testing, F1 of words. oskut: messages in Thai. By
 `python tools/bench_search.py`."""
 
 Feed = dict[str, Any]

@@ -28,10 +28,10 @@ PATTERNS = ("50%", "2:4")
 CRITERIA = ("magnitude", "obs")
 UNITS = (HIDDEN,)
 NOTE = f"""\
-Calibrated on {CALIBRATION:.0f} s of noisy speech; SNR and gains on {EVALUATION:.0f} s of other
-recordings without babble, as in [nsnet2](nsnet2.md). *Zeros* are of the GRU layers' W and R and of
-the weight that reads the last one. *Sparse*: the file with `--sparse-initializers`; *compressed*:
-the dense file by zlib. Kernels are dense, so zeros save no time. By
+Calibrated on {CALIBRATION:.0f} s of noisy speech; SNR and gain RMSE on {EVALUATION:.0f} s of
+other recordings without babble, as in [nsnet2](nsnet2.md). *Zeros* are in the GRU layers' W and
+R and in the weight that reads the last layer. *Sparse*: the file with `--sparse-initializers`;
+*compressed*: the dense file under zlib. Kernels are dense, so zeros save no time. By
 `python tools/bench_zeros.py`."""
 
 

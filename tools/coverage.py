@@ -50,18 +50,18 @@ HEADER = (
     "speed at 50 %",
 )
 NOTE = """\
-Each model is pruned to 75, 50 and 25 % of its units, drawn at random from all layers. *Ends*: in
-how many places the layers' outputs were absorbed in smaller weights or restored to full width.
-*Difference*: the largest one of any output between the smaller file and the original with the same
-units zeroed, on feeds of several batch sizes and lengths. *Checker*: onnx.checker with full_check,
-where the original passes. *Interface*: inputs, outputs, opsets, metadata, domain and doc string are
-the original's. *Speed*: the original's time over the smaller file's, one thread, the median over
-pairs of runs, with quartiles where they are far apart or hold 1; a model with states as inputs runs
-a step of one sequence. *Refused*: `prune` writes no such file, since it is slower; *whole*: nothing
-is cut, since that makes the file no smaller. By
-`python tools/coverage.py`, as is the second table: voice detection chunk by chunk with the state
-carried along, the probabilities of speech before and after `prune --stream` at 50 %, calibrated on
-six streams of 5 s."""
+Each model is pruned to 75, 50 and 25 % of its units, drawn at random from all layers. *Ends*:
+in how many places the layers' outputs were absorbed into smaller weights or restored to full
+width. *Difference*: the largest of any output between the smaller file and the original with
+the same units zeroed, on feeds of several batch sizes and lengths. *Checker*: onnx.checker with
+full_check, if the original passes. *Interface*: inputs, outputs, opsets, metadata, domain and
+doc string match the original's. *Speed*: the original's time over the smaller file's on one
+thread, the median over pairs of runs, with quartiles if they are far apart or span 1; a model
+with states as inputs runs one step of one sequence. *Refused*: `prune` writes no such file,
+since it is slower; *whole*: nothing is pruned, since the file would be no smaller. By
+`python tools/coverage.py`, as is the second table: chunk-by-chunk voice activity detection with
+the state carried along, comparing speech probabilities before and after `prune --stream` at
+50 %, calibrated on six streams of 5 s."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def main() -> int:
     stream, passed = streaming.table(choices.models, choices.only or list(streaming.DETECTORS))
     failed = [row for row in rows if row.faults]
     lines = [f"- {row.cells[0]}: {_cell('; '.join(row.faults))}" for row in failed]
-    summary = f"{len(rows)} models, {len(failed)} with something that should not be so"
+    summary = f"{len(rows)} models, {len(failed)} with failed checks"
     parts = [markdown(HEADER, [row.cells for row in rows]), stream, NOTE]
     text = "\n\n".join(
         filter(None, [*parts, f"{summary}{':' if lines else '.'}", "\n".join(lines)])

@@ -26,9 +26,9 @@ from workloads import WORKLOADS
 MODELS = ("ppocr_rec", "captcha_crnn", "seizure", "silero_vad_sequence", "oskut")
 PASSES, SECONDS = 3, 5.0
 NOTE = f"""\
-Seconds of the processor, one thread; all layers. A pass runs the original on the calibration feeds;
-calibration runs it with all that readers read, and sums up their moments. The limit is {PASSES}
-passes and {SECONDS:.0f} s. By `python tools/measure_calibration.py`."""
+CPU seconds, one thread, all layers. A pass runs the original on the calibration feeds;
+calibration also outputs everything that readers read, and accumulates its moments. The limit is
+{PASSES} passes plus {SECONDS:.0f} s. By `python tools/measure_calibration.py`."""
 
 
 def measure(folder: Path, name: str) -> list[str]:

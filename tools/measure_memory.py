@@ -44,16 +44,16 @@ FRAMES, BANDS = 300, 161
 STACK_STEPS, STACK_WIDTH = 500, 32
 CONVOLUTIONS, CHANNELS, PICTURE = 6, 192, 24
 NOTE = f"""\
-Peak of the resident memory of the whole process, `prune` at 50 % with recovery; the limit is
-{FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with random
-weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of 256, with
-random weights and feeds of {STACK_STEPS} steps; convolutions are {CONVOLUTIONS} of {CHANNELS}
-channels, 3 x 3, on pictures of {PICTURE} x {PICTURE}, cut with `--layers all`, as are ppocr_rec and
-captcha_crnn, which read pictures of noise here. Time is that of the processor, one thread: ranking
-and least squares multiply H x H matrices, so it grows with the cube of the units H, and in
-proportion to layers and steps. What one feed shows is in memory at a time: with far longer feeds or
-far more layers, that takes more than the {BASE_MB} MB leave room for.
-`python tools/measure_memory.py` measures it."""
+Peak resident memory of the whole process, for `prune` at 50 % with recovery; the limit is
+{FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with
+random weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of
+256, with random weights and feeds of {STACK_STEPS} steps; convolutions are {CONVOLUTIONS} of
+{CHANNELS} channels, 3 x 3, on {PICTURE} x {PICTURE} images, pruned with `--layers all`, as are
+ppocr_rec and captcha_crnn, which read images of noise here. Time is CPU time on one thread:
+ranking and least squares multiply H x H matrices, so it grows with the cube of the number of
+units H, and linearly with layers and steps. All signals of one feed are in memory at once: with
+far longer feeds or far more layers, that takes more than the {BASE_MB} MB allow. By
+`python tools/measure_memory.py`."""
 
 Result = TypeVar("Result")
 

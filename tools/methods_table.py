@@ -14,11 +14,11 @@ from trials import Method, Outcome
 Values = Mapping[Method | None, Mapping[int, float]]
 Columns = Mapping[Task, Values]
 NOTE = """\
-The metric of held-out data with labels, after a cut to the share of units that is given, chosen and
-refitted on unlabelled inputs: mean and standard deviation over {draws} draws of the calibration
-inputs and of what is random. The first row below the originals is what `prune` does by default.
-A value is bold where it is better than all others of its column by more than two standard errors
-of the difference, draw by draw."""
+Metric on labelled held-out data after pruning to the given share of units, with units chosen
+and weights refitted on unlabelled inputs: mean and standard deviation over {draws} draws of the
+calibration inputs and of anything random. The first row below the original is the default of
+`prune`. A value is bold if it beats all others in its column by more than two standard errors
+of the paired difference."""
 # Differences of means that are larger, in standard errors, are taken for more than noise.
 CLEAR = 2.0
 

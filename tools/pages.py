@@ -42,7 +42,7 @@ def write_section(name: str, body: str) -> None:
         text = replace_section(path.read_text("utf-8"), name, body)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    stamp = f", with the code of {_commit()}."
+    stamp = f", at commit {_commit()}."
     path.write_text(re.sub(r"(?m)^(Written by `[^`]+`).*$", rf"\g<1>{stamp}", text), "utf-8")
 
 
