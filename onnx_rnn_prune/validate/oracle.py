@@ -67,6 +67,7 @@ def oracle(
     feeds: Iterable[Feed],
     tolerance: float = EXACT,
     original: Original | None = None,
+    reordered: Called | None = None,
 ) -> Oracle:
     """Whether the shrunk model computes what the zeroed one computes, on every feed.
 
@@ -81,6 +82,8 @@ def oracle(
             output). Integers, booleans and strings must be equal.
         original: runs the original, whose infinities, such as masked scores, the others must share;
             without it, no infinity passes. NaN never does, since it would hide other differences.
+        reordered: the zeroed model with its sums in another order. It shows rounding where the last
+            bit of the inputs makes no difference, such as numbers of characters.
 
     Raises:
         PruneError: an output is missing or has another shape or type.
@@ -96,7 +99,8 @@ def oracle(
                     return Oracle(math.inf, False, count, f"output {name} {sizes}")
                 difference, excess = _compare(one, other, tolerance)
                 largest = max(largest, difference)
-                if excess > 1 and _is_rounding(zero, feed, (name, place), one, difference):
+                known = (zero, feed, (name, place), one)
+                if excess > 1 and difference <= _rounding(*known, reordered):
                     rounded, amplified = True, "the model amplifies rounding"
                 elif excess > worst:
                     worst = excess
@@ -112,26 +116,28 @@ def oracle(
     return Oracle(largest, not reason, count, reason or amplified)
 
 
-def _is_rounding(
-    zero: Called, feed: Feed, output: tuple[str, int], value: Array, difference: float
-) -> bool:
-    """Whether a difference is small, and no larger than what the last bit of the inputs makes.
+def _rounding(
+    zero: Called, feed: Feed, output: tuple[str, int], value: Array, reordered: Called | None
+) -> float:
+    """The largest difference that passes as rounding.
+
+    A small share of the output, and a few times what the last bit of the inputs makes, or another
+    order of sums.
 
     Args:
         output: the name of the output, and the number of its tensor.
         value: that tensor.
     """
     if not is_float(value.dtype) or value.size == 0:
-        return False
-    moved = zero({name: _next(each) for name, each in feed.items()})
+        return 0.0
     name, place = output
-    made = pairs(moved[name], moved[name], name, zero.name)
-    other = made[place][1] if place < len(made) else np.zeros(0)
-    if other.shape != value.shape:
-        return False
-    size = float(np.max(np.abs(numbers(value))))
-    most = _ROUNDINGS * _compare(value, other, EXACT)[0]
-    return difference <= min(most, _MOST_OF_OUTPUT * size)
+    moved = zero({name: _next(each) for name, each in feed.items()})
+    made = 0.0
+    for found in (moved, *([reordered(feed)] if reordered is not None else [])):
+        tensors = pairs(found[name], found[name], name, zero.name)
+        if place < len(tensors) and tensors[place][1].shape == value.shape:
+            made = max(made, _compare(value, tensors[place][1], EXACT)[0])
+    return min(_ROUNDINGS * made, _MOST_OF_OUTPUT * float(np.max(np.abs(numbers(value)))))
 
 
 def _next(value: Array) -> Array:
@@ -170,8 +176,9 @@ def either_order(
     Args:
         load: the zeroed and the shrunk model; told whether onnxruntime may optimize them.
     """
-    found = oracle(*load(False), feeds, tolerance, original)
-    return found if found else oracle(*load(True), feeds, tolerance, original)
+    plain = load(False)
+    found = oracle(*plain, feeds, tolerance, original)
+    return found if found else oracle(*load(True), feeds, tolerance, original, plain[0])
 
 
 def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:

@@ -28,11 +28,18 @@ def scaled(factor, *, plus=0.0):
 SAME = "y = Identity(x)"
 
 
-def logistic(turn):
-    """A chaotic map: errors about double with each turn, of which there are as many as columns."""
-    body = f"""n = Shape(x) f = Constant <value_float = 4.0> () o = Constant <value_float = 1.0> ()
+def logistic(turn, whole=False):
+    """A chaotic map: errors about double with each turn, of which there are as many as columns.
+
+    Args:
+        turn: computes w from v.
+        whole: whether it reads whole numbers of tenths, of which the last bit says nothing.
+    """
+    start = "t = Constant <value_float = 0.1> () r = Floor(x) p = Mul(r, t)"
+    body = f"""{start if whole else "p = Identity(x)"} n = Shape(x)
+        f = Constant <value_float = 4.0> () o = Constant <value_float = 1.0> ()
         k = Constant <value_int = 1> () m = Gather(n, k)
-        s = ReduceMean <axes = [1], keepdims = 0> (x)
+        s = ReduceMean <axes = [1], keepdims = 0> (p)
         y = Loop (m, , s) <body = turn (int64 i, bool go, float[n] v) =>
         (bool on, float[n] w) {{ on = Identity(go) {turn} }}>"""
     return run(body, "(float[n, c] x) => (float[n] y)")
@@ -52,6 +59,20 @@ def test_rounding_that_the_model_amplifies_is_no_difference():
     assert both and both.reason == "the model amplifies rounding"
     assert "rounding is amplified" in oracle(one, other, [long]).reason
     assert not oracle(one, wrong, [long, short])
+
+
+def test_rounding_is_known_by_another_order_where_inputs_are_whole_numbers():
+    one, other, wrong = (
+        logistic("a = Sub(o, v) b = Mul(v, a) w = Mul(b, f)", whole=True),
+        logistic("a = Mul(v, v) b = Sub(v, a) w = Mul(b, f)", whole=True),
+        logistic("a = Sub(o, v) b = Mul(v, a) c = Mul(b, f) w = Mul(c, c)", whole=True),
+    )
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.integers(1, 9, (3, n)).astype(np.float32)} for n in (14, 1)]
+    assert not oracle(one, other, feeds)
+    both = either_order(lambda optimized: (other, one) if optimized else (one, other), feeds)
+    assert both and both.reason == "the model amplifies rounding"
+    assert not either_order(lambda optimized: (other, wrong) if optimized else (one, wrong), feeds)
 
 
 @pytest.fixture
