@@ -176,9 +176,10 @@ def either_order(
     Args:
         load: the zeroed and the shrunk model; told whether onnxruntime may optimize them.
     """
-    plain = load(False)
-    found = oracle(*plain, feeds, tolerance, original)
-    return found if found else oracle(*load(True), feeds, tolerance, original, plain[0])
+    zero, shrunk = load(False)
+    found = oracle(zero, shrunk, feeds, tolerance, original)
+    del shrunk  # before others are loaded
+    return found if found else oracle(*load(True), feeds, tolerance, original, zero)
 
 
 def _compare(one: Array, other: Array, tolerance: float) -> tuple[float, float]:
