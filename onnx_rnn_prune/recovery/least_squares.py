@@ -1,16 +1,15 @@
-"""Letting the kept units stand in for the removed ones, in closed form.
+"""Least-squares recovery: kept units stand in for removed ones, in closed form.
 
-A reader computes W z + b for a signal z of the original. In the cut model it has only z', what
-became of the kept entries S of that signal. With E z' as z' put back in its places, ridge
-regression estimates what that misses:
+A reader computes W z + b for a signal z of the original. In the cut model it only gets z', the
+kept entries S of that signal as they are now. With E z' as z' put back in its places, ridge
+regression estimates what is missing:
 
     z - E z' ~ A z' + a,   A = Cov(z - E z', z') (C' + lambda diag C')^-1,   C' = Cov(z')
     W' = W (E + A),        b' = b + W a,   with a from the means
 
-With signals of the original on both sides (z' = z_S) that estimates the removed entries from the
-kept ones. With signals of the cut model itself on the right, it also draws the cut model back to
-where the original is. The kept weights are not shrunk: lambda = infinity leaves only a, the
-recovery called bias.
+With signals of the original on both sides (z' = z_S), that estimates the removed entries from the
+kept ones. With z' from the cut model itself, it also pulls the cut model back towards the original.
+The kept weights are not shrunk: lambda = infinity leaves only a, the recovery called bias.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.traced_model import TracedModel
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Lambdas to choose from, rising."""
+"""Lambdas to choose from, ascending."""
 RIDGE = 1e-2
-"""One of them that suits most models, where none is looked for."""
-# What varies less than this, as a share of the mean variance, counts as if it varied so much: an
-# entry that hardly changes says nothing that large weights on it would not drown in rounding.
+"""The default lambda, where none is searched for; suits most models."""
+# Lower bound of variances, as a share of the mean variance: an entry that hardly varies would get
+# large weights, and their rounding would drown what it tells.
 _FLOOR = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """The weights of a reader once its signal and its outputs are cut.
+    """The fitted weights of a reader for its kept outputs and entries.
 
     Attributes:
         weight: of the kept outputs and entries, [rows, k].
@@ -63,11 +62,11 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Recover:
-    """Writes fits into the entries that stay; those that are cut keep their values.
+    """Writes fits into the kept entries; removed ones keep their values.
 
     Attributes:
-        readers: all that read units.
-        keep: per unit, True if it stays.
+        readers: all readers of units.
+        keep: per unit, True if kept.
         fits: by reader name.
     """
 
@@ -93,7 +92,7 @@ Places = list[tuple[gs.Node, int]]
 
 
 def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
-    """What may be a constant, and several inputs read."""
+    """Tensors that several inputs read, with these inputs; they may be constants."""
     found: dict[int, tuple[gs.Tensor, Places]] = {}
     for node in all_nodes(graph):
         for slot, tensor in enumerate(node.inputs):
@@ -104,7 +103,7 @@ def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
 
 
 def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
-    """Lets inputs that shared a constant share it again if they were given equal ones."""
+    """Lets inputs that used to share a constant share it again if their new ones are equal."""
     now = {id(node.inputs[slot]): node.inputs[slot] for node, slot in places}
     if len(now) == 1:
         return
@@ -122,7 +121,7 @@ def fit_readers(
 
     Args:
         traced: the model, at full width.
-        keep: per unit, True where it stays.
+        keep: per unit, True if kept.
         pairs: the moments of a reader's z and z' side by side, [n + k], with products with z' only.
         ridge: lambda; infinity corrects biases only.
     """
@@ -142,10 +141,10 @@ def fit_readers(
 
 
 def place_states(traced: TracedModel, keep: Mask) -> dict[str, Fit]:
-    """Fits for states that callers only hand back, if nothing else is fitted.
+    """Fits for states that callers only hand back, for when nothing else is fitted.
 
-    Layers take only the entries of their units from such a state, so the others may hold the value
-    of any kept unit, and one Gather restores full width.
+    Layers read only the entries of their own units from such a state, so the others may hold the
+    value of any kept unit, and a single Gather restores full width.
     """
     lookup, found = Lookup.of(traced.document), {}
     for reader in traced.readers:
@@ -157,7 +156,7 @@ def place_states(traced: TracedModel, keep: Mask) -> dict[str, Fit]:
 
 
 def estimate_entries(moments: Moments, stays: Mask, ridge: float) -> tuple[Matrix, Matrix]:
-    """All entries of a signal from the kept ones.
+    """Estimates all entries of a signal from the kept ones.
 
     Args:
         moments: of z and z' side by side, [n + k], with products with z' only; overwritten.
@@ -179,7 +178,7 @@ class _Estimate:
     """The estimate of z from z'.
 
     Attributes:
-        places: the entries with rows of A that are not zero, [m].
+        places: the entries whose rows of A are not zero, [m].
         spread: these rows, [m, k].
         offset: a, [n].
     """
@@ -198,9 +197,11 @@ def _estimate(moments: Moments, stays: Mask, ridge: float) -> _Estimate:
         # Factors of 1 / count cancel out.
         inverse = _damped_inverse(own, ridge)
         missed[stays] -= own
-        places = np.flatnonzero(missed.any(axis=1))  # of the original's own, what stays is known
+        places = np.flatnonzero(
+            missed.any(axis=1)
+        )  # kept entries of the original are known exactly
         spread = missed[: len(places)]
-        for part in blocks(len(places)):  # each row goes where it stood, or further up
+        for part in blocks(len(places)):  # each row moves to its own place or further up
             spread[part] = missed[places[part]] @ inverse
     offset = moments.mean[:size].copy()
     offset[stays] -= mean
@@ -209,7 +210,7 @@ def _estimate(moments: Moments, stays: Mask, ridge: float) -> _Estimate:
 
 
 def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
-    """For each entry of a signal, the one that stays that is itself, or most like it.
+    """For each entry of a signal, the kept one that is closest to it: itself if it is kept.
 
     Args:
         moments: of z and z' side by side, [n + k], with products with z' only.
@@ -221,7 +222,7 @@ def most_alike(moments: Moments, stays: Mask) -> npt.NDArray[np.intp]:
     size, count = len(stays), max(moments.count, 1)
     before, after = moments.mean[:size, None], moments.mean[None, size:]
     own = np.diagonal(moments.comoment[size:])
-    # E (z - z')^2, but for the variance of z, which is the same for all z'.
+    # E (z - z')^2 without the variance of z, which is the same for all z'.
     error = (own - 2 * moments.comoment[:size]) / count + (before - after) ** 2
     chosen: npt.NDArray[np.intp] = error.argmin(axis=1)
     chosen[stays] = np.arange(len(own))
@@ -247,12 +248,12 @@ def teacher_pairs(moments: Moments, stays: Mask) -> Moments:
 
 
 def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
-    """Which outputs of a reader stay, and which entries of its signal."""
+    """Masks of the kept outputs of a reader, and of the kept entries of its signal."""
     return kept(reader.outputs(lookup), keep), kept(reader.labels, keep)
 
 
 def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.intp]) -> Fit:
-    """A weight with a one in each row, at the entry that it takes."""
+    """A fit that selects: a single one in each row, at the chosen entry."""
     weight = reader.weight(lookup)
     placed = np.eye(chosen.max() + 1, dtype=weight.dtype)[chosen]
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))
