@@ -1,1 +1,1 @@
-"""What calibration shows: the readers of units, and moments of what they read."""
+"""Calibration evidence: the readers of units, and the moments of their signals."""

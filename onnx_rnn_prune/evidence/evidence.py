@@ -1,4 +1,4 @@
-"""What data says about units: the moments of everything that is read from them."""
+"""Collects calibration evidence: the moments of all signals that units enter."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.trace.trace import Trace
 
-# Samples after which the emphasis of a reader's outputs is known well enough: it is a mean of
-# squares, and takes longer to compute than all else.
+# Samples enough for the emphasis of a reader's outputs: it is a mean of squares, and takes longer
+# to compute than everything else.
 _ENOUGH = 20_000
 SAMPLES = 64
-"""For each entry of what a reader reads, with which a fit is content."""
-# Streams that tell how many samples one has.
+"""Samples per entry of a signal that are enough for a fit."""
+# Streams run to measure how many samples a stream has.
 _PROBES = 8
 
 
 Seen = dict[str, list[Any]]
-"""By tensor, an array, or what `numpy.asarray` makes one of, for every time it was computed."""
+"""By tensor, its values in order, one for each time it was computed; arrays or array-likes."""
 
 
 def let_go(seen: Seen) -> None:
-    """Gives the memory of what one feed showed back before another one runs."""
+    """Frees the tensors of one feed before the next one runs."""
     size = sum(getattr(value, "nbytes", 0) for values in seen.values() for value in values)
     seen.clear()
     if size > LARGE:
@@ -54,7 +54,7 @@ def let_go(seen: Seen) -> None:
 
 
 def _hold_constants(document: Document, layer: Layer) -> None:
-    """Computes weights that nodes put together once, instead of for every feed."""
+    """Folds weights that nodes assemble, so that they are not computed for every feed."""
     for slot, tensor in enumerate(layer.node.inputs):
         if tensor.name and not isinstance(tensor, gs.Constant):
             value = constant_value(tensor, document.graph.opset)
@@ -63,13 +63,13 @@ def _hold_constants(document: Document, layer: Layer) -> None:
 
 
 class Tapped:
-    """A document that runs and shows what its readers read.
+    """Runs a document and returns the signals of its readers.
 
     Args:
-        document: it is not changed.
-        readers: whose signals are wanted.
-        states: of the feeds, see `Feeds.states`; the document carries its own along.
-        runs: what the document gave for feeds before, if it is to run each once.
+        document: not modified.
+        readers: readers whose signals are wanted.
+        states: see `Feeds.states`; the document carries its own from feed to feed.
+        runs: cached results, so that each feed runs once; None not to cache.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Tapped:
         self._streaming = Streaming(self._run, set(states.values()))
 
     def __call__(self, feed: Feed) -> Seen:
-        """The tapped tensors of one feed, each with its value for every time it was computed."""
+        """Runs one feed; returns the tapped tensors, each with one value per computation."""
         values = self._streaming(feed)
         return self._shown.calls(values) | {name: [values[name]] for name in self._fed}
 
@@ -116,26 +116,26 @@ class Tapped:
 
     @cached_property
     def _runner(self) -> Runner:
-        """Loaded once something is to be run."""
+        """The session, loaded on first use."""
         return Runner(self._document, outputs=sorted(self._outputs), optimize=False)
 
     def emphasis(self, reader: Reader, seen: Seen) -> Matrix:
-        """How much errors in one reader's outputs matter, [outputs]."""
+        """How much errors in a reader's outputs matter, [outputs]."""
         found = [reader.emphasis(self.lookup, taps) for taps in self.calls(reader, seen)]
         return np.mean(found, axis=0) if found else np.zeros(len(reader.outputs(self.lookup)))
 
     def importance(self, reader: Reader, seen: Seen, emphasis: Matrix) -> Matrix | None:
-        """How much errors matter when one reader reads each of its samples, [N]; None if alike."""
+        """How much errors in each sample of a reader matter, [N]; None if all matter the same."""
         calls = self.calls(reader, seen)
         found = [reader.importance(self.lookup, taps, emphasis) for taps in calls]
         known = [each for each in found if each is not None]
         return np.concatenate(known) if known else None
 
     def signal(self, reader: Reader, seen: Seen) -> Array:
-        """What one reader reads, [N, n]; nothing where it is in a branch that was not taken.
+        """The signal of a reader, [N, n]; N is 0 if its branch was not taken.
 
         Raises:
-            PruneError: it reads more or less than its weight takes; only what comes before it ran.
+            PruneError: its width does not match the weight; only the nodes before it have run.
         """
         width = self._widths[reader.name]
         found = [reader.signal(self.lookup, taps) for taps in self.calls(reader, seen)]
@@ -150,7 +150,7 @@ class Tapped:
         return np.concatenate(found) if found else np.zeros((0, width))
 
     def calls(self, reader: Reader, seen: Seen) -> Iterator[Taps]:
-        """What a reader's tensors held each time that it ran; what is outside stays the same."""
+        """A reader's tensors for each time it ran; those outside of its subgraph stay the same."""
         names = [name for name in self._taps[reader.name] if name in seen]
         inside = [len(seen[name]) for name in names if self._is_inside(name)]
         for call in range(min(inside, default=1)):
@@ -163,11 +163,11 @@ class Tapped:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The part of the data that is used: some streams, and some rows of what is read in them.
+    """The part of the data that is used: some streams, and some rows of each signal.
 
     Attributes:
-        streams: their numbers.
-        shares: by reader's pool, the share of the rows.
+        streams: indices of the streams.
+        shares: the share of the rows, by reader's pool.
     """
 
     streams: tuple[int, ...]
@@ -175,16 +175,16 @@ class Sampling:
 
     @staticmethod
     def whole(feeds: Feeds, readers: Sequence[Reader]) -> Sampling:
-        """All of it."""
+        """All of the data."""
         return Sampling(tuple(range(feeds.streams)), {reader.pool: 1.0 for reader in readers})
 
     def rows(self, pool: str, count: int, number: int) -> slice | npt.NDArray[np.int64]:
-        """The rows of a signal that are used: drawn at random, the same ones each time.
+        """The rows of a signal that are used: a random draw, the same one each time.
 
         Args:
-            pool: of the reader.
-            count: how many rows the signal has.
-            number: of the feed; each has rows of its own.
+            pool: the reader's pool.
+            count: number of rows of the signal.
+            number: index of the feed; each feed has its own draw.
         """
         left = math.ceil(self.shares[pool] * count)
         return slice(None) if left >= count else _drawn(count, left, number)
@@ -197,15 +197,15 @@ def _drawn(count: int, left: int, number: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What calibration data showed.
+    """Results of calibration.
 
     Attributes:
-        moments: by reader's pool, of the signal that it reads.
-        emphasis: by reader's pool, how much the square of an error in each output matters.
-        activity: per unit, the mean absolute state.
+        moments: moments of the signal, by reader's pool.
+        emphasis: weights of squared errors in each output, by reader's pool.
+        activity: mean absolute state, per unit.
         sampling: the part of the data that was used.
-        seconds: that it took.
-        runs: what the document gave.
+        seconds: time taken.
+        runs: cached results of the document.
     """
 
     moments: MomentStore
@@ -218,16 +218,16 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Sums over feeds; those of parts of the data merge into those of the whole.
+    """Sums over feeds; tallies of parts of the data merge into one of the whole.
 
     Attributes:
-        moments: by reader's pool, of the signal that it reads.
-        emphasis: by reader's pool, of how much the square of an error in each output matters.
-        weighed: by reader's pool, how many feeds that was seen on.
-        absolute: per unit, of its absolute states.
-        samples: per unit, how many states.
+        moments: moments of the signal, by reader's pool.
+        emphasis: sums of the weights of squared errors in each output, by reader's pool.
+        weighed: number of feeds in that sum, by reader's pool.
+        absolute: sum of absolute states, per unit.
+        samples: number of states, per unit.
         sampling: the part of the data that was used.
-        seconds: that it took.
+        seconds: time taken.
     """
 
     moments: MomentStore
@@ -239,9 +239,9 @@ class Tally:
     seconds: float
 
     def merge(self, other: Tally) -> Tally:
-        """The sums over both; the moments of both are used up.
+        """The sums over both; consumes the moments of both.
 
-        What comes of it depends, by rounding, on the order in which parts are merged.
+        Rounding makes the result depend on the order in which parts are merged.
         """
         self.moments.merge(other.moments)
         return Tally(
@@ -255,7 +255,7 @@ class Tally:
         )
 
     def evidence(self, runs: Runs | None = None) -> Evidence:
-        """What the feeds showed."""
+        """Turns the sums into evidence."""
         emphasis = {name: total / self.weighed[name] for name, total in self.emphasis.items()}
         activity = self.absolute / np.maximum(self.samples, 1)
         return Evidence(
@@ -270,10 +270,7 @@ def collect(
     feeds: Feeds,
     progress: Progress,
 ) -> Evidence:
-    """Runs as many feeds as needed once, and sums up what readers read; see `needed`.
-
-    One feed is in memory at a time.
-    """
+    """Collects evidence: runs each feed needed once (see `needed`), one in memory at a time."""
     runs = Runs()
     sampling = needed(document, readers, feeds, runs)
     return tally(document, trace, readers, feeds, sampling, progress, runs).evidence(runs)
@@ -282,13 +279,13 @@ def collect(
 def needed(
     document: Document, readers: Sequence[Reader], feeds: Feeds, runs: Runs | None = None
 ) -> Sampling:
-    """What to calibrate on: all there is, unless that is far more than it takes.
+    """The part of the data to calibrate on: all, unless that is far more than needed.
 
-    The moments of a signal with n entries are known well enough from 64 n samples, and from 20,000
-    in any case: more take longer, and what is fitted stays the same but for noise. How many samples
-    a stream has is measured on a few. As many streams are run as the most demanding reader needs.
-    Of what the others read in them, a part of the rows is enough, which says more than all rows of
-    fewer streams. Both are drawn at random, the same ones each time.
+    64 n samples, but at least 20,000, are enough for the moments of a signal with n entries: more
+    take longer and change fits by noise only. The number of samples per stream is measured on
+    a few streams. As many streams are run as the most demanding reader needs; the others use part
+    of the rows, which is more informative than all rows of fewer streams. Both are random draws,
+    the same each time.
     """
     drawn = np.random.default_rng(feeds.streams).permutation(feeds.streams)
     if len(drawn) <= 4 * _PROBES:
@@ -320,16 +317,16 @@ def tally(
     progress: Progress,
     runs: Runs | None = None,
 ) -> Tally:
-    """The sums of which evidence is made.
+    """Runs feeds and returns the sums from which evidence is made.
 
     Args:
-        document: it is not changed.
-        trace: of its units.
-        readers: of them.
-        feeds: to run on.
-        sampling: the part of them to use.
-        progress: is told how far it is.
-        runs: what the document gave for feeds before.
+        document: not modified.
+        trace: its trace.
+        readers: readers of its units.
+        feeds: the calibration set.
+        sampling: the part of it to use.
+        progress: progress callback.
+        runs: cached results of the document.
     """
     feeds = feeds.take(sampling.streams)
     begun, tapped = time.monotonic(), Tapped(document, readers, feeds.states, runs)
@@ -340,7 +337,7 @@ def tally(
     absolute = np.zeros(trace.units.count)
     samples = np.zeros(trace.units.count)
     stateful = np.zeros(max(trace.units.count, 1), dtype=bool)
-    for reader in readers:  # who reads their own states shows units best
+    for reader in readers:  # layers that read their own states show units best
         if isinstance(reader, GateReader):
             stateful[reader.lane[reader.lane >= 0]] = True
     total = len(feeds)

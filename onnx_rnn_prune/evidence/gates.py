@@ -1,9 +1,8 @@
-"""The gates of a recurrent layer as readers of its input and of its own last state.
+"""The gates of a recurrent layer as readers of its input and its own previous state.
 
-What their signals are follows from what the layer's outputs show, without simulating it. How much
-an error in what a gate sums matters follows from how the next state answers it: through the gate's
-slope. With z, r, n and i, o, f, g the activated gates and ' the slopes, the derivatives of the new
-state are
+Their signals follow from the layer's outputs, without simulating it. How much an error in a gate's
+pre-activation matters follows from the derivative of the next state, through the gate's slope. With
+z, r, n and i, o, f, g the activated gates and ' the slopes, the derivatives of the new state are
 
     RNN   h = f(a)                        f'
     GRU   h = (1 - z) n + z h-            z: (h- - n) z'    n: (1 - z) n'
@@ -12,11 +11,11 @@ state are
                                              the sum of squares over all units counts
     LSTM  h = o tanh(c), c = f c- + i g   o: tanh(c) o'     i, f, g: o tanh'(c) (g i', c- f', i g')
 
-An error that reaches the state itself (h of a GRU, c of an LSTM) lasts: of it, z or f is left after
-the next step, so that the squares of all that it becomes add up to 1 / (1 - f^2) of what it was.
-The emphasis of a gate is the mean of the squared derivative times that, over calibration data.
-Without the latter, half of the units of a streaming denoiser (DTLN), carried over 600 calls,
-deviated by 31.8 % on other speech and now do by 30.1 %.
+An error that reaches the state itself (h of a GRU, c of an LSTM) lasts: each step multiplies it by
+z or f, so its squares over all steps add up to 1 / (1 - f^2) times the first. The emphasis of a
+gate is the mean of the squared derivative times this factor, over calibration data. Half of the
+units of a streaming denoiser (DTLN), with states carried over 600 calls, deviated on other speech
+by 31.8 % without the factor and by 30.1 % with it.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class Function:
     """An activation.
 
     Attributes:
-        of: the activation of sums.
-        slope: its derivative where it has a value, which tells it here without the sum.
+        of: the activation of pre-activations.
+        slope: its derivative as a function of its value, not of the pre-activation.
     """
 
     of: Callable[[Matrix], Matrix]
@@ -64,35 +63,35 @@ ACTIVATIONS: dict[str, Function] = {
 
 
 def activation_of(layer: Layer, direction: int, place: int) -> Function | None:
-    """The function at a place of the operator's list; None where it is not known here."""
+    """The function at a place of the operator's list; None if it is not supported."""
     defaults = layer.cell.activations
     named = layer.node.attrs.get("activations") or defaults * layer.directions
     return ACTIVATIONS.get(str(named[direction * len(defaults) + place]).lower())
 
 
 class Steps:
-    """Inputs and previous states of one direction of a layer, in the order of time.
+    """Inputs and previous states of one direction of a layer, in order of time.
 
-    All gates follow from X and Y: a step starts from the output of the one before.
+    All gates follow from X and Y: a step starts from the output of the previous one.
 
     Args:
         layer: the layer.
         direction: which of its directions.
-        taps: X [T, B, I], Y [T, D, B, H], and where given sequence_lens [B] and initial states.
+        taps: X [T, B, I], Y [T, D, B, H], and if given, sequence_lens [B] and initial states.
 
     Attributes:
         inputs: [T, B, I].
         states: the states that the steps start from, [T, B, H].
-        left: how many steps there are from each one on, itself included, [T, B]; without end where
-            a caller may go on from the last state.
+        left: number of steps left, each one included, [T, B]; infinite if a caller may continue
+            from the last state.
         valid: False where a sequence has ended, [T, B].
-        precision: the type in which the runtime has them, or single precision.
-        backward: whether time runs from the end.
+        precision: their type in the runtime, or single precision.
+        backward: whether time runs backwards.
     """
 
     def __init__(self, layer: Layer, direction: int, taps: Taps) -> None:
         self._layer, self._direction = layer, direction
-        self._constant = cache(layer.constant)  # it may have to be computed
+        self._constant = cache(layer.constant)  # may have to be computed
         output = layer.output("Y")
         assert output is not None
         states = taps[output.name][:, direction].astype(np.float64)
@@ -100,7 +99,7 @@ class Steps:
         steps, batch, _ = states.shape
         lengths = self._tap("sequence_lens", taps)
         ends = np.full(batch, steps)
-        if lengths is not None:  # which, as a constant, may be those of more steps than are given
+        if lengths is not None:  # constant ones may exceed the steps given
             ends = np.minimum(ends, lengths.astype(np.int64))
         self.backward = layer.direction == "reverse" or direction == 1
         self._begins = ends - 1 if self.backward else np.zeros(batch, dtype=np.int64)
@@ -123,7 +122,7 @@ class Steps:
         self.left = np.maximum(self.left, 0)
 
     def gate(self, letter: str) -> Matrix:
-        """The sum W x + R h + Wb + Rb of a gate, [T, B, H]."""
+        """The pre-activation W x + R h + Wb + Rb of a gate, [T, B, H]."""
         return self.input_part(letter) + self.state_part(letter)
 
     def input_part(self, letter: str) -> Matrix:
@@ -131,16 +130,16 @@ class Steps:
         return self._part("W", letter, self.inputs, 0)
 
     def state_part(self, letter: str, states: Matrix | None = None) -> Matrix:
-        """R h + Rb of a gate, [T, B, H]; of other states where they are given."""
+        """R h + Rb of a gate, [T, B, H]; for other states if given."""
         given = self.states if states is None else states
         return self._part("R", letter, given, len(self._layer.cell.gates))
 
     def activation(self, place: int) -> Function | None:
-        """The function at a place of the operator's list; None where it is not known here."""
+        """The function at a place of the operator's list; None if it is not supported."""
         return activation_of(self._layer, self._direction, place)
 
     def rows(self, name: str, letters: str) -> Array:
-        """The rows of gates that follow one another in W or R, in single precision at least."""
+        """The rows of consecutive gates in W or R, in single precision at least."""
         weight = self._constant(name)
         assert weight is not None
         rows = slice(self._place(letters[0]).start, self._place(letters[-1]).stop)
@@ -148,7 +147,7 @@ class Steps:
         return np.asarray(own, np.result_type(weight.dtype, np.float32))
 
     def forget(self) -> None:
-        """Lets go of the weights that were looked up, of which each trajectory has a copy."""
+        """Drops cached weights, of which each trajectory has a copy."""
         self._constant.cache_clear()
 
     def _place(self, letter: str) -> slice:
@@ -156,7 +155,7 @@ class Steps:
         return slice(first, first + self._layer.hidden)
 
     def running_sum(self, factor: Matrix, term: Matrix) -> Matrix:
-        """c with c_t = factor_t c_(t-1) + term_t, starting from initial_c: before each step."""
+        """c before each step, with c_t = factor_t c_(t-1) + term_t from initial_c on."""
         result = np.zeros_like(term)
         steps = len(term)
         start = None if self._initial_c is None else self._initial_c[self._direction]
@@ -180,7 +179,7 @@ class Steps:
         layer, bias, block = self._layer, self._constant("B"), self.rows(name, letter)
         hidden = layer.hidden
         rows = self._place(letter)
-        # One product of matrices for all steps, in the precision in which the runtime has it.
+        # One matrix product for all steps, in the runtime's precision.
         flat = signal.reshape(-1, signal.shape[-1]).astype(block.dtype, copy=False)
         total: Matrix = (flat @ block.T).astype(np.float64).reshape(*signal.shape[:-1], hidden)
         if bias is not None:
@@ -189,10 +188,10 @@ class Steps:
         return total
 
 
-# So many steps an error counts at most: how long sequences last is not known.
+# The most steps for which an error counts, as the length of sequences is not known.
 _LONGEST = 100.0
-# Gates that are hardly ever felt, as a share of the one that is felt most, do not say which samples
-# matter; and no sample matters less than so much of a usual one.
+# Gates with less than this share of the largest emphasis do not count for which samples matter; and
+# the least weight of a sample, relative to a typical one.
 _FELT, _LEAST = 1e-9, 0.03
 
 
@@ -201,13 +200,13 @@ class Slopes:
     """The derivatives of one step of a layer, each [T, B, H].
 
     Attributes:
-        memory: of what the layer keeps from step to step, by what each gate sums.
-        direct: of the state, by what each gate sums, where that is not kept.
-        shown: of the state by what is kept.
-        kept: of what is kept by what was kept before.
+        memory: of the memory (what the layer keeps from step to step), by each gate's sum.
+        direct: of the state by each gate's sum, for gates that bypass the memory.
+        shown: of the state by the memory.
+        kept: of the memory by the previous one.
         loops: by letter, in the order of gates, the letter of the rows of R that lead back to it,
             and what scales the state before that; first those with nothing that does.
-        scaling: of a gate that scales the state which another one's rows of R read, the other's
+        scaling: for a gate that scales the state read by another one's rows of R, the other's
             letter, and the derivative of the scaled state.
 
     For a GRU with linear_before_reset, the letter H stands for the candidate's R h + Rb, which the
@@ -223,7 +222,7 @@ class Slopes:
 
 
 def slopes(layer: Layer, steps: Steps) -> Slopes | None:
-    """The derivatives of each step; None where an activation is not known."""
+    """The derivatives of each step; None if an activation is not supported."""
     functions = [steps.activation(place) for place in range(len(layer.cell.activations))]
     if any(function is None for function in functions):
         return None
@@ -232,7 +231,7 @@ def slopes(layer: Layer, steps: Steps) -> Slopes | None:
 
 
 def answers(layer: Layer, steps: Steps, letters: str) -> dict[str, Matrix] | None:
-    """The derivative of the states to come by what some gates sum, [T, B, H] by letter."""
+    """The derivatives of future states by some gates' pre-activations, [T, B, H] by letter."""
     found = slopes(layer, steps)
     if found is None:
         return None
@@ -260,7 +259,7 @@ def _gru(layer: Layer, steps: Steps, functions: list[Function]) -> Slopes:
         memory["r"] = through * recurrent * gate.slope(r)
         return Slopes(memory, {}, np.ones_like(z), z, {**loops, "H": ("h", None)})
     reset = steps.states * gate.slope(r)
-    # It is felt by all units: the root of the sum of squares.
+    # All units feel it: the root of the sum of squares.
     rows, squares = steps.rows("R", "h"), through**2
     memory["r"] = np.empty_like(reset)
     for part in blocks(rows.shape[1]):
@@ -281,13 +280,13 @@ def _lstm(_: Layer, steps: Steps, functions: list[Function]) -> Slopes:
 
 
 def _lasting(kept: Matrix, steps: Steps) -> Matrix:
-    """By how much more an error in a state is than in one step, if each keeps so much of it.
+    """The gain of a lasting error in a state over one that lasts a single step.
 
-    The squares of what is left of it in all steps to come add up to (1 - f^2n) / (1 - f^2).
+    If each step keeps a share f of it, its squares over n steps add up to (1 - f^2n) / (1 - f^2).
     """
     square = np.clip(kept**2, np.finfo(np.float64).tiny, 1.0 - 1.0 / _LONGEST)
     left = np.minimum(steps.left, _LONGEST)[..., None]
-    # Powers that underflow would take twenty times as long.
+    # Powers that underflow would take 20 times as long.
     return np.asarray(np.sqrt(-np.expm1(left * np.log(square)) / (1.0 - square)))
 
 
@@ -367,7 +366,7 @@ class GateReader:
         return share + _LEAST
 
     def side_by_side(self, found: Mapping[str, Matrix], steps: Steps) -> Matrix:
-        """What there is of each gate, [T, B, H] by letter, as outputs lie, [N, outputs]."""
+        """Values by gate, each [T, B, H], in the layout of the outputs, [N, outputs]."""
         return np.concatenate([found[letter][steps.valid] for letter in self._letters], axis=1)
 
     @property
@@ -375,7 +374,7 @@ class GateReader:
         return "H" if self.sources == ("H",) else self.gates
 
     def _squares(self, lookup: Lookup, taps: Taps) -> Matrix:
-        """Of how what comes answers each output, [N, outputs]; ones where that is not known."""
+        """Squared derivatives of future states by each output, [N, outputs]; ones if unknown."""
         layer = self.layer_of(lookup)
         steps = Steps(layer, self.direction, taps)
         found = answers(layer, steps, self._letters)
@@ -396,7 +395,7 @@ class GateReader:
         matrices = [self._matrix(layer, name) for name in self.sources]
         width, hidden = sum(self.widths(lookup)), layer.hidden
         result = np.empty((len(self.gates) * hidden, width), matrices[0].dtype)
-        for number, gate in enumerate(self.gates):  # no more is copied at a time than is read
+        for number, gate in enumerate(self.gates):  # copies no more at a time than it reads
             first = layer.cell.gates.index(gate) * hidden
             parts = [matrix[first : first + hidden] for matrix in matrices]
             np.concatenate(parts, axis=1, out=result[number * hidden : (number + 1) * hidden])
@@ -441,6 +440,6 @@ class GateReader:
             return steps.inputs
         if name == "H":
             return steps.states
-        # No operator puts out the state times the reset gate.
+        # No operator outputs the state times the reset gate.
         reset = steps.activation(0) or ACTIVATIONS["sigmoid"]
         return steps.states * reset(steps.gate("r"))

@@ -1,4 +1,4 @@
-"""Moments of what readers read; what is too large for memory lies in files."""
+"""Moments of the signals of readers; large matrices lie in files."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Moments:
     Attributes:
         count: number of samples, or the sum of their weights.
         mean: [n].
-        comoment: sum of outer products of deviations from the mean, [n, n]; or [n, last] where only
-            the products with the last entries are wanted.
+        comoment: sum of outer products of deviations from the mean, [n, n]; or [n, last] if only
+            products with the last entries are wanted.
     """
 
     count: float
@@ -40,11 +40,11 @@ class Moments:
     def of(
         samples: npt.NDArray[np.generic], last: int | None = None, weights: Matrix | None = None
     ) -> Moments:
-        """The moments of samples, shape [N, n]; of each as many as its weight says, if any, [N]."""
+        """The moments of samples, [N, n], optionally weighted, [N]."""
         return _Centred.of(samples, last, weights).moments()
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of samples together; the arrays of `other` are used up."""
+        """The moments of both sets of samples together; consumes the arrays of `other`."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -57,7 +57,7 @@ class Moments:
         return Moments(count, self.mean + step * (other.count / count), comoment)
 
     def covariance(self, places: npt.NDArray[np.int64]) -> Matrix:
-        """Of some entries, [places, places]."""
+        """The covariance of some entries, [places, places]."""
         return self.comoment[np.ix_(places, places)] / max(self.count, 1)
 
     @property
@@ -68,7 +68,7 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class _Centred:
-    """Samples without their mean, of whose products moments are made.
+    """Centred samples, whose products give the moments.
 
     Attributes:
         count: number of samples, or the sum of their weights.
@@ -102,12 +102,12 @@ class _Centred:
         return _Centred(float(weights.sum()), mean, left, right * weights[:, None])
 
     def moments(self) -> Moments:
-        """Sums of products."""
+        """Sums the products."""
         return Moments(self.count, self.mean, self.left.T @ self.right)
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Cuts rows of a matrix into parts, so that what is made of one at a time stays small."""
+    """Splits the rows of a matrix into blocks, so that temporaries stay small."""
     for start in range(0, rows, _BLOCK):
         yield slice(start, min(start + _BLOCK, rows))
 
@@ -150,7 +150,7 @@ class Pairs:
         return Pairs(count, mean, self.size, lines)
 
 
-# Matrices of so many bytes are worth a file, and worth giving their memory back.
+# Bytes from which on matrices go to a file, and from which on freed memory is worth giving back.
 _IN_FILE, LARGE = 1 << 20, 1 << 23
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
@@ -159,12 +159,12 @@ _FEW, _MOST, _MANY = 1 << 20, 1 << 23, 1 << 25
 
 @dataclass
 class _MatrixFile:
-    """A matrix in a file, of which a block of rows at a time is in memory.
+    """A matrix in a file, with one block of rows in memory at a time.
 
     Attributes:
-        path: of the file.
-        shape: of the matrix.
-        half: whether blocks below the diagonal are yet to be copied from above it.
+        path: path of the file.
+        shape: shape of the matrix.
+        half: whether blocks below the diagonal are yet to be mirrored from above it.
     """
 
     path: Path
@@ -172,19 +172,19 @@ class _MatrixFile:
     half: bool = False
 
     def read(self) -> Matrix:
-        """All of it."""
+        """Reads the whole matrix."""
         return np.fromfile(self.path).reshape(self.shape)
 
     def mapped(self) -> Matrix:
-        """All of it, to look at; what is looked at counts as memory while it is mapped."""
+        """Maps the whole matrix read-only; pages read count as memory while it is mapped."""
         return np.memmap(self.path, np.float64, "r", shape=self.shape)
 
     def add(self, part: Callable[[slice, slice], Matrix]) -> None:
         """Adds a matrix block by block.
 
         Args:
-            part: gives a block of some rows and columns. A square matrix is symmetric: only blocks
-                on and above the diagonal are asked for.
+            part: returns a block of rows and columns. A square matrix is symmetric: only blocks on
+                and above the diagonal are requested.
         """
         height, width = self.shape
         self.half = height == width
@@ -198,7 +198,7 @@ class _MatrixFile:
         self._rewrite(sums)
 
     def complete(self) -> None:
-        """Copies what is above the diagonal to below it."""
+        """Mirrors blocks above the diagonal to below it."""
 
         def whole(rows: slice) -> Matrix:
             lines = self._lines(rows)
@@ -219,7 +219,7 @@ class _MatrixFile:
         return lines.reshape(count, width)
 
     def _rewrite(self, lines: Callable[[slice], Matrix]) -> None:
-        # A file that is mapped to be written ends the process when the disk is full.
+        # Writing through a memory map would kill the process when the disk is full.
         with written_in(self.path.parent), self.path.open("r+b") as file:
             for rows in blocks(self.shape[0]):
                 file.write(lines(rows).data)
@@ -228,7 +228,7 @@ class _MatrixFile:
 
 @dataclass
 class _Waiting:
-    """Samples that are yet to be summed up, and how that is done."""
+    """Samples yet to be summed, with the arguments for that."""
 
     last: int | None
     parts: list[Array] = field(default_factory=list)
@@ -237,9 +237,9 @@ class _Waiting:
 
 
 class MomentStore:
-    """Moments by name; large matrices lie in a scratch folder that goes when the store does.
+    """Moments by name; large matrices lie in a scratch folder, deleted with the store.
 
-    Of all readers, only one with a large matrix at a time is in memory.
+    Only one large matrix is in memory at a time.
     """
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ class MomentStore:
         return name in self._heads or name in self._waiting
 
     def __getitem__(self, name: str) -> Moments:
-        """A copy of the caller's own."""
+        """The moments of a name, as a copy for the caller."""
         self._complete(name)
         count, mean = self._heads[name]
         small = self._small.get(name)
@@ -300,7 +300,7 @@ class MomentStore:
         return self._heads[name][0]
 
     def variance(self, name: str) -> Matrix:
-        """Of each entry, [n]."""
+        """The variance of each entry, [n]."""
         self._settle(name)
         count, small = max(self._heads[name][0], 1), self._small.get(name)
         return np.diag(self._files[name].mapped() if small is None else small) / count
@@ -308,7 +308,7 @@ class MomentStore:
     def covariance(
         self, name: str, places: npt.NDArray[np.int64], dtype: npt.DTypeLike = np.float64
     ) -> Array:
-        """Of some entries, [places, places]; no more than they are read."""
+        """The covariance of some entries, [places, places]; reads no others."""
         self._complete(name)
         count, small = max(self._heads[name][0], 1), self._small.get(name)
         if small is not None:
@@ -320,7 +320,7 @@ class MomentStore:
         return result
 
     def add(self, name: str, moments: Moments) -> None:
-        """Merges moments into those of that name; the arrays given are used up."""
+        """Merges moments into those of a name; consumes the given arrays."""
         comoment = moments.comoment
         if comoment.nbytes < _IN_FILE:
             if name in self._heads:
@@ -337,10 +337,10 @@ class MomentStore:
     def gather(
         self, name: str, samples: Array, last: int | None = None, weights: Matrix | None = None
     ) -> None:
-        """Merges the moments of samples, see `Moments.of`; few samples wait for others of the name.
+        """Merges the moments of samples, see `Moments.of`; small batches wait for more samples.
 
-        Calls of a single step would otherwise each cost as much as a sequence does, and products of
-        a wide reader less than what it takes to add them to a matrix in a file.
+        Otherwise each call of a single step would cost as much as a sequence, and adding the
+        products of a wide reader to a file would take longer than computing them.
         """
         waiting = self._waiting.setdefault(name, _Waiting(last))
         waiting.parts.append(samples)
@@ -360,14 +360,14 @@ class MomentStore:
 
     @staticmethod
     def of(moments: Mapping[str, Moments]) -> MomentStore:
-        """A store with some moments, which are used up."""
+        """A store of the given moments, which are consumed."""
         result = MomentStore()
         for name, found in moments.items():
             result.add(name, found)
         return result
 
     def __reduce__(self) -> tuple[Callable[[Mapping[str, Moments]], MomentStore], tuple[object]]:
-        """What another process is sent: the moments, not the folder."""
+        """Pickles the moments, not the folder."""
         return MomentStore.of, ({name: self[name] for name in self._names()},)
 
     def _names(self) -> list[str]:
@@ -402,7 +402,7 @@ class MomentStore:
         last: int,
         part: Callable[[slice, slice], Matrix],
     ) -> None:
-        """The same as `add` where the matrix lies in a file, to which it is added part by part."""
+        """Like `add`, for a matrix in a file: adds block by block."""
         before, old = self._heads.get(name, (0, mean))
         total, step = before + count, mean - old
         share = count / total if total else 0.0
@@ -419,7 +419,7 @@ class MomentStore:
 
 
 class InFile:
-    """An array in a scratch file that goes when this does; `numpy.asarray` reads it anew."""
+    """An array in a scratch file, deleted with this object; `numpy.asarray` reads it anew."""
 
     def __init__(self, values: Array) -> None:
         self._folder = temporary_folder()
@@ -431,10 +431,10 @@ class InFile:
         return np.asarray(np.load(self._path, allow_pickle=False), dtype=dtype)
 
     def __reduce__(self) -> tuple[type[InFile], tuple[Array]]:
-        """Another process has files of its own."""
+        """Pickles the values: another process has its own files."""
         return InFile, (np.asarray(self),)
 
 
 def put_away(values: Array) -> Array | InFile:
-    """An array that is to be kept for long; in a file where it is large."""
+    """Stores an array for long; in a file if it is large."""
     return InFile(values) if values.nbytes > LARGE else values

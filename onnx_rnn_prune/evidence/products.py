@@ -1,4 +1,4 @@
-"""All products that units enter, as readers, and what becomes of units on the way to them."""
+"""Finds all products that units enter, as readers, and how units change on the way to them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from onnx_rnn_prune.trace.trace import Trace
 
 
 def moved_states(document: Document, trace: Trace) -> frozenset[str]:
-    """The tensors that hold states of layers as they are: they come from Y or Y_h by moves only.
+    """The tensors that hold layers' states unchanged: they come from Y or Y_h by moves only.
 
-    Cell states of an LSTM are other numbers.
+    Cell states of an LSTM do not count.
     """
     found = _leaving(document, trace, ("Y", "Y_h"))
     for node in all_nodes(document.graph):
@@ -45,10 +45,11 @@ def moved_states(document: Document, trace: Trace) -> frozenset[str]:
 
 
 def kept_zeros(document: Document, trace: Trace) -> Mapping[str, Mask]:
-    """The tensors that are 0 wherever a layer's output that they come from is.
+    """The tensors that are 0 wherever the layer output behind them is.
 
     Returns:
-        By name the units of which that is not so: what is added to them is not 0, [units].
+        By name, a mask of the units that are exceptions: something nonzero is added to them,
+        [units].
     """
     none = np.zeros(max(trace.units.count, 1), dtype=bool)
     found = dict.fromkeys(_leaving(document, trace, ("Y", "Y_h", "Y_c")), none)
@@ -68,7 +69,7 @@ def kept_zeros(document: Document, trace: Trace) -> Mapping[str, Mask]:
 
 
 def _other_than_zero(node: gs.Node, trace: Trace, labels: Labels) -> Mask | None:
-    """The units that meet a constant that is not 0 for them, [units]; None for another value."""
+    """The units whose entries of the node's constants are not 0, [units]; None if not constants."""
     result = np.zeros(max(trace.units.count, 1), dtype=bool)
     for tensor in node.inputs:
         value = None if tensor.name in trace.labels else constant_value(tensor)
@@ -81,7 +82,7 @@ def _other_than_zero(node: gs.Node, trace: Trace, labels: Labels) -> Mask | None
 
 
 def _leaving(document: Document, trace: Trace, names: Sequence[str]) -> set[str]:
-    """The outputs of the layers of a trace."""
+    """The named outputs of the layers of a trace."""
     layers = [layer for layer in all_layers(document.graph) if layer.name in trace.units.lanes]
     outputs = [layer.output(n) for layer in layers for n in names if n in layer.cell.outputs]
     return {tensor.name for tensor in outputs if tensor is not None}
@@ -94,7 +95,7 @@ def _pass_on(node: gs.Node, trace: Trace, found: set[str]) -> None:
 
 
 def _fills(node: gs.Node, trace: Trace) -> bool:
-    """Whether padding puts numbers of its own among those of units."""
+    """Whether padding adds entries of its own among those of units."""
     names = [node.inputs[0].name, node.outputs[0].name]
     if not all(name in trace.labels for name in names):
         return False
@@ -103,7 +104,7 @@ def _fills(node: gs.Node, trace: Trace) -> bool:
 
 
 def _makes_no_number(node: gs.Node) -> bool:
-    """Whether an operator meets a constant with which 0 is not a number: 0 * inf, 0 / 0."""
+    """Whether an operator's constant turns 0 into NaN: 0 * inf, 0 / 0."""
     if node.op not in ("Mul", "Div"):
         return False
     values = [constant_value(tensor) for tensor in node.inputs]
@@ -113,7 +114,7 @@ def _makes_no_number(node: gs.Node) -> bool:
 
 
 def find_readers(document: Document, trace: Trace) -> list[Reader]:
-    """Everything that reads the units of a trace, front to back; kernels as a whole if small."""
+    """All readers of the units of a trace, front to back; small kernels are read as a whole."""
     nodes, found = nodes_by_key(document.graph), []
     for reader in find_products(document, trace):
         if isinstance(reader, ProductReader):
@@ -126,7 +127,7 @@ def find_readers(document: Document, trace: Trace) -> list[Reader]:
 
 
 def find_products(document: Document, trace: Trace) -> list[Reader]:
-    """The gates of all layers that have some, and all that reads or makes units, front to back."""
+    """All gates of recurrent layers, and all products that read or make units, front to back."""
     nodes = nodes_by_key(document.graph)
     layers = {layer.key: layer for layer in all_layers(document.graph)}
     twins = find_duplicates(layers.values())
@@ -142,7 +143,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
             continue
         node = nodes[binding.node]
         if node.op in RECURRENT and binding.node not in layers:
-            continue  # not all of its parameters are known: it has no place for a bias
+            continue  # some of its parameters are unknown: no place for a bias
         lines = np.moveaxis(binding.bound.labels, binding.bound.axis, -1)
         stack = int(np.prod(lines.shape[:-2])) if node.op in STACKED else groups_of(node)
         carried = node.name.startswith(HANDED_BACK)
@@ -167,7 +168,7 @@ def find_products(document: Document, trace: Trace) -> list[Reader]:
 
 
 def _blind(trace: Trace, layers: Iterable[Layer]) -> Iterator[Binding]:
-    """The products of traced layers, as readers of nobody: those that read units come first."""
+    """Bindings for products of traced layers as if they read no units; to follow the real ones."""
     for layer in layers:
         if layer.name in trace.units.lanes and not layer.sums:
             weight, axis = layer.input("W"), layer.cell.features
@@ -180,7 +181,7 @@ def _blind(trace: Trace, layers: Iterable[Layer]) -> Iterator[Binding]:
 
 
 def _reading(node: gs.Node, bound: Bound) -> Hashable:
-    """The same for nodes that read one weight in the same way, as those of a layer unrolled."""
+    """A key for how a node reads a weight; equal for the steps of an unrolled layer."""
     turned = [node.attrs.get(name, 0) for name in ("transA", "transB", "alpha")]
     labels = (bound.labels.shape, bound.labels.tobytes())
     return (id(node.inputs[bound.slot]), bound.slot, bound.axis, node.op, *turned, *labels)
@@ -201,16 +202,16 @@ def _gate_readers(layer: Layer, trace: Trace, inputs: Labels) -> list[GateReader
 
 @dataclass(frozen=True, eq=False)
 class ReaderMatrix:
-    """A reader with what is known of its columns.
+    """A reader, its weight, and properties of its columns.
 
     Attributes:
         reader: the reader.
         weight: [outputs, n].
         outputs: the unit behind each output, [outputs].
         labels: the unit behind each column, [n].
-        moved: True where a column reads the state of a unit as it is, [n].
+        moved: True where a column reads the state of a unit unchanged, [n].
         zeros: True where it reads 0 of a unit that is 0, [n].
-        exact: whether the weight is held in real numbers, which a sum does not round anew.
+        exact: whether the weight is held in floats, so that sums are not quantized again.
     """
 
     reader: Reader
@@ -222,12 +223,12 @@ class ReaderMatrix:
     exact: bool
 
     def reads_zero(self, zero: Mask) -> Mask:
-        """The columns that always read 0, [n], where those units do."""
+        """A mask of the columns that always read 0 if the given units are 0, [n]."""
         return (self.labels >= 0) & self.zeros & zero[self.labels]
 
 
 def find_matrices(document: Document, trace: Trace) -> list[ReaderMatrix]:
-    """All products of a document, front to back; none where there are no units to read."""
+    """All products of a document, front to back; none if there are no units to read."""
     if not trace.units.count:
         return []
     moved, zeros = moved_states(document, trace), kept_zeros(document, trace)
@@ -252,7 +253,7 @@ def find_matrices(document: Document, trace: Trace) -> list[ReaderMatrix]:
 
 
 def _zero_columns(spoilt: Mask | None, labels: Labels) -> Mask:
-    """The columns that read 0 of a unit that is 0, [n]; for None there are none."""
+    """A mask of the columns that read 0 of a unit that is 0, [n]; all False for None."""
     return np.zeros(len(labels), bool) if spoilt is None else ~spoilt[labels] & (labels >= 0)
 
 

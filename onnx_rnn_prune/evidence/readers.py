@@ -1,7 +1,7 @@
-"""Who reads units: what it reads, with which weight, and where a constant can be added.
+"""Readers of units: their signals and weights, and where a constant can be added.
 
 A reader computes `weight @ signal + bias` for a signal some of whose entries are units. Criteria
-look at its weight to see how much a unit matters; recovery writes a new weight and bias.
+judge units by its weight; recovery writes a new weight and bias.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from onnx_rnn_prune.trace.propagation import Binding
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """A document in which readers find their nodes.
+    """An index of a document's nodes and layers for readers.
 
-    It stays right while constants change, and no longer than the nodes stay the same.
+    Stays valid while only constants change, not nodes.
 
     Attributes:
-        graph: of the document.
+        graph: the document's graph.
         nodes: by key.
         layers: by name.
         copies: constants that were changed, by `id`.
@@ -49,14 +49,14 @@ class Lookup:
 
     @staticmethod
     def of(document: Document) -> Lookup:
-        """Looks through a document."""
+        """Indexes a document."""
         graph = document.graph
         return Lookup(
             graph, nodes_by_key(graph), {layer.name: layer for layer in all_layers(graph)}
         )
 
     def own(self, value: Array) -> Array:
-        """An array of this document alone, to write into: a copy, but for one given out before."""
+        """A private copy of an array, to write into; the same one each time."""
         if self.copies.get(id(value)) is not value:
             value = value.copy()
             self.copies[id(value)] = value
@@ -68,20 +68,20 @@ STACKED = ("MatMul", "MatMulInteger")
 
 Taps = Mapping[str, Array]
 
-# Of one call of a convolution, so many places are looked at for each entry, and so many in any
-# case: what has many places shows the same at most of them.
+# Positions sampled per call of a convolution: so many per entry, and at least _ROWS; of many
+# positions, most show the same.
 _SAMPLES, _ROWS = 8, 2500
-# Channels times taps that are fitted together: that takes time with the cube of them.
+# Channels times taps that are fitted together at most, as time grows with the cube.
 _JOINT = 640
 
 Lines = Callable[[npt.NDArray[np.intp]], Array]
 
 Place = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
-"""Rows and columns of a part of a matrix, as `numpy.ix_` takes them."""
+"""Row and column indices of a submatrix, as for `numpy.ix_`."""
 
 
 class Reader(Protocol):
-    """One matrix product that units enter."""
+    """A matrix product that units enter."""
 
     @property
     def name(self) -> str:
@@ -89,33 +89,33 @@ class Reader(Protocol):
 
     @property
     def pool(self) -> str:
-        """Readers of one pool are fitted as one: they share weights, at other places or steps."""
+        """Readers with the same pool share weights (at other places or steps) and one fit."""
 
     @property
     def labels(self) -> Labels:
         """The unit behind each entry of the signal, shape [n]."""
 
     def source(self, lookup: Lookup) -> str:
-        """The tensor that enters: X of a layer, the data of another product."""
+        """The input tensor: X of a layer, the data of another product."""
 
     def taps(self, lookup: Lookup) -> list[str]:
         """The tensors that `signal` needs, Y of a layer among them."""
 
     def signal(self, lookup: Lookup, taps: Taps) -> Array:
-        """What is read, one row per product, shape [N, n]."""
+        """The signal, one row per product, shape [N, n]."""
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         """How much the square of an error in each output matters, [outputs]."""
 
     def importance(self, lookup: Lookup, taps: Taps, emphasis: Matrix) -> Matrix | None:
-        """How much the square of an error in each sample matters, of all outputs together, [N].
+        """How much squared errors in each sample matter, over all outputs, [N].
 
-        None where all samples matter the same.
+        None if all samples matter the same.
 
         Args:
-            lookup: of the document that ran.
-            taps: of one run.
-            emphasis: of the outputs, [outputs]; each counts in relation to what is usual for it.
+            lookup: index of the document that ran.
+            taps: tapped tensors of one run.
+            emphasis: of the outputs, [outputs]; each output counts relative to its own.
         """
 
     @property
@@ -126,16 +126,16 @@ class Reader(Protocol):
         """The unit behind each output, shape [outputs]."""
 
     def widths(self, lookup: Lookup) -> tuple[int, ...]:
-        """Of the signals that are laid side by side in what is read; they add up to n."""
+        """Widths of the signals laid side by side in the reader's signal; they add up to n."""
 
     def weight(self, lookup: Lookup) -> Array:
         """[outputs, n], as the model holds it."""
 
     def lines(self, lookup: Lookup) -> Lines:
-        """What gives the part of the weight that belongs to some outputs, [rows, n]."""
+        """A function that returns the weight's rows of given outputs, [rows, n]."""
 
     def store(self, lookup: Lookup, place: Place, weight: Array, bias: Array) -> None:
-        """Writes the part of the weight at a place, and adds to the bias there, [rows]."""
+        """Writes a part of the weight, and adds to the bias of its rows, [rows]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,14 +144,14 @@ class ProductReader:
 
     Attributes:
         binding: the weight's binding.
-        part: which matrix of a stack of weights, or which group; 0 where there is one.
+        part: index of the matrix in a stack of weights, or of the group; 0 if there is one.
         op: the operator.
         twin: the first node that reads the same weight in the same way.
         places: whether it brings a state to full width for callers who only hand it back.
-        lane: the units that it makes, where it is a layer, [H].
-        parts: how many matrices the stack has.
-        kernel: how many taps are entries of what is read; 1 where each makes outputs of its own,
-            fitted to what one place of the signal says alone.
+        lane: the units that it makes if it is a layer, [H].
+        parts: number of matrices in the stack.
+        kernel: number of taps that are entries of the signal; 1 if each tap has outputs of its own,
+            fitted from a single position of the signal.
     """
 
     binding: Binding
@@ -210,7 +210,7 @@ class ProductReader:
         return value.reshape(-1, value.shape[-1])
 
     def _sampled(self, node: gs.Node, value: Array, lookup: Lookup) -> Array:
-        """Channels [..., n], or patches of them, at as many places as a call needs to show."""
+        """Channels [..., n], or patches of them, at a sample of positions."""
         shape = self._shape(lookup)[2:] if self.kernel > 1 else (1,) * (value.ndim - 2)
         views = patches(node, value, shape) if self.kernel > 1 else value
         places = views.shape[: value.ndim - 1]
@@ -257,7 +257,7 @@ class ProductReader:
             _BIAS[self.op](lookup.graph, self, node, total)
 
     def _stack(self, lookup: Lookup) -> Array:
-        """[stack, outputs, n]; taps of a convolution that are no entries count as outputs."""
+        """The weight as [stack, outputs, n]; taps that are not entries count as outputs."""
         weight, axis, out = self._weight(lookup), self._axis(lookup), self._out(lookup)
         if self.kernel > 1:
             return weight.reshape(self.parts, len(weight) // self.parts, -1)
@@ -279,13 +279,13 @@ class ProductReader:
         return weight_value(self._node(lookup), slot, lookup.graph.opset)
 
     def _shape(self, lookup: Lookup) -> tuple[int, ...]:
-        """Of the weight as it is held."""
+        """The shape of the weight as stored."""
         shape = constant_shape(self._node(lookup).inputs[self.binding.bound.slot])
         assert shape is not None
         return shape
 
     def _rows(self, lookup: Lookup) -> int:
-        """How many outputs each matrix of the stack has."""
+        """The number of outputs of each matrix in the stack."""
         shape, axis, out = self._shape(lookup), self._axis(lookup), self._out(lookup)
         if self.kernel > 1:
             return shape[0] // self.parts
@@ -305,7 +305,7 @@ class ProductReader:
 
 
 def patches(node: gs.Node, value: Array, kernel: tuple[int, ...]) -> Array:
-    """What a convolution sees at each place, zeros of its padding included: a view.
+    """The input patches of a convolution at each position, with zero padding; a view.
 
     Args:
         node: the convolution.
@@ -328,14 +328,14 @@ def patches(node: gs.Node, value: Array, kernel: tuple[int, ...]) -> Array:
 
 
 def joint_taps(node: gs.Node, shape: Sequence[int]) -> int:
-    """How many places of a kernel are fitted together, by its weight's shape; 1 if that is slow."""
+    """The number of taps of a kernel to fit together, by its weight's shape; 1 if that is slow."""
     fixed = node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
     taps = math.prod(shape[2:])
     return taps if node.op in CONVOLUTIONS and fixed and shape[1] * taps <= _JOINT else 1
 
 
 def groups_of(node: gs.Node) -> int:
-    """Into how many groups a convolution divides its channels."""
+    """The number of groups of a convolution."""
     return int(node.attrs.get("group", 1)) if node.op in CONVOLUTIONS else 1
 
 
@@ -366,7 +366,7 @@ def _from_matrix(stack: Array, like: Array, axis: int, out: int) -> Array:
 
 
 def bias_slot(node: gs.Node) -> int | None:
-    """The input of an Add right behind a product that holds a constant, or None."""
+    """The slot of the constant of an Add right after a product, or None."""
     result = node.outputs[0]
     follower = result.outputs[0] if len(result.outputs) == 1 else None
     if follower is None or follower.op != "Add":
@@ -376,7 +376,7 @@ def bias_slot(node: gs.Node) -> int | None:
 
 
 def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
-    """Adds in the addition that stands behind the product."""
+    """Adds a bias to the constant of the Add after the product."""
     product = product_of(node)
     slot = bias_slot(product)
     assert slot is not None, "prepare makes room for a bias"
@@ -391,7 +391,7 @@ def _add_behind(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Arr
 
 
 def bias_shape(node: gs.Node, weight: Array, slot: int) -> tuple[int, ...]:
-    """The shape of what is added behind a product to each output of each matrix of a stack."""
+    """The shape of a bias added after a product, for each output of each matrix in the stack."""
     if node.op in CONVOLUTIONS:
         return (len(weight), *[1] * (weight.ndim - 2))
     if slot == 0:  # W x: outputs lie on the rows
@@ -412,9 +412,9 @@ def _add_to_gemm(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Ar
 
 
 def _add_to_conv(graph: gs.Graph, reader: ProductReader, node: gs.Node, bias: Array) -> None:
-    """Sums taps that are outputs: a constant adds the same at every place but padded borders.
+    """Sums over taps that are outputs: a constant adds the same everywhere but at padded borders.
 
-    Of a transposed convolution with strides, a place has its part of the taps only: their mean.
+    With strides, a position of a transposed convolution gets only some of the taps: their mean.
     """
     present = require_constant(node.inputs[2], graph.opset)
     value = np.zeros((reader.parts, present.size // reader.parts), bias.dtype)
@@ -430,7 +430,7 @@ def _add_to_last(graph: gs.Graph, _: ProductReader, node: gs.Node, bias: Array) 
 
 
 def has_bias_input(node: gs.Node, slot: int) -> bool:
-    """Whether a Gemm or Conv has a constant bias that counts."""
+    """Whether a Gemm or Conv has a constant bias that takes effect."""
     if slot >= len(node.inputs) or constant_value(node.inputs[slot]) is None:
         return False
     return float(node.attrs.get("beta", 1.0)) != 0.0

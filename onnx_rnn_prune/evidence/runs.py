@@ -1,4 +1,4 @@
-"""What a model gave for feeds, so that it runs each once."""
+"""A cache of a model's results, so that each feed runs once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from onnx_rnn_prune.evidence.moments import LARGE, Matrix
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.model.scratch import temporary_folder, trim
 
-# What runs may take in files; what of them is so large is read when it is looked at.
+# Bytes of cached results in files; and from how many on an array is read only when accessed.
 _MOST_BYTES, _READ_LATE = 1 << 28, 1 << 14
 
 
 @dataclass(frozen=True)
 class _Place:
-    """An array at a place in a file; `numpy.asarray` reads it anew."""
+    """An array at an offset in a file; `numpy.asarray` reads it anew."""
 
     path: Path
     start: int
@@ -32,7 +32,7 @@ class _Place:
         return self.kind.itemsize * math.prod(self.shape)
 
     def of(self, lines: bytes, start: int) -> Array:
-        """The array in what was read of the file from `start` on."""
+        """The array, from bytes of the file read from `start` on."""
         return np.ndarray(self.shape, self.kind, lines, self.start - start)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -41,9 +41,9 @@ class _Place:
 
 
 class Runs:
-    """What one model gave for feeds, known by their names, so that each is run once.
+    """A cache of one model's results by name of the feed, so that each feed runs once.
 
-    As many as fit are kept, those that come first, in a scratch file that goes when this does.
+    The first results, as many as fit, are kept in a scratch file, deleted with this object.
     """
 
     def __init__(self) -> None:
@@ -56,13 +56,13 @@ class Runs:
     def __call__(
         self, feed: Feed, names: Collection[str], run: Callable[[Feed], dict[str, Array]]
     ) -> Mapping[str, npt.ArrayLike]:
-        """What the model gives for a feed; from a run, unless that is known.
+        """The results for a feed, from the cache or from a run.
 
-        What is large stays in its file, for `numpy.asarray` to read.
+        Large arrays stay in the file, for `numpy.asarray` to read.
 
         Args:
-            feed: it is not known again without a name.
-            names: of what is asked for, and of what `run` gives.
+            feed: not cached if it has no name.
+            names: names of the results wanted, and of those that `run` returns.
             run: runs the model.
         """
         label = str(getattr(feed, "name", ""))
@@ -79,7 +79,7 @@ class Runs:
         return found
 
     def recall(self, feed: Feed, what: str, make: Callable[[], Matrix | None]) -> Matrix | None:
-        """Something small that follows from what the model gives for a feed; made once."""
+        """Something small derived from the results for a feed; made once."""
         key = str(getattr(feed, "name", "")), what
         if key not in self._small:
             found = make()
@@ -89,7 +89,7 @@ class Runs:
         return self._small[key]
 
     def _known(self, label: str) -> Mapping[str, npt.ArrayLike]:
-        """What is small follows one another in the file, and is read at once."""
+        """The cached results of a feed; small ones are adjacent in the file and read at once."""
         places = self._kept[label]
         early = [place for place in places.values() if place.nbytes <= _READ_LATE]
         start = min((place.start for place in early), default=0)
@@ -100,7 +100,7 @@ class Runs:
         return {n: p if p.nbytes > _READ_LATE else p.of(lines, start) for n, p in places.items()}
 
     def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
-        """Another process runs feeds by itself: that takes less than to send what they gave."""
+        """Pickles an empty cache: running feeds again takes less than sending the results."""
         return Runs, ()
 
     def _keep(self, label: str, found: Mapping[str, Array]) -> None:
@@ -111,6 +111,6 @@ class Runs:
                     value = found[name]
                     places[name] = _Place(self._path, file.tell(), value.dtype, value.shape)
                     file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        except (OSError, TypeError):  # a full disk, or texts: these are run again
+        except (OSError, TypeError):  # a full disk, or strings: these are run again
             return
         self._kept[label] = places

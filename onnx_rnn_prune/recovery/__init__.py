@@ -1,1 +1,1 @@
-"""How the kept weights make up for what was cut."""
+"""Recovery: adjusts the kept weights to compensate for the removed ones."""

@@ -1,16 +1,15 @@
-"""Letting the kept units stand in for the removed ones, in closed form.
+"""Least-squares recovery: kept units stand in for removed ones, in closed form.
 
-A reader computes W z + b for a signal z of the original. In the cut model it has only z', what
-became of the kept entries S of that signal. With E z' as z' put back in its places, ridge
-regression estimates what that misses:
+A reader computes W z + b for a signal z of the original. In the cut model it only gets z', the
+kept entries S of that signal as they are now. With E z' as z' put back in its places, ridge
+regression estimates what is missing:
 
     z - E z' ~ A z' + a,   A = Cov(z - E z', z') (C' + lambda diag C')^-1,   C' = Cov(z')
     W' = W (E + A),        b' = b + W a,   with a from the means
 
-With signals of the original on both sides (z' = z_S) that estimates the removed entries from the
-kept ones. With signals of the cut model itself on the right, it also draws the cut model back to
-where the original is. The kept weights are not shrunk: lambda = infinity leaves only a, the
-recovery called bias.
+With signals of the original on both sides (z' = z_S), that estimates the removed entries from the
+kept ones. With z' from the cut model itself, it also pulls the cut model back towards the original.
+The kept weights are not shrunk: lambda = infinity leaves only a, the recovery called bias.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ from onnx_rnn_prune.operators.labels import Mask, kept
 from onnx_rnn_prune.traced_model import TracedModel
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Lambdas to choose from, rising."""
+"""Lambdas to choose from, ascending."""
 RIDGE = 1e-2
-"""One of them that suits most models, where none is looked for."""
-# What varies less than this, as a share of the mean variance, counts as if it varied so much: an
-# entry that hardly changes says nothing that large weights on it would not drown in rounding.
+"""The default lambda, where none is searched for; suits most models."""
+# Lower bound of variances, as a share of the mean variance: an entry that hardly varies would get
+# large weights, and their rounding would drown what it tells.
 _FLOOR = 1e-5
 # Entries of a weight that are fitted at a time, in double precision.
 _ENTRIES = 1 << 21
@@ -54,7 +53,7 @@ _WHOLE = 1024
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """The weights of a reader once its signal and its outputs are cut.
+    """The fitted weights of a reader for its kept outputs and entries.
 
     Attributes:
         weight: of the kept outputs and entries, [rows, k].
@@ -67,11 +66,11 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Recover:
-    """Writes fits into the entries that stay; those that are cut keep their values.
+    """Writes fits into the kept entries; removed ones keep their values.
 
     Attributes:
-        readers: all that read units.
-        keep: per unit, True if it stays.
+        readers: all readers of units.
+        keep: per unit, True if kept.
         fits: by reader name.
     """
 
@@ -97,7 +96,7 @@ Places = list[tuple[gs.Node, int]]
 
 
 def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
-    """What may be a constant, and several inputs read."""
+    """Tensors that several inputs read, with these inputs; they may be constants."""
     found: dict[int, tuple[gs.Tensor, Places]] = {}
     for node in all_nodes(graph):
         for slot, tensor in enumerate(node.inputs):
@@ -108,7 +107,7 @@ def _shared(graph: gs.Graph) -> list[tuple[gs.Tensor, Places]]:
 
 
 def _share(tensor: gs.Tensor, places: Places, opset: int) -> None:
-    """Lets inputs that shared a constant share it again if they were given equal ones."""
+    """Lets inputs that used to share a constant share it again if their new ones are equal."""
     now = {id(node.inputs[slot]): node.inputs[slot] for node, slot in places}
     if len(now) == 1:
         return
@@ -145,10 +144,10 @@ def fit_readers(
 
 
 def place_states(traced: TracedModel, keep: Mask) -> dict[str, Fit]:
-    """Fits for states that callers only hand back, if nothing else is fitted.
+    """Fits for states that callers only hand back, for when nothing else is fitted.
 
-    Layers take only the entries of their units from such a state, so the others may hold the value
-    of any kept unit, and one Gather restores full width.
+    Layers read only the entries of their own units from such a state, so the others may hold the
+    value of any kept unit, and a single Gather restores full width.
     """
     lookup, found = Lookup.of(traced.document), {}
     for reader in traced.readers:
@@ -212,12 +211,12 @@ def teacher_fits(
 
 
 def stays(reader: Reader, lookup: Lookup, keep: Mask) -> tuple[Mask, Mask]:
-    """Which outputs of a reader stay, and which entries of its signal."""
+    """Masks of the kept outputs of a reader, and of the kept entries of its signal."""
     return kept(reader.outputs(lookup), keep), kept(reader.labels, keep)
 
 
 def _placed(reader: Reader, lookup: Lookup, rows: Mask, chosen: npt.NDArray[np.intp]) -> Fit:
-    """A weight with a one in each row, at the entry that it takes."""
+    """A fit that selects: a single one in each row, at the chosen entry."""
     weight = reader.weight(lookup)
     placed = np.eye(chosen.max() + 1, dtype=weight.dtype)[chosen]
     return Fit(placed, np.zeros(rows.sum(), weight.dtype))

@@ -1,14 +1,14 @@
-"""Schedules: units are removed at once, or fade out while the others are refitted.
+"""Schedules: remove units at once, or fade them out while the others are refitted.
 
 | schedule | units go |
 | --- | --- |
-| hard | at once; several steps choose them in so many (see `selection.choice`) |
+| hard | at once; with several steps, chosen in as many rounds (see `selection.choice`) |
 | soft | gradually: in step n of N, weights are n / N of the way to the cut model's |
 | mixed | those that the kept ones explain best at once, the others gradually |
 
-The kept weights are refitted after each step on signals of the model as it is then (He et al. 2018,
-"Soft filter pruning", keeps pruned filters in play while training goes on; here they lose weight,
-and what learns is least squares). One step of any schedule is the hard one.
+After each step, the kept weights are refitted on signals of the model as it is then (He et al.
+2018, "Soft filter pruning", lets pruned filters recover in training; here they fade out, and the
+fit is least squares). With one step, all schedules are the hard one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from onnx_rnn_prune.recovery.least_squares import (
 from onnx_rnn_prune.traced_model import TracedModel
 
 FROM_WEIGHTS = ("merge", "lossless")
-"""Those that need no data; `lossless` goes with a plan that removes what it can make up for."""
+"""Recoveries without data; `lossless` goes with a plan that removes only what it can compensate."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Schedule:
         return self.steps if self.kind == "hard" else 1
 
     def shares(self, rounds: int) -> list[float]:
-        """How close the model is to the cut one in each round of refits, up to 1.
+        """How far the model has moved to the cut one in each round of refits, up to 1.
 
         Args:
-            rounds: of refits on the cut model.
+            rounds: number of refits on the cut model.
         """
         faded = [] if self.kind == "hard" else [n / self.steps for n in range(1, self.steps)]
         return [*faded, *[1.0] * rounds]
@@ -66,12 +66,12 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Fading:
-    """The model between the original and the cut one.
+    """Blends of the original and the cut model.
 
     Attributes:
         traced: the model.
-        keep: the units that stay.
-        start: the document at the beginning.
+        keep: per unit, True if kept.
+        start: the initial document.
     """
 
     traced: TracedModel
@@ -80,7 +80,7 @@ class Fading:
 
     @staticmethod
     def of(traced: TracedModel, keep: Mask, moments: MomentStore, schedule: Schedule) -> Fading:
-        """The start of a schedule."""
+        """The initial state of a schedule."""
         document = traced.document
         if schedule.kind == "mixed" and schedule.steps > 1:
             stays = ~_clear_losers(traced, keep, moments)
@@ -90,7 +90,7 @@ class Fading:
         return Fading(traced, keep, document)
 
     def __call__(self, write: Pass, share: float) -> Document:
-        """The model, at full width, at a share of the way to the cut one.
+        """The model at full width, a share of the way to the cut one.
 
         Args:
             write: the recovery of the cut model.
@@ -103,12 +103,12 @@ class Fading:
 
 
 def _blend(document: Document, other: Document, share: float) -> None:
-    """Moves every weight towards that of a document with the same nodes.
+    """Moves every weight of a document towards that of another with the same nodes.
 
     Args:
-        document: is changed.
-        other: has the weights to move towards.
-        share: the weight of the other's values.
+        document: modified in place.
+        other: the weights to move towards.
+        share: the share of the other's values.
     """
     graph, opset = document.graph, document.graph.opset
     others = nodes_by_key(other.graph)
@@ -127,7 +127,7 @@ def _blend(document: Document, other: Document, share: float) -> None:
 
 
 def _clear_losers(traced: TracedModel, keep: Mask, moments: MomentStore) -> Mask:
-    """The half of the removed units that least squares on the kept ones explains best."""
+    """The half of the removed units best explained by least squares on the kept ones."""
     unknown = _unexplained(traced, keep, moments)
     losers = np.flatnonzero(~keep)
     order = losers[np.argsort(unknown[losers], kind="stable")]
@@ -137,7 +137,7 @@ def _clear_losers(traced: TracedModel, keep: Mask, moments: MomentStore) -> Mask
 
 
 def _unexplained(traced: TracedModel, keep: Mask, store: MomentStore) -> Matrix:
-    """The share of each unit's variance that kept entries of its signals do not explain."""
+    """The share of each unit's variance not explained by the kept entries of its signals."""
     unknown = np.ones(len(keep))
     for reader in traced.readers:
         stays, variance = kept(reader.labels, keep), store.variance(reader.pool)

@@ -1,1 +1,1 @@
-"""The cut model learns from the original."""
+"""Distillation: the cut model learns from the original."""

@@ -1,10 +1,9 @@
-"""Batches: what a region of the cut model reads, and what the original computes from it.
+"""Mini-batches: inputs of a region of the cut model, with the original's outputs as targets.
 
-The original says what is right for any input, so that a few real sequences can be made into more
-(augmentation): pieces start anywhere, and of integers, which stand for kinds of things, some are
-replaced by others that occur. Numbers stay as they are: louder, mixed or suddenly changing signals
-are what the cut model has no units to spare for (on a speech denoiser, all three cost more than
-they gave).
+The original (teacher) can label any input, so a few real sequences are augmented: crops start at
+random steps, and some integers, which encode categories, are swapped for others that occur. Floats
+are left as they are: the cut model has no capacity to spare for louder, mixed or abruptly changing
+signals (on a speech denoiser, all three did more harm than good).
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from onnx_rnn_prune.trace.trace import Trace
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One feed, or several side by side, as the original computes it.
+    """A mini-batch: one feed or several side by side, with targets from the original.
 
     Attributes:
-        given: what the region reads.
+        given: the region's inputs.
         wanted: its targets.
-        answers: to compare the outputs with besides, each with the place of those.
+        answers: labels to compare outputs with as well, each with the index of those outputs.
     """
 
     given: Tensors
@@ -46,14 +45,14 @@ class Batch:
 
 
 class Teacher:
-    """The original, which shows what a region of the cut model needs.
+    """The original, which computes inputs and targets for a region of the cut model.
 
     Args:
-        document: the prepared model at full width; it is not changed.
-        trace: of it.
-        keep: per unit, True where it stays.
-        region: of the cut model.
-        states: in which feeds go on, see `Feeds.states`; it carries its own along.
+        document: the prepared model at full width; not modified.
+        trace: its trace.
+        keep: per unit, True if kept.
+        region: the region of the cut model.
+        states: see `Feeds.states`; the teacher carries its own from feed to feed.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Teacher:
         self._streaming = Streaming(self._run)
 
     def __call__(self, feed: Feed) -> Batch:
-        """One batch."""
+        """The batch made from one feed."""
         values = self._streaming(feed)
         given, wanted = (
             {name: to_torch(self._narrowed(name, values[name])) for name in names}
@@ -90,7 +89,7 @@ class Teacher:
         return {**feed, **self._runner(feed)}
 
     def _narrowed(self, name: str, value: Array) -> Array:
-        """Without the entries of cut units."""
+        """A tensor without the entries of removed units."""
         if name not in self._labels:
             return value
         labels, axis = self._labels[name]
@@ -100,29 +99,29 @@ class Teacher:
         return compress(value, np.broadcast_to(kept(labels, self._keep), value.shape), axis)
 
 
-# Steps of a batch in all, of one of its sequences, and sequences. Pieces start from zero states,
-# which sequences in use leave behind soon: 600 batches of NSNet2 at 80 of 400 units led to a gain
-# RMSE of 0.070 on other recordings with pieces of 128 steps, and of 0.067 with 256. Short sequences
-# lie side by side in greater numbers: with 256 rows instead of 32, a splitter of domain names got
-# from an error of 0.169 to 0.167 in 3 minutes rather than to nothing better.
+# Limits of a batch: total steps, steps per sequence, and sequences. Crops start from zero states,
+# which real sequences soon leave behind: 600 batches of NSNet2 at 80 of 400 units led to a gain
+# RMSE of 0.070 on other recordings with crops of 128 steps, and of 0.067 with 256. Short sequences
+# allow more rows: with 256 instead of 32, a splitter of domain names improved from an error of
+# 0.169 to 0.167 in 3 minutes instead of not at all.
 _WHOLE = 2048
 _STEPS = 256
 _ROWS = 256
-# Numbers that a batch is given in all, so that a few pictures do as well.
+# Input entries in a batch in total; keeps batches of images small.
 _NUMBERS = 1 << 19
-# The largest share of integers that are replaced in a sequence.
+# The largest share of integers replaced in a sequence.
 _REPLACED = 0.2
-# What feeds may take in memory; those that follow are left out.
+# Bytes of feeds held in memory; further feeds are skipped.
 _MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Where an input holds sequences, and their steps.
+    """The batch and time axes of an input.
 
     Attributes:
-        batch: the axis along which sequences lie; None where all share one value.
-        time: the axis of their steps; None where there is none, or none that may be cut.
+        batch: the batch axis; None if all sequences share one value.
+        time: the time axis; None if there is none, or none that may be cropped.
     """
 
     batch: int | None
@@ -133,12 +132,12 @@ Layout = Mapping[str, Axes]
 
 
 class Augmentation:
-    """As many feeds as are asked for, made of some.
+    """An endless iterable of augmented feeds.
 
     Args:
-        feeds: real ones.
+        feeds: the real feeds.
         ports: the model's inputs.
-        seed: of all that is drawn.
+        seed: random seed.
     """
 
     def __init__(self, feeds: Iterable[Feed], ports: Sequence[Port], seed: int) -> None:
@@ -147,7 +146,7 @@ class Augmentation:
         self._seed = seed
 
     def __iter__(self) -> Iterator[tuple[Feed, Feed]]:
-        """Each made feed, and a real one for where the model does not run on that."""
+        """Augmented feeds, each with a real one to fall back on if the model rejects it."""
         rng = np.random.default_rng(self._seed)
         while True:
             for number in rng.permutation(len(self._feeds)):
@@ -156,7 +155,7 @@ class Augmentation:
                 yield feed if layout is None else self._mixed(feed, layout, rng), feed
 
     def _mixed(self, first: Feed, layout: Layout, rng: np.random.Generator) -> Feed:
-        """Pieces of sequences that go with those of a feed."""
+        """A batch of crops: of the given feed, and of others that match it in shape."""
         length = _length(first, layout)
         steps = None if length is None else min(length, _STEPS)
         rest = _rest(first, layout)
@@ -178,11 +177,11 @@ class Augmentation:
 
 
 def find_axes(ports: Sequence[Port], feeds: Sequence[Feed]) -> Layout | None:
-    """Where inputs hold sequences; None where sequences of several feeds cannot be told to fit.
+    """The batch and time axes of all inputs; None if feeds may not fit into one batch.
 
     Args:
         ports: the model's inputs.
-        feeds: real ones, in which it is seen what counts steps.
+        feeds: real feeds, which show which inputs count steps.
     """
     opens = [port.dims[0] for port in ports if port.dims and not isinstance(port.dims[0], int)]
     named = [dim for port in ports for dim in port.dims or () if "batch" in str(dim).lower()]
@@ -205,7 +204,7 @@ def find_axes(ports: Sequence[Port], feeds: Sequence[Feed]) -> Layout | None:
 
 
 def _counts_steps(name: str, layout: Layout, feeds: Sequence[Feed]) -> bool:
-    """Whether an input with a number for each sequence says how long it is."""
+    """Whether an input with one number per sequence holds the sequence lengths."""
     return all(
         name in feed and feed[name].size and feed[name].max() == _length(feed, layout)
         for feed in feeds
@@ -230,7 +229,7 @@ def _affordable(feeds: Iterable[Feed]) -> list[Feed]:
 
 
 def _length(feed: Feed, layout: Layout) -> int | None:
-    """Steps of a feed's sequences, where they may be cut."""
+    """The number of steps of a feed's sequences; None if they may not be cropped."""
     for name, axes in layout.items():
         if axes.time is not None and name in feed:
             return int(feed[name].shape[axes.time])
@@ -238,7 +237,7 @@ def _length(feed: Feed, layout: Layout) -> int | None:
 
 
 def _rest(feed: Feed, layout: Layout) -> list[tuple[int, ...]]:
-    """The sizes that must be equal for sequences to lie side by side."""
+    """The sizes that must match for sequences to share a batch."""
     return [
         tuple(n for axis, n in enumerate(feed[name].shape) if axis not in (axes.batch, axes.time))
         for name, axes in layout.items()
@@ -247,7 +246,7 @@ def _rest(feed: Feed, layout: Layout) -> list[tuple[int, ...]]:
 
 
 def _piece(feed: Feed, layout: Layout, steps: int | None, rng: np.random.Generator) -> Feed:
-    """Some steps of one sequence of a feed."""
+    """A random crop of one sequence of a feed."""
     name = next(name for name, axes in layout.items() if axes.batch is not None and name in feed)
     row = int(rng.integers(feed[name].shape[layout[name].batch or 0]))
     first = 0 if steps is None else int(rng.integers((_length(feed, layout) or 0) - steps + 1))
@@ -258,14 +257,14 @@ def _piece(feed: Feed, layout: Layout, steps: int | None, rng: np.random.Generat
             value = value.take([row], axes.batch)
         if axes.time is not None and steps is not None:
             value = value.take(range(first, first + steps), axes.time)
-        elif steps is not None and value.ndim == 1:  # it counts steps
+        elif steps is not None and value.ndim == 1:  # sequence lengths
             value = np.clip(value - first, 1, steps)
         found[name] = value
     return found
 
 
 def _joined(pieces: Sequence[Array], axes: Axes, rng: np.random.Generator) -> Array:
-    """Side by side; of integers that go along with the steps, some are replaced by others."""
+    """Crops stacked along the batch axis; some integers with a time axis are swapped for others."""
     if axes.batch is None:
         return pieces[0]
     value: Array = np.concatenate(pieces, axes.batch)
@@ -276,25 +275,25 @@ def _joined(pieces: Sequence[Array], axes: Axes, rng: np.random.Generator) -> Ar
     return np.where(rng.random(value.shape) < rng.uniform(0.0, _REPLACED, shape), others, value)
 
 
-# Windows that go on from one another, before others take their places.
+# Consecutive windows of a stream before others take their places.
 _WINDOWS = 4
-# They start at every so many calls of a stream, so that only the states there are kept: of a
-# denoiser with as many states as inputs and outputs, that halves what is held.
+# Windows start at multiples of this many calls, so only the states there are kept: for a denoiser
+# with as many states as inputs and outputs, that halves the memory.
 APART = 16
-# What all that is learnt from may take in memory; streams that follow are left out. That is an hour
-# of speech for DTLN, which was overfitted to a quarter of it.
+# Bytes of training data; further streams are skipped. For DTLN that is an hour of speech; it
+# overfitted to a quarter of that.
 _MOST_STREAM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Calls of one stream, all of the same sizes, as the original computes them.
+    """Consecutive calls of one stream with equal shapes, as the original computes them.
 
     Attributes:
-        given: what the region reads in each call, [calls, ...].
-        starts: the states that windows start from, [calls / APART, ...].
+        given: the region's inputs, [calls, ...].
+        starts: the states at possible window starts, [calls / APART, ...].
         wanted: targets, [calls, ...].
-        answers: by call, to compare its outputs with besides.
+        answers: labels to compare outputs with as well, by call.
     """
 
     given: Tensors
@@ -308,7 +307,7 @@ class Piece:
         states: frozenset[str],
         targets: Sequence[str],
     ) -> Piece:
-        """What a teacher did in some calls; `states` are the inputs that windows go on in."""
+        """Stacks a teacher's calls; `states` are the inputs carried from window to window."""
         given = [batch.given for batch, _ in calls]
         return Piece(
             _stacked(given, given[0].keys() - states),
@@ -322,13 +321,13 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Of all that is kept."""
+        """The size of all its tensors."""
         parts = (self.given, self.starts, self.wanted)
         return sum(value.nbytes for part in parts for value in part.values())
 
     @property
     def sizes(self) -> list[torch.Size]:
-        """Of what a call is given and what is wanted of it."""
+        """The shapes of one call's inputs and targets."""
         values = (*self.given.values(), *self.starts.values(), *self.wanted.values())
         return [value.shape[1:] for value in values]
 
@@ -336,13 +335,13 @@ class Piece:
 def watch(
     teacher: Teacher, feeds: Feeds, states: Iterable[str], targets: Sequence[str]
 ) -> list[Piece]:
-    """What a teacher does on streams, cut where the sizes of calls change.
+    """Runs a teacher on streams; returns its calls, split where their shapes change.
 
     Args:
         teacher: the original.
         feeds: streams.
-        states: inputs in which a window goes on from the one before.
-        targets: what is learnt.
+        states: the inputs carried from window to window.
+        targets: names of the targets.
     """
     states = frozenset(states)
     pieces: list[Piece] = []
@@ -362,16 +361,16 @@ def watch(
 
 
 def windows(pieces: Sequence[Piece], calls: int, rows: int, seed: int) -> Iterator[Batch]:
-    """Batches without end.
+    """An endless iterator of windows, each a batch.
 
-    A window goes on in the states that the one before left; where that is of other calls, it starts
-    from what the original has there.
+    A window continues from the states that the previous one left; if that was elsewhere, it starts
+    from the original's states.
 
     Args:
-        pieces: to learn from.
-        calls: of a window, about.
-        rows: how many pieces lie abreast.
-        seed: of what is drawn.
+        pieces: the training data.
+        calls: approximate number of calls per window.
+        rows: batch size.
+        seed: random seed.
     """
     rng = np.random.default_rng(seed)
     while True:
@@ -393,7 +392,7 @@ def windows(pieces: Sequence[Piece], calls: int, rows: int, seed: int) -> Iterat
 
 
 def _window(spans: Sequence[tuple[Piece, int, int]], anew: bool) -> Batch:
-    """Parts of pieces abreast, [calls, rows, ...]; the answers are those of the first row."""
+    """Stacks spans of pieces, [calls, rows, ...]; labels are those of the first row only."""
     piece, begin, end = spans[0]
     given = {n: torch.stack([p.given[n][b:e] for p, b, e in spans], 1) for n in piece.given}
     if anew:
@@ -412,11 +411,11 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
-    """The items of an iterable, each made in another thread while the one before it is used.
+    """Prefetches an iterable: each item is made in another thread while the previous one is used.
 
-    They are made one after the other, so they are the same in the same order. What goes wrong in
-    making one is raised where it would be given. Closing waits for the item that is being made, and
-    leaves no thread behind.
+    Items are made one at a time, so they and their order stay the same. An exception is raised
+    where its item would have been yielded. Closing waits for the item in progress and leaves no
+    thread behind.
     """
     source, end = iter(items), object()
     with ThreadPoolExecutor(1, "ahead") as thread:

@@ -1,10 +1,10 @@
-"""Calls in a row: each goes on from the states that the cut model itself left in the one before.
+"""Consecutive calls: each starts from the states that the cut model left in the previous one.
 
-Gradients flow through the states that calls of one window pass on; those that a window starts from
-are numbers (truncated back-propagation through time, Werbos 1990). Where calls pass on nothing but
-states of recurrent layers, all calls of a layer are one run over more steps, and everything else is
-computed for all of them at once: of a window of 256 calls of a denoiser, that takes a tenth of the
-time. Otherwise a window is computed call by call.
+Gradients flow through states passed on within a window, and stop at its start (truncated
+back-propagation through time, Werbos 1990). If only states of recurrent layers are passed on, each
+layer runs once over the steps of all calls, and everything else is computed for all calls at once:
+for a window of 256 calls of a denoiser, that takes a tenth of the time. Otherwise a window is
+computed call by call.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import torch
 from onnx_rnn_prune.operators.recurrent import CELLS
 from onnx_rnn_prune.recovery.distill.network import Network, Operation, Tensors
 
-# So many calls of a window are computed one after the other.
+# Calls per window if they are computed one by one.
 _IN_TURN = 64
-# Steps of a window whose calls are computed at once, and windows abreast. Gradients have to reach
-# far back: windows of 200 calls took DTLN's masks to 14.1 % from the original's in 10,000 batches,
-# whole streams of 625 to 12.6 % in 8,000.
+# Steps per window if all its calls are computed at once, and windows per batch. Gradients have to
+# reach far back: windows of 200 calls took DTLN's masks to 14.1 % from the original's in 10,000
+# batches, whole streams of 625 to 12.6 % in 8,000.
 _AT_ONCE, _ABREAST = 1024, 6
 
 
 @dataclass(frozen=True, eq=False)
 class Calls:
-    """A network that is called in a row.
+    """A network run over windows of consecutive calls.
 
     Attributes:
-        network: one call.
-        states: the inputs that it reads in which calls go on, each with the output that they left.
-        count: the calls of a window.
-        rows: how many windows are computed abreast.
-        joined: how all calls are computed at once; None where they are computed in turn.
+        network: computes one call.
+        states: its state inputs, each with the output that the next call continues from.
+        count: calls per window.
+        rows: windows per batch.
+        joined: computes all calls at once; None if they are computed one by one.
     """
 
     network: Network
@@ -47,14 +47,14 @@ class Calls:
     def of(
         network: Network, states: Mapping[str, str], wanted: Sequence[str], call: Tensors
     ) -> Calls:
-        """The way to compute a network's calls.
+        """Chooses how to compute a network's calls: at once if possible, else one by one.
 
         Args:
-            network: of one call.
-            states: inputs in which calls go on, each with the output that the call before left;
-                those that the network does not read or leave are given in each call.
-            wanted: what is asked for besides the states.
-            call: what a call is given.
+            network: computes one call.
+            states: state inputs, each with the output that the next call continues from; those
+                that the network does not read or compute are given in each call.
+            wanted: names of tensors wanted besides the states.
+            call: the inputs of one call, as an example.
         """
         made = {name for step in network.steps for name in step.outputs}
         own = {name: output for name, output in states.items() if name in call and output in made}
@@ -66,14 +66,14 @@ class Calls:
 
     @property
     def constants(self) -> Tensors:
-        """Of the network."""
+        """The network's constants."""
         return self.network.constants
 
     def may_learn(self, weight: str) -> bool:
-        """Whether gradients tell what a weight does in every call.
+        """Whether a weight gets gradients from every call.
 
-        Where all calls are computed at once, states are only brought into a window and out of it: a
-        weight that they meet there would learn what suits its first call.
+        If all calls are computed at once, operators on states run only at the window's start and
+        end: a weight there would fit the first call only.
         """
         if self.joined is None:
             return True
@@ -83,16 +83,16 @@ class Calls:
     def __call__(
         self, given: Tensors, weights: Tensors, wanted: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """What some calls compute, and the states that the last one leaves.
+        """Computes a window: the wanted tensors, and the states after its last call.
 
         Args:
-            given: what calls are given, [calls, rows, ...], and the first states, [rows, ...].
-            weights: in place of constants of the same names.
+            given: inputs, [calls, rows, ...], and initial states, [rows, ...].
+            weights: override constants of the same names.
             wanted: names of tensors.
 
         Returns:
-            The wanted tensors, [calls, rows, ...], and the states that are left, [rows, ...], by
-            the names of their inputs.
+            The wanted tensors, [calls, rows, ...], and the final states, [rows, ...], by the names
+            of their inputs.
         """
         if self.joined is not None:
             return self.joined(given, weights, wanted)
@@ -104,7 +104,7 @@ class Calls:
     def _row(
         self, row: int, given: Tensors, weights: Tensors, wanted: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """One row, call by call."""
+        """Computes one row, call by call."""
         state = {name: given[name][row] for name in self.states}
         series = {name: value[:, row] for name, value in given.items() if name not in self.states}
         found: list[dict[str, torch.Tensor]] = []
@@ -117,22 +117,23 @@ class Calls:
 
 
 _SLOTS = {cell.op: cell.inputs for cell in CELLS}
-_STARTS = {"initial_h": 1, "initial_c": 2}  # with the output that goes on in it
+_STARTS = {"initial_h": 1, "initial_c": 2}  # with the output that the next call continues from
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """All calls of a network at once.
+    """Computes all calls of a window at once.
 
     Attributes:
-        first: steps that compute what layers start from out of the states, in the first call.
-        steps: those that lead to what is asked for.
-        layers: places of those of the steps that go on from call to call.
-        last: steps that compute the states that the last call leaves.
-        alike: names of what is the same in all calls: constants and what is made of them.
-        states: the inputs in which calls go on, each with the output that they left.
-        network: of one call.
+        first: steps that compute the layers' initial states from the state inputs, in the first
+            call.
+        steps: steps that lead to the wanted tensors.
+        layers: indices of those steps that are layers running on from call to call.
+        last: steps that compute the state outputs of the last call.
+        alike: names of tensors equal in all calls: constants and what depends on nothing else.
+        states: state inputs, each with the output that the next call continues from.
+        network: computes one call.
     """
 
     first: tuple[Operation, ...]
@@ -173,7 +174,7 @@ class Joined:
         return {**{name: parted[name] for name in wanted}, **left}
 
     def passes_on(self, call: Tensors) -> bool:
-        """Whether layers start from just what they left, seen on one call."""
+        """Whether layers start from exactly the states they ended with, tested on one call."""
         start = {**self.network.constants, **{name: call[name][None] for name in self.states}}
         names = [name for place in self.layers for name in self.steps[place].outputs if name]
         left = self.network(call, {}, [*names, *self.states.values()])
@@ -187,14 +188,14 @@ class Joined:
         )
 
     def length(self, call: Tensors) -> int:
-        """The most steps that a layer makes in one call."""
+        """The largest number of time steps of a layer in one call."""
         read = [self.steps[place].inputs[0] for place in self.layers]
         names = [name for name in read if name not in call]
         values = {**call, **self.network(call, {}, names)}
         return max(1, *(len(values[name]) for name in read))
 
     def _each(self, step: Operation, values: dict[str, torch.Tensor]) -> None:
-        """One step for all lines of what it reads."""
+        """Runs one step on every line of its inputs."""
         own = [name for name in step.inputs if name and name not in self.alike]
 
         def function(*lines: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -207,7 +208,7 @@ class Joined:
 
 
 def join(network: Network, states: Mapping[str, str], wanted: Sequence[str]) -> Joined | None:
-    """How all calls are computed at once; None where they pass on more than layers' states."""
+    """Plans computing all calls at once; None if they pass on more than states of layers."""
     steps = network.steps
     alike = _made_of(steps, frozenset(network.constants))
     early = _made_of(steps, alike | states.keys()) - alike
@@ -240,7 +241,7 @@ def join(network: Network, states: Mapping[str, str], wanted: Sequence[str]) -> 
 
 
 def _made_of(steps: Sequence[Operation], names: frozenset[str] | set[str]) -> frozenset[str]:
-    """Some tensors, and all that is made of nothing else."""
+    """The given tensors, and all that depend on nothing else."""
     found = {*names, ""}
     for step in steps:
         if found.issuperset(step.inputs):
@@ -249,7 +250,7 @@ def _made_of(steps: Sequence[Operation], names: frozenset[str] | set[str]) -> fr
 
 
 def _needed(steps: Sequence[Operation], wanted: Iterable[str], without: set[int]) -> set[int]:
-    """Places of the steps that lead to some tensors, but for some steps."""
+    """Indices of the steps that lead to the wanted tensors, not going through excluded ones."""
     names, found = set(wanted), set()
     for n in reversed(range(len(steps))):
         if n not in without and any(name and name in names for name in steps[n].outputs):
@@ -259,14 +260,14 @@ def _needed(steps: Sequence[Operation], wanted: Iterable[str], without: set[int]
 
 
 def _ends(step: Operation) -> list[tuple[str, str]]:
-    """What a recurrent layer starts from, each with the output that it leaves there."""
+    """A recurrent layer's initial states, each with the final state to continue from."""
     named = dict(zip(_SLOTS[step.op], step.inputs, strict=False))
     outputs = [*step.outputs, "", ""]
     return [(named[start], outputs[n]) for start, n in _STARTS.items() if named.get(start)]
 
 
 def _goes_on(step: Operation, early: frozenset[str]) -> bool:
-    """Whether a step is a forward layer that starts from states only, and gives all that it has."""
+    """Whether a step is a forward layer that starts from states only and has all its outputs."""
     if step.op not in _SLOTS or step.call.get("direction", "forward") != "forward":
         return False
     ends = _ends(step)
@@ -275,30 +276,30 @@ def _goes_on(step: Operation, early: frozenset[str]) -> bool:
 
 
 def _stands_alone(step: Operation, alike: frozenset[str]) -> bool:
-    """Whether a step does in each call the same, whatever the others are given."""
+    """Whether a step computes each call independently of the others."""
     return step.op not in _SLOTS or (
         _is_whole(step) and alike.issuperset(s for s, _ in _ends(step))
     )
 
 
 def _is_whole(step: Operation) -> bool:
-    """Whether all sequences of a layer last to the end."""
+    """Whether a layer has no sequence lengths: all sequences run to the end."""
     return not dict(zip(_SLOTS[step.op], step.inputs, strict=False)).get("sequence_lens")
 
 
 def _run_layer(
     step: Operation, values: Tensors, starts: Tensors, calls: int
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A recurrent layer over all calls, rows side by side.
+    """Runs a recurrent layer over all calls, rows side by side.
 
     Args:
         step: the layer.
-        values: X [calls * rows, T, B, I], and what is the same in all calls.
-        starts: what it starts from in the first call, [rows, D, B, H].
-        calls: how many calls follow one another.
+        values: X [calls * rows, T, B, I], and tensors equal in all calls.
+        starts: initial states of the first call, [rows, D, B, H].
+        calls: number of consecutive calls.
 
     Returns:
-        Y [calls * rows, T, D, B, H], and what it leaves in the last call, [rows, D, B, H].
+        Y [calls * rows, T, D, B, H], and the final states of the last call, [rows, D, B, H].
     """
     read = values[step.inputs[0]].unflatten(0, (calls, -1)).transpose(1, 2)
     rows, batch = read.shape[2:4]
@@ -315,14 +316,14 @@ def _run_layer(
 def _run_on(
     step: Operation, values: dict[str, torch.Tensor], starts: Tensors, calls: int
 ) -> dict[str, torch.Tensor]:
-    """Runs a layer that goes on from call to call; returns what it leaves in the last."""
+    """Runs a layer that continues from call to call; returns its final states."""
     sequence, finals = _run_layer(step, values, starts, calls)
     values.update(zip(step.outputs, (sequence, sequence[:, -1]), strict=False))
     return dict(zip(step.outputs[1:], finals, strict=False))
 
 
 def _run_anew(step: Operation, values: dict[str, torch.Tensor]) -> None:
-    """Runs a layer that starts in each call from the same."""
+    """Runs a layer that starts from the same states in each call."""
     count = len(values[step.inputs[0]])
     starts = {name: values[name].expand(count, *values[name].shape) for name, _ in _ends(step)}
     sequence, finals = _run_layer(step, values, starts, 1)

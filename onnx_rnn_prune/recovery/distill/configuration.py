@@ -1,6 +1,6 @@
-"""How a cut model is trained, and what it did: limits, and the loss of labels that lie in feeds.
+"""Settings and summary of training, and the loss on labels in feeds.
 
-PyTorch is imported where a loss is computed, so that options can be read without it.
+PyTorch is imported only where a loss is computed, so options can be read without it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def require_torch(where: str) -> None:
-    """Refuses where PyTorch is missing.
+    """Raises an error if PyTorch is missing.
 
     Args:
         where: the option that needs it.
 
     Raises:
-        PruneError: it is not installed.
+        PruneError: PyTorch is not installed.
     """
     if find_spec("torch") is None:
         raise PruneError(
@@ -45,11 +45,11 @@ _FORMS = "choose cross-entropy, or module:function that takes outputs and labels
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What should come of a feed.
+    """The labels of a feed.
 
     Attributes:
-        labels: as they lie in the feed; floats in single precision, integers in 64 bits.
-        feed: how errors call it.
+        labels: as in the feed; floats in single precision, integers in 64 bits.
+        feed: its name in error messages.
     """
 
     labels: torch.Tensor
@@ -57,10 +57,10 @@ class Answers:
 
     @staticmethod
     def of(feed: Feed) -> Answers | None:
-        """Those of a feed; None where it has none.
+        """The labels of a feed; None if it has none.
 
         Raises:
-            PruneError: they are no numbers.
+            PruneError: they are not numbers.
         """
         import torch
 
@@ -79,11 +79,11 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """How wrong outputs are.
+    """A loss of outputs against labels.
 
     Attributes:
         name: as users write it.
-        function: takes the model's outputs by name, and labels; returns a single number.
+        function: takes the model's outputs by name and the labels; returns a scalar.
     """
 
     name: str
@@ -93,8 +93,8 @@ class Loss:
         """The loss of one feed.
 
         Raises:
-            PruneError: the outputs or labels do not suit the function, or it returns something
-                else than a number that follows from the outputs.
+            PruneError: the function fails on the outputs or labels, or returns anything but a
+                scalar that depends on the outputs.
         """
         import torch
 
@@ -125,12 +125,12 @@ class Loss:
         )
 
     def of_runs(self, run: Runner, feeds: Iterable[Feed], outputs: Sequence[str]) -> float:
-        """The mean over those feeds that have labels; infinite where it is no number.
+        """The mean loss over the feeds that have labels; infinite if it is NaN.
 
         Args:
             run: a model in onnxruntime.
-            feeds: of which at least one has labels.
-            outputs: those to look at; what are no real numbers is left out.
+            feeds: at least one has labels.
+            outputs: outputs to look at; those that are not real numbers are left out.
         """
         import torch
 
@@ -149,7 +149,7 @@ class Loss:
 
 
 def read_loss(value: object) -> Loss | None:
-    """What `--loss` says; None where it says nothing.
+    """The loss that `--loss` names; None if it is not given.
 
     Args:
         value: cross-entropy, `module:function`, a function, or None.
@@ -170,16 +170,16 @@ def read_loss(value: object) -> Loss | None:
 
 
 class _Unfit(Exception):
-    """Outputs or labels that a loss of this package does not suit."""
+    """The outputs or labels do not suit a built-in loss."""
 
 
 def cross_entropy(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """The mean of -log p of the right classes.
 
     Args:
-        outputs: one, with scores along the last axis, or with what sums up to 1 there and is taken
-            for probabilities, [..., classes].
-        labels: numbers of classes, [...]; those below 0 do not count.
+        outputs: a single output with scores along the last axis, [..., classes]; what sums to 1
+            there is taken for probabilities.
+        labels: class indices, [...]; negative ones are ignored.
     """
     import torch
 
@@ -205,7 +205,7 @@ def cross_entropy(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> tor
 
 
 def _is_chance(scores: torch.Tensor) -> bool:
-    """Whether all lines are probabilities."""
+    """Whether the last axis holds probabilities throughout."""
     values = scores.detach()
     return bool((values >= 0).all() and ((values.sum(-1) - 1).abs() < 1e-3).all())
 
@@ -220,18 +220,18 @@ _LOSSES = {"cross-entropy": cross_entropy}
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What training aims at besides the original, and what it is limited to.
+    """Settings of training.
 
     Attributes:
-        minutes: the longest that it may take.
-        seed: of the order of batches.
-        loss: of labels, for feeds that have them.
-        steps: of gradient descent at most; a denoiser of 64 units was still learning after 30,000.
-        rate: the highest learning rate, relative to the size of a weight's entries.
-        norm: gradients are clipped to it.
-        trials: how often what was learnt is judged.
-        patience: after so many trials that are no better than one before, learning ends.
-        until: the time by `time.monotonic` from which no other recovery is tried.
+        minutes: time limit.
+        seed: random seed for the order of batches.
+        loss: loss on labels, for feeds that have them.
+        steps: the most gradient steps; a denoiser of 64 units was still learning after 30,000.
+        rate: peak learning rate, relative to the size of a weight's entries.
+        norm: gradients are clipped to this norm.
+        trials: the number of evaluations.
+        patience: early stopping after this many evaluations without improvement.
+        until: the `time.monotonic` time after which no other recovery is tried.
     """
 
     minutes: float = 10.0
@@ -250,15 +250,15 @@ class TrainingSummary(Record):
     """How training went.
 
     Attributes:
-        whole: whether all that stands behind the first pruned layer was trained as one; otherwise
-            it was trained piece by piece, between the operators that are missing.
-        missing: why nodes behind a pruned layer could not be computed with gradients, by node.
-        weights: how many constants were trained.
-        before: error on held-out feeds at the start, as candidates are judged.
-        after: of the best weights.
-        steps: of gradient descent.
-        taken: the step at which the best weights were taken; 0 for those at the start.
-        seconds: that it took.
+        whole: whether everything after the first pruned layer was trained end to end; otherwise
+            it was trained piece by piece, between unsupported operators.
+        missing: why nodes after a pruned layer could not be computed with gradients, by node.
+        weights: number of constants trained.
+        before: initial error on held-out feeds, as candidates are judged.
+        after: error of the best weights.
+        steps: gradient steps made.
+        taken: the step of the best weights; 0 for the initial ones.
+        seconds: time taken.
     """
 
     whole: bool

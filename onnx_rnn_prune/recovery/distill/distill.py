@@ -1,4 +1,4 @@
-"""From a cut model to a better one that computes more nearly what the original does."""
+"""Distillation: trains a cut model to compute what the original computes."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ Places = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class WriteBack:
-    """Writes constants of the cut model into the places that stay; the others keep their values.
+    """Writes the cut model's constants back to full width; entries of removed units stay as is.
 
     Attributes:
-        trace: of the document at full width.
-        keep: per unit, True where it stays.
-        values: by where they are read (node key, slot), the constants of the cut model.
+        trace: the trace of the document at full width.
+        keep: per unit, True if kept.
+        values: the constants of the cut model, by where they are read (node key, slot).
     """
 
     trace: Trace
@@ -69,7 +69,7 @@ class WriteBack:
         bounds = all_bounds(document, self.trace)
         for places, value in self.values.items():
             alike = defaultdict(list)
-            for key, slot in places:  # what is read by several may be cut in several ways
+            for key, slot in places:  # several readers may cut it differently
                 labels = b"".join(bound.labels.tobytes() for bound in bounds.get((key, slot), []))
                 alike[nodes[key].inputs[slot].name, labels].append((key, slot))
             for group in alike.values():
@@ -81,9 +81,9 @@ class WriteBack:
 
 
 def scattered(before: Array, bounds: Sequence[Bound], keep: Mask, value: Array) -> Array:
-    """A constant at full width with other numbers where its units stay.
+    """A constant at full width, with new values in the entries of kept units.
 
-    Cutting the positions of its entries as the entries are cut says where each one comes from.
+    Cutting an array of indices in the same way tells where each value belongs.
     """
     shapes = [bound.labels.shape for bound in bounds]
     full = np.array(np.broadcast_to(before, np.broadcast_shapes(before.shape, *shapes)))
@@ -93,19 +93,19 @@ def scattered(before: Array, bounds: Sequence[Bound], keep: Mask, value: Array) 
     return full
 
 
-# The variance of an output that never changes.
+# The least variance: that of an output that never changes.
 _FLOOR = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """What is trained.
+    """The model to train.
 
     Attributes:
         original: the prepared document at full width.
-        trace: of it.
-        keep: per unit, True where it stays.
-        cut: the document that is left, with the weights to start from.
+        trace: its trace.
+        keep: per unit, True if kept.
+        cut: the cut document, with the initial weights.
     """
 
     original: Document
@@ -121,17 +121,17 @@ def distill(
     config: TrainingConfig,
     progress: Progress,
 ) -> tuple[WriteBack, TrainingSummary]:
-    """Trains a cut model.
+    """Trains a cut model to imitate the original.
 
     Args:
         student: the model.
-        feeds: what it learns on.
-        judge: the error of what was learnt on other feeds.
-        config: limits.
-        progress: is told how far it is.
+        feeds: the training data.
+        judge: the error of trained weights on other feeds.
+        config: settings.
+        progress: progress callback.
 
     Returns:
-        What was learnt, and how it went; nothing where nothing better was found.
+        The trained weights, and a summary; no weights if none were better than the initial ones.
     """
     region = find_region(student.cut, student.trace.units.lanes, feeds.states)
     states = state_outputs(student.original) | set(feeds.states.values())
@@ -157,8 +157,8 @@ def distill(
         augmentation = Augmentation(feeds, signature.inputs(student.original.source), config.seed)
         made = _batches(teacher, augmentation, loss)
         task = Task(network, tuple(places), scales, region.scores, labelled, loss)
-    # onnxruntime computes the next batch on another core while PyTorch learns the last one: of a
-    # step of NSNet2 at 80 of 400 units, teaching takes 0.20 s and learning 0.19 s.
+    # onnxruntime computes the next batch on another core while PyTorch trains on this one: per step
+    # of NSNet2 at 80 of 400 units, the teacher takes 0.20 s and the student 0.19 s.
     with closing(ahead(made)) as batches:
         values, summary = train(
             task, batches, lambda values: judge(write_back(values)), config, progress
@@ -167,15 +167,15 @@ def distill(
 
 
 def _batches(teacher: Teacher, augmentation: Augmentation, loss: Loss | None) -> Iterator[Batch]:
-    """As many as are asked for.
+    """An endless iterator of batches.
 
-    With a loss of labels, a feed that has some is a batch of its own besides, as it is: they say
-    nothing of what was made up, and their shape does not tell which of them go with a piece.
+    With a loss on labels, each labelled feed is also a batch of its own, unaugmented: labels do not
+    hold for augmented data, and their shape does not tell which of them belong to a crop.
     """
     for made, real in augmentation:
         try:
             batch = teacher(made)
-        except PruneError:  # what was made up need not suit the model
+        except PruneError:  # the model may reject augmented feeds
             batch = teacher(real)
         yield batch
         if loss is not None and (answers := Answers.of(real)) is not None:
@@ -183,7 +183,7 @@ def _batches(teacher: Teacher, augmentation: Augmentation, loss: Loss | None) ->
 
 
 def _scales(shown: Iterable[Batch | Piece], targets: Sequence[str]) -> Mapping[str, float]:
-    """The variance of each target over all that was shown."""
+    """The variance of each target over all data."""
     sums = {name: np.zeros(3) for name in targets}
     for each in shown:
         for name in targets:

@@ -1,4 +1,4 @@
-"""Operators on single entries, those that sum along axes, and those that normalise by such sums."""
+"""Kernels of elementwise operators, reductions and normalisations."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _cast_refuses(call: Call) -> str:
 
 
 def _dropout(call: Call, x: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
-    """Does nothing outside of training; its mask lets all through."""
+    """The identity outside of training; its mask is all True."""
     return (x, torch.ones_like(x, dtype=torch.bool))[: call.outputs]
 
 
@@ -151,7 +151,7 @@ Along = Callable[[Tensor, list[int], bool], Tensor]
 
 
 def _reduction(function: Along) -> Kernel:
-    """A row for a function that makes one entry of all along some axes."""
+    """A row for a function that reduces some axes to size 1."""
 
     def reduced(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
         axes = integers(call, given, "axes")
@@ -186,7 +186,7 @@ def _over_axis(function: Callable[[Tensor, int], Tensor]) -> Kernel:
 def _layer_normalization(
     call: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Over all axes from the given one on."""
+    """Normalises over all axes from the given one on."""
     axes = list(range(call.get("axis", -1) % x.ndim, x.ndim))
     mean = x.mean(axes, keepdim=True)
     spread = torch.rsqrt(((x - mean) ** 2).mean(axes, keepdim=True) + call.get("epsilon", 1e-5))
@@ -195,14 +195,14 @@ def _layer_normalization(
 
 
 def _batch_normalization(call: Call, x: Tensor, *held: Tensor) -> Tensor:
-    """With the statistics that the model holds."""
+    """Uses the statistics stored in the model."""
     shape = [1, -1] + [1] * (x.ndim - 2)
     scale, bias, mean, variance = (part.reshape(shape) for part in held)
     return (x - mean) * torch.rsqrt(variance + call.get("epsilon", 1e-5)) * scale + bias
 
 
 def _instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Each channel of each sample by itself."""
+    """Normalises each channel of each sample by itself."""
     epsilon = call.get("epsilon", 1e-5)
     return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 

@@ -1,4 +1,4 @@
-"""Kernels, the executor's view of operators; those that move entries and compute shapes."""
+"""Kernels, which compute operators in PyTorch; here, those that move entries and compute shapes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Result: TypeAlias = Tensor | tuple[Tensor | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A node as functions in the table see it.
+    """A node as passed to a kernel.
 
     Attributes:
         attrs: its attributes; tensors are NumPy arrays.
         opset: version of the ONNX operators.
-        outputs: how many outputs it has.
+        outputs: number of outputs.
     """
 
     attrs: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Call:
         return self.attrs.get(name, otherwise)
 
 
-# Of a call and its inputs, None for those that are left out.
+# Takes a call and its inputs, None for omitted ones.
 Function = Callable[..., Result]
 
 
@@ -54,7 +54,7 @@ class Kernel:
 
 
 def torch_type(kind: np.dtype[np.generic]) -> torch.dtype:
-    """The type in which entries are computed here."""
+    """The torch type used for entries of a NumPy type."""
     known = {"bool", "int8", "int16", "int32", "int64", "uint8"}
     found = getattr(torch, kind.name) if kind.name in known else torch.float32
     assert isinstance(found, torch.dtype)
@@ -62,7 +62,7 @@ def torch_type(kind: np.dtype[np.generic]) -> torch.dtype:
 
 
 def integers(call: Call, given: Tensor | None, name: str) -> list[int] | None:
-    """Integers that are an attribute in older opsets and an input in newer ones, or None."""
+    """Integers given as an attribute in older opsets and as an input in newer ones, or None."""
     if given is not None:
         return [int(item) for item in given.reshape(-1).tolist()]
     held = call.attrs.get(name)
@@ -85,7 +85,7 @@ def _reshape(call: Call, x: Tensor, given: Tensor | None = None) -> Tensor:
 
 
 def _flatten(call: Call, x: Tensor) -> Tensor:
-    """To two axes: those before the given one, and the others."""
+    """Flattens to two axes: those before the given one, and the rest."""
     axis = call.get("axis", 1)
     before, behind = x.shape[:axis], x.shape[axis:]
     return x.reshape(int(np.prod(before, dtype=int)), int(np.prod(behind, dtype=int)))
@@ -157,7 +157,7 @@ def _pad(
     fill: Tensor | None = None,
     along: Tensor | None = None,
 ) -> Tensor:
-    """Constant, at the edge or mirrored; entries are picked, so that any axis can be padded."""
+    """Pads in constant, edge or reflect mode; entries are gathered, so any axis can be padded."""
     pads, axes = integers(call, given, "pads") or [], integers(call, along, "axes")
     axes = axes or list(range(x.ndim))
     value = call.get("value", 0.0) if fill is None else fill.item()
@@ -197,7 +197,7 @@ def _reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
-    """Of [T, B, ...], the first `lengths` steps of each sequence in the opposite order."""
+    """Reverses the first `lengths` steps of each sequence of [T, B, ...]."""
     steps = torch.arange(len(x))[:, None]
     mirrored = lengths[None, :].long() - 1 - steps
     places = torch.where(mirrored >= 0, mirrored, steps)

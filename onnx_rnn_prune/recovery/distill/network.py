@@ -1,8 +1,8 @@
-"""The part of a graph that is trained in PyTorch: if possible, all that follows pruned layers.
+"""The part of a graph that is trained in PyTorch: if possible, everything after pruned layers.
 
-If an operator cannot be computed with gradients, its inputs become targets, and its outputs are
-given, as the original computes them. So a graph of known operators is trained as a whole, any other
-piece by piece, down to single layers with their readers.
+If an operator cannot be computed with gradients, its inputs become targets, and its outputs come
+from the original. So a graph of supported operators is trained end to end, any other piece by
+piece, down to single layers with their readers.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Operation:
     Attributes:
         op: the operator.
         call: its attributes.
-        function: of the table.
-        inputs: names of tensors, empty where one is left out.
+        function: its kernel.
+        inputs: names of tensors, empty for omitted ones.
         outputs: names of tensors.
     """
 
@@ -82,12 +82,12 @@ class Network:
     def __call__(
         self, given: Tensors, weights: Tensors, wanted: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """The wanted tensors.
+        """Computes the wanted tensors.
 
         Args:
-            given: what the region reads and does not compute.
-            weights: in place of constants of the same names.
-            wanted: names of tensors that it computes.
+            given: the region's inputs.
+            weights: override constants of the same names.
+            wanted: names of tensors of the region.
         """
         values = {**self.constants, **given, **weights}
         for step in self.steps:
@@ -116,7 +116,7 @@ def build(document: Document, region: Region) -> Network:
             if is_weight(node, slot, opset):
                 places.setdefault(tensor.name, []).append((key, slot))
                 value = learned_value(node, slot, opset)
-                if holds_integers(node, slot, opset):  # they are counted from their zero point
+                if holds_integers(node, slot, opset):  # learned relative to their zero point
                     _, zero = scale_and_zero(node, slot)
                     if zero < len(inputs):
                         inputs[zero] = ""
@@ -129,10 +129,10 @@ def build(document: Document, region: Region) -> Network:
 
 
 def unshared(document: Document, network: Network) -> dict[str, tuple[tuple[str, int], ...]]:
-    """Those of a network's weights that nothing outside of it reads.
+    """The weights of a network that nothing outside of it reads.
 
-    Others would need a copy for the outside. Weights that only place entries of states that callers
-    hand back are not trained, either, nor are the scales of integers, which follow from these.
+    Others would need a copy for the outside. Also left out are weights that only place entries of
+    states that callers hand back, and the scales of integers, which follow from the integers.
     """
     nodes, opset = nodes_by_key(document.graph), document.graph.opset
     integers = {
@@ -158,7 +158,7 @@ def to_torch(value: Array) -> torch.Tensor:
 
 
 def _alone(tensor: gs.Tensor, readers: int) -> bool:
-    """Whether a constant, and all that it is computed from, is read only here."""
+    """Whether a constant, and all that it is computed from, has no other readers."""
     node = None if isinstance(tensor, gs.Constant) or not tensor.inputs else tensor.inputs[0]
     if len(tensor.outputs) != readers or (node is not None and node.op == "DequantizeLinear"):
         return False
@@ -174,11 +174,11 @@ class Region:
 
     Attributes:
         nodes: keys of the nodes, in topological order.
-        given: tensors that they read and do not compute.
-        targets: tensors that they compute and others read, which they learn to compute.
-        scores: the targets that are scores of classes along the last axis.
-        missing: nodes behind a pruned layer that cannot be computed, each with the reason.
-        whole: whether nothing that depends on a pruned layer is given.
+        given: their inputs: tensors that they read but do not compute.
+        targets: tensors that they compute and others read; training fits these.
+        scores: the targets that are class scores (logits) along the last axis.
+        missing: nodes after a pruned layer that cannot be computed, each with the reason.
+        whole: whether no input depends on a pruned layer.
     """
 
     nodes: tuple[str, ...]
@@ -192,13 +192,13 @@ class Region:
 def find_region(
     document: Document, layers: Iterable[str], states: Mapping[str, str] = MappingProxyType({})
 ) -> Region:
-    """The region behind some layers.
+    """The region after some layers.
 
     Args:
         document: the model; constants may be cut already.
         layers: names of the pruned layers.
-        states: inputs in which calls go on, each with the output that the call before left; what
-            comes of the layers comes back in them.
+        states: state inputs, each with the output that the next call continues from; the layers'
+            results come back in them.
     """
     graph = document.graph
     nodes = [node for node in graph.nodes if not _is_constant(node)]
@@ -227,7 +227,7 @@ def find_region(
 
 
 def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
-    """The model's outputs, other than states, for a loss of labels.
+    """The model's outputs, other than states, for a loss on labels.
 
     Raises:
         PruneError: the region computes none.
@@ -243,12 +243,12 @@ def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
 
 
 def why_not(region: Region) -> str:
-    """Why nodes are not in a region."""
+    """A message saying why nodes are not in a region."""
     return ", ".join(sorted(set(region.missing.values()))) or "it leads to no output"
 
 
 def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
-    """Whether an input is a constant that may be trained; single numbers may not."""
+    """Whether an input is a trainable constant; scalars are not."""
     if slot not in OPERATORS[node.op].weights or not node.inputs[slot].name:
         return False
     value = constant_value(node.inputs[slot], opset)
@@ -258,13 +258,13 @@ def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
 
 
 def learned_value(node: gs.Node, slot: int, opset: int | None) -> Array:
-    """What is learned of a weight: of integers, how many steps they are from zero, in floats."""
+    """A weight as it is trained: integers as floats relative to their zero point."""
     held = _integers(node, slot, opset)
     return require_constant(node.inputs[slot], opset) if held is None else held.steps()
 
 
 def write_learned(graph: gs.Graph, readers: Sequence[tuple[gs.Node, int]], value: Array) -> None:
-    """Gives nodes another weight, see `learned_value`."""
+    """Writes a trained weight back to its nodes, see `learned_value`."""
     node, slot = readers[0]
     held = _integers(node, slot, graph.opset)
     if held is None:
@@ -287,7 +287,7 @@ def refuses(node: gs.Node, opset: int) -> str:
 
 
 def call_of(node: gs.Node, opset: int) -> Call:
-    """A node's attributes as the table's functions take them."""
+    """A node's attributes as kernels take them."""
     attrs = {
         name: constant_value(value) if isinstance(value, gs.Tensor) else value
         for name, value in node.attrs.items()
@@ -313,7 +313,7 @@ def _behind(
 def _reached(
     nodes: Sequence[gs.Node], first: set[str], coming: set[str]
 ) -> tuple[list[gs.Node], set[str]]:
-    """Some nodes, those that depend on them or on some inputs, and their outputs."""
+    """The given nodes and all that depend on them or on some inputs; and their outputs."""
     reached = set(coming)
     found = []
     for node in nodes:
@@ -353,7 +353,7 @@ def _is_over_last(node: gs.Node, opset: int) -> bool:
 
 
 def _reads(node: gs.Node) -> list[gs.Tensor]:
-    """The inputs of a node, and what its bodies capture."""
+    """The inputs of a node, and the outer tensors that its subgraphs read."""
     captured = [
         tensor
         for body in bodies_of(node).values()
@@ -364,7 +364,7 @@ def _reads(node: gs.Node) -> list[gs.Tensor]:
 
 
 def _needed(nodes: Sequence[gs.Node], targets: set[str]) -> list[gs.Node]:
-    """Those that lead to a target."""
+    """The nodes that lead to a target."""
     wanted, found = set(targets), []
     for node in reversed(nodes):
         if any(tensor.name in wanted for tensor in node.outputs):

@@ -1,4 +1,4 @@
-"""Products with weights, and recurrent layers, by torch's kernels if these compute the same.
+"""Kernels of products with weights and of recurrent layers, by torch's own if they are equivalent.
 
 In the letters of the ONNX specification: X [T, B, I], W [D, G H, I], R [D, G H, H], B [D, 2 G H],
 Y [T, D, B, H], Y_h and Y_c [D, B, H].
@@ -38,7 +38,7 @@ def _gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 
 def _convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Over one to three axes of places."""
+    """A convolution over one to three spatial axes."""
     places = weight.ndim - 2
     result: Tensor = _CONVOLUTIONS[places - 1](
         _padded(call, x, weight.shape[2:], 0.0),
@@ -54,7 +54,7 @@ def _convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = No
 def _transposed_convolution(
     call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Pads, which may differ between sides, are cut off the full result."""
+    """Padding may differ between sides, so it is cropped from the full result."""
     places = weight.ndim - 2
     strides, dilations = (_sizes(call, name, places) for name in ("strides", "dilations"))
     more, groups = list(call.get("output_padding", [0] * places)), call.get("group", 1)
@@ -108,7 +108,7 @@ def _padded(call: Call, x: Tensor, kernel: Sequence[int], value: float) -> Tenso
             pads[axis], pads[axis + places] = ends
     if not any(pads):
         return x
-    # torch wants pairs, from the last axis to the first
+    # torch takes pairs from the last axis to the first
     pairs = [n for axis in reversed(range(places)) for n in (pads[axis], pads[axis + places])]
     return functional.pad(x, pairs, value=value)
 
@@ -152,7 +152,7 @@ ACTIVATIONS: Mapping[str, Nonlinearity] = {
     "softsign": torch.nn.functional.softsign,
     "tanh": torch.tanh,
 }
-# For each operator, the gates in the order of torch, as places in ONNX's: i f c o, r z h.
+# For each operator, the gates in torch's order, as indices into ONNX's order: i f c o, r z h.
 _TORCH_ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 
 
@@ -167,8 +167,8 @@ class Direction:
         biases: Wb and Rb, [2, G H].
         peepholes: [3 H] or None.
         state: initial_h, [B, H].
-        memory: initial_c, [B, H]; None but for an LSTM.
-        lengths: [B], or None where all sequences last to the end.
+        memory: initial_c, [B, H]; None unless an LSTM.
+        lengths: [B], or None if all sequences run to the end.
         activations: in lower case.
     """
 
@@ -183,7 +183,7 @@ class Direction:
     activations: tuple[str, ...]
 
 
-# Y [T, B, H] up to the end of each sequence, and the last state and memory, [B, H].
+# Y [T, B, H] up to the end of each sequence, and the final state and memory, [B, H].
 Ran = tuple[Tensor, Tensor, Tensor | None]
 
 
@@ -222,7 +222,7 @@ def _tensor(named: Mapping[str, Tensor | None], name: str) -> Tensor:
 
 
 def _direction(op: str, call: Call, named: Mapping[str, Tensor | None], number: int) -> Ran:
-    """One direction; a backward one runs forward on reversed steps."""
+    """Runs one direction; a backward one runs forward on reversed steps."""
     lane = _lane(op, call, named, number)
     backward = call.get("direction", "forward") == "reverse" or number == 1
     if not backward:
@@ -309,7 +309,7 @@ def _in_torch_order(op: str, part: Tensor) -> Tensor:
 
 
 def _step_by_step(op: str, call: Call, lane: Direction) -> Ran:
-    """Step by step, as in the specification."""
+    """Runs a direction step by step, as in the specification."""
     step = _STEPS[op]
     summed = lane.inputs @ lane.weight.T + lane.biases[0]
     state, memory = lane.state, lane.memory
@@ -366,12 +366,12 @@ _STEPS: Mapping[str, Callable[[Call, Direction, Tensor, Tensor, Tensor | None], 
 
 
 def _not_rounded(_: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What DynamicQuantizeLinear rounds, as it was: gradients do not pass what rounds."""
+    """DynamicQuantizeLinear without rounding, which gradients do not pass."""
     return x, x.new_ones(()), x.new_zeros(())
 
 
 def _from_zero(x: Tensor, zero: Tensor | None, axis: int = -1) -> Tensor:
-    """Integers, or what stands for them, less their zero points, which lie along an axis."""
+    """Integers (or floats in place of them) minus their zero points, which lie along an axis."""
     if zero is None:
         return x.to(torch.float32)
     sizes = [-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]
@@ -418,8 +418,8 @@ def _quantized_lstm(call: Call, *inputs: Tensor | None) -> tuple[Tensor | None, 
 
 
 _LSTM = _recurrent("LSTM")
-# Weights in integers are learned as floats: how many steps they are from zero. What they are
-# multiplied by is not rounded.
+# Integer weights are trained as floats relative to their zero point. Their other operand is not
+# rounded.
 INTEGERS: Mapping[str, Kernel] = {
     "ConvInteger": Kernel(_integer_convolution, (1,)),
     "DynamicQuantizeLinear": Kernel(_not_rounded),

@@ -1,11 +1,11 @@
-"""Training a cut model to compute what the original computes (Hinton, Vinyals and Dean 2015).
+"""Trains a cut model (student) to imitate the original (Hinton, Vinyals and Dean 2015).
 
-The loss of an output is the squared difference from the original's, over the variance of that.
-Scores of classes add the divergence of their softmax from the original's: on a language model whose
-perplexity was 6.4 before, that led to 5.2 where squares alone led to 5.4. The learning rate of a
-weight is relative to the size of its entries (Shazeer and Stern 2018), which differs tenfold from
-model to model. Where a batch has labels, and there is a loss of them, the mean of the two losses
-counts: (imitation + labels) / 2, as Hinton et al. average the losses of soft and of hard targets.
+The loss of an output is the squared difference from the original's, over the variance of the
+latter. For class scores, the Kullback-Leibler divergence of their softmax from the original's is
+added: on a language model with a perplexity of 6.4 before, that led to 5.2, squares alone to 5.4.
+The learning rate of a weight is relative to the size of its entries (Shazeer and Stern 2018), which
+differs tenfold from model to model. With labels in a batch and a loss on them, the total is the
+mean (imitation + labels) / 2, as Hinton et al. average the losses of soft and hard targets.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from onnx_rnn_prune.recovery.distill.configuration import Loss, TrainingConfig, 
 from onnx_rnn_prune.recovery.distill.network import Network, Tensors
 
 _WARM_UP = 0.05
-# Of NSNet2 at 80 of 400 units, 600 steps led to a gain RMSE of 0.070 on other recordings; with 0.99
-# and half of the learning rate, to 0.071.
+# For NSNet2 at 80 of 400 units, 600 steps led to a gain RMSE of 0.070 on other recordings; with
+# 0.99 and half the learning rate, to 0.071.
 _DECAY = (0.9, 0.999)
-# The size of a weight that starts at zero.
+# The size assumed for a weight that starts at zero.
 _LEAST = 1e-3
-# The largest share of the time that goes into judging.
+# The largest share of the time spent on evaluation.
 _JUDGING = 0.15
 # If the error exceeds this multiple of the initial one, or is never below that until patience runs
 # out, the steps were too long: training restarts with steps shortened to this share. A word
@@ -44,16 +44,16 @@ Values = Mapping[str, Array]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained, and to what end.
+    """A network to train, and its losses.
 
     Attributes:
-        network: starts from its own constants; states continue from the previous batch if they are
-            not given.
-        weights: names of the trained ones.
-        variances: of the targets' desired values, by target.
-        scores: the targets that are scores of classes along their last axis.
-        labelled: the targets for the loss of labels.
-        by_labels: that loss, if any.
+        network: its constants are the initial weights; states continue from the previous batch if
+            they are not given.
+        weights: names of the weights to train.
+        variances: the variance of each target.
+        scores: the targets that are class scores along their last axis.
+        labelled: the tensors for the loss on labels.
+        by_labels: the loss on labels, if any.
     """
 
     network: Network | Calls
@@ -64,13 +64,13 @@ class Task:
     by_labels: Loss | None
 
     def loss(self, batch: Batch, weights: Tensors, states: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """The mean over all targets, and the mean of that and the loss of labels.
+        """The imitation loss averaged over targets, in turn averaged with the loss on labels.
 
         Args:
-            states: left by the previous batch.
+            states: final states of the previous batch.
 
         Returns:
-            The loss, and the states that this batch leaves.
+            The loss, and the final states of this batch.
         """
         found = self.network({**states, **batch.given}, weights, list(self.variances))
         left = {name: value.detach() for name, value in found.items() if name not in self.variances}
@@ -109,11 +109,11 @@ def train(
     """Trains the weights of a network; returns the best ones, and a summary.
 
     Args:
-        task: what is trained.
+        task: network and losses.
         batches: an endless iterator.
-        judge: the error of weights, by default the initial ones, on other data.
-        config: limits.
-        progress: is told how far it is.
+        judge: the validation error of some weights; missing ones keep their initial values.
+        config: settings.
+        progress: progress callback.
     """
     begin = time.perf_counter()
     error = judge({})
@@ -134,7 +134,7 @@ def train(
             if late or done >= 1.0:
                 trial = int(done * config.trials) + 1
                 found = judge(values := learner.values())
-                # What it starts from may be fitted so well that learning first leads away from it.
+                # A well-fitted start may first get worse in training.
                 waited = 0 if found < nearest else waited + 1
                 nearest = min(nearest, found)
                 if found < summary.after:
@@ -164,7 +164,7 @@ class _Learner:
         self._states: Tensors = {}
 
     def __call__(self, batch: Batch, rate: float) -> None:
-        """One step, at a learning rate that is relative to the size of a weight's entries."""
+        """One step; the learning rate is relative to the size of a weight's entries."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["size"]
         loss, self._states = self._task.loss(batch, self._weights, self._states)
@@ -180,13 +180,13 @@ class _Learner:
 
 
 def _pace(done: float) -> float:
-    """The share of the highest learning rate: a warm-up, then half a cosine down to 0."""
+    """The learning-rate schedule, as a share of the peak: warm-up, then a half cosine down to 0."""
     return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread: steps of recurrent layers are too small for several."""
+    """Limits torch to one thread: steps of recurrent layers are too small for several."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
