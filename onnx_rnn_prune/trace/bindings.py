@@ -1,4 +1,4 @@
-"""All constants that a cut touches: those the trace found, and the layers' own parameters."""
+"""All constants that a cut touches: those found by tracing, and the layers' own parameters."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def all_bounds(document: Document, trace: Trace) -> Bounds:
 
 
 def own_bindings(layer: Layer, lanes: Ids, labelled: Container[str]) -> list[Binding]:
-    """Where a layer's own parameters and states hold its units.
+    """The bindings of a layer's own parameters and initial states to its units.
 
     Args:
         layer: the layer.
         lanes: its unit ids, shape [D, H].
-        labelled: tensors that carry labels; a state among them is cut where it comes from.
+        labelled: tensors that carry labels; a state among them is cut at its source.
     """
     found = []
     for name in layer.cell.unit_axes:
@@ -71,7 +71,7 @@ def own_bindings(layer: Layer, lanes: Ids, labelled: Container[str]) -> list[Bin
 
 
 def _select_of(layer: Layer, state: gs.Tensor) -> list[tuple[gs.Node, int]]:
-    """The matrix that selects a state's entries, and what is added to the product."""
+    """The selection matrix in front of an initial state, and any term added to the product."""
     places = []
     node = state.inputs[0] if state.inputs else None
     if node is not None and node.op == "Add":

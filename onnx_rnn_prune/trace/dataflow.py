@@ -1,8 +1,9 @@
-"""Where values go: what becomes of each tensor entry by entry, by moves, or by a weight.
+"""The dataflow of a graph: which tensors are computed from which, and how.
 
-Its vertices are tensors, by name, and products. All nodes that multiply with the same weight are
-one product. A value enters a body with its node, leaves it with the node's outputs, and comes back
-to it where a Loop or Scan carries it from turn to turn.
+An edge is a move, an entrywise operation or a product by a weight. Vertices are tensors, by name,
+and products; all nodes that multiply by the same weight are one product. A value enters a body with
+its node, leaves it with the node's outputs, and comes back to it where a Loop or Scan carries it
+from turn to turn.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ PRODUCTS: tuple[Rule, ...] = (
     contracts.integer_conv,
     contracts.quantized_matmul,
 )
-# Of what others read, only the first input goes on.
+# Operators that pass on only their first input.
 _MOVES: tuple[Rule, ...] = (moves.move, moves.pad, moves.pass_on, quantizes.in_steps)
 _MEETS: tuple[Rule, ...] = (meets.meet, meets.normalize, moves.concat, quantizes.quantize)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant of two axes or more, however it reaches the node that multiplies with it.
+    """A constant of rank 2 or more, however it reaches the node that multiplies by it.
 
     Attributes:
-        name: of the constant that it is, or is a part of.
+        name: of the constant, or of the one that it is a slice of.
         shape: of that constant.
-        key: the same for weights with the same entries.
+        key: equal for weights with the same entries.
     """
 
     name: str
@@ -54,13 +55,13 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """All nodes that multiply with one weight.
+    """All nodes that multiply by one weight.
 
     Attributes:
         weight: the weight.
         nodes: the nodes, in the order of the graph.
-        operands: names of what is multiplied with it.
-        width: entries of an operand that are summed up.
+        operands: names of the tensors that it multiplies.
+        width: entries of an operand that are summed.
     """
 
     weight: Weight
@@ -70,23 +71,23 @@ class Product:
 
     @property
     def rows(self) -> int:
-        """Sums that come out for each operand; of a convolution, at each of its places."""
+        """Number of sums per operand; for a convolution, per position."""
         places = self.weight.shape[2:] if self.nodes[0].op.startswith("Conv") else ()
         return int(np.prod(self.weight.shape)) // max(self.width * int(np.prod(places)), 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataflow:
-    """Where the values of a graph go.
+    """The dataflow of a graph.
 
     Attributes:
         nodes: all nodes, bodies included.
-        makers: by tensor, the node that computes it of others.
-        after: for each vertex, those that are computed of it.
-        before: the same backward.
+        makers: by tensor, the node that computes it from others.
+        after: for each vertex, those computed from it.
+        before: the reverse of `after`.
         products: the vertices that are products.
-        loop_carried: names of a body's inputs that come from the turn before, each with what it is
-            then, and with the Loop or Scan.
+        loop_carried: names of a body's inputs that come from the previous iteration, each with the
+            tensor it takes its value from, and the Loop or Scan.
     """
 
     nodes: tuple[gs.Node, ...]
@@ -97,7 +98,7 @@ class Dataflow:
     loop_carried: Mapping[str, tuple[str, gs.Node]]
 
     def products_before(self, nodes: Iterable[gs.Node]) -> set[Vertex]:
-        """The products whose sums go into the first inputs of some nodes."""
+        """The products whose sums reach the first inputs of some nodes."""
         inputs = [node.inputs[0].name for node in nodes]
         reached = reach(self.before, inputs, self.products.__contains__)
         return reached & self.products.keys()
@@ -106,9 +107,9 @@ class Dataflow:
 def reach(
     edges: Edges, start: Iterable[Vertex], stop: Callable[[Vertex], bool], most: float = inf
 ) -> set[Vertex]:
-    """All that can be reached by at least one edge, and not through where it stops.
+    """All vertices reachable by at least one edge, without passing through those where it stops.
 
-    Once that is more than so many vertices, it goes no further.
+    The search ends once it has found more than `most`.
     """
     found: set[Vertex] = set()
     waiting = [item for vertex in start for item in edges.get(vertex, ())]
@@ -122,11 +123,11 @@ def reach(
 
 
 def dataflow(graph: gs.Graph, through: Container[str] = ()) -> Dataflow:
-    """Follows the values of a graph in which tensors of different bodies have different names.
+    """The dataflow of a graph whose tensors have unique names across bodies.
 
     Args:
         graph: the graph.
-        through: operators whose first input goes on as well.
+        through: further operators that pass on their first input.
     """
     nodes = tuple(all_nodes(graph))
     links = [link for node in nodes for link in links_of(node)]
@@ -156,7 +157,7 @@ def dataflow(graph: gs.Graph, through: Container[str] = ()) -> Dataflow:
 
 
 def circles(flow: Dataflow) -> Iterator[set[Vertex]]:
-    """Vertices from each of which one comes to all others.
+    """The strongly connected components with a cycle.
 
     By Kosaraju's algorithm, since there may be as many products as nodes.
     """
@@ -170,7 +171,7 @@ def circles(flow: Dataflow) -> Iterator[set[Vertex]]:
 
 
 def _finished(edges: Edges) -> list[Vertex]:
-    """Vertices in the order in which a search in depth is done with them."""
+    """Vertices in depth-first postorder."""
     found: list[Vertex] = []
     seen: set[Vertex] = set()
     for root in edges:
@@ -189,26 +190,26 @@ def _finished(edges: Edges) -> list[Vertex]:
 
 
 def _going_on(node: gs.Node) -> list[gs.Tensor]:
-    """The inputs whose entries are in the outputs, moved or each computed of its own."""
+    """The inputs whose entries reach the outputs, moved or mapped one by one."""
     rule = rule_of(node)
     if rule is contracts.gemm:
-        return list(node.inputs[2:])  # what it adds to its product
+        return list(node.inputs[2:])  # the addend C
     if rule in _MOVES:
         return list(node.inputs[:1])
     if rule not in _MEETS:
         return []
     if node.op == "Div":
-        # Two that are computed end a normalization; a constant and one, a sigmoid.
+        # A quotient of two computed values ends a normalization; with one constant, a sigmoid.
         computed = [tensor for tensor in node.inputs if constant_shape(tensor) is None]
         return computed if len(computed) == 1 else []
     return list(node.inputs)
 
 
 class _Weights:
-    """Finds the weights that nodes multiply with.
+    """Finds the weights that nodes multiply by.
 
     Args:
-        links: all pairs of tensors with the same value, to find those that no turn changes.
+        links: all pairs of tensors with the same value, to find loop invariants.
     """
 
     def __init__(self, links: Iterable[Link]) -> None:
@@ -217,7 +218,7 @@ class _Weights:
         self._next = {inner.name: outer for outer, inner, node in links if node is not None}
 
     def __call__(self, tensor: gs.Tensor) -> Weight | None:
-        """The weight that a tensor is; None where it is none, or not the same all the time."""
+        """The weight that a tensor holds; None if it is no weight or changes during the run."""
         key = ""
         for _ in range(len(self._first) + 1):
             shape = constant_shape(tensor)
@@ -226,17 +227,17 @@ class _Weights:
             whole = self._unmoved(tensor)
             if whole.name not in self._first or not self._stays(whole):
                 return None
-            key = key or ("" if whole is tensor else tensor.name)  # a part of a weight is another
+            key = key or ("" if whole is tensor else tensor.name)  # a slice differs from it
             tensor = self._first[whole.name]
         return None
 
     def _stays(self, tensor: gs.Tensor) -> bool:
-        """Whether the next turn of a Loop is given what this one was."""
+        """Whether a Loop passes a tensor on unchanged to the next iteration."""
         later = self._next.get(tensor.name)
         return later is not None and self._unmoved(later, "Identity Cast").name == tensor.name
 
     def _unmoved(self, tensor: gs.Tensor, ops: str = "") -> gs.Tensor:
-        """What a tensor is made of by moves, or by some of them."""
+        """The source of a tensor, back through moves, or through the given operators only."""
         while tensor.inputs and rule_of(tensor.inputs[0]) in _MOVES:
             node = tensor.inputs[0]
             if not node.inputs or (ops and node.op not in ops.split()):
@@ -275,7 +276,7 @@ def _summed(node: gs.Node, slot: int, rank: int) -> int:
 
 
 def _same_entries(weights: Iterable[tuple[gs.Tensor, Weight]]) -> dict[Hashable, Hashable]:
-    """A key for each of the weights that are the same under several names, by their own keys."""
+    """Digests, by key, of weights that share their shape with others."""
     groups: dict[tuple[int, ...], dict[Hashable, gs.Tensor]] = {}
     for tensor, weight in weights:
         if constant_shape(tensor) is not None:

@@ -1,15 +1,14 @@
-"""Recurrent layers that an exporter wrote out as products, sums and activations.
+"""Recurrent layers that an exporter decomposed into products, sums and activations.
 
-**A recurrence is a value that comes back to the weight that made it, through an activation.** In
-the flow of values, where all nodes that multiply with the same weight are one product, that is a
-circle with a product and an activation on it. It closes through what a Loop or Scan carries from
-turn to turn; or, where all steps were written one after another, because the product of one step is
-that of the next.
+**A recurrence is a value that returns, through an activation, to the weight that produced it.** In
+the dataflow, where all nodes that multiply by the same weight are one product, it is a cycle with a
+product and an activation on it. The cycle closes through a loop-carried value of a Loop or Scan;
+or, in an unrolled loop, because all steps share one product.
 
-A single step does not close. It shows by the way in which an LSTM and a GRU keep their state: a sum
-in which a gate, the sigmoid of a product, multiplies what was there before, and in which the tanh
-of a product of the same operand comes in. A single step of an RNN without gates is a dense layer,
-and nothing tells it from one.
+A single step closes no cycle. It is recognized by how an LSTM or a GRU updates its state: a sum in
+which a gate, the sigmoid of a product, multiplies the old state, and the tanh of a product of the
+same operand is added. A single step of an RNN without gates is indistinguishable from a dense
+layer.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from onnx_rnn_prune.trace.dataflow import (
     reach,
 )
 
-# Those that the specification gives LSTM, GRU and RNN.
+# The activations that the specification allows in LSTM, GRU and RNN.
 _ACTIVATIONS = frozenset(
     ("Sigmoid", "Tanh", "Relu", "HardSigmoid", "LeakyRelu", "ThresholdedRelu", "Elu", "Softsign")
 )
-# What normalizes a state leaves one; written out, that ends with a Div.
+# A normalized state is still a state; a decomposed normalization ends with a Div.
 _NORMALIZING = frozenset(
     ("Div", "GroupNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization",
      "MeanVarianceNormalization", "SimplifiedLayerNormalization")
@@ -51,7 +50,7 @@ _SUMS = frozenset(("Add", "Sub", "Sum"))
 UNROLLED, STEP = "unrolled", "single step"
 _LAYERS = "export torch.nn.LSTM, GRU or RNN where the model has cells in a Python loop"
 _REBUILD = "build the layer with its weights in PyTorch, and export that with dynamo=False"
-# What helps, by exporter and kind.
+# Advice by exporter and kind.
 _ADVICE = {
     ("pytorch", UNROLLED): f"{_LAYERS}, with dynamo=False, since dynamo=True unrolls RNN",
     ("pytorch", STEP): f"{_LAYERS} or steps; of Keras, export with the TensorFlow backend",
@@ -64,23 +63,23 @@ _ADVICE = {
 }
 NO_CELL = "its steps compute something other than an LSTM, GRU or RNN"
 _ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
-# More than a cell has between its products and its new state; sums of long residuals have more.
+# More tensors than a cell has between products and new state; long residual sums have more.
 _MOST = 64
 
 
 @dataclass(frozen=True, eq=False)
 class DecomposedRecurrence(Record):
-    """A recurrence without a recurrent node.
+    """A recurrence without a recurrent operator.
 
     Attributes:
         kind: loop, scan, unrolled or single step.
         at: the Loop or Scan, or the first of the nodes.
-        nodes: names of the nodes that multiply the state with weights.
+        nodes: names of the nodes that multiply the state by weights.
         weights: names of these weights.
-        steps: how many steps are written; 1 where something repeats them.
+        steps: the number of unrolled steps; 1 in a loop.
         units: entries of the state.
-        like: the operator with as many gates, or empty.
-        scope: the way down to the graph that holds it; empty for the main graph.
+        like: the recurrent operator with as many gates, or empty.
+        scope: path to the graph that holds it; empty for the main graph.
     """
 
     kind: str
@@ -107,7 +106,7 @@ class DecomposedRecurrence(Record):
 
 
 def find_decomposed(graph: gs.Graph) -> tuple[DecomposedRecurrence, ...]:
-    """The recurrences of a graph and its bodies that are no recurrent nodes."""
+    """The recurrences of a graph and its bodies that are not recurrent nodes."""
     flow = dataflow(graph)
     homes = [(place.scope, place.graph.nodes) for place in places(graph)]
     scopes = {title(node): scope for scope, nodes in homes for node in nodes}
@@ -123,7 +122,7 @@ def find_decomposed(graph: gs.Graph) -> tuple[DecomposedRecurrence, ...]:
 
 
 def with_reasons(rolling: Rolling) -> Rolling:
-    """What became of a model, with a reason for each recurrence that stays written out."""
+    """The result of rolling, with a reason for each recurrence that stays decomposed."""
     graph, left = rolling.document.graph, dict(rolling.left)
     nodes = list(all_nodes(graph))
     for item in find_decomposed(graph):
@@ -134,13 +133,13 @@ def with_reasons(rolling: Rolling) -> Rolling:
 
 
 def advice(written: Iterable[DecomposedRecurrence], producer: str) -> str:
-    """What the user of an exporter can do about written-out recurrences; empty where none are."""
+    """How to export without decomposed recurrences; empty if there are none."""
     found = {_ADVICE.get((producer.lower(), item.kind), _ANY): None for item in written}
     return "; ".join(found)
 
 
 def title(node: gs.Node) -> str:
-    """How a recurrence calls one of its nodes."""
+    """How messages about a recurrence name a node."""
     return node.name or f"{node.op} {node_key(node)}"
 
 
@@ -165,7 +164,7 @@ def _written(
 
 
 def _circles(flow: Dataflow) -> list[set[Vertex]]:
-    """Vertices from each of which one comes to all others, with a product and an activation."""
+    """The cycles of the dataflow that contain a product and an activation."""
     numbers = {vertex: number for number, vertex in enumerate(flow.products)}
     found = {}
     for circle in circles(flow):
@@ -185,7 +184,7 @@ def _on(flow: Dataflow, circle: set[Vertex]) -> list[Product]:
 
 
 def _kind(flow: Dataflow, circle: set[Vertex]) -> tuple[str, gs.Node | None]:
-    """How a circle closes, and the node that carries it on."""
+    """How a cycle closes, and the Loop or Scan that carries it, if any."""
     for name, (source, node) in flow.loop_carried.items():
         if name in circle and source in circle:
             return node.op.lower(), node
@@ -193,10 +192,11 @@ def _kind(flow: Dataflow, circle: set[Vertex]) -> tuple[str, gs.Node | None]:
 
 
 def _units(flow: Dataflow, circle: set[Vertex]) -> int:
-    """Entries of the state: as many as products sum.
+    """Width of the state: as many entries as products sum.
 
-    Where these sum the input, too, which lies beside it, their rows tell: of one product with a
-    sigmoid behind it, as of an LSTM, a fourth; of several, as of a GRU, those of the smallest.
+    Where products sum the input as well, concatenated with the state, the number of rows tells: a
+    quarter of it for a single product with a sigmoid behind it, as in an LSTM; for several, as in a
+    GRU, that of the smallest.
     """
     products = _on(flow, circle)
     makes = [flow.makers.get(name) for product in products for name in product.operands]
@@ -208,13 +208,13 @@ def _units(flow: Dataflow, circle: set[Vertex]) -> int:
 
 
 def _steps(flow: Dataflow, circle: set[Vertex], entering: set[Vertex]) -> int:
-    """How many steps are written.
+    """The number of unrolled steps.
 
-    One for each time that a product is; and one more where the state before the first of them is
-    itself made by the cell, whose own product with a state that is known was computed in advance.
+    One for each occurrence of a product; and one more where the state before the first of them is
+    itself made by the cell, whose product with the known initial state was computed in advance.
 
     Args:
-        entering: the products that go into its activations, those of the input included.
+        entering: the products that feed its activations, those of the input included.
     """
     products = _on(flow, circle)
     first = {name for product in products for name in product.operands if name not in circle}
@@ -225,12 +225,12 @@ def _steps(flow: Dataflow, circle: set[Vertex], entering: set[Vertex]) -> int:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What a tensor is made of, back to products and activations.
+    """The sources of a tensor, back to products and activations.
 
     Attributes:
-        activations: those that it ends at.
-        bare: tensors of which nothing more is known.
-        within: all tensors on the way.
+        activations: those where the search ended.
+        bare: tensors with no producer, such as inputs.
+        within: all tensors on the paths.
     """
 
     activations: list[gs.Node]
@@ -239,7 +239,7 @@ class _Sources:
 
 
 def _single_steps(flow: Dataflow, known: list[set[Vertex]]) -> list[list[Product]]:
-    """The products of steps that no circle runs through, one list for each cell."""
+    """The products of single steps, which lie on no cycle, one list per cell."""
     found: dict[frozenset[Vertex], None] = {}
     for node in flow.nodes:
         if node.op in _SUMS and node.outputs:
@@ -251,9 +251,9 @@ def _single_steps(flow: Dataflow, known: list[set[Vertex]]) -> list[list[Product
 
 
 def _of_state(flow: Dataflow, gates: frozenset[Vertex]) -> list[Product]:
-    """The one of a gate's products that has the shape of R; all where none has.
+    """The product of a gate that has the shape of R; all of them if none has.
 
-    Where W has it, too, the state is what is known of least.
+    If W has that shape too, the product whose operand comes from an input or initializer is taken.
     """
     products = [product for vertex, product in flow.products.items() if vertex in gates]
     counts = {len(cell.gates) for cell in CELLS if len(cell.gates) > 1}
@@ -263,7 +263,7 @@ def _of_state(flow: Dataflow, gates: frozenset[Vertex]) -> list[Product]:
 
 
 def _gating(flow: Dataflow, total: gs.Node) -> frozenset[Vertex] | None:
-    """The products of the gates, if a sum is the new state of a cell."""
+    """The products of the gates if a sum is the new state of a cell, else None."""
     name = total.outputs[0].name
     sources = _sources(flow, name, _MOST)
     candidates = [node for node in sources.activations if node.op == "Tanh"]
@@ -298,19 +298,18 @@ def _sources(flow: Dataflow, name: Vertex, most: float = inf) -> _Sources:
 
 
 def _operands(flow: Dataflow, nodes: Iterable[gs.Node]) -> set[str]:
-    """What the products multiply whose sums go into activations."""
+    """The operands of the products whose sums reach some activations."""
     before = flow.products_before(nodes)
     return {name for vertex in before for name in flow.products[vertex].operands}
 
 
 def state_products(graph: gs.Graph) -> frozenset[str]:
-    """Keys of the products whose sums are in a state: **recurrent layers without an operator**.
+    """Keys of the products that produce a state: **recurrent layers without an operator**.
 
-    A state is a value that comes back to itself: from turn to turn of a Loop or Scan; through an
-    activation, because steps that were written one after another share a weight; through a gate,
-    also behind a normalization; or one in which the products of three such steps meet. What
-    multiplies with such a weight, and what reaches the state through no other product, makes
-    entries of the state.
+    A state is a value on a cycle: through a Loop or Scan; through an activation, because unrolled
+    steps share a weight; through a gate, even behind a normalization; or one in which the products
+    of three such steps meet. A node that multiplies by such a weight, or that reaches the state
+    through no other product, produces entries of the state.
     """
     nodes = list(all_nodes(graph))
     turning = any(node.op in ("Loop", "Scan") for node in nodes)

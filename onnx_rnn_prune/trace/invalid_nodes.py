@@ -1,4 +1,4 @@
-"""Recurrent nodes whose inputs do not fit each other: no runtime computes them."""
+"""Recurrent nodes with incompatible input shapes, which no runtime can compute."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class InvalidNode(Record):
     Attributes:
         name: of the node.
         op: its operator.
-        scope: the way down to its graph; empty for the main graph.
-        reason: which inputs do not fit.
+        scope: path to its graph; empty for the main graph.
+        reason: which inputs are incompatible.
         remedy: what the user can do about it.
     """
 
@@ -46,7 +46,7 @@ class InvalidNode(Record):
 
 
 def find_invalid_nodes(graph: gs.Graph) -> tuple[InvalidNode, ...]:
-    """The recurrent nodes of a graph and its bodies with constants of shapes that do not fit."""
+    """The recurrent nodes of a graph and its bodies whose constants have incompatible shapes."""
     layers = {layer.key: layer for layer in find_layers(graph)}
     computed = computed_parameters(graph)
     known = {tensor.name for tensor in graph.inputs}
@@ -68,7 +68,7 @@ def _weights(node: gs.Node, cell: Cell) -> str:
 
 
 def _others(layer: Layer, inputs: set[str]) -> str:
-    """Which of a layer's other inputs is of another size than R says, if one is."""
+    """Which other input of a layer contradicts the hidden size of R, if one does."""
     wrong = {}
     for letter in ("B", "P", "initial_h", "initial_c"):
         tensor = layer.input(letter)

@@ -1,13 +1,13 @@
-"""What outputs are judged by, where their own numbers say little about a cut.
+"""Which tensors to compare where the numbers of an output say little about a cut.
 
-- An *index* is decided by an ArgMax, a TopK or a comparison: most errors change none of them, and
-  how far apart two of them are means nothing.
-- What is *drawn* at random differs between two runs of the same model.
-- The *length* of some hangs on values, as that of speech on durations: behind an entry more or
-  less, nothing lies beside what it belongs to.
+- An *index* is chosen by an ArgMax, a TopK or a comparison: most errors change none of them, and
+  the distance between two of them means nothing.
+- An output *drawn* at random differs between two runs of the same model.
+- The *length* of some depends on values, as that of speech on durations: after one entry more or
+  less, entries no longer line up.
 
-Each has signals: the last tensors on the way to it that are numbers, fixed, and of a known size.
-A *state* that callers hand back has none: it matters for what comes of it.
+Each has signals: the last tensors before it that are numeric, deterministic and of fixed size. A
+*state* that callers feed back has none: it matters only through later outputs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ INDEX, DRAWN, LENGTH, STATE = "index", "drawn", "length", "state"
 _LIKE = {"RandomNormalLike", "RandomUniformLike"}
 _COMPARING = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _DECIDING = {"ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", *_COMPARING}
-# What makes an index of indices; of a table, the index counts.
+# Operators from indices to an index; of a table lookup, the index counts.
 _PASSING = MOVING | {"And", "Cast", "LabelEncoder", "Not", "OneHot", "Or", "Xor"}
 _TABLES = {"ArrayFeatureExtractor", "Gather"}
-# The inputs whose values decide about the size of what comes out.
+# The inputs whose values determine the size of the output.
 _SIZES = {
     "Compress": (1,), "ConstantOfShape": (0,), "Expand": (1,), "Loop": (0,),
     "NonMaxSuppression": (0, 1), "NonZero": (0,), "OneHot": (1,), "Pad": (1,), "Range": (0, 1, 2),
@@ -42,7 +42,7 @@ _SIZES = {
 }  # fmt: skip
 _ROUNDING = {"Ceil", "Floor", "Round"}
 _WHOLE = {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
-# Behind these one still sees that numbers were rounded.
+# Operators that may follow a rounding.
 _SUMMING = {"Cast", "CumSum", "Identity", "Max", "ReduceMax", "ReduceSum", "Reshape", "Squeeze"}
 _SUMMING |= {"Unsqueeze", "Mul", "Add", "Clip"}
 
@@ -52,9 +52,9 @@ class Judged:
     """What outputs are judged by.
 
     Attributes:
-        outputs: all of them, as far as onnxruntime can compute them.
-        kinds: of the outputs that are not judged by their own numbers: index, drawn or length.
-        signals: by the same names, the tensors to look at in their place; there may be none.
+        outputs: all that onnxruntime can compute.
+        kinds: for outputs not judged by their own numbers: index, drawn or length.
+        signals: by the same names, the tensors to compare instead; may be empty.
     """
 
     outputs: tuple[str, ...]
@@ -63,17 +63,17 @@ class Judged:
 
     @property
     def watched(self) -> tuple[str, ...] | None:
-        """What to run for; None where that is all outputs."""
+        """The tensors to compute; None for all outputs."""
         return tuple(dict.fromkeys(self._watched())) if self.kinds else None
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """The outputs that are drawn at random, which are for callers but not to be judged."""
+        """The outputs drawn at random, which callers get but which are not compared."""
         return tuple(name for name in self.outputs if self.kinds.get(name) == DRAWN)
 
     @property
     def proven(self) -> tuple[str, ...] | None:
-        """What two models that compute the same agree on; None where that is all outputs."""
+        """The tensors in which two equivalent models agree; None for all outputs."""
         return self.repeatable(self.outputs) if self.drawn else None
 
     def _watched(self) -> Iterator[str]:
@@ -83,7 +83,7 @@ class Judged:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about outputs that are compared in another way."""
+        """Notes for the user about outputs that others stand in for."""
         return tuple(
             f"the output '{name}' is drawn at random: compared in its place: "
             + ", ".join(f"'{signal}'" for signal in self.signals[name])
@@ -92,7 +92,7 @@ class Judged:
         )
 
     def without(self, names: Collection[str]) -> Judged:
-        """The same where some tensors are not what they were."""
+        """A copy without the signals of outputs for which some tensors cannot be compared."""
         signals = {
             output: () if any(name in names for name in signals) else signals
             for output, signals in self.signals.items()
@@ -100,13 +100,13 @@ class Judged:
         return replace(self, signals=signals)
 
     def repeatable(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        """Some outputs, and signals in place of those that are drawn."""
+        """Some outputs, those drawn at random replaced by their signals."""
         return self._instead(outputs, {DRAWN})
 
     def numbers(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        """Some outputs, and signals in place of those whose own numbers say little.
+        """Some outputs, those whose own numbers say little replaced by their signals.
 
-        Where an output that is not drawn has no signals, it stays.
+        An output without signals stays, unless it is drawn.
         """
         return self._instead(outputs, {DRAWN, INDEX, LENGTH})
 
@@ -117,12 +117,12 @@ class Judged:
             instead = self.signals.get(output, ()) if kind in kinds else ()
             own = () if kind == DRAWN else (output,)
             found.update(dict.fromkeys(instead or own))
-        # Where nothing but what is drawn is asked for, states and the like will do.
+        # If only random outputs are asked for, states and the like will do.
         return tuple(found) or (self.watched or ())
 
 
 def find_judged(document: Document) -> Judged:
-    """What the outputs of a model are judged by."""
+    """Finds what the outputs of a model are to be judged by."""
     graph = document.graph
     flow = _Flow.of(graph)
     kinds: dict[str, str] = {}
@@ -143,13 +143,13 @@ def find_judged(document: Document) -> Judged:
 
 @dataclass(frozen=True, eq=False)
 class _Flow:
-    """Where values go in the main graph; tensors by their ids.
+    """Properties of the tensors of the main graph, which are identified by `id`.
 
     Attributes:
-        made: what its nodes compute.
-        valued: what hangs on the values of layers, and not on their sizes alone.
-        drawn: what hangs on something random.
-        open: what is made where values decide about sizes, and all behind it.
+        made: tensors computed by its nodes.
+        valued: tensors that depend on the values of layers, not just on their sizes.
+        drawn: tensors that depend on something random.
+        open: tensors whose size depends on values, and all downstream.
     """
 
     made: set[int]
@@ -159,7 +159,7 @@ class _Flow:
 
     @staticmethod
     def of(graph: gs.Graph) -> _Flow:
-        """Of a graph whose nodes are sorted."""
+        """The properties for a graph whose nodes are sorted."""
         flow = _Flow({id(t) for node in graph.nodes for t in node.outputs}, set(), set(), set())
         for node in graph.nodes:
             outs = {id(tensor) for tensor in node.outputs}
@@ -191,7 +191,7 @@ class _Flow:
         return node.op == "Loop" and _ends_by_values(node) and id(node.outputs[0]) in self.valued
 
     def _frontier(self, output: gs.Tensor, tainted: set[int]) -> list[gs.Tensor]:
-        """What goes into the part that is drawn, or open, and hangs on values itself."""
+        """The tensors that feed the random or open part and depend on values themselves."""
         found: dict[int, gs.Tensor] = {}
         waiting, seen, fixed = [output], {id(output)}, self.valued - tainted
         for tensor in waiting:
@@ -205,7 +205,7 @@ class _Flow:
         return list(found.values())
 
     def _unrounded(self, tensor: gs.Tensor) -> gs.Tensor:
-        """What stands before numbers are rounded, as durations are to frames."""
+        """The tensor before rounding, such as durations before they become frames."""
         best = tensor
         item: gs.Tensor = tensor
         while id(item) in self.made:
@@ -218,7 +218,7 @@ class _Flow:
         return best
 
     def _decided(self, tensor: gs.Tensor) -> list[gs.Tensor] | None:
-        """What decides about an index; None where a tensor is none."""
+        """The tensors that decide an index; None if a tensor is no index."""
         if id(tensor) not in self.valued or not tensor.inputs:
             return []
         node = tensor.inputs[0]
@@ -241,12 +241,12 @@ class _Flow:
 
 
 def _with_bodies(node: gs.Node) -> list[gs.Node]:
-    """A node and those in its bodies."""
+    """A node and all nodes in its bodies."""
     return [node, *(item for body in bodies_of(node).values() for item in all_nodes(body))]
 
 
 def _reads(node: gs.Node) -> list[gs.Tensor]:
-    """What a node reads, and all that those in its bodies read."""
+    """All tensors read by a node or by nodes in its bodies."""
     outs = [tensor for body in bodies_of(node).values() for tensor in body.outputs]
     return [*outs, *(tensor for item in _with_bodies(node) for tensor in item.inputs)]
 
@@ -259,7 +259,7 @@ def _is_random(node: gs.Node) -> bool:
 
 
 def _ends_by_values(node: gs.Node) -> bool:
-    """Whether a Loop may end before its last turn."""
+    """Whether a Loop may end before its last iteration."""
     for body in bodies_of(node).values():
         last = body.outputs[0]
         while last.inputs and last.inputs[0].op in ("Identity", "Cast"):

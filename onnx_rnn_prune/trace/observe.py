@@ -18,19 +18,19 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.moves import move
 from onnx_rnn_prune.operators.table import Shape, rule_of
 
-# Most runs that are made to come by every branch.
+# Maximum number of runs to reach every branch.
 _RUNS = 16
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What runs showed of the tensors behind the recurrent layers.
+    """What runs revealed about the tensors downstream of the recurrent layers.
 
     Attributes:
         shapes: by tensor name.
         values: by tensor name, for parameters of operators that move entries.
-        runs: by tensor name, the number of the first run that came by it; missing for what is in a
-            branch that no run took.
+        runs: by tensor name, the number of the first run that reached it; missing for tensors in
+            branches that no run took.
     """
 
     shapes: Mapping[str, Shape]
@@ -38,9 +38,10 @@ class Observation:
     runs: Mapping[str, int]
 
     def together(self, names: Iterable[str]) -> bool:
-        """Whether one run showed all of some tensors, so that their sizes fit each other.
+        """Whether one run reached all of some tensors, so that their sizes are consistent.
 
-        Of what no run showed nothing is known: a tensor that units meet there may be anything.
+        Nothing is known about tensors that no run reached: where units meet one, it may be
+        anything.
         """
         found = {self.runs.get(name) for name in names}
         return len(found) < 2 and None not in found
@@ -52,12 +53,12 @@ def observe(
     feeds: Iterable[Feed],
     sources: Iterable[str] = (),
 ) -> Observation:
-    """Looks at every tensor that labels may reach, in as many runs as show all layers.
+    """Records every tensor that labels may reach, in as many runs as it takes to reach all layers.
 
     Args:
         document: the model.
         layers: whose outputs carry labels.
-        feeds: what it runs on.
+        feeds: to run it on.
         sources: inputs of the model that carry labels, too.
     """
     shapes, values = _wanted(document, layers, sources)
@@ -83,14 +84,14 @@ def observe(
 
 
 def was_seen(layer: Layer, runs: Mapping[str, int]) -> bool:
-    """Whether a run came by a layer."""
+    """Whether a run reached a layer."""
     return all(tensor.name in runs for tensor in layer.node.outputs if tensor.name)
 
 
 def _wanted(
     document: Document, layers: Sequence[Layer], sources: Iterable[str]
 ) -> tuple[list[str], list[str]]:
-    """The tensors whose shapes and whose values are looked at."""
+    """The tensors whose shapes are recorded, and those whose values are."""
     source = document.outline()
     reachable = computable(source) | {port.name for port in source.graph.input}
     shapes: dict[str, None] = dict.fromkeys(sources)
@@ -102,15 +103,15 @@ def _wanted(
         for tensor in (*node.inputs, *node.outputs, *handed):
             if tensor.name in reachable and not isinstance(tensor, gs.Constant):
                 shapes[tensor.name] = None
-        how = node.inputs[1:] if rule_of(node) is move else ()  # it moves its data
+        how = node.inputs[1:] if rule_of(node) is move else ()  # input 0 is moved
         values.update(dict.fromkeys(tensor.name for tensor in how if tensor.name in shapes))
     return list(shapes), list(values)
 
 
 def _behind(graph: gs.Graph, layers: Sequence[Layer], sources: Iterable[str]) -> list[gs.Node]:
-    """The layers, and nodes that they or a source reach through operators that have a rule.
+    """The layers, and nodes reachable from them or a source through operators with a rule.
 
-    What a Loop or Scan carries comes back to the nodes that stand before what makes it.
+    Loop-carried values lead back to nodes that stand before their producer.
     """
     reached = {id(layer.node) for layer in layers}
     names = {tensor.name for layer in layers for tensor in layer.node.outputs if tensor.name}

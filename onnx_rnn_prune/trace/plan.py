@@ -1,4 +1,4 @@
-"""The plan: per layer and direction, which units are kept. A value, saved as JSON."""
+"""The plan: which units each layer keeps, per direction; a value, saved as JSON."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LayerPlan:
     """What one layer keeps.
 
     Attributes:
-        hidden_size: H of the model that the plan is for.
+        hidden_size: H in the model that the plan is for.
         keep: per direction, the kept units, sorted.
-        scope: the way down to the layer's graph; empty for the main graph.
+        scope: path to the layer's graph; empty for the main graph.
     """
 
     hidden_size: int
@@ -47,7 +47,7 @@ class Plan:
         model: SHA-256 of the model that the plan is for, see `fingerprint`.
         layers: by layer name.
         notes: what the user should know about the choice; not saved.
-        pinned: layers that the choice leaves whole, and why; not saved.
+        pinned: layers left whole, and why; not saved.
     """
 
     model: str
@@ -74,7 +74,7 @@ class Plan:
         )
 
     def mask(self, trace: Trace) -> Mask:
-        """Per unit of a trace, whether it stays.
+        """For each unit of a trace, whether it stays.
 
         Raises:
             PruneError: the plan separates units that belong together.
@@ -124,7 +124,7 @@ class Plan:
         """Reads a plan file.
 
         Raises:
-            PruneError: there is none, or it is not of the known form.
+            PruneError: the file is missing or is no valid plan.
         """
         if not isinstance(path, str | Path):
             raise PruneError(
@@ -153,7 +153,7 @@ class Plan:
         """Reads the text of a plan file.
 
         Raises:
-            PruneError: what it says of a layer cannot be meant.
+            PruneError: an entry of a layer makes no sense.
             ValueError, KeyError, TypeError: it is no plan.
         """
         document: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repeats)
@@ -164,7 +164,7 @@ class Plan:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two entries with one name, the first would be lost."""
+    """A JSON object; repeated keys are refused, since all but the last would be lost."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -184,7 +184,7 @@ def _read_layer(name: str, entry: Any) -> LayerPlan:
 
 
 def _check_units(name: str, layer: LayerPlan) -> None:
-    """Whether a layer's plan is one for any layer."""
+    """Checks that a layer's plan is valid in itself."""
     hidden = layer.hidden_size
     if not _is_whole(hidden) or hidden < 1:
         raise _wrong(name, f"hidden_size is {hidden!r}, which is not a number of units")
@@ -219,9 +219,9 @@ def _no_plan(path: str | Path, error: Exception) -> PruneError:
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
-    """SHA-256 of a model's serialized message: the file's own hash where it holds all weights.
+    """SHA-256 of a model's serialized message: equals the file's hash if that holds all weights.
 
-    Weights in files follow the message, wherever they lie.
+    External weights are hashed after the message, wherever they lie.
     """
     found = hashlib.sha256()
     apart = [tensor for tensor in model.graph.initializer if is_reference(tensor)]
@@ -241,7 +241,7 @@ def _without_place(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def check_plan(plan: Plan, model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
-    """Whether a plan is for this model.
+    """Checks that a plan is for this model.
 
     Raises:
         PruneError: it is for another one, or for none.

@@ -1,4 +1,4 @@
-"""What one pass over the nodes of a graph begins with, and what it finds."""
+"""The input and the result of one label propagation through a graph."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ GRAPH_OUTPUT = ""
 
 @dataclass(frozen=True, order=True)
 class Outlet:
-    """One way in which a layer's output leaves it.
+    """One way in which a layer's output is read.
 
     Attributes:
-        layer: the layer's name; that of an input of the model where units come in by a state.
+        layer: the layer's name, or the model's input through which a state brings units.
         output: Y, Y_h or Y_c; empty for an input.
         consumer: key of the node that reads it there; empty for a graph output.
         slot: that node's input.
@@ -77,7 +77,7 @@ class Carried:
     Attributes:
         labels: of the tensor.
         axis: along which units lie.
-        origins: the outlets whose units they are.
+        origins: the outlets that the units came through.
         altered: as in `Step`.
     """
 
@@ -87,32 +87,32 @@ class Carried:
     altered: str
 
     def same_as(self, other: Carried | None) -> bool:
-        """Whether it is no more than was known."""
+        """Whether it adds nothing to what was known."""
         if other is None:
             return False
         same = np.array_equal(self.labels, other.labels)
         return same and (self.origins, self.altered) == (other.origins, other.altered)
 
 
-# By the body's input: what it holds, and None where that is no units; the others are pending.
+# By the body's input: the units it holds, None if none; states not listed are pending.
 Known = Mapping[str, Carried | None]
 
 
 @dataclass(frozen=True, eq=False)
 class Assumptions:
-    """What a propagation of labels begins with.
+    """What a label propagation starts from.
 
     Attributes:
         document: the model.
         observation: of it.
-        layers: whose units are followed.
+        layers: the layers whose units are followed.
         units: their units.
-        recurrent: names of those without a recurrent operator whose units a state holds.
-        states: which callers carry from an output of the model to an input.
-        closed: outlets that are not followed, each with the reason.
-        edges: places where full width is read, each with the reason.
-        incoming: by input, the labels with which these come in.
-        known: of the states of Loops and Scans.
+        recurrent: names of layers without a recurrent operator whose units a state holds.
+        states: those that callers carry from an output of the model to an input.
+        closed: outlets that are not followed, with reasons.
+        edges: places where full width is read, with reasons.
+        incoming: labels of these states, by model input.
+        known: what states of Loops and Scans hold.
     """
 
     document: Document
@@ -129,7 +129,7 @@ class Assumptions:
 
 @dataclass
 class Propagation:
-    """What one pass finds; layers are found by the node's key."""
+    """The result of one pass; layers are found by their node's key."""
 
     assumed: Assumptions
     layers: Mapping[str, str]
@@ -187,18 +187,18 @@ class Propagation:
         self.lane_outputs[name] = output
 
     def leaving(self) -> dict[str, Labels]:
-        """By input, the labels with which states of callers leave."""
+        """Labels of the states that callers carry as they leave, by model input."""
         leaving = {state.source: gs.Variable(state.result) for state in self.assumed.states}
         open_ = {name: t for name, t in leaving.items() if self.arriving(t, GRAPH_OUTPUT, 0)}
         return {name: self.carried[tensor.name].labels for name, tensor in open_.items()}
 
     @property
     def goes_on(self) -> bool:
-        """Whether nothing stopped labels."""
+        """Whether no labels were stopped."""
         return not (self.stops or self.crossed or self.edge_stops)
 
     def settled(self) -> bool:
-        """Whether states hold what the propagation began with."""
+        """Whether all states hold what the propagation assumed."""
         known = self.assumed.known
         return self.known.keys() == known.keys() and all(
             held is known[name] or (held is not None and held.same_as(known[name]))
@@ -206,22 +206,22 @@ class Propagation:
         )
 
     def end(self, outlets: Iterable[Outlet], title: str) -> None:
-        """Units of some outlets are absorbed by a node."""
+        """Notes that a node absorbs the units of some outlets."""
         for outlet in outlets:
             self.ends.setdefault(outlet, []).append(title)
 
     def stop(self, outlets: Iterable[Outlet], reason: str, parts: int = 1) -> None:
-        """Labels from some outlets can flow no further."""
+        """Notes that labels from some outlets can be propagated no further."""
         for outlet in outlets:
             self.stops.setdefault(outlet, reason)
             if parts > 1:
                 self.parts.setdefault(outlet.layer, parts)
 
     def stop_at(self, edge: Edge, came: frozenset[Outlet], reason: str, parts: int = 1) -> None:
-        """Labels can flow no further than to an edge, where full width may do.
+        """Notes that labels stop at an edge, where full width may be restored instead.
 
-        That is so of what holds the states of a recurrence: there it takes one matrix, where the
-        outputs of its layers would each take one.
+        This applies to tensors that hold the states of a recurrence: one matrix there replaces one
+        for each output of its layers.
         """
         held = {outlet.layer for outlet in came} <= self.assumed.recurrent
         carried = self.carried[edge.tensor]
@@ -233,22 +233,22 @@ class Propagation:
 
 
 def is_select(tensor: gs.Tensor) -> bool:
-    """Whether a tensor holds entries that were picked for units."""
+    """Whether a tensor holds entries picked for units."""
     maker = tensor.inputs[0] if tensor.inputs else None
     return maker is not None and maker.op == "Gather" and bool(maker.name.startswith(OWN))
 
 
 def meet(propagation: Propagation, node: gs.Node, slot: int, labels: Labels, axis: int) -> bool:
-    """Lets a value without units meet some: a constant is cut, of another one entries are picked.
+    """Lets a value without units meet some: a constant is cut, else the units' entries are picked.
 
-    Returns whether it can be.
+    Returns whether that is possible.
 
     Args:
-        propagation: is told of it.
-        node: which reads the value.
-        slot: that input.
+        propagation: records it.
+        node: the node that reads the value.
+        slot: the input where it does.
         labels: the units that it meets.
-        axis: along which they lie, from the end.
+        axis: their axis, from the end.
     """
     tensor = node.inputs[slot]
     shape = constant_shape(tensor)
@@ -277,5 +277,5 @@ def meet(propagation: Propagation, node: gs.Node, slot: int, labels: Labels, axi
 
 
 def title_of(node: gs.Node) -> str:
-    """How messages call a node."""
+    """How messages name a node."""
     return node.name or f"{node.op} {node_key(node)}"

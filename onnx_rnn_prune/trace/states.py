@@ -13,9 +13,9 @@ from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, places, ports_of
 from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
-# What copies entries makes another state of one.
+# Operators that copy entries: what they make is no longer the same state.
 _MOVING = (MOVING | {"Cast"}) - {"Expand", "Tile"}
-# What prepare may have put behind a state: its restore and an addition.
+# What preparation may put behind a state: a restoring product and an addition.
 _RESTORING = {"MatMul", "Add"}
 ENDS = {"initial_h": "Y_h", "initial_c": "Y_c"}
 
@@ -25,12 +25,12 @@ InitialState = tuple[str, str]
 
 @dataclass(frozen=True)
 class StatePair:
-    """A state that callers carry from one run to the next, of one layer or of several.
+    """A state of one or more layers that callers carry from run to run.
 
     Attributes:
-        source: the model's input in which it comes.
-        result: the model's output in which it leaves.
-        starts: the layers' states that it holds.
+        source: the model input that takes it.
+        result: the model output that returns it.
+        starts: the layers' initial states that it holds.
     """
 
     source: str
@@ -39,7 +39,7 @@ class StatePair:
 
 
 def state_pairs(document: Document) -> tuple[tuple[StatePair, ...], dict[InitialState, str]]:
-    """The inputs and outputs that hold the same states, and why other states are in none."""
+    """Pairs of inputs and outputs that hold the same states, and why other states have no pair."""
     graph = document.graph
     inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
     known = {id(tensor) for tensor in inputs}
@@ -92,12 +92,12 @@ def _no_pair(
 
 
 def known_states(document: Document) -> dict[str, str]:
-    """The state inputs, each with the output in which a call leaves what it is in the next."""
+    """The state inputs, each with the output that holds its next value."""
     return {state.source: state.result for state in state_pairs(document)[0]}
 
 
 def state_inputs(document: Document) -> frozenset[str]:
-    """The inputs that reach an initial state of a layer by moves alone."""
+    """The inputs that reach an initial state of a layer through moves alone."""
     inputs = {tensor.name for tensor in document.graph.inputs}
     found: set[str] = set()
     for layer in find_layers(document.graph):
@@ -109,7 +109,7 @@ def state_inputs(document: Document) -> frozenset[str]:
 
 
 def turning_states(document: Document) -> frozenset[str]:
-    """The initial states of layers that come from the turn before, of a Loop or Scan, by moves."""
+    """The initial states of layers that a Loop or Scan carries, through moves alone."""
     ports = [found for node in all_nodes(document.graph) if (found := ports_of(node)) is not None]
     sources = {id(state.source) for found in ports for state in found.states}
     turning = set()
@@ -122,13 +122,13 @@ def turning_states(document: Document) -> frozenset[str]:
 
 
 def plain_outputs(document: Document) -> tuple[str, ...]:
-    """The outputs that are not just states; all of them where there are no others."""
+    """The outputs that are not just states; all outputs if there are no others."""
     outputs, states = [t.name for t in document.graph.outputs], state_outputs(document)
     return tuple(name for name in outputs if name not in states) or tuple(outputs)
 
 
 def state_outputs(document: Document) -> frozenset[str]:
-    """The outputs that are final states Y_h and Y_c of layers, moved or brought to full width."""
+    """The outputs that are final states Y_h and Y_c of layers, moved or restored to full width."""
     return frozenset(
         tensor.name
         for tensor in document.graph.outputs
@@ -137,7 +137,7 @@ def state_outputs(document: Document) -> frozenset[str]:
 
 
 def way_back(tensor: gs.Tensor, through: Container[str] = frozenset(_MOVING)) -> list[gs.Tensor]:
-    """A tensor and all that it is made of by some operators, back to what others make."""
+    """A tensor and everything it is made from through some operators."""
     way, seen = [tensor], {id(tensor)}
     for item in way:
         for other in _moved(item, through):
@@ -148,14 +148,14 @@ def way_back(tensor: gs.Tensor, through: Container[str] = frozenset(_MOVING)) ->
 
 
 def _sources(tensor: gs.Tensor, through: Container[str]) -> Iterator[gs.Tensor]:
-    """Where a tensor comes from, back through some operators; constants left out."""
+    """The sources of a tensor, back through some operators, constants left out."""
     for item in way_back(tensor, through):
         if not isinstance(item, gs.Constant) and not _moved(item, through):
             yield item
 
 
 def _moved(tensor: gs.Tensor, through: Container[str]) -> Sequence[gs.Tensor]:
-    """What an operator makes a tensor of, if it is one of some operators."""
+    """The inputs that a tensor is made from, if its operator is one of some."""
     node = tensor.inputs[0] if tensor.inputs else None
     if node is None or node.op not in through:
         return ()
@@ -169,7 +169,7 @@ def _is_state(tensor: gs.Tensor) -> bool:
 
 
 def handed_back(document: Document) -> tuple[StatePair, ...]:
-    """The states that callers can only hand back: nothing but the layers reads what comes in."""
+    """The states that callers can only feed back: only the layers read the inputs."""
     sources = {tensor.name: tensor for tensor in document.graph.inputs}
     layers = find_layers(document.graph)
     taken = {(o.key, o.slot(name)) for o in layers for name in ENDS if name in o.cell.inputs}
@@ -182,7 +182,7 @@ def handed_back(document: Document) -> tuple[StatePair, ...]:
 
 
 def leaves_only(document: Document, key: str, results: Container[str]) -> bool:
-    """Whether all that a node makes is moved to some outputs of the model, and nothing reads it.
+    """Whether all outputs of a node merely move to some outputs of the model, unread otherwise.
 
     Args:
         document: the model.
@@ -197,7 +197,7 @@ def leaves_only(document: Document, key: str, results: Container[str]) -> bool:
 
 
 def _ends(document: Document, start: Iterable[gs.Tensor]) -> tuple[set[tuple[str, int]], set[str]]:
-    """The inputs of nodes, by key and slot, and the outputs to which tensors are moved."""
+    """The inputs of nodes, by key and slot, and the model outputs that tensors are moved to."""
     outputs = {id(t): t.name for place in places(document.graph) for t in place.graph.outputs}
     read: set[tuple[str, int]] = set()
     passed: set[str] = set()
@@ -211,6 +211,6 @@ def _ends(document: Document, start: Iterable[gs.Tensor]) -> tuple[set[tuple[str
                 if node.op in _MOVING and (slot == 0 or node.op == "Concat"):
                     waiting += [made for made in node.outputs if id(made) not in seen]
                     seen.update(map(id, node.outputs))
-                elif node.op != "Shape":  # which does not look at values
+                elif node.op != "Shape":  # which ignores values
                     read.add((node_key(node), slot))
     return read, passed

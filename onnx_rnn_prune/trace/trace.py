@@ -1,4 +1,4 @@
-"""Following the units of recurrent layers through a graph until someone has read them all."""
+"""Follows the units of recurrent layers through a graph until all are absorbed."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ class Trace:
     Attributes:
         layers: the layers that were followed.
         units: their units.
-        groups: what must be decided together.
+        groups: lanes that must be decided together.
         labels: by tensor name, the labels it carries.
-        bindings: constants that get cut with the units, the layers' own parameters left out.
-        ends: where each outlet's units end: the names of the nodes that absorb them.
-        restored: outlets that cannot be absorbed, each with the reason.
+        bindings: constants to cut with the units, without the layers' own parameters.
+        ends: by outlet, the names of the nodes that absorb its units.
+        restored: outlets that cannot be absorbed, with reasons.
         origins: by tensor name, the outlets whose units it carries.
-        edges: places behind recurrences where full width is read, each with the reason.
-        selects: inputs of full width, by node key and slot, of which the entries of units are to be
-            picked, each with their axis from the end and their number.
-        axes: by tensor name, the axis along which it gets shorter.
-        read_as: for each unit, the one whose label its values have where they were added to those
-            of others, [units].
-        left: layers that are not followed after all, each with the reason.
+        edges: places behind recurrences where full width is read, with reasons.
+        selects: full-width inputs to pick the units' entries from, by node key and slot, with the
+            axis from the end and the number of entries.
+        axes: by tensor name, the axis that gets shorter.
+        read_as: for each unit, the one whose label its values carry after an addition, [units].
+        left: layers that are not followed after all, with reasons.
     """
 
     layers: tuple[Layer, ...]
@@ -57,7 +56,7 @@ class Trace:
 
     @property
     def edge_outlets(self) -> Mapping[Outlet, str]:
-        """Where full width is read behind a recurrence, as outlets of the layers concerned."""
+        """The edges, as outlets of the layers concerned, with reasons."""
         return {
             Outlet(outlet.layer, outlet.output, edge.consumer, edge.slot): reason
             for edge, reason in self.edges.items()
@@ -65,13 +64,13 @@ class Trace:
         }
 
     def lanes_of(self, group: Group) -> int:
-        """How many units users count for each one of a group: all that lie behind one another."""
+        """How many units of a layer, as users count them, go with one atom of a group."""
         lanes = min(layer.lanes for layer in self.layers if layer.name in group.layers)
         return lanes * group.each
 
     @cached_property
     def first_of_atom(self) -> Ids:
-        """For each unit, one that stands for all that live or die with it, [units]."""
+        """For each unit, the representative of its atom, [units]."""
         result = np.arange(max(self.units.count, 1), dtype=np.int64)
         for group in self.groups:
             for atoms in group.atoms:
@@ -79,7 +78,7 @@ class Trace:
         return result
 
     def directions_of(self, layer: Layer) -> Ids:
-        """The units of a layer as plans and users see them, [D, H]; lanes are none of theirs."""
+        """The units of a layer as plans and users count them, [D, H], whatever its lanes."""
         lanes = self.units.lanes[layer.name]
         return lanes if layer.cell.stacked else lanes.reshape(1, -1)
 
@@ -92,15 +91,15 @@ def trace(
 ) -> Trace:
     """Follows the units of some layers.
 
-    Where labels can flow no further, the outlet through which they came is closed and propagation
-    starts again without it, until all that is open ends absorbed.
+    Where labels stop, the outlet they came through is closed and propagation starts again without
+    it, until all open outlets are absorbed.
 
     Args:
         document: the model.
-        layers: whose units are followed.
+        layers: the layers whose units are followed.
         observation: of it.
-        states: which callers carry from an output of the model to an input. What leaves by the one
-            comes back by the other, with the same labels; so lanes that share one are tied.
+        states: those that callers carry from an output of the model to an input. They return with
+            the labels they left with, so lanes that share one are tied.
     """
     followed = tuple(layer.in_lanes(int(layer.node.attrs.get("group", 1))) for layer in layers)
     whole = {layer.name for layer in followed if not layer.cell.restores}
@@ -140,7 +139,7 @@ def trace(
 
 
 def _read_as(found: Propagation) -> Ids:
-    """What is equal without meeting, or goes together in one layer, is read as itself."""
+    """See `Trace.read_as`; units joined as duplicates only, or within one lane, stay themselves."""
     units = found.units
     added, lane_of = Partition(units.count), np.append(units.lane_of, NOBODY)
     for one, other, came, _ in found.meetings:
@@ -156,19 +155,19 @@ def _number(layers: Iterable[Layer]) -> Units:
 def _stopped(
     assumed: Assumptions, found: Propagation, whole: Container[str], left: dict[str, str]
 ) -> Assumptions:
-    """What to begin with after labels were stopped.
+    """The assumptions for the next pass after labels were stopped.
 
     Args:
-        assumed: what the propagation began with.
+        assumed: what the last pass started from.
         found: what it found.
         whole: names of layers that cannot be restored.
-        left: those that are not followed any more, each with the reason; some are added.
+        left: layers no longer followed, with reasons; it is extended.
     """
     if not found.stops and not found.crossed:
         return replace(assumed, edges={**assumed.edges, **found.edge_stops})
     divided = _divided(assumed.layers, found.parts)
     if any(new is not old for new, old in zip(divided, assumed.layers, strict=True)):
-        # Others may have been stopped by what could not flow on, and units get other numbers.
+        # Others may have been stopped by these, and units get other numbers.
         return replace(
             assumed, layers=divided, units=_number(divided), incoming={}, known={}, edges={}
         )
@@ -184,7 +183,7 @@ def _stopped(
 
 
 def _divided(layers: tuple[Layer, ...], parts: Mapping[str, int]) -> tuple[Layer, ...]:
-    """The layers, some of them divided into more lanes, and those that are equal with them."""
+    """The layers, some of them (and their duplicates) divided into more lanes."""
     duplicates = find_duplicates(layers)
     wanted = {duplicates[layer.name]: parts[layer.name] for layer in layers if layer.name in parts}
     found = []

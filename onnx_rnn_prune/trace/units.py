@@ -47,12 +47,12 @@ class Units:
 
 @dataclass(frozen=True)
 class Group:
-    """What one decision covers: lanes that keep equally many units.
+    """Lanes that keep equally many units, decided on together.
 
     Attributes:
         layers: the layers in it.
         atoms: per set of lanes that meet, an array [H / each, lanes * each]: each row is one atom,
-            the units that live or die together.
+            units that are kept or removed together.
         each: how many units of each lane an atom takes.
     """
 
@@ -62,7 +62,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """How many atoms may stay: H / each, equal in all its lanes."""
+        """The number of atoms, H / each, equal in all its lanes."""
         return len(self.atoms[0])
 
 
@@ -82,10 +82,10 @@ class Partition:
         return root
 
     def join(self, left: Labels, right: Labels) -> None:
-        """Joins two arrays of items pair by pair; negative items are nobody."""
+        """Joins two arrays of items pairwise; negative items are nobody's and ignored."""
         count = len(self._parent)
         ones, others = np.broadcast_arrays(left, right)
-        # Of an image, places that follow one another have the same pair; to sort pairs takes long.
+        # Adjacent pixels have the same pair; sorting all pairs would be slow.
         pairs = (ones * count + others)[(ones >= 0) & (others >= 0)]
         for pair in np.unique(pairs[np.diff(pairs, prepend=-1) != 0]).tolist():
             one, other = divmod(pair, count)
@@ -102,8 +102,8 @@ class Partition:
 def uneven_lanes(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids] = ()) -> set[int]:
     """Lanes whose atoms do not all take equally many units of each lane that they meet.
 
-    Such lanes cannot keep equally many units under every choice of atoms; nor can those that are
-    tied to lanes of which atoms take another number, as those of one layer are.
+    Such lanes cannot keep equally many units under every choice of atoms; nor can lanes tied to
+    others whose atoms take a different number, as those of one layer are.
     """
     lanes = Partition(int(units.lane_of.max(initial=-1)) + 1)
     for atom in filter(_is_shared, atoms):
@@ -128,7 +128,7 @@ def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tupl
 
     Args:
         units: all units.
-        atoms: units that live or die together.
+        atoms: units that are kept or removed together.
         ties: lanes that must keep equally many units; the directions of one node always must.
     """
     names = list(units.lanes)
@@ -153,7 +153,7 @@ def make_groups(units: Units, atoms: Sequence[Ids], ties: Iterable[Ids]) -> tupl
 
 
 def _sorted_out(atoms: Sequence[Ids], owner: Ids, classes: Sequence[Ids]) -> list[list[Ids]]:
-    """The atoms of each class of owners; `owner` has that of each unit."""
+    """The atoms of each class of owners; `owner` gives the owner of each unit."""
     found: list[list[Ids]] = [[] for _ in classes]
     class_of = {int(item): number for number, items in enumerate(classes) for item in items}
     for atom in atoms:

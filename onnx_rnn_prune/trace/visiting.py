@@ -1,13 +1,13 @@
-"""One pass over the nodes of a graph, with the labels of its layers.
+"""One label propagation through the nodes of a graph.
 
-**From turn to turn.** What a Loop or Scan carries is one tensor at four places: the initial value,
-the body's input, the body's output, the node's output. The body's output says which units it holds,
-and labels are propagated again until that fits what was assumed: at first, a state is *pending*,
-and takes the labels of whatever it meets. The initial value then meets the state: units of another
-layer become the same atoms, a constant is cut like any that meets units, and of a computed value,
-which has full width, the entries of the units are picked. Outside, labels go on. Nothing is asked
-of the values of a cut unit but that they are numbers, since all that reads them are zeroed weights;
-where 0 is not what comes of 0, the labels say what altered it.
+**Loops.** A loop-carried value is one tensor at four places: the initial value, the body's input,
+the body's output, the node's output. The body's output determines which units it holds, and
+propagation is repeated until that agrees with the assumption: at first, a state is *pending* and
+takes the labels of whatever it meets. The initial value then meets the state: units of another
+layer become the same atoms, a constant is cut like any that meets units, and a computed value of
+full width gets the units' entries picked. Outside, labels go on. The values of a cut unit need only
+be finite, since they are read by zeroed weights alone; where an operator turns 0 into something
+else, the labels name it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _begin(propagation: Propagation, duplicates: Mapping[str, str]) -> None:
     """Puts labels on the outputs of all layers."""
     lanes, shapes = propagation.units.lanes, propagation.assumed.observation.shapes
     for layer in propagation.assumed.layers:
-        # One that reads no states of its own, and is written out for each step, is one all the way.
+        # A layer without state that is repeated in every unrolled step is a single one.
         own = lanes[layer.name if layer.sums else duplicates[layer.name]]
         for name in layer.cell.outputs:
             tensor = layer.output(name)
@@ -89,20 +89,20 @@ def _begin(propagation: Propagation, duplicates: Mapping[str, str]) -> None:
             propagation.begin(tensor.name, (layer.name, name), labels, axis, altered)
         _label_scales(propagation, layer, own)
     for name, first in duplicates.items():
-        # One plan for both, so that they go on sharing their weights.
+        # One plan for both, so that they keep sharing weights.
         pair = lanes[first].reshape(-1), lanes[name].reshape(-1)
         propagation.meetings.append((*pair, frozenset(), name))
 
 
 def _label_scales(propagation: Propagation, layer: Layer, own: Ids) -> None:
-    """Puts labels on the scales by which a layer's integers become real, one for each unit."""
+    """Labels the scales that dequantize a layer's integers, one for each unit."""
     found = scaled(layer.node) if layer.cell.op in APART else None
     shape = None if found is None else constant_shape(found.scales.inputs[found.weight])
     if found is None or shape is None or prod(shape) != own.size or own.size == 1:
         return
     name, axis = found.scales.outputs[0].name, int(np.argmax(shape))
     labels = own.reshape(shape)
-    propagation.begin(name, (layer.name, "Y"), labels, axis)  # what they multiply is 0
+    propagation.begin(name, (layer.name, "Y"), labels, axis)  # they multiply 0
     bound = Bound(found.weight, axis - len(shape), labels, dead=None)
     propagation.bindings.append(Binding(node_key(found.scales), bound))
 
@@ -200,7 +200,7 @@ def _leave(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
 
 
 def _held(propagation: Propagation, node: gs.Node, state: State) -> Carried | None:
-    """What a state holds at the end of a turn."""
+    """The units that a state holds at the end of an iteration."""
     known, source, result = propagation.assumed.known, state.source.name, state.result.name
     came = propagation.arriving(state.result, GRAPH_OUTPUT, 0)
     before = known.get(source)
@@ -255,7 +255,7 @@ def _visit(propagation: Propagation, node: gs.Node, opset: int) -> None:
 def _take(
     propagation: Propagation, node: gs.Node, step: Step, flow: Flow, came: frozenset[Outlet]
 ) -> None:
-    """Notes what a rule answers."""
+    """Records the result of a rule."""
     key, title = node_key(node), title_of(node)
     outside = any(
         tensor.name in propagation.outside
@@ -287,9 +287,9 @@ def _take(
 
 
 def _together(propagation: Propagation, node: gs.Node) -> bool:
-    """Whether the sizes of a node's tensors are from one run."""
+    """Whether one run showed the sizes of all of a node's tensors."""
     if node.name.startswith(OWN):
-        return True  # a select or restore, of which all is known
+        return True  # a select or restore, whose sizes are known
     met = [tensor.name for tensor in node.inputs if tensor.name in propagation.carried]
     return propagation.assumed.observation.together(
         (*met, *(t.name for t in node.outputs if t.name))
@@ -335,14 +335,14 @@ def _make_step(
 def _yields(
     propagation: Propagation, node: gs.Node, tensor: gs.Tensor, came: frozenset[Outlet]
 ) -> bool:
-    """Whether a value without units takes those that it meets: entries are picked of it."""
+    """Whether a value without units takes those it meets, by picking their entries."""
     held = {outlet.layer for outlet in came} <= propagation.assumed.recurrent
     picked = held or node.op == "GatherElements" or tensor.name in propagation.pending
     return bool(tensor.name) and picked
 
 
 def _answer(step: Step, lane_of: Ids) -> Flow | Stop:
-    """What becomes of the labels that have reached a node.
+    """The result of a node's rule, checked to leave the tensors even.
 
     Args:
         step: the node.
@@ -356,7 +356,7 @@ def _answer(step: Step, lane_of: Ids) -> Flow | Stop:
 
 
 def _check_even(step: Step, flow: Flow, lane_of: Ids) -> Flow | Stop:
-    """Stops labels that a cut would leave ragged or out of order, or leave nothing of."""
+    """Stops labels if a cut would leave a tensor ragged, out of order or empty."""
     op, before, own = step.node.op, step.labels[0], step.axes[0]
     for labels in flow.outputs.values():
         if not (labels >= 0).any():
@@ -385,7 +385,7 @@ def _check_even(step: Step, flow: Flow, lane_of: Ids) -> Flow | Stop:
 
 
 def _parts(labels: Labels, axis: int, lane_of: Ids) -> int:
-    """Into how many parts to divide each lane for a line to hold whole ones; 1 if that is none."""
+    """The number of parts to divide each lane into so that a line holds whole ones; 1 if none."""
     line = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
     found, counts = np.unique(lane_of[np.unique(line[line >= 0])], return_counts=True)
     sizes = np.bincount(lane_of)[found]
