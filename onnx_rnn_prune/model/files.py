@@ -273,11 +273,11 @@ def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
 def _target(path: str | Path) -> Path:
     """Where a file ends up that is written to a path, links followed."""
     if not isinstance(path, str | Path):
-        raise PruneError(f"{type(path).__name__} is not a path", remedy="name a file")
+        raise PruneError(f"{type(path).__name__} is not a path", remedy="give a file name")
     target = real_path(path)
     if os.path.exists(target) and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
-        raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")
+        raise PruneError(f"it is {kind}", where=str(path), remedy="give a file name")
     if not target.parent.is_dir():
         raise PruneError("the folder does not exist", where=str(path), remedy="create it first")
     return target

@@ -348,7 +348,7 @@ def test_sizes_that_are_asked_for():
         ({"x": (3, 4, 5), "time": 4}, "'time' cannot be 3 and 4 at once"),
         ({"time": 0}, "time=0 is not a size; give input=1x512 or dimension=4"),
         ({"x": "3x?"}, "x=3x. is not a size"),
-        ([3], "does not say which input has which size"),
+        ([3], "does not map inputs to sizes"),
     ],
 )
 def test_sizes_that_do_not_fit(asked, message):
@@ -360,7 +360,7 @@ def test_sizes_that_do_not_fit(asked, message):
 def test_sizes_beside_data():
     model = build(LSTM, "float[time, batch, 5] x", "float[a, b, c, d] y", recurrent(5))
     with pytest.raises(
-        PruneError, match="the feeds of data= have sizes of their own; leave one of the two out"
+        PruneError, match="it applies to random inputs only, not to data=; leave one of the two out"
     ):
         prune(model, data={"x": np.zeros((3, 1, 5))}, size={"time": 3})
 

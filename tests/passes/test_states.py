@@ -450,8 +450,8 @@ def narrow_zeros():
     ("arguments", "reason"),
     [
         ({"shrink_states": "yes"}, "shrink_states=: 'yes' is neither True nor False"),
-        ({"state_metadata": "width"}, "state_metadata=: states stay as they are"),
-        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeroing keeps states"),
+        ({"state_metadata": "width"}, "state_metadata=: states keep their width"),
+        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeroing leaves states"),
         ({"shrink_states": True, "state_metadata": 3}, "state_metadata=: 3 is not a name"),
     ],
 )

@@ -622,9 +622,9 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
     ("choices", "text"),
     [
         ({}, r"^search: no goal is given; give max_nrmse="),
-        ({"max_drop": 1}, r"^max_drop=: no metric is named"),
-        ({"max_nrmse": 0.1, "metric": "kl"}, r"^max_nrmse= and metric=: both say"),
-        ({"speedup": 2, "latency": "5ms"}, r"^speedup= and latency=: both say"),
+        ({"max_drop": 1}, r"^max_drop=: it needs a metric"),
+        ({"max_nrmse": 0.1, "metric": "kl"}, r"^max_nrmse= and metric=: both set"),
+        ({"speedup": 2, "latency": "5ms"}, r"^speedup= and latency=: both set"),
         ({"speedup": "fast"}, r"^speedup=: 'fast' is not a number"),
         ({"speedup": "0x"}, r"^speedup=: "),
         ({"latency": "5 miles"}, r"^latency=: '5 miles' is not a duration"),
