@@ -82,7 +82,7 @@ def test_pipes_are_refused_instead_of_waited_for(option, model, tmp_path, capsys
         np.savez(tmp_path / "feed.npz", x=np.zeros((3, 2, 3), np.float32))
     assert run([*command, "-o", str(tmp_path / "o.onnx")]) == 1
     err = capsys.readouterr().err
-    assert "is a pipe or device, not a plain file" in err and err.count("\n") == 1
+    assert "is a pipe or device, not a regular file" in err and err.count("\n") == 1
 
 
 def test_entries_of_one_name_are_refused(tmp_path):
