@@ -118,7 +118,7 @@ def test_what_is_no_model_is_an_error(source):
         (lambda m: prune(m, mode=None), "mode=: unknown value None; choose one of shrink, zero"),
         (lambda m: prune(m, recover=["lstsq"]), r"recover=: unknown value \['lstsq'\]"),
         (lambda m: prune(m, recover=""), "recover=: unknown value ''; choose one of none, bias"),
-        (lambda m: prune(m, eval_data=5), "data: int is an unknown form of data"),
+        (lambda m: prune(m, eval_data=5), "data: unsupported data type int"),
         (lambda m: apply(m, 5), "plan: int is not a plan; give a Plan or a path"),
         (lambda m: apply(m, plan(m), mode=3), "mode=: unknown value 3"),
         (lambda m: apply(m, plan(m), recover=3), "recover=: unknown value 3"),

@@ -186,7 +186,7 @@ def test_defaults_stand_in_help(project, capsys):
         ("only = {a = 1}", "tool.onnx-rnn-prune.only: {'a': 1} is not a value"),
         ("lossless = 'yes'", "tool.onnx-rnn-prune.lossless: 'yes' is not true or false; give true"),
         ("mode = 'best'", "tool.onnx-rnn-prune.mode: 'best' is not one of 'shrink', 'zero'"),
-        ("criterion = 'best'", "tool.onnx-rnn-prune.criterion: there is no"),
+        ("criterion = 'best'", "tool.onnx-rnn-prune.criterion: unknown criterion"),
         ("freeze = 'a'", "tool.onnx-rnn-prune.freeze: give NAME=VALUE"),
         ("data = ''", "tool.onnx-rnn-prune.data: the name is empty"),
         ("json = true", "tool.onnx-rnn-prune.json: True is not a value"),

@@ -157,7 +157,7 @@ def test_a_type_without_kernels_is_run_as_a_twin(computes):
     assert found.dtype == computes
     assert np.array_equal(found, expected.astype(computes))
     result = prune(model, keep=8, data=feeds(computes))
-    assert any("checked on a copy in float32" in line for line in result.report["warnings"])
+    assert any("checks used a float32 copy" in line for line in result.report["warnings"])
 
 
 def test_every_command_takes_a_double_model(tmp_path):

@@ -230,18 +230,18 @@ STAY = {
     ),
     "not given back": (
         (("float[1, b, 12] hn, ", ""), ("Y, hn, cn", "Y, , cn")),
-        "initial_h stays at full width: the model does not give it back",
+        "initial_h stays at full width: the model does not return it",
     ),
     "computed with": (
         (("Y, hn, cn", "Y, last, cn"), ("y = MatMul", "hn = Neg (last)\n        y = MatMul")),
-        "initial_h stays at full width: its final value does not go straight",
+        "initial_h stays at full width: its final value does not go directly",
     ),
     "given back twice": (
         (
             ("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"),
             ("}", "z = Identity (hn) }"),
         ),
-        "initial_h stays at full width: two outputs of the model give its final value",
+        "initial_h stays at full width: two outputs of the model return its final value",
     ),
 }
 
