@@ -48,7 +48,7 @@ class File(Text):
 
     def read(self, value: object, flag: str) -> object:
         if value is not None and (not isinstance(value, str | Path) or not str(value)):
-            raise PruneError(f"{value!r} is not a path", where=flag, remedy="name a file")
+            raise PruneError(f"{value!r} is not a path", where=flag, remedy="give a file name")
         return value
 
 
@@ -78,7 +78,9 @@ class Switch:
 
     def read(self, value: object, flag: str) -> bool:
         if not isinstance(value, bool):
-            raise PruneError(f"{value!r} is neither True nor False", where=flag, remedy="give one")
+            raise PruneError(
+                f"{value!r} is neither True nor False", where=flag, remedy="give True or False"
+            )
         return value
 
 
@@ -92,7 +94,9 @@ class Choice:
         if not isinstance(value, str) or value not in self.names:
             shown = f"'{value}'" if isinstance(value, str) else repr(value)
             raise PruneError(
-                f"there is no {shown}", where=flag, remedy=f"choose one of {', '.join(self.names)}"
+                f"unknown value {shown}",
+                where=flag,
+                remedy=f"choose one of {', '.join(self.names)}",
             )
         return value
 
@@ -136,7 +140,7 @@ class Number:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
         if 0 < number < math.inf if self.above else number >= 0:
             return number
-        what, remedy = ("above 0", "more than 0") if self.above else ("from 0 on", "0 or more")
+        what, remedy = ("above 0", "more than 0") if self.above else ("of 0 or more", "0 or more")
         raise PruneError(f"{value!r} is not a number {what}", where=flag, remedy=f"give {remedy}")
 
 
@@ -150,7 +154,9 @@ class Names:
         for item in given if isinstance(given, Iterable) else [value]:
             if not isinstance(item, str):
                 raise PruneError(
-                    f"{item!r} is not a name", where=flag, remedy="give names of layers, with *"
+                    f"{item!r} is not a name",
+                    where=flag,
+                    remedy="give layer names, with or without *",
                 )
             found.append(item)
         return tuple(found)
@@ -163,7 +169,7 @@ class Values:
     def read(self, value: object, flag: str) -> dict[str, str]:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise PruneError(
-                f"{value!r} does not say which input has which value",
+                f"{value!r} does not map inputs to values",
                 where=flag,
                 remedy="give name=value, or a dict from Python",
             )
@@ -177,9 +183,7 @@ class Sizes:
     def read(self, value: object, flag: str) -> dict[str, tuple[int, ...]]:
         remedy = "give input=1x512 or dimension=4; from Python {'input': (1, 512), 'dimension': 4}"
         if not isinstance(value, Mapping):
-            raise PruneError(
-                f"{value!r} does not say which input has which size", where=flag, remedy=remedy
-            )
+            raise PruneError(f"{value!r} does not map inputs to sizes", where=flag, remedy=remedy)
         found = {}
         for name, sizes in value.items():
             read = _whole_numbers(sizes)
@@ -282,5 +286,7 @@ def check_progress(value: Progress) -> None:
     """Raises a PruneError if `progress` cannot be called."""
     if not callable(value):
         raise PruneError(
-            f"{value!r} is not a function", where="progress", remedy="give one, or leave it out"
+            f"{value!r} is not a function",
+            where="progress",
+            remedy="give a function, or leave it out",
         )

@@ -106,7 +106,7 @@ def inspect_model(
     written = written_out(opened)
     if not (opened.layers or opened.invalid_nodes or opened.notes or written):
         raise PruneError(
-            "has no LSTM, GRU or RNN node, and none that is written out",
+            "has no LSTM, GRU or RNN node, and no decomposed one",
             where=opened.name,
             remedy=remedy_of(opened, written, asked.roll) or "give a model with recurrent layers",
         )

@@ -142,9 +142,9 @@ class OpenedModel:
         judged = self.judged.without(trace.labels)
         if judged.proven == ():
             raise PruneError(
-                "all its outputs are random, and so is what its layers read",
+                "all of its outputs are random, and so are the inputs of its layers",
                 where=self.name,
-                remedy="make the noise an input of the model, or export it without",
+                remedy="make the noise an input of the model, or export it without noise",
             )
         return replace(self, judged=judged)
 
@@ -192,10 +192,10 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
         rolls: whether these were to become layers.
     """
     if written and not rolls:
-        return "leave out --no-roll: what is written out becomes a layer where possible"
+        return "leave out --no-roll, to convert decomposed recurrences into layers where possible"
     others = not opened.layers and all_layers(opened.document.graph)
     return advice(written, opened.model.producer_name) or (
-        "--layers=all cuts its dense layers and convolutions" if others else ""
+        "prune its dense layers and convolutions with --layers=all" if others else ""
     )
 
 
@@ -247,7 +247,7 @@ def follow(
     document = read_document(flat)
     notes = []
     for layer, parameter in computed_parameters(document.graph).items():
-        notes.append(f"{layer} is left alone: its {parameter} is computed while the model runs")
+        notes.append(f"{layer} is not pruned: its {parameter} is computed at run time")
     rolling = _rolled(document, flat, name) if rolls else None
     document = rolling.document if rolling is not None else document
     Pipeline((ListBounds(), TakeInvariants(), StackSequences(), PlainProducts()))(document)
@@ -257,17 +257,19 @@ def follow(
     found = _wanted(document, layers)
     invalid_nodes = find_invalid_nodes(document.graph)
     if turned:
-        notes.append("layers with layout=1, which onnxruntime cannot run, were turned to layout=0")
+        notes.append(
+            "layers with layout=1, which onnxruntime cannot run, were converted to layout=0"
+        )
     if real:
         notes.append(
-            "QLinearConv and its like are written as Conv and its like between DequantizeLinear and"
-            " QuantizeLinear, of which onnxruntime makes the same again"
+            "QLinearConv and similar operators were rewritten as Conv and the like between"
+            " DequantizeLinear and QuantizeLinear, which onnxruntime fuses back"
         )
     kind = unknown_type(model)
     if kind:
         notes.append(
-            f"layers compute in {kind}, for which onnxruntime has no kernels: everything was"
-            " measured and checked on a copy in float32"
+            f"layers compute in {kind}, for which onnxruntime has no kernels: all measurements"
+            " and checks used a float32 copy"
         )
     runnable = document if stated or turned else flat
     judged = find_judged(document)
@@ -326,7 +328,7 @@ def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
             raise PruneError(
                 f"no layer matches '{glob}'",
                 where="--layers",
-                remedy=f"give recurrent, all, or globs of {', '.join(names)}",
+                remedy=f"give recurrent, all, or globs that match {', '.join(names)}",
             )
 
 

@@ -52,40 +52,43 @@ class Inputs(Group):
         "module:function.",
         Source(),
         metavar="PATH",
-        without="By default, random inputs are used.",
+        without="Default: random inputs.",
     )
     size: Mapping[str, tuple[int, ...]] | None = option(
-        "Sizes of random inputs: input=1x512, or a named dimension, batch=4.",
+        "Shape of a random input (input=1x512) or size of a named dimension (batch=4).",
         Sizes(),
         metavar="NAME=SIZES",
         many=True,
     )
     eval_data: Any = option(
-        "Inputs to report on.", Source(), metavar="PATH", without="By default, part of --data."
+        "Inputs to evaluate the result on.",
+        Source(),
+        metavar="PATH",
+        without="Default: part of --data.",
     )
     stream: bool | None = option(
-        "Treat each folder of inputs as one stream of consecutive calls, which may lack states; or "
-        "judge each call by itself. By default, this follows from the states in the inputs.",
+        "Treat each folder of inputs as one stream of consecutive calls, with or without states; "
+        "or evaluate each call on its own. Default: streams are detected by their states.",
         Switch(),
     )
     freeze: Mapping[str, str] | None = option(
-        "Fix an input to a value; the input and the branches not taken are removed.",
+        "Fix an input to a value, and remove it along with the branches not taken.",
         Values(),
         metavar="NAME=VALUE",
         many=True,
     )
     roll: bool = option(
-        "First turn recurrences that an exporter wrote out into layers.", Switch(), True
+        "First convert decomposed or unrolled recurrences into layers.", Switch(), True
     )
     seed: int = option("Seed for random choices and random inputs.", Whole(0), 0)
 
     def check(self) -> None:
         if self.stream and self.data is None:
             raise PruneError(
-                "random inputs are not a stream", where="--stream", remedy="pass --data"
+                "random inputs do not form a stream", where="--stream", remedy="pass --data"
             )
         if self.size and self.data is not None:
-            raise _clash("the feeds of --data have sizes of their own", "--size")
+            raise _clash("it applies to random inputs only, not to --data", "--size")
 
 
 @dataclass(frozen=True)
@@ -93,35 +96,35 @@ class Selection(Group):
     """Which units to keep."""
 
     keep: Any = option(
-        "Units kept: 40%, 0.4, or 160 (units); 'encoder*=30%' for some layers.",
+        "Units to keep: 40%, 0.4, or 160 (a count); 'encoder*=30%' for some layers.",
         Text(),
         metavar="[LAYER=]AMOUNT",
         many=True,
     )
     budget: Any = option(
-        "Upper limit for the result: params=30%, flops=2M, bytes=1MB.", Text(), metavar="KIND=LIMIT"
+        "Upper limit on the result: params=30%, flops=2M, bytes=1MB.", Text(), metavar="KIND=LIMIT"
     )
-    lossless: bool = option("Remove only units that provably change nothing.", Switch(), False)
+    lossless: bool = option("Remove only units that provably have no effect.", Switch(), False)
     masks: Any = option(
-        "Units kept: an array of booleans for each layer, True to keep.",
+        "Units to keep: one boolean array per layer, True to keep.",
         Source(),
         metavar="FILE.npz",
     )
     criterion: Any = option(
-        "How units are ranked: {known}; a sum of some, such as l2+0.5*activation; or "
+        "How to rank units: {known}; a weighted sum, such as l2+0.5*activation; or "
         "module:function.",
         Named(),
         metavar="NAME",
     )
     allocate: str = option(
-        "How the cut is shared among layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
+        "How to distribute the cut across layers.", Choice(ALLOCATIONS), ALLOCATIONS[0]
     )
     per: str = option(
-        "What is counted when a cut is shared among layers.", Choice(PRICES), PRICES[0]
+        "Cost by which to distribute the cut across layers.", Choice(PRICES), PRICES[0]
     )
     layers: tuple[str, ...] = option(
-        "Layers that may lose units: recurrent ones; all, with dense layers and convolutions; or "
-        "those whose names match, with *. All in a search or with a budget, else recurrent ones.",
+        "Layers to prune: recurrent; all, including dense and convolutional layers; or names, with "
+        "*. Default: all in a search or with a budget, otherwise recurrent.",
         Names(),
         (),
         metavar="recurrent|all|GLOB",
@@ -131,7 +134,7 @@ class Selection(Group):
         "Prune only these layers.", Names(), (), metavar="GLOB", many=True
     )
     skip: tuple[str, ...] = option(
-        "Leave these layers alone.", Names(), (), metavar="GLOB", many=True
+        "Do not prune these layers.", Names(), (), metavar="GLOB", many=True
     )
     align: int = option("Keep a multiple of this many units.", Whole(), 1)
     min_units: int = option("Keep at least this many units per layer.", Whole(), 1)
@@ -139,7 +142,7 @@ class Selection(Group):
     def check(self) -> None:
         if self.per != "units" and self.allocate == "uniform":
             raise PruneError(
-                "every layer keeps the same share, whatever its units cost",
+                "it has no effect if every layer keeps the same share",
                 where="--per",
                 remedy="add --allocate=global or joint",
             )
@@ -162,12 +165,12 @@ class Cut(Group):
         "Remove units, or only set them to zero.", Choice(("shrink", "zero")), "shrink"
     )
     schedule: str = option(
-        "How units are removed: at once, gradually, or some of both.",
+        "How to remove units: all at once, gradually, or a mix of both.",
         Choice(SCHEDULES),
         SCHEDULES[0],
     )
     steps: int = option(
-        "Number of steps in which units are chosen, or fade out.", Whole(1, 1000), 1
+        "Number of steps in which to choose units or fade them out.", Whole(1, 1000), 1
     )
 
 
@@ -176,13 +179,13 @@ class Recovery(Group):
     """How the kept weights make up for the removed units."""
 
     recover: str | None = option(
-        "How the kept weights make up for the removed units.", Choice((*RECOVERIES, "auto"))
+        "How the kept weights compensate for the removed units.", Choice((*RECOVERIES, "auto"))
     )
     distill_minutes: float = option(
-        "How long --recover distill may train, in minutes.", Number(above=True), 10.0
+        "Training time limit of --recover distill, in minutes.", Number(above=True), 10.0
     )
     loss: Any = option(
-        "What taylor, fisher and distill learn from labels in the data: cross-entropy, or "
+        "Loss on the labels in the data, for taylor, fisher and distill: cross-entropy, or "
         "module:function.",
         Named(),
         metavar="NAME",
@@ -194,16 +197,16 @@ class Compression(Group):
     """Further compression of the remaining weights."""
 
     rank: Any = option(
-        "Lower the rank of layers' inputs: 25%, 32 or energy=99%.", Text(), metavar="AMOUNT"
+        "Factorize input weights to a lower rank: 25%, 32 or energy=99%.", Text(), metavar="AMOUNT"
     )
     sparsify: Any = option(
-        "Set weights to zero: 50%, 2:4, block=4x1:50%, threshold=1e-3.", Text(), metavar="AMOUNT"
+        "Set weights to zero: 50%, 2:4, block=4x1:50% or threshold=1e-3.", Text(), metavar="AMOUNT"
     )
     sparsify_by: str | None = option(
-        "Which weights become zero; obs lets the others make up for them.", Choice(SPARSIFIERS)
+        "How to choose weights to zero; obs adjusts the others to compensate.", Choice(SPARSIFIERS)
     )
     sparse_initializers: bool = option(
-        "Store only nonzero entries, where that takes less space.", Switch(), False
+        "Store only nonzero entries where that saves space.", Switch(), False
     )
     quantize: Any = option(
         "Store weights in fewer bits: int8, fp16 or bits=4.", Text(), metavar="FORM"
@@ -221,10 +224,10 @@ class Interface(Group):
     """Whether states of the result have full width, or hold kept units only."""
 
     shrink_states: bool = option(
-        "Let state inputs and outputs hold the kept units only.", Switch(), False
+        "Shrink state inputs and outputs to the kept units.", Switch(), False
     )
     state_metadata: tuple[str, ...] = option(
-        "Update the width of a state in metadata KEY, its JSON (KEY:PATH), or a constant output.",
+        "Update the state width in metadata KEY, in its JSON (KEY:PATH), or in a constant output.",
         Names(),
         (),
         metavar="KEY",
@@ -234,7 +237,7 @@ class Interface(Group):
     def check(self) -> None:
         if self.state_metadata and not self.shrink_states:
             raise PruneError(
-                "states stay as they are", where="--state-metadata", remedy="add --shrink-states"
+                "states keep their width", where="--state-metadata", remedy="add --shrink-states"
             )
 
 
@@ -248,27 +251,25 @@ class Target(Group):
     max_nrmse: float | None = option(
         "Maximum deviation of an output: RMSE / standard deviation.", Number(), metavar="X"
     )
-    metric: Any = option(
-        "Measure of quality: {known}; or module:function.", Named(), metavar="NAME"
-    )
+    metric: Any = option("Quality metric: {known}; or module:function.", Named(), metavar="NAME")
     better: str | None = option(
         "Whether higher or lower values of your own metric are better.", Choice(("higher", "lower"))
     )
-    max_drop: Any = option("How much of the metric may be lost: 0.5, or 1%.", Text(), metavar="X")
+    max_drop: Any = option("Maximum loss in the metric: 0.5 or 1%.", Text(), metavar="X")
     speedup: Any = option("Minimum speedup: 2x.", Text(), metavar="FACTOR")
     latency: Any = option("Maximum time per run: 5ms.", Text(), metavar="TIME")
-    params: Any = option("Maximum number of parameters: 30%, 120k.", Text(), metavar="AMOUNT")
+    params: Any = option("Maximum number of parameters: 30% or 120k.", Text(), metavar="AMOUNT")
     bytes: Any = option("Maximum file size: 1MB.", Text(), metavar="AMOUNT")
 
     def check(self) -> None:
         for needy in ("max_drop", "better"):
             if self.metric is None and getattr(self, needy) is not None:
-                raise PruneError("no metric is named", where=flag_of(needy), remedy="add --metric")
+                raise PruneError("it needs a metric", where=flag_of(needy), remedy="add --metric")
         for one, other, what in (("max_nrmse", "metric", "good"), ("speedup", "latency", "fast")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 where = f"{flag_of(one)} and {flag_of(other)}"
                 raise PruneError(
-                    f"both say how {what} the result must be",
+                    f"both set how {what} the result must be",
                     where=where,
                     remedy="leave one of them out",
                 )
@@ -278,29 +279,31 @@ class Target(Group):
 class Effort(Group):
     """What work may cost, and where it is done."""
 
-    trials: int = option("Maximum number of candidates.", Whole(), 200)
-    minutes: float = option("Time limit of the whole search.", Number(above=True), 15.0)
+    trials: int = option("Maximum number of candidates to try.", Whole(), 200)
+    minutes: float = option(
+        "Time limit for the whole search, in minutes.", Number(above=True), 15.0
+    )
     study: Any = option(
         "Record trials in this file; an interrupted search resumes from it.", File(), metavar="FILE"
     )
     jobs: int = option(
-        "Number of processes that run trials.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1
+        "Number of worker processes for trials.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1
     )
     cluster: str | None = option(
         "Run trials on the workers of this Dask scheduler instead.", Address(), metavar="ADDRESS"
     )
-    strategy: str = option("How candidates are chosen.", Choice(STRATEGIES), STRATEGIES[0])
+    strategy: str = option("How to choose candidates.", Choice(STRATEGIES), STRATEGIES[0])
     pick: int | None = option(
-        "Finish the candidate with this number instead of the best one.", Whole(), metavar="NUMBER"
+        "Use the candidate with this number instead of the best one.", Whole(), metavar="NUMBER"
     )
     threads: int = option("Threads per run.", Whole(1, 4 * _PROCESSORS, " for this machine"), 1)
 
     def check(self) -> None:
         if self.cluster is not None and self.jobs != 1:
             raise PruneError(
-                "both say where trials run",
+                "both set where trials run",
                 where="--jobs and --cluster",
-                remedy="leave one of them out; a cluster has as many workers as were started",
+                remedy="leave one of them out; a cluster uses all of its workers",
             )
 
 
@@ -309,17 +312,19 @@ class Outputs(Group):
     """What a command writes and prints; from Python, results have methods for this."""
 
     output: str | None = option("File to write.", File(), metavar="OUT")
-    save_plan: str | None = option("Also write which units are kept.", File(), metavar="PLAN")
+    save_plan: str | None = option(
+        "Also write the plan: which units are kept.", File(), metavar="PLAN"
+    )
     json: str | None = option("Also write the report as JSON.", File(), metavar="REPORT")
     html: str | None = option(
-        "Also write the report as a page: one self-contained HTML file.",
+        "Also write the report as a self-contained HTML page.",
         File(),
         metavar="FILE",
     )
     summary: str | None = option(
         "Also write a summary in Markdown, for a CI job or a pull request.", File(), metavar="FILE"
     )
-    png: str | None = option("Also draw the curves.", File(), metavar="FILE")
+    png: str | None = option("Also plot the curves as a PNG.", File(), metavar="FILE")
     as_json: bool = option("Print JSON instead of a table.", Switch(), False)
 
 
@@ -378,9 +383,9 @@ def _check_recovery(options: Options) -> None:
         raise _says_all("--lossless", ["--recover"])
     if options.cut.schedule != "hard" and recover in ("none", "bias", "merge"):
         raise PruneError(
-            f"--recover={recover} does not refit while units fade out",
+            f"--recover={recover} cannot refit while units fade out",
             where="--schedule",
-            remedy="choose hard, or another recovery",
+            remedy="choose hard, or another recovery method",
         )
 
 
@@ -389,7 +394,9 @@ def _check_mode(options: Options) -> None:
         return
     remedy = "use --mode=shrink"
     if options.interface.shrink_states:
-        raise PruneError("zeroing keeps states as is", where="--shrink-states", remedy=remedy)
+        raise PruneError(
+            "zeroing leaves states at full width", where="--shrink-states", remedy=remedy
+        )
     if options.selection.budget is not None:
         raise PruneError(
             "zeros take as much space as other weights", where="--budget", remedy=remedy
@@ -403,7 +410,7 @@ def _check_compression(options: Options) -> None:
     narrow, zeros = options.interface.shrink_states, options.cut.mode == "zero"
     if given and (narrow or zeros):
         raise _clash(
-            f"{flag_of(given[0])} cannot be done to such a file",
+            f"it cannot be combined with {flag_of(given[0])}",
             "--shrink-states" if narrow else "--mode",
         )
     if asked.sparsify_by == "obs" and options.inputs.data is None:
@@ -423,7 +430,7 @@ def _clash(what: str, where: str) -> PruneError:
 
 def _says_all(where: str, others: list[str]) -> PruneError:
     return PruneError(
-        f"it determines which units stay, and so would {', '.join(others)}",
+        f"it already determines which units to keep, as would {', '.join(others)}",
         where=where,
         remedy="leave one of them out",
     )

@@ -183,7 +183,7 @@ def inspected():
     pinned = replace(layer, name="other", pinned="its weights are inputs", half=None)
     idle = replace(layer, name="idle", time_ms=None, share_of_time=None, outlets=[], half=None)
     written = rolled.WrittenRow(
-        "loop", "n", (), (), 1, 8, "RNN", "", text="an RNN is written out", in_place=False
+        "loop", "n", (), (), 1, 8, "RNN", "", text="an RNN is decomposed", in_place=False
     )
     return made.InspectReport(
         model=made.ModelRow("a.onnx", 400_000, 98_500, ["x: float32[?]"], ["y"]),

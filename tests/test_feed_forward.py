@@ -149,7 +149,7 @@ def test_a_plan_names_dense_layers(tmp_path):
 
 
 def test_recurrent_layers_are_the_ones_that_are_cut_unless_others_are_asked_for():
-    with pytest.raises(PruneError, match=r"no LSTM, GRU or RNN node; layers='all' cuts its dense"):
+    with pytest.raises(PruneError, match=r"no LSTM, GRU or RNN node; prune its dense"):
         prune(dense_model(dense_weights(SIZES)))
 
 
@@ -352,7 +352,7 @@ def recurrent_model():
 def test_a_model_of_dense_layers_is_told_how_to_cut_them():
     model = dense_model(dense_weights((6, 5, 4)))
     for call in (inspect, prune):
-        with pytest.raises(PruneError, match="no LSTM, GRU or RNN node.*; layers='all' cuts its d"):
+        with pytest.raises(PruneError, match="no LSTM, GRU or RNN node.*; prune its d"):
             call(model)
 
 

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "tools"))  # behind all others: a tool is called what
 
 from model_feeds import feeds_for  # noqa: E402
 
-WRITTEN_OUT = r"an? \w+ of 8 units is written out"
+WRITTEN_OUT = r"an? \w+ of 8 units is decomposed"
 REFUSED = {
     **dict.fromkeys(
         (
@@ -26,7 +26,7 @@ REFUSED = {
         ),
         WRITTEN_OUT,
     ),
-    "dynamo_lstm_proj": "initial_c has 8 entries where R says 6, as where states are projected",
+    "dynamo_lstm_proj": "initial_c has 8 entries but R implies 6, as with projected states",
 }
 # The weights of some are states of a Loop that stay what they are.
 CUT_IN_PLACE = (

@@ -216,8 +216,8 @@ def node(inputs, graph_inputs=""):
     ("inputs", "graph_inputs", "reason"),
     [
         ("W, R2, B", "", r"W \[1, 192, 3\] and R \[1, 24, 8\] are not the weights of one GRU"),
-        ("W2, R2, B", "", "B has 384 entries where R says 48"),
-        ("W, R, B, , h", ", float[1, b, 60] h", "initial_h has 60 entries where R says 64"),
+        ("W2, R2, B", "", "B has 384 entries but R implies 48"),
+        ("W, R, B, , h", ", float[1, b, 60] h", "initial_h has 60 entries but R implies 64"),
     ],
 )
 def test_nodes_that_nothing_can_run_are_named(inputs, graph_inputs, reason):

@@ -588,38 +588,38 @@ def with_a_layer_in_a_function(version, times, proto):
 
 
 BROKEN = {
-    partial(with_a_layer_in_a_function, 1, 1): "its functions cannot be written out (Model has",
-    partial(with_a_layer_in_a_function, 17, 2): "its functions cannot be written out (Model con",
+    partial(with_a_layer_in_a_function, 1, 1): "its functions cannot be inlined (Model has",
+    partial(with_a_layer_in_a_function, 17, 2): "its functions cannot be inlined (Model con",
     with_functions(["F1"], ["F0"]): "it calls itself",
     with_functions(["F0"]): "function 'F0': it calls itself",
     with_functions(["F1"], inputs="ab"): "node 'F0': it has more inputs than the function",
-    with_functions(*([f"F{n}"] * 2 for n in range(1, 40))): "once its functions are written out",
-    cut_short: "weight 'W': its shape takes 288 bytes, and it has 287",
-    said_huge: "its shape takes",
+    with_functions(*([f"F{n}"] * 2 for n in range(1, 40))): "once its functions are inlined",
+    cut_short: "weight 'W': its shape needs 288 bytes, but it has 287",
+    said_huge: "its shape needs",
     said_negative: "weight 'W': its shape is [-1, ",
-    of_unknown_type: "weight 'W': its type is none of ONNX's (99)",
-    of_no_type: "weight 'W': its type is none of ONNX's (0)",
-    too_few: "weight 'few': its shape takes 2 values, and it has 1",
-    in_pieces: "weight 'W': it is a piece of another one",
-    port_of_unknown_type: "tensor 'x': its type is none of ONNX's",
+    of_unknown_type: "weight 'W': its type is not an ONNX type (99)",
+    of_no_type: "weight 'W': its type is not an ONNX type (0)",
+    too_few: "weight 'few': its shape needs 2 values, but it has 1",
+    in_pieces: "weight 'W': it is a segment of another tensor",
+    port_of_unknown_type: "tensor 'x': its type is not an ONNX type",
     in_a_circle: "its nodes form a cycle",
     with_bytes_as_text: "cannot be read as a graph",
     named_twice: "onnxruntime cannot load it",
     with_an_empty_body: "node 'Loop': its body lacks a counter or a condition",
     with_a_body_that_is_missing: "node 'Loop': its 'body' is missing",
-    partial(without_an_end, "trips"): "Loop logits: it does not end",
-    partial(without_an_end, ""): "Loop logits: it does not end",
-    with_another_number_of_parts: "node 'Split': it has 2 outputs where it says 1",
-    with_one_factor: "node 'MatMul': it has fewer inputs than 2",
-    with_a_body_as_layout: "its 'layout' is of another type than ONNX says",
-    with_an_attribute_of_no_function: "attribute 'direction': it refers to one of a function",
+    partial(without_an_end, "trips"): "Loop logits: it never ends",
+    partial(without_an_end, ""): "Loop logits: it never ends",
+    with_another_number_of_parts: "node 'Split': it has 2 outputs but declares 1",
+    with_one_factor: "node 'MatMul': it has fewer than 2 inputs",
+    with_a_body_as_layout: "its 'layout' does not have the type",
+    with_an_attribute_of_no_function: "attribute 'direction': it refers to a function's",
     with_an_imaginary_shape: "onnxruntime cannot load it",
     partial(with_a_node, "s = ConcatFromSequence (x)"): "node 'ConcatFromSequence': its 'axis' is",
     partial(with_a_node, "s = Concat (x)"): "node 'Concat': its 'axis' is missing",
     partial(with_a_node, "s = Cast (x)"): "node 'Cast': its 'to' is missing",
     partial(with_a_node, "s = Sum (x, x, x)"): "node 'Sum': one of its inputs has no name",
-    partial(with_a_node, "r = RandomNormal <shape = [2], scale = 0.0> ()"): "scale is not above 0",
-    partial(with_a_node, "r = RandomUniformLike <high = -1.0> (x)"): "whose bounds are none",
+    partial(with_a_node, "r = RandomNormal <shape = [2], scale = 0.0> ()"): "scale is not positive",
+    partial(with_a_node, "r = RandomUniformLike <high = -1.0> (x)"): "between invalid bounds",
     **{partial(below_zero, makes): "tensor 'few': its shape would be [" for makes in MAKE_FEW},
 }
 
@@ -653,7 +653,7 @@ def test_a_study_that_was_damaged(value, tmp_path):
             base.execute("DROP TABLE record")
             base.execute("CREATE TABLE record (key TEXT, value)")
             base.execute("INSERT INTO record VALUES ('search times', ?)", (value,))
-    with pytest.raises(PruneError, match="changed or damaged; name another file with study="):
+    with pytest.raises(PruneError, match="changed or damaged; choose another file with study="):
         Study(path, "search")
     Study(path, "another search")
 
@@ -733,7 +733,7 @@ def test_what_cannot_be_run_is_not_cut(state, tmp_path, capsys):
 
 
 def test_nothing_can_be_run():
-    with pytest.raises(PruneError, match="all that it computes hangs on operators that onnxrun"):
+    with pytest.raises(PruneError, match="all of its outputs depend on operators that onnxrun"):
         prune(behind_another_operator(""))
 
 
@@ -794,7 +794,7 @@ def test_a_study_whose_tables_have_no_names(tmp_path):
     path = tmp_path / "study.db"
     Study(path, "search").keep("times", 1)
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE record", b"CR\x8fATE TABLE record"))
-    with pytest.raises(PruneError, match="name another file with study="):
+    with pytest.raises(PruneError, match="choose another file with study="):
         Study(path, "search")
 
 
@@ -805,5 +805,5 @@ def test_a_model_says_which_version_of_the_operators_it_uses(domains, model):
     del proto.opset_import[:]
     for domain in domains:
         proto.opset_import.add(domain=domain, version=1)
-    with pytest.raises(PruneError, match="which version of ONNX's operators"):
+    with pytest.raises(PruneError, match="does not declare its ONNX opset"):
         prune(proto)

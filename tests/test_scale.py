@@ -342,7 +342,7 @@ def blas():
     [
         ({"jobs": 0}, r"^jobs=: 0 is not a whole number"),
         ({"cluster": 8786}, r"^cluster=: 8786 is not an address"),
-        ({"jobs": 2, "cluster": "tcp://127.0.0.1:1"}, r"^jobs= and cluster=: both say"),
+        ({"jobs": 2, "cluster": "tcp://127.0.0.1:1"}, r"^jobs= and cluster=: both set"),
         ({"cluster": "nonsense://here"}, r"^nonsense://here: no Dask scheduler answers"),
         ({"cluster": "tcp://127.0.0.1:1"}, r"^tcp://127.0.0.1:1: no Dask scheduler answers"),
     ],

@@ -63,12 +63,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except PruneError as error:
         return _fail(error.for_shell, error, 3 if isinstance(error, ConstraintError) else 1)
     except MemoryError as error:
-        return _fail("out of memory; free some, or give smaller or fewer feeds", error, 1)
+        return _fail("out of memory; free some memory, or use smaller or fewer feeds", error, 1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}", error, 1)
     except Exception as error:
-        text = f"unexpected {type(error).__name__}: {error}; this is a defect, please report it"
+        text = f"unexpected {type(error).__name__}: {error}; this is a bug, please report it"
         return _fail(text, error, 1)
 
 

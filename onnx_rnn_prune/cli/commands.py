@@ -40,12 +40,12 @@ def _examples(*lines: str) -> str:
     "--config",
     type=name,
     metavar="FILE",
-    help=f"Read options from this TOML file, not [tool.{SECTION}] of the nearest {PROJECT}.",
+    help=f"Read options from this TOML file, not from [tool.{SECTION}] in the nearest {PROJECT}.",
 )
 @click.version_option(package_name="onnx_rnn_prune")
 @click.pass_context
 def cli(context: click.Context, config: str | None) -> None:
-    """Make ONNX files with LSTM, GRU or RNN layers smaller and faster by removing units."""
+    """Make ONNX models with LSTM, GRU or RNN layers smaller and faster by removing units."""
     name = context.invoked_subcommand
     try:
         found = read_config(config)
@@ -127,7 +127,7 @@ def _called(function: Callable[..., Any], given: Given, *places: str) -> Any:
     examples=["inspect model.onnx", "inspect model.onnx --data clips --json"],
 )
 def inspect(given: Given) -> None:
-    """List the recurrent layers of MODEL, what they cost and what can be pruned."""
+    """List the recurrent layers of MODEL, their cost and what can be pruned."""
     found = _called(api.inspect, given)
     outputs.show(found, inspect_table, given["as_json"])
 
@@ -158,14 +158,14 @@ def prune(given: Given) -> None:
 def search(given: Given) -> int:
     """Find how many units each layer of MODEL should keep, and write the result to OUT.
 
-    Given a limit on quality, this finds the fastest result within it; otherwise the best one that
-    is as fast or as small as requested.
+    Given a limit on quality, this finds the fastest result within it; otherwise, the best result
+    that is as fast or as small as requested.
     """
     result = _called(api.search, given)
     outputs.write(result, given, terminal.search_table)
     if result.report.search is not None and result.report.search.met:
         return 0
-    click.echo("Error: a limit is missed on the test feeds, see above", err=True)
+    click.echo("Error: the result misses a limit on the test feeds, see above", err=True)
     return 3
 
 
@@ -177,7 +177,7 @@ def search(given: Given) -> int:
     ],
 )
 def sensitivity(given: Given) -> None:
-    """Prune each layer of MODEL by itself to several widths, and show how the outputs deviate."""
+    """Prune each layer of MODEL on its own to several widths; show how far the outputs deviate."""
     png = given["png"]
     if png is not None:
         need_matplotlib()
@@ -194,7 +194,7 @@ def sensitivity(given: Given) -> None:
     examples=["plan model.onnx -o plan.json --keep 50% --data clips"],
 )
 def plan(given: Given) -> None:
-    """Choose the units of MODEL to keep and write the choice to OUT, for `apply`."""
+    """Choose which units of MODEL to keep, and write the plan to OUT for `apply`."""
     chosen = _called(api.plan, given)
     chosen.save(given["output"])
     notes = tuple(outputs.for_shell(chosen.notes))
@@ -209,9 +209,9 @@ def plan(given: Given) -> None:
     examples=["apply model.onnx plan.json -o small.onnx --data clips"],
 )
 def apply(given: Given) -> int:
-    """Prune MODEL by a PLAN that `plan` or `prune --save-plan` wrote.
+    """Prune MODEL according to a PLAN written by `plan` or `prune --save-plan`.
 
-    The plan is obeyed even if the result is larger or slower than MODEL; the exit code is 3 then.
+    The plan is applied even if the result is larger or slower than MODEL; the exit code is then 3.
     """
     result = _called(api.apply, given, "plan")
     outputs.write(result, given, terminal.prune_table)
@@ -226,9 +226,9 @@ def apply(given: Given) -> int:
     ],
 )
 def roll(given: Given) -> None:
-    """Turn recurrences that were written out in MODEL into LSTM, GRU and RNN layers.
+    """Convert decomposed or unrolled recurrences in MODEL into LSTM, GRU and RNN layers.
 
-    Nothing is lost: OUT computes what MODEL computes.
+    This is lossless: OUT computes the same as MODEL.
     """
     outputs.write(_called(api.roll, given), given, terminal.roll_table)
 

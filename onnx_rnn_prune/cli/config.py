@@ -76,7 +76,7 @@ def read_config(name: str | None) -> Config | None:
             f"cannot be read ({error.strerror or error})", where=str(path), remedy="check --config"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise PruneError(f"is not TOML: {error}", where=str(path), remedy="fix it") from error
+        raise PruneError(f"is not valid TOML: {error}", where=str(path), remedy="fix it") from error
     if path.name != PROJECT:
         return Config(path, "", _underscored(table), trusted)
     for key in ("tool", SECTION):
@@ -123,9 +123,9 @@ def defaults(config: Config, group: click.Group, name: str) -> tuple[dict[str, A
 def _ignored(config: Config, keys: Sequence[str]) -> str:
     verb = "is" if len(keys) == 1 else "are"
     return (
-        f"{config.path}: {', '.join(keys)} {verb} ignored: code, other machines and files elsewhere"
-        " are not taken from a file that someone else may have written; name it with --config, or"
-        " make it and its folder your own (chown, chmod go-w)"
+        f"{config.path}: {', '.join(keys)} {verb} ignored: a file that others can write may not"
+        " name code, other machines or files outside its folder; pass it with --config, or make it"
+        " and its folder writable by you only (chown, chmod go-w)"
     )
 
 
@@ -194,7 +194,7 @@ def _known(options: ClickOptions, key: str, place: str) -> click.Option:
         return options[key]
     near = get_close_matches(key, options, 1)
     remedy = f"did you mean {near[0]}?" if near else f"the options are {', '.join(sorted(options))}"
-    raise PruneError("there is no such option", where=place, remedy=remedy)
+    raise PruneError("unknown option", where=place, remedy=remedy)
 
 
 def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: object) -> Any:
@@ -203,7 +203,9 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
     value: bool | str | list[str]
     if option.is_flag:
         if not isinstance(given, bool):
-            raise PruneError(f"{given!r} is not true or false", where=place, remedy="give one")
+            raise PruneError(
+                f"{given!r} is not true or false", where=place, remedy="give true or false"
+            )
         denied = flag_of(keys[-1]) in option.secondary_opts  # such as --no-roll
         value = given != denied
     else:
@@ -212,7 +214,7 @@ def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: o
     try:
         option.process_value(click.Context(click.Command(keys[0])), value)
     except click.BadParameter as error:
-        remedy = f"give what {option.opts[-1]} takes"
+        remedy = f"give a value that {option.opts[-1]} accepts"
         raise PruneError(error.message.rstrip("."), where=place, remedy=remedy) from error
     return value
 
@@ -221,7 +223,7 @@ def _texts(option: click.Option, given: object, place: str) -> Iterator[str]:
     """One text, or several if the option may be repeated; NAME=VALUE also as a table."""
     for item in _several(option, given):
         if isinstance(item, bool) or not isinstance(item, str | int | float):
-            kinds = "texts or numbers" if option.multiple else "a text or a number"
+            kinds = "strings or numbers" if option.multiple else "a string or a number"
             raise PruneError(f"{item!r} is not a value", where=place, remedy=f"give {kinds}")
         yield str(item)
 

@@ -52,7 +52,7 @@ def check_outputs(given: Given) -> None:
         check_output(path, inputs)
         if real_path(path) in map(real_path, paths[:number]):
             raise PruneError(
-                "two outputs have this name", where=str(path), remedy="name another file"
+                "two outputs have this name", where=str(path), remedy="choose another file"
             )
 
 
@@ -81,7 +81,7 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
             raise ConstraintError(
                 f"no layer can be pruned ({reasons}); no file was written",
                 where=model,
-                remedy="inspect lists all layers; name others with --layers",
+                remedy="list all layers with inspect; choose others with --layers",
             )
         return
     reason = worse(found, pays)
@@ -91,8 +91,8 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
         raise ConstraintError(
             f"{reason}; no file was written",
             where=model,
-            remedy=f"prune more units or fewer layers, {shrink}or add --budget bytes=100% to a"
-            " --keep if size alone matters",
+            remedy=f"prune more units or fewer layers, {shrink}or add --budget bytes=100% to"
+            " --keep if only size matters",
         )
 
 

@@ -387,6 +387,6 @@ def read_quantize(value: object) -> Quantize:
     text = re.sub(r"\s", "", value) if isinstance(value, str) else None
     if text not in _FORMS:
         raise PruneError(
-            f"there is no {value!r}", where="--quantize", remedy=f"give {QUANTIZE_FORMS}"
+            f"unknown format {value!r}", where="--quantize", remedy=f"give {QUANTIZE_FORMS}"
         )
     return Quantize(text)

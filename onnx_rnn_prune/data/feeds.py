@@ -55,7 +55,7 @@ def check_feed(
         raise PruneError(
             f"a feed must be a dict of arrays, not {type(raw).__name__}",
             where=where,
-            remedy="map the names of graph inputs to arrays",
+            remedy="map graph input names to arrays",
         )
     _check_names([str(key) for key in raw], ports, states, where, likely)
     sizes: dict[str, tuple[int, str]] = {}
@@ -82,15 +82,15 @@ def _check_names(
                 where=where,
                 remedy=f"did you mean '{close[0]}'?"
                 if close
-                else f"its inputs are {_list(known)}; leave out all others, also those that"
-                " --freeze fixes",
+                else f"its inputs are {_list(known)}; leave out all others, including those"
+                " fixed by --freeze",
             )
     missing = [name for name in known if name not in names and name not in states]
     if missing:
         there = _list(names) if names else "nothing"
         state = ""
         if likely.issuperset(missing):
-            state = ", or pass --stream if it is a state that is carried from one feed to the next"
+            state = ", or pass --stream if it is a state that is passed from one feed to the next"
         raise PruneError(
             f"the input {_list(missing)} is missing",
             where=where,
@@ -105,9 +105,9 @@ def _check_value(value: object, port: Port, sizes: dict[str, tuple[int, str]], w
         _check_shape(array, port, sizes, where)
     if array.size == 0:
         raise PruneError(
-            f"it is empty, its shape is {list(array.shape)}",
+            f"it is empty: its shape is {list(array.shape)}",
             where=where,
-            remedy="leave out feeds without entries",
+            remedy="leave out empty feeds",
         )
     if is_float(array.dtype):
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -125,7 +125,7 @@ def _check_shape(array: Array, port: Port, sizes: dict[str, tuple[int, str]], wh
     dims = port.dims or ()
     if array.ndim != len(dims):
         raise PruneError(
-            f"its shape {list(array.shape)} has {array.ndim} axes where the model takes "
+            f"its shape {list(array.shape)} has {array.ndim} axes, but the model expects "
             f"{len(dims)}",
             where=where,
             remedy=f"give it as {port}",
@@ -133,8 +133,8 @@ def _check_shape(array: Array, port: Port, sizes: dict[str, tuple[int, str]], wh
     for axis, (size, dim) in enumerate(zip(array.shape, dims, strict=True)):
         if isinstance(dim, int) and size != dim:
             raise PruneError(
-                f"its shape {list(array.shape)} has size {size} on axis {axis} where the model "
-                f"takes {dim}",
+                f"its shape {list(array.shape)} has size {size} on axis {axis}, but the model "
+                f"expects {dim}",
                 where=where,
                 remedy=f"give it as {port}",
             )
@@ -144,7 +144,7 @@ def _check_shape(array: Array, port: Port, sizes: dict[str, tuple[int, str]], wh
                 raise PruneError(
                     f"'{dim}' is {size} on axis {axis} but {first} in input '{owner}'",
                     where=where,
-                    remedy="give both the same size",
+                    remedy="make both the same size",
                 )
 
 
@@ -153,14 +153,16 @@ def _labels(value: object, where: str) -> Array:
         return np.asarray(value)
     except FAILURES as error:
         raise PruneError(
-            f"its labels cannot be made an array: {error}", where=where, remedy="give an array"
+            f"its labels cannot be converted to an array: {error}",
+            where=where,
+            remedy="give an array",
         ) from error
 
 
 def _convert(value: object, port: Port, where: str) -> Array:
     if port.dtype is None:
         raise PruneError(
-            "the model takes something other than a tensor here, which feeds cannot hold",
+            "this input is not a tensor, which feeds do not support",
             where=where,
             remedy="export the model with tensor inputs",
         )
@@ -168,7 +170,7 @@ def _convert(value: object, port: Port, where: str) -> Array:
         array = np.asarray(value)
     except FAILURES as error:  # objects of other libraries fail in their own ways
         raise PruneError(
-            f"cannot be made an array: {error}", where=where, remedy=f"give it as {port}"
+            f"cannot be converted to an array: {error}", where=where, remedy=f"give it as {port}"
         ) from error
     if array.dtype == port.dtype:
         return array
@@ -208,7 +210,7 @@ def _zeros(port: Port, sizes: Mapping[str, tuple[int, str]], where: str) -> Arra
     """The initial value of a state; sizes that no other input determines are 1."""
     if port.dtype is None or port.dims is None:
         raise PruneError(
-            f"the model does not say which shape the state '{port.name}' has",
+            f"the model does not declare the shape of state '{port.name}'",
             where=where,
             remedy=f"add '{port.name}' to the feed",
         )
@@ -270,14 +272,12 @@ class Feeds:
             count += 1
             yield feed
         if count == 0:
-            raise PruneError(
-                "there are no feeds in it", where=self.source, remedy="give at least one"
-            )
+            raise PruneError("it contains no feeds", where=self.source, remedy="give at least one")
         if count != len(self):
             raise PruneError(
-                f"it gave {count} feeds, but {len(self)} before",
+                f"it yielded {count} feeds, but {len(self)} before",
                 where=self.source,
-                remedy="make it give the same feeds each time",
+                remedy="make it yield the same feeds every time",
             )
 
     def __len__(self) -> int:
@@ -395,13 +395,13 @@ def open_feeds(
         return replace(source, check=check)
     feeds = Feeds(_open(source, ports), check)
     if len(feeds) == 0:
-        raise PruneError("there are no feeds in it", where=feeds.source, remedy="give at least one")
+        raise PruneError("it contains no feeds", where=feeds.source, remedy="give at least one")
     return feeds
 
 
 def _open(source: object, ports: Sequence[Port]) -> Source:
     if isinstance(source, str) and not source:
-        raise PruneError("the name is empty", where="data", remedy="name a file or folder of feeds")
+        raise PruneError("the name is empty", where="data", remedy="give a file or folder of feeds")
     if isinstance(source, str | Path):
         path = Path(source)
         if isinstance(source, str) and is_function_name(source) and not os.path.exists(path):

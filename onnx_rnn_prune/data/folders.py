@@ -52,7 +52,7 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
     if not os.path.exists(path):  # no name is too long for it
         raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
     if path.suffix.lower() != ".npz":
-        raise PruneError("unknown form of data", where=str(path), remedy=_FORMS)
+        raise PruneError("unknown data format", where=str(path), remedy=_FORMS)
     return Listed(str(path), [str(path)], lambda _: read_archive(path))
 
 
@@ -67,7 +67,7 @@ def _open_folder(folder: Path, ports: Sequence[Port]) -> Source:
     starts = accumulate((len(part) for part in parts[:-1]), initial=0)
     if not found:
         raise PruneError(
-            "the folder has neither .npz files nor folders with input_*.pb files",
+            "the folder contains neither .npz files nor folders with input_*.pb files",
             where=str(folder),
             remedy=_FORMS,
         )
@@ -84,9 +84,9 @@ def _feeds_in(folder: Path, ports: Sequence[Port]) -> list[tuple[Path, Callable[
         sets = [folder]
     if archives and sets:
         raise PruneError(
-            "it holds .npz files as well as input_*.pb files, so it is not clear which to read",
+            "it contains both .npz and input_*.pb files, so it is not clear which to read",
             where=str(folder),
-            remedy="keep one kind in the folder",
+            remedy="keep only one kind in the folder",
         )
     read: list[tuple[Path, Callable[[], RawFeed]]] = [
         (path, partial(read_archive, path)) for path in archives
@@ -104,7 +104,7 @@ def read_archive(path: Path) -> dict[str, Array]:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array without a name")
+            raise ValueError("it contains a single array without a name")
         with archive:
             assert archive.zip is not None
             _check_unpacked(sum(entry.file_size for entry in archive.zip.infolist()), path)
@@ -115,7 +115,7 @@ def read_archive(path: Path) -> dict[str, Array]:
         raise PruneError(
             f"cannot be read as a .npz file: {error}",
             where=str(path),
-            remedy="write it with numpy.savez(path, input_name=array, ...), without object arrays",
+            remedy="save it with numpy.savez(path, input_name=array, ...), without object arrays",
         ) from error
 
 
@@ -125,7 +125,7 @@ def _check_unpacked(claimed: int, path: Path) -> None:
         raise PruneError(
             f"its {size / 1e6:.3g} MB would unpack to {claimed / 1e6:.6g} MB",
             where=str(path),
-            remedy="if that is intended, write it with numpy.savez, which does not compress",
+            remedy="if that is intended, save it with numpy.savez, which does not compress",
         )
 
 
@@ -143,7 +143,7 @@ def _read_set(folder: Path, ports: Sequence[Port]) -> RawFeed:
             raise PruneError(
                 f"the model has {len(ports)} inputs, so there is no input {number}",
                 where=str(path),
-                remedy="remove the file, or check that the data belong to this model",
+                remedy="remove the file, or check that the data is for this model",
             )
         feed[ports[number].name] = _array(path, tensor)
     return feed
@@ -172,7 +172,7 @@ def _unreadable(path: Path, error: Exception) -> PruneError:
     return PruneError(
         f"cannot be read as an ONNX TensorProto: {error}",
         where=str(path),
-        remedy="write it with onnx.numpy_helper.from_array(...).SerializeToString()",
+        remedy="save it with onnx.numpy_helper.from_array(...).SerializeToString()",
     )
 
 

@@ -66,19 +66,18 @@ def check_entries(ports: Sequence[Port], pinned: Mapping[str, int], most: int) -
         shape = [size if isinstance(size, int) else pinned.get(size, 1) for size in port.sizes]
         if 0 in shape:
             raise PruneError(
-                f"axis {shape.index(0)} of input '{port.name}' has size 0, and nothing runs on an"
-                " empty input",
+                f"axis {shape.index(0)} of input '{port.name}' has size 0, so the model cannot run",
                 where="random feeds",
-                remedy="export the model again with that size open",
+                remedy="export the model again with that axis dynamic",
             )
         if prod(shape) > most:
             axis = shape.index(max(shape))
             raise PruneError(
-                f"axis {axis} of input '{port.name}' has size {shape[axis]}, too large to"
-                " be random",
+                f"axis {axis} of input '{port.name}' has size {shape[axis]}, too large"
+                " for random inputs",
                 where="random feeds",
                 remedy="give data, or "
-                f"{'ask --size for' if port.sizes[axis] in pinned else 'declare'} less",
+                f"{'lower --size' if port.sizes[axis] in pinned else 'declare a smaller size'}",
             )
 
 
@@ -87,23 +86,23 @@ def _check_facing(port: Port, sizes: tuple[int, ...]) -> None:
     dims = sizes if port.dims is None else port.dims
     if len(dims) != len(sizes):
         raise PruneError(
-            f"it has {len(dims)} axes, and {'x'.join(map(str, sizes))} has {len(sizes)}",
+            f"it has {len(dims)} axes, but {'x'.join(map(str, sizes))} has {len(sizes)}",
             where=f"{_WHERE}: input '{port.name}'",
             remedy=f"give one size for each axis of {port}",
         )
     for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
         if isinstance(dim, int) and dim != size:
             raise PruneError(
-                f"size {size} on axis {axis} contradicts the model, which takes {dim}",
+                f"it has size {size} on axis {axis}, but the model expects {dim}",
                 where=f"{_WHERE}: input '{port.name}'",
-                remedy=f"give sizes as in {port}",
+                remedy=f"give a shape that fits {port}",
             )
 
 
 def _state(found: dict[str, int], key: str, size: int) -> None:
     if found.setdefault(key, size) != size:
         raise PruneError(
-            f"'{key}' cannot be {found[key]} and {size} at once",
+            f"'{key}' cannot be both {found[key]} and {size}",
             where=_WHERE,
             remedy="give one size for it",
         )
@@ -115,7 +114,9 @@ def _unknown(name: str, ports: Sequence[Port], dims: set[str]) -> PruneError:
     return PruneError(
         f"the model has no input or dimension named '{name}'",
         where=_WHERE,
-        remedy=f"did you mean '{near[0]}'?" if near else f"it has {'; '.join(map(str, ports))}",
+        remedy=f"did you mean '{near[0]}'?"
+        if near
+        else f"its inputs are {'; '.join(map(str, ports))}",
     )
 
 
@@ -242,7 +243,7 @@ class SizeSearch:
         shapes = shapes_of(self._model, self._ports, sizes)
         try:
             if _steps(self._model, shapes) == 0:  # onnxruntime ends the process at some of these
-                raise PruneError("no step is left for a recurrent layer")
+                raise PruneError("a recurrent layer gets a sequence of length 0")
             self._run(sizes)
         except PruneError as error:
             return self._located(error, sizes, shapes)

@@ -101,7 +101,7 @@ class Streamed:
             for number, feed in enumerate(flat(self._start())):
                 if number == _MOST_FEEDS:
                     raise PruneError(
-                        f"there are {_MOST_FEEDS} feeds in it, and it may never end",
+                        f"it yielded {_MOST_FEEDS} feeds and may never end",
                         where=self.name,
                         remedy="give fewer feeds",
                     )
@@ -110,9 +110,9 @@ class Streamed:
             raise
         except FAILURES as error:
             raise PruneError(
-                f"making the feeds failed with {type(error).__name__}: {error}",
+                f"generating feeds failed with {type(error).__name__}: {error}",
                 where=self.name,
-                remedy="fix the code that makes them",
+                remedy="fix the code that generates them",
             ) from error
 
 
@@ -133,7 +133,7 @@ def open_function(text: str) -> Source:
     Raises:
         PruneError: the module cannot be imported or has no such function.
     """
-    found = named_function(text, "name a function that yields dicts of arrays")
+    found = named_function(text, "give a function that yields dicts of arrays")
     return Streamed(text, lambda: _iterate(found(), text))
 
 
@@ -150,7 +150,7 @@ def named_function(text: str, remedy: str) -> Callable[..., Any]:
         raise PruneError(
             f"importing {module_name} failed with {type(error).__name__}: {error}",
             where=text,
-            remedy="check the name, and run from the folder that holds the module",
+            remedy="check the name, and run from the folder that contains the module",
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
@@ -189,9 +189,7 @@ def open_value(value: object) -> Source:
         function = cast(Callable[[], object], value)
         name = getattr(value, "__name__", name)
         return Streamed(name, lambda: _iterate(function(), name))
-    raise PruneError(
-        f"{type(value).__name__} is an unknown form of data", where="data", remedy=_FORMS
-    )
+    raise PruneError(f"unsupported data type {type(value).__name__}", where="data", remedy=_FORMS)
 
 
 def _iterate(value: object, name: str) -> Iterable[object]:
@@ -205,7 +203,7 @@ def _iterate(value: object, name: str) -> Iterable[object]:
     raise PruneError(
         f"the function returned {type(value).__name__} instead of feeds",
         where=name,
-        remedy="yield dicts that map the names of graph inputs to arrays",
+        remedy="yield dicts that map graph input names to arrays",
     )
 
 

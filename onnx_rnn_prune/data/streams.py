@@ -169,10 +169,10 @@ def _in_order(
         fit = [e for e in ends if e not in taken.values() and np.shape(left[e]) == shape]
         if fit and len(fit) != len(names):
             raise PruneError(
-                f"it is not clear which output the next call takes as input '{names[0]}':"
+                f"it is ambiguous which output becomes input '{names[0]}' of the next call:"
                 f" {len(fit)} outputs have its shape, {list(shape)}",
                 where="--stream",
-                remedy="include the states in the feeds, as the model returned them",
+                remedy="include the states that the model returned in the feeds",
             )
         found.update(zip(names, fit, strict=False))
     return found
@@ -180,7 +180,7 @@ def _in_order(
 
 def _stateless(feeds: Feeds) -> PruneError:
     return PruneError(
-        "the model has no state that one call returns and the next one takes",
+        "the model has no state that is passed from one call to the next",
         where=f"--stream, {feeds.source}",
-        remedy="leave it out; each feed is independent",
+        remedy="leave it out, since feeds are independent",
     )

@@ -362,12 +362,12 @@ def _is_setting(port: Port) -> bool:
 
 
 def _shapeless(port: Port) -> PruneError:
-    what = f"the model does not say which shape the input '{port.name}' has"
+    what = f"the model does not declare the shape of input '{port.name}'"
     if port.dtype is None:
-        what, remedy = f"{what}, so random feeds cannot be made", "give data"
+        what, remedy = f"{what}, so random feeds cannot be generated", "give data"
     else:
-        what = f"{what}, not even how many axes"
-        remedy = f"give data, or its shape, as in --size={port.name}=1x100x80"
+        what = f"{what}, not even its rank"
+        remedy = f"give data, or its shape, such as --size={port.name}=1x100x80"
     return PruneError(what, where="random feeds", remedy=remedy)
 
 
@@ -375,11 +375,11 @@ def _refusal(
     search: SizeSearch, recipe: Recipe, pinned: SizeByName, failure: Failure
 ) -> PruneError:
     """The error if no sizes were found: for which axes, and how to give one."""
-    reason = f"({'; '.join(map(str, recipe.ports))}); at first, {failure.error.what}"
+    reason = f"({'; '.join(map(str, recipe.ports))}); first error: {failure.error.what}"
     if pinned:
         given = ", ".join(f"{name}={size}" for name, size in pinned.items())
         return PruneError(
-            f"the model does not run with {given}, whatever its other sizes are {reason}",
+            f"the model does not run with {given}, whatever the other sizes {reason}",
             where="--size",
             remedy="give different sizes, or leave it out",
         )
@@ -391,9 +391,9 @@ def _refusal(
     port = (lengths or axes)[0][0]
     example = "x".join(str(_example(search, port, size)) for size in port.sizes)
     return PruneError(
-        f"found no size of {named} with which the model runs {reason}",
+        f"found no size of {named} for which the model runs {reason}",
         where="random feeds",
-        remedy=f"give data, or the sizes, as in --size={port.name}={example}",
+        remedy=f"give data, or the sizes, such as --size={port.name}={example}",
     )
 
 

@@ -48,7 +48,7 @@ _HOLDERS = {
     onnx.AttributeProto.TYPE_PROTO: "tp",
 }
 _ONNX = {"", "ai.onnx"}  # how the domain of ONNX's own operators is written
-_REMEDY = "export the model again, or get the whole file"
+_REMEDY = "export the model again, or check that the file is complete"
 _MOST_NODES = 1 << 22
 _FEW = 64  # entries of a constant that may be sizes
 _MOST_ENTRIES = 1 << 28  # of an input; onnxruntime plans with what is declared
@@ -70,13 +70,13 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     versions = {entry.domain for entry in model.opset_import}
     nodes = messages(model.graph, onnx.NodeProto)
     told = versions & _ONNX or all(node.domain not in _ONNX for node in nodes)
-    _require(bool(told), "the model", "it does not say which version of ONNX's operators it uses")
+    _require(bool(told), "the model", "it does not declare its ONNX opset version")
     for tensor in messages(model, onnx.TensorProto):
         _check_tensor(tensor)
     for info in messages(model, onnx.ValueInfoProto):
         for kind in messages(info.type, onnx.TypeProto.Tensor):
             _require(
-                kind.elem_type in _TYPES, f"tensor '{info.name}'", "its type is none of ONNX's"
+                kind.elem_type in _TYPES, f"tensor '{info.name}'", "its type is not an ONNX type"
             )
     for port in model.graph.input:
         sizes = [max(dim.dim_value, 1) for dim in port.type.tensor_type.shape.dim]
@@ -88,7 +88,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         _require(
             not attribute.ref_attr_name,
             f"attribute '{attribute.name}'",
-            "it refers to one of a function, and is in none",
+            "it refers to a function's attribute, but is not in a function",
         )
     for node in messages(model, onnx.NodeProto):
         _check_node(node)
@@ -138,7 +138,7 @@ def _check_calls(model: onnx.ModelProto) -> None:
                 for side in ("input", "output"):
                     most = len(getattr(functions[called], side))
                     where = f"node '{node.name or node.op_type}'"
-                    what = f"it has more {side}s than the function that it calls, {most}"
+                    what = f"it has more {side}s than the function it calls, which has {most}"
                     _require(len(getattr(node, side)) <= most, where, what)
     sizes: dict[Any, int] = {}  # so many nodes once all calls are written out
     try:
@@ -146,7 +146,7 @@ def _check_calls(model: onnx.ModelProto) -> None:
             sizes[key] = sum(1 + sizes[called] for called in calls[key]) if key in calls else 0
     except CycleError as error:
         _require(False, f"function '{error.args[1][0][1]}'", "it calls itself")
-    what = f"it has {sizes[None]} nodes once its functions are written out"
+    what = f"it has {sizes[None]} nodes once its functions are inlined"
     _require(sizes[None] <= _MOST_NODES, "the model", what)
 
 
@@ -154,16 +154,16 @@ def _check_node(node: onnx.NodeProto) -> None:
     where = f"node '{node.name or node.op_type}'"
     if node.domain in _ONNX:
         least = _fewest().get(node.op_type, 0)
-        _require(len(node.input) >= least, where, f"it has fewer inputs than {least}")
+        _require(len(node.input) >= least, where, f"it has fewer than {least} inputs")
         missing = _required().get(node.op_type, set()) - {each.name for each in node.attribute}
         _require(not missing, where, f"its '{min(missing, default='')}' is missing")
         # onnxruntime ends the process at these once it runs them.
         told = {a.name: a.f for a in node.attribute if not a.ref_attr_name}
         wide = told.get("scale", 1.0) > 0 or not node.op_type.startswith("RandomNormal")
-        _require(wide, where, "it draws from a normal distribution whose scale is not above 0")
+        _require(wide, where, "it draws from a normal distribution whose scale is not positive")
         rises = told.get("low", 0.0) <= told.get("high", 1.0)
         uniform = node.op_type.startswith("RandomUniform")
-        _require(rises or not uniform, where, "it draws numbers whose bounds are none")
+        _require(rises or not uniform, where, "it draws random numbers between invalid bounds")
         gaps = node.op_type in _joining() and not all(node.input)
         _require(not gaps, where, "one of its inputs has no name")
     for attribute in node.attribute:
@@ -172,18 +172,18 @@ def _check_node(node: onnx.NodeProto) -> None:
 
 def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, where: str) -> None:
     known = attribute.type in _ATTRIBUTES.values()
-    _require(known, where, f"the type of its '{attribute.name}' is none of ONNX's")
+    _require(known, where, f"the type of its '{attribute.name}' is not an ONNX type")
     # What ONNX declares is also how the operators of others that are made of its own are read.
     kinds = _declared().get((node.op_type.removeprefix("DynamicQuantize"), attribute.name))
     fits = kinds is None or attribute.type in kinds or not attribute.type
-    _require(fits, where, f"its '{attribute.name}' is of another type than ONNX says")
+    _require(fits, where, f"its '{attribute.name}' does not have the type that ONNX specifies")
     field = _HOLDERS.get(attribute.type)
     told = field is None or attribute.HasField(field) or bool(attribute.ref_attr_name)
     _require(told, where, f"its '{attribute.name}' is missing")
     # onnxruntime takes its word for it, and ends the process.
     parts = len(node.output)
     if (node.op_type, attribute.name) == ("Split", "num_outputs"):
-        _require(attribute.i == parts, where, f"it has {parts} outputs where it says {attribute.i}")
+        _require(attribute.i == parts, where, f"it has {parts} outputs but declares {attribute.i}")
     body = attribute.g if node.op_type == "Loop" and attribute.HasField("g") else None
     whole = body is None or (len(body.input) > 1 and len(body.output) > 0)
     _require(whole, where, "its body lacks a counter or a condition")
@@ -234,22 +234,22 @@ def _declared() -> dict[tuple[str, str], set[int]]:
 def _check_tensor(tensor: onnx.TensorProto) -> None:
     where = f"weight '{tensor.name}'"
     known = tensor.data_type in _TYPES and tensor.data_type != onnx.TensorProto.UNDEFINED
-    _require(known, where, f"its type is none of ONNX's ({tensor.data_type})")
+    _require(known, where, f"its type is not an ONNX type ({tensor.data_type})")
     _require(min(tensor.dims, default=0) >= 0, where, f"its shape is {list(tensor.dims)}")
-    _require(not tensor.HasField("segment"), where, "it is a piece of another one")
+    _require(not tensor.HasField("segment"), where, "it is a segment of another tensor")
     if is_reference(tensor):
         return
     count = prod(tensor.dims)
     if tensor.HasField("raw_data"):
         texts = tensor.data_type == onnx.TensorProto.STRING
         held, needed = len(tensor.raw_data), 0 if texts else -(-count * bits(tensor) // 8)
-        what = f"its shape takes {needed} bytes, and it has {held}"
+        what = f"its shape needs {needed} bytes, but it has {held}"
     else:
         field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
         several = 8 // bits(tensor) if field == "int32_data" and bits(tensor) < 8 else 1
         held = len(getattr(tensor, field)) * several // (1 + (tensor.data_type in _COMPLEX))
         needed = -(-count // several) * several
-        what = f"its shape takes {count} values, and it has {held}"
+        what = f"its shape needs {count} values, but it has {held}"
     _require(held == needed, where, what)
 
 
@@ -352,13 +352,13 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
         raise PruneError(
             f"it refers to '{name}', which is outside the folder of the model",
             where=f"weight '{tensor.name}'",
-            remedy="put that file beside the model, and refer to it there",
+            remedy="put that file next to the model, and refer to it there",
         )
     if not os.path.isfile(path):
         raise PruneError(
-            f"it refers to '{name}', and there is no such file",
+            f"it refers to '{name}', but there is no such file",
             where=f"weight '{tensor.name}'",
-            remedy="put that file beside the model",
+            remedy="put that file next to the model",
         )
     try:
         size = path.stat().st_size

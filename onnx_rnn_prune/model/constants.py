@@ -117,7 +117,7 @@ def check_sizes(graph: gs.Graph) -> None:
     for node in all_nodes(graph):
         if node.op == "Loop" and not node.domain and _rounds(node, graph.opset) > _MOST_ROUNDS:
             raise PruneError(
-                "it does not end",
+                "it never ends",
                 where=f"Loop {node.name or node_key(node)}",
                 remedy="export the model again, or correct its trip count",
             )
@@ -129,7 +129,7 @@ def check_sizes(graph: gs.Graph) -> None:
         total = made[id(node.outputs[0])] = _entries(node, parts, graph.opset)
         if total > max(_MOST_MADE, _MOST_TIMES * sum(parts)):
             raise PruneError(
-                f"it would make {total} entries out of {sum(parts)}",
+                f"it would turn {sum(parts)} entries into {total}",
                 where=f"{node.op} {node.name or node.outputs[0].name}",
                 remedy="export the model again, or correct the shape that this node reads",
             )

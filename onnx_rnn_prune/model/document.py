@@ -191,7 +191,7 @@ def inlined(model: onnx.ModelProto, names: list[tuple[str, str]]) -> onnx.ModelP
         return inliner.inline_selected_functions(model, names)
     except Exception as error:  # ONNX raises several types
         raise PruneError(
-            f"its functions cannot be written out ({error})",
+            f"its functions cannot be inlined ({error})",
             where="the model",
             remedy="export it without functions",
         ) from error

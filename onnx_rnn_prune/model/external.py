@@ -307,7 +307,7 @@ def whole_model(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     if sum(map(raw_length, model.graph.initializer)) > _MOST:
         raise PruneError(
-            "its weights are larger than the 2 GB that one message can hold",
+            "its weights are larger than the 2 GB limit of a protobuf message",
             where="the model",
             remedy="save it to a file",
         )
@@ -356,9 +356,9 @@ def refer(tensor: onnx.TensorProto, place: Location) -> None:
 def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:
     """The error that a file holds less than a tensor takes."""
     return PruneError(
-        f"it refers to '{name}', and that file is too short",
+        f"it refers to '{name}', but that file is too short",
         where=f"weight '{tensor.name}'",
-        remedy="get the whole file",
+        remedy="check that the file is complete",
     )
 
 

@@ -38,7 +38,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         for tensor in messages(source, onnx.TensorProto):
             if external.is_reference(tensor):
                 raise PruneError(
-                    "it refers to a file whose folder is not known",
+                    "it refers to a file in an unknown folder",
                     where=f"weight '{tensor.name}'",
                     remedy="give the path of the model, or load it with its weights",
                 )
@@ -66,7 +66,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         raise PruneError(
             f"cannot be read ({error})",
             where=str(path),
-            remedy="check the file, and those beside it that hold its weights",
+            remedy="check the file, and the files next to it that contain its weights",
         ) from error
     return model
 
@@ -78,8 +78,8 @@ def require_plain(path: Path) -> None:
         PruneError: it is a pipe, a device or a socket.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        what = "is a pipe or device, not a plain file"
-        raise PruneError(what, where=str(path), remedy="give a file")
+        what = "is a pipe or device, not a regular file"
+        raise PruneError(what, where=str(path), remedy="give a regular file")
 
 
 def save_model(
@@ -232,7 +232,7 @@ def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
     target = _target(path)
     if os.path.exists(target) and any(_is_part(target, given) for given in inputs):
         raise PruneError(
-            "this would overwrite an input", where=str(path), remedy="name another file"
+            "this would overwrite an input", where=str(path), remedy="choose another file"
         )
     with _temporary(target):
         pass
@@ -273,11 +273,11 @@ def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
 def _target(path: str | Path) -> Path:
     """Where a file ends up that is written to a path, links followed."""
     if not isinstance(path, str | Path):
-        raise PruneError(f"{type(path).__name__} is not a path", remedy="name a file")
+        raise PruneError(f"{type(path).__name__} is not a path", remedy="give a file name")
     target = real_path(path)
     if os.path.exists(target) and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
-        raise PruneError(f"it is {kind}", where=str(path), remedy="name a file")
+        raise PruneError(f"it is {kind}", where=str(path), remedy="give a file name")
     if not target.parent.is_dir():
         raise PruneError("the folder does not exist", where=str(path), remedy="create it first")
     return target
@@ -301,7 +301,7 @@ def _temporary(target: Path) -> Iterator[str]:
         raise PruneError(
             f"cannot be written ({error.strerror or error})",
             where=str(target),
-            remedy="name a file in a folder that can be written",
+            remedy="choose a file in a writable folder",
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -113,7 +113,7 @@ class IntermediateOutputs:
 def misdeclared() -> PruneError:
     """Of a body whose declared shapes onnxruntime takes for those that are there."""
     return PruneError(
-        "a loop's or branch's body declares shapes that its tensors do not have",
+        "the body of a loop or branch declares shapes that do not match its tensors",
         where="the model",
         remedy="check it with onnx.checker (full_check), and export it again",
     )

@@ -189,7 +189,7 @@ def _guard(layer: onnx.NodeProto) -> list[onnx.NodeProto]:
     for number, axis in enumerate(_FILLED[layer.op_type]):
         taken = node("Gather", [entry, f"{name}/0"], [f"{name}/in{number}"], axis=axis)
         # For errors.
-        taken.name = f"axis {number + axis} of what {_key(layer)} is made of has no entries"
+        taken.name = f"axis {number + axis} of the input of {_key(layer)} is empty"
         made.append(taken)
         entry = f"{name}/in{number}"
     return [
@@ -255,10 +255,10 @@ def narrowed(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
         result = values.astype(np.float32)
     if not np.array_equal(np.isinf(result), np.isinf(values)):
         raise PruneError(
-            "it holds numbers beyond the range of float32, in which the model runs because"
+            "it has values beyond the range of float32, in which the model runs because"
             " onnxruntime has no kernels for its own type",
             where=where,
-            remedy="scale them, and what reads them, or train in float32",
+            remedy="scale them and whatever reads them, or train in float32",
         )
     return result
 

@@ -140,7 +140,7 @@ class Runner:
             raise PruneError(
                 f"onnxruntime cannot run it on {name} ({shapes}): {first_line(error)}",
                 where=self.name,
-                remedy=self.remedy or "check that onnxruntime runs the file on this feed",
+                remedy=self.remedy or "check that the file runs on this feed in onnxruntime",
             ) from error
         return {
             name: _widened(value, self._gives.get(name))
@@ -313,7 +313,7 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
     """
     names = runnable_outputs(model) if outputs is None else outputs
     if not names:
-        raise ValueError("all that it computes hangs on operators that onnxruntime lacks")
+        raise ValueError("all of its outputs depend on operators that onnxruntime lacks")
     if names != [port.name for port in model.graph.output] or not runs_whole(model):
         model = with_outputs(model, names)
     return model if outputs is None else guarded(model)

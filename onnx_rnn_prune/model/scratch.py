@@ -91,7 +91,7 @@ def written_in(folder: str | Path) -> Iterator[None]:
 
 def _unfit(folder: str | Path, error: OSError) -> PruneError:
     return PruneError(
-        f"the temporary folder cannot be written to ({error.strerror or error})",
+        f"the temporary folder is not writable ({error.strerror or error})",
         where=str(folder),
         remedy="free some space, or set TMPDIR to another folder",
     )

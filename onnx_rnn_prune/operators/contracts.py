@@ -106,7 +106,7 @@ def _depthwise(step: Step, line: Labels, weight: Array, slot: int) -> Flow | Sto
     """Each channel by itself: what comes of a unit, one channel or several, is the unit's."""
     result, transposed = step.results[0], step.node.op == "ConvTranspose"
     if result is None:
-        return Stop(f"goes through a {step.node.op} whose result is not known")
+        return Stop(f"goes through a {step.node.op} whose result is unknown")
     made = np.repeat(line, result[1] // len(line))
     places = (1,) * (weight.ndim - 2)
     labels = np.array(np.broadcast_to(made.reshape(1, -1, *places), result))
@@ -164,7 +164,7 @@ def _of_integers(step: Step) -> Stop | None:
     if step.labelled != [0]:
         return Stop(f"feeds a parameter of {op}")
     if op in APART and scaled(step.node) is None:
-        return Stop(f"is read by a {op} whose scales are not where they are looked for")
+        return Stop(f"is read by a {op} whose scales are not where they are expected")
     given = len(step.constants) > _ZERO and bool(step.node.inputs[_ZERO].name)
     if given and step.constants[_ZERO] is None:
         return Stop(f"is read by a {op} whose zero point is computed")

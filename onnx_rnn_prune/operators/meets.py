@@ -24,7 +24,7 @@ def meet(step: Step) -> Flow | Stop:
     labels = [_spread(step.labels[slot], full) for slot in step.labelled]
     first = labels[0]
     if any(np.any((first < 0) != (other < 0)) for other in labels[1:]):
-        return Stop(f"meets another activation in {step.node.op}")
+        return Stop(f"is combined with another activation in {step.node.op}")
     unit = _unit_axis(step, len(full))
     bound: list[Bound] = []
     alters = "" if step.zero else step.node.op
@@ -36,7 +36,7 @@ def meet(step: Step) -> Flow | Stop:
             alters = alters or (step.node.op if step.zero == "all" else "")
             continue
         if step.constants[slot] is None and not (step.yielding and step.yielding[slot]):
-            return Stop(f"meets another activation in {step.node.op}")
+            return Stop(f"is combined with another activation in {step.node.op}")
         dead = _DEAD.get((step.node.op, slot), 0.0)
         bound.append(_bind(slot, first, size, unit, dead))
     outputs = dict.fromkeys(range(len(step.node.outputs)), first)
@@ -56,12 +56,12 @@ def normalize(step: Step) -> Flow | Stop:
     if reduced is None:  # as where a Reshape lays the channels of a group side by side
         return Stop(f"is normalized together with other units by {op}")
     if any(value is None for value in step.constants[1:]):
-        return Stop(f"meets another activation in {op}")
+        return Stop(f"is combined with another activation in {op}")
     lane = reduced.reshape(-1)
     groups = lane.reshape(int(step.node.attrs.get("num_groups", lane.size)), -1)
     first = groups[:, :1]
     if np.any((groups < 0) != (first < 0)):
-        return Stop(f"is normalized together with what is no unit by {op}")
+        return Stop(f"is normalized together with values other than units by {op}")
     # Means are of all that is in a group, so that only whole groups go.
     same = ((groups, np.broadcast_to(first, groups.shape)),) if groups.shape[1] > 1 else ()
     bound = tuple(
@@ -77,7 +77,7 @@ def _hazard(step: Step) -> str:
     if step.node.op == "Div" and 1 in step.labelled:
         return "divides by a unit"
     if step.node.op == "Sqrt" and any(step.altered):
-        return "the root is taken of something that need not be 0"
+        return "takes the root of a value that may not be 0"
     if step.node.op == "Pow":
         power = step.constants[1]
         if power is None or not np.all(power > 0):

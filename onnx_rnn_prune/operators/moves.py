@@ -52,17 +52,17 @@ def place_elements(step: Step) -> Flow | Stop:
     assert labels is not None and unit is not None
     axis = int(step.node.attrs.get("axis", 0)) % labels.ndim
     if axis == unit or not uniform(labels, axis) or size[unit] != labels.shape[unit]:
-        return Stop(f"its units are picked one by one by {op}")
+        return Stop(f"its units are selected one by one by {op}")
     line, met, bound = labels.take([0], axis), [], []
     for slot in (1, *slots):
         own = _first_entries(line, axis, step.shapes[slot] or ())
         labelled, loose = step.labels[slot], step.constants[slot] is None
         if own is None or (labelled is None and loose and not step.yielding[slot]):
-            return Stop(f"meets another activation in {op}")
+            return Stop(f"is combined with another activation in {op}")
         if labelled is None:
             bound.append(Bound(slot, unit - own.ndim, own, dead=None if slot == 1 else 0.0))
         elif np.any((own < 0) != (labelled < 0)):
-            return Stop(f"meets another activation in {op}")
+            return Stop(f"is combined with another activation in {op}")
         else:
             met.append((own, labelled))
     made = _first_entries(line, axis, result)
@@ -144,7 +144,7 @@ def _run(step: Step, inputs: list[Array | None]) -> Flow | Stop:
         for slot, value in enumerate(inputs[: len(step.node.inputs)])
     ]
     if not all(known):
-        return Stop(f"goes through a {step.node.op} whose parameters are not known")
+        return Stop(f"goes through a {step.node.op} whose parameters are unknown")
     outputs = evaluate(step.node, inputs, step.opset)
     return Flow({slot: output.astype(np.int64) for slot, output in enumerate(outputs)})
 
@@ -162,15 +162,15 @@ def _undecided(step: Step) -> str:
         for constant, tensor in list(zip(step.constants, step.node.inputs, strict=True))[1:]
     )
     if not fixed and op not in ("Reshape", "Expand", "Tile") and (varying or axes is None):
-        return f"its units are picked by a {op} that is computed while the model runs"
+        return f"its units are selected by a {op} that is computed at run time"
     if step.axes[0] not in varying:
         return ""
     if len(varying_axes(labels)) > 1:
-        return f"units of several directions are picked at once by a {op}"
+        return f"units of several directions are selected at once by a {op}"
     if op == "Gather" and np.ndim(step.value(1)) != 1:  # type: ignore[arg-type]
-        return "single units are picked by a Gather"
+        return "single units are selected by a Gather"
     if op == "Slice" and not _contiguous(step):
-        return "units are picked by a Slice with steps"
+        return "units are selected by a Slice with steps"
     return ""
 
 

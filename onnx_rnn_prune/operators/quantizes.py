@@ -39,5 +39,5 @@ def range_changes(step: Step) -> str:
     """Why the first input's range may change once units are cut, or an empty string."""
     culprit = step.altered[0]
     return (
-        f"{step.node.op} finds its range in what {culprit} makes of a cut unit" if culprit else ""
+        f"{step.node.op} takes its range from what {culprit} makes of a cut unit" if culprit else ""
     )

@@ -46,7 +46,7 @@ def inspect_table(report: InspectReport) -> Group:
         parts += [_costs(report.layers), _gains(report.layers)]
         parts += [sentence("Time", text) for text in _timed(report)]
     else:
-        parts.append(Text("It has no LSTM, GRU or RNN layers."))
+        parts.append(Text("The model has no LSTM, GRU or RNN layers."))
     parts += [sentence("Cannot run", row.text) for row in report.refused]
     parts += [
         sentence("Pruned in place" if row.in_place else "Cannot be pruned", row.text)
@@ -54,7 +54,7 @@ def inspect_table(report: InspectReport) -> Group:
     ]
     left = report.rolling.left if report.rolling is not None else ()
     parts += [sentence("Not rolled", f"{row.at}: {row.reason}") for row in left]
-    parts += [sentence("What helps", text) for text in report.remedies]
+    parts += [sentence("Remedy", text) for text in report.remedies]
     return Group(*parts, *map(warning, report.warnings), *note_on_names(shortened))
 
 
@@ -93,12 +93,12 @@ def _costs(layers: Sequence[InspectedLayer]) -> Table:
 
 def _gains(layers: Sequence[InspectedLayer]) -> Table:
     """What becomes of each layer's outputs when it is pruned, and the savings."""
-    table = new_table("Layer", "Its output, once pruned", "Removing half its units saves")
+    table = new_table("Layer", "Output once pruned", "Removing half the units saves")
     for layer in layers:
-        left = f"left alone: {layer.pinned}" if layer.pinned else ""
+        left = f"not pruned: {layer.pinned}" if layer.pinned else ""
         table.add_row(
             Cell(layer.name),
-            Cell(left or wording.ends(layer.outlets) or "not known"),
+            Cell(left or wording.ends(layer.outlets) or "unknown"),
             Cell(_half(layer)),
         )
     return table
@@ -134,7 +134,7 @@ def _timed(report: InspectReport) -> list[str]:
         if bound < max((layer.half.speedup for layer in report.layers if layer.half), default=1.0):
             lines.append(f"{taken} of a run")
         else:
-            lines.append(f"{taken} of a run; without them it would be {faster(bound)}")
+            lines.append(f"{taken} of a run; without them, it would be {faster(bound)}")
     if report.share_of_others:
         lines.append(
             f"dense layers and convolutions take another {percent(report.share_of_others)}; with"
@@ -144,7 +144,7 @@ def _timed(report: InspectReport) -> list[str]:
     made = "random inputs (give typical ones with --data)" if timed.random else "the given inputs"
     return [
         *lines,
-        f"one thread, on {made}: {fed}; speedups are those of pruned files, timed alternately with"
+        f"one thread, on {made}: {fed}; speedups are of pruned files, timed alternately with"
         " the original",
     ]
 
@@ -153,20 +153,18 @@ def sensitivity_table(report: SensitivityReport) -> Group:
     """The deviation of the outputs, and the metric if there is one, by units kept."""
     report, shortened = brief(presentable(report))
     parts: list[RenderableType] = [
-        Text(
-            "\nDeviation of the outputs when only this layer is pruned, by the share of units kept:"
-        ),
+        Text("\nDeviation of the outputs when only this layer is pruned, by share of units kept:"),
         _curves(report.layers, lambda point: percent(point.nrmse)),
     ]
     if report.metric:
-        parts.append(Text(f"The metric, {report.metric}:"))
+        parts.append(Text(f"Metric {report.metric}:"))
         parts.append(
             _curves(report.layers, lambda point: wording.quality(str(report.metric), point.metric))
         )
     splits = report.splits
     feeds = (
         f"{splits.calibration} for calibration, {splits.validation} for validation, {splits.test}"
-        " kept for testing a search"
+        " reserved for testing a search"
     )
     parts.append(sentence("Feeds", feeds))
     if report.streams is not None:

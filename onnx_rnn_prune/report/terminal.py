@@ -174,12 +174,12 @@ def roll_table(report: RollReport) -> Group:
     report = presentable(report)
     parts: list[RenderableType] = [sentence("Rolled", str(row)) for row in report.rolled]
     if not report.rolled:
-        parts.append(Text("Nothing was rolled; the file is copied unchanged."))
-    parts += [sentence("Left as it is", f"{row.at}: {row.reason}") for row in report.left]
+        parts.append(Text("Nothing was rolled; the file was copied unchanged."))
+    parts += [sentence("Not rolled", f"{row.at}: {row.reason}") for row in report.left]
     latency = report.latency
     if latency is not None:
         proof = f"outputs agree to {report.max_abs_diff:.1e} on {report.feeds} feeds"
-        speed = "{} -> {} a run, {}".format(*time_change(latency))
+        speed = "{} -> {} per run, {}".format(*time_change(latency))
         threads = wording.counted(latency.threads, "thread")
         sizes = "{} -> {} ({})".format(*size_change(report.bytes_before, report.bytes_after))
         nodes = f"{report.nodes_before} -> {report.nodes_after} nodes"
@@ -205,7 +205,7 @@ def search_table(report: schema.PruneReport) -> Group:
 
 def _frontier(search: schema.SearchRows, layers: Sequence[str]) -> Table:
     wide = max(map(len, layers), default=0) > _LONG
-    kept = "Units kept by the layers above" if wide else "Units kept"
+    kept = "Units kept (layers as above)" if wide else "Units kept"
     quality = wording.quality_name(search.quality).capitalize()
     numbers = ("No.", "Parameters", "File size", "Predicted\ntime", quality)
     table = new_table("No.", kept, *numbers[1:], "Goal", numbers=numbers)
@@ -231,8 +231,8 @@ def _frontier(search: schema.SearchRows, layers: Sequence[str]) -> Table:
 
 def _uncertainty(search: schema.SearchRows) -> str:
     if any(0.0 < row.spread < math.inf for row in search.candidates):
-        return "standard error; limits must hold with that much to spare"
-    return "nothing, since one validation feed or stream shows no standard error; give more data"
+        return "standard error; limits must hold with that margin"
+    return "not shown: one validation feed or stream gives no standard error; give more data"
 
 
 def _estimate(name: str, row: schema.Candidate) -> str:
@@ -248,10 +248,10 @@ def _search_sentences(search: schema.SearchRows) -> list[tuple[str, str]]:
         ("Goal", search.goal),
         (
             "Tried",
-            f"{len(search.candidates)} candidates; number {search.picked} was picked; --pick NUMBER"
-            " with the same --study writes another one",
+            f"{len(search.candidates)} candidates; number {search.picked} was picked; to write"
+            " another one, add --pick NUMBER with the same --study",
         ),
-        ("After ±", _uncertainty(search)),
+        ("±", _uncertainty(search)),
         (
             "Feeds",
             f"{splits.calibration} for calibration, {splits.validation} for validation,"

@@ -26,11 +26,11 @@ _LARGE = 0.2
 
 _RECOVERIES = {
     "none": "none; the kept weights are unchanged",
-    "lossless": "the effect of the removed units was moved into other weights and biases",
-    "merge": "what read a removed unit now reads the kept one with the most similar weights",
+    "lossless": "the effect of the removed units is folded into other weights and biases",
+    "merge": "each removed unit is replaced by the kept one with the most similar weights",
     "bias": "the average contribution of the removed units is added to the biases",
     "lstsq": "the kept weights are refitted to make up for the removed units",
-    "distill": "the smaller model is trained to compute what the original computes",
+    "distill": "the smaller model is trained to match the original",
 }
 _ENDS_SHOWN = 3
 
@@ -52,9 +52,9 @@ def verdict(report: schema.PruneReport) -> str:
         missed = [text for _, text in limit_sentences(report.search) if text.endswith(MISSED)]
         sentences.append(f"It does NOT meet the limits: {'; '.join(missed)}.")
     sentences.append(
-        "The self-check passed: it computes what the original does without the removed units."
+        "The self-check passed: it matches the original with the removed units zeroed."
         if report.oracle.passed
-        else "The self-check FAILED: it does not compute what it should."
+        else "The self-check FAILED: it does not match the original with the removed units zeroed."
     )
     return " ".join(sentences)
 
@@ -90,9 +90,9 @@ def worst(drift: Mapping[str, schema.DriftRow]) -> tuple[str, float | None] | No
 def _deviation(report: schema.PruneReport, error: float | None) -> str:
     where = " on random inputs, which says little about real ones" if report.data.random else ""
     if error is None:
-        return f"How far its outputs deviate from the original's cannot be measured{where}."
+        return f"The deviation of its outputs from the original's cannot be measured{where}."
     if error == 0:
-        return f"Its outputs are the original's{where}."
+        return f"Its outputs equal the original's{where}."
     return (
         f"Its outputs deviate from the original's by {percent(error)} (RMSE relative to their"
         f" standard deviation){where}."
@@ -109,7 +109,7 @@ def change(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
 
 
-LAYER_COLUMNS = ("Layer", "Type", "Units", "Parameters", "Its output")
+LAYER_COLUMNS = ("Layer", "Type", "Units", "Parameters", "Output")
 
 
 # For a layer whose weights are counted with another layer.
@@ -189,7 +189,9 @@ def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
         lines.append(("States", streams(report.data.streams)))
     others = report.share_of_others
     if others is not None and others > _LARGE:
-        text = f"dense layers and convolutions, which take {percent(others)} of the result's time"
+        text = (
+            f"dense layers and convolutions, which take {percent(others)} of the result's run time"
+        )
         lines.append(("Not pruned", f"{text}; --layers=all prunes them as well"))
     return [(label, named(text)) for label, text in lines]
 
@@ -271,8 +273,8 @@ def _superfluous(row: schema.LosslessRow) -> str:
     kinds["duplicate"] = row.duplicate
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     if not found:
-        return f"{row.layer} has no units that change nothing"
-    return f"{row.layer} has {found} units; {row.removed} of them are removed"
+        return f"{row.layer} has no superfluous units"
+    return f"{row.layer} has {found} units; {row.removed} of them were removed"
 
 
 def _recovery(recovery: schema.Recovery) -> str:
@@ -315,16 +317,16 @@ def streams(row: Streams) -> str:
     pairs = ", ".join(f"{source} from {result}" for source, result in row.states.items())
     if row.count:
         return (
-            f"each model carries its own from call to call, as in use ({pairs}):"
+            f"each model carries its own states from call to call, as in production ({pairs}):"
             f" {counted(row.count, 'stream')}, {counted(row.calls, 'call')} in all"
         )
-    start = "from the states in its inputs, or from zero where they hold none"
-    text = f"each call was judged by itself, {start} ({pairs})"
+    start = "starting from the states in its inputs, or from zero if there are none"
+    text = f"each call was evaluated on its own, {start} ({pairs})"
     if row.asked is False:
         return text
     return (
-        f"{text}; in use, errors accumulate: to see how much, give consecutive calls with the"
-        " states that the original returned, or without states and with --stream"
+        f"{text}; in production, errors accumulate: to measure this, give consecutive calls with"
+        " the states that the original returned, or without states but with --stream"
     )
 
 

@@ -102,7 +102,7 @@ class Turns:
         names = [tensor.name for inner in self.body.nodes for tensor in inner.outputs]
         self.count = sight.turns(names)
         if self.count < 3:
-            raise NotRollableError("it has too few iterations to tell what they have in common")
+            raise NotRollableError("it has too few iterations to find the pattern")
         self.read = tuple(sorted({0, 1, 2, self.count - 1}))
         self.readers = [self._turn(number, sight) for number in self.read]
         carried = moved_from(given for _, _, given, _ in self.states)

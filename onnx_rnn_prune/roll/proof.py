@@ -68,7 +68,7 @@ def prove_step(
         try:
             computed = _run(nodes, [end.tensor for end in ends], values, given, opset)
         except KeyError as lacking:
-            what = f"its step reads {lacking}, of which nothing is known"
+            what = f"its step reads {lacking}, which is unknown"
             raise NotRollableError(what) from lacking
         for end, form in zip(ends, outputs(step), strict=False):
             wanted = _computed_form(form, end.rows, values)

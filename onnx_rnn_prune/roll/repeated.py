@@ -112,7 +112,7 @@ class Repeated:
             return None
         track = self._track(self._placed(narrow_masks(masks), True))
         if track is None:
-            raise NotRollableError("its mask is made in the body")
+            raise NotRollableError("its mask is computed in the body")
         return track
 
     def _track(self, group: Sequence[Leaf]) -> Track | None:
@@ -123,12 +123,12 @@ class Repeated:
             raise NotRollableError("its input is the same for all sequences")
         track = find_track(group, self.builder.shapes)
         if track is None:
-            raise NotRollableError("an iteration does not read the next place of its input")
+            raise NotRollableError("an iteration does not read the next step of its input")
         first, last = track.places[0], self.turns.count - 1
         if [first - at if track.turned else at - first for at in track.places] != list(
             self.turns.read
         ):
-            raise NotRollableError("an iteration does not read the next place of its input")
+            raise NotRollableError("an iteration does not read the next step of its input")
         size = self.builder.shapes[track.tensor][track.axis]
         if last + 1 < size and first not in (0, last, size - 1):
             raise NotRollableError("it has fewer iterations than its input has steps")
@@ -240,7 +240,7 @@ class Repeated:
         found = []
         for reader in output.outputs:
             if reader.op != "ConcatFromSequence":
-                raise NotRollableError("its sequence is read one by one")
+                raise NotRollableError("its sequence is read element by element")
             rank = len(value.shape) + int(reader.attrs.get("new_axis", 0))
             axis = int(reader.attrs["axis"]) % rank
             if rank > len(value.shape):
@@ -249,7 +249,7 @@ class Repeated:
                 rest = {at: place for at, place in layout.fixed.items() if at != axis}
                 laid = replace(layout, fixed=rest)
             else:
-                raise NotRollableError("its steps are joined along no axis of their own")
+                raise NotRollableError("its steps are not joined along an axis of their own")
             found.append((self.builder.from_matrix(data, laid, axis), reader.outputs[0]))
         return found
 
@@ -276,14 +276,16 @@ class Repeated:
             data, value = self._all_steps(added, back)
             moved = replace(value, labels=value.labels.reshape(-1)[parts[0]], plain=None)
             return self.builder.from_matrix(data, shift(layout_of_value(moved), axis), axis)
-        raise NotRollableError(f"{target.name} is filled in no order of places")
+        raise NotRollableError(f"{target.name} is not filled in order")
 
     def _filled(self, node: gs.Node, reader: Reader, shape: tuple[int, ...]) -> Array:
         """What a turn fills of a tensor: the number of an entry that it puts there, or -1."""
         where = reader.get(node.inputs[1])
         size = reader.seen.shapes[node.inputs[2].name]
         if not isinstance(where, np.ndarray):
-            raise NotRollableError(f"it depends on data where {node.inputs[0].name} is filled")
+            raise NotRollableError(
+                f"the place where {node.inputs[0].name} is filled depends on the data"
+            )
         added = np.arange(np.prod(size, dtype=np.int64)).reshape(size)
         return evaluate(node, [np.full(shape, -1), where, added], reader.opset)[0]
 

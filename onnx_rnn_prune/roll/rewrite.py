@@ -115,7 +115,7 @@ def layout_of_value(value: Value) -> Layout:
     form = value.form
     rows, units = (form.rows, form.size) if form is not None else (0, 0)
     if value.labels.size != rows * units or len(np.unique(value.labels)) != rows * units:
-        raise NotRollableError("only a part of a state is read")
+        raise NotRollableError("only part of a state is read")
     entries = np.empty(rows * units, np.int64)
     entries[value.labels.reshape(-1)] = np.arange(rows * units)
     return layout_of(entries.reshape(rows, units), value.shape)

@@ -70,15 +70,15 @@ class Rolled(Record):
     def __str__(self) -> str:
         article = "a" if self.op == "GRU" else "an"
         if self.kind == "turned":
-            return f"{article} {self.op} of {self.units} units that {self.at} turned around"
+            return f"{article} {self.op} of {self.units} units whose sequence {self.at} reversed"
         if self.kind == "both directions":
             return f"{article} {self.op} of {self.units} units in both directions, with {self.at}"
         how = {
-            "loop": f"in the Loop {self.at}",
-            "scan": f"in the Scan {self.at}",
-            "single step": f"as a single step at {self.at}",
-        }.get(self.kind, f"over {self.steps} steps from {self.at} on")
-        return f"{article} {self.op} of {self.units} units that was written out {how}"
+            "loop": f"decomposed in the Loop {self.at}",
+            "scan": f"decomposed in the Scan {self.at}",
+            "single step": f"decomposed into a single step at {self.at}",
+        }.get(self.kind, f"unrolled over {self.steps} steps from {self.at}")
+        return f"{article} {self.op} of {self.units} units that was {how}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +140,11 @@ def _further(before: Rolling, feeds: Sequence[Feed], fewest: int, proof: Proof) 
             left[place] = reason.what
         except Exception as defect:  # what is not recognised must not keep others from pruning
             text = f"{type(defect).__name__}: {defect}"
-            left[place] = f"recognizing it failed, please report this: {text}"
+            left[place] = f"recognizing it failed; please report this: {text}"
         else:
             return Rolling(made, (*before.rolled, *what), left, error)
     for place in now.short(fewest):
-        left.setdefault(place, f"{SHORT}; prune still turns it into one, to cut it")
+        left.setdefault(place, f"{SHORT}; prune still converts it, in order to cut it")
     return None
 
 
@@ -246,7 +246,7 @@ class _Model:
         node = roll_chain(builder, chain, reader)
         tidy(home)
         if any(item is node for node in old for item in home.nodes):
-            raise NotRollableError("a state inside it is read that the operator does not put out")
+            raise NotRollableError("an inner state that the operator does not output is read")
         steps = len(chain.steps)
         kind = "unrolled" if steps > 1 else "single step"
         return [Rolled(node.name, node.op, chain.step.units, kind, at, steps)]
@@ -270,7 +270,7 @@ class _Model:
         made = Repeated(builder, turns)(items)
         tidy(graph)
         if any(item is node for item in graph.nodes):
-            raise NotRollableError("it is read in a way that the operator does not serve")
+            raise NotRollableError("it is read in a way that the operator does not support")
         return [
             Rolled(new.name, new.op, item.chain.step.units, node.op.lower(), at, 1)
             for new, item in zip(made, items, strict=True)
@@ -296,7 +296,7 @@ class _Model:
     def _dtype(self, chain: Chain) -> np.dtype[np.generic]:
         dtype = _TYPES.get(self.kinds.get(_place(chain), 0))
         if dtype is None:
-            raise NotRollableError("onnxruntime has no kernel for its type of numbers")
+            raise NotRollableError("onnxruntime has no kernel for its data type")
         return np.dtype(dtype)
 
 
@@ -316,13 +316,13 @@ def check_independence(graph: gs.Graph, chain: Chain) -> None:
     read = [leaf for group in chain.inputs() for leaf in group]
     read += [leaf for leaf in (*initial, *masks_of(chain)) if leaf is not None]
     if any(leaf.tensor in behind for leaf in read):
-        raise NotRollableError("what a step reads depends on the states of earlier ones")
+        raise NotRollableError("what a step reads depends on the states of earlier steps")
     state = chain.states[-1]
     for key in chain.step.sources:
         if state is not None and key != state.key:
             forms = [form for form in chain.step.gates if key in form.terms]
             if forms and all(form.terms[key][1].diagonal for form in forms):
-                raise NotRollableError("its gates add an input that no weight is multiplied with")
+                raise NotRollableError("its gates add an input that is not multiplied by a weight")
 
 
 def check_projection(graph: gs.Graph, chain: Chain) -> None:
@@ -344,7 +344,7 @@ def check_projection(graph: gs.Graph, chain: Chain) -> None:
                 if after.unmasked.output.tensor in behind:
                     raise NotRollableError(
                         f"its state of {units} units is projected to {narrow} numbers, which no"
-                        " operator does"
+                        " operator supports"
                     )
 
 

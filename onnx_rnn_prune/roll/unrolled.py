@@ -141,7 +141,7 @@ def masks_of(chain: Chain) -> list[Leaf]:
             end is not None and end.key == raw.key
             for end, raw in zip(ends, found.plain, strict=False)
         ):
-            raise NotRollableError("a truth value holds a part of its state, or not in all steps")
+            raise NotRollableError("a mask holds only part of its state, or not in all steps")
     return [found.mask for found in masked if found.mask is not None]
 
 
@@ -153,7 +153,7 @@ def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
     """
     narrow = [mask.select(None, np.zeros(1, np.int64)) for mask in masks]
     if any((mask.index != one.index).any() for mask, one in zip(masks, narrow, strict=True)):
-        raise NotRollableError("its mask holds some units and not others")
+        raise NotRollableError("its mask holds only some of the units")
     return narrow
 
 
@@ -231,11 +231,11 @@ def _gated(builder: Builder, chain: Chain, made: Operator) -> Series:
             else:
                 data = builder.node("Where", [made.unseen, zero, made.steps])
                 if before.key not in found or found[before.key][1] != number - 1:
-                    raise NotRollableError(f"{leaf.tensor} is held as nothing else is")
+                    raise NotRollableError(f"{leaf.tensor} is held in a way of its own")
                 if number == 1:
                     found[before.key] = data, 0
                 elif found[before.key][0] is not data:
-                    raise NotRollableError(f"{leaf.tensor} is held as nothing else is")
+                    raise NotRollableError(f"{leaf.tensor} is held in a way of its own")
             found[leaf.key] = data, number
     return found
 

@@ -82,7 +82,7 @@ class Study:
             raise PruneError(
                 "its contents were changed or damaged",
                 where=str(self._path),
-                remedy="name another file with --study",
+                remedy="choose another file with --study",
             )
         return json.loads(text)
 
@@ -98,7 +98,7 @@ class Study:
             raise PruneError(
                 f"cannot be used as a study ({error})",
                 where=str(self._path),
-                remedy="name another file with --study",
+                remedy="choose another file with --study",
             ) from error
 
 

@@ -65,7 +65,7 @@ def parse_criterion(text: str) -> Criterion:
         PruneError: it names no criterion.
     """
     if not isinstance(text, str):
-        raise PruneError(f"there is no {text!r}", where="--criterion", remedy=_FORMS)
+        raise PruneError(f"unknown criterion {text!r}", where="--criterion", remedy=_FORMS)
     if is_function_name(text):
         return _own(text)
     terms = [_term(part) for part in text.split("+")]
@@ -92,7 +92,7 @@ def _term(text: str) -> tuple[float, Criterion]:
     if name not in CRITERIA:
         shown = ", ".join(CRITERIA)
         raise PruneError(
-            f"there is no '{name}'", where="--criterion", remedy=f"choose one of {shown}"
+            f"unknown criterion '{name}'", where="--criterion", remedy=f"choose one of {shown}"
         )
     if not math.isfinite(weight):
         raise PruneError(f"'{factor}' is not a weight", where="--criterion", remedy=_FORMS)

@@ -48,21 +48,21 @@ _NORMALIZING = frozenset(
 _GATES = frozenset(("Sigmoid", "HardSigmoid"))
 _SUMS = frozenset(("Add", "Sub", "Sum"))
 UNROLLED, STEP = "unrolled", "single step"
-_LAYERS = "export torch.nn.LSTM, GRU or RNN where the model has cells in a Python loop"
-_REBUILD = "build the layer with its weights in PyTorch, and export that with dynamo=False"
+_LAYERS = "export torch.nn.LSTM, GRU or RNN instead of cells in a Python loop"
+_REBUILD = "rebuild the layer with its weights in PyTorch, and export that with dynamo=False"
 # Advice by exporter and kind.
 _ADVICE = {
     ("pytorch", UNROLLED): f"{_LAYERS}, with dynamo=False, since dynamo=True unrolls RNN",
-    ("pytorch", STEP): f"{_LAYERS} or steps; of Keras, export with the TensorFlow backend",
+    ("pytorch", STEP): f"{_LAYERS} or steps; from Keras, export with the TensorFlow backend",
     (
         "tf2onnx",
         "loop",
-    ): "tf2onnx makes nodes of an LSTM without a mask and, in Keras 2, of a GRU with"
-    f" reset_after=True; else {_REBUILD}",
+    ): "tf2onnx exports nodes for an LSTM without a mask and, in Keras 2, a GRU with"
+    f" reset_after=True; otherwise, {_REBUILD}",
     ("jax2onnx", "loop"): _REBUILD,
 }
 NO_CELL = "its steps compute something other than an LSTM, GRU or RNN"
-_ANY = "export again so that the file holds LSTM, GRU or RNN nodes, from a layer and not from cells"
+_ANY = "export again from a layer, not from cells, so that the file has LSTM, GRU or RNN nodes"
 # More tensors than a cell has between products and new state; long residual sums have more.
 _MOST = 64
 
@@ -94,7 +94,7 @@ class DecomposedRecurrence(Record):
     def __str__(self) -> str:
         name = self.like or "recurrence"
         article = "an" if self.like in ("LSTM", "RNN") else "a"
-        what = f"{article} {name} of {self.units} units is written out"
+        what = f"{article} {name} of {self.units} units is decomposed"
         if self.kind == UNROLLED:
             how = f"unrolled over {self.steps} steps ({self.nodes[0]} to {self.nodes[-1]})"
         elif self.kind == STEP:

@@ -16,7 +16,7 @@ from onnx_rnn_prune.operators.recurrent import (
 )
 from onnx_rnn_prune.record import Record
 
-_PROJECTED = "as where states are projected (proj_size), for which such a node has no input"
+_PROJECTED = "as with projected states (proj_size), which such nodes do not support"
 _REMEDIES = {
     True: "no ONNX node has projections: train a layer without, or export the cell in a loop",
     False: "export the model again",
@@ -79,7 +79,9 @@ def _others(layer: Layer, inputs: set[str]) -> str:
             found = shape[axis] if axis < len(shape) else 0
             if isinstance(found, int) and found != blocks * layer.hidden:
                 wrong[letter] = (found, blocks * layer.hidden)
-    reasons = [f"{name} has {found} entries where R says {n}" for name, (found, n) in wrong.items()]
+    reasons = [
+        f"{name} has {found} entries but R implies {n}" for name, (found, n) in wrong.items()
+    ]
     states = [letter for letter in wrong if letter.startswith("initial_")]
     if len(states) == 1 and wrong.keys() == set(states) and layer.input("initial_c") is not None:
         reasons.append(_PROJECTED)

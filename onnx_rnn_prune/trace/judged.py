@@ -85,7 +85,7 @@ class Judged:
     def notes(self) -> tuple[str, ...]:
         """Notes for the user about outputs that others stand in for."""
         return tuple(
-            f"the output '{name}' is drawn at random: compared in its place: "
+            f"the output '{name}' is drawn at random; compared instead: "
             + ", ".join(f"'{signal}'" for signal in self.signals[name])
             for name, kind in self.kinds.items()
             if kind == DRAWN and self.signals[name]

@@ -89,7 +89,7 @@ class Plan:
             for atoms in group.atoms:
                 if np.any(keep[atoms].any(axis=1) != keep[atoms].all(axis=1)):
                     raise PruneError(
-                        "their units are added to one another, so they must keep the same ones",
+                        "their units are added together, so they must keep the same ones",
                         where=f"plan for {', '.join(group.layers)}",
                         remedy=_REMEDY,
                     )
@@ -141,7 +141,7 @@ class Plan:
             raise PruneError(
                 f"cannot be read ({error.strerror})",
                 where=str(path),
-                remedy="give a file that onnx-rnn-prune plan wrote",
+                remedy="give a file written by onnx-rnn-prune plan",
             ) from error
         except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
             raise _no_plan(path, error) from error
@@ -178,7 +178,7 @@ def _read_layer(name: str, entry: Any) -> LayerPlan:
         keep = tuple(tuple(lane) for lane in entry["keep"])
         layer = LayerPlan(entry["hidden_size"], keep, entry.get("scope", ""))
     except (AttributeError, LookupError, TypeError) as error:
-        raise _wrong(name, "it needs hidden_size, and in keep a list per direction") from error
+        raise _wrong(name, "it needs hidden_size, and a list per direction in keep") from error
     _check_units(name, layer)
     return replace(layer, keep=tuple(tuple(sorted(lane)) for lane in keep))
 
@@ -189,7 +189,7 @@ def _check_units(name: str, layer: LayerPlan) -> None:
     if not _is_whole(hidden) or hidden < 1:
         raise _wrong(name, f"hidden_size is {hidden!r}, which is not a number of units")
     if len({len(lane) for lane in layer.keep}) != 1 or not layer.keep[0]:
-        raise _wrong(name, "keep must name equally many units in each direction, at least one")
+        raise _wrong(name, "keep must list equally many units for each direction, at least one")
     for direction, lane in enumerate(layer.keep):
         before: set[int] = set()
         for place, unit in enumerate(lane):
@@ -197,7 +197,7 @@ def _check_units(name: str, layer: LayerPlan) -> None:
             if not _is_whole(unit) or not 0 <= unit < hidden:
                 raise _wrong(name, f"{entry}, which is not a unit from 0 to {hidden - 1}")
             if unit in before:
-                raise _wrong(name, f"{entry}, which is named twice")
+                raise _wrong(name, f"{entry}, which is listed twice")
             before.add(unit)
 
 

@@ -75,7 +75,7 @@ def state_pairs(document: Document) -> tuple[tuple[StatePair, ...], dict[Initial
 def _from_elsewhere(sources: list[gs.Tensor]) -> str:
     first = sources[0]
     via = f", but through {first.inputs[0].op} ({first.name})" if first.inputs else ""
-    return f"it does not come straight from one input of the model{via}"
+    return f"it does not come directly from one input of the model{via}"
 
 
 def _no_pair(
@@ -83,12 +83,12 @@ def _no_pair(
 ) -> str:
     ends = [result for result, starts in leaving.items() if start in starts]
     if len(ends) > 1:
-        return "two outputs of the model give its final value"
+        return "two outputs of the model return its final value"
     if ends:
         return f"the input '{source}' and the output '{ends[0]}' do not hold the same states"
     if given:
-        return "its final value does not go straight to an output of the model"
-    return "the model does not give it back"
+        return "its final value does not go directly to an output of the model"
+    return "the model does not return it"
 
 
 def known_states(document: Document) -> dict[str, str]:

@@ -198,4 +198,4 @@ def _stop_uneven(propagation: Propagation, classes: list[np.ndarray]) -> None:
     for left, right, came, title in propagation.meetings:
         met = np.concatenate([left[left >= 0], right[right >= 0]])
         if uneven.intersection(propagation.units.lane_of[met].tolist()):
-            propagation.stop(came, f"its units meet each other unevenly ({title})")
+            propagation.stop(came, f"its units are combined unevenly ({title})")

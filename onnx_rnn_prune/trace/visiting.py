@@ -144,7 +144,7 @@ def _enter(propagation: Propagation, node: gs.Node, ports: Ports) -> None:
             propagation.place(inner.name, labels, came, carried.altered)
         elif came:
             edge = Edge(outer.name, key, slot)
-            propagation.stop_at(edge, came, f"is taken apart unit by unit by {title}")
+            propagation.stop_at(edge, came, f"is split into single units by {title}")
 
 
 def _begin_state(propagation: Propagation, node: gs.Node, state: State) -> None:
@@ -174,7 +174,7 @@ def _begin_state(propagation: Propagation, node: gs.Node, state: State) -> None:
     else:
         altered = altered or ("" if is_zero(outer) else title)
         if not meet(propagation, node, state.slot, found.labels, found.axis - found.labels.ndim):
-            propagation.stop(found.origins, f"starts in {title} with what cannot be cut")
+            propagation.stop(found.origins, f"starts in {title} with values that cannot be cut")
             return
     propagation.place(source, found.labels, found.origins | (came or frozenset()), altered)
 
@@ -213,7 +213,7 @@ def _held(propagation: Propagation, node: gs.Node, state: State) -> Carried | No
         return replace(given, origins=came)
     same = labels.shape == before.labels.shape and np.all((labels < 0) == (before.labels < 0))
     if not same:
-        propagation.stop(came, f"is moved from iteration to iteration of {title_of(node)}")
+        propagation.stop(came, f"is shifted between iterations of {title_of(node)}")
         return None
     propagation.meetings.append((labels, before.labels, came, title_of(node)))
     begun = propagation.carried.get(source, before)
@@ -232,7 +232,7 @@ def _visit(propagation: Propagation, node: gs.Node, opset: int) -> None:
     title = title_of(node)
     result: Flow | Stop
     if rule_of(node) is not None and not _together(propagation, node):
-        result = Stop(f"is read in a branch that ran on other data, or on none ({title})")
+        result = Stop(f"is read in a branch that ran on different data, or never ({title})")
     else:
         step = _make_step(propagation, node, arriving, opset)
         result = _answer(step, propagation.units.lane_of)
@@ -276,7 +276,7 @@ def _take(
         elif node.inputs[bound.slot].name not in propagation.pending and not meet(
             propagation, node, bound.slot, bound.labels, bound.axis
         ):
-            propagation.stop(came, f"meets another activation in {node.op} ({title})")
+            propagation.stop(came, f"is combined with another activation in {node.op} ({title})")
     axes = [(bound.labels, bound.axis % bound.labels.ndim) for bound in flow.bound]
     propagation.ties += [
         tied_lanes(labels, axis, propagation.units.lane_of) for labels, axis in axes
@@ -368,7 +368,7 @@ def _check_even(step: Step, flow: Flow, lane_of: Ids) -> Flow | Stop:
             return Stop(f"{op} splits its units unevenly", parts)
         if can_vanish(labels, axis, lane_of):
             parts = _parts(labels, axis, lane_of)
-            return Stop(f"{op} takes some of its units only, which may all be cut", parts)
+            return Stop(f"{op} takes only some of its units, all of which may be cut", parts)
         if op in ("Reshape", "Flatten"):
             assert before is not None and own is not None
             if not same_order(before, own, labels, axis):

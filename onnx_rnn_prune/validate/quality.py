@@ -171,7 +171,7 @@ def read_quality(name: object, better: str | None) -> Quality:
         function = named_function(name, "name a function of (feed, outputs) pairs")
         return Quality(name, higher, _of_user(function, name), _source(function))
     raise PruneError(
-        f"there is no metric {name!r}",
+        f"unknown metric {name!r}",
         where="--metric",
         remedy=f"choose one of {', '.join(known)}, or name a function as module:function",
     )

@@ -159,7 +159,7 @@ def test_apply_does_not_overwrite_its_plan(model, capsys):
         (ConstraintError("too large"), 3, "Error: too large"),
         (MemoryError(), 1, "Error: out of memory"),
         (OSError(28, "No space left on device", "out.onnx"), 1, "Error: out.onnx: No space left"),
-        (ValueError("line\nline"), 1, "Error: unexpected ValueError: line line; this is a defect"),
+        (ValueError("line\nline"), 1, "Error: unexpected ValueError: line line; this is a bug"),
         (RecursionError("deep"), 1, "Error: unexpected RecursionError"),
     ],
 )

@@ -168,29 +168,32 @@ def test_defaults_stand_in_help(project, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("kep = 3", "tool.onnx-rnn-prune.kep: there is no such option; did you mean keep?"),
-        ("zzzz = 3", "tool.onnx-rnn-prune.zzzz: there is no such option; the options are align, "),
-        ("model = 'a'", "tool.onnx-rnn-prune.model: there is no such option"),
-        ("plan = 3", "tool.onnx-rnn-prune.plan: there is no such option"),
-        ("help = true", "tool.onnx-rnn-prune.help: there is no such option"),
+        ("kep = 3", "tool.onnx-rnn-prune.kep: unknown option; did you mean keep?"),
+        ("zzzz = 3", "tool.onnx-rnn-prune.zzzz: unknown option; the options are align, "),
+        ("model = 'a'", "tool.onnx-rnn-prune.model: unknown option"),
+        ("plan = 3", "tool.onnx-rnn-prune.plan: unknown option"),
+        ("help = true", "tool.onnx-rnn-prune.help: unknown option"),
         ("seed = 1.5", "tool.onnx-rnn-prune.seed: '1.5' is not a valid integer"),
-        ("seed = -1", "tool.onnx-rnn-prune.seed: -1 is not in the range x>=0; give what --seed"),
-        ("seed = true", "tool.onnx-rnn-prune.seed: True is not a value; give a text or a number"),
+        ("seed = -1", "tool.onnx-rnn-prune.seed: -1 is not in the range x>=0; give a value"),
+        ("seed = true", "tool.onnx-rnn-prune.seed: True is not a value; give a string or a number"),
         ("seed = [1]", "tool.onnx-rnn-prune.seed: [1] is not a value"),
         ("seed = {a = 1}", "tool.onnx-rnn-prune.seed: {'a': 1} is not a value"),
         ("seed = 1979-05-27", f"seed: {datetime.date(1979, 5, 27)!r} is not a value"),
-        ("only = [['a']]", "tool.onnx-rnn-prune.only: ['a'] is not a value; give texts or numbers"),
+        (
+            "only = [['a']]",
+            "tool.onnx-rnn-prune.only: ['a'] is not a value; give strings or numbers",
+        ),
         ("only = {a = 1}", "tool.onnx-rnn-prune.only: {'a': 1} is not a value"),
-        ("lossless = 'yes'", "tool.onnx-rnn-prune.lossless: 'yes' is not true or false; give one"),
+        ("lossless = 'yes'", "tool.onnx-rnn-prune.lossless: 'yes' is not true or false; give true"),
         ("mode = 'best'", "tool.onnx-rnn-prune.mode: 'best' is not one of 'shrink', 'zero'"),
-        ("criterion = 'best'", "tool.onnx-rnn-prune.criterion: there is no"),
+        ("criterion = 'best'", "tool.onnx-rnn-prune.criterion: unknown criterion"),
         ("freeze = 'a'", "tool.onnx-rnn-prune.freeze: give NAME=VALUE"),
         ("data = ''", "tool.onnx-rnn-prune.data: the name is empty"),
         ("json = true", "tool.onnx-rnn-prune.json: True is not a value"),
-        ("[tool.onnx-rnn-prune.prune]\nthreads = 1", "prune.threads: there is no such option"),
-        ("[tool.onnx-rnn-prune.bench]\nkeep = 1", "bench.keep: there is no such option"),
-        ("seed = ", "pyproject.toml: is not TOML: Invalid value"),
-        ("seed = 1\nseed = 2", "pyproject.toml: is not TOML: Cannot overwrite a value"),
+        ("[tool.onnx-rnn-prune.prune]\nthreads = 1", "prune.threads: unknown option"),
+        ("[tool.onnx-rnn-prune.bench]\nkeep = 1", "bench.keep: unknown option"),
+        ("seed = ", "pyproject.toml: is not valid TOML: Invalid value"),
+        ("seed = 1\nseed = 2", "pyproject.toml: is not valid TOML: Cannot overwrite a value"),
     ],
 )
 def test_faults_name_the_file_and_the_key(line, message, project, capsys):
@@ -209,7 +212,7 @@ def test_a_section_that_is_none(text, project, capsys):
 def test_what_is_no_text_is_no_toml(content, project, tmp_path, capsys):
     (tmp_path / "pyproject.toml").write_bytes(content)
     assert run(list(PRUNE)) == 1
-    assert "pyproject.toml: is not TOML" in error_of(capsys)
+    assert "pyproject.toml: is not valid TOML" in error_of(capsys)
 
 
 UNTRUSTED = """

@@ -266,7 +266,7 @@ def test_units_and_weights_are_cut_in_one_go(feeds):
     [
         ({"sparsify": "half"}, "sparsify=: 'half' is not a sparsity pattern"),
         ({"sparsify_by": "obs"}, "sparsify_by=: no weights are removed; add sparsify="),
-        ({"sparsify": "2:4", "sparsify_by": "best"}, "sparsify_by=: there is no 'best'"),
+        ({"sparsify": "2:4", "sparsify_by": "best"}, "sparsify_by=: unknown value 'best'"),
         ({"sparsify": "2:4", "sparsify_by": "obs"}, "sparsify_by=: obs needs data; pass data="),
         ({"sparse_initializers": 1}, "sparse_initializers=: 1 is neither True nor False"),
     ],

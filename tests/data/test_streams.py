@@ -181,7 +181,7 @@ def test_streams_of_a_model_without_states_are_refused(model):
     for name in ("h", "c"):  # they become constants
         stateless.graph.initializer.append(numpy_helper.from_array(zeros()[name], name))
     del stateless.graph.input[1:], stateless.graph.output[1:]
-    with pytest.raises(PruneError, match="has no state that one call returns"):
+    with pytest.raises(PruneError, match="has no state that is passed"):
         opened(stateless, bare(episodes(2)), stream=True)
 
 

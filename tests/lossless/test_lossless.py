@@ -350,13 +350,13 @@ def test_there_is_one_way_to_say_what_stays(options):
     model = widened_model(widened("RNN", 1, []))
     option = f"{next(iter(options))}="
     with pytest.raises(
-        PruneError, match=f"lossless=: it determines which units stay, and so would {option}"
+        PruneError, match=f"lossless=: it already determines which units to keep, as would {option}"
     ):
         prune(model, lossless=True, **options)
     if option != "recover=":
-        with pytest.raises(PruneError, match=f"masks=: it determines .* so would {option}"):
+        with pytest.raises(PruneError, match=f"masks=: it already determines .* as would {option}"):
             prune(model, masks={"layer": np.ones(5, bool)}, **options)
-    with pytest.raises(PruneError, match="lossless=: .* so would masks="):
+    with pytest.raises(PruneError, match="lossless=: .* as would masks="):
         prune(model, lossless=True, masks={})
     with pytest.raises(PruneError, match="lossless=: 1 is neither True nor False"):
         prune(model, lossless=1)

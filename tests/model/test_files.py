@@ -76,7 +76,7 @@ def test_a_result_is_not_saved_over_an_input(place, model, clips, monkeypatch):
     result = prune("model.onnx", keep=3, data="clips")
     before = (model.parent / place).read_bytes()
     monkeypatch.chdir(clips)
-    with pytest.raises(PruneError, match="this would overwrite an input; name another file"):
+    with pytest.raises(PruneError, match="this would overwrite an input; choose another file"):
         result.save(model.parent / place)
     assert (model.parent / place).read_bytes() == before
     for _ in range(2):
@@ -149,8 +149,8 @@ def test_a_page_that_does_not_fit_is_told_beside_what_was_written(
     assert run(["prune", str(model), "-o", str(out), *options]) == 1
     shown = capsys.readouterr()
     assert shown.err.strip() == (
-        f"Error: {page}: cannot be written (No space left on device); name a file in a folder that"
-        " can be written"
+        f"Error: {page}: cannot be written (No space left on device); choose a file in a"
+        " writable folder"
     )
     assert f"Written:{out},{summary}" in "".join(shown.out.split())  # however it is wrapped
     assert out.exists() and summary.exists()
@@ -178,5 +178,7 @@ def test_a_full_temporary_folder_is_named(small_disk, tmp_path, monkeypatch):
         lambda: Runner(proto),
         lambda: store.add("a", Moments(1, np.zeros(400), np.zeros((400, 400)))),
     ):
-        with pytest.raises(PruneError, match=f"^{small_disk}[^:]*: the temporary folder cannot be"):
+        with pytest.raises(
+            PruneError, match=f"^{small_disk}[^:]*: the temporary folder is not writable"
+        ):
             call()

@@ -63,7 +63,7 @@ def test_a_model_that_single_precision_cannot_hold_is_refused():
     large = numpy_helper.to_array(weight) * 1e39
     weight.CopyFrom(numpy_helper.from_array(large, "fc"))
     for call in (prune, inspect, lambda m: prune(m, data=feeds(np.float64))):
-        with pytest.raises(PruneError, match=r"^weight 'fc': it holds numbers beyond the range"):
+        with pytest.raises(PruneError, match=r"^weight 'fc': it has values beyond the range"):
             call(model)
 
 
@@ -76,7 +76,7 @@ def test_what_grows_beyond_single_precision_proves_nothing():
     with pytest.raises(ConstraintError, match="output y is not a number.*give data="):
         prune(model, recover="none", data=feeds(np.float64))
     large = [{"x": feed["x"] * 1e60} for feed in feeds(np.float64)]
-    with pytest.raises(PruneError, match=r"^input 'x' of .*: it holds numbers beyond the range"):
+    with pytest.raises(PruneError, match=r"^input 'x' of .*: it has values beyond the range"):
         prune(make("LSTM", np.float64, np.float64), data=large)
 
 
@@ -157,7 +157,7 @@ def test_a_type_without_kernels_is_run_as_a_twin(computes):
     assert found.dtype == computes
     assert np.array_equal(found, expected.astype(computes))
     result = prune(model, keep=8, data=feeds(computes))
-    assert any("checked on a copy in float32" in line for line in result.report["warnings"])
+    assert any("checks used a float32 copy" in line for line in result.report["warnings"])
 
 
 def test_every_command_takes_a_double_model(tmp_path):

@@ -127,7 +127,7 @@ def test_a_layer_that_gets_nothing_ends_no_process(op, axis, inside, options):
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     run = Runner(model, **options)
     assert np.array_equal(run(feed)["y"], session.run(["y"], feed)[0])
-    with pytest.raises(PruneError, match="has no entries"):
+    with pytest.raises(PruneError, match="axis . of the input of .* is empty"):
         run({**feed, "x": feed["x"][:2] if axis == 0 else feed["x"][:, :2]})
 
 

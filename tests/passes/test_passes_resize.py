@@ -158,7 +158,7 @@ DIRECTIONS = {
     "  t = Constant <value_ints = [0, 0, 12]> ()  h = Reshape (p, t)",
     "one after the other": "a, c = Split <axis = 1> (Y)  d = Squeeze (a, one)"
     "  e = Squeeze (c, one)  h = Concat <axis = 2> (e, d)",
-    "picked one by one": "i = Constant <value_int = 0> ()  j = Constant <value_int = -1> ()"
+    "selected one by one": "i = Constant <value_int = 0> ()  j = Constant <value_int = -1> ()"
     "  d = Gather <axis = 1> (Y, i)  e = Gather <axis = 1> (Y, j)  h = Concat <axis = 2> (d, e)",
     "with a scale of each": "m = Constant <value = float[2, 1, 1] {0.5, 2.0}> ()  n = Mul (Y, m)"
     "  p = Transpose <perm = [0, 2, 1, 3]> (n)"
@@ -198,4 +198,4 @@ def test_units_that_meet_entries_of_nobody_are_restored():
         "  [add] h = Add (d, e)  y = MatMul (h, V2)"
     )
     traced, _ = shrink(layer(1, body), KEEP[:1])
-    assert set(traced.restored.values()) == {"meets another activation in Add (add)"}
+    assert set(traced.restored.values()) == {"is combined with another activation in Add (add)"}

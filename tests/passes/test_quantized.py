@@ -120,7 +120,9 @@ def test_units_whose_zero_becomes_something_else_are_restored():
     result = pruned(quantized(real_model(hidden=64, behind=("Relu", "Sigmoid"))))
     ((end, reason),) = outlets(result)
     assert end == "restored"
-    assert reason.startswith("DynamicQuantizeLinear finds its range in what Sigmoid makes of a cut")
+    assert reason.startswith(
+        "DynamicQuantizeLinear takes its range from what Sigmoid makes of a cut"
+    )
 
 
 def test_units_that_stay_zero_are_followed():
@@ -132,7 +134,7 @@ def test_state_that_does_not_rest_at_zero():
     real = real_model(activations=activations, activation_alpha=[0.8], activation_beta=[0.3])
     result = pruned(quantized(real, left=("rnn0",)))
     ((_, reason),) = outlets(result)
-    assert reason.startswith("DynamicQuantizeLinear finds its range in what LSTM makes of a cut")
+    assert reason.startswith("DynamicQuantizeLinear takes its range from what LSTM makes of a cut")
 
 
 def test_scales_in_another_place():

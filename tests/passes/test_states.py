@@ -230,18 +230,18 @@ STAY = {
     ),
     "not given back": (
         (("float[1, b, 12] hn, ", ""), ("Y, hn, cn", "Y, , cn")),
-        "initial_h stays at full width: the model does not give it back",
+        "initial_h stays at full width: the model does not return it",
     ),
     "computed with": (
         (("Y, hn, cn", "Y, last, cn"), ("y = MatMul", "hn = Neg (last)\n        y = MatMul")),
-        "initial_h stays at full width: its final value does not go straight",
+        "initial_h stays at full width: its final value does not go directly",
     ),
     "given back twice": (
         (
             ("float[1, b, 12] cn)", "float[1, b, 12] cn, float[1, b, 12] z)"),
             ("}", "z = Identity (hn) }"),
         ),
-        "initial_h stays at full width: two outputs of the model give its final value",
+        "initial_h stays at full width: two outputs of the model return its final value",
     ),
 }
 
@@ -450,8 +450,8 @@ def narrow_zeros():
     ("arguments", "reason"),
     [
         ({"shrink_states": "yes"}, "shrink_states=: 'yes' is neither True nor False"),
-        ({"state_metadata": "width"}, "state_metadata=: states stay as they are"),
-        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeroing keeps states"),
+        ({"state_metadata": "width"}, "state_metadata=: states keep their width"),
+        ({"shrink_states": True, "mode": "zero"}, "shrink_states=: zeroing leaves states"),
         ({"shrink_states": True, "state_metadata": 3}, "state_metadata=: 3 is not a name"),
     ],
 )

@@ -260,7 +260,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("loss", "message"),
         [
-            ("mse", "loss=: there is no 'mse'; choose cross-entropy, or module:function"),
+            ("mse", "loss=: unknown loss 'mse'; choose cross-entropy, or module:function"),
             (3, "loss=: there is no 3"),
             ("no_such_module:loss", "no_such_module:loss: importing no_such_module failed"),
             ("math:nothing", "math:nothing: the module math has no nothing; choose cross-entropy"),
@@ -294,7 +294,7 @@ class TestErrors:
             (
                 labelled(lambda right: [[1], [2, 3]]),
                 {"recover": "distill"},
-                "its labels cannot be made",
+                "its labels cannot be converted",
             ),
         ],
     )

@@ -125,10 +125,12 @@ def test_inspect():
     assert "idle GRU 128 40 65.0 k (66 %) 130 k not run" in text
     assert "Y: read by smaller weights in head 40.0 k parameters, 160 kB, 90.0 k FLOPs" in text
     assert "model 1.2x faster together with twin" in text
-    assert "left alone: its weights are inputs nothing" in text
+    assert "not pruned: its weights are inputs nothing" in text
     assert "not known not measured" in text
     assert "random inputs" in text and "x [2, 7]" in text
-    assert "recurrent layers together take 75 % of a run; without them it would be 4.0x fas" in text
+    assert (
+        "recurrent layers together take 75 % of a run; without them, it would be 4.0x fas" in text
+    )
     faster = put(report, 5.0, "layers", 0, "half", "speedup")  # the share is too small, then
     assert "together take 75 % of a run Time:" in shown(inspect_table(faster))
     for line in (
@@ -137,7 +139,9 @@ def test_inspect():
         "helps: export again",
     ):
         assert line in text
-    assert "It has no LSTM, GRU or RNN layers." in shown(inspect_table(replace(report, layers=[])))
+    assert "The model has no LSTM, GRU or RNN layers." in shown(
+        inspect_table(replace(report, layers=[]))
+    )
 
 
 def test_plan():
@@ -395,4 +399,4 @@ def test_other_layers_are_named_where_they_take_much_of_the_result():
     for share, named in ((0.05, False), (0.46, True)):
         lines = dict(wording.sentences(replace(pruned(), share_of_others=share)))
         assert ("Not pruned" in lines) == named
-    assert "take 46 % of the result's time; layers='all' prunes" in lines["Not pruned"]
+    assert "take 46 % of the result's run time; layers='all' prunes" in lines["Not pruned"]

@@ -436,7 +436,7 @@ def test_outputs_that_are_inputs_of_the_next_step_are_refused():
     model = unrolled(lstm(np.random.default_rng(3)), change=through_softmax)
     _, found = rolled(model)
     assert not found.rolled
-    assert list(found.left.values()) == ["what a step reads depends on the states of earlier ones"]
+    assert list(found.left.values()) == ["what a step reads depends on the states of earlier steps"]
     _, found = rolled(unrolled(lstm(np.random.default_rng(3)), change=change))
     assert [item.steps for item in found.rolled] in ([], [4])  # x enters R by way of h
 
@@ -487,7 +487,7 @@ def test_command_writes_a_rolled_file_and_says_what_it_gained(tmp_path, capsys):
     arguments = ["roll", str(path), "-o", str(out), "--json", str(report), "--size", "x=1x20x5"]
     assert command(arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Rolled: an LSTM of 8 units that was written out in the Loop model/lstm" in shown
+    assert "Rolled: an LSTM of 8 units that was decomposed in the Loop model/lstm" in shown
     assert "Proof: outputs agree to" in shown and "on x [1, 20, 5]" in shown
     found = json.loads(report.read_text("utf-8"))
     assert [(row["op"], row["kind"]) for row in found["rolled"]] == [("LSTM", "loop")]

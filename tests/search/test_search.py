@@ -313,7 +313,7 @@ def test_memory_refuses_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("something else, and long enough to be no database" * 9)
     with pytest.raises(PruneError, match=r"notes.txt: cannot be used as a study"):
         Study(tmp_path / "notes.txt", "")
-    with pytest.raises(PruneError, match=r"name another file with study="):
+    with pytest.raises(PruneError, match=r"choose another file with study="):
         Study(tmp_path / "nowhere" / "study", "")
 
 
@@ -622,9 +622,9 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
     ("choices", "text"),
     [
         ({}, r"^search: no goal is given; give max_nrmse="),
-        ({"max_drop": 1}, r"^max_drop=: no metric is named"),
-        ({"max_nrmse": 0.1, "metric": "kl"}, r"^max_nrmse= and metric=: both say"),
-        ({"speedup": 2, "latency": "5ms"}, r"^speedup= and latency=: both say"),
+        ({"max_drop": 1}, r"^max_drop=: it needs a metric"),
+        ({"max_nrmse": 0.1, "metric": "kl"}, r"^max_nrmse= and metric=: both set"),
+        ({"speedup": 2, "latency": "5ms"}, r"^speedup= and latency=: both set"),
         ({"speedup": "fast"}, r"^speedup=: 'fast' is not a number"),
         ({"speedup": "0x"}, r"^speedup=: "),
         ({"latency": "5 miles"}, r"^latency=: '5 miles' is not a duration"),
@@ -633,7 +633,7 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
         ({"metric": "kl", "max_drop": "little"}, r"^max_drop=: 'little' is not a loss"),
         ({"metric": "kl", "max_drop": float("nan")}, r"^max_drop=: "),
         ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^better=: it is known which"),
-        ({"metric": "wisdom", "max_drop": 1}, r"^metric=: there is no metric 'wisdom'"),
+        ({"metric": "wisdom", "max_drop": 1}, r"^metric=: unknown metric 'wisdom'"),
         ({"params": "150%"}, r"^params=: "),
         ({"bytes": "much"}, r"^bytes=: "),
         ({"max_nrmse": 0.1, "trials": 0}, r"^trials=: "),

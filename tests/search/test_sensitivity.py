@@ -163,8 +163,8 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
     [
         ({"data": None}, "data=: sensitivity needs inputs; give some"),
         ({"metric": "accuracy"}, "metric='accuracy': there are no labels in the feeds"),
-        ({"metric": "beauty"}, "metric=: there is no metric 'beauty'"),
-        ({"better": "lower"}, "better=: no metric is named"),
+        ({"metric": "beauty"}, "metric=: unknown metric 'beauty'"),
+        ({"better": "lower"}, "better=: it needs a metric"),
         ({"only": "absent"}, "no layer matches 'absent'"),
     ],
 )

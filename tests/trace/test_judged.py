@@ -60,7 +60,7 @@ def test_recovery_is_chosen_by_signals(end):
     if end == "drawn":
         assert "out" not in drift
         assert any(
-            "'out' is drawn at random: compared in its place: 'logits'" in note
+            "'out' is drawn at random; compared instead: 'logits'" in note
             for note in report["warnings"]
         )
     else:

@@ -30,14 +30,14 @@ def edited(model, changes):
         ({"keep": [[0, [1]]]}, "keep[0][1] is [1], which is not a unit"),
         ({"keep": [[-1, 1]]}, "keep[0][0] is -1, which is not a unit from 0 to 5"),
         ({"keep": [[6, 1]]}, "keep[0][0] is 6, which is not a unit from 0 to 5"),
-        ({"keep": [[4, 1, 4]]}, "keep[0][2] is 4, which is named twice"),
+        ({"keep": [[4, 1, 4]]}, "keep[0][2] is 4, which is listed twice"),
         ({"keep": ["012"]}, "keep[0][0] is '0', which is not a unit"),
-        ({"keep": [[]]}, "keep must name equally many units in each direction, at least one"),
-        ({"keep": []}, "keep must name equally many units in each direction, at least one"),
-        ({"keep": [[1], [1, 2]]}, "keep must name equally many units in each direction"),
+        ({"keep": [[]]}, "keep must list equally many units for each direction, at least one"),
+        ({"keep": []}, "keep must list equally many units for each direction, at least one"),
+        ({"keep": [[1], [1, 2]]}, "keep must list equally many units for each direction"),
         ({"keep": [[1], [2]]}, "the plan is for 2 x 6 units, the layer has 1 x 6"),
-        ({"keep": 3}, "it needs hidden_size, and in keep a list per direction"),
-        ({"keep": [1, 2]}, "it needs hidden_size, and in keep a list per direction"),
+        ({"keep": 3}, "it needs hidden_size, and a list per direction in keep"),
+        ({"keep": [1, 2]}, "it needs hidden_size, and a list per direction in keep"),
         ({"hidden_size": 6.0}, "hidden_size is 6.0, which is not a number of units"),
         ({"hidden_size": "6"}, "hidden_size is '6', which is not a number of units"),
         ({"hidden_size": 7}, "the plan is for 1 x 7 units, the layer has 1 x 6"),
@@ -82,7 +82,7 @@ def test_pipes_are_refused_instead_of_waited_for(option, model, tmp_path, capsys
         np.savez(tmp_path / "feed.npz", x=np.zeros((3, 2, 3), np.float32))
     assert run([*command, "-o", str(tmp_path / "o.onnx")]) == 1
     err = capsys.readouterr().err
-    assert "is a pipe or device, not a plain file" in err and err.count("\n") == 1
+    assert "is a pipe or device, not a regular file" in err and err.count("\n") == 1
 
 
 def test_entries_of_one_name_are_refused(tmp_path):

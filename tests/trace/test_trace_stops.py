@@ -72,17 +72,17 @@ STOPS = {
     ),
     "a residual": (
         "other = MatMul (x, U)  [add] z = Add (h, other)  y = MatMul (z, V)",
-        "meets another activation in Add (add)",
+        "is combined with another activation in Add (add)",
     ),
     "uneven meetings": (
         "a, c = Split <axis = 2> (h, halves)  [both] z = Concat <axis = 2> (a, c)"
         "  back = Concat <axis = 2> (c, a)  [add] s = Add (z, back)  y = MatMul (s, V)",
-        "Split takes some of its units only, which may all be cut (Split a)",
+        "Split takes only some of its units, all of which may be cut (Split a)",
     ),
     "two units met in another order": (
         "m = Constant <value_ints = [7, 1, 2, 3, 4, 5, 6, 0]> ()"
         "  r = Gather <axis = 2> (h, m)  [add] s = Add (h, r)  y = MatMul (s, V)",
-        "its units meet each other unevenly (add)",
+        "its units are combined unevenly (add)",
     ),
     "a Reshape into heads": (
         "[split] s = Reshape (h, heads)  [soft] y = Softmax <axis = 1> (s)",
@@ -102,16 +102,16 @@ STOPS = {
     ),
     "units picked while the model runs": (
         "[pick] y = Gather <axis = 2> (h, which)",
-        "its units are picked by a Gather that is computed while the model runs (pick)",
+        "its units are selected by a Gather that is computed at run time (pick)",
     ),
     "every other unit": (
         "s = Constant <value_ints = [0]> ()  e = Constant <value_ints = [8]> ()"
         "  [pick] y = Slice (h, s, e, last, last)",
-        "units are picked by a Slice with steps (pick)",
+        "units are selected by a Slice with steps (pick)",
     ),
     "one unit": (
         "i = Constant <value_int = 3> ()  [pick] y = Gather <axis = 2> (h, i)",
-        "single units are picked by a Gather (pick)",
+        "single units are selected by a Gather (pick)",
     ),
     "rows of a Gemm": (
         "m = Constant <value_ints = [2, -1]> ()  n = Transpose <perm = [2, 0, 1]> (h)"
@@ -126,7 +126,7 @@ STOPS = {
     "a body": (
         "[if] y = If (yes) <then_branch = t () => (float[t, b, c] u) { u = Neg (h) },"
         " else_branch = e () => (float[t, b, c] v) { v = Abs (h) }>",
-        "is read in a branch that ran on other data, or on none (Abs v)",
+        "is read in a branch that ran on different data, or never (Abs v)",
     ),
 }
 

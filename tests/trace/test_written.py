@@ -117,7 +117,7 @@ def test_a_convolutional_cell_has_as_many_units_as_channels():
 
 def test_a_prune_that_cuts_nothing_says_what_is_no_layer():
     report = prune(model(unrolled(3)), layers="all", keep=1.0, roll=False).report
-    assert [text for text in report.warnings if "is written out, unrolled over 3 steps" in text]
+    assert [text for text in report.warnings if "is decomposed, unrolled over 3 steps" in text]
 
 
 def nodes_of(graph):
@@ -273,7 +273,7 @@ def test_lookalikes_are_none(name):
     proto = model(f"m (@ h) => (@ y) {{ {LOOKALIKES[name]} }}")
     onnx.checker.check_model(proto)
     assert found(proto) == ()
-    with pytest.raises(PruneError, match="none that is written out"):
+    with pytest.raises(PruneError, match="no decomposed one"):
         inspect(proto, roll=False)
 
 

@@ -166,7 +166,7 @@ def read_loss(value: object) -> Loss | None:
     if callable(value):
         return Loss(getattr(value, "__name__", type(value).__name__), value)
     shown = f"'{value}'" if isinstance(value, str) else repr(value)
-    raise PruneError(f"there is no {shown}", where="--loss", remedy=_FORMS)
+    raise PruneError(f"unknown loss {shown}", where="--loss", remedy=_FORMS)
 
 
 class _Unfit(Exception):
