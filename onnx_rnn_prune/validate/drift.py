@@ -76,7 +76,7 @@ def drift(a: Called, b: Called, feeds: Iterable[Feed]) -> dict[str, Drift]:
 
 
 def deviations(found: Iterable[Result], where: str) -> dict[str, Drift]:
-    """The same for results; `where` names the two models in errors."""
+    """The same from results; `where` names the two models in errors."""
     sums: dict[str, Sums] = {}
     for result in found:
         for name, wanted in result.wanted.items():

@@ -34,9 +34,9 @@ _ROUNDS = 50
 _SECONDS = 1.0
 # Nodes that do next to nothing, which show how long a profiler event takes.
 _IDLE = 64
-# After so many seconds, the median ratio of two models of 10 us is known to 0.3 %.
+# Seconds after which the median ratio of two models of 10 us is known to 0.3 %.
 _LEAST = 0.1
-# About so many profiler events are read, each of which takes as long as some nodes.
+# The approximate number of profiler events to read; each costs the time of several nodes.
 _EVENTS = 15_000
 
 
@@ -94,8 +94,7 @@ def timings(
         feed: one feed that all of them take, or consecutive calls, which take turns.
         seconds: about how long to measure in all; slow models get at least one round.
         rounds: the most rounds to run, unless they take less than `least`.
-        least: seconds to go on for in any case, so that a moment's disturbance is not all that is
-            seen of short runs.
+        least: the least seconds to measure, so that a short disturbance cannot affect all runs.
     """
     start = time.perf_counter()
     feeds = cycle([feed] if isinstance(feed, Mapping) else feed)
@@ -209,7 +208,7 @@ _LAYOUT = re.compile(r"_nchwc(_token_\d+)?$")
 
 @dataclass(frozen=True)
 class _Marked:
-    """How nodes are found again in onnxruntime's profile.
+    """Maps events of onnxruntime's profile back to nodes.
 
     Attributes:
         names: their keys, by the names that they were given.
@@ -220,7 +219,7 @@ class _Marked:
     makers: Mapping[str, list[tuple[str, str]]]
 
     def key(self, event: Mapping[str, Any]) -> str | None:
-        """The key of the node whose kernel an event is about, if it is one of them."""
+        """The key of the marked node whose kernel an event is about, or None."""
         label = str(event.get("name"))
         if not label.endswith(_KERNEL):
             return None
