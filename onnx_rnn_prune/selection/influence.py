@@ -245,7 +245,7 @@ def _trajectories(
 
 
 def _trajectory(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
-    """Joins consecutive calls into one, with at most so many steps over all sequences."""
+    """Joins consecutive calls into one, with at most `most` steps over all sequences."""
     layer, read, made = reader.layer_of(lookup), reader.source(lookup), reader.taps(lookup)[-1]
     limit = max(1, most // max(1, calls[0][read].shape[1]))
     trajectory = dict(calls[0])

@@ -298,7 +298,7 @@ class Detail(Record):
     """More about the drift of an output.
 
     Attributes:
-        histogram: of differences; None if nothing differs, or entries are no numbers.
+        histogram: of differences; None if nothing differs, or entries are not numbers.
         over_time: over steps, or calls of streams; None if the output has no axis of time steps and
             each feed is independent.
     """

@@ -130,7 +130,7 @@ def latency(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> Latency:
-    """Times two models against each other; both were opened with so many `threads`."""
+    """Times two models against each other; both were opened with `threads` threads."""
     old, new = timings([before, after], feed, seconds=seconds, least=_LEAST)
     return Latency(
         before_ms=old.ms,
@@ -167,7 +167,7 @@ class NodeTime:
 
     Attributes:
         ms: milliseconds per run, over all iterations if it is in a loop.
-        share: of the time of a run without profiling.
+        share: share of the time of a run without profiling.
         feed: the number of the first feed whose run reached it.
     """
 
@@ -269,9 +269,9 @@ def node_times(
     adds to the time of its node.
 
     Args:
-        document: the model; it is not changed.
-        keys: of the nodes, see `walk.node_key`.
-        feeds: what to run; the first few take turns.
+        document: the model; not modified.
+        keys: keys of the nodes, see `walk.node_key`.
+        feeds: feeds to run; the first few take turns.
         name: the model's name in errors.
 
     Raises:

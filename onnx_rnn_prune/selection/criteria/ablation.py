@@ -125,7 +125,7 @@ def _score(context: ScoringContext) -> Matrix:
 
 
 def _blocks(context: ScoringContext, runs: int) -> Iterator[Ids]:
-    """Blocks of units to remove together, for at most so many runs: single atoms if possible."""
+    """Blocks of units to remove together, for about `runs` runs: single atoms if possible."""
     rng = np.random.default_rng(context.seed)
     sets = [atoms for group in context.traced.trace.groups for atoms in group.atoms]
     total = sum(map(len, sets))
