@@ -5,15 +5,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-# onnxruntime 1.32 and later notes the names of graphs and nodes, and tries to send them. It looks
-# at this when it is imported; 0 leaves that on, and processes that are started here inherit it.
+# onnxruntime 1.32 and later records the names of graphs and nodes and tries to send them. It reads
+# this variable on import (0 leaves telemetry on); child processes inherit it.
 if not os.environ.get("ORT_DISABLE_TELEMETRY"):
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if "onnxruntime" in sys.modules:
         sys.modules["onnxruntime"].disable_telemetry_events()
 
-# A folder becomes an attribute when it is first imported, and never again; the names of these are
-# those of functions.
+# Subpackages become attributes on first import only; imported here, these cannot shadow the
+# functions of the same names later.
 import onnx_rnn_prune.roll
 import onnx_rnn_prune.search
 
@@ -53,8 +53,7 @@ if TYPE_CHECKING:
 else:
     del roll, search
 
-    # Nothing heavy is imported before someone asks for it, so that the command is there to handle
-    # a Ctrl-C while the rest is imported.
+    # Heavy imports happen on first use, so that the command can handle a Ctrl-C meanwhile.
     def __getattr__(name):
         homes = {
             "Plan": "trace.plan",

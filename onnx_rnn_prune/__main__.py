@@ -11,19 +11,19 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
-    # Extension modules do not all survive an exception while they are imported, so a Ctrl-C ends
-    # the process on the spot; there is nothing to clean up yet.
+    # Not all extension modules survive an exception during import, so a Ctrl-C ends the process at
+    # once; there is nothing to clean up yet.
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, _leave)
     from onnx_rnn_prune.cli import run, terminate
 
-    gc.freeze()  # what is imported is never garbage, and there is much of it to look through
+    gc.freeze()  # imported objects are many, and never garbage
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminate)
-    if isinstance(sys.stdout, TextIOWrapper):  # there are names that its encoding cannot write
+    if isinstance(sys.stdout, TextIOWrapper):  # its encoding may lack characters of names
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run())
 

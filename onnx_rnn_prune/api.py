@@ -83,7 +83,7 @@ def prune(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
-    """Removes units, lets the remaining weights make up for them, and checks the result.
+    """Removes units, adjusts the remaining weights to compensate, and checks the result.
 
     Args:
         model: a path or an onnx.ModelProto, which is not changed.
@@ -148,7 +148,7 @@ def prune(
     inputs = input_paths(model, data, eval_data, masks)
     opened = open_model(model, options.inputs, request.layers)
     given = _opened(opened, options, treatment.learns, request.learns)
-    given = replace(given, warnings=()) if lossless else given  # it takes no data
+    given = replace(given, warnings=()) if lossless else given  # needs no data
     made = choose(opened, given, request, treatment, options.selection, start, progress)
     return replace(finish(opened, given, made, progress), inputs=inputs)
 
@@ -413,5 +413,5 @@ def inspect(
 
 
 def _opened(opened: OpenedModel, options: Options, *learning: bool) -> Calibration:
-    """The feeds given, or random ones, with a loss of the labels in them."""
+    """The given feeds, or random ones, with a loss on their labels."""
     return labelled(open_data(opened, options.inputs), options.recovery.loss, opened, *learning)

@@ -1,7 +1,7 @@
-"""How options are declared: their kinds, and how the values that callers pass are read.
+"""Declaration of options: their kinds, and how values are read.
 
-A kind's `read` takes a value and the flag by which messages name the option. Values whose forms
-only one part of the package knows, such as amounts and criteria, are a `Text` and are read there.
+A kind's `read` takes a value and the flag that names the option in messages. Values specific to one
+part of the package, such as amounts and criteria, are a `Text` and are parsed there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Source(File):
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a machine that is sent models and data, and whose answers are executed."""
+    """The address of a machine that receives models and data, and whose answers are executed."""
 
     def read(self, value: object, flag: str) -> str:
         if not isinstance(value, str) or not value:

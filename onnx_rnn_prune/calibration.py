@@ -1,4 +1,4 @@
-"""Calibration, validation and test feeds of a model, and the evidence of the first."""
+"""Calibration, validation and test sets of a model, and evidence from calibration."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from onnx_rnn_prune.traced_model import TracedModel
 _RANDOM_FEEDS = 3
 _VALIDATION = 0.25
 _VALIDATION_AND_TEST = 0.4
-# So many feeds tell candidates apart; the others are worth more to learn from. Of an hour of calls
-# of a denoiser, that is the twentieth part.
+# The largest validation set: enough to tell candidates apart; more feeds are better spent on
+# calibration. Of an hour of calls of a denoiser, that is a twentieth.
 _MOST_VALIDATION = 20_000
-# A search promises a limit with a standard error to spare. That of few streams is large, and badly
-# known itself: up to half of all are kept from calibration, until so many judge.
+# A search keeps limits with a margin of one standard error, which is large and uncertain with few
+# streams: up to half of all are kept from calibration, until there are this many to validate on.
 _JUDGES = 16
-# Other sizes to prove on: small ones, and fractions, for models that need long inputs.
+# Other input sizes to prove on: small ones, and fractions for models that need long inputs.
 _PROOFS = 2
 _RESIZINGS: tuple[Callable[[int], int], ...] = (
     lambda size: min(size, 13),
@@ -45,15 +45,15 @@ _RESIZINGS: tuple[Callable[[int], int], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Feeds by what they are for; they share nothing unless `calibration.shared` says so.
+    """Calibration, validation and test sets; disjoint unless `calibration.shared` says otherwise.
 
     Attributes:
-        calibration: to fit on.
-        validation: to judge candidates by.
-        test: to report drift on.
-        given: whether the user gave data; random feeds calibrate nothing.
+        calibration: feeds to fit on.
+        validation: feeds to judge candidates on.
+        test: feeds to report drift on.
+        given: whether the user gave data; random feeds are not used for calibration.
         warnings: for the user.
-        loss: of their labels, if it counts.
+        loss: loss on their labels, if used.
         streams: see `stream_row`.
     """
 
@@ -67,12 +67,12 @@ class Calibration:
 
     @property
     def tested(self) -> bool:
-        """Whether drift is reported on feeds by which no candidate was judged."""
+        """Whether drift is reported on feeds that no candidate was judged on."""
         return self.test is not self.validation and not self.validation.shared
 
     @property
     def count(self) -> int:
-        """Feeds that choose and select."""
+        """The number of calibration and validation feeds."""
         return len(self.calibration) + (0 if self.calibration.shared else len(self.validation))
 
     def evidence(self, traced: TracedModel, progress: Progress = silent) -> Evidence | None:
@@ -87,7 +87,7 @@ def made_up(document: Document, run: Callable[[Feed], object], inputs: Inputs) -
     """Random feeds for a model, of the sizes asked for.
 
     Raises:
-        PruneError: the model runs on none of those tried.
+        PruneError: the model runs on none of the feeds tried.
     """
     return random_feeds(
         document,
@@ -125,14 +125,14 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
 
 
 def validation_share(feeds: int) -> float:
-    """The share of so many feeds that a prune keeps from calibration, to select by."""
+    """The share of feeds that a prune reserves for validation."""
     return min(_VALIDATION, _MOST_VALIDATION / feeds)
 
 
 def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
-    """Opens data for a search: what chooses, what selects among candidates, and what is reported.
+    """Opens data for a search: calibration, validation and test sets.
 
-    Three disjoint sets, unless there are too few feeds: then a warning says what was shared.
+    They are disjoint unless there are too few feeds: then a warning says what is shared.
 
     Raises:
         PruneError: data cannot be read.
@@ -140,7 +140,7 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
     eval_data, stream = inputs.eval_data, inputs.stream
     feeds = opened_feeds(opened, inputs.data, stream)
     if eval_data is None:
-        # Of three streams and more, each set gets one.
+        # From three streams on, each set gets at least one.
         least = max(_VALIDATION_AND_TEST, 2 / max(feeds.streams, 3))
         calibration, rest = feeds.split(max(least, min(0.5, 2 * _JUDGES / feeds.streams)))
         validation, test = rest.split(0.5)
@@ -205,7 +205,7 @@ def proof_feeds(opened: OpenedModel, feeds: Feeds) -> list[Feed]:
     real = iter(feeds)
     first = next(real)
     run = opened.run()
-    run(first)  # what does not suit the original is no fault of the cut
+    run(first)  # if the original rejects it, the cut is not to blame
     accepts = partial(runs, run)
     found: list[Feed] = [first]
     if feeds.random:  # they are few, and of several sizes
@@ -220,7 +220,7 @@ def proof_feeds(opened: OpenedModel, feeds: Feeds) -> list[Feed]:
 def _resized(
     model: onnx.ModelProto, feed: Feed, resize: Callable[[int], int]
 ) -> dict[str, Array] | None:
-    """A feed with other sizes on all open axes, entries repeated or left out."""
+    """A feed resized on all open axes, by repeating or dropping entries."""
     result = dict(feed)
     for port in signature.inputs(model):
         value = result.get(port.name)
@@ -236,11 +236,11 @@ def _resized(
 
 
 def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bool) -> Calibration:
-    """The data with a loss of the labels in them.
+    """The data with a loss on their labels.
 
     Args:
         loss: the user's option.
-        learning: whether steps that learn from a loss are asked for.
+        learning: for each step that can learn from a loss, whether it is asked for.
 
     Raises:
         PruneError: there is no such loss, or no step learns from it; PyTorch, data or labels are

@@ -1,8 +1,8 @@
-"""What users are told: the one error, with its place and remedy, and notes.
+"""Messages for users: errors with place and remedy, and notes.
 
-A message names an option by its flag, `--min-units` or `--metric=snr`, the one spelling that can be
-mistaken for nothing else. Who reads it decides how that is shown: a caller from Python sees the
-argument, `min_units=` or `metric='snr'`, and the command line `--min-units` and `--metric snr`.
+A message is written with options as flags, `--min-units` or `--metric=snr`, an unambiguous
+spelling. It is shown according to the reader: Python callers see arguments, `min_units=` or
+`metric='snr'`, the command line `--min-units` and `--metric snr`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PruneError(Exception):
 
     Args:
         what: what is wrong, as a clause without a full stop.
-        where: the file, node, input or option that it concerns.
+        where: the file, node, input or option concerned.
         remedy: what to do about it, as an imperative clause.
     """
 
@@ -39,7 +39,7 @@ class PruneError(Exception):
 
     @property
     def declared(self) -> str:
-        """The message with options as they are declared, for a text that holds it."""
+        """The message with options as declared, for embedding in another text."""
         what, where, remedy = self._parts
         place = f"{where}: " if where else ""
         advice = f"; {remedy}" if remedy else ""
@@ -47,19 +47,19 @@ class PruneError(Exception):
 
     @property
     def for_shell(self) -> str:
-        """The message for who reads it on the command line."""
+        """The message for the command line."""
         return as_flags(self.declared)
 
 
 class ConstraintError(PruneError):
-    """A promise that a result does not keep: outputs differ, or a budget cannot be met."""
+    """A result breaks a promise: outputs differ, or a budget cannot be met."""
 
 
 class Note(str):
-    """What a user should know: a text for who calls from Python.
+    """A note to the user, as text for Python callers.
 
     Attributes:
-        for_shell: the same for who reads it on the command line.
+        for_shell: the same for the command line.
     """
 
     for_shell: str
@@ -73,7 +73,7 @@ class Note(str):
 
 
 def as_arguments(text: str) -> str:
-    """A text in which options are named as Python's arguments."""
+    """A text with options spelled as Python arguments."""
 
     def argument(found: re.Match[str]) -> str:
         name, value = found[1].replace("-", "_"), found[2]
@@ -86,7 +86,7 @@ def as_arguments(text: str) -> str:
 
 
 def as_flags(text: str) -> str:
-    """A text in which options are named as on the command line."""
+    """A text with options spelled as on the command line."""
     return _FLAG.sub(lambda found: f"--{found[1]} {found[2] or ''}".rstrip(), text)
 
 

@@ -1,4 +1,4 @@
-"""Recovering cuts of a model and judging them: best is what runs best on feeds not fitted on."""
+"""Recovers cuts of a model and judges them: the best has the lowest validation error."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ from onnx_rnn_prune.validate.results import Outcome, Recorded, results
 PairsOf = Callable[[Reader], Pairs]
 
 CLEARLY = 0.95
-"""What an error on validation feeds must at most be of another one's to be taken for a lower one.
+"""The largest ratio of two validation errors at which the first counts as lower.
 
-They are few, so that the order of close ones is chance. On NSNet2 calibrated on 30 s, with two
-recordings to judge by, lambda 1 was ahead of 0.1 by 2 %, and 1.1 dB worse on 60 s of other speech.
+Validation sets are small, so the order of close errors is chance. On NSNet2 calibrated on 30 s and
+validated on two recordings, lambda 1 beat 0.1 by 2 %, and was 1.1 dB worse on 60 s of other speech.
 """
 
-# Parts of the validation feeds that each give a loss of their own, for the standard error; one of
-# so many streams, and no fewer than these, tells which lambda does in a quick fit.
+# Folds of the validation set, each with a loss, for the standard error; a quick fit chooses lambda
+# on one in _PART streams, but on at least that many.
 _FOLDS, _PART = 8, 4
-# Samples of each round of refits for each entry of what a reader reads: rounds add up.
+# Samples per signal entry in each round of refits: rounds add up.
 _SAMPLES = SAMPLES // 4
-# Recoveries that are remembered: fits, and what they were fitted to, are large.
+# The number of recoveries cached: fits and their moments are large.
 _REMEMBERED = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
-    """What was chosen to make up for the cut units.
+    """The recovery of a cut.
 
     Attributes:
         used: none, bias, lstsq or distill.
-        write: puts it into the document of full width.
+        write: writes it into the full-width document.
         ridge: lambda of lstsq.
-        error: on validation feeds, as `Evaluator.error` judges.
-        rounds: refits on the cut model's own signals.
-        learning: how distill went, also where it was not chosen.
-        refit: fits the same on further feeds as well; None where that is not possible.
+        error: validation error, see `Evaluator.error`.
+        rounds: number of refits on the cut model's own signals.
+        learning: how distill went, even if it was not chosen.
+        refit: repeats the fit with further feeds added; None if that is not possible.
     """
 
     used: str
@@ -81,18 +81,18 @@ class Recovered:
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Recovers cuts of a model and judges them on validation feeds.
+    """Recovers cuts of a model and judges them on the validation set.
 
     Attributes:
         traced: the model, at full width and not recovered.
-        data: feeds to fit on and to judge by.
-        evidence: what the former show.
-        original: what outputs are compared with.
-        quality: how good a model is, in a search.
-        loss: of labels; recoveries are judged by the mean of that and of the difference, if any.
-        errors: of cuts that were judged before, see `quick_error`.
-        known: how good the original is on feeds that were looked at before.
-        recovered: the last few cuts that were recovered in full, and why so; see `remember`.
+        data: calibration and validation sets.
+        evidence: from calibration.
+        original: runs the original, for comparison.
+        quality: measure of quality, in a search.
+        loss: loss on labels; if any, recoveries are judged by the mean of it and the error.
+        errors: cached errors of cuts, see `quick_error`.
+        known: cached qualities of the original, by feeds.
+        recovered: the last few full recoveries, each with the reason; see `remember`.
     """
 
     traced: TracedModel
@@ -121,11 +121,11 @@ class Evaluator:
 
     @property
     def measure(self) -> str:
-        """What cuts are judged by."""
+        """The name of the measure that cuts are judged by."""
         return "error" if self.loss is None else f"mean of error and {self.loss.name}"
 
     def runner(self, document: Document) -> Runner:
-        """Loads a cut, with what its outputs are judged by."""
+        """Loads a cut, with the signals that its outputs are judged by."""
         judged = self.traced.original.judged
         outputs, drawn = judged.watched, judged.drawn
         return Runner(document, outputs=outputs, also=drawn, name="a candidate", remedy=OURS)
@@ -134,40 +134,40 @@ class Evaluator:
         """Mean NRMSE of the outputs of a cut, or the mean of that and the loss.
 
         Args:
-            feeds: all validation feeds by default.
+            feeds: the validation set by default.
         """
         feeds = feeds or self.data.validation
         candidate, judged = self.runner(document), self.traced.original.judged
         outputs = self._judged(feeds)
         found = drift(self.original, candidate, feeds)
-        self.original.rest()  # all is known that candidates are compared with
+        self.original.rest()  # the outputs to compare with are recorded
         names = [name for name in judged.numbers(outputs) if name in found]
         errors = [_error(found[name], judged.kinds.get(name)) for name in names]
-        # Without an output that can be computed, all are as good.
+        # Without comparable outputs, all cuts are equally good.
         error = float(np.mean(errors or [0.0])) if all(map(math.isfinite, errors)) else math.inf
         if self.loss is None:
             return error
         return (error + self.loss.of_runs(candidate, feeds, outputs)) / 2
 
     def quick_error(self, keep: Mask) -> float:
-        """The error of a cut with quick least squares, remembered."""
+        """The error of a cut with quick least squares, cached."""
         known, cut = keep.tobytes(), self.candidate(keep)
         if known not in self.errors:
             self.errors[known] = cut.error(cut.quick())
         return self.errors[known]
 
     def remember(self, keep: Mask, found: tuple[Recovered, str]) -> None:
-        """Keeps a recovery, and why it was chosen; the oldest of many is let go of."""
+        """Caches a recovery and the reason for it; drops the oldest of many."""
         self.recovered[keep.tobytes()] = found
         while len(self.recovered) > _REMEMBERED:
             del self.recovered[next(iter(self.recovered))]
 
     def of_others(self) -> Evaluator:
-        """The same for other feeds, which may have names of feeds that were run before."""
+        """The same for other feeds, whose names may clash with those of cached ones."""
         return replace(self, original=Recorded(self.traced.original.watched), known={})
 
     def before(self, feeds: Feeds) -> float:
-        """The original's own quality."""
+        """The original's quality."""
         if feeds.numbers not in self.known:
             self.known[feeds.numbers] = self.measured(self.original, feeds)
         return self.known[feeds.numbers]
@@ -178,14 +178,14 @@ class Evaluator:
         names = judged.numbers(plain) if self.quality == NRMSE else judged.repeatable(plain)
 
         def run(feed: object) -> dict[str, Array]:
-            """All outputs of a feed that a metric makes, drawn ones included."""
+            """All outputs, random ones included, for a feed made by a metric."""
             return model.runner(check_feed(feed, *self._ports), judged.outputs)
 
         found = Outcome(lambda: results(self.original, model, feeds, names), run)
         return self.quality.measure(found)
 
     def judge(self, document: Document) -> tuple[float, float, float, float]:
-        """The quality of a cut, the loss of it and its standard error, and the NRMSE."""
+        """The quality of a cut, its loss of quality with standard error, and its NRMSE."""
         feeds, model = self.data.validation, Recorded(lambda: self.runner(document))
         value = self.measured(model, feeds)
         folds, losses = min(_FOLDS, feeds.streams), []
@@ -200,7 +200,7 @@ class Evaluator:
         return value, loss, spread if math.isfinite(spread) else math.inf, error
 
     def _judged(self, feeds: Feeds) -> Sequence[str]:
-        """The outputs but for states, which matter for what comes of them."""
+        """The outputs except states, which matter only through later outputs."""
         plain, states = plain_outputs(self.traced.document), set(feeds.states.values())
         return [name for name in plain if name not in states] or plain
 
@@ -211,18 +211,18 @@ class Evaluator:
         return signature.inputs(opened.model), states, f"metric {self.quality.name}"
 
     def candidate(self, keep: Mask) -> CandidateCut:
-        """The cut that keeps some units."""
+        """The cut that keeps the given units."""
         return CandidateCut(self, self.traced, keep)
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateCut:
-    """One cut of a model, yet to be recovered.
+    """A cut of a model, yet to be recovered.
 
     Attributes:
         evaluator: judges it.
-        traced: the model, with the readers that are fitted.
-        keep: per unit, True where it stays.
+        traced: the model, with the readers to fit.
+        keep: per unit, True if kept.
     """
 
     evaluator: Evaluator
@@ -230,31 +230,31 @@ class CandidateCut:
     keep: Mask
 
     def shrunk(self, write: Pass) -> Document:
-        """What is left once something was written and the units are cut."""
+        """The cut model, with a recovery written into it."""
         result = self.traced.document.copy()
         Pipeline((write, Shrink(self.traced.trace, self.keep)))(result)
         return result
 
     def error(self, write: Pass, feeds: Feeds | None = None) -> float:
-        """Of what is left, see `Evaluator.error`."""
+        """The error of the cut model with a recovery, see `Evaluator.error`."""
         return self.evaluator.error(self.shrunk(write), feeds)
 
     def writing(self, fits: Mapping[str, Fit]) -> Pass:
-        """What writes fits."""
+        """The pass that writes fits."""
         return Recover(self.traced.readers, self.keep, fits)
 
     def plain(self) -> Pass:
-        """What leaves all weights as they are."""
+        """The pass that leaves all weights as they are."""
         return self.writing(place_states(self.traced, self.keep))
 
     @property
     def hands_back(self) -> bool:
-        """Whether it is measured what becomes of states that are brought to full width."""
+        """Whether validation runs streams whose states are brought to full width."""
         placed = any(reader.places for reader in self.traced.readers)
         return bool(self.evaluator.data.validation.states) and placed
 
     def with_states_fitted(self) -> CandidateCut:
-        """The same with states that are only handed back computed like any other signal."""
+        """The same, but states that are only handed back are fitted like any other signal."""
         readers = [
             replace(r, places=False) if isinstance(r, ProductReader) else r
             for r in self.traced.readers
@@ -266,11 +266,11 @@ class CandidateCut:
         return self.writing(fit_readers(self.traced, self.keep, pairs, ridge))
 
     def quick(self) -> Pass:
-        """Least squares with the usual lambda, to compare cuts by.
+        """Quick least squares, to compare cuts by: the default lambda, or a stronger one.
 
-        From few samples it is badly known what the kept units say of the others. A recurrence that
-        is fitted to that may run away from the original, which stronger lambdas prevent. A part of
-        the validation feeds shows that.
+        Few samples determine poorly how kept units predict the others. A recurrence fitted to them
+        may diverge from the original, which stronger lambdas prevent. A part of the validation set
+        shows which is needed.
         """
         moments = self.evaluator.evidence.moments
         if all(moments.count(r.pool) >= SAMPLES * len(r.labels) for r in self.traced.readers):
@@ -284,13 +284,13 @@ class CandidateCut:
     def best_of(
         self, start: Recovered, pairs: PairsOf, ridges: Iterable[float], until: float = math.inf
     ) -> Recovered:
-        """The last of fits with these lambdas, as long as errors fall, that runs clearly better.
+        """Line search over lambdas: the last fit that is clearly better, while errors fall.
 
         Args:
-            start: a fit with a lambda beside the first of these.
-            pairs: what is fitted.
-            ridges: rising or falling.
-            until: when there is no time left, see `TrainingConfig`.
+            start: a fit with a lambda next to the first of these.
+            pairs: the moments to fit.
+            ridges: ascending or descending.
+            until: deadline, see `TrainingConfig`.
         """
         best, lowest = start, start.error
         for ridge in ridges:
@@ -310,7 +310,7 @@ class CandidateCut:
         write = self.least_squares(pairs, ridge)
 
         def refit(feeds: Feeds) -> Pass:
-            """With all that `pairs` knows by then, signals of later rounds included."""
+            """Adds feeds to all moments of `pairs`, those of later rounds included."""
             further, weighed = MomentStore(), self.evaluator.evidence.emphasis if rounds else {}
             whole = Sampling.whole(feeds, self.traced.readers)
             self.free_pairs(self.traced.document, feeds, whole, further, weighed)
@@ -335,9 +335,9 @@ class CandidateCut:
         return moments.teacher_pairs(reader.pool, kept(reader.labels, self.keep))
 
     def sampling(self, turn: int) -> Sampling:
-        """The part of the calibration feeds for one round of refits: other streams each turn.
+        """The part of the calibration set for one round of refits: other streams each turn.
 
-        All rounds together need no more than a fit does; where there is less, each has it all.
+        All rounds together need no more than one fit; if there is less, each gets all.
         """
         evidence, size = self.evaluator.evidence, self.evaluator.data.calibration.streams
         before, moments = evidence.sampling, evidence.moments
@@ -361,14 +361,14 @@ class CandidateCut:
         seen: MomentStore,
         emphasis: Mapping[str, Matrix],
     ) -> None:
-        """Adds moments of what the original's readers read, and of what stays of it in a document.
+        """Adds moments of signals in the original, next to their kept entries in another document.
 
         Args:
-            document: a cut one, or one of full width in which the cut units are on their way out.
-            feeds: what both run on.
+            document: a cut model, or one at full width whose removed units are fading out.
+            feeds: the feeds that both run on.
             sampling: the part of them to use.
-            seen: what the moments are added to.
-            emphasis: of readers' outputs, by pool, where samples count by what comes of an error.
+            seen: the moments are added to it.
+            emphasis: of readers' outputs, by pool, to weight samples by the effect of errors.
         """
         readers, runs = self.traced.readers, self.evaluator.evidence.runs
         teacher = Tapped(self.traced.document, readers, feeds.states, runs)
@@ -397,7 +397,7 @@ class CandidateCut:
 
 
 def _error(drift: Drift, kind: str | None) -> float:
-    """How far an output is off; of indices, the share that are others."""
+    """The error of an output; for indices, the share that differ."""
     if kind == INDEX and drift.top1_agreement is not None:
         return 1.0 - drift.top1_agreement
     return drift.nrmse

@@ -1,4 +1,4 @@
-"""Measuring without pruning: inspect a model, compare two, time several."""
+"""Measures without pruning: inspects a model, compares two, times several."""
 
 from __future__ import annotations
 
@@ -61,24 +61,24 @@ from onnx_rnn_prune.validate.narrow_states import (
 from onnx_rnn_prune.validate.results import Result, results
 from onnx_rnn_prune.validate.timing import NodeTime, node_times
 
-# For timing one cut; and for all of it, after which no other layer is begun with.
+# Seconds for timing one cut; and for all, after which no further layer is started.
 _SECONDS = 0.6
 _MOST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What runs of a model show.
+    """Results of running a model.
 
     Attributes:
         outlets: by layer, where its units end.
         pinned: by layer, why it is left alone.
-        times: by layer, what it takes of a run.
-        share: what all layers together take of a run, or None where nothing ran.
-        others: what dense layers and convolutions take that were not asked for.
-        half: by layer, what half of its units would save.
-        feed: shapes of the feed that was timed, by input; empty where nothing ran.
-        rolled_speedup: what layers bring that were written out.
+        times: by layer, its time in a run.
+        share: share of all layers in the time of a run, or None if nothing ran.
+        others: share of dense layers and convolutions that were not asked for.
+        half: by layer, the savings from cutting it to half.
+        feed: shapes of the timed feed, by input; empty if nothing ran.
+        rolled_speedup: speedup from rolling unrolled layers.
     """
 
     outlets: Mapping[str, Sequence[schema.OutletRow]] = field(default_factory=dict)
@@ -175,7 +175,7 @@ def _rows(opened: OpenedModel, seen: Seen, total: int) -> list[schema.InspectedL
 
 
 def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
-    """Runs a model; where no data are given, and none can be made up, that is a warning."""
+    """Runs a model; warns if there are no data and none can be made up."""
     keys = {layer.key: layer.name for layer in opened.layers}
     every = [layer.key for layer in all_layers(opened.document.graph)]
     progress("measuring", 0, None)
@@ -210,7 +210,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
 
 
 def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
-    """All feeds for everything, since nothing is fitted."""
+    """Opens all feeds for all purposes, since nothing is fitted."""
     if asked.data is None:
         return open_data(opened, asked)
     feeds = opened_feeds(opened, asked.data, asked.stream)
@@ -234,16 +234,13 @@ def _follow(opened: OpenedModel, data: Calibration, seen: Seen, progress: Progre
 def halves(
     traced: TracedModel, data: Calibration, times: Mapping[str, NodeTime], progress: Progress
 ) -> dict[str, schema.Half]:
-    """Cuts one group of layers after another to half of its units.
+    """Measures the savings from cutting each group of layers to half of its units, by layer.
 
-    Those that take most time come first; what a few seconds do not do is left out.
+    The slowest come first; those that do not fit into a few seconds are left out.
 
     Args:
-        data: feeds, on one of which each cut is timed.
-        times: by layer, for those that are to be cut.
-
-    Returns:
-        By layer.
+        data: feeds; each cut is timed on one of them.
+        times: times of the layers to cut.
     """
     opened, trace = traced.opened, traced.trace
 
@@ -252,7 +249,7 @@ def halves(
 
     groups, whole = sorted(filter(share, trace.groups), key=share, reverse=True), opened.document
     params, flops = count_params(whole), count_flops(whole, opened.find_counted)
-    # What rolling brings is no merit of the cut.
+    # The speedup from rolling is not credited to the cut.
     original = opened.document.write() if opened.rolled else opened.model
     size, model_hash = stored_bytes(original, like=opened.model), fingerprint(opened.model)
     runner = Runner(whole, name=opened.name) if opened.rolled else opened.run()
@@ -260,7 +257,7 @@ def halves(
     for number, group in enumerate(groups):
         gone = time.perf_counter() - start
         if gone + gone / max(number, 1) > _MOST_SECONDS:
-            break  # another would take too long
+            break  # the next one would take too long
         progress("cutting layers to half", number, len(groups))
         counts = [(each.size + 1) // 2 if each is group else each.size for each in trace.groups]
         keep = choose(trace, np.zeros(trace.units.count), counts)
@@ -380,9 +377,9 @@ def bench(
 def _loaded(
     sources: Mapping[str, ModelSource], options: Options
 ) -> tuple[list[onnx.ModelProto], list[Runner]]:
-    """Models that take the same, by what they are called if they are no files.
+    """Loads models with the same inputs; the keys name those that are not files.
 
-    Of inputs to fix, each has those fixed that it has: of pruned ones, they may be gone.
+    Each has only those inputs fixed that it has: pruned models may lack them.
     """
     models = [load_model(source) for source in sources.values()]
     values = options.inputs.freeze or {}
@@ -405,7 +402,7 @@ def _loaded(
 def _drift(
     first: Runner, second: Runner, narrow: Sequence[NarrowState], feeds: Feeds
 ) -> dict[str, Drift]:
-    """How far the outputs are apart that both models have in the same size."""
+    """The drift of the outputs that both models have in the same size."""
     left_out = {state.result for state in narrow}
 
     def comparable() -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""A model that was read and runs."""
+"""Opens models: reads them and loads them in onnxruntime."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ ModelSource = str | Path | onnx.ModelProto
 
 RECURRENT_ONLY, ALL = "recurrent", "all"
 AS_IT_IS = Inputs()
-# For timing what rolling brings.
+# Seconds for timing the speedup from rolling.
 _SECONDS = 0.6
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedModel:
-    """A model that was read and runs.
+    """A model that was read and loaded.
 
     Attributes:
         name: its name in errors and tables.
-        model: the message as read; never changed.
+        model: the protobuf message as read; never changed.
         document: its graph, in a form that onnxruntime can run; never changed.
         layers: its layers that may be cut.
-        runnable: the one of these two that onnxruntime loads.
+        runnable: `model` or `document`, whichever onnxruntime loads.
         judged: how its outputs are judged.
         invalid_nodes: its recurrent nodes that no runtime accepts.
         notes: for the user.
@@ -94,12 +94,12 @@ class OpenedModel:
 
     @property
     def find_counted(self) -> Callable[[gs.Graph], list[Layer]]:
-        """Finds the layers whose operations count: all if any but recurrent ones may be cut."""
+        """A function that finds the layers whose operations count: recurrent ones, or all."""
         recurrent = all(layer.cell.stacked for layer in self.layers)
         return find_layers if recurrent else all_layers
 
     def run(self) -> Runner:
-        """Loads it in onnxruntime, as far as that can run it."""
+        """Loads it in onnxruntime."""
         return Runner(self.runnable, name=self.name)
 
     def rolled_speedup(self, feed: Feed | Sequence[Feed]) -> float | None:
@@ -117,16 +117,16 @@ class OpenedModel:
         return Runner(self.document, outputs=judged.watched, also=judged.drawn, name=self.name)
 
     def beside(self, model: onnx.ModelProto | Document, name: str) -> Runner:
-        """Loads a model made of it, to be judged beside it."""
+        """Loads a model derived from it, with the signals to compare the two by."""
         judged = self.judged
         return Runner(model, outputs=judged.watched, also=judged.drawn, name=name, remedy=OURS)
 
     def pairs(
         self, model: onnx.ModelProto, name: str
     ) -> tuple[tuple[Runner, Runner], tuple[Runner, Runner]]:
-        """It and a model made of it, loaded for judging, and for timing.
+        """It and a model derived from it, loaded once for judging and once for timing.
 
-        The signals that outputs are judged by take time to compute.
+        The signals that outputs are judged by would take time.
         """
         judged = self.watched(), self.beside(model, name)
         if self.judged.watched is None:
@@ -134,10 +134,10 @@ class OpenedModel:
         return judged, (self.run(), Runner(model, name=name, remedy=OURS))
 
     def beside_cuts(self, trace: Trace) -> OpenedModel:
-        """The same for cuts of some units, which change the tensors that hold these.
+        """The same for comparison with cuts, in which tensors that hold units differ.
 
         Raises:
-            PruneError: all that depends on units is drawn at random.
+            PruneError: everything that depends on units is random.
         """
         judged = self.judged.without(trace.labels)
         if judged.proven == ():
@@ -155,19 +155,19 @@ def open_model(
     layers: Sequence[str] = (RECURRENT_ONLY,),
     planned: Iterable[str] = (),
 ) -> OpenedModel:
-    """Reads a model that is to be pruned, and loads it in onnxruntime.
+    """Reads a model to prune, and loads it in onnxruntime.
 
     Args:
-        asked: which inputs to fix, and whether to roll what an exporter wrote out.
+        asked: which inputs to fix, and whether to roll unrolled recurrences.
         layers: which layers may be cut: recurrent, all, or globs of names.
-        planned: names of layers that may be cut, too, if there are such.
+        planned: names of further layers that may be cut, if they exist.
 
     Raises:
-        PruneError: it is no model, has no such layer, or does not load.
+        PruneError: it is not a model, has no such layer, or does not load.
     """
     opened = read_model(source, asked, layers)
     missing = set(planned).difference(layer.name for layer in opened.layers)
-    if missing:  # they may be feed-forward, and some in functions
+    if missing:  # they may be feed-forward, or inside functions
         opened = read_model(source, asked, (*layers, *map(escape, missing)))
     for node in opened.invalid_nodes:
         raise PruneError(str(node), where=opened.name, remedy=node.remedy)
@@ -200,7 +200,7 @@ def remedy_of(opened: OpenedModel, written: Sequence[DecomposedRecurrence], roll
 
 
 def stays_written_out(opened: OpenedModel) -> list[str]:
-    """Sentences on the recurrences that are no layers, and why they were not rolled."""
+    """Messages on recurrences that are not layers, with the reason why they were not rolled."""
     left = opened.rolling.left if opened.rolling is not None else {}
     reasons = [f"it was not rolled because {reason}" for reason in dict.fromkeys(left.values())]
     return [*map(str, written_out(opened)), *reasons]
@@ -212,20 +212,20 @@ def read_model(
     """Reads a model, which may have no recurrent layer and may not run.
 
     Args:
-        asked: which inputs to fix, and whether to roll what an exporter wrote out.
+        asked: which inputs to fix, and whether to roll unrolled recurrences.
 
     Raises:
-        PruneError: it is no model.
+        PruneError: it is not a model.
     """
     name = "the model" if isinstance(source, onnx.ModelProto) else str(source)
     return follow(frozen(load_model(source), asked.freeze), name, layers, asked.roll)
 
 
 def frozen(model: onnx.ModelProto, values: Mapping[str, str] | None) -> onnx.ModelProto:
-    """The model with some inputs fixed; they and the branches not taken are gone.
+    """The model with some inputs fixed; these and the branches not taken are removed.
 
     Raises:
-        PruneError: it has no such input, or a value does not suit it.
+        PruneError: it has no such input, or a value does not fit it.
     """
     if not values:
         return model
@@ -290,7 +290,7 @@ def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | 
 
 
 def _has_operators_in_turns(document: Document) -> bool:
-    """Whether a body that is repeated holds layers, which are faster outside of it."""
+    """Whether a repeated subgraph contains layers, which would run faster outside of it."""
     turning = [
         place.graph
         for place in places(document.graph)
@@ -312,7 +312,7 @@ def _wanted(document: Document, layers: Sequence[str]) -> list[Layer]:
 
 
 def recurrent_keys(graph: gs.Graph) -> frozenset[str]:
-    """Keys of the layers that count as recurrent, those that are no operator included."""
+    """Keys of the layers that count as recurrent, including those that are not operators."""
     return state_products(graph).union(layer.key for layer in find_layers(graph))
 
 
@@ -333,7 +333,7 @@ def check_globs(opened: OpenedModel, layers: Sequence[str]) -> None:
 
 
 def written_out(opened: OpenedModel) -> tuple[DecomposedRecurrence, ...]:
-    """The recurrences of a model that are no recurrent nodes, those in functions included."""
+    """The recurrences of a model that are not recurrent operators, including those in functions."""
     document = opened.document
     if document.source.functions:
         every = sorted((function.domain, function.name) for function in document.source.functions)

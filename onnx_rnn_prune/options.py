@@ -1,4 +1,4 @@
-"""The options, each declared once: its name, default, kind of values and meaning, and its checks.
+"""The options, each declared once: name, default, kind of values, help and checks.
 
 A group is a frozen dataclass, a field an option. The flags of the command line are made from these
 declarations, and configuration files use the flags' names as keys. The keyword arguments of the

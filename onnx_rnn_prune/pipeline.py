@@ -1,12 +1,12 @@
-"""The prune, step by step.
+"""Pruning, step by step.
 
-1. `choose` which units stay: by scores, by masks, or what provably changes nothing (selection).
-2. Follow the units that go to all that reads them (`trace_model`).
-3. Let the kept ones make up for them (`recover_units`).
-4. Prove that the model with their weights zeroed computes what the smaller one does, and cut it
-   (`TracedModel.prove`, `.cut`; where asked for, `.narrow` its states as well).
-5. Compress what is left: lower rank, zeros, fewer bits (`run_stages`).
-6. Measure the result beside the original, for the report.
+1. `choose` the units to keep: by scores, by masks, or so that provably nothing changes (selection).
+2. Trace the removed units to all their readers (`trace_model`).
+3. Adjust the kept weights to compensate (`recover_units`).
+4. Cut the model, and prove that it computes the same as the full-size one with the removed units
+   zeroed (`TracedModel.prove`, `.cut`; if asked for, `.narrow` its states as well).
+5. Compress the remaining weights: lower rank, zeros, fewer bits (`run_stages`).
+6. Compare the result with the original, for the report.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PruneResult(WrittenModel):
     report: schema.PruneReport
 
     def __repr__(self) -> str:
-        """The verdict in words."""
+        """A summary in words."""
         return f"<PruneResult: {verdict(self.report)}>"
 
     def save_html(self, path: str | Path) -> None:
@@ -89,10 +89,10 @@ class PruneResult(WrittenModel):
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done with a model once its units are chosen.
+    """What to do with a model once its units are chosen.
 
     Attributes:
-        recover: how kept weights make up for cut ones; auto for the best that the data allows.
+        recover: how kept weights compensate; auto for the best that the data allows.
         mode: shrink, or zero.
     """
 
@@ -105,10 +105,10 @@ class Treatment:
 
     @staticmethod
     def of(options: Options) -> Treatment:
-        """What options ask for.
+        """The treatment for the given options.
 
         Raises:
-            PruneError: one of them means nothing, or needs PyTorch, which is missing.
+            PruneError: an option is invalid, or needs PyTorch, which is missing.
         """
         asked, cut = options.recovery, options.cut
         if asked.recover == "distill":
@@ -129,7 +129,7 @@ class Treatment:
 
 
 def _stages(options: Options) -> tuple[Stage, ...]:
-    """What is asked for, in the order in which it is done: what rounds comes late."""
+    """The stages asked for, in order of execution: rounding comes late."""
     asked, given = options.compression, options.inputs.data is not None
     return (
         *([] if asked.rank is None else [read_rank(asked.rank)]),
@@ -141,13 +141,13 @@ def _stages(options: Options) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """What is to be cut, and how it came about.
+    """A plan, and how it came about.
 
     Attributes:
-        begun: when the work began, on the clock of `time.perf_counter`.
-        traced: the model with its units, or None where they were not looked at.
-        lossless: where only superfluous units go, what there are of them.
-        recovered: what makes up for all that is cut, and why that was chosen, where it is known.
+        begun: start of the work, by `time.perf_counter`.
+        traced: the traced model, or None if it was not traced.
+        lossless: the superfluous units, if only those are removed.
+        recovered: the recovery and the reason for it, if already known.
     """
 
     plan: Plan
@@ -171,7 +171,7 @@ def choose(
     begun: float,
     progress: Progress,
 ) -> Planned:
-    """Plans as the user asks; `selection` is in the user's words, and the work began when `begun`.
+    """Makes the plan asked for; `selection` holds the user's options, `begun` the start time.
 
     Raises:
         PruneError: the request does not fit the model.
@@ -204,7 +204,7 @@ def choose(
 def finish(
     opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
 ) -> PruneResult:
-    """Makes what a plan asks for; the steps are those above, from the second on."""
+    """Carries out a plan: the steps above, from the second on."""
     plan, treatment = planned.plan, planned.treatment
     if not plan.cut():
         return _untouched(opened, data, planned, progress)
@@ -214,7 +214,7 @@ def finish(
     feeds = proof_feeds(opened, data.validation)
     proof, shrunk, narrowed = _proven(traced, planned, recovered, feeds, progress)
     shrunk, steps = run_stages(traced.original, shrunk, treatment.stages, data, progress)
-    # Nothing more is done to a file with narrow states.
+    # A file with narrow states is not processed further.
     model = (narrowed.document if narrowed.states else shrunk).write()
     keys = treatment.interface.state_metadata
     report = _report(
@@ -235,7 +235,7 @@ def finish(
 def _followed(
     opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
 ) -> TracedModel:
-    """The model with the units of just the layers that are cut."""
+    """The model, traced for the cut layers only."""
     if planned.traced is not None:
         return planned.traced.for_plan(planned.plan, progress)
     interface = planned.treatment.interface
@@ -249,7 +249,7 @@ def _proven(
     feeds: Sequence[Feed],
     progress: Progress,
 ) -> tuple[Oracle, Document, Narrowed]:
-    """The proof, the cut, and what callers get; the document of full width is gone by then."""
+    """The proof, the cut, and the result for callers; frees the full-width document."""
     progress("checking", 0, None)
     plan, document = planned.plan, traced.document.copy()
     recovered.write(document)
@@ -307,11 +307,11 @@ def _recover(
     )
     final = refitted(candidate, found, training.until) if data.tested else found
     reason = reason if final is found else f"{reason}, then refitted with these included"
-    return replace(final, refit=None), reason  # which holds all that it would be fitted with
+    return replace(final, refit=None), reason  # `refit` holds all its moments
 
 
 def _left(traced: TracedModel, keep: Mask) -> Recovered:
-    """Nothing stands in for the removed units."""
+    """No recovery: nothing stands in for the removed units."""
     fits = place_states(traced, keep)
     return Recovered("none", Recover(traced.readers, keep, fits), None, 0.0)
 
@@ -319,7 +319,7 @@ def _left(traced: TracedModel, keep: Mask) -> Recovered:
 def _untouched(
     opened: OpenedModel, data: Calibration, planned: Planned, progress: Progress
 ) -> PruneResult:
-    """A plan that keeps everything leaves the units as they are; what is no layer is named."""
+    """Carries out a plan that keeps all units; the report names recurrences that are not layers."""
     plan, stages = planned.plan, planned.treatment.stages
     document, steps = run_stages(opened, opened.document.copy(), stages, data, progress)
     model = document.write()
@@ -348,7 +348,7 @@ def _report(
     states: Sequence[NarrowState] = (),
     notes: Sequence[str] = (),
 ) -> schema.PruneReport:
-    """Measures a result; the rest says how it came about."""
+    """Measures a result and builds the report; the other arguments say how it came about."""
     judged, timed = (
         (before, StateRunner(after, states) if states else after)
         for before, after in opened.pairs(model, "the pruned model")
@@ -357,7 +357,7 @@ def _report(
     feed, left_out = data.test.opening(), [state.result for state in states]
     spent = latency(*timed, feed)
     drifts, details = drift_in_detail(*judged, data.test, time_axes(opened.document), left_out)
-    del judged, timed  # the weights of each are in memory once more
+    del judged, timed  # each holds a copy of the weights
     return schema.PruneReport(
         model=opened.name,
         mode=planned.treatment.mode,
@@ -392,7 +392,7 @@ def _report(
 
 
 def _share_of_others(opened: OpenedModel, feeds: Sequence[Feed], spent: Latency) -> float | None:
-    """What layers take of a run of the result that were not to be pruned; None of none."""
+    """The share of layers that were not to be pruned in a run of the result; None if none."""
     asked = {layer.key for layer in opened.layers}
     others = [layer.key for layer in all_layers(opened.document.graph) if layer.key not in asked]
     if not others:

@@ -1,4 +1,4 @@
-"""How long-running work reports its progress."""
+"""The progress callback of long-running work."""
 
 from __future__ import annotations
 

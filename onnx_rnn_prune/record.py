@@ -43,7 +43,7 @@ def key_of(field: Field[Any]) -> str:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A value with every text in it changed, in records, lists and mappings, keys included."""
+    """Applies a function to every string in records, lists and mappings, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Record):

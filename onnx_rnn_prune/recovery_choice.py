@@ -1,4 +1,4 @@
-"""Choosing a recovery: accepted is what runs best on feeds that were not fitted."""
+"""Chooses the recovery with the lowest validation error."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from onnx_rnn_prune.recovery.least_squares import (
 from onnx_rnn_prune.recovery.schedules import Fading, Schedule
 
 _ROUNDS = 4
-# The most that the error may be of the lowest one for a refit to be taken. Refits nearly always
-# come closer to the original on other data, also where a few validation feeds do not show it.
+# A refit is accepted up to this multiple of the lowest error. Refits nearly always come closer to
+# the original on other data, even if a small validation set does not show it.
 _TOLERATED = 1.1
-# The most that the error may be of what it is otherwise, for states to be computed.
+# States are computed only if the error is at most this share of the error without.
 _WORTH_COMPUTING = 0.9
 
 
 def recover_units(
     cut: CandidateCut, asked: str, schedule: Schedule, training: TrainingConfig, progress: Progress
 ) -> tuple[Recovered, str]:
-    """The recovery that was asked for, or for auto the best that is quick; and why it is that one.
+    """The recovery asked for, or the best quick one for auto; and the reason for it.
 
     Raises:
-        PruneError: with what was asked for, the outputs are no numbers.
+        PruneError: the recovery asked for leads to NaN or infinite outputs.
     """
     nothing = cut.plain()
     plain = Recovered("none", nothing, None, cut.error(nothing))
@@ -43,12 +43,12 @@ def recover_units(
     last = cut.fitted(cut.pairs, math.inf)
     best = _tried(errors, plain, last)
     if asked != "bias":
-        del last  # what is not the best is let go of
+        del last  # frees it unless it is the best
         last = _best_nearby(cut, cut.pairs, cut.fitted(cut.pairs, RIDGE), training.until)
         begun = time.monotonic()
         last = _refit(cut, schedule, last, training.until, progress)
-        again = 2 * time.monotonic() - begun  # once states are computed, too
-        # What is placed is learnt from at once.
+        again = 2 * time.monotonic() - begun  # estimate with computed states
+        # Distillation starts from placed states.
         if cut.hands_back and asked != "distill" and again <= training.until:
             last = _with_states(cut, schedule, last, training.until, progress)
         best = _tried(errors, best, last)
@@ -66,16 +66,16 @@ def recover_units(
 
 
 def refitted(cut: CandidateCut, found: Recovered, until: float) -> Recovered:
-    """The same fit on calibration and validation feeds together, if that is seen to be better.
+    """Refits a recovery on calibration and validation sets together, if that proves better.
 
-    Fits that take in half of the validation feeds are judged by the other half, and the other way
-    round. It stays as it was where training went on from the fit, where none was chosen, where
-    calibration left feeds out because it had enough, and where the time is over.
+    Two-fold check: fits with half of the validation set added are judged on the other half, and
+    vice versa. The recovery is returned unchanged if it was trained further or is none, if
+    calibration left out feeds because it had enough, and if time is up.
 
     Args:
-        cut: for which it was chosen.
-        found: what was chosen.
-        until: when there is no time left, see `TrainingConfig`.
+        cut: the cut.
+        found: the recovery chosen for it.
+        until: deadline, see `TrainingConfig`.
     """
     data = cut.evaluator.data
     whole = Sampling.whole(data.calibration, cut.traced.readers)
@@ -96,7 +96,7 @@ def refitted(cut: CandidateCut, found: Recovered, until: float) -> Recovered:
 def _distilled(
     cut: CandidateCut, start: Recovered, training: TrainingConfig, progress: Progress
 ) -> Recovered:
-    """What comes of training from the best so far; PyTorch is imported only here."""
+    """Distillation, starting from the best so far; PyTorch is imported only here."""
     from onnx_rnn_prune.recovery.distill.distill import Student, distill
 
     traced = cut.traced
@@ -114,7 +114,7 @@ def _distilled(
 
 
 def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Recovered:
-    """The better one; what is not is let go of, since fits are large."""
+    """Records the other's error and returns the better one; the worse, which is large, is freed."""
     errors[other.used] = other.error
     return _better(simpler, other)
 
@@ -122,8 +122,8 @@ def _tried(errors: dict[str, float], simpler: Recovered, other: Recovered) -> Re
 def _best_nearby(cut: CandidateCut, pairs: PairsOf, start: Recovered, until: float) -> Recovered:
     """The best of fits to the same signals: with stronger lambdas, or else with weaker ones.
 
-    A recurrence that is fitted too closely to how the original went may run away from it when it
-    goes on from its own states; one that is fitted too loosely does not follow it.
+    A recurrence fitted too closely to the original's trajectory may diverge when it continues from
+    its own states; one fitted too loosely does not follow it.
     """
     place = RIDGES.index(start.ridge or RIDGE)
     best = cut.best_of(start, pairs, RIDGES[place + 1 :], until)
@@ -131,10 +131,10 @@ def _best_nearby(cut: CandidateCut, pairs: PairsOf, start: Recovered, until: flo
 
 
 def _better(simpler: Recovered, other: Recovered) -> Recovered:
-    """The one with the lower error.
+    """The recovery with the lower error.
 
-    Where errors are equal, and there are some, they cannot tell: what makes up for more is likelier
-    to be better on other feeds.
+    If both errors are equal and not zero, the stronger recovery is likelier to be better on other
+    feeds.
     """
     equal = other.error == simpler.error and 0.0 < other.error < math.inf
     return other if equal or other.error < simpler.error else simpler
@@ -143,12 +143,11 @@ def _better(simpler: Recovered, other: Recovered) -> Recovered:
 def _refit(
     cut: CandidateCut, schedule: Schedule, start: Recovered, until: float, progress: Progress
 ) -> Recovered:
-    """Refits on the signals that the cut model really has, unless that gets clearly worse.
+    """Refits on the cut model's own signals, unless that gets clearly worse.
 
-    Each round adds the signals of the last one to those of the original and of all before it:
-    fitting to the last alone swings from one error to the opposite (Ross et al. 2011, DAgger).
-    Samples count by how much comes of an error in them. In the first rounds of a soft schedule the
-    model is not cut yet, but on its way.
+    Each round adds the signals of the previous model to those of the original and of all earlier
+    rounds: fitting to the last alone oscillates (Ross et al. 2011, DAgger). Samples are weighted by
+    the effect of errors in them. In the first rounds of a soft schedule the units are still fading.
     """
     assert start.ridge is not None
     evidence, feeds = cut.evaluator.evidence, cut.evaluator.data.calibration
@@ -169,7 +168,7 @@ def _refit(
     cut.free_pairs(cut.traced.document, feeds, first, seen, evidence.emphasis)
     shares, lowest = schedule.shares(_ROUNDS), start.error
     for number, share in enumerate(shares):
-        # A round takes as long as the one before, and the first one at least as the original.
+        # A round takes as long as the previous one, the first at least as long as the original's.
         begun, took = time.monotonic(), time.monotonic() - begun
         if begun + took > until:
             break
@@ -188,7 +187,7 @@ def _refit(
 def _with_states(
     cut: CandidateCut, schedule: Schedule, placed: Recovered, until: float, progress: Progress
 ) -> Recovered:
-    """The fit in which states are computed, too, if that is worth the products that it takes."""
+    """The fit with states computed as well, if that is worth the extra products."""
     assert placed.ridge is not None
     computing = cut.with_states_fitted()
     start = computing.fitted(computing.pairs, placed.ridge)

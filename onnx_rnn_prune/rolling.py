@@ -1,4 +1,4 @@
-"""Rolling: recurrences that were written out become operators."""
+"""Rolling: turns unrolled recurrences into operators."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from onnx_rnn_prune.trace.decomposed import with_reasons
 from onnx_rnn_prune.trace.invalid_nodes import find_invalid_nodes
 from onnx_rnn_prune.validate import latency
 
-# A single step gains nothing by being an operator.
+# A single step gains nothing from becoming an operator.
 _FEWEST = 2
-# Feeds of the user's that a rolled model is tried on.
+# The number of the user's feeds on which a rolled model is tried.
 _MOST_FEEDS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class RollResult(WrittenModel):
-    """A model with operators where recurrences were written out."""
+    """A model whose unrolled recurrences became operators."""
 
     report: RollReport
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
-        """As any result; where nothing was rolled, a file is copied to the byte."""
+        """Saves like any result; if nothing was rolled, a file is copied byte for byte."""
         if self.apart or self.report.rolled or not Path(self.report.model).is_file():
             return super().save(path)
         check_output(path, self.inputs)

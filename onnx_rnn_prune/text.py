@@ -14,7 +14,7 @@ from onnx_rnn_prune.record import mapped
 
 T = TypeVar("T")
 
-# Characters with a meaning in Markdown, its tables, or HTML.
+# Characters with a special meaning in Markdown, its tables, or HTML.
 _MEANING = re.compile(r"([\\`*_\[\]<>|~$&@#])")
 # What GitHub turns into links or pictures: addresses, people, issues, commits, emoji.
 _LINKED = re.compile(

@@ -1,4 +1,4 @@
-"""A model whose units were followed: every one can be cut, and all that reads them is known."""
+"""A traced model: all units of some layers can be cut, and all their readers are known."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ class TracedModel:
 
     Attributes:
         opened: the model itself.
-        interface: what callers of a cut model see.
-        feeds: what it was traced on.
+        interface: the interface of cut models.
+        feeds: the feeds it was traced on.
         document: at full width; computes what the original computes, and is never changed.
-        trace: of the document; nothing is left to restore.
-        readers: all that read units.
+        trace: the document's trace; nothing is left to restore.
+        readers: all readers of units.
         ends: by outlet of the original, the nodes that absorb its units.
         restored: by outlet of the original, why it had to be restored.
         left: layers that are left alone, each with the reason.
-        outside: what callers see of it.
-        evidence: what feeds showed of the units, see `Calibration.evidence`.
+        outside: the model as callers see it.
+        evidence: cached evidence, see `Calibration.evidence`.
     """
 
     opened: OpenedModel
@@ -91,20 +91,20 @@ class TracedModel:
 
     @property
     def layers(self) -> list[Layer]:
-        """Those whose units can be cut."""
+        """The layers whose units can be cut."""
         return traced_layers(self.document, self.trace)
 
     @cached_property
     def original(self) -> OpenedModel:
-        """The model to compare cuts with: what holds the units is another tensor in them.
+        """The original, for comparison with cuts, in which tensors that hold units differ.
 
         Raises:
-            PruneError: all that units have a part in is drawn at random.
+            PruneError: everything that depends on units is random.
         """
         return self.opened.beside_cuts(self.trace)
 
     def for_plan(self, plan: Plan, progress: Progress = silent) -> TracedModel:
-        """The same with just the layers that a plan cuts; layers that keep all stay untouched.
+        """The same for only the layers that a plan cuts; layers that keep all units are untouched.
 
         Raises:
             PruneError: layers that share a state keep different numbers of units.
@@ -115,25 +115,25 @@ class TracedModel:
         return trace_plan(self.opened, plan, self.feeds, self.interface, progress)
 
     def cut(self, plan: Plan, mode: str, document: Document | None = None) -> Document:
-        """What a plan makes of the model, with states at full width.
+        """Cuts the model by a plan, with states at full width.
 
         Args:
             mode: shrink, or zero to keep all shapes.
-            document: the model with other weights; it is not changed.
+            document: the model with other weights; not modified.
         """
         return _cut((document or self.document).copy(), self.trace, plan, mode)
 
     def cut_outside(self, plan: Plan, mode: str, document: Document | None = None) -> Document:
-        """The same with states that hold kept units only, where that was asked for and can be."""
+        """The same with states that hold kept units only, if asked for and possible."""
         result = (document or self.document).copy()
         OpenStates(self.trace, self.outside.states)(result)
         return _cut(result, self.outside.trace, plan, mode)
 
     def prove(self, plan: Plan, document: Document, feeds: Sequence[Feed]) -> Oracle:
-        """Runs the zeroed and the shrunk model against each other.
+        """Compares the zeroed with the shrunk model.
 
         Args:
-            document: the model with the weights that are to be written.
+            document: the model with the weights to be written.
 
         Raises:
             ConstraintError: they differ.
@@ -148,7 +148,7 @@ class TracedModel:
             return zeroed, shrunk
 
         def original(feed: Feed) -> Mapping[str, Array]:
-            """Only what is infinite asks for it."""
+            """Runs the original; needed only for infinities."""
             if outputs is None:
                 return opened.run()(feed)
             return Runner(opened.document, outputs=outputs, name=opened.name)(feed)
@@ -166,11 +166,11 @@ class TracedModel:
     def narrow(
         self, plan: Plan, document: Document, shrunk: Document, feeds: Sequence[Feed]
     ) -> Narrowed:
-        """The cut that callers get, whose states hold kept units only where that was asked for.
+        """The cut as callers get it: states hold kept units only, if asked for.
 
         Args:
-            document: the model with the weights that are to be written.
-            shrunk: its cut with states at full width, which is proven.
+            document: the model with the weights to be written.
+            shrunk: its cut with states at full width, already proven.
 
         Raises:
             ConstraintError: it does not compute the same.
@@ -195,10 +195,10 @@ class TracedModel:
 
 @dataclass(frozen=True, eq=False)
 class Narrowed:
-    """A document with the interface that was asked for.
+    """A document with the interface asked for.
 
     Attributes:
-        states: those that became narrower.
+        states: the states that became narrower.
         notes: why others did not.
     """
 
@@ -214,14 +214,14 @@ def trace_model(
     interface: Interface = AS_BEFORE,
     progress: Progress = silent,
 ) -> TracedModel:
-    """Prepares a copy of a model for cutting some layers, and follows their units.
+    """Prepares a copy of a model for cutting some layers, and traces their units.
 
     Args:
-        opened: the model; it is not changed.
-        feeds: what it runs on, to see shapes with.
+        opened: the model; not modified.
+        feeds: feeds to run it on, for shapes.
 
     Raises:
-        PruneError: a weight that reads units is no number.
+        PruneError: a weight that reads units is NaN or infinite.
     """
     progress("following units", 0, None)
     source = opened.document
@@ -269,7 +269,7 @@ def trace_plan(
     interface: Interface = AS_BEFORE,
     progress: Progress = silent,
 ) -> TracedModel:
-    """The same for just the layers that a plan cuts.
+    """The same for only the layers that a plan cuts.
 
     Raises:
         PruneError: one of them cannot be cut, or layers that share a state keep different numbers
@@ -287,10 +287,10 @@ def trace_plan(
 
 
 def check_states(traced: TracedModel, plan: Plan) -> None:
-    """Refuses plans by which layers that share a state keep different numbers of units.
+    """Checks that layers that share a state keep equally many units.
 
     Raises:
-        PruneError: this is one.
+        PruneError: they do not.
     """
     for state in traced.outside.states:
         kept = {name: len(plan.layers[name].keep[0]) for name, _ in sorted(state.starts)}
@@ -306,7 +306,7 @@ def check_states(traced: TracedModel, plan: Plan) -> None:
 def only_leaving(
     source: Document, restored: Iterable[Outlet], states: Iterable[StatePair]
 ) -> frozenset[Outlet]:
-    """The outlets by which some states leave, and that nothing else reads."""
+    """The outlets that only serve to return states."""
     results: dict[InitialState, str] = {}
     for state in states:
         results |= dict.fromkeys(state.starts, state.result)
@@ -324,8 +324,8 @@ def _reached(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The layers that can lose units, and why the others cannot.
 
-    Some feed must run a layer, or one with which it shares its parameters. Of what onnxruntime
-    cannot run, no cut can be proven.
+    Some feed must run a layer, or one that shares its parameters. If onnxruntime cannot run it, no
+    cut can be proven.
     """
     layers = [layer for layer in all_layers(document.graph) if layer.name in names]
     left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
@@ -367,7 +367,7 @@ def _prove_narrow(
     outputs: Sequence[str] | None,
     feeds: Sequence[Feed],
 ) -> None:
-    """Runs narrow states against the same ones zeroed, and against those of full width.
+    """Compares narrow states with the same ones zeroed, and with full-width ones.
 
     Raises:
         ConstraintError: they differ.
@@ -388,7 +388,7 @@ def _prove_narrow(
         seen.outputs = [output for output in seen.outputs if output not in ends]
         return seen, slim(rewritten)
 
-    # What is infinite there was proven to be so in the original.
+    # Infinities there are proven to be in the original, too.
     whole = as_proven(shrunk, "the shrunk model", False, outputs)
     proven = StateRunner(whole, states, NarrowState.same, NarrowState.select)
     for load in (zero, wide):
@@ -412,7 +412,7 @@ def _narrowed(trace: Trace, plan: Plan, state: StatePair) -> NarrowState:
 
 
 def remedy_of(failed: Oracle) -> str:
-    """What to do about a proof that fails: where there are numbers, that is a defect of ours."""
+    """The remedy for a failed proof; unless there are NaN or infinities, it is a bug of ours."""
     if failed.no_number:
         return "give --data on which all outputs are finite; no file was written"
     return OURS
@@ -421,11 +421,11 @@ def remedy_of(failed: Oracle) -> str:
 def as_proven(
     document: Document, name: str, rewritten: bool, outputs: Sequence[str] | None = None
 ) -> Runner:
-    """Loads a cut model in the way in which another cut of it can be compared with it.
+    """Loads a cut model for comparison with another cut.
 
     Args:
         rewritten: whether onnxruntime may rewrite it.
-        outputs: what is compared; all outputs where nothing is named.
+        outputs: the outputs to compare; all by default.
     """
     exact = document.copy()
     hold_unsigned(exact.graph)
@@ -433,7 +433,7 @@ def as_proven(
 
 
 def tolerance_of(document: Document) -> float:
-    """By how much two cuts of a model may differ."""
+    """The tolerance for differences between two cuts of a model."""
     return QUANTIZED if sums_integers(document.graph) else EXACT
 
 

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, operations, bytes, time."""
+"""The cost of a model: parameters, operations, bytes, time."""

@@ -1,4 +1,4 @@
-"""How much is kept, and what must be reached, as users write it.
+"""Parses `--keep` and `--budget`: how much to keep, and what the result may cost.
 
 | text | meaning |
 | --- | --- |
@@ -21,7 +21,7 @@ Kind = Literal["params", "flops", "bytes"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# Longer numbers mean nothing here, and some have no value as a float.
+# Longer numbers make no sense here, and some overflow a float.
 _NUMBER = r"([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})"
 _POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -31,7 +31,7 @@ _BUDGET_FORMS = "give params, flops or bytes, and how much: params=30%, flops=2M
 
 @dataclass(frozen=True)
 class Keep:
-    """How much of a lane is kept: one of a share and a number of units is given.
+    """How much of a lane to keep: either a share or a number of units.
 
     Attributes:
         share: above 0, at most 1.
@@ -47,11 +47,11 @@ class Keep:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the pruned file may have at most: one of a share and an amount is given.
+    """A limit on the pruned file: either a share of the original or an amount.
 
     Attributes:
         kind: what is counted: parameters, floating-point operations per step, bytes of the file.
-        share: of what the original has; above 0, at most 1.
+        share: share of the original's; above 0, at most 1.
         amount: at least 1.
     """
 
@@ -95,7 +95,7 @@ def parse_budget(text: str, option: str = "--budget") -> Budget:
 
     Args:
         text: a kind and a limit.
-        option: how errors call where it comes from.
+        option: the option to name in errors.
 
     Raises:
         PruneError: the text is not of this form, or the amount is not above 0, or above 100 %.
@@ -123,7 +123,7 @@ def read_share(text: str, where: str, otherwise: str) -> float | None:
     Args:
         text: as users write it.
         where: the option.
-        otherwise: what else the option takes, for who gives more than 100 %.
+        otherwise: what else the option takes, as a hint for values above 100 %.
 
     Raises:
         PruneError: it is not above 0, or above 100 %.

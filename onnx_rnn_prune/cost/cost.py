@@ -1,4 +1,4 @@
-"""What a model costs as a function of how many units each group keeps."""
+"""The cost of a model as a function of the number of units that each group keeps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Counts = Sequence[int]
 Find = Callable[[gs.Graph], list[Layer]]
 """Finds the layers of a graph whose operations count."""
 
-# What a reference to a weight may take more than is counted: a long file name, aligned places.
+# Extra bytes that a reference to an external weight may take: a long file name, alignment.
 _SPARE = 320
 
 
@@ -37,9 +37,9 @@ class _Size:
 
     Attributes:
         fixed: the product of the other axes.
-        constants: per dependent axis, the entries that nobody owns, [axes].
+        constants: per dependent axis, the number of entries without a unit, [axes].
         factors: per dependent axis and group, entries for each kept unit, [axes, groups].
-        params: 1 where its entries count, 0 where they did for another reader.
+        params: 1, or 0 if its entries are counted for another reader.
         itemsize: bytes of an entry, or 0 likewise.
         flops: operations per time step, or place, for each entry.
     """
@@ -52,7 +52,7 @@ class _Size:
     flops: int
 
     def entries(self, counts: Counts) -> int:
-        """Number of entries when the groups keep so many units."""
+        """Number of entries if the groups keep the given numbers of units."""
         return int(self.fixed * np.prod(self.constants + self.factors @ np.asarray(counts)))
 
 
@@ -74,13 +74,13 @@ class Cost:
 
     @staticmethod
     def of(document: Document, trace: Trace, cut: Document, counts: Counts, find: Find) -> Cost:
-        """Looks at one cut of a document, and at what more or fewer units would change in it.
+        """Derives the cost of all cuts of a document from one of them.
 
         Args:
-            document: what is cut; readers of one constant read it for the same units.
-            trace: of the document.
-            cut: what comes of it. With the most units that a cut may leave, no other one has longer
-                lengths and sizes to write down, and so more bytes than are counted here.
+            document: the original; readers of one constant read it for the same units.
+            trace: its trace.
+            cut: one cut of it. Choose the one with the most units that a cut may leave: then none
+                has longer lengths and sizes to encode, and so more bytes than computed here.
             counts: units that the groups keep in it.
             find: the layers whose operations count.
         """
@@ -95,7 +95,7 @@ class Cost:
         )
 
     def __call__(self, kind: Kind, counts: Counts) -> int:
-        """What is left when the groups keep so many units."""
+        """The cost of one kind if the groups keep the given numbers of units."""
         if kind == "params":
             return self.params + sum(size.entries(counts) * size.params for size in self.sizes)
         if kind == "flops":
@@ -104,14 +104,14 @@ class Cost:
 
 
 def _most_bytes(cut: Document) -> int:
-    """The size of a document in files; with weights apart, the most that it may come to."""
+    """The file size of a document; with external weights, an upper bound."""
     model = cut.write()
     total = stored_bytes(model, like=cut.source)
     return total + len(model.graph.initializer) * _SPARE if is_apart(cut.source) else total
 
 
 def limit_of(budget: Budget, document: Document, find: Find) -> int:
-    """A budget as a number: a share is of what the document has."""
+    """A budget as an amount; shares are relative to the document."""
     if budget.amount is not None:
         return budget.amount
     assert budget.share is not None
@@ -124,9 +124,9 @@ def limit_of(budget: Budget, document: Document, find: Find) -> int:
 
 
 def count_params(document: Document) -> int:
-    """Entries of all floating-point or integer weights: constants that are no scalars.
+    """Counts the entries of all floating-point or integer weights: constants other than scalars.
 
-    A weight that is held in narrower numbers counts as what is made of them.
+    A quantized weight counts as its dequantized one.
     """
     nodes = [node for node in all_nodes(document.graph) if not node.name.startswith(HELD)]
     tensors = {id(tensor): tensor for node in nodes for tensor in node.inputs}
@@ -143,7 +143,7 @@ def count_params(document: Document) -> int:
 def count_flops(document: Document, find: Find) -> int:
     """Operations of the matrix products of some layers: per time step and sequence, or place.
 
-    Depthwise convolutions, which are no layers, count where those without recurrence do.
+    Depthwise convolutions, which are not layers, count if layers without recurrence do.
     """
     layers = sum(
         2
@@ -188,7 +188,7 @@ def _sizes(document: Document, trace: Trace, result: Document, find: Find) -> It
             continue
         value = require_constant(tensor, document.graph.opset)
         if tensor.name.startswith(OWN) and read.dtype == np.int64:
-            # Of a matrix that only picks entries, what is left is an index for each column.
+            # A matrix that only picks entries becomes an index for each column.
             tensor, value = read, np.zeros(value.shape[-1], dtype=np.int64)
             bounds = [replace(b, labels=b.labels.reshape(-1)) for b in bounds if b.axis == -1]
         if not bounds:
@@ -209,7 +209,7 @@ def _sizes(document: Document, trace: Trace, result: Document, find: Find) -> It
 
 
 def _left(node: gs.Node, slot: int, makers: Mapping[str, gs.Node]) -> gs.Tensor | None:
-    """The input of what computes the same in a cut document, maybe with an addition behind it."""
+    """The same input of the matching node in a cut document, which may have an Add after it."""
     followers = [reader for tensor in node.outputs for reader in tensor.outputs]
     for tensor in (t for item in (node, *followers) for t in item.outputs):
         maker = makers.get(tensor.name)
@@ -221,7 +221,7 @@ def _left(node: gs.Node, slot: int, makers: Mapping[str, gs.Node]) -> gs.Tensor 
 
 
 def _multiplied(graph: gs.Graph, find: Find) -> set[tuple[str, int]]:
-    """The inputs, by node key and slot, of which each entry is an operation that counts."""
+    """The weights, by node key and slot, each entry of which counts as an operation."""
     return {
         (layer.key, layer.slot(letter))
         for layer in find(graph)
@@ -231,7 +231,7 @@ def _multiplied(graph: gs.Graph, find: Find) -> set[tuple[str, int]]:
 
 
 def _shared(layers: Sequence[Layer]) -> set[tuple[str, int]]:
-    """The inputs, by node key and slot, at which layers read what the first equal one reads."""
+    """The inputs, by node key and slot, of layers that share parameters with an earlier one."""
     twins = find_duplicates(layers)
     return {
         (layer.key, layer.slot(letter))

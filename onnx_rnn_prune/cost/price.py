@@ -1,4 +1,4 @@
-"""What a cut is paid in: units, parameters, operations, or time on this machine."""
+"""Prices of cuts: in units, parameters, operations, or time on this machine."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from onnx_rnn_prune.trace.bindings import traced_layers
 from onnx_rnn_prune.trace.trace import Trace
 
 Price = Callable[[Counts], float]
-"""What a model costs when its groups keep so many units each."""
+"""The cost of a model by the number of units that each group keeps."""
 
 
 def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cost]) -> Price:
-    """The price of a cut.
+    """The price function for cuts.
 
     Args:
         kind: one of `options.PRICES`.
-        document: prepared.
-        trace: of it.
-        cost: what cuts cost; asked only where it is needed.
+        document: the prepared document.
+        trace: its trace.
+        cost: returns the cost of cuts; called only if needed.
     """
     if kind == "units":
         first, own = find_duplicates(trace.layers), np.zeros(trace.units.count)
-        for name in set(first.values()):  # what shares weights, as steps do, counts once
+        for name in set(first.values()):  # layers that share weights, as steps do, count once
             own[trace.units.lanes[name]] = 1.0
         each = [sum(own[atoms[0]].sum() for atoms in group.atoms) for group in trace.groups]
         return lambda counts: float(np.dot(counts, each))
@@ -46,9 +46,9 @@ def price_of(kind: str, document: Document, trace: Trace, cost: Callable[[], Cos
 
 
 def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
-    """The time of each cut layer's operator, by name; what reads the layers is left out.
+    """The time of each cut layer's operator, by name; readers of the layers are left out.
 
-    Layers of which it is the same for all counts, such as written-out steps, share one price.
+    Layers with the same time for all counts, such as unrolled steps, share one price.
     """
     layers = traced_layers(document, trace)
     stopwatch = Stopwatch(layers, {name: labels.shape for name, labels in trace.labels.items()})
@@ -72,14 +72,14 @@ def layer_times(document: Document, trace: Trace) -> Mapping[str, Price]:
 
 
 def node_parts(document: Document, trace: Trace) -> Mapping[str, Matrix]:
-    """The part of the work of nodes that goes with each unit of a group, by key, [groups].
+    """The share of a node's work per unit of each group, by node key, [groups].
 
-    Nodes are those with labels in what they read or make, but for layers that are cut and recurrent
-    ones; their work follows the largest such tensor.
+    Covers nodes with labels in their inputs or outputs, except cut and recurrent layers; work is
+    taken as proportional to the largest such tensor.
     """
     layers = [*traced_layers(document, trace), *find_layers(document.graph)]
     apart = {layer.key for layer in layers}
-    group_of = np.full(trace.units.count + 1, -1)  # of no unit, too
+    group_of = np.full(trace.units.count + 1, -1)  # also for entries without a unit
     for number, group in enumerate(trace.groups):
         for atoms in group.atoms:
             group_of[atoms] = number
@@ -99,13 +99,13 @@ def node_parts(document: Document, trace: Trace) -> Mapping[str, Matrix]:
 
 
 def _inputs(trace: Trace, key: str, input_size: int) -> tuple[int, Matrix]:
-    """How wide the input of a layer is: what stays, and entries for each kept unit of a group."""
+    """The width of a layer's input: a fixed part, and entries for each kept unit of a group."""
     factors = np.zeros(len(trace.groups))
     owned = np.zeros(0, dtype=np.int64)
     for binding in trace.bindings:
         if binding.node == key and binding.bound.reads is not None:
             labels = binding.bound.labels.reshape(-1)
-            # A grouped convolution has a line for each output.
+            # A grouped convolution has one line per output.
             owned = np.unique(labels) if len(labels) > input_size else labels
             owned = owned[owned >= 0]
     for number, group in enumerate(trace.groups):

@@ -1,4 +1,4 @@
-"""How long the layers of a model take on this machine, by their width; each is timed once."""
+"""Times the layers of a model on this machine, by width; each is timed once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from onnx_rnn_prune.operators.recurrent import STANDARD
 
 STEPS = 64
 _ROUNDS = 15
-# Slow ones are run less often: about so many seconds each.
+# Slow operators are run less often: for about so many seconds each.
 _FEWEST, _SECONDS = 3, 0.02
-# Widths at which an operator is timed, as shares of its own; in between, time is interpolated.
+# Widths at which an operator is timed, as shares of its full width, interpolated in between.
 _SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 
 
@@ -30,12 +30,12 @@ class Stopwatch:
     """Times of the layers of a model on random inputs: 64 steps, or all places, one thread.
 
     Args:
-        layers: of the model; each is timed at a few widths.
-        shapes: of their outputs, by name, for those that pass over places.
-        batch: sequences side by side.
+        layers: the model's layers; each is timed at a few widths.
+        shapes: their output shapes, by name, for convolutions.
+        batch: batch size.
 
     Attributes:
-        operators: at full width, by layer.
+        operators: the operators at full width, by layer.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Stopwatch:
         flat = [each for own in operators.values() for each in own]
         times = dict(zip(flat, operator_times(flat, Timetable()), strict=True))
         self._curves = {
-            # A wider operator that seems faster is noise, or a stroke of luck not to plan with.
+            # A wider operator that measures faster is noise, or luck not to plan with.
             name: (np.array(widths[name], float), np.maximum.accumulate([times[o] for o in own]))
             for name, own in operators.items()
         }
@@ -67,10 +67,10 @@ class Stopwatch:
         self._loops = {layer.name: "R" in layer.cell.inputs for layer in layers}
 
     def __call__(self, name: str, units: int, input_size: int) -> float:
-        """Milliseconds of a layer with so many units and inputs.
+        """Milliseconds of a layer with the given numbers of units and inputs.
 
-        Products with the input make up I / (I + H) of the time, as they do of the operations; all
-        of it where nothing comes back.
+        Products with the input are taken to make up I / (I + H) of the time, as of the operations;
+        all of it without recurrence.
         """
         widths, times = self._curves[name]
         back = units if self._loops[name] else 0
@@ -79,11 +79,10 @@ class Stopwatch:
 
 
 def _operator(layer: Layer, shapes: Mapping[str, Sequence[int]], batch: int) -> Operator:
-    """The operator in whose place a layer stands.
+    """The operator to time in place of a layer.
 
-    DynamicQuantizeLSTM is timed as an LSTM, convolutions of integers as those of real numbers, and
-    other layers without a state as products of matrices, as are convolutions whose outputs are not
-    known.
+    DynamicQuantizeLSTM is timed as an LSTM, integer convolutions as float ones, and other layers
+    without a state as matrix products, as are convolutions whose output shape is unknown.
     """
     weight = layer.held("W")
     op = "LSTM" if layer.cell.features != 2 else layer.cell.op
@@ -114,18 +113,18 @@ def _operator(layer: Layer, shapes: Mapping[str, Sequence[int]], batch: int) -> 
 
 @dataclass(frozen=True)
 class Operator:
-    """A recurrent operator, product or convolution by what its time depends on.
+    """A recurrent operator, product or convolution, with all that its time depends on.
 
     Attributes:
         op: LSTM, GRU, RNN, MatMul, Conv or ConvTranspose.
         direction: forward, reverse or bidirectional.
         inputs: width of X.
-        units: of each direction, or of all lanes.
-        batch: sequences side by side.
-        groups: of a convolution, as the next three.
-        kernel: its size.
+        units: per direction, or in all lanes.
+        batch: batch size.
+        groups: for convolutions, as are the next three.
+        kernel: kernel size.
         strides: along each axis.
-        space: the size of X.
+        space: spatial size of X.
     """
 
     op: str
@@ -143,12 +142,12 @@ class Operator:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of X."""
+        """The shape of X."""
         return (1, self.inputs, *self.space) if self.space else (STEPS, self.batch, self.inputs)
 
 
 def operator_times(operators: Sequence[Operator], table: Timetable) -> list[float]:
-    """Milliseconds of each on random inputs: 64 steps, or all places, one thread, the median."""
+    """Median milliseconds of each on random inputs: 64 steps, or all places, one thread."""
     named = {f"operator {operator}": operator for operator in operators}
     found = table(list(named), lambda names: _timed([named[name] for name in names]))
     times = dict(zip(named.values(), map(float, found), strict=True))

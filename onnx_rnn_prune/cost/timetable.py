@@ -1,4 +1,4 @@
-"""What was timed on this machine, in a file, so that it is timed once only."""
+"""A cache file for times measured on this machine."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from onnx_rnn_prune.model.files import write_atomically
 
 
 def cache_folder() -> Path:
-    """Where what was measured on this machine is kept; XDG_CACHE_HOME moves it."""
+    """The folder for measurements of this machine; XDG_CACHE_HOME moves it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnx_rnn_prune"
 
 
-# Counts the ways in which times were measured: what was timed in an older one is timed anew.
+# Version of the timing method: times of an older version are measured anew.
 _WAY = 3
 
 
 class Timetable:
-    """What was timed, by machine, version of onnxruntime and name.
+    """Cached times, by machine, version of onnxruntime and name.
 
     Args:
-        path: a JSON file; one that is no such file, or was changed, counts as empty, and a place
-            that cannot be written keeps nothing.
+        path: a JSON file. If invalid or tampered with, it counts as empty; if not writable, nothing
+            is kept.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -42,11 +42,11 @@ class Timetable:
     def __call__(
         self, names: Sequence[str], measure: Callable[[Sequence[str]], Sequence[Any]]
     ) -> list[Any]:
-        """What is known of each name; those of which nothing is known are measured, all at once.
+        """The value of each name, from the cache; missing ones are measured, all at once.
 
         Args:
-            names: of what is timed.
-            measure: a value that JSON knows for each of some of the names.
+            names: names of what is timed.
+            measure: returns a JSON value for each of the given names.
         """
         known = self._read().get(self._machine, {})
         missing = [name for name in dict.fromkeys(names) if name not in known]
@@ -57,7 +57,7 @@ class Timetable:
         return [known[name] for name in names]
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        if not self._path.is_file():  # a pipe would never end
+        if not self._path.is_file():  # reading a pipe would never end
             return {}
         try:
             found = json.loads(self._path.read_text("utf-8"))
@@ -76,5 +76,5 @@ class Timetable:
 
 
 def _digest(times: object) -> str:
-    """What tells whether times are those that were kept, and not damaged since."""
+    """A checksum that detects damaged times."""
     return hashlib.sha256(json.dumps(times, sort_keys=True).encode()).hexdigest()

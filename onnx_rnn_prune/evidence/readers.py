@@ -68,8 +68,8 @@ STACKED = ("MatMul", "MatMulInteger")
 
 Taps = Mapping[str, Array]
 
-# Positions sampled per call of a convolution: so many per entry, and at least _ROWS; of many
-# positions, most show the same.
+# Positions sampled per call of a convolution: _SAMPLES per entry, but at least _ROWS; further ones
+# mostly show the same.
 _SAMPLES, _ROWS = 8, 2500
 # Channels times taps that are fitted together at most, as time grows with the cube.
 _JOINT = 640

@@ -1,1 +1,1 @@
-"""Looks for the smallest or fastest model within a limit."""
+"""Search for the smallest or fastest model within a limit."""

@@ -1,13 +1,12 @@
-"""Where work is done: in this process, in others beside it, or on a Dask cluster.
+"""Runs work in this process, in worker processes, or on a Dask cluster.
 
-Work is a function of items; it does not know where it runs, and gives the same results everywhere:
-they come in the order of the items, and products of matrices, which depend by rounding on the
-number of threads, are computed by one.
+Work is a function of items, with the same results wherever it runs: they come in the order of the
+items, and matrix products, whose rounding depends on the number of threads, use a single one.
 """
 
-# `joblib.Parallel` does not do for this: its processes are one pool for the whole program, which
-# may be the caller's own, outlives a search, and is ended by nothing that is public; and on a
-# cluster, it waits for ever once no worker is left, and cancels nothing when a search ends.
+# `joblib.Parallel` is unsuitable: its processes form one pool for the whole program, which may be
+# the caller's own, outlives a search, and cannot be shut down through its public API; and on a
+# cluster, it hangs once no worker is left, and cancels nothing when a search ends.
 
 from __future__ import annotations
 
@@ -40,21 +39,21 @@ from onnx_rnn_prune.options import Effort, Inputs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Does work for items, one result after the other, in their order.
+# Maps items to results, lazily and in order.
 Mapper = Callable[[Sequence[Item]], Iterator[Result]]
 
-# Seconds for a pool to queue what it was given, which takes it some milliseconds; between two looks
-# of a worker at whether it is still wanted; and for a scheduler to answer, and to have workers.
+# Seconds allowed for a pool to queue items (it takes milliseconds); between a worker's checks that
+# its parent is alive; and for a scheduler to answer, and to have workers.
 _QUEUEING, _GLANCE, _PATIENCE = 5.0, 0.5, 30
 
 
 @dataclass(frozen=True, eq=False)
 class Work(Generic[Item, Result]):
-    """A function, and how another process comes by the same one.
+    """A function, and a recipe to make it in another process.
 
     Attributes:
         function: for this process.
-        recipe: makes it in another process, which is sent the recipe once.
+        recipe: makes the function in another process; sent there once.
     """
 
     function: Callable[[Item], Result]
@@ -62,24 +61,24 @@ class Work(Generic[Item, Result]):
 
 
 class Workers(Protocol):
-    """Those who do work."""
+    """Workers that run work."""
 
     def send(self, work: Work[Item, Result]) -> Mapper[Item, Result]:
-        """Tells all workers how to do some work.
+        """Sends work to all workers; returns a function that maps it over items.
 
         Raises:
-            PruneError: it cannot be sent; or, while results are asked for, a worker raised that, or
-                there is none left.
+            PruneError: it cannot be sent; or, while iterating over results, a worker raised one or
+                no worker is left.
         """
 
 
 @dataclass(frozen=True)
 class Executor:
-    """How many work at a search, and where.
+    """The number of workers of a search, and where they run.
 
     Attributes:
-        jobs: processes on this machine; with one, all is done in the caller's.
-        cluster: the address of a Dask scheduler, whose workers do all instead.
+        jobs: number of processes on this machine; with one, work runs in the caller's.
+        cluster: address of a Dask scheduler, whose workers are used instead.
     """
 
     jobs: int = 1
@@ -87,10 +86,10 @@ class Executor:
 
     @staticmethod
     def of(effort: Effort) -> Executor:
-        """Those that are asked for.
+        """The executor for the given options.
 
         Raises:
-            PruneError: Dask is missing, which is needed.
+            PruneError: Dask is needed and missing.
         """
         if effort.cluster is not None and find_spec("distributed") is None:
             raise PruneError(
@@ -102,12 +101,12 @@ class Executor:
 
     @contextmanager
     def open(self) -> Iterator[Workers]:
-        """The workers, while they are needed; this process, too, multiplies with one thread."""
+        """Opens the workers; this process, too, multiplies matrices on one thread meanwhile."""
         with threadpool_limits(1, user_api="blas"), self._workers() as workers, _frozen():
             yield workers
 
     def reachable(self, inputs: Inputs) -> Inputs:
-        """The same data for workers that run in another folder."""
+        """The inputs, with paths that workers in another folder can read."""
         if self.cluster is None:
             return inputs
         return replace(inputs, data=absolute(inputs.data), eval_data=absolute(inputs.eval_data))
@@ -120,7 +119,7 @@ class Executor:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """What is there already is not looked through for garbage, which is done after each trial."""
+    """Excludes existing objects from garbage collection, which runs after each trial."""
     gc.freeze()
     try:
         yield
@@ -130,7 +129,7 @@ def _frozen() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A recipe as bytes, or the file that holds them; the digest says whether two are the same."""
+    """A pickled recipe, or the file that holds it; equal ones have equal digests."""
 
     digest: str
     content: bytes | Path = field(compare=False, repr=False)
@@ -139,7 +138,7 @@ class _Packed:
 def _pack(work: Work[Any, Any], option: str) -> _Packed:
     try:
         content: bytes = cloudpickle.dumps(work.recipe)
-    except Exception as error:  # objects of the user's may raise anything
+    except Exception as error:  # user objects may raise anything
         raise PruneError(
             f"data or metric cannot be sent to other processes ({type(error).__name__}: {error})",
             where=option,
@@ -149,13 +148,13 @@ def _pack(work: Work[Any, Any], option: str) -> _Packed:
 
 
 def do(packed: _Packed, item: Any) -> Any:
-    """What a worker does."""
+    """Runs an item in a worker."""
     with np.errstate(all="ignore"):
         return _function(packed)(item)
 
 
-# A worker keeps what it opened for the next item. What is kept follows from the argument alone, and
-# it is one thing at most.
+# A worker keeps the function for the next item. It depends on the argument alone, and at most one
+# is kept.
 @lru_cache(maxsize=1)
 def _function(packed: _Packed) -> Callable[[Any], Any]:
     threadpool_limits(1, user_api="blas")
@@ -168,7 +167,7 @@ def _function(packed: _Packed) -> Callable[[Any], Any]:
 
 
 class _Here:
-    """This process does the work."""
+    """Runs work in this process."""
 
     def send(self, work: Work[Item, Result]) -> Mapper[Item, Result]:
         return partial(map, work.function)
@@ -176,7 +175,7 @@ class _Here:
 
 @dataclass(frozen=True, eq=False)
 class _Processes:
-    """Other processes on this machine do the work, which is sent through a folder."""
+    """Runs work in other processes on this machine; it is sent through a folder."""
 
     pool: ProcessPoolExecutor
     jobs: int
@@ -191,8 +190,8 @@ class _Processes:
         return partial(self._done, _Packed(packed.digest, path))
 
     def _done(self, packed: _Packed, items: Sequence[Any]) -> Iterator[Any]:
-        # The pool queues two items for each process, and is given no more. It fails when it is to
-        # end before all that it was given is in its queue.
+        # The pool queues two items per process, and gets no more. It fails if shut down before all
+        # its items are queued.
         asked: deque[Future[Any]] = deque()
         try:
             for item in items:
@@ -215,24 +214,24 @@ class _Processes:
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[Workers]:
-    """So many processes beside this one; they end when what they were opened for does."""
+    """Opens the given number of worker processes; they end with the context."""
     with temporary_folder() as folder, _modules_from_elsewhere():
-        # They are killed in the end, so what is temporary of theirs goes with this folder.
+        # They are killed in the end, so this folder holds their temporary files.
         own = {"TMPDIR": folder}
         pool = ProcessPoolExecutor(jobs, initializer=_end_with, initargs=(os.getpid(),), env=own)
         try:
             yield _Processes(pool, jobs, Path(folder))
         finally:
-            # An interruption may come before a thread of the pool's has begun, which cannot be
-            # joined then; workers that this leaves end with this process.
+            # An interruption may come before a thread of the pool has started, which then cannot be
+            # joined; workers left over end with this process.
             with suppress(RuntimeError):
                 pool.shutdown(kill_workers=True)
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when that is gone, whatever ended it.
+    """Ends this process when its parent is gone, whatever ended that.
 
-    Linux could send a signal then, but already when the thread that began this process ends.
+    Linux could send a signal, but would do so already when the parent's starting thread ends.
     """
 
     def watch() -> None:
@@ -245,9 +244,9 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _modules_from_elsewhere() -> Iterator[None]:
-    """Processes that start meanwhile import nothing from the working folder by themselves.
+    """Keeps processes started meanwhile from importing modules from the working folder.
 
-    It may be anyone's. What this process looks for modules in, they are told. From Python 3.11 on.
+    It may be anyone's. They are given this process's module search path. From Python 3.11 on.
     """
     name = "PYTHONSAFEPATH"
     before = os.environ.get(name)
@@ -263,9 +262,9 @@ def _modules_from_elsewhere() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Cluster:
-    """Workers of a Dask cluster do the work; what one leaves undone, Dask gives to another.
+    """Runs work on a Dask cluster, which reassigns the items of lost workers.
 
-    Dask is imported only here and only where it is used.
+    Dask is imported only here and only when used.
     """
 
     client: Any
@@ -273,10 +272,10 @@ class _Cluster:
 
     def send(self, work: Work[Item, Result]) -> Mapper[Item, Result]:
         packed = _pack(work, "--cluster")
-        with warnings.catch_warnings():  # of its size; it is sent but once
+        with warnings.catch_warnings():  # about its size; it is sent only once
             warnings.simplefilter("ignore", UserWarning)
-            # As the result of a task it can be made again, which what is scattered cannot: that
-            # is lost with the workers that hold it.
+            # The result of a task can be recomputed; scattered data would be lost with the workers
+            # that hold it.
             sent = self.client.submit(_same, packed, pure=False)
         return partial(self._done, sent)
 
@@ -308,7 +307,7 @@ class _Cluster:
                 ) from error
 
     def require_workers(self) -> None:
-        """Waits for a worker to be there."""
+        """Waits until there is a worker."""
         from distributed import TimeoutError
 
         try:

@@ -1,4 +1,4 @@
-"""What a user asks of a result: how good it must be, and what it may cost."""
+"""The goal of a search: how good the result must be, and what it may cost."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True)
 class Drop:
-    """The largest loss of a quality that is accepted.
+    """The largest loss of quality allowed.
 
     Attributes:
-        amount: in the quality's own units, or a share of the original's.
-        relative: which of the two.
+        amount: in the quality's own units, or a share of the original's value.
+        relative: whether it is a share.
     """
 
     amount: float
     relative: bool = False
 
     def of(self, original: float) -> float:
-        """In the quality's own units."""
+        """The loss allowed, in the quality's own units."""
         return self.amount * abs(original) if self.relative else self.amount
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class Drop:
 
 @dataclass(frozen=True)
 class Speed:
-    """The longest that a run may take: one of a share of the original's time and milliseconds."""
+    """The longest time allowed for a run: a share of the original's, or milliseconds."""
 
     share: float | None = None
     ms: float | None = None
 
     def of(self, original: float) -> float:
-        """In milliseconds."""
+        """The time allowed, in milliseconds."""
         if self.ms is not None:
             return self.ms
         assert self.share is not None
@@ -58,13 +58,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked for: the fastest that is good enough, or the best that is small enough.
+    """The goal: the fastest model that is good enough, or the best that is small enough.
 
     Attributes:
-        quality: how good a model is.
-        drop: how much of it may be lost; None where what it costs is the goal.
-        speed: how long a run may take, or None.
-        budgets: what else it may cost.
+        quality: measure of a model's quality.
+        drop: how much of it may be lost; None if cost is limited instead.
+        speed: limit on the time of a run, or None.
+        budgets: further limits on cost.
     """
 
     quality: Quality
@@ -74,10 +74,10 @@ class Goal:
 
     @staticmethod
     def of(target: Target) -> Goal:
-        """What is asked for.
+        """The goal for the given options.
 
         Raises:
-            PruneError: an option means nothing, or none says what to reach.
+            PruneError: an option is invalid, or none sets a goal.
         """
         asked = {"params": target.params, "bytes": target.bytes}
         goal = Goal(
@@ -101,7 +101,7 @@ class Goal:
 
     @property
     def pays(self) -> tuple[str, ...]:
-        """What a cut must save to be worth it; where only size is asked for, that may take time."""
+        """What a cut must save to pay off; if only size is limited, it may cost time."""
         return ("bytes", "ms") if self.speed or not self.budgets else ("bytes",)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a search starts from: a model whose units are ranked, what cuts cost, and who tries them."""
+"""The search problem: a model with ranked units, the cost of cuts, and workers to try them."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ from onnx_rnn_prune.validate import timings
 from onnx_rnn_prune.validate.quality import Quality
 from onnx_rnn_prune.validate.timing import node_times
 
-# For timing one cut; and the least share of the time that a cut is predicted to leave.
+# Seconds for timing one cut; and the least share of the time that a cut is predicted to take.
 _SECONDS, _LEAST = 1.5, 0.005
-# Files that are timed keep such shares of all layers; 0 stands for a single unit.
+# Shares of all layers that the timed files keep; 0 stands for a single unit.
 _FILES = (0.0, 0.125, 0.25, 0.5)
 
 
 def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
-    """What a run of the original takes, and which share of it each node with units in it.
+    """Times a run of the original, and the share of each node with units in it.
 
-    Measured once on this machine for inputs of the shapes of the first feed, one thread. So are a
-    few files with equal shares of all layers, but for those of which states or outputs are brought
-    to full width. These are cut to half: how much longer such a file takes than is predicted from
-    all that is what it costs to bring them there.
+    Measured once on this machine with inputs shaped like the first feed, on one thread. A few files
+    with equal shares of all layers are timed as well, except layers whose states or outputs are
+    brought to full width. Those are cut to half: the time of such a file beyond the prediction is
+    the cost of restoring full width.
     """
     feed = next(iter(data.validation))
     trace, opened = traced.trace, traced.opened
@@ -76,7 +76,7 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
     def measured(names: Sequence[str]) -> list[dict[str, Any]]:
         original = timings([opened.run()], feed)[0].ms
         whole = original
-        if opened.rolled:  # cuts start from the rolled model, limits from what it was
+        if opened.rolled:  # cuts are relative to the rolled model, limits to the original
             rolled = Runner(opened.document, name="the rolled model", remedy=OURS)
             whole = timings([rolled], feed)[0].ms
         present = nodes_by_key(opened.document.graph)
@@ -101,7 +101,7 @@ def time_layers(traced: TracedModel, data: Calibration) -> dict[str, Any]:
 
 
 def shares_of(trace: Trace, share: float, whole: Container[int]) -> list[int]:
-    """The same share of the units of all groups but some."""
+    """Counts that keep the same share of all groups, and some groups whole."""
     return [
         group.size if n in whole else max(round(share * group.size), 1)
         for n, group in enumerate(trace.groups)
@@ -109,30 +109,30 @@ def shares_of(trace: Trace, share: float, whole: Container[int]) -> list[int]:
 
 
 def halved(trace: Trace, number: int) -> list[int]:
-    """Half of the units of one group, and all of the others."""
+    """Counts with half of the units of one group, and all of the others."""
     return [
         (group.size + 1) // 2 if n == number else group.size for n, group in enumerate(trace.groups)
     ]
 
 
 def _speedup(traced: TracedModel, counts: Sequence[int], feed: Feed) -> float:
-    """Of a file with so many units, as prune would write it."""
+    """The speedup of a file with the given counts, as prune would write it."""
     trace, opened = traced.trace, traced.opened
     keep = choose(trace, np.zeros(trace.units.count), list(counts))
     plan = Plan.from_mask(fingerprint(opened.model), trace, keep)
     model = sample_cut(traced, plan).write()
     pair = [opened.run(), Runner(model, name="a cut model", remedy=OURS)]
-    # Short runs wait for others less often than long ones do, and then for longer than they take.
+    # Short runs are preempted less often than long ones, but then for longer than they take.
     before, after = (time.busy_ms for time in timings(pair, feed, seconds=_SECONDS))
     return before / after
 
 
 def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
-    """Milliseconds of a run when the groups keep so many units.
+    """Predicts the milliseconds of a run by the counts of the groups.
 
-    Between the files that were timed, parts tell how it goes. A layer's share of the time shrinks
-    as its operator does alone, that of other nodes as the units do in what they read or make. To
-    bring states and outputs to full width takes what it took in a file.
+    Interpolates between the timed files by the sum of the parts: a layer's share of the time
+    shrinks as that of its operator alone, the share of other nodes with the units in their inputs
+    and outputs. Restoring full width takes as long as measured in a file.
     """
     trace = traced.trace
     alone, shares = layer_times(traced.document, trace), dict[Price, float]()
@@ -145,7 +145,7 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     none = np.zeros(len(full))
     rest = sum((share * of_nodes[key] for key, share in times["others"].items()), start=none)
 
-    # On a busy machine, parts may seem to take longer than the whole.
+    # On a busy machine, the parts may measure longer than the whole.
     total = max(sum(times["shares"].values()) + sum(times["others"].values()), 1.0)
 
     def of_parts(counts: Sequence[int]) -> float:
@@ -156,8 +156,8 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     files = [*times.get("files", ()), (full, times["ms"])]
     parts = [of_parts(cut) for cut, _ in files]
     known = np.log(np.maximum.accumulate(parts))
-    # A file that seems to take longer than one with more units was disturbed, and so was one that
-    # saves less than half of what parts tell: in a tiny model, nothing may seem to save anything.
+    # A file that measures slower than one with more units was disturbed, and so was one that saves
+    # less than half of what the parts predict: in a tiny model, nothing may seem to save anything.
     spent = [
         min(ms, math.sqrt(part * parts[-1])) for (_, ms), part in zip(files, parts, strict=True)
     ]
@@ -171,18 +171,18 @@ def predicted(traced: TracedModel, times: Mapping[str, Any]) -> Price:
     return price
 
 
-# What is timed may take longer when it is timed again.
+# Margin, as a timed file may take longer when timed again.
 _PART = 0.97
 
 
 @dataclass(frozen=True, eq=False)
 class Times:
-    """Milliseconds of a run: as timed, else as predicted and off by as much as for the last timed.
+    """Milliseconds of a run: as timed, else the prediction corrected by the last timed cut.
 
     Attributes:
-        predicted: what a run takes when the groups keep so many units.
-        took: what was timed.
-        rate: what the last one took, in terms of what was predicted of it.
+        predicted: predicted time by counts.
+        took: times of the cuts that were timed.
+        rate: the time of the last timed cut, relative to its prediction.
     """
 
     predicted: Price
@@ -194,19 +194,19 @@ class Times:
         return self.rate * self.predicted(counts) if known is None else known
 
     def with_timed(self, counts: Counts, ms: float) -> Times:
-        """Once one more cut was timed."""
+        """The same with one more timed cut."""
         return Times(self.predicted, {**self.took, counts: ms}, ms / self.predicted(counts))
 
 
 class SizePrediction:
-    """Parameters and bytes of what is written when the groups keep so many units.
+    """Predicts parameters and bytes of the written file by the counts of the groups.
 
-    A group that keeps all is not prepared for a cut, and has nothing to bring to full width.
+    A group that keeps all units is not prepared for a cut, and adds no nodes to restore full width.
 
     Args:
         traced: the model, with the layers that may be cut.
-        scores: of their units.
-        doubtful: the numbers of groups of which states or outputs are brought to full width.
+        scores: one per unit.
+        doubtful: indices of groups whose states or outputs are brought to full width.
     """
 
     def __init__(self, traced: TracedModel, scores: Matrix, doubtful: Sequence[int]) -> None:
@@ -226,7 +226,7 @@ class SizePrediction:
         return cost(kind, [counts[n] for n in order])
 
     def _cost(self, cut: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
-        """What cuts of some groups cost, and the order in which it takes counts."""
+        """The cost of cuts of some groups, and the order of its counts."""
         if cut not in self._known:
             numbers = {self._groups[n].layers: n for n in cut}
             names = [name for n in cut for name in self._groups[n].layers]
@@ -238,25 +238,25 @@ class SizePrediction:
         return self._known[cut]
 
 
-# Into so many parts feeds are split to calibrate on, however many work at them: sums depend, by
-# rounding, on how they are put together.
+# The number of shards for calibration, regardless of the number of workers: rounding makes sums
+# depend on how they are split.
 _SHARDS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a search starts from.
+    """The problem that a search solves.
 
     Attributes:
-        traced: what is known of the model.
-        evaluator: recovers and judges cuts, in this process.
-        scores: of the units; of a group, those with the highest stay.
-        verdicts: makes and judges them, wherever that is.
-        ms: what a run takes.
-        original_ms: what one of the original takes.
-        size: parameters and bytes.
-        profitable: leaves groups whole whose cut does not pay.
-        study: remembers trials.
+        traced: the model.
+        evaluator: recovers and judges cuts in this process.
+        scores: one per unit; a group keeps those with the highest.
+        verdicts: makes and judges cuts on the workers.
+        ms: predicted time of a run.
+        original_ms: time of a run of the original.
+        size: predicted parameters and bytes.
+        profitable: leaves groups whole if cutting them does not pay.
+        study: records trials.
     """
 
     traced: TracedModel
@@ -271,7 +271,7 @@ class Problem:
 
     @property
     def full(self) -> Counts:
-        """All units."""
+        """The counts of the original."""
         return self.profitable.full
 
     @property
@@ -287,7 +287,7 @@ class Problem:
         ]
 
     def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:
-        """Tries cuts; what they cost is told by this machine for all."""
+        """Tries cuts; their cost is always predicted by this process."""
         for ask, verdict in zip(asks, self.verdicts(asks), strict=True):
             counts = list(ask.counts)
             ms, params = self.ms(counts), self.size("params", counts)
@@ -295,18 +295,18 @@ class Problem:
             yield Trial(*ask, *verdict[:-1], ms, params, size, verdict.seconds)
 
     def timed(self, counts: Counts, data: Calibration) -> Problem:
-        """The same once it is known what a cut takes; that is remembered."""
+        """The same after timing a cut; the time is recorded."""
         feed = next(iter(data.validation))
         name = f"speedup {' '.join(map(str, counts))}"
         ratio = self.study.recall(name, lambda: _speedup(self.traced, counts, feed))
         return replace(self, ms=self.ms.with_timed(counts, self.original_ms / ratio))
 
     def space(self, request: Request, goal: Goal) -> Space:
-        """The cuts that are within all that limits their cost.
+        """The search space: the cuts within all limits on cost.
 
         Args:
-            request: with the bounds of all cuts.
-            goal: with the limits.
+            request: has the bounds of all cuts.
+            goal: has the limits.
         """
         trace, opened = self.traced.trace, self.traced.opened
         limits = {
@@ -341,10 +341,10 @@ def open_problem(
     longest: float,
     progress: Progress,
 ) -> Problem:
-    """Ranks the units, and tells workers how to judge cuts.
+    """Ranks the units, and sends workers what they need to judge cuts.
 
-    Layers that no cut makes smaller are left whole, and so are those in each trial of which a cut
-    does not save what it is to pay in: bytes, ms. A recovery in full may take `longest` seconds.
+    Layers that no cut makes smaller are left whole, and in each trial also those whose cut does not
+    save what it must (`pays`: bytes, ms). A full recovery may take `longest` seconds.
 
     Raises:
         PruneError: a glob matches nothing.

@@ -1,4 +1,4 @@
-"""What the report says of a search."""
+"""The report's part on a search."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def search_rows(
 
 
 def split_rows(data: Calibration) -> Splits:
-    """How many feeds chose, selected and were reported on."""
+    """The sizes of the calibration, validation and test sets."""
     counts = len(data.calibration), len(data.validation), len(data.test)
     return Splits(*counts, " ".join(data.warnings))
 
@@ -74,16 +74,16 @@ def sensitivity_rows(
     notes: Sequence[str] = (),
     begun: float | None = None,
 ) -> SensitivityReport:
-    """What cuts of one group of layers alone do, of all cuts that were tried.
+    """The sensitivity of each group of layers: all trials that cut it alone.
 
     Groups that were never cut alone are left out.
 
     Args:
-        problem: of the cuts.
+        problem: the problem.
         data: the feeds.
-        trials: the cuts.
-        notes: what the user should know.
-        begun: when the work began, if it was done for this; else seconds are those of the cuts.
+        trials: all trials.
+        notes: notes for the user.
+        begun: start of the measurement; None to add up the seconds of the trials.
     """
     evaluator, trace = problem.evaluator, problem.traced.trace
     groups = trace.groups
@@ -114,7 +114,7 @@ def sensitivity_rows(
 
 
 def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
-    """The groups that a trial cuts; none where its recovery is another than that of curves."""
+    """The groups that a trial cuts; none if its recovery is not the one used for curves."""
     pairs = enumerate(zip(trial.counts, full, strict=True))
     return [n for n, (count, size) in pairs if count < size and trial.recovery == QUICK]
 
@@ -122,7 +122,7 @@ def _cut_by(trial: Trial, full: Sequence[int]) -> list[int]:
 def tested_rows(
     evaluator: Evaluator, data: Calibration, goal: Goal, result: PruneResult
 ) -> tuple[Tested, list[Limit]]:
-    """What the written model is like, on feeds that chose nothing, beside what was asked for."""
+    """The written model's results on the test set, compared with the limits asked for."""
     opened, evaluator = evaluator.traced.original, evaluator.of_others()
     before = evaluator.before(data.test)
     runner = opened.beside(result.written, "the pruned model")
@@ -135,7 +135,7 @@ def tested_rows(
 def candidate_rows(
     evaluator: Evaluator, aim: Aim, trials: Sequence[Trial], picked: Trial
 ) -> list[Candidate]:
-    """A row for each trial; those that no other one beats in both time and quality are marked."""
+    """A row for each trial; the Pareto frontier of time and quality is marked."""
     best, trace = frontier(trials), evaluator.traced.trace
     lanes = {layer.name: layer.lanes for layer in trace.layers}
     return [
@@ -161,7 +161,7 @@ def candidate_rows(
 
 
 def frontier(trials: Sequence[Trial]) -> list[Trial]:
-    """Those than which no other is both as fast and as good, and one of the two more so."""
+    """The Pareto frontier: no other trial is as fast and as good, and better in one of the two."""
     found: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (t.ms, t.loss)):
         if not found or trial.loss < found[-1].loss:
@@ -174,7 +174,7 @@ def _limits(
 ) -> Iterator[Limit]:
     if goal.drop is not None:
         asked = goal.drop.of(before)
-        # One answer of 52 is 0.02 x 50 / 52, but for rounding.
+        # Tolerates rounding: one answer of 52 is 0.02 x 50 / 52.
         yield Limit("quality", asked, loss, loss <= asked or math.isclose(loss, asked))
     if goal.speed is not None:
         latency = report.latency

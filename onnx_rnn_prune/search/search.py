@@ -1,7 +1,7 @@
-"""A strategy is run: it asks for trials, which are made within bounds and remembered.
+"""Runs a strategy: the trials that it asks for are made within bounds and recorded.
 
-A search goes from a goal to a proven model: the best of its trials is picked and finished.
-Sensitivities come of each group of layers cut alone.
+A search turns a goal into a proven model: the best of its trials is picked and finished.
+Sensitivities are measured by cutting each group of layers alone.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from onnx_rnn_prune.selection.strategies import STRATEGIES, beginning, curve_ask
 from onnx_rnn_prune.trace.plan import Plan, fingerprint
 from onnx_rnn_prune.validate.quality import Quality
 
-# Makes several trials, in the order of the asks; each is remembered as it comes.
+# Makes several trials, in the order of the asks; each is recorded at once.
 Attempts = Callable[[Sequence[Ask]], Iterable[Trial]]
 
-# Of those made last, the longest trial tells what the next one takes. A recovery in full takes
-# about so many times as long as a quick one, but no more than such a part of all the time; so does
-# finishing, which measures, too, and writes.
+# The longest of the last _LAST trials predicts the time of the next. A full recovery takes about
+# _TIMES as long as a quick one, but at most _PART of the total time; so does finishing, plus
+# _WRITING seconds to measure and write.
 _LAST, _TIMES, _PART, _WRITING = 8, 16, 0.25, 4.0
 
 
 @dataclass(frozen=True)
 class SearchBounds:
-    """What a search may cost.
+    """Limits on the time and trials of a search.
 
     Attributes:
-        trials: at most so many.
-        minutes: from the start of the search to its result.
-        jobs: how many trials are made at a time.
+        trials: maximum number of trials.
+        minutes: time limit, from the start of the search to its result.
+        jobs: number of trials made in parallel.
         now: a clock, in seconds.
-        start: when the search was begun.
-        kept: seconds that finishing may take beyond what trials tell.
+        start: start time of the search.
+        kept: extra seconds reserved for finishing, beyond those predicted from trials.
     """
 
     trials: int
@@ -64,21 +64,21 @@ class SearchBounds:
 
     @property
     def end(self) -> float:
-        """When the result is to be there."""
+        """The time by which the result is due."""
         return self.start + 60.0 * self.minutes
 
     @property
     def longest(self) -> float:
-        """Seconds that a recovery in full may take."""
+        """Seconds that a full recovery may take."""
         return 60.0 * self.minutes * _PART
 
     def allow(self, ask: Ask, tried: Sequence[Trial], study: Study) -> bool:
         """Whether time is left for one more trial, and to finish the best.
 
         Args:
-            ask: what is to be tried.
-            tried: what was.
-            study: trials that were found in it count as if they were made now.
+            ask: the cut to try.
+            tried: trials so far.
+            study: trials found in it count as if made now.
         """
         replayed = sum(t.seconds for t in tried if _key(Ask(t.counts, t.recovery)) in study.found)
         left = self.left(tried) - replayed / self.jobs
@@ -89,16 +89,16 @@ class SearchBounds:
         return self.end - self.now() - self.finishing(tried) - self.kept
 
     def finishing(self, tried: Sequence[Trial]) -> float:
-        """Seconds kept to recover the best in full, which `hasten` bounds, to prove and measure it.
+        """Seconds reserved for full recovery (bounded by `hasten`), proof and measurement.
 
-        That is enough for a recovery as quick as that of trials.
+        Enough at least for a recovery as quick as in trials.
         """
         quick = self.expected(tried, QUICK)
         full = min(self.expected(tried, FULL), self.longest)
         return max(full, 2 * quick) + quick + _WRITING
 
     def hasten(self, treatment: Treatment, tried: Sequence[Trial]) -> Treatment:
-        """A treatment of the best that is done in time, if need be with fewer candidates."""
+        """The treatment, limited to finish in time, with fewer candidates if necessary."""
         until = self.end - self.expected(tried, QUICK) - _WRITING
         training = treatment.training
         most = max((until - self.now()) / 60.0, 1.0 / 60.0)
@@ -106,7 +106,7 @@ class SearchBounds:
         return replace(treatment, training=training)
 
     def expected(self, tried: Sequence[Trial], recovery: str) -> float:
-        """Seconds that a trial takes, as those before tell."""
+        """Predicted seconds of a trial, from previous ones."""
         own = [trial.seconds for trial in tried if trial.recovery == recovery][-_LAST:]
         others = [trial.seconds for trial in tried if trial.recovery == QUICK][-_LAST:]
         return max(own) if own else min(_TIMES * max(others, default=0.0), self.longest)
@@ -120,10 +120,10 @@ def run(
     progress: Progress,
     before: Sequence[Trial] = (),
 ) -> list[Trial]:
-    """All trials in the order in which they were asked for first.
+    """Runs a strategy; returns all trials in the order in which they were first asked for.
 
-    What was measured before an interruption is not measured again, and counts as if it were; so do
-    the trials of another strategy before this one.
+    Trials recorded before an interruption are not repeated, but count as if made now; so do those
+    of another strategy before this one.
     """
     tried = {Ask(trial.counts, trial.recovery): trial for trial in before}
     asked: Sequence[Ask] = next(strategy, [])
@@ -151,25 +151,25 @@ def _key(ask: Ask) -> str:
     return f"trial {ask.recovery} {' '.join(map(str, ask.counts))}"
 
 
-# How many cuts are timed at most, for how many of them time is reserved, and how close to its
-# prediction the last must come.
+# The most cuts timed, how many of them time is reserved for, and how close to its prediction the
+# last must come.
 _TIMED, _KEPT, _NEAR = 10, 3, 0.03
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search for the cut of a model that a goal asks for.
+    """A search for the cut of a model that reaches a goal.
 
     Attributes:
         opened: the model.
-        data: feeds to calibrate with, to select by and to report on.
-        goal: what is asked for.
+        data: calibration, validation and test sets.
+        goal: the goal.
         request: how units are ranked, and which layers may be cut.
-        treatment: what is done to the cut that is picked.
-        bounds: what the search may cost.
-        executor: how many make trials, and where.
-        study: a file that remembers trials, or None.
-        strategy: who says what is tried next, one of STRATEGIES.
+        treatment: how the picked cut is finished.
+        bounds: limits on time and trials.
+        executor: number and kind of workers.
+        study: a file that records trials, or None.
+        strategy: one of STRATEGIES.
         pick: the number of the trial to finish; None for the best.
     """
 
@@ -207,7 +207,7 @@ class Search:
         evaluator = problem.evaluator
         tested, limits = tested_rows(evaluator, self.data, goal, result)
         idle = not (result.plan.cut() or result.report.stages or self.opened.rolled)
-        if idle and self.pick is None:  # what was to be cut did not pay
+        if idle and self.pick is None:  # cutting did not pay
             raise self._nothing(problem)
         reason = worse(result.report, goal.pays)
         if reason is not None and self.pick is None:
@@ -223,11 +223,11 @@ class Search:
         return replace(result, report=report)
 
     def _tried(self, problem: Problem, progress: Progress) -> tuple[Problem, Aim, list[Trial]]:
-        """All trials, and the problem with what was timed.
+        """Makes all trials; returns them, and the problem with the times measured meanwhile.
 
-        What is predicted near a limit on time may be far off: the best of a few cuts is timed, and
-        predictions follow, until it comes near what was predicted. So is then the best of all that
-        the strategy tries, also where time ends that.
+        Predictions near a limit on time may be far off: the best of a few cuts is timed, and
+        predictions corrected by it, until one comes close to its prediction. The same is then done
+        with the best of the strategy's trials, even if it ran out of time.
         """
         goal, trials, attempts = self.goal, list[Trial](), problem.attempts
         strategies = (
@@ -251,7 +251,7 @@ class Search:
             problem = problem.timed(best, self.data)
             took = max(took, self.bounds.now() - begun)
             space = problem.space(self.request, goal)
-            if not space.fits(list(best)):  # time may not allow the strategy to look for another
+            if not space.fits(list(best)):  # the strategy may have no time to look for another
                 nearby = _one_by_one([[Ask(space.narrowed(best))]])
                 trials = run(nearby, attempts, problem.study, bounds, progress, trials)
             elif abs(problem.ms(best) / expected - 1.0) < _NEAR:
@@ -322,7 +322,7 @@ class Search:
         plan = replace(plan, pinned=dict(traced.left))
         treatment = self.bounds.hasten(self.treatment, trials)
         ranked = self.request.criterion_for(self.data).name
-        # Trials know neither labels nor what else was asked for; then it is recovered anew.
+        # Trials ignore labels and further options; with these, the cut is recovered anew.
         as_tried = treatment.recover == "auto" and treatment.schedule == Schedule()
         known = picked.recovery == FULL and as_tried and self.data.loss is None
         planned = Planned(
@@ -346,16 +346,16 @@ def measure_sensitivity(
     path: Path | None,
     progress: Progress,
 ) -> SensitivityReport:
-    """What cuts of one group of layers alone do to the outputs, and to a quality.
+    """Measures how cutting each group of layers alone affects the outputs and a quality.
 
     Args:
         opened: the model.
-        data: feeds to calibrate with and to measure on.
-        quality: what is measured beside the deviation of the outputs.
+        data: calibration and validation sets.
+        quality: measured in addition to the deviation of the outputs.
         request: how units are ranked, and which layers may be cut.
-        executor: how many make trials, and where.
-        path: of a file that remembers trials, or None; that of a search serves.
-        progress: is told how far it is.
+        executor: number and kind of workers.
+        path: a file that records trials, or None; may be shared with a search.
+        progress: progress callback.
     """
     start = time.perf_counter()
     study = Study(path, key_of(opened, data, quality, request))

@@ -1,6 +1,6 @@
-"""What a search has measured, in a file that survives whatever ends the process.
+"""The study: a search's measurements, in a file that survives crashes.
 
-The key of a search tells it from others: two with the same key make the same trials.
+Two searches with the same key make the same trials.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _OTHERS = "SELECT name FROM sqlite_master WHERE name != 'record' AND name NOT LI
 
 
 class Study:
-    """Values by key, each written whole or not at all.
+    """Values by key, each written atomically.
 
     Args:
-        path: of an SQLite file, which need not be there; None to remember nothing longer than
-            this object lives.
-        key: of the search, which tells apart what was measured in other ways.
+        path: an SQLite file, created if missing; None to keep values only as long as this object
+            lives.
+        key: the key of the search, which separates it from others in the file.
 
     Attributes:
         found: the keys that were in the file when this was opened.
@@ -62,7 +62,7 @@ class Study:
         return self._known[key]
 
     def keep(self, key: str, value: Any) -> None:
-        """Remembers a value that JSON knows."""
+        """Stores a JSON value."""
         self._known[key] = json.loads(json.dumps(value))
         if self._path is not None:
             self._run(
@@ -71,7 +71,7 @@ class Study:
             )
 
     def recall(self, key: str, make: Callable[[], Any]) -> Any:
-        """A value, made where it is not known."""
+        """The value of a key, made and stored if missing."""
         if key not in self._known:
             self.keep(key, make())
         return self._known[key]
@@ -103,16 +103,16 @@ class Study:
 
 
 def _sealed(key: str, text: str) -> str:
-    """A text with what tells whether it is still the one that was kept under a key."""
+    """A text with a checksum over it and its key."""
     return f"{hashlib.sha256(f'{key} {text}'.encode(errors='replace')).hexdigest()} {text}"
 
 
-# What trials mean; to be changed when that does.
+# Version of the meaning of trials; change it when that changes.
 _FORMAT = "3"
 
 
 def key_of(opened: OpenedModel, data: Calibration, quality: Quality, request: Request) -> str:
-    """Of what is measured of this model, with these feeds and in this way."""
+    """The key of measurements of this model with these feeds and settings."""
     found = hashlib.sha256()
     for part in (_FORMAT, version("onnx_rnn_prune"), fingerprint(opened.model)):
         found.update(part.encode())

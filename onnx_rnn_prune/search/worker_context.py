@@ -1,4 +1,4 @@
-"""The same model, data and evaluator in another process."""
+"""Recreates model, data and evaluator in a worker process."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from onnx_rnn_prune.validate.quality import Quality
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What another process needs to come to know a model as this one does.
+    """What a worker needs to recreate the traced model and its data.
 
     Attributes:
-        key: of the search; the same key means the same context.
-        name: how errors call the model.
-        model: as read.
-        rolls: whether recurrences that are written out are layers.
-        data: feeds.
-        quality: how good a cut is.
+        key: the key of the search; equal keys mean equal contexts.
+        name: the model's name in errors.
+        model: the model as read.
+        rolls: whether unrolled recurrences are rolled into layers.
+        data: the feeds.
+        quality: measure of quality.
         request: how units are ranked.
         names: the layers that may be cut.
         interface: whether states stay at full width.
-        longest: seconds after which a recovery in full makes do with what it has.
+        longest: seconds after which a full recovery settles for the best so far.
     """
 
     key: str
@@ -59,26 +59,26 @@ class WorkerContext:
 
 
 def calibrator(context: WorkerContext) -> Callable[[Sampling], Tally]:
-    """What sums up a shard of the feeds in this process."""
+    """The function that tallies a shard of the feeds in this process."""
     return partial(calibrated, _traced(context), context.data.calibration)
 
 
 def judge(context: WorkerContext, evidence: Evidence, scores: Matrix) -> Callable[[Ask], Verdict]:
-    """What makes cuts and judges them in this process.
+    """The function that makes and judges cuts in this process.
 
     Args:
         context: the model and its data.
-        evidence: what the data showed.
-        scores: of the units.
+        evidence: from calibration.
+        scores: one per unit.
     """
     traced, data = _traced(context), context.data
-    traced.evidence.clear()  # of a search before this one
+    traced.evidence.clear()  # of a previous search
     traced.evidence[data.calibration] = evidence
     return partial(judged, Evaluator.of(traced, data, context.quality), scores, context.longest)
 
 
 def judged(evaluator: Evaluator, scores: Matrix, longest: float, ask: Ask) -> Verdict:
-    """Makes a cut, recovers and judges it; of each group, units with the highest scores stay."""
+    """Makes, recovers and judges a cut; each group keeps the units with the highest scores."""
     start, trace = time.perf_counter(), evaluator.traced.trace
     if ask.counts == tuple(group.size for group in trace.groups):
         value = evaluator.before(evaluator.data.validation)
@@ -95,18 +95,18 @@ def judged(evaluator: Evaluator, scores: Matrix, longest: float, ask: Ask) -> Ve
 
 
 def calibrated(traced: TracedModel, feeds: Feeds, shard: Sampling) -> Tally:
-    """Sums over some of the feeds."""
+    """Tallies a shard of the feeds."""
     return tally(traced.document, traced.trace, traced.readers, feeds, shard, silent)
 
 
-# A worker is told first to calibrate and then to judge, and opens the model once for both. What is
-# kept follows from the argument alone, and it is one model at most.
+# A worker first calibrates and then judges, and opens the model once for both. The cached model
+# depends on the argument alone, and at most one is kept.
 @lru_cache(maxsize=1)
 def _traced(context: WorkerContext) -> TracedModel:
-    """As the process knows it that sent the context.
+    """The traced model, the same as in the process that sent the context.
 
     Raises:
-        PruneError: this one finds other data, or is of another version.
+        PruneError: this process finds other data, or runs another version.
     """
     opened = follow(context.model, context.name, context.request.layers, context.rolls)
     if key_of(opened, context.data, context.quality, context.request) != context.key:

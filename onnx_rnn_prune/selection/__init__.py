@@ -1,1 +1,1 @@
-"""Selection of the units that stay."""
+"""Selection of the units to keep."""

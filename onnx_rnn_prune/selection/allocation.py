@@ -1,4 +1,4 @@
-"""Sharing a cut between layers: how many units each group keeps, and which."""
+"""Allocation of a cut among layers: how many units each group keeps, and which."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Group
 
-# The least that a unit is taken to cost, in any currency.
+# Lower bound for the price of a unit, in any currency.
 _LEAST = 1e-9
 
-# Says whether a number of units per group is still within what was asked for.
+# Whether numbers of units per group are within the limits asked for.
 Fits = Callable[[list[int]], bool]
 # Ranks groups by what they gain from their next unit: (group, units it keeps now) -> urgency.
 Urgency = Callable[[int, int], float]
@@ -32,10 +32,10 @@ Urgency = Callable[[int, int], float]
 
 @dataclass(frozen=True)
 class Allocation:
-    """The bounds within which a cut is shared.
+    """Bounds on the number of units that a group keeps.
 
     Attributes:
-        align: keep a multiple of this many units where a group has as many.
+        align: keep a multiple of this many units if a group has as many.
         min_units: keep at least this many.
     """
 
@@ -53,11 +53,11 @@ class Allocation:
         return math.lcm(self.align, least, group.each) // group.each
 
     def whole(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
-        """The groups that keep all because of these bounds."""
+        """The groups that keep all units because of these bounds."""
         return tuple(group for group in groups if self.floor(group) == group.size)
 
     def notes(self, groups: tuple[Group, ...]) -> tuple[str, ...]:
-        """Notes about those."""
+        """Notes about these groups."""
         return tuple(
             f"{', '.join(group.layers)} keeps all units: {self} allow no fewer than {group.size}"
             for group in self.whole(groups)
@@ -74,13 +74,12 @@ class Allocation:
     def order(
         self, groups: tuple[Group, ...], urgency: Urgency, price: Price | None = None
     ) -> list[int]:
-        """The groups that get one step more each, the most urgent first, until all have all.
+        """The order in which groups get one more step each, most urgent first, up to full width.
 
         Args:
-            groups: all of them.
-            urgency: of each group's next unit.
-            price: urgency counts by what the next unit costs in this; None for units that all cost
-                the same.
+            groups: all groups.
+            urgency: urgency of each group's next unit.
+            price: urgency is divided by the price of the next unit; None if all cost the same.
         """
         counts, found = [self.floor(group) for group in groups], list[int]()
         spent = 0.0 if price is None else price(counts)
@@ -91,7 +90,7 @@ class Allocation:
                 return -worth
             return -worth / max(price(self._after(groups, counts, number)) - spent, _LEAST)
 
-        # Worth falls as units are given, so that of most groups it need not be known anew.
+        # Urgency falls as units are added, so most groups need no update.
         heap = [(less(n), n) for n, group in enumerate(groups) if counts[n] < group.size]
         heapify(heap)
         while heap:
@@ -110,10 +109,10 @@ class Allocation:
         return found
 
     def share(self, groups: tuple[Group, ...], fits: Fits, order: Sequence[int]) -> list[int]:
-        """Gives steps to groups in an order, as long as the whole fits.
+        """Adds steps to groups in the given order, as long as the total fits.
 
         Returns:
-            Kept units per group; no group could have one step more.
+            Kept units per group; no group can get another step.
         """
         floor, open_ = [self.floor(group) for group in groups], np.array(order, dtype=int)
 
@@ -126,7 +125,7 @@ class Allocation:
         while first < len(open_):
             steps = range(first, len(open_))
             first += bisect_left(steps, 1, key=lambda n: not fits(after(n + 1)))
-            rest = open_[first:]  # the group of the first that does not fit gets no more
+            rest = open_[first:]  # the group of the first misfit gets no more
             open_ = np.concatenate([open_[:first], rest[rest != rest[0]] if len(rest) else rest])
         return after(len(open_))
 
@@ -143,7 +142,7 @@ def uniform(trace: Trace, scores: Matrix) -> Urgency:
 
 
 def across(trace: Trace, scores: Matrix) -> Urgency:
-    """One ranking over all groups; each lane's scores count in units of their mean."""
+    """One ranking over all groups, with scores divided by their lane's mean."""
     curves = [_curve(group, scores) for group in trace.groups]
     return lambda number, kept: float(curves[number][kept])
 
@@ -155,12 +154,12 @@ ALLOCATORS: Mapping[str, Callable[[Trace, Matrix], Urgency]] = {
 
 
 def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
-    """Whether counts respect `--keep`: each group's share, or the price of all shares together.
+    """A test whether counts respect `--keep`: per group, or by the price of all groups together.
 
     Args:
-        keep: what was asked for.
-        trace: of the model.
-        price: what the groups share; None if each group has its own share.
+        keep: the amounts asked for.
+        trace: the model's trace.
+        price: the price that the groups share; None to apply each group's own amount.
     """
     wanted = [
         _wanted(keep.of(group.layers), group, trace.lanes_of(group)) for group in trace.groups
@@ -172,7 +171,7 @@ def within_keep(keep: Keeps, trace: Trace, price: Price | None) -> Fits:
 
 
 def within_budget(budget: Budget, limit: int, cost: Cost, least: list[int]) -> Fits:
-    """Whether counts respect a budget.
+    """A test whether counts respect a budget.
 
     Raises:
         ConstraintError: not even the fewest units do.
@@ -189,7 +188,7 @@ def within_budget(budget: Budget, limit: int, cost: Cost, least: list[int]) -> F
 
 
 def choose(trace: Trace, scores: Matrix, counts: list[int]) -> Mask:
-    """The units that stay: in each group, the atoms with the highest scores."""
+    """The mask of kept units: in each group, the atoms with the highest scores."""
     keep = np.zeros(trace.units.count, dtype=bool)
     for group, count in zip(trace.groups, counts, strict=True):
         for atoms in group.atoms:
@@ -210,7 +209,7 @@ def _curve(group: Group, scores: Matrix) -> Matrix:
 
 
 def _wanted(keep: Keep, group: Group, lanes: int) -> int:
-    """Units to keep in each lane; users count those of all lanes together."""
+    """Units to keep per lane; users give the total of all lanes."""
     if keep.units is not None:
         return min(max(keep.units // lanes, 1), group.size)
     assert keep.share is not None
@@ -225,15 +224,15 @@ class Keeps:
     """How much each layer keeps.
 
     Attributes:
-        default: for layers that are not mentioned.
-        named: globs of layer names, each with the amount; the first match counts.
+        default: the amount for layers that are not named.
+        named: globs of layer names, each with an amount; the first match counts.
     """
 
     default: Keep
     named: tuple[tuple[str, Keep], ...] = ()
 
     def notes(self, trace: Trace) -> tuple[str, ...]:
-        """A note on each group that has fewer units than were asked for."""
+        """A note on each group that has fewer units than asked for."""
         asked = [(group, self.of(group.layers).units or 0) for group in trace.groups]
         return tuple(
             f"{', '.join(group.layers)} keeps all units: it has fewer than {units}"
@@ -262,7 +261,7 @@ class Keeps:
         return found[names[0]]
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuses globs that match none of the layers.
+        """Checks that all globs match a layer.
 
         Raises:
             PruneError: one does not.
@@ -309,7 +308,7 @@ def parse_keeps(value: object) -> Keeps:
 
 
 def _entries(value: object) -> Iterable[tuple[str, str | float]]:
-    """Each amount with its glob of layers, empty for all."""
+    """Pairs of a glob of layers (empty for all) and an amount."""
     if isinstance(value, Mapping):
         return [(str(glob), amount) for glob, amount in value.items()]
     parts: Sequence[Any] = value if isinstance(value, list | tuple) else [value]

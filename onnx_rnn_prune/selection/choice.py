@@ -1,4 +1,4 @@
-"""Making a plan: by scores, by masks, or of units that provably change nothing."""
+"""Makes plans: from scores, from masks, or of units whose removal provably changes nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def score_units(
         data.evidence(traced, progress)
     progress("scoring units", 0, None)
     scores = criterion.score(ScoringContext(traced, data, request.seed, progress))
-    trim()  # what it took is many times what is left of it
+    trim()  # scoring took many times the memory of its result
     return scores
 
 
@@ -78,16 +78,16 @@ def choose_in_steps(
     counts: list[int],
     progress: Progress,
 ) -> Mask:
-    """The units that stay, chosen in equal steps from all units to so many per group.
+    """The mask of kept units, chosen in equal steps down to the given number per group.
 
-    A unit removed in one step does not come back. One step is the usual choice; with more, each
-    ranks the units by what they do once those before are gone (Han et al. 2015, iterative pruning;
+    A unit removed in one step does not come back. The default is one step; with more, each ranks
+    the units of the model as the previous one left it (Han et al. 2015, iterative pruning;
     Molchanov et al. 2017 rank anew after each removal).
     """
     trace = traced.trace
     keep = np.ones(trace.units.count, dtype=bool)
     goes = [group.size - count for group, count in zip(trace.groups, counts, strict=True)]
-    steps = max(1, min(request.steps, max(goes, default=1)))  # in each, some unit goes
+    steps = max(1, min(request.steps, max(goes, default=1)))  # each removes at least one unit
     for step in range(1, steps + 1):
         progress("choosing units in steps", step - 1, steps)
         share = step / steps
@@ -103,7 +103,7 @@ def _without(traced: TracedModel, data: Calibration, keep: Mask, recovers: bool)
     """The model at full width with some units zeroed and, if wanted, recovered."""
     document, readers = traced.document.copy(), traced.readers
     evidence = data.evidence(traced) if recovers else None
-    if evidence is not None:  # merging, which takes no data, follows the last step
+    if evidence is not None:  # merging needs no data, and follows the last step
         fits = teacher_fits(traced, keep, evidence.moments)
         Recover(readers, keep, fits)(document)
     Zero(traced.trace, keep)(document)
@@ -117,14 +117,14 @@ def choose_plan(
     interface: Interface,
     progress: Progress,
 ) -> tuple[Plan, TracedModel]:
-    """Scores the units, shares the cut between layers, and picks what stays.
+    """Scores the units, allocates the cut among layers, and chooses the units to keep.
 
     Raises:
         PruneError: a glob matches nothing, or a method needs data.
         ConstraintError: the budget cannot be met.
     """
     criterion_of(request, data)
-    known = fingerprint(opened.model)  # which takes the model once again, before there is more
+    known = fingerprint(opened.model)  # copies the model: done before more is in memory
     names = request.layers_of(opened)
     if request.keep is not None:
         request.keep.check(names)
@@ -133,7 +133,7 @@ def choose_plan(
     counts = share_out(traced, data, scores, request, progress)
     keep = choose_in_steps(traced, data, request, scores, counts, progress)
     plan = Plan.from_mask(known, traced.trace, keep)
-    if request.budget is None:  # what a budget asks for is not for us to judge
+    if request.budget is None:  # a budget may ask for unprofitable cuts
         plan = pin_unprofitable(traced, plan, request.refits(data))
     notes = request.bounds.notes(traced.trace.groups)
     notes += () if request.keep is None else request.keep.notes(traced.trace)
@@ -143,16 +143,16 @@ def choose_plan(
 
 
 def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
-    """The plan for masks; layers that they do not name keep all units.
+    """The plan for given masks; layers without one keep all units.
 
     Args:
         masks: the path of an .npz file, or a mapping from layer names to booleans of shape [D, H],
             or [H] for the same units in both directions. True means keep.
         model: SHA-256 of the model.
-        layers: its layers.
+        layers: the model's layers.
 
     Raises:
-        PruneError: they cannot be read, or do not fit the layers.
+        PruneError: the masks cannot be read, or do not fit the layers.
     """
     known = {layer.name: layer for layer in layers}
     found = {}
@@ -201,7 +201,7 @@ def _wrong(what: str, remedy: str) -> PruneError:
     return PruneError(what, where="--masks", remedy=remedy)
 
 
-# Sums in another order differ by rounding, and what a layer makes of that goes through all steps.
+# Sums in another order differ by rounding, which layers carry through all steps.
 _ROUNDING = 1e-4
 
 
@@ -210,8 +210,8 @@ class Lossless:
     """A plan that changes nothing.
 
     Attributes:
-        plan: what stays.
-        traced: the model with the units of just the layers that are cut, or of all if none is.
+        plan: the units to keep.
+        traced: the model, traced for the cut layers only, or for all if none is cut.
         rows: for each layer, its superfluous units by kind, and how many are removed.
     """
 
@@ -233,8 +233,8 @@ def lossless_plan(
         opened: the model.
         names: the layers to look at.
         data: feeds to trace units with; their values do not matter.
-        interface: what callers of the result see.
-        progress: is told how far the work is.
+        interface: the interface of the result.
+        progress: progress callback.
     """
     found: dict[str, dict[str, int]] = {}
     pinned: dict[str, str] = {}
@@ -249,11 +249,11 @@ def lossless_plan(
         if plan.cut() in ((), tuple(trace.units.lanes)):
             plan = replace(plan, pinned=pinned)
             return Lossless(plan, traced, _rows(found, plan))
-        names = plan.cut()  # what is equal may hang on layers that stay whole
+        names = plan.cut()  # equal units may depend on layers that stay whole
 
 
 def check_lossless(opened: OpenedModel, document: Document, feeds: Sequence[Feed]) -> None:
-    """Runs a result against the original.
+    """Compares the outputs of a result with the original's.
 
     Raises:
         ConstraintError: they differ.

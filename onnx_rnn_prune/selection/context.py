@@ -1,4 +1,4 @@
-"""What criteria score units by."""
+"""The inputs of criteria, and helpers for them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 @dataclass(frozen=True, eq=False)
 class ScoringContext:
-    """What criteria score units by.
+    """The inputs of criteria.
 
     Attributes:
         traced: the model.
         data: feeds; generated if the user gave none.
-        seed: for criteria that draw.
-        progress: is told how far the work is.
+        seed: random seed.
+        progress: progress callback.
     """
 
     traced: TracedModel
@@ -41,8 +41,8 @@ class ScoringContext:
 
     @property
     def readers(self) -> list[Reader]:
-        """All that read units, but for states that are handed back: no one looks at what removed
-        units leave in them.
+        """All readers of units, except of states that are handed back: nobody looks at the entries
+        of removed units there.
         """
         return [reader for reader in self.traced.readers if not reader.places]
 
@@ -61,7 +61,7 @@ class Criterion:
     Attributes:
         score: one score per unit, [units]; higher scores are kept.
         needs: only weights; weights, and evidence if there is data; feeds to run; or evidence, the
-            moments of all signals that are read.
+            moments of all readers' signals.
         learns: whether it needs PyTorch.
         name: as users write it.
     """
@@ -96,7 +96,7 @@ def owned_weights(context: ScoringContext) -> Iterator[tuple[Array, Labels]]:
 
 
 def owned_amounts(value: Array, labels: Labels) -> Iterator[tuple[Matrix, Labels]]:
-    """The absolute values of these weights, and their labels, a few rows at a time."""
+    """The absolute values of such a weight, and their labels, a few rows at a time."""
     width = value.shape[-1]
     lines, owners = value.reshape(-1, width), labels.reshape(-1, width)
     for rows in blocks(len(lines)):
@@ -108,8 +108,8 @@ def summed(context: ScoringContext, measure: Callable[[Matrix], Matrix]) -> Matr
     """Sums a measure of the absolute values of weights by unit.
 
     Args:
-        context: whose weights.
-        measure: of absolute values, entry by entry.
+        context: has the weights.
+        measure: elementwise measure of absolute values.
     """
     scores = np.zeros(context.traced.trace.units.count)
     for value, labels in owned_weights(context):
@@ -119,15 +119,15 @@ def summed(context: ScoringContext, measure: Callable[[Matrix], Matrix]) -> Matr
 
 
 def order_of_leaving(likeness: Matrix, weight: Matrix) -> Matrix:
-    """How much each unit differs from those left when it is removed, the most alike pair first.
+    """Scores units by removing one of the most similar pair, repeatedly.
 
     Args:
-        likeness: of each pair, from 0 to 1, symmetric, [H, H].
+        likeness: similarity of each pair, from 0 to 1, symmetric, [H, H].
         weight: the unit of a pair with less weight is removed, [H].
 
     Returns:
-        1 - the likeness to the most similar unit left, never decreasing in the order of removal,
-        [H]; the last unit has 1.
+        1 - the similarity to the most similar unit left when it is removed, [H]; never decreasing
+        in the order of removal; 1 for the last unit.
     """
     size = len(likeness)
     left = likeness.astype(np.float64).copy()

@@ -1,4 +1,4 @@
-"""Criteria as users write them.
+"""Parses criteria as users write them.
 
 | text | meaning |
 | --- | --- |
@@ -44,9 +44,9 @@ class Lane:
         op: the operator.
         direction: 0 or 1.
         W: input weights, gates stacked as in the ONNX specification, [gates * H, I].
-        R: recurrent weights, [gates * H, H], or None where the layer has no state.
+        R: recurrent weights, [gates * H, H], or None if the layer has no state.
         B: biases, [2 * gates * H], or None.
-        activity: mean |h| of each unit on calibration data, [H], or None where there is none.
+        activity: mean |h| of each unit on calibration data, [H], or None without data.
     """
 
     layer: str
@@ -100,7 +100,7 @@ def _term(text: str) -> tuple[float, Criterion]:
 
 
 def _ranks(context: ScoringContext, scores: Matrix) -> Matrix:
-    """The rank of each unit in its lane, from 0 for the lowest score to 1."""
+    """The rank of each unit in its lane, from 0 (lowest score) to 1."""
     ranks = np.zeros_like(scores)
     for lanes in context.traced.trace.units.lanes.values():
         for lane in lanes:
@@ -138,14 +138,14 @@ def _lane(layer: Layer, direction: int, units: Ids, evidence: Evidence | None) -
 
 
 def _checked(text: str, function: Callable[[Lane], Any], lane: Lane, hidden: int) -> Matrix:
-    """The scores that a user's function gives the units of a lane.
+    """Calls a user's function for the scores of a lane's units.
 
     Raises:
-        PruneError: it fails, or returns something else.
+        PruneError: it fails, or returns anything but scores.
     """
     try:
         scores = np.asarray(function(lane), dtype=np.float64)
-    except Exception as error:  # it is the user's code
+    except Exception as error:  # user code
         raise PruneError(
             f"it failed on {lane.layer} with {type(error).__name__}: {error}",
             where=text,

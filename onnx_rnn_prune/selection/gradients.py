@@ -1,11 +1,10 @@
-"""How strongly the outputs react if what is read of a unit is scaled.
+"""Sensitivity of the outputs to scaling a unit.
 
-With a factor m_u on all that is read of unit u, the derivative by m_u at 1 is the sum of
-w dL/dw over the readers' weights w that read it, so gradients of the weights are all that is
-needed. L is a loss of labels where the user names one, of each feed that has some. Without labels,
-the outputs of the original differ in nothing from the original's, so that no loss of that kind has
-a slope; in its place stand probes L = sum v y / std(y) with random signs v (Hutchinson 1990): the
-mean square of dL/dm_u over them is the sum of squares of all dy/dm_u.
+With a factor m_u on all signals read from unit u, the derivative by m_u at 1 is the sum of w dL/dw
+over the readers' weights w for it, so gradients of the weights suffice. L is a loss on labels if
+the user names one, for each feed with labels. Otherwise it would compare the original with itself
+and have no slope; instead there are probes L = sum v y / std(y) with random signs v (Hutchinson
+1990): the mean square of dL/dm_u over them is the sum of squares of all dy/dm_u.
 
     taylor   mean |dL/dm_u|     (Molchanov et al. 2017, 2019)
     fisher   mean (dL/dm_u)^2   (Theis et al. 2018)
@@ -53,8 +52,8 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
     """dL/dm by unit, for every loss of each feed.
 
     Raises:
-        PruneError: something that reads units cannot be computed with gradients, or the loss of
-            labels is no number.
+        PruneError: a reader of units cannot be computed with gradients, or the loss on labels is
+            NaN.
     """
     document, trace = context.traced.document, context.traced.trace
     region = find_region(document, trace.units.lanes)
@@ -66,7 +65,7 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
                 where=binding.node,
                 remedy="choose the criterion reconstruction",
             )
-    if not readers:  # nothing hangs on any unit
+    if not readers:  # nothing depends on any unit
         return
     keep = np.ones(trace.units.count, dtype=bool)
     teacher = Teacher(document, trace, keep, region, context.data.calibration.states)
@@ -85,7 +84,7 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
 
 
 def reading(traced: TracedModel) -> list[Binding]:
-    """Where weights read units: of products, of the next layers' inputs, and of states."""
+    """The weights that read units: in products, and for inputs and states of layers."""
     trace = traced.trace
     found = [binding for binding in trace.bindings if binding.bound.reads is not None]
     layers = [layer for layer in traced.layers if "R" in layer.cell.inputs]
@@ -98,7 +97,7 @@ def reading(traced: TracedModel) -> list[Binding]:
 
 
 def probes(rng: np.random.Generator) -> Losses:
-    """Random signs on all outputs, drawn several times."""
+    """Probe losses: several draws of random signs on all outputs."""
 
     def losses(outputs: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         scaled = [value / value.detach().std().clamp(min=1e-12) for value in outputs.values()]
@@ -111,7 +110,7 @@ def probes(rng: np.random.Generator) -> Losses:
 
 
 def comparison(loss: Loss, answers: Answers) -> Losses:
-    """How the outputs compare with the right answers, by one loss."""
+    """A loss of the outputs against labels."""
 
     def losses(outputs: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         value = loss(outputs, answers)
@@ -128,13 +127,13 @@ def comparison(loss: Loss, answers: Answers) -> Losses:
 
 @dataclass(frozen=True, eq=False)
 class Slope:
-    """Derivatives by factors on units.
+    """Computes derivatives by factors on units.
 
     Attributes:
-        network: of the model.
-        outputs: names of those that losses are computed from.
-        readers: where weights read units.
-        count: of units.
+        network: the model's network.
+        outputs: names of the outputs that losses are computed from.
+        readers: the weights that read units.
+        count: number of units.
     """
 
     network: Network
@@ -143,7 +142,7 @@ class Slope:
     count: int
 
     def __call__(self, batch: Batch, losses: Losses) -> Iterator[Matrix]:
-        """dL/dm by unit for each loss of one batch."""
+        """dL/dm by unit, for each loss on one batch."""
         names = {place: name for name, held in self.network.weights.items() for place in held}
         read = [names[binding.node, binding.bound.slot] for binding in self.readers]
         weights = {name: self.network.constants[name].clone().requires_grad_() for name in read}

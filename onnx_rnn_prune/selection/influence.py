@@ -1,15 +1,16 @@
-"""How much an error in what is read matters in the end: observability, seen on calibration data.
+"""How much errors in readers' sums affect the outputs: observability on calibration data.
 
-Let J be the derivative of all outputs to come by an error in what a reader sums. The expected
-damage of errors e is e' E[J'J] e: the observability Gramian of balanced truncation (Moore 1981),
-along the trajectories that the data take. It is estimated as Hutchinson (1990) does a trace: a sum
-of all outputs with random weights of unit variance has derivatives g with E[gg'] = E[J'J]. These go
-back through a layer's own loop step by step, and from the last layer to the first. Between layers
-just their distribution counts: what arrives at a layer is drawn anew for each of its steps. Where
-no further unit is behind a reader, errors count in relation to the variance of what it sums.
+Let J be the derivative of all future outputs by an error in a reader's sum. The expected damage of
+errors e is e' E[J'J] e: the observability Gramian of balanced truncation (Moore 1981), along the
+trajectories of the data. It is estimated in the way of Hutchinson's trace (1990): a sum of all
+outputs with random weights of unit variance has derivatives g with E[gg'] = E[J'J]. These are
+propagated back through a layer's own recurrence step by step, and from the last layer to the first.
+Between layers only their distribution counts: derivatives arriving at a layer are drawn anew for
+each of its steps. If no further unit follows a reader, errors count relative to the variance of its
+sum.
 
 Half of the units of a streaming denoiser (DTLN), chosen in this way and refitted three times,
-deviate by 27 % on other speech; by 30 % where errors count by what the next layer makes of them.
+deviate by 27 % on other speech; by 30 % if errors count by their effect on the next layer only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 Real = npt.NDArray[Any]
 
-# Steps that are looked at: so many, or fewer where layers are large or many.
+# Steps to look at, or fewer if layers are large or many.
 _STEPS = 4096
 _ENTRIES, _ALL_ENTRIES = 1 << 19, 1 << 22
 # Derivatives by outputs that are drawn at a time.
@@ -43,11 +44,11 @@ _DRAWN = 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """What comes of errors in what readers sum.
+    """The effect of errors in readers' sums.
 
     Attributes:
-        rows: by reader, how much the square of an error in each output matters, [outputs].
-        drawn: by reader of gates, derivatives by its outputs, [N, outputs]; they tell more.
+        rows: weights of squared errors in each output, by reader, [outputs].
+        drawn: derivatives by the outputs, by gate reader, [N, outputs]; more detailed.
     """
 
     rows: dict[str, Matrix]
@@ -101,13 +102,13 @@ class Influence:
 
 
 def _in_parts(reader: Reader, lookup: Lookup, outputs: int) -> Iterator[tuple[slice, Array]]:
-    """A reader's weight, some of its rows at a time, for the whole may be most of a model."""
+    """A reader's weight in blocks of rows: the whole may be most of a model."""
     lines, every = reader.lines(lookup), np.arange(outputs)
     return ((rows, lines(every[rows])) for rows in blocks(outputs))
 
 
 def _before(derivatives: Array, reader: Reader, lookup: Lookup, places: Ids) -> Array:
-    """Derivatives by outputs, [N, outputs], as those by entries of the signal, [N, places]."""
+    """Turns derivatives by outputs, [N, outputs], into those by signal entries, [N, places]."""
     total = np.zeros((len(derivatives), len(places)), derivatives.dtype)
     for rows, weight in _in_parts(reader, lookup, derivatives.shape[1]):
         total += derivatives[:, rows] @ weight[:, places]
@@ -117,13 +118,13 @@ def _before(derivatives: Array, reader: Reader, lookup: Lookup, places: Ids) -> 
 def influence_of(
     traced: TracedModel, readers: Sequence[Reader], evidence: Evidence, feeds: Feeds
 ) -> Influence:
-    """The influence of all that reads units.
+    """The influence of errors in readers of units.
 
     Args:
         traced: the model.
-        readers: those that count.
-        evidence: of the calibration feeds.
-        feeds: to calibrate on, of which some are looked at.
+        readers: the readers that count.
+        evidence: from calibration.
+        feeds: the calibration set, of which some feeds are run.
     """
     lookup = Lookup.of(traced.document)
     found = Influence({r.name: _relative(r, lookup, evidence) for r in readers}, {})
@@ -147,13 +148,13 @@ Trajectories = dict[tuple[str, int], list[Steps]]
 
 @dataclass(frozen=True, eq=False)
 class _Back:
-    """Goes from a lane's readers back to those that make its units.
+    """Propagates influence from a lane's readers back to the readers that make its units.
 
     Attributes:
-        lookup: of the document.
+        lookup: index of the document.
         same: for each unit, the one as which it is read: see `Trace`.
-        trajectories: by layer and direction, what happened there.
-        found: what is known of later lanes; that of this one is added.
+        trajectories: inputs and states, by layer and direction.
+        found: the influence of later lanes; that of each lane is added.
     """
 
     lookup: Lookup
@@ -164,7 +165,7 @@ class _Back:
     def __call__(
         self, lane: Ids, own: Sequence[Reader], ahead: Sequence[tuple[Reader, Labels]]
     ) -> None:
-        """Adds what is known of one lane, given the readers that make it and those that read it."""
+        """Adds the influence of one lane, given the readers that make it and those that read it."""
         gates = [reader for reader in own if isinstance(reader, GateReader)]
         trajectories = self.trajectories[gates[0].layer, gates[0].direction] if gates else []
         felt = np.zeros(len(lane))
@@ -185,7 +186,7 @@ class _Back:
     def _through(
         self, gates: Sequence[GateReader], trajectories: Sequence[Steps], arriving: Sequence[Matrix]
     ) -> None:
-        """Takes derivatives by the states of a lane back to what its gates sum."""
+        """Propagates derivatives by a lane's states back to its gates' pre-activations."""
         layer = gates[0].layer_of(self.lookup)
         drawn: dict[str, list[Matrix]] = {reader.name: [] for reader in gates}
         for steps, weights in zip(trajectories, arriving, strict=True):
@@ -204,7 +205,7 @@ class _Back:
         ahead: Sequence[tuple[Reader, Labels]],
         shapes: Sequence[tuple[int, ...]],
     ) -> list[Matrix]:
-        """Derivatives by the states of a lane, as far as others read them, one array a shape."""
+        """Derivatives by a lane's states from its other readers, one array per shape."""
         rng, found = np.random.default_rng(0), [np.zeros(shape) for shape in shapes]
         for reader, places in self._reading(lane, ahead):
             for each in found:
@@ -224,7 +225,7 @@ class _Back:
 
 
 def _relative(reader: Reader, lookup: Lookup, evidence: Evidence) -> Matrix:
-    """How much the square of an error in each output matters to its unit, or else, [outputs]."""
+    """Weights of squared errors in each output, relative to the variance if none makes a unit."""
     emphasis = evidence.emphasis[reader.pool]
     if (reader.outputs(lookup) >= 0).any():
         return emphasis
@@ -239,7 +240,7 @@ def _relative(reader: Reader, lookup: Lookup, evidence: Evidence) -> Matrix:
 def _trajectories(
     traced: TracedModel, gates: Sequence[GateReader], evidence: Evidence, feeds: Feeds
 ) -> Trajectories:
-    """What layers did over some of the feeds; calls that follow one another are joined."""
+    """Trajectories of layers over some feeds; consecutive calls are joined."""
     lanes = {(reader.layer, reader.direction): reader for reader in gates}
     widths = [len(reader.lane) for reader in lanes.values()] or [1]
     most = max(1, min(_STEPS, _ENTRIES // max(widths), _ALL_ENTRIES // sum(widths)))
@@ -265,7 +266,7 @@ def _trajectories(
 
 
 def _trajectory(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most: int) -> Steps:
-    """Calls that go on from one another as one, of so many steps of all sequences at most."""
+    """Joins consecutive calls into one, with at most `most` steps over all sequences."""
     layer, read, made = reader.layer_of(lookup), reader.source(lookup), reader.taps(lookup)[-1]
     limit = max(1, most // max(1, calls[0][read].shape[1]))
     trajectory = dict(calls[0])
@@ -280,14 +281,14 @@ def _trajectory(reader: GateReader, lookup: Lookup, calls: Sequence[Taps], most:
 
 
 def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] | None:
-    """The derivatives of a weighted sum of all states by what each gate sums, [T, B, H] by letter.
+    """Derivatives of a weighted sum of all states by gate pre-activations, [T, B, H] by letter.
 
-    That is back-propagation through time, from the last step to the first.
+    Uses back-propagation through time, from the last step to the first.
 
     Args:
         layer: the layer.
-        steps: along which it runs.
-        weights: of the states in the sum, [T, B, H].
+        steps: its trajectory.
+        weights: weights of the states in the sum, [T, B, H].
     """
     found = slopes(layer, steps)
     if found is None:
@@ -324,7 +325,7 @@ def adjoints(layer: Layer, steps: Steps, weights: Matrix) -> dict[str, Matrix] |
 
 
 def meeting(labels: Sequence[Labels], lanes: Sequence[Ids]) -> list[list[int]]:
-    """For each lane, which of some labels have units of it."""
+    """For each lane, the indices of the labels that contain its units."""
     units = np.concatenate(lanes) if lanes else np.zeros(0, np.int64)
     owners = np.repeat(np.arange(len(lanes)), [len(lane) for lane in lanes])
     found: list[list[int]] = [[] for _ in lanes]
@@ -335,7 +336,7 @@ def meeting(labels: Sequence[Labels], lanes: Sequence[Ids]) -> list[list[int]]:
 
 
 def columns_of(labels: Ids, lane: Ids) -> list[Ids] | None:
-    """Where a signal holds a lane: one array of H places for each time it does."""
+    """The columns of a lane in a signal: one array of H indices per occurrence."""
     inside = np.isin(labels, lane)
     if not inside.any():
         return None

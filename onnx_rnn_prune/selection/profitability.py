@@ -1,7 +1,7 @@
-"""Leaving layers whole whose cut would not make the file smaller.
+"""Leaves layers whole if cutting them would not make the file smaller.
 
-Where units can be followed no further, and where states come in, matrices bring a layer's signals
-to full width and back. In a small layer they may take more room than the units that go.
+Where units cannot be traced further, and where states come in, matrices bring a layer's signals to
+full width and back. In a small layer they may take more space than the removed units.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ REASON = (
     "restoring its states and outputs to full width takes as much space as removing units saves"
 )
 
-# Bytes that one matrix takes at most apart from its entries: its nodes and their names.
+# The most bytes of one matrix besides its entries: its nodes and their names.
 _NAMES = 4096
 
 
 def pin_unprofitable(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
-    """A plan that leaves layers whole where cutting them makes the file no smaller.
+    """Changes a plan to leave layers whole if cutting them does not make the file smaller.
 
     Args:
         traced: the model, with the layers that may be cut.
-        plan: what is to be cut.
-        refits: whether recovery may write to all weights that read units. Where it then does not,
-            the result is smaller than is counted here.
+        plan: the plan.
+        refits: whether recovery may write to all weights that read units. If it then does not, the
+            result is smaller than computed here.
     """
 
     opened = traced.opened
@@ -71,7 +71,7 @@ def pin_unprofitable(traced: TracedModel, plan: Plan, refits: bool) -> Plan:
 
 
 def unprofitable_layers(traced: TracedModel) -> Mapping[str, str]:
-    """Layers that no cut makes smaller, and why: not even one that leaves a single unit."""
+    """Layers that no cut makes smaller, not even one that leaves a single unit, with reasons."""
     trace = traced.trace
     keep = choose(trace, np.zeros(trace.units.count), [1] * len(trace.groups))
     plan = Plan.from_mask(fingerprint(traced.opened.model), trace, keep)
@@ -79,14 +79,14 @@ def unprofitable_layers(traced: TracedModel) -> Mapping[str, str]:
 
 
 def restores_width(traced: TracedModel, group: Group) -> bool:
-    """Whether cutting a group takes nodes that bring its states or outputs to full width."""
+    """Whether cutting a group needs nodes that bring its states or outputs to full width."""
     if any(outlet.layer in group.layers for outlet in traced.restored):
         return True
     return any(_selects(layer) for layer in traced.layers if layer.name in group.layers)
 
 
 def sample_cut(traced: TracedModel, plan: Plan) -> Document:
-    """What prune writes for a plan, but for the numbers in it."""
+    """The document that prune writes for a plan, apart from the values of weights."""
     found = traced.for_plan(plan)
     document = filled(found)
     place(document, found, plan)
@@ -94,7 +94,7 @@ def sample_cut(traced: TracedModel, plan: Plan) -> Document:
 
 
 def place(document: Document, traced: TracedModel, plan: Plan) -> None:
-    """Writes into a document of full width how states are placed that are only handed back."""
+    """Writes the placement of states that are only handed back into a full-width document."""
     keep = plan.mask(traced.trace)
     fits = place_states(traced, keep)
     Recover(traced.readers, keep, fits)(document)
@@ -102,12 +102,12 @@ def place(document: Document, traced: TracedModel, plan: Plan) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ProfitableCuts:
-    """Leaves groups whole whose cut does not pay.
+    """Restores groups to full width if cutting them does not pay.
 
     Attributes:
-        full: units of the groups.
-        doubtful: the numbers of those of which states or outputs are brought to full width.
-        prices: what must all become less for a cut to pay.
+        full: numbers of units of the groups.
+        doubtful: indices of groups whose states or outputs are brought to full width.
+        prices: prices that must all fall for a cut to pay.
     """
 
     full: tuple[int, ...]
@@ -115,7 +115,7 @@ class ProfitableCuts:
     prices: Sequence[Price]
 
     def __call__(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """The same counts, but for groups that are better left whole."""
+        """The counts, with groups that are better left whole at full width."""
         found = list(counts)
         for number in self.doubtful:
             whole = [*found[:number], self.full[number], *found[number + 1 :]]
@@ -125,9 +125,9 @@ class ProfitableCuts:
 
 
 def filled(traced: TracedModel) -> Document:
-    """A copy of a prepared document in which all that recovery may write to holds numbers.
+    """A copy of a prepared document with values in all constants that recovery may write.
 
-    Then nothing that makes room for them can be dropped. Where entries are just placed, nothing is.
+    Then no node added for them is dropped as redundant. Readers that only place entries stay as is.
     """
     document = traced.document.copy()
     lookup, fits = Lookup.of(document), {}
@@ -141,7 +141,7 @@ def filled(traced: TracedModel) -> Document:
 
 
 def _doubtful(traced: TracedModel, plan: Plan) -> set[str]:
-    """Layers with matrices before or behind them that may take more than fewer units save."""
+    """Layers next to matrices that may take more space than removed units save."""
     restored = {(outlet.layer, outlet.output) for outlet in traced.restored}
     found = set()
     for layer in traced.layers:
@@ -156,14 +156,14 @@ def _doubtful(traced: TracedModel, plan: Plan) -> set[str]:
 
 
 def _selects(layer: Layer) -> int:
-    """How many of a layer's initial states are picked from ones at full width."""
+    """The number of a layer's initial states that are picked from full-width ones."""
     states = [layer.input(name) for name in STATES if name in layer.cell.inputs]
     makers = [node for state in states if state is not None for node in state.inputs]
     return sum(node.name.startswith(OWN) for node in makers)
 
 
 def _pinned(traced: TracedModel, plan: Plan, names: Iterable[str]) -> Plan:
-    """A plan in which some layers keep all units; what stops their units is named."""
+    """A plan in which some layers keep all units, with the reason that stops them."""
     layers, reasons = dict(plan.layers), dict(plan.pinned)
     stops = {outlet.layer: reason for outlet, reason in traced.restored.items()}
     for name in names:
@@ -175,10 +175,10 @@ def _pinned(traced: TracedModel, plan: Plan, names: Iterable[str]) -> Plan:
 
 
 def worse(report: PruneReport, pays: Container[str] = ("bytes", "ms")) -> str | None:
-    """In what a cut model is worse than its original, if it is, before anything else is done to it.
+    """What a cut model is worse in than its original, before any further processing, or None.
 
     Args:
-        report: of the cut.
+        report: the report of the cut.
         pays: what a cut must save: bytes, and ms of a run.
     """
     cut = report.stages[0] if report.stages else None

@@ -1,4 +1,4 @@
-"""What a user asks for."""
+"""The request: what to cut, as users ask for it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _DEFAULT_KEEP = Keeps(Keep(share=0.5))
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be cut.
+    """What to cut, and how.
 
     Attributes:
-        keep: how much each layer keeps, or None where only a budget counts.
-        budget: what the result may cost, or None.
+        keep: how much each layer keeps, or None if only a budget counts.
+        budget: limit on the cost of the result, or None.
         criterion: how units are ranked; None for the best that the data allows.
-        allocate: how the cut is shared between layers.
-        per: what units are paid for in where they are shared out.
-        steps: in how many steps units are chosen.
+        allocate: how the cut is allocated among layers.
+        per: the price of units in the allocation.
+        steps: number of steps in which units are chosen.
         layers: which layers may be cut: recurrent, all, or globs of names.
-        only: globs of those to prune; empty for all.
+        only: globs of layers to prune; empty for all.
         skip: globs of layers to leave alone.
-        recover: how kept weights make up for cut ones; auto for the best that the data allows.
+        recover: how kept weights compensate; auto for the best that the data allows.
         bounds: alignment and least number of units.
-        seed: for criteria that draw.
+        seed: random seed for criteria.
     """
 
     keep: Keeps | None
@@ -53,10 +53,10 @@ class Request:
 
     @staticmethod
     def of(options: Options) -> Request:
-        """What options ask for.
+        """The request for the given options.
 
         Raises:
-            PruneError: one of them means nothing.
+            PruneError: an option is invalid.
         """
         asked, cut = options.selection, options.cut
         default = _DEFAULT_KEEP if asked.budget is None else None
@@ -76,7 +76,7 @@ class Request:
         )
 
     def criterion_for(self, data: Calibration) -> Criterion:
-        """The criterion that is used on this data."""
+        """The criterion to use on this data."""
         return self.criterion or parse_criterion("reconstruction" if data.given else "l2")
 
     @property
@@ -85,7 +85,7 @@ class Request:
         return self.criterion is not None and self.criterion.learns
 
     def refits(self, data: Calibration) -> bool:
-        """Whether weights may be refitted, and then all of them are needed."""
+        """Whether weights may be refitted, so that all of them are needed."""
         return self.recover in FROM_WEIGHTS or (data.given and self.recover != "none")
 
     def layers_of(self, opened: OpenedModel) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How many units each group keeps."""
+"""Decides how many units each group keeps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def share_out(
     """The number of units that each group keeps.
 
     Raises:
-        PruneError: the cut is to be measured, and there is no data.
+        PruneError: the allocation needs measurements, and there is no data.
         ConstraintError: a budget cannot be met.
     """
     trace = traced.trace
@@ -64,9 +64,9 @@ def share_out(
 
 
 def _joint(evaluator: Evaluator, space: Space, progress: Progress) -> list[int]:
-    """The counts with the least error among those that the search's way of sharing tries.
+    """The counts with the least error among those tried by the search's allocation.
 
-    What a cut is counted in stands for time.
+    The price of a cut stands in for time.
     """
 
     def tried(counts: Counts) -> Trial:
@@ -94,7 +94,7 @@ def _limits(traced: TracedModel, request: Request, price: Price, cost: Callable[
     if budget is not None:
         counted = opened.find_counted
         limit = limit_of(budget, opened.document, counted)
-        # A model that keeps all is left as it is, and has nothing to bring back to full width.
+        # A limit that the original meets needs no check: an uncut model gets no extra nodes.
         if limit < limit_of(Budget(budget.kind, share=1.0), opened.document, counted):
             least = [request.bounds.floor(group) for group in trace.groups]
             limits.append(within_budget(budget, limit, cost(), least))
@@ -102,13 +102,13 @@ def _limits(traced: TracedModel, request: Request, price: Price, cost: Callable[
 
 
 def cost_of_cuts(traced: TracedModel, scores: Matrix, refits: bool) -> Cost:
-    """What cuts cost, as seen in one that removes as little as a cut can.
+    """The cost of cuts, derived from one that removes as little as possible.
 
     Args:
         traced: the model.
-        scores: of the units.
-        refits: whether recovery may write to all weights that read units. Where it then does not,
-            the result is smaller than is counted here.
+        scores: one per unit.
+        refits: whether recovery may write to all weights that read units. If it then does not, the
+            result is smaller than computed here.
     """
     trace = traced.outside.trace
     document = filled(traced) if refits else traced.document.copy()

@@ -1,4 +1,4 @@
-"""Cuts that a search chooses from, and trials: cuts that were made, run and judged."""
+"""The search space of cuts, and trials: cuts that were made, run and judged."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from onnx_rnn_prune.trace.units import Group
 # How many units each group keeps.
 Counts = tuple[int, ...]
 
-# How a cut is made up for while it is tried: least squares with one lambda, or all that the final
-# one gets.
+# Recovery in trials: least squares with one lambda, or the full recovery of the final result.
 QUICK, FULL = "quick", "full"
-# Units of a group from which on steps of 8 are small.
+# The group size from which on steps of 8 units are small.
 _MANY = 32
-# In so many steps a cut is made narrower until it fits.
+# The number of shares tried to narrow a cut until it fits.
 _SHARES = 101
-# Times that differ by less than this share are equal: predictions are not better than that.
+# Times that differ by less than this share count as equal: predictions are no better.
 _ALIKE = 0.02
 
 
 class Ask(NamedTuple):
-    """A cut that is to be tried."""
+    """A cut to try."""
 
     counts: Counts
     recovery: str = QUICK
 
 
 class Verdict(NamedTuple):
-    """The part of a trial that takes a cut to know; its attributes are as there."""
+    """The part of a trial that needs a cut model; attributes as in `Trial`."""
 
     value: float
     loss: float
@@ -48,19 +47,19 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a cut.
+    """The result of trying a cut.
 
     Attributes:
-        counts: units that the groups keep.
-        recovery: how it was made up for.
-        value: its quality on the validation feeds.
-        loss: by how much that is worse than the original's.
-        spread: the standard error of the loss, from parts of these feeds.
-        nrmse: of the output that deviates most.
-        ms: what a run is predicted to take.
-        params: of the model.
-        bytes: of the file, at most.
-        seconds: that the trial took.
+        counts: kept units per group.
+        recovery: quick or full.
+        value: quality on the validation set.
+        loss: how much worse the quality is than the original's.
+        spread: standard error of the loss, from parts of the validation set.
+        nrmse: NRMSE of the output that deviates most.
+        ms: predicted time of a run.
+        params: parameters of the model.
+        bytes: upper bound of the file size.
+        seconds: duration of the trial.
     """
 
     counts: Counts
@@ -75,7 +74,7 @@ class Trial:
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dictionary for JSON."""
         return asdict(self)
 
     @staticmethod
@@ -84,24 +83,24 @@ class Trial:
         return Trial(**{**record, "counts": tuple(record["counts"])})
 
 
-# Asks for batches of trials, and is sent what came of them. What it asks must follow from what it
-# was sent alone, so that a search that goes on where it stopped ends as one left alone.
+# Yields batches of cuts to try, and is sent their trials. What it asks for may depend on those
+# alone, so that a resumed search ends like an uninterrupted one.
 Strategy = Generator[Sequence[Ask], Sequence[Trial], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """The cuts that a search chooses from.
+    """The search space: the cuts to choose from.
 
     Attributes:
-        trace: of the model.
-        scores: of its units; of a group, those with the highest stay.
+        trace: the model's trace.
+        scores: one per unit; a group keeps those with the highest.
         bounds: alignment and least number of units.
-        price: what a cut costs: what a run is predicted to take, or what is limited instead.
-        fits: whether a cut is within all that limits its cost.
-        profitable: leaves groups whole whose cut does not pay.
-        eights: the numbers of groups that keep multiples of 8 where counts are rounded: the
-            channels of convolutions, which run faster then.
+        price: the price of a cut: the predicted time of a run, or what is limited instead.
+        fits: whether a cut is within all limits on its cost.
+        profitable: leaves groups whole if cutting them does not pay.
+        eights: indices of groups whose counts are rounded to multiples of 8: channels of
+            convolutions, which run faster then.
     """
 
     trace: Trace
@@ -114,21 +113,21 @@ class Space:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """Those whose numbers of units are chosen."""
+        """The groups whose counts are chosen."""
         return self.trace.groups
 
     @property
     def full(self) -> Counts:
-        """All units."""
+        """The counts of the original."""
         return tuple(group.size for group in self.groups)
 
     @property
     def floor(self) -> Counts:
-        """The fewest that may stay."""
+        """The lowest counts allowed."""
         return tuple(self.bounds.floor(group) for group in self.groups)
 
     def within(self, most: float, order: Sequence[int]) -> Counts:
-        """As many units as fit into so high a price, given to groups in an order."""
+        """The most units within a price, given to groups in the given order."""
 
         def fits(counts: list[int]) -> bool:
             return self.fits(counts) and (math.isinf(most) or self.price(counts) <= most)
@@ -136,7 +135,7 @@ class Space:
         return self.profitable(tuple(self.bounds.share(self.groups, fits, order)))
 
     def narrowed(self, counts: Counts) -> Counts:
-        """Fewer units in every group, by the same share of those that may go, until that fits."""
+        """Narrows all groups, by the same share of their removable units, until the cut fits."""
         start, floor = np.array(counts, float), np.array(self.floor, float)
         for share in np.linspace(0.0, 1.0, _SHARES):
             found = self.aligned(start - share * (start - floor))
@@ -145,13 +144,13 @@ class Space:
         return self.floor
 
     def aligned(self, counts: Sequence[float]) -> Counts:
-        """Real numbers as the nearest numbers of units that are allowed."""
+        """Rounds real numbers to the nearest counts allowed."""
         found = []
         for number, (group, count) in enumerate(zip(self.groups, counts, strict=True)):
             eight = number in self.eights and group.size * group.each >= _MANY
             step = self.bounds.steps(group, 8 if eight else 1)
             near = max(round(count / step) * step, self.bounds.floor(group))
-            # A group that is to stay whole does, whatever its size is a multiple of.
+            # A whole group stays whole, even if its size is no multiple of the step.
             whole = group.size - count <= abs(near - count)
             found.append(group.size if whole else min(near, group.size))
         return self.profitable(tuple(found))
@@ -159,12 +158,12 @@ class Space:
 
 @dataclass(frozen=True)
 class Aim:
-    """A goal in numbers, of one model.
+    """The goal in numbers, for one model.
 
     Attributes:
-        most: the largest loss, or None for as little as can be.
-        fits: whether a cut is within all that limits its cost.
-        nrmse: the largest NRMSE, beside a loss that is another quality's.
+        most: the largest loss allowed, or None to minimise it.
+        fits: whether a cut is within all limits on its cost.
+        nrmse: the largest NRMSE allowed, if the loss is of another quality.
     """
 
     most: float | None
@@ -172,22 +171,19 @@ class Aim:
     nrmse: float = math.inf
 
     def meets(self, trial: Trial) -> bool:
-        """Whether a trial is all that is asked for: good enough, with a standard error to spare."""
+        """Whether a trial meets the goal, with a margin of one standard error."""
         good = self.most is None or trial.loss + trial.spread <= self.most
         return good and trial.nrmse <= self.nrmse and self.fits(list(trial.counts))
 
     def rank(self, trial: Trial) -> tuple[bool, bool, int, float]:
-        """The lower, the better: what fits, of that what is good enough, of that the fastest.
-
-        Of equally fast ones, the one that loses least.
-        """
+        """A sort key, best first: cuts that fit, then good enough, then fast, then little loss."""
         fits, meets = self.fits(list(trial.counts)), self.meets(trial)
         by_time = meets and self.most is not None
         time = round(math.log(max(trial.ms, 1e-9)) / _ALIKE) if by_time else 0
         return not fits, not meets, time, trial.loss
 
     def for_quick(self, quick: Trial, full: Trial) -> Aim:
-        """What quick trials must reach, if one in full makes up for as much as it did here."""
+        """The aim for quick trials, if full recovery always gains as much as on this cut."""
         if self.most is None:
             return self
         most = self.most + quick.loss + quick.spread - full.loss - full.spread

@@ -1,25 +1,23 @@
-"""Who says which cut is tried next.
+"""Search strategies: decide which cut to try next.
 
-The built-in strategy, greedy, begins with cuts that take no measurements to know, and refines the
-best of them:
+The built-in strategy, greedy, begins with cuts that need no measurements, and refines the best:
 
-1. Ways to share a cut make a row of cuts each, from cheap to dear: equal shares, one ranking over
-   all groups, the same by what units cost, and what readers lose in closed form by what that saves.
-   Where the goal is a quality, the cheapest cut of each row that keeps it is found by bisection,
-   all rows side by side, and none is looked at beyond the best so far; else each row's first that
-   fits is tried.
-2. So much as measured is lost: each group alone is cut to several widths, or of many groups those
-   that save most to one. Slopes of these curves by what they save make one more row. What a
-   recovery in full makes up for is seen in the best, and allowed for in another bisection.
-3. From the best, units are taken from one group, or moved from one to another, while that helps;
-   where the best within a cost is looked for, in the end with a recovery in full.
-4. The best are recovered in full, which keeps more of the quality; what that leaves to spare is
+1. Each way of allocating a cut gives a row of cuts, from cheap to expensive: equal shares, one
+   ranking over all groups, the same per price of a unit, and the readers' closed-form loss per
+   price saved. If the goal is a quality, bisection finds the cheapest cut of each row that keeps
+   it, all rows side by side, ignoring cuts more expensive than the best so far; else the largest
+   cut of each row that fits is tried.
+2. Losses are measured: each group alone is cut to several widths; if there are many groups, only
+   those that save most, to one width. Slopes of these curves per price saved give one more row. The
+   gain of full recovery is measured on the best cut, and allowed for in another bisection.
+3. Starting from the best, units are removed from one group, or moved from one to another, while
+   that helps; if the goal is the best within a cost, in the end with full recovery.
+4. The best are recovered in full, which keeps more of the quality; the margin that this leaves is
    used to cut further.
 
 Optuna's tree of Parzen estimators draws cuts where earlier ones did well (Bergstra et al. 2011,
-"Algorithms for hyper-parameter optimization"). What Optuna would keep in a storage of its own is in
-the study: it is told of the same trials in the same order again, and with the same seed it draws
-the same.
+"Algorithms for hyper-parameter optimization"). The study replaces Optuna's own storage: Optuna is
+told the same trials in the same order again, and with the same seed draws the same.
 """
 
 from __future__ import annotations
@@ -41,41 +39,40 @@ from onnx_rnn_prune.trace.units import Group
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A way to share a cut, from cheap to dear.
+    """A row of cuts, from cheap to expensive, by one way of allocation.
 
     Attributes:
-        within: the cut of which no other one keeps more for a price.
-        seen: what came of those that were tried by quick trials, by that price.
+        within: returns the row's largest cut within a price.
+        seen: quick trials of its cuts, by that price.
     """
 
     within: Callable[[float], Counts]
     seen: dict[float, Trial] = field(default_factory=dict)
 
     def low(self, aim: Aim) -> float:
-        """The highest price at which a cut is known not to be good enough."""
+        """The highest price tried that was not good enough."""
         return max((most for most, trial in self.seen.items() if not aim.meets(trial)), default=0.0)
 
 
 Steps = Generator[Sequence[Ask], Sequence[Trial], Trial]
 
-# Widths at which one group is cut alone, as shares; of many groups the middle one does, and so many
-# cuts at most are made for all. A search, which scales the closed form by them, makes few.
+# Widths to which single groups are cut, as shares; a search, which only scales the closed form by
+# them, uses few; with many groups, only the middle one, for at most _ALONE cuts in all.
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _FEW = (0.25, 0.5)
 _ALONE = 40
-# The least share that the closed form may say is lost by a cut.
+# Lower bound of the loss that the closed form predicts for a cut.
 _LEAST = 1e-6
-# Rounds of bisection, to within 1 % of the range of costs; and of allowing for a recovery in full.
+# Rounds of bisection, to within 1 % of the range of costs; and of allowing for full recovery.
 _HALVINGS, _ALLOWANCES = 7, 3
-# Moves are of these parts of a group, one after the other; so many groups give or take, and so many
-# moves are tried at a time.
+# Parts of a group to move, in turn: 1/8, 1/16, 1/32. Moves per batch, groups that give or take,
+# and batches per part.
 _PARTS = (8, 16, 32)
 _BATCH, _PARTNERS = 8, 12
 _MOVES = 8
-# Where the best is looked for that costs no more than asked, what a recovery in full makes of moves
-# decides in the end.
+# If the goal is the best within a cost, moves are finally judged by full recovery.
 _FULL_PARTS, _FULL_BATCH, _FULL_MOVES = (4, 8), 4, 3
-# And so many of the ways to share a cut, the best ones by quick trials, are compared by it.
+# The number of rows, the best by quick trials, that are compared by full recovery.
 _COMPARED = 3
 _LAST_HALVINGS = 4
 
@@ -86,8 +83,8 @@ class Curve:
 
     Attributes:
         layers: the group's layers.
-        kept: numbers of units, rising; the last is all of them, [n].
-        error: NRMSE on validation feeds, with least squares as recovery; 0 for all units, [n].
+        kept: numbers of units, ascending; the last is all of them, [n].
+        error: NRMSE on the validation set, recovered by least squares; 0 for all units, [n].
     """
 
     layers: tuple[str, ...]
@@ -95,9 +92,9 @@ class Curve:
     error: Matrix
 
     def slopes(self) -> Matrix:
-        """What each further unit takes off the squared error: those of the lower convex hull, [H].
+        """The reduction of the squared error by each further unit, on the lower convex hull, [H].
 
-        A step that takes nothing off may have to be made on the way to one that does.
+        The hull looks past units that reduce nothing to later ones that do.
         """
         size = int(self.kept[-1])
         squared = np.interp(np.arange(size + 1), self.kept, self.error**2)
@@ -112,13 +109,13 @@ class Curve:
 
 
 def by_slopes(curves: Sequence[Curve]) -> Urgency:
-    """The most urgent group is the one whose next unit takes most off the error."""
+    """Urgency by curves: how much a group's next unit reduces the error."""
     slopes = [curve.slopes() for curve in curves]
     return lambda number, kept: float(slopes[number][kept])
 
 
 def greedy(space: Space, aim: Aim) -> Strategy:
-    """Asks for trials; the best of them is what is looked for."""
+    """The built-in strategy; the best trial is its result."""
     best, curves = yield from shared(space, aim)
     if aim.most is None and best.counts != space.full:
         best = (yield [Ask(best.counts, FULL)])[0]
@@ -127,7 +124,7 @@ def greedy(space: Space, aim: Aim) -> Strategy:
 
 
 def beginning(space: Space, aim: Aim, seed: int) -> Strategy:
-    """The best of the cuts that take no measurements to know."""
+    """Tries only cuts that need no measurements."""
     yield from _best(space, aim, _rows(space))
 
 
@@ -139,7 +136,7 @@ def sharing(space: Space) -> Steps:
 def shared(
     space: Space, aim: Aim
 ) -> Generator[Sequence[Ask], Sequence[Trial], tuple[Trial, list[Curve]]]:
-    """The best way to share a cut between groups, as quick trials tell, and what groups lose."""
+    """The best allocation by quick trials, and the error curves of the groups."""
     rows = _rows(space)
     best = yield from _best(space, aim, rows)
     best, quick = yield from _allowed(space, aim, rows, best)
@@ -155,7 +152,7 @@ def shared(
 def _allowed(
     space: Space, aim: Aim, rows: Sequence[Row], best: Trial
 ) -> Generator[Sequence[Ask], Sequence[Trial], tuple[Trial, Aim]]:
-    """The best of some rows once it is known what a recovery in full makes of it, and that aim."""
+    """The best of some rows when allowing for the gain of full recovery, and the relaxed aim."""
     quick = aim
     for _ in range(_ALLOWANCES if aim.most is not None else 0):
         full = (yield [Ask(best.counts, FULL)])[0]
@@ -167,7 +164,7 @@ def _allowed(
 
 
 def _best(space: Space, aim: Aim, rows: Sequence[Row], best: Trial | None = None) -> Steps:
-    """The best cut of some rows, or what was the best before."""
+    """The best cut of some rows, or the previous best."""
     if aim.most is not None:
         return (yield from _bisected(space, aim, rows, best))
     trials = yield list(dict.fromkeys(Ask(row.within(math.inf)) for row in rows))
@@ -175,7 +172,7 @@ def _best(space: Space, aim: Aim, rows: Sequence[Row], best: Trial | None = None
 
 
 def _compared(space: Space, aim: Aim, rows: Sequence[Row]) -> Steps:
-    """Of the few rows that quick trials rank first, the one that is best recovered in full."""
+    """The quick trial of the row that is best with full recovery, among the first by quick ones."""
     asks = list(dict.fromkeys(Ask(row.within(math.inf)) for row in rows))
     first = sorted((yield asks), key=aim.rank)[:_COMPARED]
     full = yield [Ask(trial.counts, FULL) for trial in first]
@@ -183,7 +180,7 @@ def _compared(space: Space, aim: Aim, rows: Sequence[Row]) -> Steps:
 
 
 def equal(space: Space, aim: Aim) -> Strategy:
-    """The same share of each group: bisection, each cut recovered in full."""
+    """Cuts all groups to the same share: bisection, with full recovery of each cut."""
     row = _row(space, ALLOCATORS["uniform"](space.trace, space.scores), None)
     if aim.most is None:
         yield [Ask(row.within(math.inf), FULL)]
@@ -205,7 +202,7 @@ def _row(space: Space, urgency: Urgency, price: Price | None) -> Row:
 
 
 def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list[Ask]]:
-    """Cuts of each group alone, by its number."""
+    """Cuts of each group alone, by the group's index."""
     found = {}
     for number, group in enumerate(space.groups):
         cuts = [
@@ -217,7 +214,7 @@ def curve_asks(space: Space, shares: Sequence[float] = SHARES) -> dict[int, list
 
 
 def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curve]]:
-    """What each group loses: the closed form, scaled to what was measured."""
+    """The error curves of the groups: the closed form, scaled to measurements."""
     many = len(_FEW) * len(space.groups) > _ALONE
     asks = curve_asks(space, SHARES[2:3] if many else _FEW)
     cuttable = [number for number, own in asks.items() if own]
@@ -244,7 +241,7 @@ def _curves(space: Space) -> Generator[Sequence[Ask], Sequence[Trial], list[Curv
 
 
 def _closed(group: Group, scores: Matrix) -> Curve:
-    """As if the squared error were the share of what units score that is gone with the worst."""
+    """The closed-form error curve: the squared error is the removed share of the total score."""
     values = np.sort(np.sum([scores[atoms].sum(axis=1) for atoms in group.atoms], axis=0))
     values = values - min(float(values[0]), 0.0)
     gone = np.concatenate([[0.0], np.cumsum(values)])[::-1]
@@ -259,10 +256,10 @@ def _bisected(
     best: Trial | None = None,
     recovery: str = QUICK,
 ) -> Steps:
-    """The best of the cheapest cuts of each row that are good enough; all rows go side by side.
+    """Bisects all rows side by side for their cheapest good-enough cut; returns the best.
 
-    What costs more than the best so far is not looked at, nor what costs less than a cut of the row
-    that is known not to be good enough.
+    Skips cuts that cost more than the best so far, or less than one of the same row known not to be
+    good enough.
     """
     least, most = space.price(space.floor), space.price(space.full)
     lows = [max(row.low(aim), least) for row in rows]
@@ -287,7 +284,7 @@ def _bisected(
 def _moved(
     space: Space, aim: Aim, curves: Sequence[Curve], best: Trial, parts: Sequence[int] = _PARTS
 ) -> Steps:
-    """Units leave one group, or go from one to another, while that helps, recovered as the best."""
+    """Takes units from a group, or moves them to another, while that helps, recovered as `best`."""
     batch, most = (_BATCH, _MOVES) if best.recovery == QUICK else (_FULL_BATCH, _FULL_MOVES)
     for part in parts:
         for _ in range(most):
@@ -303,7 +300,7 @@ def _moved(
 def _promising(
     space: Space, aim: Aim, curves: Sequence[Curve], best: Trial, part: int
 ) -> list[Counts]:
-    """The moves for which the curves foretell least error, or least for what they save."""
+    """The moves with the least error predicted by the curves, or the least per price saved."""
     before, cost = _foretold(curves, best.counts), space.price(best.counts)
 
     def promise(counts: Counts) -> float:
@@ -319,15 +316,15 @@ def _promising(
 
 
 def _moves(space: Space, curves: Sequence[Curve], counts: Counts, part: int) -> Iterator[Counts]:
-    """Fewer units in one group, and a few more of another in exchange; the likeliest of many."""
+    """Fewer units in one group, and maybe some more in another; the most promising of many."""
     before, cost = _foretold(curves, counts), space.price(counts)
 
     def ratio(changed: Counts) -> float:
-        """What a change loses for what it saves, or gains for what it takes."""
+        """The predicted loss of a change per price saved, or its gain per price spent."""
         return (_foretold(curves, changed) - before) / max(abs(cost - space.price(changed)), 1e-12)
 
     def changed(by: float) -> list[tuple[int, float]]:
-        """Groups of which a part goes, or is added, the likeliest first."""
+        """Groups that lose or gain a part, the most promising first."""
         least = math.copysign(1.0, by)
         sizes = [max(abs(group.size * by), 1.0) * least for group in space.groups]
         each = {n: space.aligned(_changed(counts, n, size)) for n, size in enumerate(sizes)}
@@ -349,13 +346,13 @@ def _changed(counts: Counts, number: int, by: float) -> list[float]:
 
 
 def _foretold(curves: Sequence[Curve], counts: Counts) -> float:
-    """The sum of the squared errors of each group's cut alone."""
+    """The predicted squared error: the sum over the groups, each cut alone."""
     pairs = zip(curves, counts, strict=True)
     return sum(float(np.interp(count, curve.kept, curve.error**2)) for curve, count in pairs)
 
 
 def finals(space: Space, aim: Aim, best: Trial) -> Strategy:
-    """Recovers the best in full, and cuts further, or less, with the same proportions."""
+    """Recovers the best in full, then cuts more, or less, in the same proportions."""
     if best.counts == space.full:
         return
     trials = yield [Ask(best.counts, FULL)]
@@ -373,15 +370,15 @@ def finals(space: Space, aim: Aim, best: Trial) -> Strategy:
             low = middle
 
 
-# Cuts that are drawn at a time, whatever number of workers tries them.
+# Cuts drawn at a time, regardless of the number of workers.
 _DRAWN = 4
-# Cuts in all, and how many that do not fit are drawn for one that does.
+# Total number of cuts, and the most misfits drawn for one that fits.
 _DRAWS = 100
 _MISFITS = 20
 
 
 def optuna(space: Space, aim: Aim, seed: int) -> Strategy:
-    """Draws, and recovers the best in full as `greedy` does.
+    """Draws cuts with Optuna, and recovers the best in full as `greedy` does.
 
     Raises:
         PruneError: Optuna is not installed.
@@ -426,7 +423,7 @@ def optuna(space: Space, aim: Aim, seed: int) -> Strategy:
 
 
 def _value(aim: Aim, trial: Trial, full: float) -> float:
-    """What is to be made small: time where a cut is good enough, beyond that the loss."""
+    """The objective to minimise: time if a cut is good enough, else the loss."""
     if aim.most is None:
         return min(trial.loss, 1e6)
     if aim.meets(trial):
@@ -434,7 +431,7 @@ def _value(aim: Aim, trial: Trial, full: float) -> float:
     return full * (1.0 + min(trial.loss + trial.spread - aim.most, 1e6))
 
 
-# By name; the seed is for those that draw.
+# Strategies by name; the seed is for those that draw.
 STRATEGIES: Mapping[str, Callable[[Space, Aim, int], Strategy]] = {
     "greedy": lambda space, aim, seed: greedy(space, aim),
     "uniform": lambda space, aim, seed: equal(space, aim),

@@ -76,7 +76,7 @@ def drift(a: Called, b: Called, feeds: Iterable[Feed]) -> dict[str, Drift]:
 
 
 def deviations(found: Iterable[Result], where: str) -> dict[str, Drift]:
-    """The same for results; `where` names the two models in errors."""
+    """The same from results; `where` names the two models in errors."""
     sums: dict[str, Sums] = {}
     for result in found:
         for name, wanted in result.wanted.items():
@@ -298,7 +298,7 @@ class Detail(Record):
     """More about the drift of an output.
 
     Attributes:
-        histogram: of differences; None if nothing differs, or entries are no numbers.
+        histogram: of differences; None if nothing differs, or entries are not numbers.
         over_time: over steps, or calls of streams; None if the output has no axis of time steps and
             each feed is independent.
     """

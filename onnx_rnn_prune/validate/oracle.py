@@ -13,8 +13,8 @@ from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.validate.results import Called, numbers, pairs, parts, same_places
 
-# By how many roundings half-precision outputs may differ in two orders of summation; the usual
-# tolerance is finer than what such a type resolves.
+# Rounding steps by which half-precision outputs may differ between orders of summation; the usual
+# tolerance is finer than the resolution of such types.
 _HALF_ROUNDINGS = 16
 EXACT = 1e-5
 """The tolerance of models that compute in floating point."""

@@ -19,12 +19,12 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 
 # The most bytes of outputs that are kept in memory.
 _MOST_BYTES = 1 << 24
-# Larger constants are no shapes, and inference does without their values.
+# Larger constants are not shapes, and inference does without their values.
 _SHAPES = 64
 
 Numbers = npt.NDArray[np.float64]
 
-# So many entries that several copies in double precision take little memory.
+# Entries per part, few enough that several copies in double precision take little memory.
 _PART = 1 << 16
 
 

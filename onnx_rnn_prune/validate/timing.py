@@ -34,9 +34,9 @@ _ROUNDS = 50
 _SECONDS = 1.0
 # Nodes that do next to nothing, which show how long a profiler event takes.
 _IDLE = 64
-# After so many seconds, the median ratio of two models of 10 us is known to 0.3 %.
+# Seconds after which the median ratio of two models of 10 us is known to 0.3 %.
 _LEAST = 0.1
-# About so many profiler events are read, each of which takes as long as some nodes.
+# The approximate number of profiler events to read; each costs the time of several nodes.
 _EVENTS = 15_000
 
 
@@ -94,8 +94,7 @@ def timings(
         feed: one feed that all of them take, or consecutive calls, which take turns.
         seconds: about how long to measure in all; slow models get at least one round.
         rounds: the most rounds to run, unless they take less than `least`.
-        least: seconds to go on for in any case, so that a moment's disturbance is not all that is
-            seen of short runs.
+        least: the least seconds to measure, so that a short disturbance cannot affect all runs.
     """
     start = time.perf_counter()
     feeds = cycle([feed] if isinstance(feed, Mapping) else feed)
@@ -131,7 +130,7 @@ def latency(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> Latency:
-    """Times two models against each other; both were opened with so many `threads`."""
+    """Times two models against each other; both were opened with `threads` threads."""
     old, new = timings([before, after], feed, seconds=seconds, least=_LEAST)
     return Latency(
         before_ms=old.ms,
@@ -168,7 +167,7 @@ class NodeTime:
 
     Attributes:
         ms: milliseconds per run, over all iterations if it is in a loop.
-        share: of the time of a run without profiling.
+        share: share of the time of a run without profiling.
         feed: the number of the first feed whose run reached it.
     """
 
@@ -209,7 +208,7 @@ _LAYOUT = re.compile(r"_nchwc(_token_\d+)?$")
 
 @dataclass(frozen=True)
 class _Marked:
-    """How nodes are found again in onnxruntime's profile.
+    """Maps events of onnxruntime's profile back to nodes.
 
     Attributes:
         names: their keys, by the names that they were given.
@@ -220,7 +219,7 @@ class _Marked:
     makers: Mapping[str, list[tuple[str, str]]]
 
     def key(self, event: Mapping[str, Any]) -> str | None:
-        """The key of the node whose kernel an event is about, if it is one of them."""
+        """The key of the marked node whose kernel an event is about, or None."""
         label = str(event.get("name"))
         if not label.endswith(_KERNEL):
             return None
@@ -270,9 +269,9 @@ def node_times(
     adds to the time of its node.
 
     Args:
-        document: the model; it is not changed.
-        keys: of the nodes, see `walk.node_key`.
-        feeds: what to run; the first few take turns.
+        document: the model; not modified.
+        keys: keys of the nodes, see `walk.node_key`.
+        feeds: feeds to run; the first few take turns.
         name: the model's name in errors.
 
     Raises:

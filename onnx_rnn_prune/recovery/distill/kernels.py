@@ -44,7 +44,7 @@ class Kernel:
         function: computes the outputs from a node's attributes and its inputs.
         weights: the inputs that may be trained if they are constants.
         refuses: why a node of this operator cannot be computed; empty if it can.
-        domain: of the operator; empty for ONNX's own.
+        domain: domain of the operator; empty for ONNX's own.
     """
 
     function: Function

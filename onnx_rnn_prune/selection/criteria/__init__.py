@@ -1,7 +1,7 @@
-"""Criteria: how much each unit matters. Each file is the criterion of its name.
+"""Criteria: how much each unit matters. Each file defines the criterion of its name.
 
-A file states its formula, source and use, and holds one `CRITERION`; a file added here is a
-criterion of the command line.
+A file states formula, source and use, and defines one `CRITERION`; a file added here is available
+on the command line.
 """
 
 from __future__ import annotations

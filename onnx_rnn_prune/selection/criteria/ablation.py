@@ -1,9 +1,9 @@
-"""How much the outputs change when a unit alone is cut, measured in onnxruntime.
+"""How much the outputs change when a single unit is removed, measured in onnxruntime.
 
 score = mean over outputs and feeds of the squared error / variance of the output. No gradients are
 needed (Mozer and Smolensky 1989, "Skeletonization"; the oracle criterion of Molchanov et al. 2017).
-One session suffices: the mask is an input of the graph. If there are too many units, blocks of them
-are cut at once, drawn anew a few times, and a unit's score is the mean of its blocks'.
+One session suffices: the mask is an input of the graph. If there are too many units, random blocks
+are removed at once, in several draws, and a unit's score is the mean over its blocks.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 
 class MaskedModel:
-    """Runs a document with units zeroed by a mask that is given with each feed.
+    """Runs a document with units zeroed by a mask given with each feed.
 
-    The mask is an additional input of the graph; every constant with labels is multiplied by the
-    entries of the mask that these name.
+    The mask is an extra input of the graph; every constant with labels is multiplied by the mask
+    entries of its labels.
 
     Args:
         traced: the model.
@@ -44,7 +44,7 @@ class MaskedModel:
         copy, trace = traced.document.copy(), traced.trace
         graph = copy.graph
         self._mask = fresh_name(graph, "unit_mask")
-        # One entry more for what belongs to nobody; there labels of -1 point.
+        # An extra last entry for labels of -1: entries without a unit.
         mask = gs.Variable(self._mask, np.float32, (trace.units.count + 1,))
         nodes = nodes_by_key(graph)
         for (key, slot), bounds in all_bounds(copy, trace).items():
@@ -79,7 +79,7 @@ def _mask_input(
     labels: Labels,
     dtype: np.dtype[Any],
 ) -> None:
-    """Multiplies an input of a node by the entries of the mask that labels name."""
+    """Multiplies an input of a node by the mask entries of its labels."""
     tensor = node.inputs[slot]
     nobody = mask.shape[0] - 1
     places = add_constant(graph, "unit_labels", np.where(labels < 0, nobody, labels))
@@ -98,7 +98,7 @@ def _mask_input(
     node.inputs[slot] = product
 
 
-# Feeds that are looked at; and calls, where they follow one another and one tells little.
+# The most feeds to run; and calls, if they are consecutive and a single one tells little.
 _FEEDS, _CALLS = 4, 64
 _SECONDS = 60.0
 _DRAWS = 3
@@ -125,7 +125,7 @@ def _score(context: ScoringContext) -> Matrix:
 
 
 def _blocks(context: ScoringContext, runs: int) -> Iterator[Ids]:
-    """Units to cut together, within a number of runs: single atoms if these suffice."""
+    """Blocks of units to remove together, for about `runs` runs: single atoms if possible."""
     rng = np.random.default_rng(context.seed)
     sets = [atoms for group in context.traced.trace.groups for atoms in group.atoms]
     total = sum(map(len, sets))

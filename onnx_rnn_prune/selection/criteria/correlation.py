@@ -23,7 +23,7 @@ def _score(context: ScoringContext) -> Matrix:
             spread = np.sqrt(np.diag(covariance))
             scale = np.where(spread > 0, spread, 1.0)
             likeness = np.abs(covariance / np.outer(scale, scale))
-            likeness[spread == 0] = 1.0  # what never changes is known from any other
+            likeness[spread == 0] = 1.0  # a constant unit is predictable from any other
             likeness[:, spread == 0] = 1.0
             scores[lane] = order_of_leaving(likeness, spread)
     return scores

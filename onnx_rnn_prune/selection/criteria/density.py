@@ -1,7 +1,7 @@
 """Share of a unit's weights that are not near zero: above 1 % of their matrix's largest.
 
-For models whose weights were made sparse in training: the units with the most zeros go (the average
-percentage of zeros of Hu et al. 2016, "Network trimming", of weights rather than activations).
+For models trained to have sparse weights: removes the units with the most zeros (the average
+percentage of zeros of Hu et al. 2016, "Network trimming", of weights instead of activations).
 """
 
 from __future__ import annotations

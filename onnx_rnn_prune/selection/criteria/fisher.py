@@ -1,7 +1,7 @@
-"""Mean (dL/dm)^2 for a factor m on all that reads a unit (Theis et al. 2018).
+"""Mean (dL/dm)^2 for a factor m on all readers of a unit (Theis et al. 2018).
 
-See `score.gradients`. The diagonal of the Fisher information of the factors; large slopes count for
-more than with taylor. No runs of cut models are needed, but PyTorch is.
+See `selection.gradients`. The diagonal of the Fisher information of the factors; large slopes count
+more than with taylor. Needs no runs of cut models, but PyTorch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Root of the sum of w^2 over all weights of a unit: its own rows, and those that read it.
 
 Wen et al. 2018, "Learning intrinsic sparse structures within LSTM": the weights of a unit are those
-that vanish with it. The usual choice where there is no data.
+that vanish with it. The default without data.
 """
 
 from __future__ import annotations

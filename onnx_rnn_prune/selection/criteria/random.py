@@ -1,4 +1,4 @@
-"""A seeded draw: the baseline that every other criterion has to beat."""
+"""Random scores from a seed: the baseline that every other criterion has to beat."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Choosing units so that the others can be computed from them: pivoted Cholesky with weights.
+"""Keeps units from which the others can be reconstructed: weighted pivoted Cholesky.
 
 For one lane with covariance C of its states and readers with weights W (stacked, [outputs, H]), the
-kept set S is grown one unit at a time. Once S is kept, a removed state is known up to the residual
-covariance E = C - C_S (C_SS)^-1 C_S', and the readers miss tr(W E W'). Keeping unit j takes
+kept set S is grown one unit at a time. Given S, removed states are known up to the residual
+covariance E = C - C_S (C_SS)^-1 C_S', and the readers' error is tr(W E W'). Keeping unit j reduces
+it by
 
     |W E_j|^2 / E_jj
 
-off that; the unit with the most is next, and E is deflated by it. (Greedy column subset selection
-of Farahat et al. 2011, with the readers' weights; the order matches the closed form of recovery.)
+The unit with the largest gain is next, and E is deflated by it. (Greedy column subset selection of
+Farahat et al. 2011, with the readers' weights; the order matches the closed form of recovery.)
 
 W is scaled by the effect of errors in a reader's sums, see `selection.influence`.
 
@@ -16,12 +17,12 @@ sqrt(E_jj) and s = M_j / sqrt(E_jj) - c M_jj / (2 E_jj),
 
     E - c c'        M - c s' - s c'
 
-The next pick needs these diagonals and one row, so the rest is put off for a block of picks, and
-done by products of matrices (as LAPACK's dpstrf does for pivoted Cholesky). It takes about 2 H^3
-multiplications: the one cubic part beside the closed form. Large lanes are held in single
-precision, which is half of the memory and of the time.
+The next pick needs only these diagonals and one row, so the rest is deferred for a block of picks
+and done by matrix products (as LAPACK's dpstrf does for pivoted Cholesky). It takes about 2 H^3
+multiplications: the only cubic part besides the closed form. Large lanes are held in single
+precision, which halves memory and time.
 
-The usual choice where there is data: it takes into account what recovery can make up for.
+The default with data: it takes into account what recovery can compensate.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ from onnx_rnn_prune.trace.units import Ids
 
 Real = npt.NDArray[Any]
 
-# The share of a unit's variance below which it is known: what is left of it is rounding.
+# Residual share of a unit's variance below which it counts as known: the rest is rounding.
 _FLOOR = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
 # Lanes of more units are held in single precision.
 _LARGE = 1024
-# By how much covariances differ, at most, that are taken for the same: those of one signal, at the
-# taps of a kernel, differ by what lies at borders.
+# Covariances that differ by at most this are taken as equal: those of one signal at the taps of a
+# kernel differ at borders only.
 _SAME = 0.05
-# Picks whose deflations are put off and done together.
+# Picks whose deflations are deferred and done together.
 _PICKS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Demand:
-    """What some readers need of a lane.
+    """The demand of some readers on a lane.
 
     Attributes:
         covariance: C of the lane's entries in their signal, [H, H].
@@ -77,7 +78,7 @@ class _Residual:
     def __init__(self, demand: Demand) -> None:
         covariance, gram = demand.covariance, demand.gram
         self.total = float(np.vdot(covariance, gram))
-        for part in blocks(len(gram)):  # each in the place of what is needed no more
+        for part in blocks(len(gram)):  # in place of what is no longer needed
             gram[part] = gram[part] @ covariance
         for part in blocks(len(gram)):
             gram[:, part] = covariance @ gram[:, part]
@@ -88,7 +89,7 @@ class _Residual:
         self._picks = 0
 
     def gains(self) -> Real:
-        """By how much keeping each unit reduces the error, [units left]."""
+        """The reduction of the error by keeping each unit, [units left]."""
         known = self._spread <= self._floor
         return np.where(known, 0.0, self._missed / np.where(known, 1.0, self._spread))
 
@@ -110,7 +111,7 @@ class _Residual:
         self._picks += 1
 
     def settle(self, free: Mask) -> None:
-        """Applies the postponed updates, and drops the units that are not free, [units left]."""
+        """Applies deferred updates, and drops units that are not free, [units left]."""
         columns, seen = self._columns[:, : self._picks]
         places = np.flatnonzero(free)
         size = len(places)
@@ -143,7 +144,7 @@ def _score(context: ScoringContext) -> Matrix:
     for lane, own in zip(lanes, meeting([each.labels for each in readers], lanes), strict=True):
         reading = [readers[number] for number in own]
         demands = list(_demands(lookup, reading, evidence, lane, influence))
-        if demands:  # else it is read where it is added to another lane, whose scores count
+        if demands:  # else it is only read as part of a sum with another lane, whose scores count
             scores[lane] = greedy_gains(demands)
     return scores
 
@@ -164,10 +165,10 @@ def greedy_gains(demands: Sequence[Demand]) -> Matrix:
             found = np.sum([residual.gains() for residual in residuals], axis=0)
             found[~free] = -1.0
             unit = int(found.argmax())
-            if found[unit] <= 0.0:  # all that is left is known, and explains nothing more
+            if found[unit] <= 0.0:  # the rest is known, and explains nothing more
                 return gains
             free[unit] = False
-            # Gains need not fall from pick to pick, but what was picked first matters more.
+            # Gains need not fall from pick to pick, but earlier picks matter more.
             last = min(last * (1 - 1e-12), float(found[unit]) / total)
             gains[left[unit]] = last
             for residual in residuals:
@@ -187,7 +188,7 @@ def _demands(
 ) -> Iterable[Demand]:
     """The demands on one lane; readers of (nearly) the same signal are combined.
 
-    A state that callers only hand back is no demand: the layer takes only the entries of its units.
+    A state that callers only hand back is no demand: the layer reads only its units' entries.
     """
     weights: list[Real] = []
     covariances: list[Real] = []

@@ -1,7 +1,7 @@
-"""Mean |dL/dm| for a factor m on all that reads a unit (Molchanov et al. 2017, 2019).
+"""Mean |dL/dm| for a factor m on all readers of a unit (Molchanov et al. 2017, 2019).
 
-See `score.gradients`. A first-order estimate of what cutting a unit does; no runs of cut models are
-needed, but PyTorch is.
+See `selection.gradients`. A first-order estimate of the effect of removing a unit; needs no runs of
+cut models, but PyTorch.
 """
 
 from __future__ import annotations

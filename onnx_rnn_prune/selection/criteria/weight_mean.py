@@ -1,6 +1,6 @@
 """Mean of |w| over all weights of a unit.
 
-As l1, but units that wide matrices read do not count more.
+Like l1, but units read by wide matrices do not count more.
 """
 
 from __future__ import annotations
