@@ -1,8 +1,8 @@
-"""What is proven before a rewritten model counts.
+"""Proofs that a rewritten model is correct.
 
-A form equals a template by construction. Here is the rest: one step computes in double precision
-what its nodes compute, on random, saturated and zero inputs; and the whole model gives in
-onnxruntime what the original gives.
+A form equals a template by construction. The rest is checked here: one step agrees with its nodes
+in double precision, on random, saturated and zero inputs; and the whole model agrees with the
+original in onnxruntime.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _SCALES = (1.0, 30.0, 0.0)
 def prove_step(
     nodes: Sequence[gs.Node], found: Found, seen: Seen, known: Mapping[str, Known], opset: int
 ) -> None:
-    """Runs the nodes of one step in double precision beside the operator's equations.
+    """Compares the nodes of one step with the operator's equations in double precision.
 
     Args:
         nodes: of the graph that holds the step, in order.
         found: the step.
         seen: shapes and numbers of the tensors.
-        known: constants, where tensors of the graph stand for some.
+        known: values of tensors that are constant.
         opset: of the model.
 
     Raises:
@@ -50,7 +50,7 @@ def prove_step(
     behind = downstream(nodes, [leaf.tensor for leaf in leaves])
     for scale in _SCALES:
         values: dict[str, Array] = {}
-        # Other leaves make no difference, so they may be anything.
+        # Other leaves do not matter and may be anything.
         for name, shape in seen.shapes.items():
             value = known.get(name)
             own = isinstance(value, Value) and value.form is None and value.tensor == name
@@ -104,7 +104,7 @@ def _run(
     known: Mapping[str, Known],
     opset: int,
 ) -> dict[str, Array]:
-    """What nodes compute in double precision; only those that are needed run."""
+    """The results of nodes in double precision; only the necessary ones run."""
     makers = {tensor.name: node for node in nodes for tensor in node.outputs}
     found = dict(values)
     waiting = [makers[name] for name in wanted]
@@ -146,10 +146,10 @@ def _computed(node: gs.Node, inputs: list[Array | None], opset: int) -> list[Arr
 
 
 def prove_whole(original: Document, rolled: Document, feeds: Iterable[Feed]) -> float:
-    """Runs the original and the rolled model beside each other.
+    """Compares the outputs of the original and the rolled model.
 
     Returns:
-        The largest difference of an output, relative to its largest value where that is above 1.
+        The largest difference of an output, relative to its largest value if that is above 1.
 
     Raises:
         NotRollableError: they differ.
