@@ -1,9 +1,9 @@
 """Checks that a model is well-formed, before anything else reads it.
 
 An ONNX message can hold any number as a type, size or length, any bytes as a name, and fewer values
-than it claims. And the values of any tensor can be in a file: of initializers, attributes, sparse
-values and their indices, in functions, bodies and training graphs. A model may come from anyone, so
-no such file may be outside its folder.
+than it claims. Any tensor's values can be in a file: those of initializers, attributes, and sparse
+tensors with their indices, in functions, bodies and training graphs. A model may come from anyone,
+so no such file may be outside its folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from onnx_rnn_prune.model.walk import messages, parts
 
 _TYPES = frozenset(onnx.TensorProto.DataType.values())
 _ATTRIBUTES = dict(onnx.AttributeProto.AttributeType.items())
-# Of attributes that hold one message, its field.
+# By attribute type, the field of its single message.
 _HOLDERS = {
     onnx.AttributeProto.TENSOR: "t",
     onnx.AttributeProto.GRAPH: "g",
@@ -50,9 +50,9 @@ _HOLDERS = {
 _ONNX = {"", "ai.onnx"}  # how the domain of ONNX's own operators is written
 _REMEDY = "export the model again, or check that the file is complete"
 _MOST_NODES = 1 << 22
-_FEW = 64  # entries of a constant that may be sizes
-_MOST_ENTRIES = 1 << 28  # of an input; onnxruntime plans with what is declared
-# Where numbers that take other room lie in a message, so many of them in one entry.
+_FEW = 64  # entries of constants that may be shapes
+_MOST_ENTRIES = 1 << 28  # of an input; onnxruntime plans memory by declared shapes
+# Types that take two numbers per entry.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
 
@@ -60,13 +60,13 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, if it is well-formed; names in other encodings are converted to text.
 
     Raises:
-        PruneError: it cannot.
+        PruneError: it is not well-formed.
     """
     if not all(_is_text(value) for _, _, value in _texts(model)):
         model = deepcopy(model)
         _decode(model)
     _require(len(model.graph.output) > 0, "the model", "it has no outputs")
-    # Without a version of ONNX's operators, onnxruntime guesses one, and others guess another.
+    # Without an opset version for ONNX's operators, runtimes guess different ones.
     versions = {entry.domain for entry in model.opset_import}
     nodes = messages(model.graph, onnx.NodeProto)
     told = versions & _ONNX or all(node.domain not in _ONNX for node in nodes)
@@ -98,10 +98,10 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_sizes(model: onnx.ModelProto) -> None:
-    """Refuses slices of tensors of negative size, as after a window wider than its input.
+    """Refuses negative sizes at a Slice, as with a window wider than its input.
 
-    onnxruntime and ONNX end the process when they infer the shape of the slice; here, shapes are
-    inferred up to the slices only.
+    Shape inference of a Slice from such a size ends the process in onnxruntime and ONNX; here,
+    shapes are inferred only up to the Slices.
     """
     slices = [node for node in messages(model, onnx.NodeProto) if node.op_type == "Slice"]
     if not slices:
@@ -114,9 +114,9 @@ def _check_sizes(model: onnx.ModelProto) -> None:
                 attribute.t.CopyFrom(without_values(attribute.t, _FEW))
     del outline.graph.value_info[:]
     for dim in messages(outline, onnx.TensorShapeProto.Dimension):
-        if dim.dim_value < 0:  # it is open
+        if dim.dim_value < 0:  # declared open
             dim.Clear()
-    with suppress(Exception):  # what cannot be inferred is left to onnxruntime
+    with suppress(Exception):  # failures are left to onnxruntime
         outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
     sliced = {name for node in slices for name in node.input[:1]}
     for info in messages(outline, onnx.ValueInfoProto):
@@ -126,7 +126,7 @@ def _check_sizes(model: onnx.ModelProto) -> None:
 
 
 def _check_calls(model: onnx.ModelProto) -> None:
-    """Calls fit their functions, which call themselves nowhere and multiply to no flood."""
+    """Checks that calls match their functions, do not recurse and do not expand without bound."""
     functions = {(each.domain, each.name, each.overload): each for each in model.functions}
     calls: dict[Any, list[Any]] = {}
     for key, holder in [*functions.items(), (None, model.graph)]:
@@ -140,7 +140,7 @@ def _check_calls(model: onnx.ModelProto) -> None:
                     where = f"node '{node.name or node.op_type}'"
                     what = f"it has more {side}s than the function it calls, which has {most}"
                     _require(len(getattr(node, side)) <= most, where, what)
-    sizes: dict[Any, int] = {}  # so many nodes once all calls are written out
+    sizes: dict[Any, int] = {}  # nodes once all calls are inlined
     try:
         for key in TopologicalSorter(calls).static_order():
             sizes[key] = sum(1 + sizes[called] for called in calls[key]) if key in calls else 0
@@ -157,7 +157,7 @@ def _check_node(node: onnx.NodeProto) -> None:
         _require(len(node.input) >= least, where, f"it has fewer than {least} inputs")
         missing = _required().get(node.op_type, set()) - {each.name for each in node.attribute}
         _require(not missing, where, f"its '{min(missing, default='')}' is missing")
-        # onnxruntime ends the process at these once it runs them.
+        # Running these ends the process in onnxruntime.
         told = {a.name: a.f for a in node.attribute if not a.ref_attr_name}
         wide = told.get("scale", 1.0) > 0 or not node.op_type.startswith("RandomNormal")
         _require(wide, where, "it draws from a normal distribution whose scale is not positive")
@@ -180,7 +180,7 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, where
     field = _HOLDERS.get(attribute.type)
     told = field is None or attribute.HasField(field) or bool(attribute.ref_attr_name)
     _require(told, where, f"its '{attribute.name}' is missing")
-    # onnxruntime takes its word for it, and ends the process.
+    # onnxruntime trusts this number, and ends the process if it is wrong.
     parts = len(node.output)
     if (node.op_type, attribute.name) == ("Split", "num_outputs"):
         _require(attribute.i == parts, where, f"it has {parts} outputs but declares {attribute.i}")
@@ -191,7 +191,7 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, where
 
 @cache
 def _fewest() -> dict[str, int]:
-    """The least number of inputs of each ONNX operator, in any version."""
+    """The least number of inputs of each ONNX operator over all versions."""
     fewest: dict[str, int] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if not schema.domain:
@@ -201,7 +201,7 @@ def _fewest() -> dict[str, int]:
 
 @cache
 def _required() -> dict[str, set[str]]:
-    """The attributes that each of ONNX's operators needs in every version since opset 4."""
+    """The attributes that an ONNX operator requires in every version since opset 4."""
     found: dict[str, set[str]] = {}
     schemas = [schema for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain]
     for schema in sorted(schemas, key=lambda schema: schema.since_version):
@@ -213,7 +213,7 @@ def _required() -> dict[str, set[str]]:
 
 @cache
 def _joining() -> frozenset[str]:
-    """ONNX operators with any number of inputs of one type, none of which may be missing."""
+    """Variadic ONNX operators with inputs of one type, none of which may be omitted."""
     schemas = [schema for schema in onnx.defs.get_all_schemas() if not schema.domain]
     last = {schema.name: schema.inputs[-1] for schema in schemas if schema.inputs}
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
@@ -222,7 +222,7 @@ def _joining() -> frozenset[str]:
 
 @cache
 def _declared() -> dict[tuple[str, str], set[int]]:
-    """The types of an operator's attribute in the versions of ONNX."""
+    """The types of each operator's attributes over all versions of ONNX."""
     kinds: dict[tuple[str, str], set[int]] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         for name, attribute in schema.attributes.items():
@@ -259,10 +259,10 @@ def _require(holds: bool, where: str, what: str) -> None:
 
 
 def _decode(model: onnx.ModelProto) -> None:
-    """Makes text of what is none: bytes that no UTF-8 has become escapes, everywhere alike.
+    """Replaces bytes that are not UTF-8 by escapes, consistently in all names and texts.
 
     Raises:
-        PruneError: it is the name of an input or output, which is not ours to change.
+        PruneError: it is the name of an input or output, which must not change.
     """
     for port in (*model.graph.input, *model.graph.output):
         _require(isinstance(port.name, str), f"port {port.name!r}", "its name is not UTF-8")
@@ -285,7 +285,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[tuple[Any, str, Any]]:
-    """All texts, and lists of texts, each with its message and field; bytes if not UTF-8."""
+    """All texts and lists of texts, each with its message and field; bytes if not UTF-8."""
     waiting: list[Any] = [model]
     while waiting:
         item = waiting.pop()
@@ -297,7 +297,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _fields(message: Any) -> list[tuple[Any, Any]]:
-    """The fields that are set, except values of tensors, which would be copied."""
+    """The fields that are set, except tensor values, which would be copied."""
     if not isinstance(message, onnx.TensorProto):
         return cast(list[tuple[Any, Any]], message.ListFields())
     kinds = message.DESCRIPTOR.fields_by_name
@@ -306,7 +306,7 @@ def _fields(message: Any) -> list[tuple[Any, Any]]:
 
 
 def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All tensors of a model but the initializers of the main graph."""
+    """All tensors of a model except the initializers of the main graph."""
     outside = ((name, part) for name, part in parts(model, onnx.TensorProto) if name != "graph")
     inside = parts(model.graph, onnx.TensorProto)
     inside = ((name, part) for name, part in inside if name != "initializer")
@@ -315,10 +315,10 @@ def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def find_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Checks that weights in files exist, and loads all but large initializers of the main graph.
+    """Checks that external weights exist, and loads all but the main graph's large initializers.
 
     Args:
-        model: as its file holds it; it is changed.
+        model: as read from its file; edited in place.
 
     Raises:
         PruneError: a file is missing, too short, or in another folder.
@@ -338,12 +338,12 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
     """Makes a reference to a file absolute.
 
     Args:
-        tensor: the reference.
-        holder: the file that holds it. If that is a link, files beside its target count as well:
-            caches of models link each file by itself.
+        tensor: the reference, edited in place.
+        holder: the file that holds it. If that is a link, files beside its target are allowed as
+            well: model caches link each file separately.
 
     Raises:
-        PruneError: the file is missing, too short, no plain file, or in another folder.
+        PruneError: the file is missing, too short, not a regular file, or in another folder.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = entries.get("location", "")
@@ -377,15 +377,15 @@ def anchor(tensor: onnx.TensorProto, holder: Path) -> None:
 
 
 def real_path(path: str | Path) -> Path:
-    """A path with links followed, as far as possible if they are circular."""
+    """A path with links resolved, as far as possible if they are circular."""
     try:
         return Path(os.path.realpath(path))
-    except ValueError:  # a name that no system takes leads nowhere
+    except ValueError:  # a name that no system accepts leads nowhere
         return Path(os.path.abspath(path))
 
 
 def _beside(name: str, holder: Path) -> Path | None:
-    """The file of this name beside another, links followed; None if outside its folder.
+    """The file of a name in another's folder, links resolved; None if that is outside.
 
     Nothing is opened.
     """
@@ -406,8 +406,7 @@ def weight_files(path: str | Path) -> list[Path]:
         entry.value
         for tensor in messages(model, onnx.TensorProto)
         for entry in tensor.external_data
-        if entry.key == "location"
-        and isinstance(entry.value, str)  # bytes that are no UTF-8 are not
+        if entry.key == "location" and isinstance(entry.value, str)  # else it is not UTF-8
     }
     found = (_beside(name, Path(path)) for name in sorted(names))
     return [file for file in found if file is not None]

@@ -1,11 +1,11 @@
-"""Constants of a graph in all forms, and running one operator on some.
+"""Constants of a graph in all forms, and running a single operator on constants.
 
-A weight may be an initializer, a Constant node, or computed from these by operators that move
-entries, calculate, or dequantize. All of these are constants here; an edit replaces the input that
-reads them, so that other readers keep the weight.
+A weight may be an initializer, a Constant node, or computed from these by moves, arithmetic or
+dequantization. All count as constants; an edit replaces the input that reads one, so other readers
+keep the weight.
 
-An operator is run by itself in ONNX's reference implementation: where it only moves entries, that
-is exact for every type, integers included, which onnxruntime's kernels do not all take.
+A single operator runs in ONNX's reference implementation: for moves, that is exact for every type,
+including integers, which some of onnxruntime's kernels do not accept.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
     """The outputs of a node for given inputs; None stands for an omitted input.
 
     Raises:
-        PruneError: it is no such operator as ONNX has, whatever onnxruntime makes of it.
+        PruneError: it does not conform to ONNX, even if onnxruntime accepts it.
     """
     names = ["" if value is None else f"i{slot}" for slot, value in enumerate(inputs)]
     results = [f"o{slot}" for slot in range(len(node.outputs))]
     message = onnx.helper.make_node(node.op, names, results, domain=node.domain or "")
     message.attribute.extend(make_attribute(name, value) for name, value in node.attrs.items())
     feeds = {name: value for name, value in zip(names, inputs, strict=True) if name}
-    # A whole model, since a node by itself would be taken for one of the newest opset.
+    # A whole model, since a bare node would be read as one of the newest opset.
     graph = onnx.helper.make_graph(
         [message],
         "one_node",
@@ -59,7 +59,7 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
         outputs = ReferenceEvaluator(model).run(None, feeds)
-    except Exception as error:  # it trusts nodes, and fails in many ways on those that are wrong
+    except Exception as error:  # invalid nodes make it fail in many ways
         raise PruneError(
             f"it is not a valid {node.op}: {error}",
             where=f"node '{node.name or results[0]}'",
@@ -68,18 +68,18 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
     return [np.asarray(output) for output in outputs]
 
 
-# Operators through which a constant stays one: exact for every type, so nothing is rounded.
+# Operators through which constants are followed: exact for every type, so nothing is rounded.
 _MOVING = MOVING | {"Cast", "ConstantOfShape", "Shape"}
-# Operators whose results IEEE 754 gives to the last bit: NumPy and onnxruntime agree on them. Where
-# the order of a sum or a polynomial decides about rounding (MatMul, Exp), they need not.
+# Operators that IEEE 754 rounds exactly, so that NumPy and onnxruntime agree to the last bit. They
+# may differ where rounding depends on summation order or a polynomial (MatMul, Exp).
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Floor"}
-# What is computed; DequantizeLinear stands between a weight in integers and its readers.
+# Operators that compute; DequantizeLinear stands between an integer weight and its readers.
 _KNOWN = _MOVING | _ARITHMETIC | {"DequantizeLinear"}
-# It computes the same in older opsets, which the reference implementation does not know.
+# Equivalent in older opsets, which the reference implementation lacks.
 _DEQUANTIZE = 21
-# A constant of more entries than this must be held by the file, or be made of not much fewer.
+# A constant with more entries than this must be stored, or computed from not many fewer.
 _MOST_MADE, _MOST_TIMES = 1 << 25, 16
-# Rounds that a loop may always take; the longest recordings have a hundredth of these.
+# Iterations that a loop may always run; the longest recordings have a hundredth as many.
 _MOST_ROUNDS = 1 << 20
 _LITERALS = ("value_int", "value_ints", "value_float", "value_floats")
 
@@ -98,17 +98,17 @@ def constant_value(tensor: gs.Tensor, opset: int | None = None) -> Array | None:
 
 
 def require_constant(tensor: gs.Tensor, opset: int | None = None) -> Array:
-    """The value of a tensor that is known to be constant."""
+    """The value of a tensor known to be constant."""
     value = constant_value(tensor, opset)
     assert value is not None, f"{tensor.name} is not constant"
     return value
 
 
 def check_sizes(graph: gs.Graph) -> None:
-    """Refuses constants that a few bytes of a file make very large, and endless loops.
+    """Refuses constants that a few bytes expand to a very large size, and endless loops.
 
-    onnxruntime makes such constants when it loads the model, and so does whoever looks at a weight;
-    nothing ends a loop of it, whose outputs may grow with each round.
+    onnxruntime computes such constants when it loads the model, and so does every look at a weight;
+    no limit stops a loop there, and its outputs may grow with each iteration.
 
     Raises:
         PruneError: there is one.
@@ -136,13 +136,13 @@ def check_sizes(graph: gs.Graph) -> None:
 
 
 def _rounds(loop: gs.Node, opset: int) -> float:
-    """How many rounds a loop takes whatever the model is given; 0 where that is not known."""
+    """The number of iterations that a loop runs for any input; 0 if that is unknown."""
     trips, body = loop.inputs[:1], loop.attrs.get("body")
     count = constant_value(trips[0], opset) if trips and trips[0].name else np.array([np.inf])
     if count is None or count.size != 1 or count.dtype.kind not in "iuf" or body is None:
         return 0
     goes_on = body.outputs[0]
-    for _ in body.nodes:  # which may stand in a circle
+    for _ in body.nodes:  # bounded, as they may form a cycle
         maker = _maker(goes_on)
         if maker is not None and maker.op == "Identity" and maker.inputs:
             goes_on = maker.inputs[0]
@@ -152,11 +152,11 @@ def _rounds(loop: gs.Node, opset: int) -> float:
 
 
 def _entries(node: gs.Node, parts: Sequence[int], opset: int) -> int:
-    """At least how many entries a node makes of inputs with so many."""
+    """A lower bound on the entries that a node computes from inputs with so many."""
     if node.op == "Concat":
         return sum(parts)
     shape = constant_value(node.inputs[-1], opset)
-    if shape is None or shape.dtype.kind not in "iu":  # not known, or no shape at all
+    if shape is None or shape.dtype.kind not in "iu":  # unknown, or not a shape
         shape = np.ones(1, np.int64)
     times = prod(int(size) for size in shape.reshape(-1))
     return times * (parts[0] if node.op == "Tile" else 1)
@@ -175,7 +175,7 @@ def constant_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
 
 
 def storage_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
-    """The narrower type of floats as which a constant is held, to be widened by a Cast; else None.
+    """The narrower float type in which a constant is stored, to be widened by a Cast; else None.
 
     Rounding to bytes is quantization, which takes more than a Cast to undo.
     """
@@ -192,12 +192,12 @@ def storage_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether entries are floats, also of the types that NumPy itself lacks."""
+    """Whether entries are floats, including types that NumPy lacks."""
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def is_zero(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is provably zero, whatever its shape turns out to be."""
+    """Whether a tensor is provably zero, whatever its shape at run time."""
     waiting, seen = [tensor], {id(tensor)}
     while waiting:
         item = waiting.pop()
@@ -221,7 +221,7 @@ def _is_zero_made(tensor: gs.Tensor, node: gs.Node | None) -> bool:
 
 
 def _maker(tensor: gs.Tensor) -> gs.Node | None:
-    """The node that computes a tensor; None for initializers, inputs and what others define."""
+    """The node that computes a tensor; None for initializers, inputs and those of other domains."""
     if isinstance(tensor, gs.Constant) or not tensor.inputs or tensor.inputs[0].domain:
         return None
     return tensor.inputs[0]
@@ -230,8 +230,8 @@ def _maker(tensor: gs.Tensor) -> gs.Node | None:
 def _is_constant(tensor: gs.Tensor) -> bool:
     """Whether a tensor is computed from constants only.
 
-    The nearest sources are looked at first: one that is no constant ends it, and most sums have one
-    nearby, while behind their other operand lies the rest of the graph.
+    The nearest sources come first: a single non-constant one decides, and most sums have one
+    nearby, while their other operand leads to the rest of the graph.
     """
     waiting, seen = deque([tensor]), {id(tensor)}
     while waiting:
@@ -247,10 +247,10 @@ def _is_constant(tensor: gs.Tensor) -> bool:
 
 
 def _sources_first(tensor: gs.Tensor) -> list[gs.Tensor]:
-    """A constant and all that it is computed from, each once and behind what it is computed from.
+    """A constant and everything it is computed from, sources first, each once.
 
-    Without recursion, and each tensor only once, because graphs are deep, and sums of residuals
-    have twice as many ways through them with each sum.
+    Without recursion, and each tensor once, because graphs are deep and every residual sum doubles
+    the number of paths.
     """
     found: dict[int, gs.Tensor] = {}
     begun: set[int] = set()
@@ -268,7 +268,7 @@ def _sources_first(tensor: gs.Tensor) -> list[gs.Tensor]:
 
 
 def _compute(tensor: gs.Tensor, known: Mapping[int, Array], opset: int | None) -> Array | None:
-    """The value of a tensor, given those that it is computed from; None where it is no constant."""
+    """The value of a tensor, given those it is computed from; None if it is not constant."""
     if isinstance(tensor, gs.Constant):
         return _held(tensor)
     node = _maker(tensor)
@@ -289,10 +289,10 @@ def _compute(tensor: gs.Tensor, known: Mapping[int, Array], opset: int | None) -
 
 
 def _is_exact(node: gs.Node, values: Sequence[Array | None]) -> bool:
-    """Whether arithmetic on such numbers has one right result, which all compute.
+    """Whether arithmetic on such values has a unique result that all runtimes agree on.
 
-    Division of integers rounds in other ways elsewhere, and the attributes that arithmetic had
-    before opset 7 meant another way of broadcasting.
+    Integer division rounds differently elsewhere, and the attributes that arithmetic had before
+    opset 7 meant another kind of broadcasting.
     """
     kinds = "f" if node.op in ("Div", "Sqrt", "Floor") else "fiu"
     known = all(value is not None and value.dtype.kind in kinds for value in values)
@@ -309,7 +309,7 @@ def _held(tensor: gs.Constant) -> Array:
 
 
 def _opset_of(node: gs.Node) -> int:
-    """An opset in which a moving operator has the form that it has here."""
+    """An opset in which a move operator has the form that this node has."""
     if "starts" in node.attrs:  # Slice
         return 9
     if "axes" in node.attrs or "split" in node.attrs:  # Squeeze, Unsqueeze, Split

@@ -1,9 +1,9 @@
-"""A model as a graph that can be edited, and back without losing what the edit did not touch.
+"""A model as an editable graph, written back without losing what was not edited.
 
-onnx-graphsurgeon holds the graph while it is edited. Its own exporter builds every message anew
-and drops what it has no field for (metadata, doc strings, attributes of rare types), so writing
-goes the other way round here: each original message is taken over as it was, and only the fields
-in which the graph now differs are replaced.
+onnx-graphsurgeon holds the graph while it is edited. Its exporter rebuilds every message and drops
+what it has no field for (metadata, doc strings, attributes of rare types). So writing works the
+other way round here: each original message is copied, and only fields that differ in the edited
+graph are replaced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Document:
         graph: the graph to edit.
         source: the model as read; never changed.
         origins: each node of the graph and its subgraphs with its original message, by `id(node)`;
-            held here, since the id of a node that is gone may become another's.
+            nodes are kept here, since the id of a deleted one may be reused.
     """
 
     graph: gs.Graph
@@ -44,11 +44,11 @@ class Document:
 
     @staticmethod
     def read(model: onnx.ModelProto) -> Document:
-        """Opens a model; weights stay in the message until they are looked at."""
+        """Opens a model; weights stay in the message until they are accessed."""
         try:
             with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
                 graph = gs.import_onnx(model)
-        except Exception as error:  # it trusts messages, and fails in many ways on wrong ones
+        except Exception as error:  # invalid messages make it fail in many ways
             raise PruneError(
                 f"it cannot be read as a graph: {error}",
                 where="the model",
@@ -64,8 +64,8 @@ class Document:
         """The edited model.
 
         Args:
-            store: takes each initializer, and gives what is written in its place.
-            make: makes one of a value that was set here, and a name.
+            store: maps each initializer to the one to write.
+            make: makes an initializer from a value that was set here, and a name.
         """
         result = onnx.ModelProto()
         copy_fields(self.source, result, {"graph"})
@@ -78,7 +78,7 @@ class Document:
         return result
 
     def outline(self, most: int = 0) -> onnx.ModelProto:
-        """The edited model without the values of initializers of more entries than so many."""
+        """The edited model without the values of initializers of more than `most` entries."""
 
         def make(values: npt.NDArray[Any], name: str) -> onnx.TensorProto:
             if values.size <= most:
@@ -89,7 +89,7 @@ class Document:
         return self.write(partial(without_values, most=most), make)
 
     def copy(self) -> Document:
-        """An independent document of the same model; values are shared until one is set anew."""
+        """An independent document of the same model; values are shared until one is replaced."""
         held = sum(map(raw_length, self.source.graph.initializer))
         give_back(held, len(self.graph.nodes))
         graph = self.graph.copy()
@@ -104,7 +104,7 @@ class Document:
 
 
 def _reunite(pairs: Iterable[tuple[gs.Node, gs.Node]]) -> None:
-    """Makes one again of a constant that graphsurgeon copied for each body that captures it."""
+    """Merges a constant that graphsurgeon copied for each body that captures it."""
     copies: dict[int, gs.Constant] = {}
     for node, twin in pairs:
         for slot, tensor in enumerate(node.inputs):
@@ -123,7 +123,7 @@ def _pairs(graph: gs.Graph, message: onnx.GraphProto) -> Iterator[tuple[gs.Node,
 
 
 def _declare(graph: gs.Graph, message: onnx.GraphProto) -> None:
-    """Gives ports the shapes that they declare; graphsurgeon prefers `value_info` of a name."""
+    """Gives inputs and outputs their declared shapes; graphsurgeon prefers `value_info`."""
     ports = {port.name: port for port in (*message.input, *message.output)}
     for tensor in (*graph.inputs, *graph.outputs):
         port = ports.get(tensor.name) if isinstance(tensor, gs.Variable) else None
@@ -136,7 +136,7 @@ def _declare(graph: gs.Graph, message: onnx.GraphProto) -> None:
 
 
 def _list_initializers(graph: onnx.GraphProto) -> None:
-    """Before IR version 4, every initializer is an input, too."""
+    """Lists every initializer as an input, as required before IR version 4."""
     listed = {port.name for port in graph.input}
     for tensor in graph.initializer:
         if tensor.name not in listed:
@@ -146,22 +146,22 @@ def _list_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
-    """Nodes that were put in may be of a domain that the model did not use before."""
+    """Declares the domains of inserted nodes that the model did not use before."""
     known = {item.domain for item in model.opset_import}
     known |= {function.domain for function in model.functions}
-    # The two names of the standard domain mean the same.
+    # The two names of the standard domain are equivalent.
     for domain in sorted(domains - known - {"", "ai.onnx"}):
         model.opset_import.add(domain=domain, version=1)
 
 
 def inline_layers(model: onnx.ModelProto, ops: Iterable[str]) -> onnx.ModelProto:
-    """The model with all functions written out that hold one of some operators at any depth.
+    """Inlines all functions that contain one of some operators at any depth.
 
-    A function's body may be called from several places with other weights, so a layer in there is
-    not one layer. Functions that have nothing to do with such layers stay functions.
+    A function may be called from several places with different weights, so a layer in it is not one
+    layer. Functions that have nothing to do with such layers stay.
 
     Returns:
-        The model itself where there is none.
+        The model with these functions inlined; itself if there are none.
     """
     calls = {
         (function.domain, function.name): {
@@ -176,13 +176,13 @@ def inline_layers(model: onnx.ModelProto, ops: Iterable[str]) -> onnx.ModelProto
     if not holding:
         return model
     waiting = list(holding)
-    for key in waiting:  # units flow through what they call
+    for key in waiting:  # units flow through the functions they call
         waiting += (calls[key] & calls.keys()) - set(waiting)
     return inlined(model, sorted(waiting))
 
 
 def inlined(model: onnx.ModelProto, names: list[tuple[str, str]]) -> onnx.ModelProto:
-    """The model with some functions written out where they are called.
+    """The model with some functions inlined.
 
     Raises:
         PruneError: one uses another version of the operators than the model, or has a namesake.

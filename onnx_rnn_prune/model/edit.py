@@ -1,4 +1,4 @@
-"""The few ways in which a graph is edited; nodes may be in any of its subgraphs."""
+"""The few operations that edit a graph; nodes may be in any of its subgraphs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from onnx_rnn_prune.model.constants import storage_type
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import names_in_use, place_of
 
-# How the names of nodes and tensors begin that are put into a graph here.
+# Prefix of the names of inserted nodes and tensors.
 OWN = "onnx_rnn_prune/"
-# How those begin that bring a state to full width for callers who just hand it back.
+# Prefix for restoring a state that callers just feed back.
 HANDED_BACK = f"{OWN}handed_back/"
-# How those begin that make a weight of the narrower numbers in which it is held.
+# Prefix for unpacking a weight from a narrower type.
 HELD = "onnx_rnn_prune_held/"
 
 
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
-    """A name that no tensor and no node of the graph has, nor is to get."""
+    """A name that no tensor or node of the graph has or is reserved to get."""
     used, name, count = names_in_use(graph), wanted, 1
     while name in used:
         count += 1
@@ -43,25 +43,25 @@ def set_input(node: gs.Node, slot: int, tensor: gs.Tensor) -> None:
 
 
 def like_constant(graph: gs.Graph, tensor: gs.Tensor, value: Array) -> gs.Tensor:
-    """A new constant, held in the type in which another one is held, and widened as that is."""
+    """A new constant, stored in another one's type and widened in the same way."""
     name, held = f"{tensor.name}_cut", storage_type(tensor)
     if held is None:
         return add_constant(graph, name, value)
     stored = add_constant(graph, f"{name}_{held.name}", value.astype(held))
     result = gs.Variable(fresh_name(graph, name))
     kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    # In front of all, since it depends on nothing and several may read it.
+    # First in the graph, since it depends on nothing and may have several readers.
     graph.nodes.insert(0, gs.Node("Cast", result.name, {"to": kind}, [stored], [result]))
     return result
 
 
 def replace_constant(graph: gs.Graph, node: gs.Node, slot: int, value: Array) -> None:
-    """Gives a node another constant; in place where nobody else reads the old one."""
+    """Gives a node another constant, in place if nobody else reads the old one."""
     replace_constants(graph, [(node, slot)], value)
 
 
 def replace_constants(graph: gs.Graph, places: list[tuple[gs.Node, int]], value: Array) -> None:
-    """Gives several readers of one constant another one; in place where nobody else reads it."""
+    """Gives readers of a constant another one, in place if nobody else reads the old one."""
     node, slot = places[0]
     tensor = node.inputs[slot]
     held, owner = storage_type(tensor), tensor
@@ -87,19 +87,19 @@ def drop_input(node: gs.Node, slot: int) -> None:
 
 
 def insert_node(graph: gs.Graph, node: gs.Node, *, after: gs.Node) -> None:
-    """Puts a node right behind another one, so that the order stays topological."""
+    """Inserts a node right after another one, so that the order stays topological."""
     siblings = place_of(graph, after).graph.nodes
     siblings.insert(_position(siblings, after) + 1, node)
 
 
 def insert_before(graph: gs.Graph, node: gs.Node, *, before: gs.Node) -> None:
-    """Puts a node right in front of another one."""
+    """Inserts a node right before another one."""
     siblings = place_of(graph, before).graph.nodes
     siblings.insert(_position(siblings, before), node)
 
 
 def remove_node(graph: gs.Graph, node: gs.Node) -> None:
-    """Takes a node out; who reads its outputs must have been given others."""
+    """Removes a node; readers of its outputs must have been given others."""
     siblings = place_of(graph, node).graph.nodes
     node.inputs.clear()
     node.outputs.clear()

@@ -1,12 +1,12 @@
-"""Weights beside the graph, in files or as lists of what is not zero: read where they lie.
+"""Weights outside the message, in files, or as sparse tensors: read in place.
 
-While a model is worked on, a weight that was in a file stays there: its message refers to the file
-by an absolute path, and values are mapped into memory when they are looked at. So a model may be
-larger than memory, and than the 2 GB that one message can hold.
+While a model is processed, a weight that was in a file stays there: its message refers to the file
+by an absolute path, and values are memory-mapped on access. So a model may be larger than memory,
+and than the 2 GB limit of one message.
 
-What onnxruntime loads lies in files, too. A session that is opened from one message holds the
-weights several times over while it loads: in the message, in its own copy of it, and in tensors.
-Mapped weights are held once.
+onnxruntime loads weights from files, too. A session opened from a single message holds them several
+times while it loads: in the message, in its own copy of that, and in tensors. Mapped weights are
+held once.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from onnx_rnn_prune.model.writing import copy_fields, local_initializers
 
 # Smaller tensors stay in the message: shape inference looks at the values of some.
 LEAST = 1 << 10
-# A session of a larger model is opened from files, which takes less memory.
+# Sessions of larger models are opened from files, which takes less memory.
 LARGE = 1 << 20
 # Mapping starts at a multiple of the system's page size, which is at most this.
 _PAGE = 1 << 16
-# How the references in a weights file are aligned, so that mapped values can be computed with.
+# Alignment of tensors in a weights file, so that mapped values can be used directly.
 _ALIGNMENT = 1 << 6
 _CHUNK = 1 << 24
-# Protocol buffers end here; what is not a weight is small.
+# The size limit of protocol buffers; everything but weights is small.
 _MOST = (1 << 31) - (1 << 24)
-# Bits of the types several entries of which lie in one byte.
+# Bits of types that are packed several to a byte.
 _NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 Put = Callable[[int, onnx.TensorProto], None]
@@ -48,7 +48,7 @@ Put = Callable[[int, onnx.TensorProto], None]
 
 @dataclass(frozen=True)
 class Location:
-    """Where the values of a tensor lie."""
+    """The place of a tensor's values in a file."""
 
     path: str
     offset: int
@@ -56,17 +56,17 @@ class Location:
 
 
 def is_reference(tensor: onnx.TensorProto) -> bool:
-    """Whether the values of a tensor lie in a file."""
+    """Whether the values of a tensor are in a file."""
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def reference_path(tensor: onnx.TensorProto) -> Path:
-    """The file that a reference leads to."""
+    """The file that a reference points to."""
     return Path(_place(tensor).path)
 
 
 def referring(tensor: onnx.TensorProto, path: str) -> onnx.TensorProto:
-    """A reference to the same place of a file that goes by another name."""
+    """The same reference under another file name."""
     result = deepcopy(tensor)
     refer(result, replace(_place(tensor), path=path))
     return result
@@ -78,7 +78,7 @@ def is_apart(model: onnx.ModelProto) -> bool:
 
 
 def tensor_values(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
-    """The values of a tensor, mapped into memory where they lie in a file."""
+    """The values of a tensor, memory-mapped if they are in a file."""
     if not is_reference(tensor):
         return np.asarray(numpy_helper.to_array(tensor))
     place, kind = _place(tensor), _dtype(tensor)
@@ -91,9 +91,9 @@ def tensor_values(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
 
 
 def raw_length(tensor: onnx.TensorProto) -> int:
-    """The number of bytes that a tensor takes in a file; 0 where it is not held as such.
+    """The number of bytes that a tensor takes in a file; 0 if it is not stored as raw bytes.
 
-    To ask for the bytes themselves would copy them.
+    Accessing the bytes themselves would copy them.
     """
     if is_reference(tensor):
         return _place(tensor).length
@@ -103,7 +103,7 @@ def raw_length(tensor: onnx.TensorProto) -> int:
 
 
 def raw_chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
-    """The bytes of a tensor, from a file piece by piece."""
+    """The bytes of a tensor, piece by piece if they are in a file."""
     if not is_reference(tensor):
         yield tensor.raw_data
         return
@@ -120,25 +120,25 @@ def raw_chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
 
 
 def without_values(tensor: onnx.TensorProto, most: int = 0) -> onnx.TensorProto:
-    """A tensor without its values, unless the message holds at most so many of them."""
+    """A tensor without its values, unless the message holds at most `most` of them."""
     if prod(tensor.dims) <= most and not is_reference(tensor):
         return tensor
     return onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
 
 
 def take_in(tensor: onnx.TensorProto) -> None:
-    """Puts the values of a tensor from a file into its message."""
+    """Loads the values of a tensor from a file into its message."""
     tensor.raw_data = b"".join(raw_chunks(tensor))
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
 
 
 class WeightsFile:
-    """Gives large tensors places in a weights file, one behind the other.
+    """Lays out large tensors one after another in a weights file.
 
     Args:
-        name: of the file, as references call it.
-        put: takes the bytes of a tensor to a place; nothing is written where only sizes matter.
+        name: of the file, as in references.
+        put: writes the bytes of a tensor at an offset; may do nothing if only sizes matter.
     """
 
     def __init__(self, name: str, put: Put | None = None, alignment: int = _ALIGNMENT) -> None:
@@ -146,7 +146,7 @@ class WeightsFile:
         self.size = 0
 
     def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """The tensor with a reference in place of its values; a small one as it is."""
+        """The tensor with a reference in place of its values; a small one unchanged."""
         length = raw_length(tensor)
         if length < LEAST:
             return tensor
@@ -158,18 +158,18 @@ class WeightsFile:
         return result
 
     def reserve(self, length: int) -> int:
-        """Where the next bytes go."""
+        """The offset for the next `length` bytes."""
         start = -(-self.size // self._alignment) * self._alignment
         self.size = start + length
         return start
 
 
 class SessionWeights:
-    """Weights as a session reads them: those in files where they lie, others in a new file.
+    """Weights as a session reads them: those in files stay there, others go to a new file.
 
-    A session takes names below one folder only, and no links out of it. That is the folder of the
-    model's own files, where it has any, or else that of the new one; no other can be read, whatever
-    the model names. What lies outside it is given to the session as values.
+    A session accepts paths below one folder only, without links out of it. That is the folder of
+    the model's own weight files if it has any, else that of the new one; nothing else can be read,
+    whatever the model names. Weights outside it are passed to the session as values.
     """
 
     def __init__(self, path: Path, file: BinaryIO, source: onnx.ModelProto) -> None:
@@ -177,11 +177,11 @@ class SessionWeights:
         self._weights = WeightsFile(str(path), self._put, _PAGE)
         homes = {reference_path(t).parent for t in source.graph.initializer if is_reference(t)}
         self.folder = Path(os.path.commonpath(homes or {path.parent}))
-        # Only those of the main graph can be given.
+        # Only initializers of the main graph can be passed as values.
         self._local = local_initializers(source.graph)
 
     def take(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """What is written in place of a weight."""
+        """The tensor to write in place of a weight."""
         if not is_reference(tensor):
             outside = self.folder != self._path.parent
             if outside and (tensor.name in self._local or not _is_given(tensor)):
@@ -192,7 +192,7 @@ class SessionWeights:
         return referring(tensor, str(reference_path(tensor).relative_to(self.folder)))
 
     def make(self, values: npt.NDArray[Any], name: str) -> onnx.TensorProto:
-        """A weight of a large value, which goes to the new file without being copied."""
+        """An initializer for a value; a large one goes to the new file without being copied."""
         known = values.dtype.kind in "fiub" and values.dtype.isnative
         if values.nbytes < LARGE or self.folder != self._path.parent or not known:
             return numpy_helper.from_array(values, name)
@@ -205,7 +205,7 @@ class SessionWeights:
         return tensor
 
     def given(self, light: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-        """The values of weights that lie outside the folder, mapped."""
+        """The values of weights outside the folder, memory-mapped."""
         return {
             tensor.name: tensor_values(tensor)
             for tensor in light.graph.initializer
@@ -221,21 +221,21 @@ class SessionWeights:
 
 
 def _is_given(tensor: onnx.TensorProto) -> bool:
-    """Whether a session takes values of such a type; those that NumPy itself lacks it does not."""
+    """Whether a session accepts values of this type; not for types that NumPy lacks."""
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).kind in "biuf"
 
 
 def weights_name(name: str, digest: str) -> str:
-    """What the file with the weights of a model file is called; the digest is of what is in it."""
+    """The name of a model's weights file; the digest is that of its content."""
     return f"{name}.{digest[:12]}.data"
 
 
 def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
-    """The size of a model in files, the one with its weights included.
+    """The size of a model's files, including a weights file.
 
     Args:
-        like: has its weights apart if the model's will be. Then the size is as if the files were
-            called `model.onnx`: each reference holds a name.
+        like: a model with external weights if the model's will be external. The size is then as if
+            the file were named `model.onnx`, since each reference holds a name.
     """
     if not is_apart(like):
         return _message_bytes(model)
@@ -244,7 +244,7 @@ def stored_bytes(model: onnx.ModelProto, like: onnx.ModelProto) -> int:
 
 
 def _message_bytes(model: onnx.ModelProto) -> int:
-    """The size of a message, which would write itself to tell it, in memory once again."""
+    """The size of a message, without serializing it, which would double the memory."""
     light = with_weights(model, _hollow)
     before = graph = int(light.graph.ByteSize())
     for tensor, hollow in zip(model.graph.initializer, light.graph.initializer, strict=True):
@@ -269,12 +269,12 @@ def _without_bytes(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _digits(number: int) -> int:
-    """The bytes that a whole number takes in a message, 7 bits in each."""
+    """The bytes of a varint: 7 bits of the number in each."""
     return max(1, -(-number.bit_length() // 7))
 
 
 def compressed_bytes(model: onnx.ModelProto) -> int:
-    """What a download of a model takes that is compressed as zlib and gzip do it."""
+    """The download size of a model under zlib or gzip compression."""
     squeeze, size = zlib.compressobj(), 0
     apart = [tensor for tensor in model.graph.initializer if is_reference(tensor)]
     for part in ((model.SerializeToString(),), *map(raw_chunks, apart)):
@@ -285,10 +285,10 @@ def compressed_bytes(model: onnx.ModelProto) -> int:
 def with_weights(
     model: onnx.ModelProto, store: Callable[[onnx.TensorProto], onnx.TensorProto]
 ) -> onnx.ModelProto:
-    """A copy of a model.
+    """A copy of a model with other initializers.
 
     Args:
-        store: takes each initializer, and gives what is written in its place.
+        store: maps each initializer to the one to write.
     """
     result = onnx.ModelProto()
     copy_fields(model, result, {"graph"})
@@ -301,7 +301,7 @@ def whole_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model with all its weights in its message.
 
     Raises:
-        PruneError: no message can be so large.
+        PruneError: it is too large for one message.
     """
     if not is_apart(model):
         return model
@@ -319,7 +319,7 @@ def whole_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def packed(tensor: onnx.TensorProto) -> bool:
-    """Whether entries of a tensor share bytes, so that they cannot be mapped."""
+    """Whether several entries of a tensor share a byte, so that they cannot be mapped."""
     return bits(tensor) != 8 * _dtype(tensor).itemsize
 
 
@@ -328,10 +328,10 @@ def _dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
 
 
 def bits(tensor: onnx.TensorProto) -> int:
-    """The bits that an entry takes in a file.
+    """The bits per entry in a file.
 
     Raises:
-        KeyError, TypeError, ValueError: entries of its type lie in no files, or there is none such.
+        KeyError, TypeError, ValueError: the type is unknown, or never stored in files.
     """
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
     if name == "STRING":
@@ -345,7 +345,7 @@ def _place(tensor: onnx.TensorProto) -> Location:
 
 
 def refer(tensor: onnx.TensorProto, place: Location) -> None:
-    """Says that the values of a tensor lie in a place."""
+    """Makes a tensor refer to a place in a file for its values."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]
     tensor.external_data.add(key="location", value=place.path)
@@ -354,7 +354,7 @@ def refer(tensor: onnx.TensorProto, place: Location) -> None:
 
 
 def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:
-    """The error that a file holds less than a tensor takes."""
+    """The error for a file that is shorter than a tensor in it."""
     return PruneError(
         f"it refers to '{name}', but that file is too short",
         where=f"weight '{tensor.name}'",
@@ -362,12 +362,12 @@ def too_short(tensor: onnx.TensorProto, name: str) -> PruneError:
     )
 
 
-# The first version of ONNX's messages that has sparse initializers.
+# The first IR version with sparse initializers.
 _SPARSE_VERSION = 6
 
 
 def sparse_values(tensor: onnx.SparseTensorProto) -> npt.NDArray[Any]:
-    """The values of a sparse initializer, at full size."""
+    """The dense values of a sparse initializer."""
     values = numpy_helper.to_array(tensor.values)
     places = numpy_helper.to_array(tensor.indices)
     result = np.zeros(tuple(tensor.dims), values.dtype)
@@ -379,13 +379,13 @@ def sparse_values(tensor: onnx.SparseTensorProto) -> npt.NDArray[Any]:
 
 
 def with_sparse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with sparse initializers in the place of the float32 ones that get smaller so.
+    """A copy that stores float32 initializers as sparse tensors where that is smaller.
 
-    Places are counted through the whole tensor, and written as varints, so that one below 2 million
-    takes 3 bytes at most. A float32 and its place take less room than the float32s between two of
-    them once more than 2 in 5 are zero, or so; which of the two forms is smaller is measured.
+    Indices count through the flattened tensor and are stored as varints, so those below 2 million
+    take at most 3 bytes. A float32 and its index take less room than the dense values once more
+    than about 2 in 5 are zero; which of the two forms is smaller is measured.
 
-    Weights in other files, and the defaults of inputs, stay as they are.
+    External weights and defaults of inputs stay as they are.
     """
     if model.ir_version < _SPARSE_VERSION:
         return model
@@ -402,7 +402,7 @@ def with_sparse(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _as_sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
-    """The same in the other form; None where that is no smaller, or not to be had."""
+    """A tensor in sparse form; None if that is no smaller, or impossible."""
     if tensor.data_type != onnx.TensorProto.FLOAT or is_reference(tensor):
         return None
     value = np.asarray(numpy_helper.to_array(tensor))

@@ -1,4 +1,4 @@
-"""Model files in and out: nothing half-written, nothing overwritten by accident."""
+"""Reading and writing model files: nothing half-written, nothing overwritten by accident."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from onnx_rnn_prune.model.checks import checked, find_weights, real_path
 from onnx_rnn_prune.model.scratch import owned, remove_left
 from onnx_rnn_prune.model.walk import messages
 
-# Seconds to wait for another process that puts files in place, which takes it some milliseconds.
+# Seconds to wait for another process that is moving files into place, which takes milliseconds.
 _PATIENCE = 5.0
-# So much of a name fits into that of a temporary file.
+# Characters of a file's name that go into its temporary name.
 _SHORT = 150
 
 
@@ -32,7 +32,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """Reads a model file; large weights in external files stay there, see `external`.
 
     Raises:
-        PruneError: the file cannot be read or holds no ONNX model, or one with weights elsewhere.
+        PruneError: the file cannot be read, is no ONNX model, or its weights cannot be found.
     """
     if isinstance(source, onnx.ModelProto):
         for tensor in messages(source, onnx.TensorProto):
@@ -50,7 +50,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
             remedy="give a path or an onnx.ModelProto",
         )
     path = Path(source)
-    if not os.path.isfile(path):  # no name is too long for it
+    if not os.path.isfile(path):  # accepts names of any length
         reason = "is not a model file" if os.path.exists(path) else "there is no such file"
         reason = "is a folder, not a model file" if os.path.isdir(path) else reason
         raise PruneError(reason, where=str(path), remedy="give the path of an .onnx file")
@@ -72,7 +72,7 @@ def load_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
 
 def require_plain(path: Path) -> None:
-    """Refuses what may keep its reader waiting for ever; reading a folder fails by itself.
+    """Refuses files that may block a reader forever; reading a folder fails anyway.
 
     Raises:
         PruneError: it is a pipe, a device or a socket.
@@ -85,10 +85,10 @@ def require_plain(path: Path) -> None:
 def save_model(
     model: onnx.ModelProto, path: str | Path, inputs: Iterable[Path] = ()
 ) -> tuple[Path, ...]:
-    """Writes a model file, whole or not at all; returns its path.
+    """Writes a model file atomically; returns its path.
 
     Args:
-        inputs: files that must stay, even where they are weights of what was there before.
+        inputs: files that must stay, even if they are weights of the model being replaced.
 
     Raises:
         PruneError: the place cannot be written.
@@ -104,11 +104,11 @@ def save_model(
 def save_apart(
     model: onnx.ModelProto, path: str | Path, inputs: Iterable[Path] = ()
 ) -> tuple[Path, ...]:
-    """Writes a model file and one with its weights, whole or not at all; returns their paths.
+    """Writes a model file and its weights file atomically; returns their paths.
 
-    The name of the second goes with its content, so that no graph ever meets the weights of
-    another: what was there before is whole until the new graph takes the place of the old one, and
-    then its weights go, too. Arguments as of `save_model`.
+    The weights file is named after its content, so a graph never meets another's weights: the
+    previous model stays whole until the new graph replaces it, and only then are its weights
+    removed. Arguments as in `save_model`.
 
     Raises:
         PruneError: the place cannot be written.
@@ -139,11 +139,11 @@ def save_apart(
 
 @dataclass(frozen=True, eq=False)
 class WrittenModel:
-    """A model that was made of another one.
+    """A model made from another one.
 
     Attributes:
-        written: the model; weights that were not touched may lie in the original's files.
-        apart: whether weights are saved in a file of their own, as the original's are.
+        written: the model; unchanged weights may still be in the original's files.
+        apart: whether weights are saved in a separate file, like the original's.
         inputs: files and folders that were read.
     """
 
@@ -153,18 +153,18 @@ class WrittenModel:
 
     @property
     def model(self) -> onnx.ModelProto:
-        """The model with all of its weights.
+        """The model with all its weights.
 
         Raises:
-            PruneError: it is larger than one message can be.
+            PruneError: it is too large for one message.
         """
         return external.whole_model(self.written)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
-        """Writes the model, whole or not at all, and never over an input.
+        """Writes the model atomically, and never over an input.
 
         Returns:
-            The path, and where weights lie apart that of `<path>.<digest of them>.data`.
+            The path, and that of `<path>.<digest of weights>.data` if weights are separate.
         """
         check_output(path, self.inputs)
         save = save_apart if self.apart else save_model
@@ -174,7 +174,7 @@ class WrittenModel:
 def _put(
     target: Path, temporary: str, weights: tuple[Path, str] | None, inputs: Iterable[Path]
 ) -> None:
-    """Moves a graph to its place, its weights first, and removes the weights of the one before."""
+    """Moves weights and then the graph into place, and removes the previous model's weights."""
     with _alone(target.parent):
         aside = None if weights is None else weights[0]
         fresh = aside is not None and not aside.exists()
@@ -200,7 +200,7 @@ def _put(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Meanwhile no other process of ours puts files in place there, where the system has locks."""
+    """Locks a folder against other processes of ours that put files there, where locks exist."""
     handle = None
     with contextlib.suppress(OSError, ImportError):
         import fcntl
@@ -221,13 +221,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
-    """Refuses a place that cannot be written, or must not be, before there is anything to write.
+    """Refuses a path that cannot or must not be written, before any work is done.
 
     Args:
-        inputs: files that are read, and folders of such.
+        inputs: files that are read, and folders of them.
 
     Raises:
-        PruneError: it is no place for a file, or holds an input.
+        PruneError: no file can be written there, or it is an input.
     """
     target = _target(path)
     if os.path.exists(target) and any(_is_part(target, given) for given in inputs):
@@ -239,7 +239,7 @@ def check_output(path: str | Path, inputs: Iterable[Path]) -> None:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file beside its place and moves it there when it is complete.
+    """Writes a file under a temporary name and moves it into place when complete.
 
     Raises:
         PruneError: the place cannot be written.
@@ -252,15 +252,15 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """The same with a text, as UTF-8; file names in it may be what UTF-8 cannot hold."""
+    """Writes a UTF-8 text atomically; file names in it need not be valid UTF-8."""
     write_atomically(path, text.encode(errors="replace"))
 
 
 @contextlib.contextmanager
 def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file for writing; it is complete on the disk in the end.
+    """Opens a temporary file for writing, and flushes it to disk in the end.
 
-    What takes the place of a file has the permissions of that.
+    A file that replaces another takes over its permissions.
     """
     with open(temporary, "wb") as file:
         yield file
@@ -271,7 +271,7 @@ def _written(temporary: str, target: Path) -> Iterator[BinaryIO]:
 
 
 def _target(path: str | Path) -> Path:
-    """Where a file ends up that is written to a path, links followed."""
+    """The file that writing to a path affects, links resolved."""
     if not isinstance(path, str | Path):
         raise PruneError(f"{type(path).__name__} is not a path", remedy="give a file name")
     target = real_path(path)
@@ -285,14 +285,14 @@ def _target(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[str]:
-    """A new file beside a place; whatever happens, it is gone in the end.
+    """A new temporary file in the target's folder, removed in the end in any case.
 
-    Where the process is killed, the next one that writes to the place removes it.
+    If the process is killed, the next one that writes there removes it.
     """
     name, prefix = "", f".{target.name[:_SHORT]}."
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(target)  # a name may be too long
+            os.lstat(target)  # the name may be too long
         remove_left(target.parent, prefix)
         handle, name = tempfile.mkstemp(prefix=owned(prefix), dir=target.parent)
         os.close(handle)
@@ -309,7 +309,7 @@ def _temporary(target: Path) -> Iterator[str]:
 
 
 def _is_part(target: Path, given: Path) -> bool:
-    """Whether an existing file is an input, or lies in a folder of inputs."""
+    """Whether an existing file is an input, or is inside an input folder."""
     if not os.path.isdir(given):
         return os.path.exists(given) and target.samefile(given)
     return any(folder.samefile(given) for folder in target.parents)

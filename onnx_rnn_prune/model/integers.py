@@ -1,9 +1,8 @@
-"""Weights held in integers, with a scale and a zero point: reading them, and writing others.
+"""Integer weights with a scale and a zero point: reading and writing them.
 
-A weight is (q - zero) * scale for integers q. What reads it here sees that number; what writes it
-finds a new scale for what it writes, and keeps the zero point, the range of the integers and how
-many scales there are. So a file does not grow, and what its integers were limited to for the sake
-of a processor still holds.
+A weight is (q - zero) * scale for integers q. Readers here see that number; writers find a new
+scale and keep the zero point, the range of the integers and the number of scales. So a file does
+not grow, and a range chosen for the sake of a processor is respected.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class _IntegerLayout:
-    """Which inputs of an operator belong to a weight in integers.
+    """Which inputs of an operator belong to an integer weight.
 
     Attributes:
-        scale: the input with its scale; None where a multiplication behind the product has it.
+        scale: the input with its scale; None if a multiplication behind the product applies it.
         zero: the input with its zero point.
-        axes: the axes of the weight along which these two lie.
+        axes: the axes of the weight along which these two vary.
     """
 
     scale: int | None
@@ -63,8 +62,8 @@ APART = tuple(op for (op, _), layout in _LAYOUTS.items() if layout.scale is None
 
 
 # Operators of onnxruntime and ONNX that compute with integers of given scales: how many inputs come
-# as integers, a scale and a zero point, all the others being two such for the output, and a bias.
-# What a QLinearConcat has for its output comes first.
+# as a triple of integers, scale and zero point; the rest are scale and zero point of the output,
+# and a bias. QLinearConcat has those of the output first.
 _QLINEAR = {
     "QGemm": 2,
     "QLinearAdd": 2,
@@ -80,7 +79,7 @@ _QLINEAR = {
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """What makes real numbers of a product of integers, as onnxruntime's quantizer writes it.
+    """The nodes that dequantize an integer product, as onnxruntime's quantizer writes them.
 
     Attributes:
         product: the Mul by both scales, whose output is the real product.
@@ -97,7 +96,7 @@ class Scaled:
 
 @dataclass(frozen=True, eq=False)
 class Integers:
-    """A weight in integers.
+    """An integer weight.
 
     Attributes:
         values: the integers.
@@ -110,21 +109,21 @@ class Integers:
     zero: Array
 
     def steps(self) -> Array:
-        """How far they are from what means 0, in floats."""
+        """The integers minus the zero point, as floats."""
         steps = self.values.astype(self._exact)
         steps -= self.zero.astype(self._exact)
         return steps
 
     def real(self) -> Array:
-        """The weight that they mean."""
+        """The dequantized weight."""
         steps = self.steps()
         steps *= self.scale
         return np.asarray(steps, dtype=self.scale.dtype)
 
     def holding(self, weight: Array) -> Integers:
-        """Another weight in the same form; where it is the same, so are the integers.
+        """Another weight in the same form; if it is equal, so are the integers.
 
-        Where the zero point leaves no room on one side, what lies there is clipped.
+        Values on a side where the zero point leaves no room are clipped.
         """
         lowest, highest = int(self.values.min()), int(self.values.max())
         if lowest == highest:
@@ -146,12 +145,12 @@ class Integers:
 
     @property
     def _exact(self) -> np.dtype[Any]:
-        """A type of floats that holds all differences of integers."""
+        """A float type that represents all differences of integers exactly."""
         return np.dtype(np.float32 if self.values.dtype.itemsize == 1 else np.float64)
 
 
 def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers | None:
-    """A weight that a node reads in integers, or None where it reads no such one."""
+    """The integer weight that a node reads, or None if it is no such weight."""
     layout = _LAYOUTS.get((node.op, slot))
     if layout is None:
         return None
@@ -161,7 +160,7 @@ def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers 
         zero = require_constant(node.inputs[layout.zero], opset)
     holder, position = _scale_place(node, layout)
     scale = require_constant(holder.inputs[position], opset)
-    if node.op == "ConvInteger":  # it is laid out for what it multiplies, the product
+    if node.op == "ConvInteger":  # laid out for the product, which it multiplies
         scale = scale.reshape(-1) if scale.size > 1 else scale.reshape(())
     return Integers(
         values, _aligned(scale, layout.axes, values.ndim), _aligned(zero, layout.axes, values.ndim)
@@ -169,7 +168,7 @@ def integers_of(node: gs.Node, slot: int, opset: int | None = None) -> Integers 
 
 
 def holds_integers(node: gs.Node, slot: int, opset: int | None = None) -> bool:
-    """Whether an input is a weight in integers, of which it is known how it becomes real."""
+    """Whether an input is an integer weight with a known dequantization."""
     layout = _LAYOUTS.get((node.op, slot))
     if layout is None or (layout.scale is None and scaled(node) is None):
         return False
@@ -178,24 +177,24 @@ def holds_integers(node: gs.Node, slot: int, opset: int | None = None) -> bool:
 
 
 def scale_and_zero(node: gs.Node, slot: int) -> tuple[gs.Tensor, int]:
-    """What a weight in integers is multiplied by, and the input with its zero point."""
+    """The scale of an integer weight, and the input with its zero point."""
     layout = _LAYOUTS[node.op, slot]
     holder, position = _scale_place(node, layout)
     return holder.inputs[position], layout.zero
 
 
 def weight_value(node: gs.Node, slot: int, opset: int | None = None) -> Array:
-    """The weight that an input of a node means, whatever it is held in."""
+    """The weight at an input of a node, dequantized if necessary."""
     found = integers_of(node, slot, opset)
     return require_constant(node.inputs[slot], opset) if found is None else found.real()
 
 
 def set_weight(graph: gs.Graph, node: gs.Node, slot: int, weight: Array) -> None:
-    """Gives a node another weight, in the form of the one that it has."""
+    """Gives a node another weight, in the form of the present one."""
     before = integers_of(node, slot, graph.opset)
     if before is None:
         held = dequantized(node.inputs[slot], graph.opset)
-        if held is None or held.values.dtype.itemsize > 1:  # real numbers take no more room
+        if held is None or held.values.dtype.itemsize > 1:  # floats take no more room
             replace_constant(graph, node, slot, weight)
         else:
             write_dequantized(graph, [(node, slot)], held.holding(weight))
@@ -208,7 +207,7 @@ def set_weight(graph: gs.Graph, node: gs.Node, slot: int, weight: Array) -> None
 
 
 def dequantized(tensor: gs.Tensor, opset: int | None = None) -> Integers | None:
-    """The integers of which a DequantizeLinear makes a constant, or None where none does."""
+    """The integers behind a constant computed by DequantizeLinear, or None."""
     node = tensor.inputs[0] if tensor.inputs else None
     if node is None or node.op != "DequantizeLinear" or node.attrs.get("block_size", 0):
         return None
@@ -227,7 +226,7 @@ def dequantized(tensor: gs.Tensor, opset: int | None = None) -> Integers | None:
 def write_dequantized(
     graph: gs.Graph, places: Sequence[tuple[gs.Node, int]], after: Integers
 ) -> None:
-    """Gives inputs that read a DequantizeLinear of constants other integers to read."""
+    """Gives inputs that read a DequantizeLinear of constants other integers."""
     tensor = places[0][0].inputs[places[0][1]]
     node = tensor.inputs[0]
     if len(tensor.outputs) > len(places) or any(tensor is item for item in graph.outputs):
@@ -244,7 +243,7 @@ def write_dequantized(
 
 
 def own_dequantize(graph: gs.Graph, places: Sequence[tuple[gs.Node, int]]) -> gs.Node:
-    """A DequantizeLinear of their own for some of the readers of one."""
+    """A separate DequantizeLinear for some readers of a shared one."""
     tensor = places[0][0].inputs[places[0][1]]
     node = tensor.inputs[0]
     result = gs.Variable(fresh_name(graph, f"{tensor.name}_cut"), dtype=tensor.dtype)
@@ -256,18 +255,17 @@ def own_dequantize(graph: gs.Graph, places: Sequence[tuple[gs.Node, int]]) -> gs
 
 
 def sums_integers(graph: gs.Graph) -> bool:
-    """Whether some node sums up products of integers, or rounds what it reads to such."""
+    """Whether some node sums integer products, or quantizes its input."""
     known = {op for op, _ in _LAYOUTS} | {"QuantizeLinear"}
     return any(node.op in known for node in all_nodes(graph))
 
 
 def hold_unsigned(graph: gs.Graph) -> None:
-    """Holds signed 8-bit weights as the unsigned ones that mean the same: (q + 128) - (z + 128).
+    """Stores signed 8-bit weights as equivalent unsigned ones: (q + 128) - (z + 128).
 
     On x86 processors before VNNI, onnxruntime adds products of unsigned data and signed weights in
-    16 bits, which overflow; what comes of it depends on which products are neighbours. It has an
-    option against that, which does the same as this, but fails where nodes share a weight, and
-    leaves bodies out.
+    16 bits, which overflow; the result depends on which products are neighbours. Its option against
+    that does the same as this, but fails if nodes share a weight, and skips bodies.
     """
     made: dict[tuple[int, tuple[int, ...]], gs.Constant] = {}
 
@@ -294,7 +292,7 @@ def hold_unsigned(graph: gs.Graph) -> None:
 
 
 def make_real(graph: gs.Graph, node: gs.Node) -> bool:
-    """Rewrites a QLinearConv or the like as a Conv or the like of real numbers, where it is one."""
+    """Rewrites a QLinearConv or the like as the floating-point operator; whether it was one."""
     given, count = list(node.inputs), _QLINEAR.get(node.op, 0)
     if node.op == "QLinearConcat":
         given, count = [*given[2:], *given[:2]], len(given) // 3
@@ -305,7 +303,7 @@ def make_real(graph: gs.Graph, node: gs.Node) -> bool:
     first = node.op == "QLinearConv" or bool(node.attrs.get("transB", 0))
     bias = rest.pop(0 if node.op == "QGemm" else 2) if len(rest) > 2 else None
     operands = [_real(graph, node, part, 0 if first else -1) for part in parts]
-    if bias is not None and bias.name:  # its scale is that of the sums
+    if bias is not None and bias.name:  # it has the scale of the sums
         one, other = (require_constant(part[1], graph.opset) for part in parts)
         product = (one * other).reshape(-1 if one.size * other.size > 1 else ())
         scale = add_constant(graph, f"{bias.name}_scale", product)
@@ -321,7 +319,7 @@ def make_real(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def move_real(graph: gs.Graph, node: gs.Node) -> None:
-    """Lets a node that moves the integers of a QuantizeLinear move the real numbers instead."""
+    """Makes a node that moves the integers of a QuantizeLinear move the real numbers instead."""
     maker = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
     if maker is not None and maker.op == "QuantizeLinear":
         scale = maker.inputs[1:]
@@ -330,7 +328,7 @@ def move_real(graph: gs.Graph, node: gs.Node) -> None:
 
 
 def _real(graph: gs.Graph, reader: gs.Node, part: list[gs.Tensor], axis: int = 0) -> gs.Tensor:
-    """The real numbers that integers stand for, for a node to read; a scale is that of an axis."""
+    """The dequantized input of a node; scales vary along `axis`."""
     result = gs.Variable(fresh_name(graph, f"{part[0].name}_real"), np.dtype(np.float32))
     lines = any(size > 1 for size in constant_shape(part[1]) or ())
     axes = {"axis": axis % len(constant_shape(part[0]) or (1,))} if lines else {}
@@ -340,7 +338,7 @@ def _real(graph: gs.Graph, reader: gs.Node, part: list[gs.Tensor], axis: int = 0
 
 
 def _as_integers(graph: gs.Graph, node: gs.Node, scale: list[gs.Tensor]) -> None:
-    """Rounds what a node makes."""
+    """Quantizes the outputs of a node."""
     for slot, output in enumerate(list(node.outputs)):
         if output.name:
             name = fresh_name(graph, f"{output.name}_real")
@@ -352,7 +350,7 @@ def _as_integers(graph: gs.Graph, node: gs.Node, scale: list[gs.Tensor]) -> None
 
 
 def scaled(node: gs.Node) -> Scaled | None:
-    """How a product of integers becomes real, or None where that is in another form."""
+    """How an integer product is dequantized, or None if in another form."""
     cast = _only_reader(node.outputs[0])
     product = None if cast is None or cast.op != "Cast" else _only_reader(cast.outputs[0])
     if cast is None or product is None or product.op != "Mul":
@@ -371,7 +369,7 @@ def scaled(node: gs.Node) -> Scaled | None:
 
 
 def product_of(node: gs.Node) -> gs.Node:
-    """The node that puts out the real product of a node's data and weight."""
+    """The node that outputs the real product of a node's data and weight."""
     if node.op not in APART:
         return node
     found = scaled(node)
@@ -392,7 +390,7 @@ def _only_reader(tensor: gs.Tensor) -> gs.Node | None:
 
 
 def _aligned(value: Array, axes: tuple[int, ...], rank: int) -> Array:
-    """A scale or zero point with axes of its own, as one that broadcasts with its weight."""
+    """A scale or zero point reshaped to broadcast with its weight."""
     if value.ndim > len(axes):
         return value
     shape = [1] * rank

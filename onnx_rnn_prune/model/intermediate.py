@@ -1,10 +1,10 @@
 """Making tensors in If, Loop and Scan bodies outputs of the model.
 
-What is wanted of a body becomes one more output of it and of the node that carries it, level by
-level. It travels as a parcel: a vector of the body's number among those of its node, then of each
-tensor its rank, its sizes and its entries, and then of each node inside that carries bodies what
-that puts out. Of an If, that is the parcel of the branch that ran; a Loop or Scan stacks those of
-its turns, and their number stands before them.
+Tensors wanted from a body become one more output of it and of its node, level by level. They travel
+as a parcel: a vector that holds the index of the body in its node, then the rank, sizes and entries
+of each tensor, and then the outputs of each node inside that has bodies. For an If, this is the
+parcel of the branch that ran; a Loop or Scan stacks those of its iterations, preceded by their
+number.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _ONNX_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}
 
 @dataclass(frozen=True)
 class _Carrier:
-    """A node that puts out parcels.
+    """A node that outputs parcels.
 
     Attributes:
-        stacks: whether there is one for each turn.
-        bodies: what lies in the parcels of each.
+        stacks: whether there is one per iteration.
+        bodies: the layout of each body's parcels.
     """
 
     output: str
@@ -42,7 +42,7 @@ class _Carrier:
     bodies: Sequence[_Parcel]
 
     def read(self, parcels: Array, turns: int, found: Mapping[str, list[Array]], at: int) -> int:
-        """Takes apart what it put out from a place on; returns the place behind it."""
+        """Reads its output from an offset on; returns the offset after it."""
         for _ in range(turns):
             at = self.bodies[int(parcels[at])].read(parcels, found, at + 1)
         return at
@@ -50,7 +50,7 @@ class _Carrier:
 
 @dataclass(frozen=True)
 class _Parcel:
-    """What lies in a parcel: tensors by name, and what nodes inside put out."""
+    """The layout of a parcel: tensors by name, and the outputs of nodes inside."""
 
     names: Sequence[str]
     carriers: Sequence[_Carrier]
@@ -74,12 +74,12 @@ class _Parcel:
 
 @dataclass(frozen=True)
 class IntermediateOutputs:
-    """Where a run shows tensors.
+    """How the wanted tensors leave a run.
 
     Attributes:
-        main: those of the main graph, which are shown as they are.
-        inner: those that come out of bodies.
-        carriers: the nodes of the main graph that put them out.
+        main: those of the main graph, which are plain outputs.
+        inner: those of bodies.
+        carriers: the nodes of the main graph that output them.
     """
 
     main: Sequence[str]
@@ -88,14 +88,14 @@ class IntermediateOutputs:
 
     @property
     def outputs(self) -> list[str]:
-        """The tensors of the main graph that a run has to show."""
+        """The tensors of the main graph that a run has to return."""
         return [*self.main, *(carrier.output for carrier in self.carriers)]
 
     def calls(self, shown: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """The values of each tensor, one for each time that its graph ran; main ones untouched.
+        """The values of each tensor, one for each run of its graph; main ones unchanged.
 
         Raises:
-            PruneError: what a body declares misled onnxruntime.
+            PruneError: shapes declared in a body misled onnxruntime.
         """
         found: dict[str, list[Any]] = {name: [] for name in self.inner}
         for carrier in self.carriers:
@@ -105,13 +105,13 @@ class IntermediateOutputs:
                 whole = carrier.read(value.reshape(-1), turns, found, 0) == value.size
             except (ValueError, IndexError):
                 whole = False
-            if not whole:  # onnxruntime takes sizes that are declared for those that are there
+            if not whole:  # onnxruntime trusts declared sizes
                 raise misdeclared()
         return found | {name: [shown[name]] for name in self.main}
 
 
 def misdeclared() -> PruneError:
-    """Of a body whose declared shapes onnxruntime takes for those that are there."""
+    """The error for a body whose false declared shapes onnxruntime trusts."""
     return PruneError(
         "the body of a loop or branch declares shapes that do not match its tensors",
         where="the model",
@@ -122,7 +122,7 @@ def misdeclared() -> PruneError:
 def intermediate_outputs(
     document: Document, names: Iterable[str], dtype: type[np.generic]
 ) -> IntermediateOutputs:
-    """Changes a document so that runs can show the named tensors, inner ones as another type."""
+    """Edits a document so that runs return the named tensors, inner ones cast to a type."""
     homes = homes_of(document.graph)
     wanted: dict[int, list[gs.Tensor]] = defaultdict(list)
     for name in dict.fromkeys(names):
@@ -138,7 +138,7 @@ Homes = dict[str, tuple[gs.Graph, gs.Tensor]]
 
 
 def ask_shapes(homes: Homes, names: Iterable[str]) -> dict[str, str]:
-    """Adds nodes that tell the shapes of tensors; returns the names of what they compute."""
+    """Adds Shape nodes for tensors; returns the names of their outputs."""
     asked: dict[str, str] = {}
     for name in (name for name in names if name in homes):
         graph, tensor = homes[name]
@@ -149,7 +149,7 @@ def ask_shapes(homes: Homes, names: Iterable[str]) -> dict[str, str]:
 
 
 def homes_of(graph: gs.Graph) -> Homes:
-    """The graph in which each tensor comes to be, and the tensor."""
+    """By tensor name, the graph in which it is defined, and the tensor."""
     found: dict[str, tuple[gs.Graph, gs.Tensor]] = {}
     for place in places(graph):
         made = [tensor for node in place.graph.nodes for tensor in node.outputs]
@@ -158,17 +158,17 @@ def homes_of(graph: gs.Graph) -> Homes:
 
 
 class _Lift:
-    """Brings the tensors that are wanted of each graph, by `id`, to the main graph."""
+    """Brings the wanted tensors of each graph, by `id`, to the main graph."""
 
     def __init__(
         self, main: gs.Graph, wanted: Mapping[int, list[gs.Tensor]], dtype: np.dtype[np.generic]
     ) -> None:
         self._wanted, self._dtype = wanted, dtype
-        # More than there were tensors when earlier names were given.
+        # Above the number of tensors when earlier names were given.
         self._numbers = count(sum(1 for _ in tensors_of(main)))
 
     def carriers(self, graph: gs.Graph) -> list[_Carrier]:
-        """Lets the nodes of a graph put out what is wanted of their bodies."""
+        """Makes the nodes of a graph output what is wanted from their bodies."""
         found = []
         for node in list(graph.nodes):
             bodies = list(bodies_of(node).values())
@@ -179,7 +179,7 @@ class _Lift:
                     body.outputs.append(self._parcel(body, number, layout))
                 node.outputs.append(gs.Variable(self._name()))
                 for name in ("scan_output_axes", "scan_output_directions"):
-                    if name in node.attrs:  # they name all outputs that a Scan stacks
+                    if name in node.attrs:  # these list all stacked outputs of a Scan
                         node.attrs[name] = [*node.attrs[name], 0]
                 found.append(_Carrier(node.outputs[-1].name, stacks, layouts))
         return found
@@ -189,7 +189,7 @@ class _Lift:
         return _Parcel([tensor.name for tensor in wanted], self.carriers(body))
 
     def _parcel(self, body: gs.Graph, number: int, layout: _Parcel) -> gs.Variable:
-        """Puts nodes into a body that lay what is wanted of it in a row."""
+        """Adds nodes to a body that concatenate what is wanted from it."""
         made = {tensor.name: tensor for node in body.nodes for tensor in node.outputs}
         parts: list[gs.Tensor] = [self._constant([number], self._dtype)]
         for tensor in self._wanted.get(id(body), []):
@@ -213,9 +213,10 @@ class _Lift:
         return self._node(body, "Reshape", [tensor, self._constant([-1], np.int64)], {})
 
     def _nothing(self, body: gs.Graph) -> gs.Variable:
-        """An empty vector of a length that is not known before it is computed.
+        """An empty vector of statically unknown length.
 
-        With it, the length of no parcel is: the types of an If allow for different ones only then.
+        It makes the length of every parcel unknown: only then do the types of an If allow different
+        ones.
         """
         zero = self._constant([0], np.float32)
         times = self._node(body, "Cast", [zero], {"to": _ONNX_TYPES[np.dtype(np.int64)]})

@@ -1,8 +1,8 @@
-"""What onnxruntime can compute of a model: parts of it, and a copy in single precision.
+"""The parts of a model that onnxruntime can compute, and a copy in single precision.
 
-It knows no operators of foreign domains, and has no recurrent kernels for double and bfloat16. The
-copy has the same nodes and names, and the same values up to rounding. Its LSTM and GRU end the
-process on empty sequences.
+onnxruntime lacks operators of foreign domains, and recurrent kernels for double and bfloat16. The
+copy has the same nodes and names, and the same values up to rounding. onnxruntime's LSTM and GRU
+end the process on empty sequences.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.external import tensor_values, with_weights
 from onnx_rnn_prune.model.walk import Reads, messages
 
-# Domains whose operators onnxruntime brings along.
+# Domains whose operators onnxruntime includes.
 _KNOWN_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "ai.onnx.training"}
 
 
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """The part of a model that computes the named tensors, with just those as outputs.
+    """The part of a model that computes the named tensors, as its only outputs.
 
-    Graph inputs stay. Tensors need no declared type, since onnxruntime infers it.
+    Graph inputs stay. The tensors need no declared type, since onnxruntime infers it.
     """
     wanted = list(dict.fromkeys(names))
     nodes = _needed(model.graph, set(wanted))
@@ -55,8 +55,8 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
 def runnable_outputs(model: onnx.ModelProto) -> list[str]:
     """The furthest tensors that onnxruntime can compute.
 
-    These are the graph's outputs or, if one depends on an operator of a foreign domain, the inputs
-    of that operator.
+    These are the graph's outputs, or the inputs of operators of foreign domains that an output
+    depends on.
     """
     computed = computable(model)
     frontier: list[str] = []
@@ -69,13 +69,13 @@ def runnable_outputs(model: onnx.ModelProto) -> list[str]:
 
 
 def runs_whole(model: onnx.ModelProto) -> bool:
-    """Whether onnxruntime has all operators, those whose outputs nothing reads included."""
+    """Whether onnxruntime has all operators, including those with unread outputs."""
     computed = computable(model)
     return all(computed.issuperset(filter(None, node.output)) for node in model.graph.node)
 
 
 def computable(model: onnx.ModelProto) -> set[str]:
-    """Tensors that depend on no operator of a foreign domain, bodies included."""
+    """Tensors that depend on no operator of a foreign domain, in bodies as well."""
     functions = {(function.domain, function.name) for function in model.functions}
     computed: set[str] = set()
     lost: set[str] = set()
@@ -116,9 +116,9 @@ def _known(node: onnx.NodeProto) -> bool:
     return node.domain in _KNOWN_DOMAINS
 
 
-# The axes of X that must have an entry. What a Slice or a Loop leaves of a sequence may be nothing.
+# The axes of X that must not be empty. A Slice or a Loop may leave nothing of a sequence.
 _FILLED = {"LSTM": (1,), "DynamicQuantizeLSTM": (1,), "GRU": (0, 0, 0)}
-# What has entries if all that it reads, or its data alone, has some.
+# Operators with non-empty outputs if all inputs, or the data alone, are non-empty.
 _FILLS = {
     "Abs", "Add", "BatchNormalization", "Cast", "Clip", "Concat", "DequantizeLinear", "Div",
     "Dropout", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "Elu", "Erf", "Exp", "GRU",
@@ -130,12 +130,12 @@ _MOVES = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model or, if a layer may get an empty sequence, one that raises an error there."""
+    """The model; or, if a layer may get an empty sequence, a copy that raises an error there."""
     endangered = may_be_empty(model)
     if not endangered:
         return model
     result = deepcopy(model)
-    for graph in list(messages(result.graph, onnx.GraphProto))[::-1]:  # bodies before what has them
+    for graph in list(messages(result.graph, onnx.GraphProto))[::-1]:  # inner before outer
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             if node.op_type in _FILLED and node.input and _key(node) in endangered:
@@ -169,9 +169,9 @@ def _endangered(graph: onnx.GraphProto, filled: set[str]) -> Iterator[str]:
 
 def _has_entries(constant: onnx.NodeProto) -> bool:
     if len(constant.attribute) != 1:
-        return False  # it is none, which loading it tells
+        return False  # invalid, which loading will tell
     (held,) = constant.attribute
-    if held.name.endswith("s"):  # a list of numbers or texts
+    if held.name.endswith("s"):  # a list of numbers or strings
         return bool(held.floats or held.ints or held.strings)
     return 0 not in (held.t.dims or held.sparse_tensor.dims)
 
@@ -220,7 +220,7 @@ def unknown_type(model: onnx.ModelProto) -> str:
     for node in model.graph.node:
         named = [a.i for a in node.attribute if a.name == "to"]
         named += [a.t.data_type for a in node.attribute if a.name == "value" and a.HasField("t")]
-        # What computes or moves weights gives the type that it takes.
+        # Operators that compute or move weights preserve their type.
         taken = [types[name] for name in node.input if name in types]
         kind = named[0] if named else taken[0] if taken else onnx.TensorProto.UNDEFINED
         types.update((name, kind) for name in node.output)
@@ -230,7 +230,7 @@ def unknown_type(model: onnx.ModelProto) -> str:
 
 
 def as_single(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that computes in single precision what a model computes in such a type."""
+    """A copy that computes in single precision instead of such a type."""
     result = with_weights(model, _single)
     _convert(result.graph)
     for function in result.functions:
@@ -249,7 +249,7 @@ def narrowed(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
     """Numbers in single precision.
 
     Raises:
-        PruneError: one is too large for it, and the twin would compute something else.
+        PruneError: one overflows, so that the copy would compute something else.
     """
     with np.errstate(over="ignore"):
         result = values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Running a model in onnxruntime, with its states carried along in streams."""
+"""Running a model in onnxruntime, with states carried along in streams."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 
-# Where onnxruntime looks for files of weights.
+# The option for the folder of external weights.
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-_FATAL = 4  # what onnxruntime prints at least: its errors come as exceptions as well
-# How much of a model onnxruntime rewrites, from nothing to what it does by default. It checks some
-# things only where an operator runs that it would have rewritten, such as a Slice from a scalar on.
+_FATAL = 4  # the lowest severity printed: errors come as exceptions anyway
+# Optimization levels of onnxruntime, from none to the default. Some checks happen only when an
+# operator runs that it would have rewritten, such as a Slice with a scalar start.
 _REWRITING = (
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 )
-# What to do where a model that was made here does not run.
+# Advice if a model made here does not run.
 OURS = "report this; no file was written"
 
 
@@ -65,17 +65,17 @@ class Runner:
 
     Args:
         model: the model; it is not changed.
-        outputs: tensors to compute; the model's own outputs where none are named, and where one
-            depends on an operator that onnxruntime does not know, what goes into that operator.
-        also: tensors to compute only in calls that ask for them by name.
+        outputs: tensors to compute; the model's own outputs by default or, where one depends on an
+            operator that onnxruntime lacks, that operator's inputs.
+        also: tensors computed only in calls that ask for them.
         threads: intra-operator threads; 1 makes runs repeatable.
-        optimize: let onnxruntime rewrite the graph, as it does by default for users. Where values
-            of inner tensors are wanted, or two models must be compared operator by operator, it is
-            better off. Models that run only once they are rewritten are rewritten as little as that
-            takes.
-        profile: where to write how long each node takes, see `profiled`; not at all without it.
-        name: how errors call the model.
-        remedy: what errors tell to do; to look at the file or the feed where it is left out.
+        optimize: let onnxruntime rewrite the graph, as it does by default. Better off if inner
+            tensors are wanted or two models compared operator by operator. Models that do not run
+            otherwise are still rewritten, as little as possible.
+        profile: prefix of the file for a profile of each node's time, see `profiled`; None for no
+            profiling.
+        name: of the model in errors.
+        remedy: advice in errors; by default, to check the file or the feed.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Runner:
         self.remedy = remedy
         self._threads, self._profile = threads, profile
         self._levels = list(_REWRITING[-1:] if optimize else _REWRITING)
-        # It loads no model without outputs; where none are wanted, none are computed.
+        # onnxruntime loads no model without outputs; if none are wanted, none are computed.
         self._asked = [*outputs, *also] if outputs else None
         try:
-            # Until it ran, it may have to be loaded anew.
+            # Kept until the first run, as it may have to be loaded again.
             self._spare: _Loadable | None = _loadable(model, self._asked)
         except PruneError:
             raise
@@ -106,7 +106,7 @@ class Runner:
         if self._spare.kept is not None:
             weakref.finalize(self, self._spare.kept.cleanup)
         self._unsafe = model if self._spare.endangered else None
-        # What fails where a layer would get a sequence without entries; loaded once it is needed.
+        # A copy that raises an error if a layer gets an empty sequence; loaded when needed.
         self._guarded: Runner | None = None
         self._session = self._load(self._spare)
         if not self._levels:
@@ -149,7 +149,7 @@ class Runner:
 
     @property
     def runner(self) -> Runner:
-        """Itself; wrappers of a model give the model, which is timed."""
+        """Itself; wrappers of a model return the wrapped one, which is what gets timed."""
         return self
 
     def ready(self, feed: Feed) -> Feed:
@@ -163,13 +163,13 @@ class Runner:
         return value if dtype is None else value.astype(dtype, copy=False)
 
     def _done(self) -> None:
-        """It is not loaded anew."""
+        """Drops what was kept for loading the model again."""
         if self._spare is not None and self._spare.kept is not None:
             self._spare.kept.cleanup()
         self._spare = None
 
     def _load(self, loadable: _Loadable) -> ort.InferenceSession:
-        """Loads it, rewritten as little as that takes."""
+        """Opens a session, with as little rewriting as that takes."""
         while True:
             level = self._levels.pop(0)
             try:
@@ -190,13 +190,13 @@ class Runner:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
-        ort.set_default_logger_severity(_FATAL)  # to which its allocators report
+        ort.set_default_logger_severity(_FATAL)  # used by its allocators
         options.graph_optimization_level = level
-        # Memory that is kept for the next run saves time, which only counts where users' runs do.
+        # An arena saves time between runs, which only matters where runs are as users have them.
         options.enable_cpu_mem_arena = self._asked is None
-        # To plan it takes time that grows with the square of the tensors that are kept.
+        # Planning takes time quadratic in the number of tensors kept.
         options.enable_mem_pattern = self._asked is None
-        if level == _REWRITING[0]:  # its weights are read where they are mapped, not copied
+        if level == _REWRITING[0]:  # weights are read from the mapping, not copied
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._profile is not None:
             options.enable_profiling = True
@@ -222,16 +222,15 @@ class Runner:
 
 @dataclass(frozen=True)
 class _Loadable:
-    """What a session is opened from, at one level of rewriting or another.
+    """What a session is opened from, at any optimization level.
 
     Attributes:
         content: the model, with references to large weights.
-        folder: that holds all that it refers to.
-        endangered: whether a layer may get a sequence without entries; not looked at where outputs
-            are asked for.
-        given: values of weights that lie elsewhere, mapped.
-        kept: the folder with weights that were written for it, which goes with this; what is mapped
-            lives on when its file is gone.
+        folder: the folder with all files that it refers to.
+        endangered: whether a layer may get an empty sequence; not checked if outputs are named.
+        given: values of weights outside the folder, memory-mapped.
+        kept: the folder with weights written for it, deleted with this; mappings outlive their
+            file.
     """
 
     content: bytes
@@ -245,7 +244,7 @@ class _Loadable:
         if self.given:
             values = map(ort.OrtValue.ortvalue_from_numpy, self.given.values())
             options.add_external_initializers(list(self.given), list(values))
-        # Where it cannot be made, onnxruntime prints nothing of its own.
+        # If this fails, onnxruntime reports nothing itself.
         providers = ["CPUExecutionProvider"]
         return ort.InferenceSession(self.content, options, providers=providers, enable_fallback=0)
 
@@ -259,7 +258,7 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
         content = _asked(whole, outputs).SerializeToString()
         return _Loadable(content, os.devnull, outputs is None and bool(may_be_empty(whole)))
     with contextlib.ExitStack() as stack:
-        folder = temporary_folder()  # where its files cannot go while mapped, the system cleans up
+        folder = temporary_folder()  # where mapped files cannot be deleted, the system cleans up
         path = Path(stack.enter_context(folder)).resolve() / "weights"
         with written_in(folder.name), path.open("wb") as file:
             weights = SessionWeights(path, file, source)
@@ -272,13 +271,13 @@ def _loadable(model: onnx.ModelProto | Document, outputs: Sequence[str] | None) 
         content = _asked(light, outputs).SerializeToString()
         endangered = outputs is None and bool(may_be_empty(light))
         del light
-        stack.pop_all()  # it is needed for longer
+        stack.pop_all()  # the caller needs it longer
     give_back(sum(map(raw_length, source.graph.initializer)), len(source.graph.node))
     return _Loadable(content, str(weights.folder), endangered, given, folder)
 
 
 def _is_small(model: onnx.ModelProto) -> bool:
-    """Whether a model is small, without serializing it, which would take as much memory again."""
+    """Whether a model is small, without serializing it, which would double the memory."""
     held = sum(map(raw_length, model.graph.initializer))
     return held < LARGE and model.ByteSize() < LARGE
 
@@ -287,7 +286,7 @@ Types = Mapping[str, np.dtype[Any]]
 
 
 def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
-    """The conversions of inputs and outputs if a copy in single precision runs instead."""
+    """Type conversions of inputs and outputs if a copy in single precision runs instead."""
     if not unknown_type(model):
         return {}, {}
     twin = with_weights(model, lambda tensor: onnx.TensorProto(name=tensor.name))
@@ -297,9 +296,9 @@ def _conversions(model: onnx.ModelProto) -> tuple[Types, Types]:
 
 
 def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
-    """Outputs of a copy in single precision, in the model's own type.
+    """An output of a copy in single precision, in the model's own type.
 
-    What overflows in single precision need not do so in the other type: it is unknown.
+    Overflow in single precision need not be one in the other type: such values become NaN.
     """
     if dtype is None or value.dtype == dtype:
         return value
@@ -309,7 +308,7 @@ def _widened(value: Array, dtype: np.dtype[Any] | None) -> Array:
 def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
     """A model with other outputs, by default all that can be computed.
 
-    Only the default is what users run, and may be timed.
+    Only the default matches what users run, and may be timed.
     """
     names = runnable_outputs(model) if outputs is None else outputs
     if not names:
@@ -320,10 +319,10 @@ def _asked(model: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelP
 
 
 def first_line(error: BaseException) -> str:
-    """The readable part of a message of onnxruntime."""
+    """The readable part of an onnxruntime error message."""
     text = str(error).strip() or type(error).__name__
     line, *others = text.splitlines()
-    # Where an input is of another size, the lines after the first one say which was expected.
+    # For an input of the wrong size, the lines after the first say which was expected.
     sizes = [" ".join(other.split()) for other in others if other.startswith(" index: ")]
     if sizes:
         line = f"{line}: {', '.join(sizes)}"
@@ -335,10 +334,10 @@ class NamedFeed(dict[str, Array]):
 
     Args:
         values: by input name.
-        name: such as the file that it comes from.
-        labels: the right answers, if known, which no model reads.
-        follows: if it continues the previous feed, the state inputs, each with the output of that
-            call that is its value; else empty.
+        name: such as its file.
+        labels: the correct answers, if known; not an input of any model.
+        follows: if it continues the previous feed, the state inputs, each with the output of the
+            previous call that it takes; else empty.
     """
 
     def __init__(
@@ -355,11 +354,11 @@ class NamedFeed(dict[str, Array]):
 
 
 class Streaming:
-    """A model that is called with feeds in order, and carries its own states along.
+    """A model that is called with feeds in order and carries its own states along.
 
-    Where a feed goes on from the one before, its state inputs are replaced by what this model gave
-    for the call before; all other feeds are passed on as they are. What it keeps of a call are the
-    outputs that `states` names, or all.
+    If a feed continues the previous one, its state inputs are replaced by this model's own states
+    from that call; other feeds are passed on unchanged. It keeps those outputs of a call that
+    `states` names, or all.
     """
 
     def __init__(
@@ -374,14 +373,14 @@ class Streaming:
         return self.gave(self._run(self.given(feed)))
 
     def given(self, feed: Feed) -> Feed:
-        """The next feed as the model gets it, with its own states."""
+        """The next feed with this model's own states."""
         if not isinstance(feed, NamedFeed) or not feed.follows:
             return feed
         states = {name: np.asarray(self._last[out]) for name, out in feed.follows.items()}
         return NamedFeed({**feed, **states}, feed.name, feed.labels, feed.follows)
 
     def gave(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Keeps the states that the model returned for the next feed."""
+        """Keeps the states in some outputs for the next feed."""
         states = outputs if self._states is None else outputs.keys() & self._states
         self._last = {name: outputs[name] for name in states}
         return outputs

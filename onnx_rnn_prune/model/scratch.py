@@ -1,7 +1,7 @@
 """Temporary files and folders, and memory.
 
-Names of temporary files and folders tell their process, by machine, number and start time. A killed
-process leaves its own behind; the next one removes those of processes that it knows to be dead.
+Names of temporary files and folders identify their process by machine, number and start time. A
+killed process leaves its own behind; the next one removes those of processes known to be dead.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from onnx_rnn_prune.errors import PruneError
 
 _OWNER = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)\.")
 _FOLDER = "onnx_rnn_prune."
-# What is raised where a disk is full; NumPy gives no number.
+# Errors of a full disk; NumPy gives no error number.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
 
 
 def owned(prefix: str) -> str:
-    """The prefix of names of temporary files of this process."""
+    """The name prefix of this process's temporary files."""
     own = os.getpid()
     return f"{prefix}{_machine()}-{own}-{_began(own)}."
 
 
 def remove_left(folder: Path, prefix: str) -> None:
-    """Removes the temporary files of this user's dead processes from a folder."""
+    """Removes temporary files of this user's dead processes from a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _OWNER.match(entry.name.removeprefix(prefix))
@@ -58,7 +58,7 @@ def _clean(root: str) -> None:
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that goes with what it was made for; TMPDIR says where.
+    """A temporary folder that is removed after use; TMPDIR sets where.
 
     Raises:
         PruneError: it cannot be made.
@@ -76,7 +76,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextlib.contextmanager
 def written_in(folder: str | Path) -> Iterator[None]:
-    """Names the temporary folder where what is written to it does not fit.
+    """Raises an error that names the temporary folder if that is full.
 
     Raises:
         PruneError: it is full.
@@ -110,7 +110,7 @@ def _digest(text: str) -> str:
 
 
 def _began(process: int) -> int:
-    """When a process started, in the system's unit; 0 if unknown."""
+    """When a process started, in the system's units; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{process}/stat").read_text(errors="replace")
         return int(text.rpartition(")")[2].split()[19])
@@ -131,18 +131,18 @@ def _is_dead(machine: str, process: str, began: str) -> bool:
     return False
 
 
-# To look for garbage takes as long as there are objects; in the graphs of smaller models, it would
-# take longer than all else, and there is little to be found. Graphs of many nodes are found without
-# it, for Python looks by itself after so many new objects.
+# A garbage collection takes time proportional to all objects; for smaller models, it would dominate
+# and find little. Graphs of many nodes need none, since Python collects by itself after so many new
+# objects.
 _WORTH, _NODE, _MUCH = 1 << 21, 1 << 14, 1 << 22
 
 
 def give_back(size: int, nodes: int) -> None:
-    """Frees unused graphs, which hold circular references, and their weights.
+    """Frees unused graphs, which hold reference cycles, and their weights.
 
     Args:
-        size: of what such a graph may hold, in bytes.
-        nodes: that it has.
+        size: bytes that such a graph may hold.
+        nodes: number of its nodes.
     """
     if size > min(max(_WORTH, nodes * _NODE), _MUCH):
         gc.collect()

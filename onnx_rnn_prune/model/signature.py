@@ -1,4 +1,4 @@
-"""Inputs and outputs of a model: the names, types and sizes that a caller must know."""
+"""Inputs and outputs of a model: the names, types and sizes that callers must know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx
 from onnx_rnn_prune.model.walk import Reads
 
 Dim = int | str | None
-# What exporters call a size that they know nothing about; two of them need not be equal.
+# Names that exporters give unknown sizes; two of them need not be equal.
 _PLACEHOLDERS = {"", "?", "*", "-1", "none", "unk", "unknown"}
 
 
@@ -34,7 +34,7 @@ class Port:
 
     @property
     def sizes(self) -> tuple[int | str, ...]:
-        """By axis, a fixed size, or the name of an open one: its own, or `input[axis]`."""
+        """By axis, a fixed size, or the name of an open one: as declared, or `input[axis]`."""
         dims = enumerate(self.dims or ())
         return tuple(f"{self.name}[{n}]" if dim is None else dim for n, dim in dims)
 
@@ -47,9 +47,9 @@ class Port:
 
 
 def inputs(model: onnx.ModelProto) -> tuple[Port, ...]:
-    """The inputs a caller must feed, in order.
+    """The inputs that a caller must feed, in order.
 
-    Graph inputs that have a default value (an initializer of the same name) are left out.
+    Graph inputs with a default value (an initializer of the same name) are left out.
     """
     defaults = {tensor.name for tensor in model.graph.initializer}
     defaults |= {tensor.values.name for tensor in model.graph.sparse_initializer}
@@ -62,14 +62,14 @@ def outputs(model: onnx.ModelProto) -> tuple[Port, ...]:
 
 
 def ports(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
-    """The declarations of some tensors, in order."""
+    """The ports for some declarations, in order."""
     return tuple(map(_port, values))
 
 
 def changed_defaults(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
-    """The inputs with a default value (an initializer) that an edit changed, or left unread.
+    """The inputs whose default value (an initializer) an edit changed or left unread.
 
-    Before IR version 4 every initializer had to be listed as an input, which says nothing.
+    Before IR version 4, every initializer had to be listed as an input, so that does not count.
     """
     if before.ir_version < 4:
         return []

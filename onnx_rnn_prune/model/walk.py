@@ -1,4 +1,4 @@
-"""Walks through a graph, its subgraphs included, and through ONNX messages."""
+"""Traversal of a graph with its subgraphs, and of ONNX messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Place:
     """Where a node is.
 
     Attributes:
-        way: from the main graph down: each node that carries a body, and the body's name.
+        way: the path from the main graph: each node with a body on it, and the body's name.
     """
 
     graph: gs.Graph
@@ -26,12 +26,12 @@ class Place:
 
     @property
     def scope(self) -> str:
-        """The way as text, as in `If_12.then_branch`; empty for the main graph."""
+        """The path as text, as in `If_12.then_branch`; empty for the main graph."""
         return "/".join(f"{node.name or node_key(node)}.{body}" for node, body in self.way)
 
 
 def node_key(node: gs.Node) -> str:
-    """The name by which a node is found again in a copy of its graph: its first output's."""
+    """A name by which a node is found in a copy of its graph: that of its first output."""
     return next((tensor.name for tensor in node.outputs if tensor.name), "")
 
 
@@ -41,7 +41,7 @@ def nodes_by_key(graph: gs.Graph) -> dict[str, gs.Node]:
 
 
 def bodies_of(node: gs.Node) -> Mapping[str, gs.Graph]:
-    """The bodies that a control-flow node carries, by name."""
+    """The bodies of a control-flow node, by name."""
     return {name: value for name, value in node.attrs.items() if isinstance(value, gs.Graph)}
 
 
@@ -68,7 +68,7 @@ class Ports:
 
     Attributes:
         states: what it carries.
-        taken: slots of the node that are iterated over, each with the body's input and the axis.
+        taken: scanned inputs of the node by slot, each with the body's input and the axis.
         stacked: the body's outputs that are stacked, each with the node's output and the axis.
     """
 
@@ -106,7 +106,7 @@ Link = tuple[gs.Tensor, gs.Tensor, gs.Node | None]
 
 
 def links_of(node: gs.Node) -> Iterator[Link]:
-    """Pairs of tensors with the same value, into bodies and out of them.
+    """Pairs of tensors with the same value, inside and outside the bodies of a node.
 
     With the node if the first is of one iteration and the second of the next.
     """
@@ -126,14 +126,14 @@ def links_of(node: gs.Node) -> Iterator[Link]:
 
 
 def source(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor from which another is copied, through nodes that change nothing."""
+    """The tensor that another is a copy of, through nodes that change nothing."""
     while tensor.inputs and tensor.inputs[0].op == "Identity":
         tensor = tensor.inputs[0].inputs[0]
     return tensor
 
 
 def places(graph: gs.Graph) -> Iterator[Place]:
-    """The graph and all graphs inside it, each before those inside it."""
+    """The graph and all its subgraphs, outer ones first."""
     waiting = [Place(graph)]
     while waiting:
         place = waiting.pop()
@@ -148,9 +148,9 @@ def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
 
 
 def _parts(graph: gs.Graph) -> Iterator[gs.Graph | gs.Node]:
-    """The graph and its nodes in order, each followed by its bodies, in the same way.
+    """The graph and its nodes in order, each followed by its bodies, recursively.
 
-    Without recursion, in which each item would pass through all levels above it.
+    Implemented without recursion, in which each item would pass through all levels above it.
     """
     waiting: list[Iterator[gs.Graph | gs.Node]] = [iter((graph,))]
     while waiting:
@@ -166,11 +166,11 @@ def _parts(graph: gs.Graph) -> Iterator[gs.Graph | gs.Node]:
 
 
 def place_of(graph: gs.Graph, node: gs.Node) -> Place:
-    """Where a node is."""
+    """The place of a node."""
     known: dict[int, Place] = _notes(graph).setdefault("places", {})
     found = known.get(id(node))
     there = found is not None and any(item is node for item in found.graph.nodes)
-    if found is None or not there:  # it has been moved, or was not there yet
+    if found is None or not there:  # it was moved or added
         known.clear()
         known.update((id(item), place) for place in places(graph) for item in place.graph.nodes)
         found = known[id(node)]
@@ -178,7 +178,7 @@ def place_of(graph: gs.Graph, node: gs.Node) -> Place:
 
 
 def names_in_use(graph: gs.Graph) -> set[str]:
-    """The names of all tensors and nodes that the graph has, or had since this was first asked."""
+    """The names of all tensors and nodes in the graph, now or since the first call."""
     known: set[str] | None = _notes(graph).get("names")
     if known is None:
         known = {tensor.name for tensor in tensors_of(graph)}
@@ -188,20 +188,20 @@ def names_in_use(graph: gs.Graph) -> set[str]:
 
 
 def _notes(graph: gs.Graph) -> dict[str, Any]:
-    """What is remembered of a graph, and not of its copies."""
+    """Cached values of a graph, which its copies do not share."""
     notes: dict[str, Any] = vars(graph).setdefault("onnx_rnn_prune_notes", {})
     return notes
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
-    """Every tensor that the graph names, those that its subgraphs capture included."""
+    """Every tensor of the graph, including those captured by its subgraphs."""
     for item in _parts(graph):
         yield from item.inputs
         yield from item.outputs
 
 
 def messages(message: Any, kind: type[Message]) -> Iterator[Message]:
-    """All messages of a kind in a message of ONNX, at any depth."""
+    """All messages of one type in an ONNX message, at any depth."""
     waiting = [message]
     while waiting:
         item = waiting.pop()
@@ -211,7 +211,7 @@ def messages(message: Any, kind: type[Message]) -> Iterator[Message]:
 
 
 def parts(message: Any, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    """The direct parts of a message that can hold those of a kind, with the names of their fields.
+    """The direct parts of a message that can hold those of a type, with their field names.
 
     Derived from ONNX's declarations, so that no place is forgotten, nor one added later.
     """
@@ -226,13 +226,13 @@ def parts(message: Any, kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _leading(kind: Any, wanted: Any) -> frozenset[str]:
-    """The fields of a kind of message that lead to the wanted kind."""
+    """The fields of a message type that lead to the wanted type."""
     names = (field.name for field in kind.fields if _leads(field.message_type, wanted, set()))
     return frozenset(names)
 
 
 def _leads(kind: Any, wanted: Any, seen: set[Any]) -> bool:
-    """Whether a kind of message (None: the field holds no message) is or can hold the wanted."""
+    """Whether a message type (None: the field holds no message) is or can hold the wanted one."""
     if kind is None or kind in seen:
         return False
     seen.add(kind)
@@ -240,10 +240,10 @@ def _leads(kind: Any, wanted: Any, seen: set[Any]) -> bool:
 
 
 class Reads:
-    """The tensors that nodes read, and those that their bodies do; each node is looked at once."""
+    """The tensors read by nodes and in their bodies; each node is examined once."""
 
     def __init__(self) -> None:
-        # A node that is kept leaves its id to no other.
+        # Nodes are kept, so that no id is reused.
         self._known: dict[int, tuple[onnx.NodeProto, Set[str]]] = {}
 
     def __call__(self, node: onnx.NodeProto) -> Set[str]:

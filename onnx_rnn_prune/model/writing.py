@@ -1,4 +1,4 @@
-"""Writing a graph: the messages that it was read from, with changed fields."""
+"""Writes a graph: the original messages with changed fields."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Writer:
 
     Attributes:
         origins: each node with its original message, by `id(node)`.
-        store: returns what is written for an initializer.
-        make: makes an initializer of a name and a new value.
+        store: maps an initializer to the one to write.
+        make: makes an initializer from a new value and a name.
     """
 
     origins: Origins
@@ -62,7 +62,7 @@ class Writer:
         result.input.extend(_inputs(graph, source, tensors))
         result.output.extend(map(_renamed, source.output, graph.outputs))
         result.output.extend(
-            onnx.ValueInfoProto(name=tensor.name)  # its type follows from what computes it
+            onnx.ValueInfoProto(name=tensor.name)  # its type is inferred
             for tensor in graph.outputs[len(source.output) :]
         )
         dropped = read.union(*(node.output for node in source.node)) - tensors.keys()
@@ -114,9 +114,9 @@ class Writer:
 
 
 def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
-    """Copies what is set in a message, but for some fields, to another one.
+    """Copies the fields that are set in a message, except some, to another.
 
-    Those are not looked at: what is read of bytes is a copy of them.
+    The excepted ones are not accessed: reading bytes copies them.
     """
     for kind in source.DESCRIPTOR.fields:
         if kind.name in without or (kind.has_presence and not source.HasField(kind.name)):
@@ -134,7 +134,7 @@ def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
     """The message of an attribute as the graph holds it."""
     if isinstance(value, gs.Constant):
         value = _write_constant(value)
-    if isinstance(value, list | tuple) and not value:  # which tells no type; nearly all are these
+    if isinstance(value, list | tuple) and not value:  # the type is unknown, mostly this one
         return onnx.helper.make_attribute(name, value, attr_type=onnx.AttributeProto.INTS)
     return onnx.helper.make_attribute(name, value)
 
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 def leave_open(graph: onnx.GraphProto) -> None:
-    """Replaces negative sizes, by which exporters mean open ones.
+    """Removes negative sizes, which some exporters write for open ones.
 
     onnxruntime ends the process if it infers the shape of a Slice from one.
     """
@@ -161,9 +161,9 @@ def leave_open(graph: onnx.GraphProto) -> None:
 def _inputs(
     graph: gs.Graph, source: onnx.GraphProto, tensors: dict[str, gs.Tensor]
 ) -> Iterator[onnx.ValueInfoProto]:
-    """A graph's inputs; those with a default are not listed among what the graph takes.
+    """A graph's inputs; those with a default are not among the editable graph's inputs.
 
-    What was added stands behind the others.
+    New ones follow the others.
     """
     defaults = {tensor.name for tensor in source.initializer}
     defaults |= {tensor.values.name for tensor in source.sparse_initializer}
@@ -185,7 +185,7 @@ def _inputs(
 
 
 def _renamed(port: onnx.ValueInfoProto, tensor: gs.Tensor) -> onnx.ValueInfoProto:
-    """A port with the name and the dims that its tensor now has."""
+    """A port with the tensor's present name and dims."""
     result = deepcopy(_with_shape(port, tensor))
     result.name = tensor.name
     return result
@@ -203,7 +203,7 @@ def new_initializers(
 
 
 def local_initializers(source: onnx.GraphProto) -> set[str]:
-    """The names of initializers that only a body sees."""
+    """The names of initializers that only a body can see."""
     bodies = islice(messages(source, onnx.GraphProto), 1, None)
     return {tensor.name for body in bodies for tensor in body.initializer}
 
@@ -213,7 +213,7 @@ def _write_initializers(
 ) -> Iterator[onnx.TensorProto]:
     """The original initializers in order, without those that lost their last reader.
 
-    Initializers that nothing read in the first place stay, as do defaults of graph inputs.
+    Initializers that were unread from the start stay, as do defaults of graph inputs.
     """
     for original in source.initializer:
         tensor = tensors.get(original.name)
@@ -227,7 +227,7 @@ def _write_initializers(
 def _unedited(
     tensors: dict[str, gs.Tensor], source: onnx.GraphProto, read_before: set[str]
 ) -> Iterator[onnx.SparseTensorProto]:
-    """The sparse initializers that stay so; one whose value was set here is written in full."""
+    """The sparse initializers that stay sparse; one with a new value is written densely."""
     for item in source.sparse_initializer:
         tensor = tensors.get(item.values.name)
         gone = tensor is None and item.values.name in read_before
@@ -251,7 +251,7 @@ def _with_shape(info: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.Val
     """The original declaration, with changed dims."""
     before = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
     after = getattr(tensor, "shape", None)
-    # One of another rank is another declaration of the same tensor, which is not ours to judge.
+    # A declaration of another rank contradicts the tensor; it is left alone.
     if before is None or after is None or len(before) != len(after) or list(before) == list(after):
         return info
     result = deepcopy(info)

@@ -1,1 +1,1 @@
-"""What ONNX operators do to units: one table, and the layers as records."""
+"""What ONNX operators do to units, as one table; and the layers, as records."""

@@ -1,4 +1,4 @@
-"""What a rule is given and what it answers."""
+"""The input of a rule and its result."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Step:
         labels: per input, its labels, or None where no unit is in it.
         axes: per input, the axis along which its units lie; None where no unit is in it.
         shapes: per input, its shape in the run; None where unknown or omitted.
-        constants: per input, its value where it is a constant.
+        constants: per input, its value if it is constant.
         observed: per input, its value in the run where that is a small integer tensor.
         results: per output, its shape in the run.
         opset: version of the ONNX operators.
-        zero: what the operator makes of zeros, see `Operator`.
-        altered: per input, what has made another number than 0 of the entries of cut units while
-            shapes are kept; empty where they are 0.
+        zero: what the operator does to zeros, see `Operator`.
+        altered: per input, the operator that turned the zeros of cut units into another number
+            while shapes are kept; empty where they are still 0.
         own: the units of the node itself, [D, H], where it is a layer that is followed.
-        yielding: per input, whether it is where a state starts, and takes the units that it meets.
+        yielding: per input, whether it is an initial state that takes the units it meets.
     """
 
     node: gs.Node
@@ -64,16 +64,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Bound:
-    """A constant input whose axis carries labels, or one that takes the units that it meets.
+    """A constant input whose axis carries labels, or a computed one that takes the units it meets.
 
     Attributes:
         slot: which input.
         axis: the axis that gets shorter, counted from the end.
         labels: labels that broadcast with the constant.
-        dead: what a dead entry holds while shapes are kept; not 0 where 0 is no number to put
-            there, as in a divisor, and the zero point where the constant is one in integers. None
-            where it keeps what it has.
-        reads: the input that this weight contracts with, or None where it only meets it.
+        dead: the value of a dead entry while shapes are kept; not 0 where 0 would be invalid, as in
+            a divisor, and the zero point in integers. None to keep the present value.
+        reads: the input that this weight is contracted with, or None if the two only meet.
     """
 
     slot: int
@@ -84,7 +83,7 @@ class Bound:
 
 
 def without_cut(value: Array, bounds: Sequence[Bound], keep: Mask) -> Array:
-    """What is left of a constant once the entries of cut units are taken out.
+    """A constant without the entries of cut units.
 
     Args:
         value: the constant.
@@ -105,13 +104,13 @@ def without_cut(value: Array, bounds: Sequence[Bound], keep: Mask) -> Array:
 
 @dataclass(frozen=True)
 class Flow:
-    """Labels go on.
+    """The rule's answer that labels go on.
 
     Attributes:
         outputs: labels by output position; what is missing carries none.
-        bound: constants that get labels here.
+        bound: inputs that get labels here.
         same: pairs of label arrays that meet entry by entry.
-        alters: the operator, if it makes another number of 0; else empty.
+        alters: the operator if it turns 0 into another number, else empty.
     """
 
     outputs: dict[int, Labels]
@@ -122,12 +121,12 @@ class Flow:
 
 @dataclass(frozen=True)
 class Stop:
-    """Labels can flow no further, and why.
+    """The rule's answer that labels stop, and why.
 
     Attributes:
-        reason: ends a sentence that begins with the output.
-        lanes: into how many parts each lane must be divided for labels to flow on; 1 where that
-            does not help.
+        reason: the end of a sentence whose subject is the layer's output.
+        lanes: the number of parts to divide each lane into so that labels can go on; 1 if that does
+            not help.
     """
 
     reason: str
@@ -157,15 +156,15 @@ Resize = Callable[[gs.Graph, gs.Node, Mapping[str, Cut]], None]
 
 @dataclass(frozen=True)
 class Operator:
-    """What is known of one operator: a row of the table.
+    """An operator: a row of the table.
 
     Attributes:
         rule: what it does to labels.
-        zero: `each` where it makes 0 of a unit that is 0, whichever finite numbers that meets;
-            `all` where it makes 0 of units if all that meets is 0. Of Div this is the dividend, of
-            Pow the base; a divisor or a power with which 0 is no number stops labels.
-        resize: how its sizes follow a cut; None where it has none, or they need not.
-        domain: whose operator it is.
+        zero: `each` if a unit that is 0 yields 0, whatever finite numbers it meets; `all` if it
+            yields 0 only where everything it meets is 0. For Div this concerns the dividend, for
+            Pow the base; a divisor or exponent for which 0 is invalid stops labels.
+        resize: adapts its sizes to a cut; None if it has none, or they need no change.
+        domain: of the operator.
     """
 
     rule: Rule

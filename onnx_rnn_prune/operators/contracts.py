@@ -1,4 +1,4 @@
-"""Operators that sum the labelled axis away: the weight's matching axis gets the labels."""
+"""Operators that contract the labelled axis: the matching axis of the weight gets the labels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _STATES = {
     cell.op: [slot for slot, name in enumerate(cell.inputs) if name.startswith("initial_")]
     for cell in CELLS
 }
-_ZERO = 3  # where all products of integers have the zero point of the weight
+_ZERO = 3  # slot of the weight's zero point in all integer products
 _TWO_ACTIVATIONS = "is multiplied by another activation"
 
 
 def matmul(step: Step) -> Flow | Stop:
-    """x W with units on the columns of x, W x with units on its rows, or units on a free axis."""
+    """x W with units on x's columns, W x with units on x's rows, or units on a free axis."""
     if len(step.labelled) > 1:
         return Stop(_TWO_ACTIVATIONS)
     slot = step.labelled[0]
@@ -45,7 +45,7 @@ def matmul(step: Step) -> Flow | Stop:
 
 
 def _of_weight(labels: Labels, size: tuple[int, ...], free: int) -> Labels | None:
-    """Labels of a weight in the layout of the data: batch axes as far as the weight has them."""
+    """Labels in the data's layout, reduced to the weight's axes; None if they vary along others."""
     axes = [labels.ndim - 2, labels.ndim - 1]
     axes.remove(free)
     for axis in range(labels.ndim - 2):
@@ -77,14 +77,14 @@ def gemm(step: Step) -> Flow | Stop:
 
 
 def conv(step: Step) -> Flow | Stop:
-    """A convolution whose input channels are units; one that is depthwise passes them on."""
+    """A convolution whose input channels are units; a depthwise one passes them on."""
     if len(step.constants) > 2 and step.node.inputs[2].name and step.constants[2] is None:
         return Stop(f"is read by a {step.node.op} whose bias is computed")
     return _conv(step, 2)
 
 
 def _conv(step: Step, made: int) -> Flow | Stop:
-    """A convolution; the input `made` has an entry for each channel that comes out, or one."""
+    """A convolution; input `made` has one entry per output channel, or just one."""
     labels, weight, op = step.labels[0], step.constants[1], step.node.op
     if labels is None or weight is None:
         return Stop(_TWO_ACTIVATIONS)
@@ -93,7 +93,7 @@ def _conv(step: Step, made: int) -> Flow | Stop:
         return Stop(f"its units do not lie on the input channels of one group of {op}")
     if groups > 1 and groups == labels.shape[1]:
         return _depthwise(step, reduced.reshape(-1), weight, made)
-    if groups > 1:  # each group of outputs reads channels of its own
+    if groups > 1:  # each group reads its own channels
         lines = np.repeat(reduced.reshape(groups, -1), len(weight) // groups, axis=0)
         lines = lines.reshape(*lines.shape, *[1] * (weight.ndim - 2))
         return Flow({}, (Bound(1, 1 - weight.ndim, lines, reads=0),))
@@ -103,14 +103,14 @@ def _conv(step: Step, made: int) -> Flow | Stop:
 
 
 def _depthwise(step: Step, line: Labels, weight: Array, slot: int) -> Flow | Stop:
-    """Each channel by itself: what comes of a unit, one channel or several, is the unit's."""
+    """A depthwise convolution: the output channels of a unit, one or several, are the unit's."""
     result, transposed = step.results[0], step.node.op == "ConvTranspose"
     if result is None:
         return Stop(f"goes through a {step.node.op} whose result is unknown")
     made = np.repeat(line, result[1] // len(line))
     places = (1,) * (weight.ndim - 2)
     labels = np.array(np.broadcast_to(made.reshape(1, -1, *places), result))
-    # Kernels are [M, 1, ...], those of a transposed convolution [C, M / C, ...].
+    # Kernels are [M, 1, ...], or [C, M / C, ...] in a transposed convolution.
     kernels = (line if transposed else made).reshape(-1, 1, *places)
     bound = [Bound(1, -weight.ndim, kernels)]
     given = step.constants[slot] if slot < len(step.constants) else None
@@ -149,17 +149,17 @@ def quantized_recurrent(step: Step) -> Flow | Stop:
 
 
 def integer_matmul(step: Step) -> Flow | Stop:
-    """A product of integers with units on the columns of the data."""
+    """An integer product with units on the columns of the data."""
     return _of_integers(step) or matmul(step)
 
 
 def integer_conv(step: Step) -> Flow | Stop:
-    """A convolution of integers."""
+    """An integer convolution."""
     return _of_integers(step) or _conv(step, _ZERO)
 
 
 def _of_integers(step: Step) -> Stop | None:
-    """Why units are not followed into a product of integers, if so."""
+    """A Stop if units cannot be followed into an integer product."""
     op = step.node.op
     if step.labelled != [0]:
         return Stop(f"feeds a parameter of {op}")
@@ -172,7 +172,7 @@ def _of_integers(step: Step) -> Stop | None:
 
 
 def quantized_matmul(step: Step) -> Flow | Stop:
-    """A product that quantizes its data, with a weight in integers."""
+    """A product that quantizes its data and has an integer weight."""
     if len(step.constants) < 3 or step.constants[2] is None:
         return Stop(f"is read by a {step.node.op} whose scale is computed")
     problem = range_changes(step)

@@ -3,12 +3,12 @@
 | operator | units | weight |
 | --- | --- | --- |
 | MatMul | columns of x W, rows of W x | one matrix |
-| Gemm | columns | one matrix, transposed or not; a bias that is constant |
-| Conv | channels, a lane of them for each group | kernels; a bias that is constant |
-| ConvTranspose | channels | kernels of one group; a bias that is constant |
-| MatMulInteger | columns of x W | one matrix in integers, its scales behind the product |
-| ConvInteger | channels, as of Conv | kernels in integers, their scale behind the product |
-| DynamicQuantizeMatMul | columns of x W | one matrix in integers; a bias that is constant |
+| Gemm | columns | one matrix, transposed or not; a constant bias |
+| Conv | channels, one lane per group | kernels; a constant bias |
+| ConvTranspose | channels | kernels of one group; a constant bias |
+| MatMulInteger | columns of x W | one integer matrix, its scales behind the product |
+| ConvInteger | channels, as of Conv | integer kernels, their scale behind the product |
+| DynamicQuantizeMatMul | columns of x W | one integer matrix; a constant bias |
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from onnx_rnn_prune.operators.recurrent import RECURRENT, recurrent_cell, view
 
 
 def _cell(op: str, units: int, features: int, place: int, first: bool = False) -> Cell:
-    """A row.
+    """A row of the table.
 
     Args:
         op: the operator.
         units: the axis of the weight along which units lie.
-        features: the one that is summed away.
+        features: the axis that is contracted.
         place: the axis of the output along which units lie.
         first: whether the weight comes before the data.
     """
@@ -86,7 +86,7 @@ _QUANTIZED = replace(
 
 
 def all_layers(graph: gs.Graph) -> list[Layer]:
-    """The layers of a graph and its bodies, in its order: recurrent and feed-forward ones."""
+    """The recurrent and feed-forward layers of a graph and its bodies, in graph order."""
     found = []
     for node, name, scope in named_nodes(graph, _may_be_one):
         recurrent = recurrent_cell(node)
@@ -109,7 +109,7 @@ def _may_be_one(node: gs.Node) -> bool:
 
 
 def _cell_of(node: gs.Node) -> Cell | None:
-    """The row of a node; None where it is none, or its parameters are no constants."""
+    """The row of a node; None if it has none or its parameters are not constant."""
     row = _OF.get(node.op)
     if row is None or (node.domain or "") != row.domain or len(node.inputs) < 2:
         return None
@@ -126,7 +126,7 @@ def _cell_of(node: gs.Node) -> Cell | None:
     if constant_shape(node.inputs[0]) is not None:
         return None
     if groups > 1 and (node.op == "ConvTranspose" or weight[1] == 1):
-        return None  # what is depthwise passes units on
+        return None  # a depthwise convolution passes units on
     if row.scales:
         given = [tensor for tensor in node.inputs[2:] if tensor.name]
         apart = node.op in APART
@@ -136,7 +136,7 @@ def _cell_of(node: gs.Node) -> Cell | None:
     cell = _GEMM_TURNED if node.op == "Gemm" and node.attrs.get("transB", 0) else _OF[node.op]
     sizes = (1, weight[cell.unit_axes["W"][0][0]])
     if bias is not None and prod(constant_shape(bias) or (0,)) not in sizes:
-        return None  # it is computed, or another one for each row
+        return None  # computed, or different in each row
     return cell
 
 
@@ -152,10 +152,10 @@ _OPERATORS = RECURRENT | _OF.keys()
 
 
 def _is_weight(tensor: gs.Tensor, shape: tuple[int, ...], least: int) -> bool:
-    """Whether a constant is a matrix, or kernels, of numbers that can be refitted."""
+    """Whether a constant is a floating-point matrix or kernel that can be refitted."""
     rank = len(shape) >= least if least > 2 else len(shape) == 2
     dtype = getattr(tensor, "dtype", None)
-    if isinstance(dtype, int):  # types that NumPy lacks are told by their number
+    if isinstance(dtype, int):  # types that NumPy lacks come as numbers
         dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
     number = dtype is None or is_float(dtype) or np.dtype(dtype).itemsize == 1
     return rank and 0 not in shape and number

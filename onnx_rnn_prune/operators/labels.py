@@ -24,7 +24,7 @@ def varying_axes(labels: Labels) -> list[int]:
 
 
 def repeated(labels: Labels) -> Labels:
-    """The same labels, read-only, those that are the same along an axis held once."""
+    """The same labels, read-only, stored once along axes where they do not vary."""
     held = labels
     for axis in range(labels.ndim):
         if labels.shape[axis] and uniform(labels, axis):
@@ -33,7 +33,7 @@ def repeated(labels: Labels) -> Labels:
 
 
 def squeeze_to(labels: Labels, axes: tuple[int, ...]) -> Labels | None:
-    """Labels reduced to some axes, the others 1; None where they change along another axis."""
+    """Labels reduced to some axes, the others of size 1; None if they vary along another axis."""
     for axis in range(labels.ndim):
         if axis in axes:
             continue
@@ -51,7 +51,7 @@ def unit_axis(labels: Labels, lane_of: npt.NDArray[np.int64]) -> int | None:
         lane_of: the lane of each unit.
 
     Returns:
-        The axis, or None where there is none, and a cut would leave a ragged tensor.
+        The axis, or None if there is none and a cut would leave a ragged tensor.
     """
     varying = varying_axes(labels)
     if len(varying) == 1:
@@ -65,7 +65,7 @@ def unit_axis(labels: Labels, lane_of: npt.NDArray[np.int64]) -> int | None:
 def tied_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The lanes that must keep equally many units for lines along an axis to stay equally long.
 
-    These are all lanes of a tensor whose lines do not hold the same ones; else there are none.
+    All lanes of the tensor if its lines hold different ones, else none.
     """
     if len(varying_axes(labels)) < 2:
         return np.zeros(0, dtype=np.int64)
@@ -75,7 +75,7 @@ def tied_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> npt
 
 
 def can_vanish(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> bool:
-    """Whether a legal plan may leave nothing of a tensor: it holds pieces of lanes only."""
+    """Whether a legal plan may leave a tensor empty, since it holds only parts of lanes."""
     line = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
     units = np.unique(line[line >= 0])
     found, counts = np.unique(lane_of[units], return_counts=True)
@@ -84,11 +84,11 @@ def can_vanish(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> boo
 
 
 def same_order(before: Labels, axis: int, after: Labels, to: int) -> bool:
-    """Whether entries that a Reshape leaves in order are still in order once units are cut.
+    """Whether a Reshape still keeps entries in order once units are cut.
 
-    A cut closes each line along the unit axis on its own. Where lines that lie inside one another
-    hold different units, what is next to each other then depends on which ones are cut, and only a
-    Reshape that leaves all of those lines in place does the same before and after.
+    A cut closes up each line along the unit axis by itself. If inner lines hold different units,
+    the neighbours of an entry then depend on which units are cut, and only a Reshape that leaves
+    all of these lines in place does the same before and after.
 
     Args:
         before: the labels.
@@ -106,10 +106,10 @@ def same_order(before: Labels, axis: int, after: Labels, to: int) -> bool:
 
 
 def beside(labels: Labels, axis: int) -> tuple[Labels, Labels]:
-    """Units, and those at the same place of the first of the lines that lie inside one another.
+    """Units, and those at the same place in the first of the inner lines.
 
-    Where these are joined, all such lines are cut alike, and a Reshape leaves entries in order: so
-    channels of groups are shuffled.
+    If these are joined, all such lines are cut alike and a Reshape keeps entries in order; that is
+    how channel shuffles of grouped convolutions are followed.
     """
     first = labels
     for inner in range(axis + 1, labels.ndim):
@@ -133,12 +133,12 @@ def _whole_lanes(labels: Labels, axis: int, lane_of: npt.NDArray[np.int64]) -> b
 
 
 def _lines(labels: Labels, axis: int) -> Labels:
-    """All different lines along an axis."""
+    """All distinct lines along an axis."""
     return np.unique(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis]), axis=0)
 
 
 def occurrences(labels: Labels) -> Labels:
-    """For each entry of a line, how many before it have the same label, [n]."""
+    """For each entry of a line, how many earlier entries have the same label, [n]."""
     order = np.argsort(labels, kind="stable")
     runs = labels[order]
     result = np.empty_like(order)
@@ -147,12 +147,12 @@ def occurrences(labels: Labels) -> Labels:
 
 
 def kept(labels: Labels, keep: Mask) -> Mask:
-    """The mask that follows from labels: True where an entry stays."""
+    """The mask of entries to keep, in the shape of the labels."""
     return np.where(labels < 0, True, keep[labels])
 
 
 def compress(values: npt.NDArray[np.generic], mask: Mask, axis: int) -> npt.NDArray[np.generic]:
-    """Takes the True part of an array along one axis.
+    """Keeps the True part of an array along one axis.
 
     Args:
         values: the array.

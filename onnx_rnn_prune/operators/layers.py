@@ -1,4 +1,4 @@
-"""Layers as records: nodes that make units, and where those lie in their parameters."""
+"""Layers as records: nodes that produce units, and where those lie in their parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MATRICES = ("W", "R")
 class Cell:
     """The layout of one operator, in the letters of the ONNX specification.
 
-    A feed-forward operator is called as a recurrent one without the loop: X is its data, W its
+    A feed-forward operator is described as a recurrent one without the loop: X is its data, W its
     weight, B its bias, Y its output, and it has one gate.
 
     Attributes:
@@ -32,25 +32,24 @@ class Cell:
         gates: its gates in the order in which W, R and B stack them.
         inputs: names of its inputs.
         outputs: names of its outputs.
-        places: for each output, the axis of the directions, None where there are none, and that of
-            the units.
+        places: for each output, the axis of the directions (None if there is none) and that of the
+            units.
         activations: the default activation of each gate, and of an LSTM's state.
-        sums: which gates sum which signals before their activation: X the input, H the state of
-            the step before, rH that state times the reset gate. Signals that are summed without
-            anything between them can stand in for one another. Empty where nothing is summed but
-            one product, which is a reader like any other.
-        unit_axes: for each parameter, the axes along which units lie, each with the number of
-            blocks of H entries on that axis.
-        features: the axis of W along which the entries of X lie.
-        domain: whose operator it is.
-        scales: the parameters that say what the integers in W and R mean. A dead entry of theirs
-            may hold anything, and keeps what it has; where there is one for each direction, they
-            have no axis of units.
+        sums: which gates sum which signals before their activation: X the input, H the previous
+            state, rH that state times the reset gate. Signals that are summed directly can stand in
+            for one another. Empty if there is only one product, which is a reader like any other.
+        unit_axes: for each parameter, the axes of units, each with its number of blocks of H
+            entries.
+        features: the axis of W for the entries of X.
+        domain: of the operator.
+        scales: the scales and zero points of the integers in W and R. A dead entry may hold
+            anything, and keeps its value; if there is one per direction, they have no axis of
+            units.
         stacked: whether the first axis of each parameter is that of the directions.
-        attribute: where the node says how many units it has; empty where its parameters alone do.
-        restores: whether its outputs may be brought back to full width; to do so takes more than a
-            cut saves where a layer is one product.
-        spatial: whether its weight is a kernel that passes over places.
+        attribute: the attribute that holds the number of units; empty if only the parameters tell.
+        restores: whether its outputs may be restored to full width; for a single product, that
+            costs more than the cut saves.
+        spatial: whether its weight is a kernel that slides over positions.
     """
 
     op: str
@@ -75,26 +74,26 @@ class Cell:
         return tuple(name for name in self.unit_axes if not name.startswith("initial_"))
 
 
-# Activations that are 0 at 0.
+# Activations with f(0) = 0.
 _ODD = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh"))
 
-# With linear_before_reset, the reset gate multiplies R h, so that there X and H are not summed.
+# With linear_before_reset, the reset gate multiplies R h, so X and H are not summed directly.
 LINEAR_BEFORE_RESET_SUMS = (("zr", ("X", "H")), ("h", ("X",)), ("h", ("H",)))
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A typed view of one node that makes units.
+    """A typed view of one node that produces units.
 
     Attributes:
         node: the node; its parameters are constants.
         cell: its layout.
-        name: the node's name where that is unique in the graph, else its first output's.
-        directions: D, 1 or 2; of a layer without directions, the lanes into which its units are
-            divided, which lie behind one another and keep equally many each.
+        name: the node's name if it is unique in the graph, else its first output's.
+        directions: D, 1 or 2; for a layer without directions, the number of consecutive lanes that
+            its units are divided into, which keep equally many each.
         hidden: H, units per direction.
         input_size: I, the width of X.
-        scope: the way down to its graph, as in `If_12.then_branch`; empty for the main graph.
+        scope: path to its graph, as in `If_12.then_branch`; empty for the main graph.
     """
 
     node: gs.Node
@@ -107,7 +106,7 @@ class Layer:
 
     @property
     def key(self) -> str:
-        """Finds the layer again in a copy of its graph."""
+        """A key by which the layer is found in a copy of its graph."""
         return node_key(self.node)
 
     @property
@@ -120,7 +119,7 @@ class Layer:
         return self.cell.inputs.index(name)
 
     def input(self, name: str) -> gs.Tensor | None:
-        """An input by its specified name, or None where it is omitted."""
+        """An input by its specified name, or None if it is omitted."""
         if name not in self.cell.inputs:
             return None
         slot = self.slot(name)
@@ -129,11 +128,11 @@ class Layer:
         return self.node.inputs[slot]
 
     def constant(self, name: str) -> Array | None:
-        """An input's value, or None where it is omitted or not constant.
+        """An input's value, or None if it is omitted or not constant.
 
-        W, R and B are laid out as those of an LSTM, GRU or RNN, in real numbers, however a cell
-        holds them: [D, gates * H, n] and [D, gates * H] or twice that. Of a convolution, n counts
-        the taps of all its input channels.
+        W, R and B are dequantized and in the layout of an LSTM, GRU or RNN, whatever the cell's
+        own: [D, gates * H, n] and [D, gates * H] or twice that. For a convolution, n counts the
+        taps of all input channels.
         """
         tensor = self.input(name)
         if tensor is None or constant_shape(tensor) is None:
@@ -147,7 +146,7 @@ class Layer:
         return np.array(np.broadcast_to(value.reshape(-1), (self._width,)).reshape(lanes))
 
     def set_constant(self, graph: gs.Graph, name: str, value: Array) -> None:
-        """Gives a layer that has directions another value, in the layout of `constant`."""
+        """Sets a parameter of a layer with directions, given in the layout of `constant`."""
         assert self.cell.stacked
         turned = self._turned(name, value) if name in MATRICES else value
         set_weight(graph, self.node, self.slot(name), turned)
@@ -159,20 +158,20 @@ class Layer:
         return np.moveaxis(weight, axis, 0).reshape(self.directions, self.hidden, -1)
 
     def held(self, name: str) -> Array:
-        """The value of an input that is known to be constant, such as W and R of a layer."""
+        """The value of an input known to be constant, such as a layer's W and R."""
         value = self.constant(name)
         assert value is not None, f"{name} of {self.name} is not constant"
         return value
 
     def output(self, name: str) -> gs.Tensor | None:
-        """An output by its specified name, or None where nobody asked for it."""
+        """An output by its specified name, or None if it is omitted."""
         slot = self.cell.outputs.index(name)
         if slot >= len(self.node.outputs) or not self.node.outputs[slot].name:
             return None
         return self.node.outputs[slot]
 
     def placed(self, name: str, lanes: Labels, shape: tuple[int, ...] | None) -> Labels:
-        """Labels of an output, of the shape that it has in a run, or of the least where none is.
+        """Labels of an output in its shape in a run, or in the smallest shape if that is unknown.
 
         Args:
             name: of the output.
@@ -190,7 +189,7 @@ class Layer:
 
     @property
     def sums(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """As in `Cell`, for this node's attributes."""
+        """See `Cell.sums`; depends on this node's attributes."""
         if self.node.attrs.get("linear_before_reset", 0):
             return LINEAR_BEFORE_RESET_SUMS
         return self.cell.sums
@@ -209,10 +208,10 @@ class Layer:
         return odd and (bias is None or bool(self._own_axes("B")))
 
     def _own_axes(self, name: str) -> tuple[tuple[int, int], ...]:
-        """The axes of a parameter along which units lie; none where it is one for all of them."""
+        """The unit axes of a parameter; none if one entry serves all units."""
         shape = constant_shape(self.node.inputs[self.slot(name)])
         axes = self.cell.unit_axes[name]
-        if shape is None:  # a state, whose shape is known from the specification
+        if shape is None:  # a state, whose shape is specified
             return axes
         rank = len(shape)
         fits = all(
@@ -221,7 +220,7 @@ class Layer:
         return axes if fits else ()
 
     def own_labels(self, name: str, lanes: Labels) -> Iterator[tuple[int, Labels]]:
-        """Axes of a parameter or state along which units lie, from the end, each with labels.
+        """For each unit axis of a parameter or state, the axis from the end and its labels.
 
         Args:
             name: of the input.
@@ -239,26 +238,26 @@ class Layer:
 
     @property
     def _width(self) -> int:
-        """Units that lie behind one another: of each direction, or of all lanes."""
+        """Units along the unit axis: those of one direction, or of all lanes."""
         return self.lanes * self.hidden
 
     @property
     def lanes(self) -> int:
-        """Into how many lanes units are divided that users count as one direction."""
+        """Number of lanes that form what users see as one direction."""
         return 1 if self.cell.stacked else self.directions
 
     def in_lanes(self, count: int) -> Layer:
-        """The same layer with so many lanes, where it has no directions and they divide it."""
+        """The layer with `count` lanes; itself if it has directions or they do not divide it."""
         if self.cell.stacked or self._width % count:
             return self
         return replace(self, directions=count, hidden=self._width // count)
 
     def params(self, kept: int | None = None) -> int:
-        """Number of weights with `kept` units a direction (H by default)."""
+        """Number of weights with `kept` units per direction (H by default)."""
         return sum(self.entries(name, kept) for name in self.cell.parameters)
 
     def entries(self, name: str, kept: int | None = None) -> int:
-        """Number of those in one parameter; none in what says only what integers mean."""
+        """Number of weights in one parameter; 0 for scales and zero points."""
         tensor = self.input(name)
         if tensor is None or name in self.cell.scales:
             return 0
@@ -268,18 +267,18 @@ class Layer:
         return prod(sizes)
 
     def flops(self) -> int:
-        """Operations of the matrix products of one time step of one sequence, or of one place.
+        """Operations of the matrix products per time step of one sequence, or per position.
 
-        A multiplication and an addition for each entry of W and R: of a recurrent layer with G
+        A multiplication and an addition for each entry of W and R: for a recurrent layer with G
         gates, 2 D G H (I + H).
         """
         return 2 * sum(self.entries(name) for name in MATRICES if name in self.cell.inputs)
 
 
 def count_weights(layers: Iterable[Layer]) -> dict[str, int]:
-    """Weights of each layer, by name; those that several layers read count for the first of them.
+    """Number of weights by layer name; shared weights count for the first layer that reads them.
 
-    What is computed of the same constants, and comes to the same values, is the same weight.
+    Weights computed from the same constants to the same values are shared.
     """
     seen: dict[frozenset[str], list[gs.Tensor]] = {}
     found = {}
@@ -298,7 +297,7 @@ def count_weights(layers: Iterable[Layer]) -> dict[str, int]:
 
 
 def _roots(tensor: gs.Tensor) -> frozenset[str]:
-    """The constants, but for short ones, of which a constant is computed; itself where of none."""
+    """The constants, other than short ones, that a constant is computed from; itself if none."""
     if not tensor.inputs or not tensor.inputs[0].inputs:
         return frozenset([tensor.name])
     wide = [t for t in tensor.inputs[0].inputs if prod(constant_shape(t) or ()) > 2]
@@ -306,7 +305,7 @@ def _roots(tensor: gs.Tensor) -> frozenset[str]:
 
 
 def _same(one: gs.Tensor, other: gs.Tensor) -> bool:
-    """Whether two constants that come of the same ones are the same."""
+    """Whether two constants with the same roots are equal."""
     if one is other or not (one.inputs and one.inputs[0].inputs):
         return one is other
     first, second = constant_value(one), constant_value(other)
@@ -316,7 +315,7 @@ def _same(one: gs.Tensor, other: gs.Tensor) -> bool:
 def named_nodes(
     graph: gs.Graph, wanted: Callable[[gs.Node], bool]
 ) -> Iterator[tuple[gs.Node, str, str]]:
-    """Some nodes of a graph and its bodies, with the names by which users know them, and scopes."""
+    """Some nodes of a graph and its bodies, each with the name that users know and its scope."""
     every = list(all_nodes(graph))
     nodes = [node for node in every if wanted(node)]
     if not nodes:
@@ -327,7 +326,7 @@ def named_nodes(
     for node in nodes:
         name = node.name
         if not name or names[name] > 1:
-            key = node_key(node)  # another node may be called what this one's output is
+            key = node_key(node)  # another node may have this name
             name = key if key not in names else f"{node.op}:{key}"
         yield node, name, scopes[id(node)]
 
@@ -335,7 +334,7 @@ def named_nodes(
 def find_duplicates(layers: Iterable[Layer]) -> dict[str, str]:
     """For each layer, the first one with the same operator and the same parameters.
 
-    Exporters write one layer into both branches of an If, with weights that they share.
+    Exporters put one layer into both branches of an If, with shared weights.
     """
     layers = list(layers)
     alike = Counter(map(_outline, layers))
@@ -349,7 +348,7 @@ def find_duplicates(layers: Iterable[Layer]) -> dict[str, str]:
 
 
 def _outline(layer: Layer) -> tuple[object, ...]:
-    """What tells most layers apart without a look at their weights."""
+    """A cheap key that tells most layers apart without comparing weights."""
     attributes = sorted((name, str(value)) for name, value in layer.node.attrs.items())
     return (layer.cell.op, layer.directions, layer.hidden, layer.input_size, *attributes)
 
@@ -358,7 +357,7 @@ def _digest(layer: Layer) -> bytes:
     digest = hashlib.sha256()
     for name in layer.cell.parameters:
         value = layer.constant(name)
-        if value is not None:  # its bytes are hashed where they are
+        if value is not None:  # hashed without copying
             digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         digest.update(b"-")
     return digest.digest()

@@ -1,4 +1,4 @@
-"""Element by element: units that meet become one atom, constants that meet units get bound."""
+"""Entrywise operators: units that meet become one atom, constants that meet units get bound."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from onnx_rnn_prune.operators.base import Bound, Flow, Shape, Step, Stop
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, uniform
 
-# Where a masked entry of a constant may not be 0: 0 / 0 is no number, and not a zero once it is
+# Inputs where a masked entry of a constant must not be 0: 0 / 0 is NaN, and stays so when
 # multiplied by a zero weight.
 _DEAD = {("Div", 1): 1.0}
 
 
 def meet(step: Step) -> Flow | Stop:
-    """Labels of an element-wise operator with any number of inputs."""
+    """Labels of an entrywise operator with any number of inputs."""
     hazard = _hazard(step)
     if hazard:
         return Stop(hazard)
@@ -32,7 +32,7 @@ def meet(step: Step) -> Flow | Stop:
         if step.labels[slot] is not None or not step.node.inputs[slot].name:
             continue
         if _size(size, unit, len(full)) == 1:
-            # One number for all entries, which stays when those of cut units become 0.
+            # One number for all entries, which stays when cut units are zeroed.
             alters = alters or (step.node.op if step.zero == "all" else "")
             continue
         if step.constants[slot] is None and not (step.yielding and step.yielding[slot]):
@@ -44,16 +44,16 @@ def meet(step: Step) -> Flow | Stop:
 
 
 def normalize(step: Step) -> Flow | Stop:
-    """Normalization by channel: with given means and variances, or with those of each or a group.
+    """Normalization by channel, with given statistics or those of each channel or group.
 
-    A scale and a shift per channel, or group, come first, of BatchNormalization a mean and a
-    variance follow.
+    Scale and shift per channel or group come first; BatchNormalization has mean and variance as
+    well.
     """
     op, labels = step.node.op, step.labels[0]
     reduced = None if labels is None else squeeze_to(labels, (1,))
     if labels is None or step.labelled != [0]:
         return Stop(f"its units do not lie on the channels of {op}")
-    if reduced is None:  # as where a Reshape lays the channels of a group side by side
+    if reduced is None:  # as when a Reshape puts the channels of a group side by side
         return Stop(f"is normalized together with other units by {op}")
     if any(value is None for value in step.constants[1:]):
         return Stop(f"is combined with another activation in {op}")
@@ -73,7 +73,7 @@ def normalize(step: Step) -> Flow | Stop:
 
 
 def _hazard(step: Step) -> str:
-    """Where the value that a dead unit leaves behind could become infinite."""
+    """Where the value that a dead unit leaves behind could become infinite; empty if nowhere."""
     if step.node.op == "Div" and 1 in step.labelled:
         return "divides by a unit"
     if step.node.op == "Sqrt" and any(step.altered):
@@ -104,10 +104,10 @@ def _size(shape: Sequence[int], axis: int, rank: int) -> int:
 
 
 def _bind(slot: int, labels: Labels, size: Shape, unit: int, dead: float) -> Bound:
-    """Labels of a constant: those of the output, without the axes along which it is repeated.
+    """Labels of a constant: those of the output, without the axes along which it is broadcast.
 
-    Where directions with different units meet one constant, the axis of the directions stays, and
-    the constant is repeated along it when it is cut.
+    If directions with different units meet one constant, the axis of the directions stays, and the
+    constant is repeated along it when it is cut.
     """
     rank = labels.ndim
     for axis in range(rank):

@@ -1,4 +1,4 @@
-"""Operators that only move entries: run the operator itself on the labels."""
+"""Operators that only move entries: the operator itself is run on the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pass_on(step: Step) -> Flow | Stop:
 
 
 def move(step: Step) -> Flow | Stop:
-    """Labels of an operator whose first input is moved and whose others say how."""
+    """Labels of an operator whose first input is moved as the others say."""
     if step.labelled != [0]:
         return Stop(f"feeds a parameter of {step.node.op}")
     problem = _undecided(step)
@@ -34,14 +34,14 @@ def move(step: Step) -> Flow | Stop:
 
 
 def concat(step: Step) -> Flow | Stop:
-    """Labels laid side by side; inputs without units are nobody's."""
+    """Concatenated labels; inputs without units are nobody's."""
     return _run(step, [_labels_or_nobody(step, slot) for slot in range(len(step.labels))])
 
 
 def place_elements(step: Step) -> Flow | Stop:
-    """GatherElements and ScatterElements along another axis than that of the units.
+    """GatherElements and ScatterElements along an axis other than that of the units.
 
-    Indices are as wide as what they move, and are cut with it.
+    Indices are as wide as the data, and are cut with it.
     """
     op, result, size = step.node.op, step.results[0], step.shapes[1]
     slots = [0, 2] if op == "ScatterElements" else [0]
@@ -71,7 +71,7 @@ def place_elements(step: Step) -> Flow | Stop:
 
 
 def _first_entries(line: Labels, axis: int, shape: Shape) -> Labels | None:
-    """Labels that are the same along an axis, in another shape; None where that is larger."""
+    """Labels that do not vary along an axis, cropped to another shape; None if that is larger."""
     if len(shape) != line.ndim:
         return None
     sizes = [*line.shape]
@@ -83,9 +83,9 @@ def _first_entries(line: Labels, axis: int, shape: Shape) -> Labels | None:
 
 
 def pad(step: Step) -> Flow | Stop:
-    """Padding adds entries that are nobody's to a line of units, and whole lines like the last.
+    """Padding adds nobody's entries along the unit axis, and copies of edge lines along others.
 
-    What is in those lines is cut with the units, whatever it is.
+    The content of those lines is cut with the units, whatever it is.
     """
     amounts = _amounts(step)
     if step.labelled != [0] or amounts is None:
@@ -109,7 +109,7 @@ def pad(step: Step) -> Flow | Stop:
 
 
 def _amounts(step: Step) -> npt.NDArray[np.int64] | None:
-    """By how much each axis grows at its ends, [2, axes]; None where that is not known."""
+    """Padding at both ends of each axis, [2, axes]; None if unknown."""
     labels, node = step.labels[0], step.node
     pads = node.attrs.get("pads") if len(node.inputs) < 2 else step.constants[1]
     if labels is None or pads is None:
@@ -126,7 +126,7 @@ def _amounts(step: Step) -> npt.NDArray[np.int64] | None:
 
 
 def shape(_: Step) -> Flow:
-    """The sizes of a tensor carry no units; that they change is mended where they are cut."""
+    """Sizes carry no units; a changed size is corrected where the tensor is cut."""
     return Flow({})
 
 
@@ -150,7 +150,7 @@ def _run(step: Step, inputs: list[Array | None]) -> Flow | Stop:
 
 
 def _undecided(step: Step) -> str:
-    """Why units may be moved differently in another run, or an empty string."""
+    """Why another run might move units differently, or an empty string."""
     labels = step.labels[0]
     assert labels is not None
     op = step.node.op
@@ -175,7 +175,7 @@ def _undecided(step: Step) -> str:
 
 
 def selected_axes(step: Step) -> list[int] | None:
-    """The axes along which an operator picks entries; None where that is not known."""
+    """The axes along which an operator picks entries; None if unknown."""
     node, labels = step.node, step.labels[0]
     assert labels is not None
     if node.op in ("Gather", "GatherElements", "Split"):
@@ -188,7 +188,7 @@ def selected_axes(step: Step) -> list[int] | None:
 
 
 def slice_axes(step: Step) -> list[int] | None:
-    """The axes of a Slice in either of its forms."""
+    """The axes of a Slice, as attribute or as input."""
     if len(step.node.inputs) == 1:  # opset 9 and older
         starts = step.node.attrs["starts"]
         return [int(axis) for axis in step.node.attrs.get("axes", range(len(starts)))]

@@ -1,8 +1,8 @@
-"""Operators that quantize what they read, by a range that they find in it.
+"""Operators that quantize their input by a range that they find in it.
 
-The range takes 0 in, so entries that are 0 may go without changing it, and a 0 becomes the zero
-point exactly: what reads the integers then computes the same. Where the entries of cut units are
-another number, as behind a Sigmoid, they may have made the range, and units are not followed.
+The range includes 0, so removing zeros does not change it, and 0 maps exactly to the zero point:
+readers of the integers compute the same. If the entries of cut units are another number, as behind
+a Sigmoid, they may determine the range, and units are not followed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx_rnn_prune.operators.moves import pass_on
 
 
 def quantize(step: Step) -> Flow | Stop:
-    """DynamicQuantizeLinear: integers in place, a scale and a zero point of all."""
+    """DynamicQuantizeLinear: integers in place, and a common scale and zero point."""
     problem = range_changes(step)
     if problem:
         return Stop(problem)
@@ -24,7 +24,7 @@ def quantize(step: Step) -> Flow | Stop:
 
 
 def in_steps(step: Step) -> Flow | Stop:
-    """QuantizeLinear and DequantizeLinear with one constant scale: 0 is 0 on both sides."""
+    """QuantizeLinear and DequantizeLinear with one constant scale: 0 stays 0 both ways."""
     if step.labelled != [0]:
         return Stop(f"feeds a parameter of {step.node.op}")
     sizes = [
@@ -36,7 +36,7 @@ def in_steps(step: Step) -> Flow | Stop:
 
 
 def range_changes(step: Step) -> str:
-    """Why the first input's range may change once units are cut, or an empty string."""
+    """Why cutting units may change the first input's range, or an empty string."""
     culprit = step.altered[0]
     return (
         f"{step.node.op} takes its range from what {culprit} makes of a cut unit" if culprit else ""

@@ -1,4 +1,4 @@
-"""The recurrent operators as rows: how gates, states and biases are laid out."""
+"""The recurrent operators as rows: the layout of gates, states and biases."""
 
 from __future__ import annotations
 
@@ -81,17 +81,17 @@ _BY_OPERATOR = {(cell.domain, cell.op): cell for cell in CELLS}
 
 
 def find_layers(graph: gs.Graph) -> list[Layer]:
-    """The recurrent layers of a graph and its bodies, in its order.
+    """The recurrent layers of a graph and its bodies, in graph order.
 
-    Those whose parameters are constants; and whose weights are of the specified shapes, which is so
-    in a model that runs.
+    Only those with constant parameters, and weights of the specified shapes, as in any model that
+    runs.
     """
     views = (view(*found) for found in recurrent_nodes(graph))
     return [layer for layer in views if layer is not None]
 
 
 def computed_parameters(graph: gs.Graph) -> dict[str, str]:
-    """Recurrent nodes with a parameter that is known only while the model runs: by name, which."""
+    """By name, recurrent nodes with a parameter computed at run time, and which one."""
     found = ((name, _computed(node, cell)) for node, cell, name, _ in recurrent_nodes(graph))
     return {name: letter for name, letter in found if letter is not None}
 
@@ -104,7 +104,7 @@ def _computed(node: gs.Node, cell: Cell) -> str | None:
 
 
 def recurrent_nodes(graph: gs.Graph) -> Iterator[tuple[gs.Node, Cell, str, str]]:
-    """Recurrent nodes with their cells, the names by which users know them, and scopes."""
+    """Recurrent nodes, each with its cell, the name that users know and its scope."""
     for node, name, scope in named_nodes(graph, lambda node: recurrent_cell(node) is not None):
         cell = recurrent_cell(node)
         assert cell is not None
@@ -117,7 +117,7 @@ def recurrent_cell(node: gs.Node) -> Cell | None:
 
 
 def view(node: gs.Node, cell: Cell, name: str, scope: str) -> Layer | None:
-    """The layer that a recurrent node is; None where its parameters are no constants that fit."""
+    """The layer that a recurrent node is; None unless its parameters are fitting constants."""
     if _computed(node, cell) is not None:
         return None
     weight, recurrence = weight_shapes(node, cell)
@@ -129,7 +129,7 @@ def view(node: gs.Node, cell: Cell, name: str, scope: str) -> Layer | None:
 
 
 def weight_shapes(node: gs.Node, cell: Cell) -> list[tuple[int, ...]]:
-    """The shapes of W and R with the features last, as an LSTM, GRU or RNN has them."""
+    """The shapes of W and R with features last, as in an LSTM, GRU or RNN."""
     shapes = [constant_shape(tensor) or () for tensor in node.inputs[1:3]]
     return [_in_order(shape, cell) for shape in [*shapes, (), ()][:2]]
 

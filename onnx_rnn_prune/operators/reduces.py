@@ -1,8 +1,8 @@
 """Reductions and scans along axes other than that of the units.
 
-Where other units lie along such an axis (the directions of one layer), those in one line meet, as
-in an addition: they become one atom. That is right for every operator here, since what a dead atom
-leaves behind is a finite number, whichever, and nobody reads it but zeroed weights.
+If other units lie along such an axis (the directions of one layer), those in one line meet as in an
+addition: they become one atom. That is right for every operator here, since a dead atom leaves some
+finite number behind, which only zeroed weights read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reduce(step: Step) -> Flow | Stop:
 
 
 def pool(step: Step) -> Flow | Stop:
-    """Pooling over the axes behind the channels, and resizing those."""
+    """Pooling or resizing over the axes after the channels."""
     labels, result = step.labels[0], step.results[0]
     reduced = None if labels is None else squeeze_to(labels, (1,))
     named = [tensor for tensor in step.node.outputs if tensor.name]
@@ -64,7 +64,7 @@ def along_axis(step: Step) -> Flow | Stop:
 def _meetings(
     labels: Labels, axes: Sequence[int], unit: int | None
 ) -> tuple[tuple[Labels, Labels], ...] | None:
-    """What meets along some axes; None where units of one lane do, or units and something else."""
+    """The units that meet along some axes; None if units of one lane do, or not all are units."""
     same = []
     for axis in axes:
         if uniform(labels, axis):
@@ -81,6 +81,6 @@ def _mixed_axes(step: Step, labels: Labels) -> list[int]:
     if step.node.op == "CumSum":
         axis = step.constants[1]
         return list(range(labels.ndim)) if axis is None else [int(axis) % labels.ndim]
-    legacy = step.opset < 13  # there, everything from the axis on is one
+    legacy = step.opset < 13  # which flattens all axes from this one on
     first = int(step.node.attrs.get("axis", 1 if legacy else -1)) % labels.ndim
     return list(range(first, labels.ndim)) if legacy else [first]

@@ -1,8 +1,8 @@
-"""Adapting what an operator on the units' way says about sizes.
+"""Adapts the sizes in an operator's parameters to tensors that were cut.
 
-All arithmetic on shapes goes on as if nothing had been cut: the sizes of a shorter tensor are
-reported at full length, and only where an operator moves the shorter tensor is its parameter
-brought down. So a size may be computed in any way, and used for anything else.
+Shape arithmetic goes on as if nothing had been cut: Shape reports full lengths, and only an
+operator that moves the shorter tensor gets its parameter scaled down. So a size may be computed in
+any way, and used for anything else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onnx_rnn_prune.operators.base import Cut
 
 
 def resize_target(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """Reshape and Expand: the entry of the axis that gets shorter."""
+    """Reshape and Expand: scales the entry for the axis that gets shorter."""
     cut = cuts.get(node.outputs[0].name)
     if cut is None:
         return
@@ -57,10 +57,10 @@ def _scaled(target: Array, position: int, new: int, old: int) -> npt.NDArray[np.
 def _rescaled(
     graph: gs.Graph, sizes: gs.Tensor, cut: Cut, new: int, old: int, *, before: gs.Node
 ) -> gs.Tensor:
-    """Nodes that bring one entry n of a computed shape down from a multiple of `old` to `new`.
+    """Adds nodes that scale one entry n of a computed shape from a multiple of `old` down to `new`.
 
-    That is n - n / old * (old - new), in lowest terms and rounded towards zero: an entry that says
-    -1 (the rest), 0 (as before) or 1 (repeat) stays as it is.
+    The result is n - n / old * (old - new), in lowest terms and rounded towards zero: -1 (the
+    rest), 0 (unchanged) and 1 (broadcast) stay as they are.
     """
     common = math.gcd(new, old)
     per, less = np.ones(cut.rank, dtype=np.int64), np.zeros(cut.rank, dtype=np.int64)
@@ -85,7 +85,7 @@ def _computed(
 
 
 def resize_shape(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """Shape: reports the full length, where anyone looks at that entry."""
+    """Shape: reports the full length, if that entry may be read."""
     cut = cuts[node.inputs[0].name]
     first = int(node.attrs.get("start", 0)) % cut.rank
     last = int(node.attrs.get("end", cut.rank))
@@ -110,7 +110,7 @@ def resize_shape(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> Non
 
 
 def _entry_read(sizes: gs.Tensor, position: int, count: int) -> bool:
-    """Whether anyone may look at one entry of a shape."""
+    """Whether one entry of a shape may be read."""
     for reader in sizes.outputs:
         index = constant_value(reader.inputs[1]) if reader.op == "Gather" else None
         if index is None or position in np.ravel(index) % count:
@@ -141,7 +141,7 @@ def resize_split(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> Non
 
 
 def resize_gather(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """Gather: the places of the entries that are left."""
+    """Gather: the positions of the remaining entries."""
     cut = cuts[node.inputs[0].name]
     if int(node.attrs.get("axis", 0)) % cut.rank != cut.axis:
         return
@@ -154,7 +154,7 @@ def resize_gather(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> No
 
 
 def resize_slice(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """Slice: where it starts and ends."""
+    """Slice: start and end."""
     cut = cuts[node.inputs[0].name]
     fields = _slice_fields(graph, node)
     axes = fields["axes"] % cut.rank
@@ -165,7 +165,7 @@ def resize_slice(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> Non
     step = int(fields["steps"][where])
     span = slice(int(fields["starts"][where]), int(fields["ends"][where]), step)
     start, end, _ = span.indices(size)
-    back = 0 if step > 0 else 1  # backwards, entries start, start - 1, ..., end + 1 are taken
+    back = 0 if step > 0 else 1  # backwards, it takes start, start - 1, ..., end + 1
     new_start = int(before[start + back]) - back
     new_end = int(before[end + back]) - back
     if new_end < 0:
@@ -195,7 +195,7 @@ def _slice_fields(graph: gs.Graph, node: gs.Node) -> dict[str, npt.NDArray[np.in
 
 
 def resize_groups(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """As many groups of a depthwise convolution as channels, or of a normalization as are left."""
+    """The number of groups: one per channel in a depthwise convolution, else those that remain."""
     new, old = cuts[node.inputs[0].name].ratio
     if "num_groups" in node.attrs:
         node.attrs["num_groups"] = int(node.attrs["num_groups"]) * new // old
@@ -204,7 +204,7 @@ def resize_groups(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> No
 
 
 def resize_scaled(graph: gs.Graph, node: gs.Node, cuts: Mapping[str, Cut]) -> None:
-    """Resize: the entry of the channels, where sizes are given."""
+    """Resize: the entry for the channels, if sizes are given."""
     cut = cuts.get(node.outputs[0].name)
     if cut is None or len(node.inputs) < 4 or not node.inputs[3].name or "axes" in node.attrs:
         return

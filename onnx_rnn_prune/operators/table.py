@@ -1,4 +1,4 @@
-"""What is known of each operator: one table; an operator that is not listed stops labels."""
+"""The table of operators; one that is not listed stops labels."""
 
 from __future__ import annotations
 
@@ -74,17 +74,17 @@ _TABLE = {op: row for row, ops in _FAMILIES for op in ops.split()}
 
 
 def rule_named(op: str) -> Rule | None:
-    """The rule for operators of a name, or None where there is none."""
+    """The rule for operators of a name, or None."""
     return _TABLE[op].rule if op in _TABLE else None
 
 
 def operator_of(node: gs.Node) -> Operator | None:
-    """What is known of a node's operator, or None where nothing is."""
+    """The table's row for a node, or None."""
     row = _TABLE.get(node.op)
     return row if row is not None and row.domain == (node.domain or "") else None
 
 
 def rule_of(node: gs.Node) -> Rule | None:
-    """The rule for a node's operator, or None where there is none."""
+    """The rule for a node's operator, or None."""
     row = operator_of(node)
     return None if row is None else row.rule

@@ -1,4 +1,4 @@
-"""Clean-up after a cut: matrices that only pick entries, and nodes that nothing reads."""
+"""Clean-up after a cut: matrices that only pick entries, and unread nodes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from onnx_rnn_prune.operators.recurrent import RECURRENT, find_layers
 
 @dataclass(frozen=True)
 class PickEntries:
-    """Turns products with a 0/1 matrix in front of a layer or behind it into Gathers.
+    """Replaces products with a 0/1 matrix around a layer by Gathers.
 
-    A Gather needs no arithmetic. A column without a 1 takes its zero from an entry of padding. The
-    two Gathers for the states of one LSTM share their indices.
+    A Gather needs no arithmetic. A column without a 1 takes its zero from a padding entry. The two
+    Gathers for the states of one LSTM share their indices.
     """
 
     def __call__(self, document: Document) -> bool:
@@ -64,7 +64,7 @@ class DropUnread:
 
 @dataclass(frozen=True)
 class ShareDuplicates:
-    """Lets layers that are equal after the cut, in branches of an If, read the same weights."""
+    """Makes layers in branches of an If that are equal after the cut share their weights."""
 
     def __call__(self, document: Document) -> bool:
         layers = find_layers(document.graph)
@@ -81,7 +81,7 @@ class ShareDuplicates:
 
 
 def _share(twin: gs.Node, node: gs.Node, slot: int, local: set[str]) -> bool:
-    """Lets a node read the constant of its twin, or the integers from which that is made."""
+    """Makes a node read the constant of its twin, or the integers that is dequantized from."""
     kept, own = twin.inputs[slot], node.inputs[slot]
     if kept is own:
         return False
@@ -99,10 +99,10 @@ def _share(twin: gs.Node, node: gs.Node, slot: int, local: set[str]) -> bool:
 
 
 def picked_entries(matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.int64] | None:
-    """For a 0/1 matrix [1, n, m] with at most one 1 a column: which row each column takes.
+    """For a 0/1 matrix [1, n, m] with at most one 1 per column: the row each column takes.
 
     Returns:
-        [m], with n where a column is zero; None if the matrix does more than pick.
+        [m], with n for a zero column; None if the matrix does more than pick.
     """
     if matrix.ndim != 3 or len(matrix) != 1:
         return None

@@ -1,4 +1,4 @@
-"""The two verbs, which follow one mask: zero keeps all shapes, shrink changes them."""
+"""The two ways to cut by a mask: Zero keeps all shapes, Shrink changes them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Zero:
     """Sets cut units to zero and keeps all shapes.
 
     Attributes:
-        trace: of the document, with nothing left to restore.
+        trace: of the document; nothing in it needs restoring.
     """
 
     trace: Trace
@@ -48,7 +48,7 @@ class Zero:
 
 @dataclass(frozen=True, eq=False)
 class Shrink:
-    """Takes cut units out of every weight, and adapts the shapes; fields as in `Zero`."""
+    """Removes cut units from every weight, and adapts shapes; attributes as in `Zero`."""
 
     trace: Trace
     keep: Mask
@@ -66,7 +66,7 @@ class Shrink:
 
 @dataclass(frozen=True, eq=False)
 class Unshare:
-    """Gives readers of one constant that may lose different entries a constant each."""
+    """Gives readers of a shared constant that may lose different entries a copy each."""
 
     trace: Trace
 
@@ -78,7 +78,7 @@ class Unshare:
         changed = False
         for (key, slot), bounds in all_bounds(document, self.trace).items():
             tensor = nodes[key].inputs[slot]
-            # Units of different layers that go together are the same ones here.
+            # Units of different layers that go together count as the same.
             labels = b"".join(atoms[bound.labels].tobytes() for bound in bounds)
             if known.setdefault(tensor.name, labels) != labels:
                 _separate(graph, nodes[key], slot)
@@ -87,7 +87,7 @@ class Unshare:
 
 
 def _zeroed(value: Array, bounds: list[Bound], keep: Mask) -> Array:
-    """A copy with zeros, of the shape of the labels."""
+    """A copy with cut entries zeroed, broadcast to the labels."""
     bounds = [bound for bound in bounds if bound.dead is not None]
     if not bounds:
         return value
@@ -105,7 +105,7 @@ def _rewrite(
     keep: Mask,
     change: Change,
 ) -> bool:
-    """Rewrites every bound constant; readers that need equal values still share them."""
+    """Rewrites every bound constant; readers that need equal values keep sharing them."""
     assert not trace.restored and not trace.edges, "prepare the document first"
     nodes = nodes_by_key(document.graph)
     readers: dict[tuple[str, bytes], list[tuple[gs.Node, int]]] = defaultdict(list)
@@ -145,7 +145,7 @@ def _integers(
 ) -> Integers | None:
     """The cut integers in front of a DequantizeLinear; None for other weights.
 
-    Scales along an axis are cut like that axis. If the directions lose different entries of it, no
+    Scales along an axis are cut with it. If the directions lose different entries of that axis, no
     scales suit both, and floats are written instead.
     """
     node, slot = place
@@ -171,13 +171,13 @@ def _integers(
 
 
 def _digest(value: Array) -> bytes:
-    """A digest of values, so that equal ones are found without keeping them."""
+    """A digest of values, to find equal ones without keeping them."""
     plain = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # bfloat16 has no buffer
     return hashlib.sha256(plain.data).digest()
 
 
 def resize(document: Document, trace: Trace, keep: Mask) -> None:
-    """Adapts operators and declared shapes along the way of the units.
+    """Adapts operators and declared shapes along the units' paths.
 
     Raises:
         PruneError: a body declares another rank than its input has.

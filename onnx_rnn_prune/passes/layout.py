@@ -1,4 +1,4 @@
-"""Passes that bring a model into the form used here: sorted, time first, inputs fixed."""
+"""Passes that normalize a model: sorted, time first, inputs fixed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.roll.probing import is_random
 
-# Axes of layout=0 in terms of layout=1, and back, by input and output name.
+# Axis permutations from layout=1 to layout=0, and back, by input and output name.
 _INPUTS = {"X": [1, 0, 2], "initial_h": [1, 0, 2], "initial_c": [1, 0, 2]}
 _OUTPUTS = {"Y": [2, 0, 1, 3], "Y_h": [1, 0, 2], "Y_c": [1, 0, 2]}
 
@@ -75,7 +75,7 @@ class StackSequences:
 
 @dataclass(frozen=True)
 class TakeInvariants:
-    """Lets a Loop or Scan read from outside the states that it never changes.
+    """Makes a Loop or Scan capture loop-invariant states from outside instead.
 
     Weights that are carried as states become constants.
     """
@@ -93,7 +93,7 @@ class TakeInvariants:
 
 @dataclass(frozen=True)
 class PlainProducts:
-    """Rewrites an Einsum or a Gemm as the MatMul that it is.
+    """Rewrites an Einsum or a Gemm as the equivalent MatMul.
 
     `abc,cd->abd` with a constant matrix, and `W x` with nothing added.
     """
@@ -115,7 +115,7 @@ class PlainProducts:
 
 
 def _turned_operands(node: gs.Node) -> tuple[int, ...] | None:
-    """The operands to transpose to make a node a MatMul; None if it is none."""
+    """The operands to transpose to make a node a MatMul; None if it is not equivalent to one."""
     if node.op == "Einsum" and len(node.inputs) == 2:
         equation = str(node.attrs.get("equation", "")).replace(" ", "")
         parts = re.fullmatch(r"(.*)(\w),(\w)(\w)->(.*)(\w)", equation)
@@ -144,7 +144,7 @@ def _turn_operand(graph: gs.Graph, node: gs.Node, slot: int) -> None:
 
 @dataclass(frozen=True)
 class RealOperators:
-    """Rewrites QLinearConv and the like as Conv and the like between DequantizeLinear and Quantize.
+    """Rewrites QLinearConv and the like as Conv etc. between DequantizeLinear and QuantizeLinear.
 
     Operators that move the integers follow. onnxruntime computes both forms with the same kernels,
     since it converts the latter when it loads a model.
@@ -183,7 +183,7 @@ class SortNodes:
 
 @dataclass(frozen=True)
 class UniqueNames:
-    """Renames tensors of bodies that share a name with a tensor of another body."""
+    """Renames tensors of bodies that share a name with one of another body."""
 
     def __call__(self, document: Document) -> bool:
         taken: set[str] = set()
@@ -201,7 +201,7 @@ class UniqueNames:
 
 @dataclass(frozen=True)
 class StateHiddenSize:
-    """Adds missing attributes `hidden_size`, which follow from R."""
+    """Adds missing `hidden_size` attributes, which follow from R."""
 
     def __call__(self, document: Document) -> bool:
         changed = False
@@ -214,7 +214,7 @@ class StateHiddenSize:
 
 @dataclass(frozen=True)
 class ListBounds:
-    """Makes scalar bounds of a Slice lists, as ONNX requires.
+    """Turns scalar bounds of a Slice into lists, as ONNX requires.
 
     PyTorch writes scalars, and onnxruntime runs them if it fuses several Slices into a Split.
     """
@@ -248,7 +248,7 @@ def _turn(graph: gs.Graph, layer: Layer) -> None:
             edit.insert_node(graph, made, after=layer.node)
 
 
-# Entries of the largest constant that an input becomes, whatever size it claims to have.
+# Maximum entries of the constant for an input, whatever size it declares.
 _MOST_FROZEN = 1 << 24
 
 
@@ -293,7 +293,7 @@ class Freeze:
 
 @dataclass(frozen=True)
 class TakeBranches:
-    """Replaces an If with a constant condition by its branch."""
+    """Inlines the taken branch of an If with a constant condition."""
 
     def __call__(self, document: Document) -> bool:
         graph, changed = document.graph, False
@@ -310,7 +310,7 @@ class TakeBranches:
 
 
 def known_value(tensor: gs.Tensor, opset: int) -> Array | None:
-    """The value of a tensor that follows from constants by any operators, else None."""
+    """The value of a tensor that depends on constants only, through any operators, else None."""
     value = constant_value(tensor, opset)
     if value is not None or not tensor.inputs:
         return value
@@ -336,13 +336,13 @@ def _parse(name: str, text: str, dtype: np.dtype[np.generic]) -> Array:
 
 
 def _take(graph: gs.Graph, node: gs.Node, body: gs.Graph) -> None:
-    """Moves a body's nodes in front of its node, whose outputs keep their names."""
+    """Moves a body's nodes in front of its node; the node's outputs keep their names."""
     siblings = place_of(graph, node).graph.nodes
     position = next(index for index, item in enumerate(siblings) if item is node)
     moved, results = list(body.nodes), list(body.outputs)
     for inner in moved:
         for slot, tensor in enumerate(inner.inputs):
-            if isinstance(tensor, gs.Constant):  # it may be seen in the body only
+            if isinstance(tensor, gs.Constant):  # it may be visible in the body only
                 value = constant_value(tensor)
                 inner.inputs[slot] = gs.Constant(
                     edit.fresh_name(graph, f"{tensor.name}_taken"), value
@@ -358,7 +358,7 @@ def _take(graph: gs.Graph, node: gs.Node, body: gs.Graph) -> None:
 
 
 def _added(state: State, start: gs.Tensor) -> gs.Tensor | None:
-    """The tensor that each iteration appends to a sequence that starts empty and is not read."""
+    """The tensor that each iteration appends to an initially empty, unread sequence."""
     made, only = state.result.inputs, len(state.source.outputs) == 1
     if not made or made[0].op != "SequenceInsert" or not start.inputs or not only:
         return None
@@ -375,7 +375,7 @@ def _stacks(join: gs.Node, added: gs.Tensor) -> bool:
 
 
 def _rank(join: gs.Node, added: gs.Tensor) -> int | None:
-    """The rank of the tensors that are joined, if declared."""
+    """The declared rank of the tensors that are joined, or None."""
     whole = join.outputs[0].shape
     return len(added.shape) if added.shape is not None else whole and len(whole) - 1
 
@@ -403,7 +403,7 @@ def _stack(document: Document, node: gs.Node, state: State, added: gs.Tensor) ->
 
 
 def _drop_state(document: Document, node: gs.Node, state: State) -> None:
-    """Removes a state from a Loop or Scan, and from the message that declares its body's types."""
+    """Removes a state from a Loop or Scan, and from the message declaring its body's types."""
     body, (_, original) = bodies_of(node)["body"], document.origins[id(node)]
     message = onnx.NodeProto()
     message.CopyFrom(original)

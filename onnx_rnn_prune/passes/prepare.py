@@ -37,13 +37,13 @@ from onnx_rnn_prune.trace.bindings import STATES
 from onnx_rnn_prune.trace.propagation import Binding, Outlet
 from onnx_rnn_prune.trace.trace import Trace
 
-# The input that is the bias, and the axis of the weight that is as long.
+# The bias input, and the axis of the weight that matches it.
 _BIASES = {"DynamicQuantizeMatMul": (4, -1), "Conv": (2, 0), "ConvTranspose": (2, 1)}
 
 
 @dataclass(frozen=True)
 class DropZeroStates:
-    """Omits initial states that are provably zero: the operator's default is the same."""
+    """Omits initial states that are provably zero, which is the operator's default."""
 
     layers: tuple[str, ...]
 
@@ -58,13 +58,13 @@ class DropZeroStates:
 
 @dataclass(frozen=True)
 class SelectStates:
-    """Puts an identity matrix before each computed initial state.
+    """Puts an identity matrix in front of each computed initial state.
 
-    Cutting its columns with the units selects the entries that the cut layer needs from a state
-    that stays at full width.
+    Cutting its columns with the units selects the entries that the cut layer needs from a
+    full-width state.
 
     Attributes:
-        layers: the layers whose states they are.
+        layers: the layers whose states get one.
         narrow: names of states that hold units themselves.
     """
 
@@ -85,16 +85,16 @@ class SelectStates:
 
 
 def _is_selected(state: gs.Tensor) -> bool:
-    """Whether there is such a matrix already, or a Gather, as in a pruned file."""
+    """Whether a selecting matrix, or a Gather as in a pruned file, is there already."""
     made = state.inputs[0] if state.inputs else None
     return made is not None and made.op in ("MatMul", "Add") and bool(made.name.startswith(OWN))
 
 
 @dataclass(frozen=True)
 class PickUnits:
-    """Puts a Gather of all entries before each full-width input that meets units.
+    """Puts a Gather of all entries in front of each full-width input that meets units.
 
-    Cutting its indices with the units picks the needed entries of an initial state.
+    Cutting its indices with the units picks the needed entries.
 
     Attributes:
         selects: by node key and slot, the axis of the units from the end, and their number.
@@ -118,10 +118,10 @@ class PickUnits:
 
 @dataclass(frozen=True, eq=False)
 class Widen:
-    """Puts an identity matrix where states are read at full width, as `Restore` does for outlets.
+    """Puts an identity matrix where states are read at full width, like `Restore` for outlets.
 
     Attributes:
-        trace: of the document; its edges tell where.
+        trace: of the document; its edges are those places.
     """
 
     trace: Trace
@@ -129,7 +129,7 @@ class Widen:
     def __call__(self, document: Document) -> bool:
         graph, nodes = document.graph, nodes_by_key(document.graph)
         for layer in _chosen(document, tuple(self.trace.units.lanes)):
-            layer.node.name = layer.name  # its output's name may be its own, and is about to change
+            layer.node.name = layer.name  # it may go by its output's name, which changes
             dtype = layer.held("W").dtype
         readers: dict[str, list[tuple[gs.Node, int] | None]] = {}
         for edge in self.trace.edges:
@@ -146,14 +146,14 @@ class Widen:
             lines = squeeze_to(labels, (axis, *varying_axes(labels)))
             assert lines is not None
             key = (id(home), lines.shape, lines.tobytes())
-            if key not in shared:  # one for all steps that are written out
+            if key not in shared:  # shared by all unrolled steps
                 eye = matrices.astype(dtype)
                 shared[key] = add_constant(graph, f"{OWN}{name}_restore_weight", eye)
             made = _products(graph, inner, full, order, shared[key])
             for node in reversed(made):
                 if maker is not None:
                     insert_node(graph, node, after=maker)
-                else:  # before all that may read it, branches included
+                else:  # before any reader, branches included
                     home.nodes.insert(0, node)
             product = next(node for node in made if node.op == "MatMul")
             add_zero(graph, product, bias_shape(product, matrices, 1), shared[key].values)
@@ -163,16 +163,16 @@ class Widen:
 
 
 def _home(graph: gs.Graph, tensor: gs.Tensor) -> gs.Graph:
-    """The graph or body with this tensor as an input."""
+    """The graph or body that has this tensor as an input."""
     graphs = (place.graph for place in places(graph))
     return next(each for each in graphs if any(port is tensor for port in each.inputs))
 
 
 def _units_last(labels: Labels, axis: int) -> tuple[list[int], Array]:
-    """An order of axes for a MatMul to sum that of units, and as many identities as it needs.
+    """The axis order in which a MatMul contracts the units, and the identity matrices for it.
 
-    If units vary along another axis as well, each of its entries needs one. The last axis but one,
-    that of rows, must be a third one.
+    If units vary along another axis as well, each of its entries needs a matrix of its own. The
+    second-to-last axis, that of rows, must be a third one.
     """
     varying = varying_axes(labels)
     rows = max(place for place in range(labels.ndim) if place not in (axis, *varying))
@@ -187,7 +187,7 @@ def _units_last(labels: Labels, axis: int) -> tuple[list[int], Array]:
 def _apart(
     graph: gs.Graph, name: str, readers: list[tuple[gs.Node, int]]
 ) -> tuple[gs.Tensor, gs.Tensor]:
-    """A tensor with units, and one of full width that some read, and the model's output if it is.
+    """Splits a tensor into one with units and one of full width, which the given readers get.
 
     Args:
         graph: what is edited.
@@ -202,7 +202,8 @@ def _apart(
         for node, slot in readers:
             node.inputs[slot] = full
         return tensor, full
-    # What may be compared with the original, as what enters an unknown operator is, has its name.
+    # Tensors that may be compared with the original, such as inputs of unknown operators, keep
+    # their name.
     inner = gs.Variable(fresh_name(graph, f"{name}_units"), dtype=tensor.dtype, shape=tensor.shape)
     reading = {(id(node), slot) for node, slot in readers}
     for node in all_nodes(graph):
@@ -212,7 +213,7 @@ def _apart(
     for place in places(graph):
         if place.way:
             place.graph.outputs[:] = [inner if t is tensor else t for t in place.graph.outputs]
-    maker.name = maker.name or node_key(maker)  # scopes are named by it, and it is about to change
+    maker.name = maker.name or node_key(maker)  # scopes use it, and the key is about to change
     maker.outputs[maker.outputs.index(tensor)] = inner
     return inner, tensor
 
@@ -220,7 +221,7 @@ def _apart(
 def _products(
     graph: gs.Graph, inner: gs.Tensor, full: gs.Tensor, order: list[int], weight: gs.Constant
 ) -> list[gs.Node]:
-    """Nodes that multiply the axis that an order puts last by a matrix."""
+    """Nodes that multiply the axis that `order` puts last by a matrix."""
     label = fresh_name(graph, f"{OWN}{inner.name}_restore")
     if order == sorted(order):
         return [gs.Node("MatMul", label, inputs=[inner, weight], outputs=[full])]
@@ -237,12 +238,12 @@ def _products(
 class Restore:
     """Puts an identity matrix behind each outlet that nothing absorbs.
 
-    Cutting its rows with the units restores full width, so that everything downstream stays as it
-    was; and recovery fits it like any other weight that reads the units.
+    Cutting its rows with the units restores full width, so everything downstream stays the same;
+    recovery fits it like any other weight that reads the units.
 
     Attributes:
-        handed_back: those of them by which a state goes to callers who only hand it back. They get
-            a matrix of their own, of which recovery makes one that just places the kept entries.
+        handed_back: outlets that give callers a state which they only feed back. They get a matrix
+            of their own, which recovery turns into one that just places the kept entries.
     """
 
     layers: tuple[str, ...]
@@ -268,14 +269,14 @@ class Restore:
 def _is_default(document: Document, tensor: gs.Tensor) -> bool:
     """Whether a constant is the default of a graph input.
 
-    Before IR version 4 every initializer had to be listed as an input, which says nothing.
+    Before IR version 4, every initializer had to be listed as an input, so that does not count.
     """
     source = document.source
     if source.ir_version < 4:
         return False
     ports = {port.name for port in source.graph.input}
     waiting, seen = [tensor], {id(tensor)}
-    while waiting:  # each tensor once: sums of residuals have very many ways through them
+    while waiting:  # each tensor once: chains of residual sums have exponentially many paths
         item = waiting.pop()
         if isinstance(item, gs.Constant) and item.name in ports:
             return True
@@ -310,18 +311,18 @@ def _select(graph: gs.Graph, layer: Layer, name: str, state: gs.Tensor) -> None:
 
 
 def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[Outlet]]) -> None:
-    """Restores an output; absorbed readers read the inner tensor, outputs keep their names.
+    """Restores an output; absorbed readers read the inner tensor, graph outputs keep their names.
 
     Args:
         graph: what is edited.
         layer: whose output it is.
         name: of the output.
-        kinds: outlets that share a matrix, by how the name of that begins.
+        kinds: outlets that share a matrix, by the prefix of its name.
     """
     full = layer.output(name)
     assert full is not None
     inner = gs.Variable(fresh_name(graph, f"{full.name}_units"), dtype=full.dtype, shape=full.shape)
-    layer.node.name = layer.name  # its first output's name was its name, and is about to change
+    layer.node.name = layer.name  # it may go by its output's name, which changes
     layer.node.outputs[layer.cell.outputs.index(name)] = inner
     leaving = [kind for kind, outlets in kinds.items() if any(not o.consumer for o in outlets)]
     results = {(leaving or list(kinds))[0]: full}
@@ -342,10 +343,10 @@ def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[O
 
 @dataclass(frozen=True, eq=False)
 class AddBiasSlots:
-    """Adds a zero bias to every sum over units without a constant addend.
+    """Adds a zero bias to every sum over units that has no constant addend.
 
     Attributes:
-        layers: the layers whose units are cut, which sum over units themselves.
+        layers: the layers whose units are cut; they sum over units themselves.
         bindings: of other constants that read units.
     """
 
@@ -356,7 +357,7 @@ class AddBiasSlots:
         nodes = nodes_by_key(document.graph)
         reading = {binding.node for binding in self.bindings}
         for layer in all_layers(document.graph):
-            if layer.key in reading:  # its output's name may be its own, and is about to change
+            if layer.key in reading:  # it may go by its output's name, which changes
                 layer.node.name = layer.name
         changed = False
         for layer in find_layers(document.graph):
@@ -384,7 +385,7 @@ class AddBiasSlots:
 
 @dataclass(frozen=True)
 class DropUnusedBiases:
-    """Removes the zero biases that recovery did not use."""
+    """Removes the zero biases that recovery left unused."""
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
@@ -426,7 +427,7 @@ def _add_to_layer(graph: gs.Graph, layer: Layer) -> None:
 def _add_to_gemm(graph: gs.Graph, node: gs.Node, weight: Array) -> None:
     shape = (weight.shape[0 if node.attrs.get("transB", 0) else 1],)
     if len(node.inputs) > 2 and node.inputs[2].name and node.attrs.get("beta", 1.0) != 0.0:
-        add_zero(graph, node, shape, weight)  # its C is computed
+        add_zero(graph, node, shape, weight)  # C is computed
         return
     zeros = np.zeros(shape, weight.dtype)
     node.attrs["beta"] = 1.0

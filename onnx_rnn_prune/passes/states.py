@@ -1,11 +1,11 @@
-"""States as inputs and outputs of a model, with the entries of kept units only.
+"""States as inputs and outputs of a model that hold the entries of kept units only.
 
-By default a cut layer selects the entries that it needs from a state that stays at full width, and
-brings its final state back to that width, so that callers see no difference. Where one input and
-one output of the model are the two ends of a state, both can be left out: then the state's entries
-carry the labels of the units, and the cut makes it narrower like any other tensor.
+By default a cut layer selects the entries it needs from a full-width state and restores its final
+state to that width, so callers see no difference. If a state enters by one input of the model and
+leaves by one output, both steps can be left out: the state's entries then carry the labels of the
+units, and the cut makes it narrower like any other tensor.
 
-What a file says of their widths, in metadata and in outputs that are constant, follows.
+Widths stated in the file, in metadata and constant outputs, are updated.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class NarrowInterface:
 
 @dataclass(frozen=True, eq=False)
 class OpenStates:
-    """Removes the nodes that select from some states, and those that restore full width."""
+    """Removes the nodes that select from some states, and those that restore their full width."""
 
     trace: Trace
     states: Sequence[StatePair]
@@ -79,9 +79,9 @@ class OpenStates:
 def come_back_in_place(
     document: Document, states: Sequence[StatePair], feeds: Iterable[Feed]
 ) -> tuple[StatePair, ...]:
-    """The states whose entries each come back to the unit that they left.
+    """The states whose entries each return to the unit they came from.
 
-    onnxruntime runs with a number for each unit in place of the final states.
+    This runs the model with a unit's number in place of each entry of the final states.
 
     Args:
         document: the model.
@@ -109,17 +109,17 @@ def _comes_back(document: Document, state: StatePair, feed: Feed) -> bool:
     try:
         part = with_outputs(probe.write(), [state.result, *sent])
         run = Runner(part, name="the states", remedy=OURS)
-        left = run(feed).get(state.result)  # unless an unknown operator stands before it
+        left = run(feed).get(state.result)  # unless it depends on an unknown operator
         found = {} if left is None else run({**feed, state.source: left})
     except PruneError:
-        return False  # then it is not known
+        return False  # then it is unknown
     return found.keys() >= sent.keys() and all(
         bool(np.all(found[name] == numbers)) for name, numbers in sent.items()
     )
 
 
 def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
-    """Replaces a final state by numbers of units, for each sequence."""
+    """Replaces a final state by the numbers of its units, for each sequence."""
     final, coming = layer.output(ENDS[start]), layer.input(start)
     assert final is not None and coming is not None
     layer.node.name = layer.name
@@ -137,7 +137,7 @@ def _send(graph: gs.Graph, layer: Layer, start: str, numbers: Array) -> None:
 def open_states(
     document: Document, known: Trace, source: Document, feeds: Iterable[Feed]
 ) -> NarrowInterface:
-    """Lets states hold kept units only, if possible; layers that share one are tied.
+    """Lets states hold kept units only, where possible; layers that share one are tied.
 
     Args:
         document: the prepared model, with all states at full width.
@@ -175,7 +175,7 @@ def _opened(
 
 
 def _closed(states: Sequence[StatePair], found: Trace) -> dict[StatePair, str]:
-    """The states that cannot hold kept units only, and why."""
+    """The states that cannot be narrow, and why."""
     closed: dict[StatePair, str] = {}
     finals = {output: start for start, output in ENDS.items()}
     for outlet, reason in found.restored.items():
@@ -188,13 +188,13 @@ def _closed(states: Sequence[StatePair], found: Trace) -> dict[StatePair, str]:
     for state in states:
         if state.source not in found.labels:
             closed.setdefault(state, "its final value does not reach an output of the model")
-    if found.restored and not closed:  # a way that does not show which state it is of
+    if found.restored and not closed:  # it is unclear which state this belongs to
         closed = dict.fromkeys(states, next(iter(found.restored.values())))
     return closed
 
 
 def _take_restore(graph: gs.Graph, layer: Layer, output: str, result: gs.Tensor) -> None:
-    """Connects a state's output to the layer itself; other readers keep full width."""
+    """Connects a state's output directly to the layer; other readers keep full width."""
     inner = layer.output(output)
     assert inner is not None
     own = [n for n in inner.outputs if n.op == "MatMul" and n.name.startswith(OWN)]
@@ -218,9 +218,9 @@ def _take_restore(graph: gs.Graph, layer: Layer, output: str, result: gs.Tensor)
 
 
 def _drop(graph: gs.Graph, node: gs.Node) -> None:
-    """Removes a node and those before it that nothing reads and that the original lacks.
+    """Removes an unread node, and unread ones before it, if preparation added them.
 
-    Nodes of the original stay even if nothing reads them, since layers are numbered.
+    Original nodes stay even if unread, since layers are numbered.
     """
     result = node.outputs[0]
     given = any(tensor is result for place in places(graph) for tensor in place.graph.outputs)
@@ -246,7 +246,7 @@ class _Place:
 
     Attributes:
         entry: the key of the metadata, or the output.
-        path: to the number in JSON; empty if the entry is just that number.
+        path: path to the number in JSON; empty if the entry is just the number.
         value: the number.
     """
 
@@ -263,10 +263,10 @@ class _Place:
 def write_states(
     model: onnx.ModelProto, keys: Sequence[str], states: Sequence[NarrowState]
 ) -> list[str]:
-    """Writes which entries narrow states hold, and their width if asked for.
+    """Writes which entries narrow states hold, and their width where requested.
 
     Args:
-        model: it is changed.
+        model: the model, edited in place.
         keys: what holds the width of a state: entries of metadata, places in those that are JSON
             (`config:rnn.hidden_size`), and constant outputs.
         states: those that became narrower.
@@ -275,7 +275,7 @@ def write_states(
         Warnings of other places that may hold the width of a state.
 
     Raises:
-        PruneError: there is no such place, or it holds no width of a state, or more than one.
+        PruneError: a place does not exist, or does not hold the width of exactly one state.
     """
     widths: dict[int, set[int]] = {}
     for state in states:
@@ -341,7 +341,7 @@ def _parsed(text: str) -> object:
 
 
 def _numbers(value: object) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """The whole numbers in a JSON value, each with its path."""
+    """The integers in a JSON value, each with its path."""
     waiting: list[tuple[tuple[str | int, ...], object]] = [((), value)]
     while waiting:
         path, item = waiting.pop(0)
@@ -354,7 +354,7 @@ def _numbers(value: object) -> Iterator[tuple[tuple[str | int, ...], int]]:
 
 
 def _outputs(model: onnx.ModelProto) -> Iterator[_Place]:
-    """Outputs that are one constant whole number, such as Unity's `memory_size`."""
+    """Outputs that are a single constant integer, such as Unity's `memory_size`."""
     for tensor in Document.read(model).graph.outputs:
         value = constant_value(tensor)
         if value is not None and value.size == 1 and value.dtype.kind in "fiu":

@@ -1,1 +1,1 @@
-"""Written-out recurrences become the operators that they are."""
+"""Turns decomposed recurrences back into recurrent operators."""

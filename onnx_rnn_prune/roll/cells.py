@@ -1,8 +1,8 @@
 """The three operators as templates over normal forms.
 
-A template says what the new state is, as a sum of products of atoms; what stands in the atoms
-follows by solving. Gate order, transposition and the sharing of biases never come up, since a form
-has none of these: each gate is an activation of a sum of matrix products over leaves.
+A template gives the new state as a sum of products of atoms; solving it yields the contents of the
+atoms. Gate order, transposition and shared biases need no treatment, since a form has none of
+these: each gate is an activation of a sum of matrix products over leaves.
 
 LSTM: `h' = O act(C)`, `C = F c + I G`; with coupled gates `I = 1 - F` or `F = 1 - I`.
 GRU: `h' = z h + n - z n`, or with the other meaning of z `h' = h - z h + z n`.
@@ -31,11 +31,11 @@ from onnx_rnn_prune.roll.form import (
 )
 from onnx_rnn_prune.roll.rules import CLIPPED
 
-# The activations that onnxruntime's recurrent operators know, by what they are called here.
+# The activations of onnxruntime's recurrent operators, by their names here.
 _SAME = "Elu LeakyRelu Relu Sigmoid Softplus Softsign Tanh ThresholdedRelu"
 _KNOWN = {name: name for name in _SAME.split()} | {CLIPPED: "HardSigmoid"}
 Key = tuple[object, ...]
-# Those for which 1 - f(x) = f(-x), and what the constant is to which -x is added.
+# Activations with 1 - f(x) = f(c - x), and the constant c.
 _MIRRORED = {"Sigmoid": 0.0, CLIPPED: 1.0}
 
 
@@ -47,11 +47,11 @@ class Step:
         op: LSTM, GRU or RNN.
         gates: the argument of each gate's activation, over leaves, in the operator's order.
         activations: of the gates and the state, in the operator's order, with alpha and beta.
-        state: the leaf that h is; None where the template does not tell it from an input.
-        cell: of an LSTM, the leaf that c is.
-        next_cell: of an LSTM, the form of the new c.
-        hidden: what a GRU's reset gate multiplies after the product with R: that product.
-        peepholes: of an LSTM, for the gates i, o and f: [3, H].
+        state: the leaf that is h; None if the template cannot tell it from an input.
+        cell: the leaf that is c, for an LSTM.
+        next_cell: the form of the new c, for an LSTM.
+        hidden: the product with R, if a GRU's reset gate multiplies that rather than h.
+        peepholes: of an LSTM's gates i, o and f: [3, H].
     """
 
     op: str
@@ -76,7 +76,7 @@ class Step:
         return {atom.key: atom for atom in atoms if isinstance(atom, Leaf)}
 
     def weight(self, key: tuple[object, ...]) -> Array:
-        """What the gates multiply a leaf with, one below the other: [G H, n]."""
+        """The gates' weights for a leaf, stacked: [G H, n]."""
         blocks = [form.terms[key][1].full.T if key in form.terms else None for form in self.gates]
         if self.hidden is not None and key in self.hidden.terms:
             blocks[2] = self.hidden.terms[key][1].full.T
@@ -86,7 +86,7 @@ class Step:
 
     @cached_property
     def block_keys(self) -> dict[tuple[object, ...], bytes]:
-        """For each leaf a number for the contents of its weight."""
+        """For each leaf, a digest of its weight."""
         found = {}
         for key in self.sources:
             parts = [form.terms[key][1].key if key in form.terms else b"" for form in self.gates]
@@ -118,7 +118,7 @@ class Step:
         found["activations"] = [_KNOWN[act.op] for act in self.activations]
         named = [dict(act.attributes) for act in self.activations]
         clipped = [act.op == CLIPPED for act in self.activations]
-        # HardSigmoid of alpha 1 and beta 0 is the part of a line that lies between 0 and 1.
+        # HardSigmoid with alpha 1 and beta 0 is a clip to 0..1.
         alphas = [
             1.0 if clip else each["alpha"]
             for each, clip in zip(named, clipped, strict=True)
@@ -133,14 +133,14 @@ class Step:
 
 
 def solve(form: Form) -> Step | None:
-    """The LSTM or GRU step whose new state h a form is, if it is one."""
+    """The LSTM or GRU step whose new state h is this form, if any."""
     return _lstm(form) or _gru(form)
 
 
 def solve_rnn(form: Form) -> Step | None:
-    """The step without gates whose new state a form is.
+    """The step without gates whose new state is this form, if any.
 
-    Any dense layer has this form, so it takes more than that to tell that there is a recurrence.
+    Any dense layer has this form, so recognizing a recurrence takes more than that.
     """
     act = _activation(form.atom())
     if act is None:
@@ -154,7 +154,7 @@ def _activation(atom: Atom | None) -> Activation | None:
 
 
 def _over_leaves(form: Form) -> Form | None:
-    """A form over leaves: of other atoms, those tensors count in which their values stand."""
+    """A form over leaves: other atoms are replaced by the tensors that hold their values."""
     result = Form.constant(form.bias)
     for atom, matrix in form.terms.values():
         leaf = atom if isinstance(atom, Leaf) else atom.origin
@@ -169,14 +169,14 @@ def _alike(one: Activation, *others: Activation) -> bool:
 
 
 def _pairs(atom: Atom) -> Iterator[tuple[Atom, Atom]]:
-    """A product of two in both orders."""
+    """The two factors of a product, in both orders."""
     if isinstance(atom, Product) and len(atom.factors) == 2:
         yield atom.factors[0], atom.factors[1]
         yield atom.factors[1], atom.factors[0]
 
 
 def _scales(form: Form) -> list[tuple[Atom, float]] | None:
-    """The atoms of a form with a number each; None where there is more to it."""
+    """The atoms of a form and their scalar factors; None if the form is not such a sum."""
     found = []
     for atom, matrix in form.terms.values():
         if not matrix.diagonal or not np.all(matrix.values == matrix.values[0]):
@@ -186,7 +186,7 @@ def _scales(form: Form) -> list[tuple[Atom, float]] | None:
 
 
 def _mirrored(form: Form, act: Activation) -> Form | None:
-    """The argument of 1 - f(x), if that is f again."""
+    """The argument x' with f(x') = 1 - f(x), if there is one."""
     if act.op not in _MIRRORED:
         return None
     one = Form.constant(np.full(form.size, _MIRRORED[act.op]))
@@ -211,7 +211,7 @@ Update = tuple[Leaf, Gate, Gate, Activation]
 
 
 def _cell_updates(state: Form) -> Iterator[Update]:
-    """The ways in which a form is a new c: c itself, F, I and G.
+    """The readings of a form as a new c: the old c, F, I and G.
 
     A gate in a tuple stands for 1 minus it.
     """
@@ -286,7 +286,7 @@ def _lstm_step(
 
 
 def _peephole(form: Form | None, seen: Form) -> tuple[Form | None, Array]:
-    """A gate's argument without what it sees of c, and the weights with which it sees that."""
+    """A gate's argument without its peephole on c, and the peephole weights."""
     if form is None:
         return None, np.zeros(0)
     scale = np.zeros(form.size)
@@ -324,7 +324,7 @@ def _gru(form: Form) -> Step | None:
 
 
 def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> Step | None:
-    """Solves the argument of the candidate, in which the reset gate multiplies R h, or h."""
+    """Solves the candidate's argument, in which the reset gate multiplies R h, or h."""
     linear: dict[tuple[object, ...], tuple[Atom, Matrix]] = {}
     products = []
     for key, (atom, matrix) in new.argument.terms.items():
@@ -358,12 +358,12 @@ def _gru_step(gate: Activation, update: Form, state: Leaf, new: Activation) -> S
 
 
 def outputs(step: Step, entering: Form | None = None) -> tuple[Form, ...]:
-    """The new h, and of an LSTM the new c, by the equations of the specification.
+    """The new h, and for an LSTM the new c, by the equations of the specification.
 
     Args:
         step: the step; states that it does not name are 0.
-        entering: what to put for its first gate, which says how much of the candidate enters an
-            LSTM, and stays out of a GRU.
+        entering: replaces the first gate, the share of the candidate that enters an LSTM, or stays
+            out of a GRU.
     """
     zero = Form.constant(np.zeros(step.units))
 
@@ -394,15 +394,15 @@ def outputs(step: Step, entering: Form | None = None) -> tuple[Form, ...]:
 
 
 def from_zero(step: Step, inputs: Mapping[Key, Leaf]) -> tuple[Step, list[tuple[Form, ...]]]:
-    """A step from states of 0, with other inputs.
+    """A step from zero states, with other inputs.
 
     Args:
         step: a step of the same cell.
-        inputs: for each leaf of it that is no state, by key, what stands there.
+        inputs: the replacement for each leaf that is not a state, by key.
 
     Returns:
-        The step, and the forms that h may have, each with that of c in an LSTM: one more where 1
-        minus the first gate is a gate again.
+        The step, and the possible forms of h, each with that of c in an LSTM: one more if 1 minus
+            the first gate is itself a gate.
     """
 
     def moved(form: Form) -> Form:

@@ -1,10 +1,10 @@
-"""Operators that read from the back, and those that read in both directions.
+"""Turns reversed sequences into reverse operators, and pairs of operators into bidirectional ones.
 
-A sequence that is turned around, read and turned back is read from the back; two operators that
-read one sequence from both ends are one of two directions.
+A sequence that is reversed, read and reversed back is read in reverse; two operators that read one
+sequence from both ends are a bidirectional one.
 
-What lies between an operator and what turns or joins only moves axes, which are followed by name:
-T, D, B, I and H as the specification has them.
+Nodes between an operator and a reversal or Concat may only move axes, which are tracked by name: T,
+D, B, I and H as in the specification.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from onnx_rnn_prune.roll.values import SAME, moved
 # The axes of each output.
 _OUTPUTS = ("TDBH", "DBH", "DBH")
 _ACTIVATIONS = frozenset(("activations", "activation_alpha", "activation_beta"))
-# Inputs that differ by direction, and what a direction is that has none: zeros.
+# Inputs that differ by direction; omitted ones are zeros.
 _WEIGHTS = (1, 2, 3, 7)
 _STATES = (5, 6)
 _LENGTHS = 4
@@ -40,11 +40,11 @@ _WEIGHED = (*PRODUCTS, *STANDARD, "Conv")
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """A node that turns the axis of time around.
+    """A node that reverses the time axis.
 
     Attributes:
         node: the node.
-        lengths: how much of each sequence; None for all of it.
+        lengths: the length of each sequence that is reversed; None for all.
     """
 
     node: gs.Node
@@ -52,7 +52,7 @@ class Turn:
 
 
 def turnable(graph: gs.Graph, node: gs.Node, seen: Seen) -> bool:
-    """Whether what an operator reads was turned around, and what it gives is turned back."""
+    """Whether an operator's input was reversed, and its output is reversed back."""
     turn = _turn_before(node, seen)[0] if _direction(node) == "forward" else None
     if turn is None or not _same(turn.lengths, _given(node, _LENGTHS)):
         return False
@@ -62,10 +62,10 @@ def turnable(graph: gs.Graph, node: gs.Node, seen: Seen) -> bool:
 
 
 def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
-    """Lets an operator read from the back, and drops what turned its output around.
+    """Makes an operator read in reverse, and drops the reversals of its output.
 
     Returns:
-        What turned its input around.
+        The node that reversed its input.
     """
     before, moves = _turn_before(node, seen)
     assert before is not None
@@ -81,7 +81,7 @@ def turn(builder: Builder, node: gs.Node, seen: Seen) -> gs.Node:
 
 
 def _direction(node: gs.Node) -> str:
-    """Of an operator whose time comes first; empty of any other node."""
+    """The direction of a recurrent operator with layout 0; empty for other nodes."""
     known = node.op in STANDARD and not node.domain
     if not known or node.attrs.get("layout", 0) or "hidden_size" not in node.attrs:
         return ""
@@ -90,13 +90,13 @@ def _direction(node: gs.Node) -> str:
 
 
 def _given(node: gs.Node, slot: int) -> gs.Tensor | None:
-    """An input; None where it is omitted."""
+    """An input; None if it is omitted."""
     tensor = node.inputs[slot] if slot < len(node.inputs) else None
     return tensor if tensor is not None and tensor.name else None
 
 
 def _turn_before(node: gs.Node, seen: Seen) -> tuple[Turn | None, list[gs.Node]]:
-    """What turned the input of an operator around, and what moves axes in between."""
+    """The reversal of an operator's input, if any, and the nodes in between that move axes."""
     moves = list(_moves_before(node.inputs[0]))
     tensor = moves[-1].inputs[0] if moves else node.inputs[0]
     return _turn(tensor.inputs[0] if tensor.inputs else None, _axes_before(moves), seen), moves
@@ -109,7 +109,7 @@ def _moves_before(tensor: gs.Tensor) -> Iterator[gs.Node]:
 
 
 def _axes_before(moves: Sequence[gs.Node]) -> str:
-    """The axes of what comes to an operator through moves, of which the last one is next to it."""
+    """The axes at the start of a chain of moves to an operator, listed from the operator back."""
     axes = "TBI"
     for move in moves:
         if move.op == "Transpose":
@@ -119,7 +119,7 @@ def _axes_before(moves: Sequence[gs.Node]) -> str:
 
 
 def _turn(node: gs.Node | None, axes: str, seen: Seen) -> Turn | None:
-    """A node as one that turns time around, if it is one."""
+    """The reversal of time that a node is, if it is one."""
     if node is None or "T" not in axes:
         return None
     time = axes.index("T")
@@ -132,7 +132,7 @@ def _turn(node: gs.Node | None, axes: str, seen: Seen) -> Turn | None:
 
 
 def _turned_axis(node: gs.Node, seen: Seen) -> int | None:
-    """The axis of which all goes from the back to the front; None where nothing is turned."""
+    """The axis that a node reverses entirely; None if it reverses none."""
     if node.op == "ReverseSequence":
         axis = int(node.attrs.get("time_axis", 0))
         lengths = seen.numbers.get(node.inputs[1].name, constant_value(node.inputs[1]))
@@ -150,14 +150,14 @@ def _turned_axis(node: gs.Node, seen: Seen) -> int | None:
 def serve_ends(
     builder: Builder, made: Operator, seen: Seen, turned: gs.Tensor | None = None, axes: str = "TBH"
 ) -> None:
-    """Lets what takes the last of all steps read the last state, and drops double turns.
+    """Makes readers of the last step read the final state instead, and drops double reversals.
 
     Args:
         builder: of the graph.
         made: the operator.
         seen: what a run showed.
-        turned: its steps turned around, whose readers are looked at; None for the steps.
-        axes: of these.
+        turned: its reversed steps, whose readers are handled; None for the steps themselves.
+        axes: of this tensor.
     """
     for end in list(_ends(builder.graph, turned or made.steps, axes)):
         node, time = end.node, end.axes.index("T")
@@ -178,7 +178,7 @@ def serve_ends(
 
 
 def _does(node: gs.Node, wanted: Callable[[Index], Index]) -> bool:
-    """Whether a node moves the entries of three axes like this, of whatever length these are."""
+    """Whether a node moves the entries of any three axes in the wanted way."""
     given = [constant_value(tensor) for tensor in node.inputs[1:] if tensor.name]
     if node.op not in ("Gather", "Slice") or any(value is None for value in given):
         return False
@@ -194,7 +194,7 @@ def _does(node: gs.Node, wanted: Callable[[Index], Index]) -> bool:
 
 
 def _same(one: gs.Tensor | None, other: gs.Tensor | None) -> bool:
-    """Whether lengths are the same, of whatever type of numbers."""
+    """Whether lengths are equal, whatever their integer type."""
     return _lengths(one) == _lengths(other)
 
 
@@ -206,12 +206,12 @@ def _lengths(tensor: gs.Tensor | None) -> object:
 
 @dataclass(frozen=True, eq=False)
 class _End:
-    """Where a tensor goes, behind what moves its axes.
+    """A reader of a tensor, behind moves of its axes.
 
     Attributes:
-        node: what reads it; None where it is an output of the graph.
-        tensor: what is read.
-        axes: of that.
+        node: the reader; None for an output of the graph.
+        tensor: the tensor it reads.
+        axes: of that tensor.
     """
 
     node: gs.Node | None
@@ -234,12 +234,12 @@ def _ends(graph: gs.Graph, tensor: gs.Tensor, axes: str) -> Iterator[_End]:
 
 
 def _asks_shape(end: _End) -> bool:
-    """Whether it is the same for a sequence that is turned around."""
+    """Whether it only asks for the shape, which a reversal does not change."""
     return end.node is not None and end.node.op in ("Shape", "Size")
 
 
 def _moved(node: gs.Node, axes: str) -> str | None:
-    """The axes behind a node that moves them; None if it is another one."""
+    """The axes after a node that moves them; None for other nodes."""
     if node.domain or node.op not in ("Transpose", "Identity", "Squeeze"):
         return None
     if node.op == "Transpose":
@@ -253,13 +253,13 @@ def _moved(node: gs.Node, axes: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two operators that read the same from both ends, and what joins their outputs.
+    """Two operators that read the same from both ends, and the nodes that join their outputs.
 
     Attributes:
-        forward: the one.
-        reverse: the other.
-        joins: Concats of an output of each: the number of the output, what the Concat reads of the
-            forward one, and whether that is the first of its inputs.
+        forward: the operator that reads forward.
+        reverse: the one that reads in reverse.
+        joins: Concats of an output of each: the number of the output, the tensor that the Concat
+            reads from the forward one, and whether that is its first input.
     """
 
     forward: gs.Node
@@ -268,7 +268,7 @@ class Pair:
 
 
 def pairs(graph: gs.Graph) -> Iterator[Pair]:
-    """Operators that may become one of two directions."""
+    """Pairs of operators that may become one bidirectional operator."""
     readers: dict[object, list[gs.Node]] = {}
     for node in graph.nodes:
         if _direction(node) == "reverse":
@@ -291,7 +291,7 @@ def pairs(graph: gs.Graph) -> Iterator[Pair]:
 
 
 def _meet(graph: gs.Graph, *nodes: gs.Node) -> bool:
-    """Whether what two nodes give is laid side by side, with no weights in between."""
+    """Whether the outputs of two nodes are concatenated, with no weights in between."""
     between = [node for node in graph.nodes if node.op not in _WEIGHED]
     one, other = (downstream(between, [t.name for t in n.outputs if t.name]) for n in nodes)
     inputs = [
@@ -308,7 +308,7 @@ def _key(node: gs.Node) -> object:
 
 
 def _content(tensor: gs.Tensor, known: dict[int, object], depth: int = 40) -> object:
-    """Equal for tensors that are computed in the same way from the same ones."""
+    """Equal for tensors that are computed in the same way from the same sources."""
     if id(tensor) not in known:
         known[id(tensor)] = _content_anew(tensor, known, depth)
     return known[id(tensor)]
@@ -333,7 +333,7 @@ def _content_anew(tensor: gs.Tensor, known: dict[int, object], depth: int) -> ob
 
 
 def _activations(one: gs.Node, other: gs.Node) -> dict[str, object] | None:
-    """Those of both directions; None where numbers would have to be told apart."""
+    """The activation attributes for both directions; None if alpha and beta would be ambiguous."""
     both = [{key: node.attrs.get(key) for key in _ACTIVATIONS} for node in (one, other)]
     names = [each["activations"] or STANDARD[one.op].activations for each in both]
     if any(each["activation_alpha"] or each["activation_beta"] for each in both):
@@ -358,7 +358,7 @@ def _joins(graph: gs.Graph, one: gs.Node, other: gs.Node) -> Iterator[tuple[int,
 
 
 def merge(builder: Builder, pair: Pair) -> gs.Node:
-    """Puts one operator of two directions in their place."""
+    """Replaces a pair by one bidirectional operator."""
     both = pair.forward, pair.reverse
     inputs = [pair.forward.inputs[0]]
     for slot in range(1, max(len(node.inputs) for node in both)):
@@ -386,7 +386,7 @@ def merge(builder: Builder, pair: Pair) -> gs.Node:
             _joined(builder, outputs[slot], _OUTPUTS[slot], end.axes, first), end.node.outputs[0]
         )
     for place, node in enumerate(both):
-        for slot, tensor in enumerate(tuple(node.outputs)):  # copying takes them off the node
+        for slot, tensor in enumerate(tuple(node.outputs)):  # copying removes them from the node
             if tensor.name:
                 axis = _OUTPUTS[slot].index("D")
                 builder.copy(builder.slice(outputs[slot], axis, place, place + 1), tensor)
@@ -394,7 +394,7 @@ def merge(builder: Builder, pair: Pair) -> gs.Node:
 
 
 def _beside(builder: Builder, one: gs.Tensor | None, other: gs.Tensor | None) -> gs.Tensor:
-    """Constants of both directions; zeros where one has none."""
+    """The constants of both directions; zeros for an omitted one."""
     values = [None if tensor is None else constant_value(tensor) for tensor in (one, other)]
     known = next(value for value in values if value is not None)
     return builder.constant(
@@ -408,7 +408,7 @@ def _zeros_like(builder: Builder, tensor: gs.Tensor, zero: Array) -> gs.Tensor:
 
 
 def _joined(builder: Builder, data: gs.Tensor, axes: str, wanted: str, first: bool) -> gs.Tensor:
-    """Both directions of an output beside one another, on axes of which H is the last."""
+    """Both directions of an output concatenated, on axes with H last."""
     if not first:
         data = builder.take(data, axes.index("D"), np.array([1, 0], np.int64))
     order = [axes.index(axis) for axis in f"{wanted[:-1]}DH"]

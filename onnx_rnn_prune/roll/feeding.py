@@ -1,4 +1,4 @@
-"""Feeds on which a rolled model must do what the original does."""
+"""Feeds on which a rolled model must agree with the original."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, runs
 
-# Lengths that are tried where the model takes them, and batches.
+# Lengths and batches to try, if the model takes them.
 _LENGTHS = (1, 2, 31)
 _BATCHES = (3, 1, 3)
 # Random feeds of several sizes; the first holds two sequences, the second one.
@@ -31,11 +31,11 @@ def proof_feeds(
     Args:
         document: the model.
         runner: runs it.
-        asked: sizes of the first of them.
+        asked: sizes for the first feed.
         seed: of the numbers.
 
     Raises:
-        PruneError: the model runs on no feed that can be made up.
+        PruneError: no generated feed runs.
     """
     own = random_feeds(document, runner, seed=seed, count=1, asked=asked) if asked else ()
     made = random_feeds(document, runner, seed=seed, count=_COUNT)
@@ -44,7 +44,7 @@ def proof_feeds(
     for length, batch in zip(_LENGTHS, _BATCHES, strict=True):
         sizes = _sizes(document, found, length, batch)
         if sizes:
-            with suppress(PruneError):  # it takes no such sizes
+            with suppress(PruneError):  # these sizes do not fit
                 found += map(dict, random_feeds(document, runner, seed=seed, count=1, asked=sizes))
     return [*(dict(feed) for feed in own), found[0], *filter(partial(runs, runner), found[1:])]
 
@@ -52,9 +52,9 @@ def proof_feeds(
 def _sizes(
     document: Document, feeds: Sequence[Feed], length: int, batch: int
 ) -> dict[str, tuple[int, ...]]:
-    """Sizes of the inputs with another length and batch; axes that differed are one or the other.
+    """Sizes of the inputs with another length and batch; axes that differ between feeds are either.
 
-    In the second feed, what is 1 is a batch.
+    In the second feed, an axis of size 1 is a batch.
     """
     found = {}
     for port in signature.inputs(document.source):
@@ -66,7 +66,7 @@ def _sizes(
 
 
 def _with_gaps(feed: Feed, seed: int) -> Feed:
-    """A feed some of whose rows are 0, which is how steps are marked that do not count."""
+    """A feed with some rows zeroed, which is how models mark masked steps."""
     rng = np.random.default_rng(seed)
 
     def gapped(value: Array) -> Array:

@@ -1,11 +1,11 @@
-"""Normal form: what a tensor is, as a sum of matrix products over atoms.
+"""Normal form: a tensor as a sum of matrix products over atoms.
 
-A tensor of floats is read as a matrix [rows, n], whose rows are sequences of the batch as a rule,
-and whose columns are features. A `Form` is `sum_k a_k M_k + b`: each atom `a_k` [rows, m] is a leaf
-(entries of a tensor of which nothing more is asked), an activation of a form, a product of atoms
-entry by entry, or a whole form that a product cannot be multiplied out into; `M_k` is a matrix
-[m, n] or a diagonal; `b` [n] is constant. Affine operators and those that move entries compose into
-this, so that however a cell is written, the same cell comes out as the same form.
+A float tensor is read as a matrix [rows, n], whose rows are usually sequences of the batch and
+whose columns are features. A `Form` is `sum_k a_k M_k + b`: each atom `a_k` [rows, m] is a leaf
+(entries of a tensor that is not analyzed further), an activation of a form, an entrywise product of
+atoms, or a whole form that cannot be multiplied out within a product; `M_k` is a matrix [m, n] or a
+diagonal; `b` [n] is constant. Affine operators and moves compose into this, so a cell gets the same
+form however it is written.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from onnx_rnn_prune.model.runner import Array
 
 Index = npt.NDArray[np.int64]
 
-# A form with more terms, or an atom with more atoms in it, is part of no cell.
+# A form with more terms, or an atom of more atoms, belongs to no cell.
 _MOST_TERMS, _MOST_ATOMS = 12, 150
-# Products of matrices with more multiplications are not worked out.
+# Matrix products with more multiplications are not computed.
 _MOST_WORK = 1 << 32
 
 
-# The function that is none: of a form that is one factor of a product, since it mixes columns.
+# The identity "activation", for a form that is a single factor since it mixes columns.
 WHOLE = ""
 
 
 class OpaqueError(Exception):
-    """What a node computes has no form; its output is a leaf."""
+    """Raised if a node's output has no form; it becomes a leaf."""
 
 
 def digest(*values: Array) -> bytes:
-    """A number for the contents of arrays; 0 and -0 are the same."""
+    """A digest of arrays; 0 and -0 are the same."""
     found = blake2b(digest_size=16)
     for value in values:
         found.update(repr(value.shape).encode())
@@ -47,9 +47,9 @@ def digest(*values: Array) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A matrix [m, n], or the diagonal [n] of one; it remembers what was made of it.
+    """A matrix [m, n], or its diagonal [n]; caches what is computed from it.
 
-    The steps of a chain are made of the same weights, so that all but the first one cost nothing.
+    Unrolled steps share their weights, so only the first one costs time.
     """
 
     values: Array
@@ -57,7 +57,7 @@ class Matrix:
 
     @property
     def diagonal(self) -> bool:
-        """Whether only the diagonal is given."""
+        """Whether it is stored as a diagonal."""
         return self.values.ndim == 1
 
     @cached_property
@@ -71,11 +71,11 @@ class Matrix:
         return np.diag(self.values) if self.diagonal else self.values
 
     def is_scaled_identity(self, scale: float) -> bool:
-        """Whether it is a diagonal of this number."""
+        """Whether it is the identity times this number."""
         return self.diagonal and bool(np.all(self.values == scale))
 
     def then(self, other: Matrix) -> Matrix:
-        """Their product."""
+        """The product of both."""
         if self.is_scaled_identity(1.0):
             return other
         if self.diagonal:
@@ -115,7 +115,7 @@ class Leaf:
     Attributes:
         tensor: its name.
         index: for each row and column, which entry of the flattened tensor it is.
-        boolean: whether they are truth values, 0 or 1.
+        boolean: whether they are booleans, 0 or 1.
     """
 
     tensor: str
@@ -147,13 +147,13 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """A function of each entry of a form.
+    """An entrywise function of a form.
 
     Attributes:
         op: its operator.
-        attributes: alpha and beta, where it has them.
+        attributes: alpha and beta, if it has them.
         argument: the form.
-        origin: where its values stand in the model, if they do.
+        origin: the entries in the model that hold its values, if any.
     """
 
     op: str
@@ -189,7 +189,7 @@ class Activation:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product of atoms entry by entry, in the order of their keys."""
+    """An entrywise product of atoms, in the order of their keys."""
 
     factors: tuple[Atom, ...]
     origin: Leaf | None = None
@@ -240,12 +240,12 @@ class Form:
 
     @staticmethod
     def of(atom: Atom) -> Form:
-        """An atom by itself."""
+        """The form of a single atom."""
         return Form({atom.key: (atom, Matrix(np.ones(atom.size)))}, np.zeros(atom.size))
 
     @staticmethod
     def constant(bias: Array) -> Form:
-        """A constant row."""
+        """The form of a constant row."""
         return Form({}, np.asarray(bias, np.float64))
 
     @property
@@ -266,18 +266,18 @@ class Form:
 
     @cached_property
     def rows(self) -> int:
-        """The number of rows; 0 for a constant, which has as many as are asked for."""
+        """The number of rows; 0 for a constant, which fits any."""
         return next((atom.rows for atom, _ in self.terms.values()), 0)
 
     def atom(self) -> Atom | None:
-        """The atom that it is, if it is one."""
+        """The atom, if it is just one."""
         if len(self.terms) != 1 or self.bias.any():
             return None
         ((atom, matrix),) = self.terms.values()
         return atom if matrix.is_scaled_identity(1.0) else None
 
     def plus(self, other: Form, sign: float = 1.0) -> Form:
-        """Their sum, or difference; of equally many columns."""
+        """The sum, or difference; both have equally many columns."""
         terms = dict(self.terms)
         for key, (atom, matrix) in other.terms.items():
             signed = matrix if sign == 1 else matrix.scaled(np.full(other.size, sign))
@@ -312,7 +312,7 @@ class Form:
         return result
 
     def times(self, other: Form) -> Form:
-        """The product entry by entry, multiplied out where only diagonals are in it."""
+        """The entrywise product, multiplied out if only diagonals are involved."""
         for one, two in ((self, other), (other, self)):
             if not one.terms:
                 return two.scaled(one.bias)
@@ -330,7 +330,7 @@ class Form:
         return result
 
     def masks(self) -> list[Leaf]:
-        """The truth values that terms of it are multiplied with."""
+        """The booleans that its terms are multiplied by."""
         atoms = [atom for atom, _ in self.terms.values()]
         parts = [
             p for atom in atoms for p in (atom.factors if isinstance(atom, Product) else [atom])
@@ -339,7 +339,7 @@ class Form:
         return list(found.values())
 
     def at(self, leaf: Leaf, value: int) -> Form:
-        """The form where a truth value is 0 or 1."""
+        """The form if a boolean is 0 or 1."""
         result = Form.constant(self.bias)
         for atom, matrix in self.terms.values():
             factors = atom.factors if isinstance(atom, Product) else (atom,)
@@ -358,7 +358,7 @@ class Form:
 
 
 def product(factors: Sequence[Atom]) -> Atom:
-    """A product; a truth value that is in it twice counts once."""
+    """The product of atoms; a repeated boolean counts once."""
     flat: list[Atom] = []
     for factor in factors:
         flat += factor.factors if isinstance(factor, Product) else [factor]
@@ -373,14 +373,14 @@ def product(factors: Sequence[Atom]) -> Atom:
 
 
 def _whole(form: Form) -> Form:
-    """A form that can be multiplied out; one that mixes columns as a single atom."""
+    """The form if it can be multiplied out; one that mixes columns as a single atom."""
     if all(matrix.diagonal for _, matrix in form.terms.values()):
         return form
     return Form.of(Activation(WHOLE, (), form))
 
 
 def _form(terms: Terms, bias: Array) -> Form:
-    """A form without terms that are 0."""
+    """A form without zero terms."""
     kept = {key: term for key, term in terms.items() if term[1].values.any()}
     if len(kept) > _MOST_TERMS or sum(atom.atoms for atom, _ in kept.values()) > _MOST_ATOMS:
         raise OpaqueError

@@ -1,4 +1,4 @@
-"""Steps that a Loop or a Scan repeats: what its body does in each turn."""
+"""Recurrences in a Loop or Scan: what the body does in each iteration."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ Port = tuple[gs.Tensor, gs.Tensor, int, bool]
 
 
 def states_of(node: gs.Node) -> list[tuple[gs.Tensor, gs.Tensor, gs.Tensor, gs.Tensor]]:
-    """What a Loop or Scan carries.
+    """The loop-carried values of a Loop or Scan.
 
     Returns:
-        for each state: the tensor before the first turn, what the body takes and gives, and the
-        tensor after the last turn.
+        for each state: the initial tensor, the body's input and output, and the final tensor.
     """
     ports = ports_of(node)
     states = ports.states if ports is not None else ()
@@ -34,17 +33,17 @@ def states_of(node: gs.Node) -> list[tuple[gs.Tensor, gs.Tensor, gs.Tensor, gs.T
 
 
 def _backwards(node: gs.Node, end: str, count: int) -> list[bool]:
-    """Which of its scanned inputs or stacked outputs begin at the back."""
+    """Which scanned inputs or stacked outputs run backwards."""
     return [bool(turned) for turned in node.attrs.get(f"scan_{end}_directions") or [0] * count]
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a body gives in each turn that was read: entries of one tensor.
+    """An output of a body in each iteration that was read, as entries of one tensor.
 
     Attributes:
-        leaves: the entries, turn by turn.
-        value: the same in the first turn, of which the layout is asked.
+        leaves: the entries, by iteration.
+        value: the output in the first iteration, which gives the layout.
     """
 
     leaves: tuple[Leaf, ...]
@@ -56,7 +55,7 @@ class Given:
         return [leaf.key for leaf in self.leaves]
 
     def like(self, tensor: gs.Tensor) -> Leaf:
-        """Another tensor, by the axes by which the body gives this one."""
+        """Another tensor, laid out along the same axes."""
         leaf = fresh(tensor.name, self.value.shape).along(self.value.axes()[0]).atom()
         assert isinstance(leaf, Leaf)
         return leaf
@@ -67,9 +66,9 @@ class Recurrence:
     """One cell in a body.
 
     Attributes:
-        chain: its steps in the turns that were read.
-        state: the number of the state that is h.
-        cell: of an LSTM, that of c.
+        chain: its steps in the iterations that were read.
+        state: the index of the state that is h.
+        cell: the index of c, for an LSTM.
     """
 
     chain: Chain
@@ -78,15 +77,16 @@ class Recurrence:
 
 
 class Turns:
-    """A Loop or Scan as it was seen in one run.
+    """A Loop or Scan as observed in one run.
 
     Args:
         node: the node.
-        reader: knows all that stands before it.
-        sight: what the run showed.
+        reader: knows all nodes before it.
+        sight: the observation of the run.
 
     Raises:
-        NotRollableError: its turns depend on data, or there are too few to tell anything.
+        NotRollableError: the number of iterations depends on data, or is too small to tell
+            anything.
     """
 
     def __init__(self, node: gs.Node, reader: Reader, sight: Sight) -> None:
@@ -94,7 +94,7 @@ class Turns:
         self.node, self.reader, self.states = node, reader, states_of(node)
         taken = zip(ports.taken, _backwards(node, "input", len(ports.taken)), strict=True)
         put = zip(ports.stacked, _backwards(node, "output", len(ports.stacked)), strict=True)
-        # Each with its axis, and whether it begins at the back.
+        # Each with its axis, and whether it runs backwards.
         self.scanned: list[Port] = [(node.inputs[slot], *own, back) for (slot, *own), back in taken]
         self.stacked: list[Port] = [(*own, back) for own, back in put]
         self.body: gs.Graph = node.attrs["body"]
@@ -116,7 +116,7 @@ class Turns:
                 raise NotRollableError("its number of iterations depends on the data")
 
     def _turn(self, number: int, sight: Sight) -> Reader:
-        """Reads the body in one turn."""
+        """Reads the body in one iteration."""
         reader = self.reader.inside(sight.turn(number))
         for initial, taken, given, _ in self.states:
             if source(given) is taken:
@@ -132,15 +132,15 @@ class Turns:
         return reader
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all tensors outside, those of constants included."""
-        for initial, *_ in self.states:  # which may be a constant that no node read
+        """The shapes of all tensors outside the body, constants included."""
+        for initial, *_ in self.states:  # may be a constant not read yet
             self.reader.get(initial)
         known = self.reader.known.items()
         constants = {name: value.shape for name, value in known if isinstance(value, np.ndarray)}
         return {**self.reader.seen.shapes, **constants}
 
     def bindings(self, turn: int) -> list[gs.Node]:
-        """Nodes that give the body what it takes from outside, for a look at one turn."""
+        """Nodes that feed the body from outside in a single iteration."""
         found = []
         for initial, taken, given, _ in self.states:
             if source(given) is taken:
@@ -153,10 +153,10 @@ class Turns:
         return found
 
     def given(self, tensor: gs.Tensor) -> Given:
-        """What a tensor that the body gives is in each turn that was read.
+        """What an output of the body is in each iteration that was read.
 
         Raises:
-            NotRollableError: it is computed of states or inputs and is none itself.
+            NotRollableError: it is computed from states or inputs but is not one itself.
         """
         values = [value for each in self.readers if isinstance(value := each.get(tensor), Value)]
         atoms = [value.along(value.axes()[0]).atom() for value in values if value.axes()]
@@ -167,10 +167,10 @@ class Turns:
 
 
 def recurrences(turns: Turns) -> list[Recurrence]:
-    """The cells of a body, each with the states that are its own.
+    """The cells of a body, each with its own states.
 
     Raises:
-        NotRollableError: a turn differs from the others.
+        NotRollableError: an iteration differs from the others.
     """
     states: dict[int, Given] = {}
     for number, (_, taken, given, _) in enumerate(turns.states):
@@ -210,7 +210,7 @@ def _own(
     outputs: Sequence[Leaf | None],
     read: Container[Key],
 ) -> int | None:
-    """The state that a cell's output becomes, and that the cell reads."""
+    """The index of the state that holds a cell's output and that the cell reads."""
     keys = [output.key for output in outputs if output is not None]
     for number, given in states.items():
         if given.keys == keys and given.like(turns.states[number][1]).key in read:

@@ -1,4 +1,4 @@
-"""What one run shows of every tensor: its shape, and its values where they are whole numbers."""
+"""Observes every tensor in one run: its shape, and its values if they are integers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _FLOATS = frozenset((1, 10, 11, 16))
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))
 _BOOLEAN = 9
 _Seen = TypeVar("_Seen")
-# Most runs by which all branches are looked for.
+# Maximum number of runs to reach all branches.
 _RUNS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What a run showed, by name, for each time that the graph ran which holds the tensor.
+    """The observations of one run, by tensor name, for each time that the tensor's graph ran.
 
     Attributes:
-        shapes: of tensors of real numbers and truth values.
-        numbers: whole numbers that follow from shapes, constants and the number of a turn.
-        booleans: which tensors hold truth values.
-        data: tensors that depend on more than that.
+        shapes: of floating-point and boolean tensors.
+        numbers: integers that depend only on shapes, constants and the iteration number.
+        booleans: which tensors are boolean.
+        data: tensors that depend on input data.
     """
 
     shapes: Mapping[str, list[tuple[int, ...]]]
@@ -45,7 +45,7 @@ class Sight:
     data: frozenset[str]
 
     def turn(self, number: int) -> Seen:
-        """What was seen of bodies in this turn, and of all that ran just once."""
+        """The observations of bodies in one iteration, and of everything that ran once."""
 
         def then(seen: Mapping[str, list[_Seen]]) -> dict[str, _Seen]:
             return {
@@ -57,18 +57,18 @@ class Sight:
         return Seen(then(self.shapes), then(self.numbers), self.booleans)
 
     def turns(self, names: Iterable[str]) -> int:
-        """How often a body ran, told by tensors of it."""
+        """How many times a body ran, according to its tensors."""
         return max((len(self.shapes.get(name, ())) for name in names), default=0)
 
 
 def see(document: Document, feeds: Sequence[Feed]) -> list[Sight]:
-    """Runs a model once; and where it has branches, as often as it takes to come by all.
+    """Runs a model once; or, if it has branches, as often as it takes to reach all.
 
-    Each run that comes by tensors that no run before it did gives a sight.
+    Each run that reaches new tensors yields an observation.
 
     Args:
         document: the model; not changed.
-        feeds: what it may be run on; the first one comes first.
+        feeds: feeds to run it on, in order.
 
     Raises:
         PruneError: it does not run.
@@ -106,7 +106,7 @@ def see(document: Document, feeds: Sequence[Feed]) -> list[Sight]:
 
 
 def _data(graph: gs.Graph) -> frozenset[str]:
-    """Tensors that depend on what the model is fed with, and not only on the shapes of that."""
+    """Tensors that depend on the values of inputs, not just on their shapes."""
     found = {tensor.name for tensor in graph.inputs}
     while True:
         before = len(found)
@@ -118,7 +118,7 @@ def _data(graph: gs.Graph) -> frozenset[str]:
 def _spread(graph: gs.Graph, found: set[str]) -> None:
     for node in graph.nodes:
         for body in bodies_of(node).values():
-            for way in (0, 1):  # into the body, and out of it
+            for way in (0, 1):  # into the body and out of it
                 links = [link for link in links_of(node) if link[0].name in found]
                 found.update(target.name for _, target, _ in links if target.name)
                 if not way:
@@ -129,12 +129,12 @@ def _spread(graph: gs.Graph, found: set[str]) -> None:
 
 
 def is_random(node: gs.Node) -> bool:
-    """Whether it gives something else each time."""
+    """Whether a node's outputs are random."""
     return node.op.startswith("Random") or node.op in ("Bernoulli", "Multinomial")
 
 
 def element_types(document: Document) -> dict[str, int]:
-    """The types of the entries of tensors, by name; those of sequences are missing."""
+    """The element types of tensors, by name; sequences are left out."""
     model = document.write(_light)
     with suppress(onnx.shape_inference.InferenceError):
         model = onnx.shape_inference.infer_shapes(model)
@@ -144,7 +144,7 @@ def element_types(document: Document) -> dict[str, int]:
 
 
 def _light(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """Types follow from small constants, such as axes; weights are not needed for them."""
+    """An initializer without its values, unless small: types depend on small ones, such as axes."""
     return without_values(tensor, 64)
 
 

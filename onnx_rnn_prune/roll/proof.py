@@ -1,8 +1,8 @@
-"""What is proven before a rewritten model counts.
+"""Proofs that a rewritten model is correct.
 
-A form equals a template by construction. Here is the rest: one step computes in double precision
-what its nodes compute, on random, saturated and zero inputs; and the whole model gives in
-onnxruntime what the original gives.
+A form equals a template by construction. The rest is checked here: one step agrees with its nodes
+in double precision, on random, saturated and zero inputs; and the whole model agrees with the
+original in onnxruntime.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SCALES = (1.0, 30.0, 0.0)
 def prove_step(
     nodes: Sequence[gs.Node], found: Found, seen: Seen, known: Mapping[str, Known], opset: int
 ) -> None:
-    """Runs the nodes of one step in double precision beside the operator's equations.
+    """Compares the nodes of one step with the operator's equations in double precision.
 
     Args:
         nodes: of the graph that holds the step, in order.
         found: the step.
         seen: shapes and numbers of the tensors.
-        known: constants, where tensors of the graph stand for some.
+        known: values of tensors that are constant.
         opset: of the model.
 
     Raises:

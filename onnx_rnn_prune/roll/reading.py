@@ -1,7 +1,4 @@
-"""Reading nodes: what each tensor of a graph is.
-
-Shapes and whole numbers come from a run.
-"""
+"""Determines what each tensor of a graph is, from shapes and integers observed in a run."""
 
 from __future__ import annotations
 
@@ -20,20 +17,20 @@ from onnx_rnn_prune.roll.form import Activation, Form, Index, Leaf, Matrix, Opaq
 from onnx_rnn_prune.roll.rules import FUNCTIONS, RULES
 from onnx_rnn_prune.roll.values import MOVES, Known, Value, formed, fresh, moved
 
-# Of larger tensors nothing is read but that they are there.
+# Larger tensors are not analyzed.
 _MOST_ENTRIES = 1 << 21
-# What is worked out where all inputs are constants.
+# Operators that are evaluated if all inputs are constant.
 _CONSTANT = MOVES | {"Cast", "Concat", "Add", "Sub", "Mul", "Div", "Neg"}
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a run showed of tensors, by name.
+    """Observations of a run, by tensor name.
 
     Attributes:
-        shapes: of tensors of real numbers and truth values.
-        numbers: whole numbers that are the same for all inputs of the same shapes.
-        booleans: which hold truth values.
+        shapes: of floating-point and boolean tensors.
+        numbers: integers that are the same for all inputs of the same shapes.
+        booleans: which tensors are boolean.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -47,29 +44,29 @@ class Reader:
     Args:
         seen: what a run showed.
         opset: of the model.
-        known: what tensors are that were read before, by name.
+        known: tensors that were read before, by name.
     """
 
     def __init__(self, seen: Seen, opset: int, known: Mapping[str, Known]) -> None:
         self.seen, self.opset = seen, opset
         self.known: dict[str, Known] = dict(known)
-        # Whether it reads a body that is repeated, in which a truth value may hold a state.
+        # Whether it reads a loop body, in which a boolean may hold a state.
         self.turning = False
-        # What leaves were made of that may be states after a first step.
+        # The forms of leaves that may be states after a first step.
         self.firsts: dict[tuple[object, ...], Form] = {}
         self._matrices: dict[tuple[int, bool], tuple[Array, Matrix]] = {}
         self._computed: dict[tuple[object, ...], tuple[list[Array], list[Known]]] = {}
         self._numbers: Index = np.arange(0)
 
     def inside(self, seen: Seen) -> Reader:
-        """A reader of one turn of a body, which knows what this one knows."""
+        """A reader for one iteration of a body, which knows what this one knows."""
         reader = Reader(seen, self.opset, self.known)
         reader.turning = True
         reader._matrices, reader._computed = self._matrices, self._computed
         return reader
 
     def read(self, node: gs.Node) -> None:
-        """Notes what the outputs of a node are."""
+        """Determines the outputs of a node."""
         outputs = [tensor.name for tensor in node.outputs]
         if all(name in self.seen.numbers for name in outputs):
             self.known |= {name: self.seen.numbers[name] for name in outputs}
@@ -81,7 +78,7 @@ class Reader:
         found: Sequence[Known | None]
         try:
             found = self._constants(node, given) or self._values(node, given)
-        except (OpaqueError, ValueError, IndexError):  # shapes that a body declares may be false
+        except (OpaqueError, ValueError, IndexError):  # declared shapes in a body may be wrong
             found = [None] * len(outputs)
         for name, value in zip(outputs, found, strict=False):
             if name in self.seen.numbers:
@@ -101,7 +98,7 @@ class Reader:
         return Value(labels, None, name, name in self.seen.booleans)
 
     def get(self, tensor: gs.Tensor) -> Known | None:
-        """What a tensor is; None where it is omitted or nothing is known of it."""
+        """What a tensor is; None if it is omitted or unknown."""
         if not tensor.name:
             return None
         if tensor.name not in self.known:
@@ -119,7 +116,7 @@ class Reader:
         return self.seen.shapes[node.outputs[0].name]
 
     def matrix(self, values: Array, transposed: bool) -> Matrix:
-        """A constant as a matrix, or its transpose; the same one each time."""
+        """A constant as a matrix, or its transpose; cached."""
         key = id(values), transposed
         if key not in self._matrices:
             entries = np.array(values.T if transposed else values, np.float64, order="C")
@@ -134,7 +131,7 @@ class Reader:
         if arrays[0].size > _MOST_ENTRIES << 4:
             return None
         key = (node.op, repr(node.attrs), *map(id, arrays))
-        if key not in self._computed:  # the arrays are kept, so that no other has their id
+        if key not in self._computed:  # arrays are kept, so that no id is reused
             self._computed[key] = (arrays, list(evaluate(node, arrays, self.opset)))
         return self._computed[key][1]
 
@@ -155,7 +152,7 @@ class Reader:
         return [self._named(found, node.outputs[0].name)]
 
     def _blends(self, value: Value) -> bool:
-        """Whether entries of tensors are multiplied that are no truth values, as no cell does."""
+        """Whether it multiplies entries of non-boolean tensors, as no cell does."""
         atoms = [atom for atom, _ in value.form.terms.values()] if value.form is not None else []
         return any(
             isinstance(atom, Product)
@@ -166,7 +163,7 @@ class Reader:
     def _step(
         self, node: gs.Node, given: Sequence[Known | None], shape: tuple[int, ...]
     ) -> list[Value]:
-        """An operator in a body, of which each turn is a step: Y is Y_h with an axis more."""
+        """An operator in a body that runs one step per iteration: Y is Y_h with another axis."""
         h, *cell = outputs(operator_step(self, node, given))
         y = self._named(formed(h, shape, 3), node.outputs[0].name)
         return [
@@ -176,7 +173,7 @@ class Reader:
         ]
 
     def _named(self, value: Value, name: str) -> Value:
-        """Remembers where the values of an atom stand."""
+        """Records which tensor holds the values of an atom."""
         atom = value.form.atom() if value.form is not None else None
         if atom is None or isinstance(atom, Leaf) or value.form is None:
             return value
@@ -193,7 +190,7 @@ class Reader:
         if node.op == "Cast" and name in self.seen.booleans and not value.boolean:
             raise OpaqueError
         shapes = [self.seen.shapes.get(tensor.name) for tensor in node.outputs]
-        if None in shapes:  # of outputs whose type is not inferred, the shapes are not seen either
+        if None in shapes:  # no shapes are observed for outputs whose type is not inferred
             raise OpaqueError
         parts = moved(node, value.labels, given[1:], shapes)
         if len(parts) == 1 and parts[0] is value.labels:
@@ -202,10 +199,11 @@ class Reader:
 
 
 def operator_step(reader: Reader, node: gs.Node, given: Sequence[Known | None]) -> Step:
-    """The step that an operator in a body is, where each turn is one.
+    """The step of an operator in a body that runs one step per iteration.
 
     Raises:
-        OpaqueError: it takes more, does not start from a state, or has what templates have not.
+        OpaqueError: it has more steps, does not start from a state, or has features that templates
+            lack.
     """
     x, w, r, b, lengths, h, c, peepholes = (*given, *[None] * 8)[:8]
     if lengths is not None or peepholes is not None or _is_special(node):
@@ -236,7 +234,7 @@ def operator_step(reader: Reader, node: gs.Node, given: Sequence[Known | None]) 
 
 
 def _is_special(node: gs.Node) -> bool:
-    """Whether an operator has what templates have not."""
+    """Whether an operator has features that templates lack."""
     numbers = ("clip", "input_forget", "layout", "activation_alpha", "activation_beta")
     names = node.attrs.get("activations", ())
     plain = all(FUNCTIONS.get(name, True) == () for name in names)

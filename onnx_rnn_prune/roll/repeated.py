@@ -1,4 +1,4 @@
-"""A Loop or Scan whose body is made of cells becomes one operator for each of these."""
+"""Replaces a Loop or Scan whose body consists of cells by one operator for each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from onnx_rnn_prune.roll.unrolled import (
 )
 from onnx_rnn_prune.roll.values import Value
 
-# Comparisons of a step's number with a length, and in which order they read these.
+# Comparisons of a step's index with a length, and the order of their operands.
 _COMPARED = {"Less": 1, "LessOrEqual": 1, "Greater": -1, "GreaterOrEqual": -1}
 
 
@@ -42,17 +42,17 @@ class Repeated:
 
     Args:
         builder: makes nodes.
-        turns: the node, as it was seen.
+        turns: the node as observed.
     """
 
     def __init__(self, builder: Builder, turns: Turns) -> None:
         self.builder, self.turns = builder, turns
         self.made: list[tuple[Recurrence, Operator]] = []
-        # Those whose steps are stacked; where these are not h in all steps, without the last one.
+        # Operators with stacked steps; without the final state if the steps are not h throughout.
         self.series: list[Operator] = []
 
     def __call__(self, items: Sequence[Recurrence]) -> list[gs.Node]:
-        """Puts operators in, and serves all that reads the node.
+        """Inserts operators, and gives all readers of the node what they read.
 
         Raises:
             NotRollableError: that is not possible.
@@ -89,12 +89,12 @@ class Repeated:
     def _placed(self, group: Sequence[Leaf], masked: bool) -> Sequence[Leaf]:
         if group[0].tensor in self.turns.local:
             return group
-        # Without masks, what an operator reads is looked through once it is one.
+        # Without masks, reversals are handled later, on the operator.
         turned = [self._before_turn(leaf) for leaf in group] if masked else group
         return placed(turned, self.turns.reader)
 
     def _before_turn(self, leaf: Leaf) -> Leaf:
-        """Entries of what was turned around, in place of what came of it."""
+        """Entries of the tensor before a ReverseSequence, in place of those after it."""
         node = next(iter(self.builder.tensors[leaf.tensor].inputs), None)
         reader = self.turns.reader
         if node is None or node.op != "ReverseSequence":
@@ -107,7 +107,7 @@ class Repeated:
         return Leaf(entries[0], labels.reshape(-1)[leaf.index], leaf.boolean)
 
     def _flags(self, masks: Sequence[Leaf]) -> Track | None:
-        """Which steps count; None where all do."""
+        """Which steps count; None if all do."""
         if not masks:
             return None
         track = self._track(self._placed(narrow_masks(masks), True))
@@ -116,7 +116,7 @@ class Repeated:
         return track
 
     def _track(self, group: Sequence[Leaf]) -> Track | None:
-        """Where the turns read; None where they read what another cell of the body puts out."""
+        """Where iterations read their input; None if that is another cell of the body."""
         if group[0].tensor in self.turns.local:
             return None
         if any(map(self.builder.is_repeated, group)):
@@ -135,7 +135,7 @@ class Repeated:
         return track
 
     def _in_time(self, track: Track, backwards: bool) -> gs.Tensor:
-        """A track as [T, B, n], in the order of the turns, or where all fall in that of places."""
+        """A track as [T, B, n], in iteration order; in storage order if all tracks fall."""
         data = self.builder.tensors[track.tensor]
         if self.builder.shapes[track.tensor][track.axis] > self.turns.count:
             data = self._part(data, track)
@@ -143,7 +143,7 @@ class Repeated:
         return self.builder.flip(data, 0) if track.turned and not backwards else data
 
     def _part(self, data: gs.Tensor, track: Track) -> gs.Tensor:
-        """As many places as there are turns, from the front, or of what falls from the back."""
+        """The part of an input that is read: the front, or, from the back, its end."""
         build, node = self.builder, self.turns.node
         count = node.inputs[0] if node.op == "Loop" else gs.Variable.empty()
         if not count.name or int(self.turns.reader.seen.numbers[count.name]) != self.turns.count:
@@ -156,7 +156,7 @@ class Repeated:
         return build.node("Slice", [data, zero, count, axis])
 
     def _before(self, group: Sequence[Leaf]) -> gs.Tensor:
-        """What an earlier cell of the body puts out."""
+        """The output of an earlier cell of the body."""
         for item, made in self.made:
             outputs = [step.output.key for step in item.chain.steps]
             if outputs == [leaf.key for leaf in group] and made.mask is None:
@@ -164,13 +164,13 @@ class Repeated:
         raise NotRollableError("a cell reads what its body computes")
 
     def _order(self, made: Operator, backwards: bool) -> gs.Tensor:
-        """All h in the order of the turns, or from the last one to the first."""
+        """All h in the order of iterations, or reversed."""
         if made.backwards != backwards:
             return self.builder.flip(made.steps, 0)
         return made.steps
 
     def _is_prefix(self, track: Track) -> bool:
-        """Whether truth values come first: the number of a place is compared with a length."""
+        """Whether a mask is true first and false later: it compares an index with a length."""
         makers = self.builder.tensors[track.tensor].inputs
         if not makers or makers[0].op not in _COMPARED:
             return False
@@ -185,7 +185,7 @@ class Repeated:
         return rises and sizes[track.axis] == 1
 
     def _states(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
-        """The states after the last turn that something reads."""
+        """The final states that are read."""
         found = []
         for number, (initial, taken, given, output) in enumerate(self.turns.states):
             if not _is_read(output, self.builder.graph):
@@ -212,7 +212,7 @@ class Repeated:
         raise NotRollableError(f"{tensor.name} is not the h of a cell")
 
     def _stacked(self) -> list[tuple[gs.Tensor, gs.Tensor]]:
-        """The stacked outputs that something reads."""
+        """The stacked outputs that are read."""
         found = []
         for given, output, axis, back in self.turns.stacked:
             if _is_read(output, self.builder.graph):
@@ -223,7 +223,7 @@ class Repeated:
         return found
 
     def _all_steps(self, tensor: gs.Tensor, back: bool) -> tuple[gs.Tensor, Value]:
-        """What a tensor of the body is in all turns: [T, B, H], and how one of them is laid out."""
+        """A tensor of the body over all iterations, [T, B, H], and the layout of one."""
         given = self.turns.given(tensor)
         for item, made in self.made:
             steps = self._shown(item, made, given)
@@ -234,7 +234,7 @@ class Repeated:
         raise NotRollableError(f"{tensor.name} is not the h of a cell")
 
     def _gathered(self, added: gs.Tensor, output: gs.Tensor) -> list[tuple[gs.Tensor, gs.Tensor]]:
-        """What is made of the sequence to which each turn adds a tensor."""
+        """Replacements for the tensors made from a sequence that the iterations append to."""
         data, value = self._all_steps(added, back=False)
         layout = layout_of_value(value)
         found = []
@@ -254,7 +254,7 @@ class Repeated:
         return found
 
     def _collected(self, node: gs.Node) -> gs.Tensor:
-        """What is made of the tensor in which each turn fills a place, until all are full."""
+        """The replacement for a tensor that is filled place by place, one per iteration."""
         target, added = node.inputs[0], node.inputs[2]
         shape = self.turns.readers[0].seen.shapes[target.name]
         filled = [self._filled(node, reader, shape) for reader in self.turns.readers]
@@ -279,7 +279,7 @@ class Repeated:
         raise NotRollableError(f"{target.name} is not filled in order")
 
     def _filled(self, node: gs.Node, reader: Reader, shape: tuple[int, ...]) -> Array:
-        """What a turn fills of a tensor: the number of an entry that it puts there, or -1."""
+        """Which entries of a tensor an iteration fills: the index of the source entry, or -1."""
         where = reader.get(node.inputs[1])
         size = reader.seen.shapes[node.inputs[2].name]
         if not isinstance(where, np.ndarray):
@@ -290,7 +290,7 @@ class Repeated:
         return evaluate(node, [np.full(shape, -1), where, added], reader.opset)[0]
 
     def _shown(self, item: Recurrence, made: Operator, given: Given) -> gs.Tensor | None:
-        """All h, held or zero where steps do not count; None if a body gives something else."""
+        """All h, held or zeroed where masked; None if the body outputs something else."""
         steps = item.chain.steps
         if given.keys == [step.output.key for step in steps]:
             return made.steps
@@ -319,7 +319,7 @@ class Repeated:
 
 
 def _added(initial: gs.Tensor, taken: gs.Tensor, given: gs.Tensor) -> gs.Tensor | None:
-    """What a turn puts at the end of a sequence that is empty before the first one."""
+    """The tensor that an iteration appends to an initially empty sequence."""
     kept = source(given)
     node = kept.inputs[0] if kept.inputs else None
     if node is None or node.op != "SequenceInsert" or source(node.inputs[0]) is not taken:
@@ -330,7 +330,7 @@ def _added(initial: gs.Tensor, taken: gs.Tensor, given: gs.Tensor) -> gs.Tensor 
 
 
 def _scattered(taken: gs.Tensor, given: gs.Tensor) -> gs.Node | None:
-    """What puts a part into a tensor that is read by nothing else in the body."""
+    """The node that writes a part into a tensor that the body uses for nothing else."""
     kept = source(given)
     node = kept.inputs[0] if kept.inputs else None
     if node is None or node.op not in ("ScatterND", "ScatterElements"):
@@ -344,7 +344,7 @@ def _others(axis: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def shift(layout: Layout, axis: int) -> Layout:
-    """The layout of what has one more axis."""
+    """The layout with one more axis."""
 
     def moved(at: int) -> int:
         return at + (at >= axis)

@@ -1,7 +1,8 @@
-"""Putting an operator where its steps stood.
+"""Inserts an operator in place of its steps.
 
-The operator reads `X` [T, B, I], made of what the steps read, and whatever held the state of a step
-is made anew from `Y`, `Y_h` and `Y_c`. The nodes of the steps then have no readers left.
+The operator reads `X` [T, B, I], assembled from the inputs of the steps, and every tensor that held
+the state of a step is rebuilt from `Y`, `Y_h` and `Y_c`. The nodes of the steps then have no
+readers left.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Layout:
     """Where rows and features of a matrix lie in a tensor.
 
     Attributes:
-        rows: the axis of the rows; None where there is one row, or each is the same.
-        features: the axis of the features; None where there is one feature.
-        columns: which entries of that axis the features are; None for all of them, in order.
-        fixed: the other axes, each with the one place on it.
+        rows: the axis of the rows; None if there is one row, or all are equal.
+        features: the axis of the features; None if there is one feature.
+        columns: the entries of that axis; None for all of them, in order.
+        fixed: the other axes, each with its one position.
     """
 
     rows: int | None
@@ -43,7 +44,7 @@ class Layout:
 
 
 def layout_of(index: Index, shape: Sequence[int]) -> Layout:
-    """Where the entries [rows, n] of a flattened tensor lie.
+    """The layout of entries [rows, n] in a flattened tensor.
 
     Raises:
         NotRollableError: they do not lie along axes.
@@ -70,9 +71,9 @@ def layout_of(index: Index, shape: Sequence[int]) -> Layout:
 
 
 def placed(leaves: Sequence[Leaf], reader: Reader) -> tuple[Leaf, ...]:
-    """The same entries, of a tensor in which they lie along axes.
+    """The same entries in a tensor where they lie along axes.
 
-    Where axes were joined on the way, that is not the tensor that they stem from.
+    If axes were merged on the way, that is not their original tensor.
 
     Raises:
         NotRollableError: there is none.
@@ -91,13 +92,13 @@ def placed(leaves: Sequence[Leaf], reader: Reader) -> tuple[Leaf, ...]:
 
 
 def _views(leaves: Sequence[Leaf], reader: Reader) -> Iterator[tuple[str, tuple[Leaf, ...]]]:
-    """The tensors that hold all of some entries, the one that they stem from first."""
+    """The tensors that hold all of some entries, their original one first."""
     shapes, stem = reader.seen.shapes, leaves[0].tensor
     yield stem, tuple(leaves)
     fewest = len(np.unique(np.concatenate([leaf.index.reshape(-1) for leaf in leaves])))
     for name, value in reader.known.items():
         seen = isinstance(value, Value) and value.form is None and value.tensor == stem
-        # Slices of single steps are passed over: there are as many as steps.
+        # Slices of single steps are skipped: there are as many as steps.
         if seen and isinstance(value, Value) and value.labels.size >= fewest and name in shapes:
             places = np.full(int(np.prod(shapes[stem])), -1)
             places[value.labels.reshape(-1)] = np.arange(value.labels.size)
@@ -107,10 +108,10 @@ def _views(leaves: Sequence[Leaf], reader: Reader) -> Iterator[tuple[str, tuple[
 
 
 def layout_of_value(value: Value) -> Layout:
-    """Where the rows and columns lie that a tensor is all of.
+    """The layout of rows and columns in a tensor.
 
     Raises:
-        NotRollableError: it is not, or they do not lie along axes.
+        NotRollableError: it does not hold all of them, or they do not lie along axes.
     """
     form = value.form
     rows, units = (form.rows, form.size) if form is not None else (0, 0)
@@ -122,14 +123,14 @@ def layout_of_value(value: Value) -> Layout:
 
 
 class Builder:
-    """Makes nodes of a graph, which is put in order when all are made.
+    """Adds nodes to a graph, which is sorted in the end.
 
     Args:
         graph: the main graph, for names.
-        home: the graph that gets the nodes.
-        name: how names begin.
+        home: the graph that gets the nodes, main or body.
+        name: prefix of names.
         shapes: of tensors, as seen in a run.
-        dtype: of the weights that it puts in.
+        dtype: of the weights that it adds.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Builder:
         self._made: dict[object, gs.Tensor] = {}
 
     def constant(self, value: Array) -> gs.Tensor:
-        """A constant, one for all that are equal."""
+        """A constant, shared by all that are equal."""
         key = value.dtype, value.shape, value.tobytes()
         if key not in self._made:
             self._made[key] = gs.Constant(self.fresh("constant"), np.asarray(value, order="C"))
@@ -161,7 +162,7 @@ class Builder:
         attributes: Mapping[str, object] | None = None,
         output: gs.Tensor | None = None,
     ) -> gs.Tensor:
-        """A node with one output: a new tensor, the one of an equal node, or this one."""
+        """A node with one output: `output`, that of an equal node, or a new tensor."""
         key = op, *map(id, inputs), repr(attributes)
         result = output or self._made.get(key) or gs.Variable(self.fresh(op.lower()))
         if output is not None or key not in self._made:
@@ -180,42 +181,42 @@ class Builder:
         return self.node(op, [data, self.constant(np.array(axes, np.int64))])
 
     def take(self, data: gs.Tensor, axis: int, places: Array) -> gs.Tensor:
-        """Some places on an axis; of a scalar, the axis goes."""
+        """Some positions on an axis; a scalar removes the axis."""
         return self.node("Gather", [data, self.constant(places)], {"axis": axis})
 
     def slice(self, data: gs.Tensor, axis: int, start: int, end: int) -> gs.Tensor:
-        """A part of an axis."""
+        """A range of an axis."""
         if self.graph.opset < 10:
             return self.node("Slice", [data], {"starts": [start], "ends": [end], "axes": [axis]})
         bounds = [self.constant(np.array([number], np.int64)) for number in (start, end, axis)]
         return self.node("Slice", [data, *bounds])
 
     def flip(self, data: gs.Tensor, axis: int) -> gs.Tensor:
-        """An axis from the back to the front."""
+        """An axis reversed."""
         if self.graph.opset < 10:
             raise NotRollableError("its opset cannot reverse an axis")
         bounds = (-1, -(1 << 62), axis, -1)
         return self.node("Slice", [data, *(self.constant(np.array([n], np.int64)) for n in bounds)])
 
     def total(self, data: gs.Tensor, axis: int) -> gs.Tensor:
-        """The sum over an axis, which stays."""
+        """The sum over an axis, which is kept."""
         if self.graph.opset < 13:
             return self.node("ReduceSum", [data], {"axes": [axis], "keepdims": 1})
         return self.node("ReduceSum", [data, self.constant(np.array([axis], np.int64))])
 
     def ones_like(self, data: gs.Tensor) -> gs.Tensor:
-        """A tensor of that shape full of 1, whole numbers."""
+        """An integer tensor of that shape full of 1."""
         one = self.constant(np.ones(1, np.int64))
         return self.node("ConstantOfShape", [self.node("Shape", [data])], {"value": one})
 
     def transpose(self, data: gs.Tensor, order: Sequence[int]) -> gs.Tensor:
-        """Axes in another order."""
+        """The axes in another order."""
         if list(order) == sorted(order):
             return data
         return self.node("Transpose", [data], {"perm": list(order)})
 
     def reshape(self, data: gs.Tensor, shape: Sequence[int]) -> gs.Tensor:
-        """Another shape, in which 0 stands for a size that stays, and -1 for what is left."""
+        """Another shape; 0 keeps a size, and -1 takes the rest."""
         return self.node("Reshape", [data, self.constant(np.array(shape, np.int64))])
 
     def zero(self) -> gs.Tensor:
@@ -223,11 +224,11 @@ class Builder:
         return self.constant(np.zeros((), self.dtype))
 
     def is_zero(self, leaf: Leaf) -> bool:
-        """Whether a leaf stands for entries that are provably 0."""
+        """Whether all entries of a leaf are provably 0."""
         return leaf.tensor in self.tensors and is_zero(self.tensors[leaf.tensor])
 
     def is_repeated(self, leaf: Leaf) -> bool:
-        """Whether all rows of a leaf are one."""
+        """Whether all rows of a leaf are the same."""
         return leaf.rows > 1 and layout_of(leaf.index, self.shapes[leaf.tensor]).rows is None
 
     def leaf(self, leaf: Leaf) -> gs.Tensor:
@@ -236,7 +237,7 @@ class Builder:
         return self.as_matrix(self.tensors[leaf.tensor], layout)
 
     def copy(self, data: gs.Tensor, output: gs.Tensor) -> None:
-        """The same under the name of a tensor that was made elsewhere before."""
+        """Outputs data under the name of a tensor that another node made before."""
         output.inputs.clear()
         self.node("Identity", [data], output=output)
 
@@ -291,15 +292,15 @@ class Builder:
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """The operator that was put in.
+    """An inserted operator.
 
     Attributes:
         node: the operator.
         steps: h after each step: [T, B, H], masked steps included.
-        last: h after all steps, and of an LSTM c: [B, H] each.
-        backwards: whether the first of the steps is the last one.
-        mask: which steps count: [T, B, 1], a truth value each; None where all do.
-        unseen: which steps come before the first that counts: [T, B, 1].
+        last: the final h, and c for an LSTM: [B, H] each.
+        backwards: whether `steps` holds the last step first.
+        mask: which steps count: boolean [T, B, 1]; None if all do.
+        unseen: which steps precede the first that counts: [T, B, 1].
     """
 
     node: gs.Node
@@ -318,15 +319,15 @@ def put_operator(
     backwards: bool = False,
     lengths: gs.Tensor | None = None,
 ) -> Operator:
-    """Adds the operator that a chain is.
+    """Adds the operator for a chain.
 
     Args:
         builder: makes its nodes.
         chain: the steps.
-        sequence: X: [T, B, I], what `chain.inputs` lists beside one another.
+        sequence: X: [T, B, I], the concatenation of what `chain.inputs` lists.
         initial: h and c before the first step: [1, B, H] each.
         backwards: whether the last step comes first.
-        lengths: how many steps of each sequence count: [B]; all where it is left out.
+        lengths: how many steps of each sequence count: [B]; all by default.
     """
     step = chain.step
     name = builder.fresh(step.op)
@@ -361,26 +362,26 @@ def put_operator(
 
 
 def lengths_of(build: Builder, counts: gs.Tensor) -> gs.Tensor:
-    """How many steps count, as the operators take it: [B], of 1 where a step counts, [T, B]."""
+    """The number of steps that count, as sequence_lens [B], from counts [T, B] of 0 or 1."""
     total = build.axes("Squeeze", build.total(counts, 0), [0])
     return build.node("Cast", [total], {"to": 6})
 
 
 def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
-    """The order in which the steps that count come first, and how many these are.
+    """The order that puts steps that count first, and their number.
 
     Args:
         build: makes nodes.
         counts: 1 where a step counts: [T, B].
 
     Returns:
-        places [T, B], and lengths [B] as the operators take them.
+        positions [T, B], and sequence_lens [B].
     """
     lengths = lengths_of(build, counts)
     steps = build.slice(build.node("Shape", [counts]), 0, 0, 1)
     first = build.constant(np.array(0, np.int64))
     numbers = build.node("CumSum", [build.ones_like(counts), first])
-    # Those that count get T more than their number from the back, so that no two are equal.
+    # Steps are ranked by their distance from the end, plus T for those that count, so all differ.
     rank = build.node("Sub", [build.node("Mul", [counts, steps]), numbers])
     order, sizes = gs.Variable(build.fresh("order")), gs.Variable(build.fresh("ranks"))
     node = gs.Node("TopK", "", {"axis": 0}, [rank, steps], [sizes, order])
@@ -389,7 +390,7 @@ def front(build: Builder, counts: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
 
 
 def rows_at(build: Builder, data: gs.Tensor, places: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
-    """Of each sequence of [T, B, n], what stands at its places, of the shape of another [T, B]."""
+    """Entries of each sequence in [T, B, n] at its own positions, shaped like another [T, B]."""
     batch = build.slice(build.node("Shape", [like]), 0, 1, 2)
     zero, one = (build.constant(np.array(number, np.int64)) for number in (0, 1))
     many = build.axes("Squeeze", batch, [0])
@@ -408,11 +409,10 @@ def put_masked(
     prefix: bool = False,
     backwards: bool = False,
 ) -> Operator:
-    """Adds the operator that a chain is, some of whose steps do not count.
+    """Adds the operator for a chain with masked steps.
 
-    For any mask, the same follows from moving the steps that count to the front, in their order,
-    and telling the operator how many these are (`sequence_lens`); what it puts out is brought back
-    to where it was by counting. A step that does not count puts out what the one before it did.
+    For any mask, the steps that count can be moved to the front, in order, with their number as
+    `sequence_lens`; outputs are moved back by counting. A masked step repeats the previous output.
 
     Args:
         build: makes its nodes.
@@ -420,7 +420,7 @@ def put_masked(
         sequence: X: [T, B, I].
         initial: h and c before the first step: [1, B, H] each.
         mask: which steps count: [T, B, 1].
-        prefix: whether these come first in each sequence.
+        prefix: whether they come first in each sequence.
         backwards: whether the last step comes first.
     """
     counts = build.node("Cast", [build.axes("Squeeze", mask, [2])], {"to": 7})
@@ -433,9 +433,9 @@ def put_masked(
     one, zero = (build.constant(np.array(number, np.int64)) for number in (1, 0))
     seen = build.node("CumSum", [counts, zero], {"reverse": int(backwards)})
     ends = [build.total(counts, 0), seen] if backwards else [seen, one]
-    place = build.node("Sub", ends)  # before the first one, -1: any place will do there
+    place = build.node("Sub", ends)  # -1 before the first one, where any position will do
     least = build.constant(np.array(0, np.int32))
-    # A sequence without steps gives 0, which is right where it starts at 0.
+    # A sequence without steps yields 0, which is right if it starts at 0.
     none = build.axes("Unsqueeze", build.node("Equal", [lengths, least]), [1])
     last = tuple(
         end

@@ -1,4 +1,4 @@
-"""Rolling a model: finding steps, putting operators in their place, and proving that."""
+"""Rolls a model: finds steps, replaces them by operators, and proves the result."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ _TYPES = {1: np.float32, 10: np.float16}
 
 @dataclass(frozen=True, eq=False)
 class Rolled(Record):
-    """A recurrence that was written out and became an operator.
+    """A decomposed recurrence that became an operator.
 
     Attributes:
         name: of the operator's node.
         op: LSTM, GRU or RNN.
         units: H.
-        kind: what it was: unrolled, single step, loop or scan; or turned, where it is an operator
-            whose sequence was turned around, or both directions, where it was two.
-        at: where it was: the first tensor that held its state, or the node that carried it.
-        steps: how many steps were written; 1 where a body repeats them.
+        kind: what it was: unrolled, single step, loop or scan; or turned for an operator on a
+            reversed sequence, or both directions for a pair of operators.
+        at: where it was: the first tensor that held its state, or the Loop or Scan.
+        steps: the number of unrolled steps; 1 in a loop.
     """
 
     name: str
@@ -83,12 +83,12 @@ class Rolled(Record):
 
 @dataclass(frozen=True, eq=False)
 class Rolling:
-    """What became of a model.
+    """The result of rolling a model.
 
     Attributes:
-        document: the model; the very one that was given where nothing was rolled.
-        rolled: what became operators.
-        left: what did not, with the reason: by the tensor or node where it is.
+        document: the model; the given object itself if nothing was rolled.
+        rolled: the recurrences that became operators.
+        left: the reasons for others, by the tensor or node where they are.
         error: the largest difference of an output to the original's.
     """
 
@@ -98,16 +98,16 @@ class Rolling:
     error: float = 0.0
 
 
-# Why a chain of one stays.
+# Why a single step stays.
 SHORT = "a single step is no faster as an operator"
 
 
 def roll(document: Document, feeds: Sequence[Feed], fewest: int = 2) -> Rolling:
-    """Rolls all recurrences of a model that can be.
+    """Rolls all recurrences of a model that can be rolled.
 
     Args:
         document: the model; not changed.
-        feeds: what it runs on, of several batches and lengths.
+        feeds: to run it on, of several batches and lengths.
         fewest: chains of fewer steps stay as they are.
 
     Raises:
@@ -149,7 +149,7 @@ def _further(before: Rolling, feeds: Sequence[Feed], fewest: int, proof: Proof) 
 
 
 def _telling(feed: Feed) -> tuple[int, int, int]:
-    """How well axes can be told from one another in a run on a feed; a small one is as good."""
+    """How well a feed's sizes tell axes apart; of equals, the smaller one is better."""
     sizes = [size for value in feed.values() for size in value.shape]
     entries = sum(value.size for value in feed.values())
     return sum(size > 1 for size in sizes), sum(size > 2 for size in sizes), -entries
@@ -160,7 +160,7 @@ Attempt = Callable[[gs.Graph], list[Rolled]]
 
 
 class _Model:
-    """A model as it is, and the ways to roll something in it."""
+    """The present state of a model, and the ways to roll something in it."""
 
     def __init__(self, document: Document, feeds: Sequence[Feed]) -> None:
         self.document = document
@@ -171,10 +171,10 @@ class _Model:
         self._shared: frozenset[str] = frozenset()
 
     def candidates(self, fewest: int) -> Iterator[tuple[str, Attempt]]:
-        """Where something may be rolled, and how."""
+        """Where something may be rolled, each with a way to try it."""
         graph = self.document.graph
         for place in places(graph):
-            if place.way and fewest > 1:  # a body that stays is of one step
+            if place.way and fewest > 1:  # a remaining body is a single step
                 continue
             reader = self._read(place)[0]
             for chain in self._chains(place):
@@ -195,15 +195,15 @@ class _Model:
             yield pair.reverse.name or keys[1], partial(self._merge, keys)
 
     def _alone(self, chain: Chain) -> bool:
-        """Whether a single step is no part of others that share its weights.
+        """Whether no other steps share a single step's weights.
 
-        Where something stands between such steps, they are cut where they are, with one plan.
+        If something stands between such steps, they are cut in place, with one plan.
         """
         leaves = chain.step.sources.values()
         return len(chain.steps) == 1 and not any(leaf.tensor in self._shared for leaf in leaves)
 
     def short(self, fewest: int) -> Iterator[str]:
-        """Where chains have fewer steps."""
+        """Where chains have fewer steps than `fewest`."""
         for place in places(self.document.graph) if fewest > 1 else ():
             for chain in self._chains(place):
                 if len(chain.steps) < fewest:
@@ -219,7 +219,7 @@ class _Model:
         return self._seen[place.scope]
 
     def _read_anew(self, place: Place) -> tuple[Reader, list[Found]]:
-        """Reads a graph; of what is around a body, shapes are known and constants it is given."""
+        """Reads a graph; around a body, shapes and the constants it captures are known."""
         made = {tensor.name for node in place.graph.nodes for tensor in node.outputs}
         sight = next((s for s in self.sights if not made.isdisjoint(s.shapes)), self.sight)
         reader = Reader(sight.turn(0), self.document.graph.opset, {})
@@ -260,7 +260,7 @@ class _Model:
         operators = {t.name for n in turns.body.nodes if n.op in STANDARD for t in n.outputs}
         for item in items:
             step = item.chain.steps[0].unmasked
-            if step.output.tensor in operators:  # it is its own equations
+            if step.output.tensor in operators:  # an operator trivially matches itself
                 continue
             nodes = [*graph.nodes, *turns.bindings(0), *turns.body.nodes]
             first = turns.readers[0]
@@ -277,7 +277,7 @@ class _Model:
         ]
 
     def _turn(self, key: str, graph: gs.Graph) -> list[Rolled]:
-        """An operator that reads what was turned around."""
+        """Makes an operator on a reversed sequence a reverse one."""
         node = nodes_by_key(graph)[key]
         turned = turn(Builder(graph, graph, node.name or key), node, self.sight.turn(0))
         tidy(graph)
@@ -285,7 +285,7 @@ class _Model:
         return [Rolled(node.name, node.op, units, "turned", turned.name or key, 1)]
 
     def _merge(self, keys: tuple[str, str], graph: gs.Graph) -> list[Rolled]:
-        """Two operators that read the same from both ends."""
+        """Merges two operators that read the same from both ends."""
         pair = next(p for p in pairs(graph) if keys == (node_key(p.forward), node_key(p.reverse)))
         node = merge(Builder(graph, graph, pair.forward.name or keys[0]), pair)
         tidy(graph)
@@ -305,10 +305,10 @@ def _place(chain: Chain) -> str:
 
 
 def check_independence(graph: gs.Graph, chain: Chain) -> None:
-    """What the steps read must not depend on what they compute.
+    """Checks that the steps' inputs do not depend on their outputs.
 
     Raises:
-        NotRollableError: it does.
+        NotRollableError: they do.
     """
     outputs = {leaf.tensor for item in chain.steps for leaf in item.outputs}
     behind = downstream(graph.nodes, outputs)
@@ -326,12 +326,13 @@ def check_independence(graph: gs.Graph, chain: Chain) -> None:
 
 
 def check_projection(graph: gs.Graph, chain: Chain) -> None:
-    """A state must not be projected: multiplied into R, the projection makes that larger.
+    """Checks that no state is projected: folding the projection into R would enlarge it.
 
-    The first step, whose state is as narrow as what is projected, would keep the weights, too.
+    The first step, whose state is as narrow as the projection's input, would keep its weights as
+    well.
 
     Raises:
-        NotRollableError: it is.
+        NotRollableError: one is.
     """
     units = chain.step.units
     for before, after in zip(chain.steps, chain.steps[1:2], strict=False):
@@ -349,7 +350,7 @@ def check_projection(graph: gs.Graph, chain: Chain) -> None:
 
 
 def tidy(graph: gs.Graph) -> None:
-    """Drops nodes that nothing reads any more, and puts the others in order."""
+    """Drops unread nodes and sorts the others."""
     makers = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
     alive: dict[int, gs.Node] = {}
     ordered: list[gs.Node] = []

@@ -1,4 +1,4 @@
-"""What operators compute, as forms."""
+"""Rules: the forms that operators compute."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.roll.form import Activation, Form, Matrix, OpaqueError
 from onnx_rnn_prune.roll.values import Known, Value, along, formed, fresh
 
-# Functions of each entry, with what their attributes are where they are left out.
+# Entrywise functions, with their default attributes.
 FUNCTIONS: Mapping[str, tuple[tuple[str, float], ...]] = {
     **dict.fromkeys(("Sigmoid", "Tanh", "Relu", "Softsign", "Softplus", "Exp"), ()),
     "Elu": (("alpha", 1.0),),
     "LeakyRelu": (("alpha", 0.01),),
     "ThresholdedRelu": (("alpha", 1.0),),
 }
-# The part of a line between 0 and 1, of which each HardSigmoid is one.
+# The clip to 0..1, which every HardSigmoid is up to scale and shift.
 CLIPPED = "Clipped"
 
 
 class Source(Protocol):
-    """What rules ask of a reader."""
+    """What rules need from a reader."""
 
     def shape(self, node: gs.Node) -> tuple[int, ...]:
         """The shape of a node's output."""
@@ -46,7 +46,7 @@ def _activation(reader: Source, node: gs.Node, given: Given) -> Value:
 
 def _function(given: Given, op: str, attributes: tuple[tuple[str, float], ...] = ()) -> Value:
     value = given[0]
-    # No cell takes a function of what is no sum, and which axis its features lie along is not told.
+    # No cell applies a function to something other than a sum, whose feature axis would be unknown.
     if not isinstance(value, Value) or value.form is None or not value.axes():
         raise OpaqueError
     axis = value.axes()[0]
@@ -55,7 +55,7 @@ def _function(given: Given, op: str, attributes: tuple[tuple[str, float], ...] =
 
 
 def _hard_sigmoid(reader: Source, node: gs.Node, given: Given) -> Value:
-    """A part of a line, moved to where it lies between 0 and 1."""
+    """A HardSigmoid as a clip to 0..1 of a scaled and shifted argument."""
     value = given[0]
     if not isinstance(value, Value) or not value.axes():
         raise OpaqueError
@@ -78,7 +78,7 @@ def _clip(reader: Source, node: gs.Node, given: Given) -> Value:
 
 
 def _entrywise(compute: Callable[..., Form]) -> Rule:
-    """A rule for what is computed of operands entry by entry, of their forms."""
+    """A rule for an entrywise operator, given as a function of its operands' forms."""
 
     def rule(reader: Source, node: gs.Node, given: Given) -> Value:
         forms, axis = _together(reader.shape(node), given)
@@ -95,7 +95,7 @@ def _sum(first: Form, *others: Form) -> Form:
 
 
 def _as_sigmoid(form: Form) -> Form:
-    """Half of a hyperbolic tangent and a half are a sigmoid of twice its argument."""
+    """tanh(x) / 2 + 1 / 2 as sigmoid(2 x)."""
     if len(form.terms) == 1 and np.all(form.bias == 0.5):
         ((atom, matrix),) = form.terms.values()
         if isinstance(atom, Activation) and atom.op == "Tanh" and matrix.is_scaled_identity(0.5):
@@ -130,7 +130,7 @@ def _where(chosen: Form, one: Form, other: Form) -> Form:
 def _matmul(reader: Source, node: gs.Node, given: Given) -> Value:
     left, right = given[:2]
     shape = reader.shape(node)
-    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):  # of a constant state
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):  # for a constant state
         left = fresh(node.inputs[0].name, left.shape)
     if isinstance(left, Value) and isinstance(right, np.ndarray) and right.ndim >= 2:
         if right.ndim > 2 and prod(right.shape[:-2]) != 1:
@@ -171,7 +171,7 @@ def _gemm(reader: Source, node: gs.Node, given: Given) -> Value:
 
 
 def _concat(reader: Source, node: gs.Node, given: Given) -> Value:
-    """Columns beside one another; or entries of one tensor."""
+    """Concatenated columns; or entries of one tensor."""
     shape = reader.shape(node)
     axis = int(node.attrs["axis"]) % len(shape)
     values = [item for item in given if isinstance(item, Value)]
@@ -195,7 +195,7 @@ def _concat(reader: Source, node: gs.Node, given: Given) -> Value:
 
 
 def _together(shape: tuple[int, ...], given: Given) -> tuple[list[Form], int]:
-    """Operands as forms of the shape of the result, and the axis of the columns."""
+    """Operands as forms broadcast to the result's shape, and the axis of the columns."""
     values: list[Value | Array] = []
     for item in given:
         if isinstance(item, Value):
@@ -212,7 +212,7 @@ def _together(shape: tuple[int, ...], given: Given) -> tuple[list[Form], int]:
 
 
 def _spread(value: Value, shape: tuple[int, ...]) -> Value:
-    """A value of a larger shape."""
+    """A value broadcast to a larger shape."""
     return replace(value, labels=np.broadcast_to(value.labels, shape), plain=None)
 
 

@@ -1,7 +1,7 @@
-"""Steps of cells, and how they follow one another.
+"""Finds steps of cells, and how they follow one another.
 
-Nodes are read in order. Where the form of a tensor is the new state of a cell, the tensor is from
-there on a leaf, and so is the new c of an LSTM: the next step is read as a function of these.
+Nodes are read in order. If the form of a tensor is the new state of a cell, the tensor becomes a
+leaf from there on, and so does the new c of an LSTM: the next step is read as a function of these.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.values import MOVES, Value, fresh
 
 PRODUCTS = ("MatMul", "Gemm")
-# More inputs than a first step has.
+# More inputs than any first step has.
 _MOST_INPUTS = 3
 
 
 class NotRollableError(Exception):
-    """Why steps stay as they are."""
+    """Raised, with the reason, if steps have to stay as they are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A step that was found in a graph.
+    """A step found in a graph.
 
     Attributes:
         step: what it computes.
         output: the new h, as the entries of the tensor that holds it.
-        cell_output: of an LSTM, the new c.
-        mask: what says whether it counts; where it does not, the states are those before it.
-        plain: where there is a mask, what h and c are if it counts.
-        kept: where there is a mask, h before it.
-        gated: tensors that are h where the step counts, and what they are elsewhere: one of these
-            of the step before, or None for zero.
+        cell_output: the new c, for an LSTM.
+        mask: the boolean that says whether it counts; if not, the states stay as before.
+        plain: if there is a mask, h and c where the step counts.
+        kept: if there is a mask, h before the step.
+        gated: tensors that are h where the step counts, each with its value elsewhere: such a
+            tensor of the previous step, or None for zero.
     """
 
     step: Step
@@ -55,25 +55,25 @@ class Found:
 
     @property
     def unmasked(self) -> Found:
-        """The same step if it counts."""
+        """The same step without its mask."""
         return Found(self.step, self.plain[0], (*self.plain, None)[1]) if self.plain else self
 
     @property
     def outputs(self) -> tuple[Leaf, ...]:
-        """All that it puts out, h first."""
+        """All of its outputs, h first."""
         ends = self.output, self.cell_output, *self.plain, *(leaf for leaf, _ in self.gated)
         return tuple(leaf for leaf in ends if leaf is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Steps of one cell, each of which goes on from the one before.
+    """Consecutive steps of one cell.
 
     Attributes:
-        steps: in order; of a body that runs again and again, those of the turns that were read.
-        states: for each step, the leaf that is its h; None of the first where it starts at 0.
-        initial_h: what h is before the first step.
-        initial_c: what c is before it.
+        steps: in order; for a loop, those of the iterations that were read.
+        states: for each step, the leaf that is its h; None for the first if it starts at 0.
+        initial_h: h before the first step.
+        initial_c: c before it.
     """
 
     steps: tuple[Found, ...]
@@ -83,11 +83,11 @@ class Chain:
 
     @property
     def step(self) -> Step:
-        """A step that has all terms: the last one."""
+        """A step with all terms: the last one."""
         return self.steps[-1].step
 
     def inputs(self) -> list[tuple[Leaf, ...]]:
-        """The leaves that are multiplied with the same weights, one for each step."""
+        """The leaves multiplied by the same weights, one per step, for each input."""
         blocks: dict[bytes, list[Leaf]] = {}
         for found, state in zip(self.steps, self.states, strict=True):
             for key, leaf in found.step.sources.items():
@@ -97,13 +97,13 @@ class Chain:
 
 
 def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str]) -> list[Found]:
-    """Reads nodes, and finds the steps of cells among them.
+    """Reads nodes and finds the steps of cells among them.
 
     Args:
-        reader: knows what the nodes read.
+        reader: knows the nodes' inputs.
         nodes: in order.
-        states: only these may be states of cells without gates: tensors that a product multiplies
-            with the weights of another one, or that a body gives to its next turn.
+        states: only these may be states of cells without gates: tensors multiplied by weights that
+            another product shares, or loop-carried ones.
     """
     found: list[Found] = []
     plain: dict[Key, Step] = {}
@@ -136,7 +136,7 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
                 if held is not None and held.step.op == "RNN":
                     plain[held.output.key] = held.step
                 elif held is None and any(isinstance(a, Product) for a, _ in form.terms.values()):
-                    reader.known |= {name: reader.leaf(name) for name in names}  # it is no state
+                    reader.known |= {name: reader.leaf(name) for name in names}  # not a state
             elif is_state and not reader.turning and _may_be_first(form):
                 for inner in [each for each in _within(form) if each.key in named]:
                     reader.firsts[_cut(reader, named[inner.key]).key] = inner
@@ -147,12 +147,12 @@ def read_cells(reader: Reader, nodes: Iterable[gs.Node], states: frozenset[str])
 def _behind(
     makers: Iterable[gs.Node], read: Mapping[int, int], heads: Container[int]
 ) -> list[gs.Node]:
-    """What was read of c before the node of h told that it is one.
+    """The nodes after c that were read before h revealed that it is a cell state.
 
     Args:
-        makers: put out c.
-        read: the places of the nodes that were read.
-        heads: nodes that put out an h; what follows from that is not read again.
+        makers: the nodes that output c.
+        read: the positions of nodes that were read.
+        heads: nodes that output an h; nodes after them are not read again.
     """
     found: dict[int, gs.Node] = {}
     waiting = list(makers)
@@ -165,12 +165,12 @@ def _behind(
 
 
 def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) -> Found | None:
-    """Notes what a step puts out that counts only where a truth value says so."""
+    """Records the output of a masked step, if a form is one."""
     masks = form.masks()
     new, rest = form.at(masks[0], 1).atom(), form.at(masks[0], 0)
     old = rest.atom()
     if isinstance(new, Activation) and new.origin is not None and len(masks) == 1:
-        step = _solved(Form.of(new), True, {})  # a state that no gate tells from a dense layer
+        step = _solved(Form.of(new), True, {})  # a state without gates
         if step is not None:
             new = _cut(reader, [new.origin.tensor])
             found.append(Found(step, new))
@@ -201,7 +201,7 @@ def _hold(reader: Reader, found: list[Found], form: Form, names: Sequence[str]) 
 
 
 def _is_summand(node: gs.Node) -> bool:
-    """Whether it is one half of a blend of two."""
+    """Whether a node is one half of a blend of two values."""
     return node.op == "Mul" and all(reader.op == "Add" for reader in node.outputs[0].outputs)
 
 
@@ -211,7 +211,7 @@ def _form(reader: Reader, name: str) -> Form | None:
 
 
 def _forms(reader: Reader, node: gs.Node) -> dict[bytes, tuple[Form, list[str]]]:
-    """The forms of a node's outputs, with their names: an operator puts its last h out twice."""
+    """The forms of a node's outputs with their names: an operator outputs its last h twice."""
     found: dict[bytes, tuple[Form, list[str]]] = {}
     for tensor in node.outputs if node.op not in MOVES else ():
         form = _form(reader, tensor.name)
@@ -233,14 +233,14 @@ def _solved(form: Form, is_state: bool, before: Mapping[Key, Step]) -> Step | No
 
 
 def _goes_on(step: Step, before: Mapping[Key, Step]) -> bool:
-    """Whether a dense layer is the step of a cell of which others were found; the last one is."""
+    """Whether a dense layer is a further step of a cell, and so its last."""
     return any(
         key in before and _joins(before[key], step, leaf) for key, leaf in step.sources.items()
     )
 
 
 def _may_be_first(form: Form) -> bool:
-    """Whether a form may be h of a first step, in which states of 0 were folded away."""
+    """Whether a form may be h of a first step, from which zero states were folded away."""
     parts = [
         factor
         for atom, _ in form.terms.values()
@@ -250,7 +250,7 @@ def _may_be_first(form: Form) -> bool:
 
 
 def _within(form: Form) -> list[Form]:
-    """The form of what may be c, where a form may be h of a first step that has no c yet."""
+    """The form of c, if a form may be h of a first step that has no c yet."""
     atom = form.atom()
     factors: tuple[Atom, ...] = atom.factors if isinstance(atom, Product) else ()
     acts = [factor for factor in factors if isinstance(factor, Activation) and factor.op]
@@ -258,7 +258,7 @@ def _within(form: Form) -> list[Form]:
 
 
 def _cut(reader: Reader, names: Sequence[str]) -> Leaf:
-    """Makes leaves of tensors that have the same form, all entries of the first one."""
+    """Turns tensors with the same form into leaves, all of them entries of the first one."""
     values = [reader.known[name] for name in names]
     first = values[0]
     assert isinstance(first, Value) and first.form is not None
@@ -271,7 +271,7 @@ def _cut(reader: Reader, names: Sequence[str]) -> Leaf:
 
 
 def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
-    """Tensors that a product multiplies with weights that another one multiplies with, too."""
+    """Tensors that are multiplied by weights that another product shares."""
     products: dict[bytes, list[gs.Tensor]] = {}
     known: dict[int, bytes | None] = {}
     for node in nodes:
@@ -288,7 +288,7 @@ def shared_operands(nodes: Sequence[gs.Node]) -> frozenset[str]:
 
 
 def moved_from(tensors: Iterable[gs.Tensor]) -> frozenset[str]:
-    """Some tensors that nodes make, and what these are moved from."""
+    """Some computed tensors, and those that they are moved from."""
     found: set[str] = set()
     waiting = list(tensors)
     for tensor in waiting:
@@ -302,11 +302,11 @@ def moved_from(tensors: Iterable[gs.Tensor]) -> frozenset[str]:
 
 
 def chains(found: Sequence[Found], firsts: Mapping[Key, Form]) -> list[Chain]:
-    """Steps that go on from one another, in the order of their first steps.
+    """Chains of consecutive steps, in the order of their first steps.
 
     Args:
         found: the steps.
-        firsts: of leaves that may be states after a first step, what they were made of.
+        firsts: the forms of leaves that may be states after a first step.
     """
     holders = {item.output.key: item for item in found}
     runs: list[list[tuple[Found, Leaf | None]]] = []
@@ -328,7 +328,7 @@ def chains(found: Sequence[Found], firsts: Mapping[Key, Form]) -> list[Chain]:
 
 
 def _state_before(item: Found, holders: dict[Key, Found]) -> Leaf | None:
-    """The leaf that is h of a step, as far as that can be told by itself."""
+    """The leaf that is h of a step, if the step alone tells."""
     if item.step.state is not None:
         return item.step.state
     cell = item.step.cell
@@ -342,7 +342,7 @@ def _state_before(item: Found, holders: dict[Key, Found]) -> Leaf | None:
 
 
 def _joins(before: Step, step: Step, state: Leaf | None) -> bool:
-    """Whether a step is one of the same cell as the one before, which may start at 0."""
+    """Whether a step continues the cell of another, which may have started at 0."""
     return before.signature == step.signature or _starts_at_zero(before, step, state)
 
 
@@ -355,7 +355,7 @@ def _starts_at_zero(first: Step, second: Step, state: Leaf | None) -> bool:
 
 
 def _chain(run: Sequence[tuple[Found, Leaf | None]]) -> Chain | None:
-    """The chain of a run of steps; None where it is not told what its state is."""
+    """The chain of consecutive steps; None if its state is unclear."""
     steps, states = [item for item, _ in run], [state for _, state in run]
     last = states[-1]
     if len(run) == 1:
@@ -375,7 +375,7 @@ def _chain(run: Sequence[tuple[Found, Leaf | None]]) -> Chain | None:
 
 
 def _with_first(chain: Chain, firsts: Mapping[Key, Form]) -> Chain:
-    """With a step before the first one, out of which states of 0 were folded."""
+    """The chain with the step before it, from which zero states were folded away."""
     starts = [leaf for leaf in (chain.initial_h, chain.initial_c) if leaf is not None]
     forms = [firsts.get(leaf.key) for leaf in starts]
     if not forms or None in forms:
@@ -384,7 +384,7 @@ def _with_first(chain: Chain, firsts: Mapping[Key, Form]) -> Chain:
     inputs = [key for key in step.sources if state is None or key != state.key]
     wanted = [form.key for form in forms if form]
     leaves = list(_leaves(atom for atom, _ in forms[0].terms.values()).values()) if forms[0] else []
-    # A product with a state of 0 may be written.
+    # A product with a zero state may be written out.
     for keys in (inputs, [*inputs, *([state.key] if state else [])]):
         for chosen in permutations(leaves, len(keys)) if len(leaves) <= _MOST_INPUTS else ():
             if [leaf.size for leaf in chosen] == [step.sources[key].size for key in keys]:
@@ -410,7 +410,7 @@ def _leaves(atoms: Iterable[Atom]) -> dict[Key, Leaf]:
 
 
 def _likely_state(step: Step) -> Leaf | None:
-    """The leaf that is h in a single step: of those as wide as it, the one beside c."""
+    """The leaf that is h in a single step: of those of that width, the one concatenated with c."""
     fitting = [leaf for leaf in step.sources.values() if leaf.size == step.units]
     for leaf in fitting:
         if step.cell is not None and leaf.tensor == step.cell.tensor:
@@ -419,7 +419,7 @@ def _likely_state(step: Step) -> Leaf | None:
 
 
 def downstream(nodes: Iterable[gs.Node], names: Iterable[str]) -> set[str]:
-    """Tensors that depend on some, these included."""
+    """Some tensors and all that depend on them."""
     found = set(names)
     for node in nodes:
         if any(name in found for name in reads(node)):
@@ -428,7 +428,7 @@ def downstream(nodes: Iterable[gs.Node], names: Iterable[str]) -> set[str]:
 
 
 def reads(node: gs.Node) -> set[str]:
-    """What a node reads, its bodies included."""
+    """The names of the tensors that a node and its bodies read."""
     names = {tensor.name for tensor in node.inputs if tensor.name}
     for body in bodies_of(node).values():
         names |= {tensor.name for tensor in tensors_of(body)}

@@ -1,4 +1,4 @@
-"""Steps that were written one after another become one operator."""
+"""Replaces an unrolled loop by one operator."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from onnx_rnn_prune.roll.values import Value
 
 @dataclass(frozen=True)
 class Track:
-    """One input of all steps, as a tensor with an axis of time.
+    """One input of all steps, as a tensor with a time axis.
 
     Attributes:
         tensor: its name.
-        axis: that of time.
-        places: where on it each step reads.
+        axis: the time axis.
+        places: each step's position on it.
         layout: of one step.
     """
 
@@ -43,24 +43,24 @@ class Track:
 
     @property
     def turned(self) -> bool:
-        """Whether the second step reads before the first."""
+        """Whether the second step reads an earlier position than the first."""
         return self.places[0] > self.places[1]
 
     @property
     def falls(self) -> bool:
-        """Whether steps read from the back to the front."""
+        """Whether steps read consecutive positions backwards."""
         first = self.places[0]
         return self.places == tuple(range(first, first - len(self.places), -1))
 
     @property
     def rises(self) -> bool:
-        """Whether steps read from the front to the back."""
+        """Whether steps read consecutive positions forwards."""
         first = self.places[0]
         return self.places == tuple(range(first, first + len(self.places)))
 
 
 def find_track(leaves: Sequence[Leaf], shapes: Shapes) -> Track | None:
-    """The track on which leaves lie; None where they lie in several tensors."""
+    """The track of some leaves; None if they are in several tensors."""
     names = {leaf.tensor for leaf in leaves}
     if len(names) > 1 or len(leaves) < 2:
         return None
@@ -81,7 +81,7 @@ def find_track(leaves: Sequence[Leaf], shapes: Shapes) -> Track | None:
 
 
 def roll_chain(builder: Builder, chain: Chain, reader: Reader) -> gs.Node:
-    """Puts an operator where a chain of steps stood, and serves all that read them.
+    """Replaces a chain of steps by an operator, and gives their readers what they read.
 
     Raises:
         NotRollableError: that is not possible.
@@ -113,11 +113,11 @@ def put_chain(
     mask: gs.Tensor | None,
     prefix: bool = False,
 ) -> Operator:
-    """Adds the operator that a chain is.
+    """Adds the operator for a chain.
 
     Args:
-        parts: what its steps read: [T, B, n] each.
-        mask: which steps count, as of `put_masked`; None where all do.
+        parts: the inputs of its steps: [T, B, n] each.
+        mask: which steps count, as in `put_masked`; None if all do.
     """
     sequence = builder.node("Concat", parts, {"axis": 2}) if len(parts) > 1 else parts[0]
     starts = (chain.initial_h, chain.initial_c)
@@ -128,10 +128,10 @@ def put_chain(
 
 
 def masks_of(chain: Chain) -> list[Leaf]:
-    """What says of each step whether it counts; nothing where all do.
+    """The masks of the steps; empty if all steps count.
 
     Raises:
-        NotRollableError: it is not the whole state that is held, or not in all steps.
+        NotRollableError: a mask does not hold the whole state, or not in all steps.
     """
     masked = [found for found in chain.steps if found.mask is not None]
     for found, state in zip(chain.steps, chain.states, strict=True) if masked else ():
@@ -146,10 +146,10 @@ def masks_of(chain: Chain) -> list[Leaf]:
 
 
 def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
-    """What says whether a step counts, once for all of its units.
+    """Masks reduced to one boolean for all units of a step.
 
     Raises:
-        NotRollableError: it differs among these.
+        NotRollableError: it differs between units.
     """
     narrow = [mask.select(None, np.zeros(1, np.int64)) for mask in masks]
     if any((mask.index != one.index).any() for mask, one in zip(masks, narrow, strict=True)):
@@ -160,7 +160,7 @@ def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
 def _in_time(
     builder: Builder, group: Sequence[Leaf], track: Track | None, backwards: bool
 ) -> gs.Tensor:
-    """What steps read, one after another: [T, B, n]."""
+    """The inputs of the steps, stacked: [T, B, n]."""
     if any(map(builder.is_repeated, group)):
         raise NotRollableError("its input is the same for all sequences")
     if track is None:
@@ -179,7 +179,7 @@ def _in_time(
 
 
 def initial_state(builder: Builder, leaf: Leaf | None, sequence: gs.Tensor) -> gs.Tensor | None:
-    """A state before the first step: [1, B, H]; None where it is 0."""
+    """A state before the first step: [1, B, H]; None if it is 0."""
     if leaf is None or builder.is_zero(leaf):
         return None
     matrix = builder.leaf(leaf)
@@ -193,7 +193,7 @@ def initial_state(builder: Builder, leaf: Leaf | None, sequence: gs.Tensor) -> g
 
 
 def _serve(builder: Builder, chain: Chain, made: Operator, reader: Reader) -> None:
-    """Makes anew whatever held a state."""
+    """Rebuilds every tensor that held a state."""
     shapes, tensors = builder.shapes, builder.tensors
     count = len(chain.steps)
     order = list(range(count))[:: -1 if made.backwards else 1]
@@ -220,7 +220,7 @@ Series = dict[tuple[object, ...], tuple[gs.Tensor, int]]
 
 
 def _gated(builder: Builder, chain: Chain, made: Operator) -> Series:
-    """What is h where a step counts, and elsewhere zero, or what it was after the step before."""
+    """Series that are h where a step counts, and elsewhere zero or the previous step's value."""
     assert made.mask is not None and made.unseen is not None
     zero = builder.zero()
     found: Series = {}
@@ -247,7 +247,7 @@ def _serve_concat(
     reader: Reader,
     series: Series,
 ) -> None:
-    """States beside one another on an axis of their own, which is that of time."""
+    """Rebuilds a Concat of states along an axis of its own, which is that of time."""
     values = [reader.known.get(tensor.name) for tensor in node.inputs]
     places, layouts, sources = [], [], {}
     axis = int(node.attrs["axis"])

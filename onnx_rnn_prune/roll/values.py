@@ -1,7 +1,7 @@
 """What a tensor is: the entries of a form, or moved entries of another tensor.
 
-Operators that move entries are run on the numbers of the entries, so that what they do with axes
-needs no rule of its own: a `Value` says for each entry of a tensor which entry of what it is.
+Move operators are run on the indices of the entries, so their treatment of axes needs no rules: a
+`Value` says for each entry of a tensor which entry of its source it is.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Value:
     """What a tensor is.
 
     Attributes:
-        labels: of the tensor's shape: for each entry, the number of the entry that it is, of the
-            matrix that the form is, or of the flattened tensor that it stems from.
-        form: the form; None where it is entries of a tensor, which may be read by any axis.
-        tensor: the tensor that it stems from, where there is no form.
-        boolean: whether that holds truth values.
-        plain: where the entries are those of the form in order, the axis of its columns.
+        labels: of the tensor's shape: for each entry, its index in the matrix of the form, or in
+            the flattened source tensor.
+        form: the form; None for entries of a tensor, which may be read along any axis.
+        tensor: the source tensor, if there is no form.
+        boolean: whether that is boolean.
+        plain: the axis of the form's columns, if the entries are in the form's order.
     """
 
     labels: Index
@@ -46,7 +46,7 @@ class Value:
         return self.labels.shape
 
     def entries(self) -> tuple[str, Index] | None:
-        """The tensor and the numbers of its entries that it is, where it is only these."""
+        """The tensor and the indices of its entries, if it consists of these."""
         if self.form is None:
             return self.tensor, self.labels
         atom = self.form.atom()
@@ -54,7 +54,7 @@ class Value:
         return None if leaf is None else (leaf.tensor, leaf.index.reshape(-1)[self.labels])
 
     def axes(self) -> list[int]:
-        """The axes along which features may lie, the likeliest first."""
+        """The possible axes of features, likeliest first."""
         if self.plain is not None:
             return [self.plain]
         axes = list(range(self.labels.ndim))[::-1]
@@ -66,7 +66,7 @@ class Value:
         """The tensor as a matrix whose columns lie along an axis.
 
         Raises:
-            OpaqueError: they do not lie along it.
+            OpaqueError: they do not.
         """
         if self.form is None:
             entries = np.moveaxis(self.labels, axis, -1)
@@ -95,12 +95,12 @@ Known = Value | Array
 
 
 def fresh(tensor: str, shape: Sequence[int], boolean: bool = False) -> Value:
-    """A tensor of which nothing is known but its shape."""
+    """A tensor of which only the shape is known."""
     return Value(np.arange(prod(shape)).reshape(shape), None, tensor, boolean)
 
 
 def formed(form: Form, shape: Sequence[int], axis: int) -> Value:
-    """A tensor whose columns lie along an axis, and whose rows in the order of the others."""
+    """A tensor with a form's columns along an axis, and its rows in the order of the other axes."""
     axis %= len(shape)
     rows = prod(shape) // max(shape[axis], 1)
     others = [size for at, size in enumerate(shape) if at != axis]
@@ -110,7 +110,7 @@ def formed(form: Form, shape: Sequence[int], axis: int) -> Value:
 
 
 def along(value: Value | Array, axis: int) -> Form:
-    """A value, or a constant that is the same in all rows."""
+    """The form of a value, or of a constant that is the same in all rows."""
     if isinstance(value, Value):
         return value.along(axis)
     rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
@@ -125,7 +125,7 @@ def moved(
     given: Sequence[Known | None],
     shapes: Sequence[tuple[int, ...] | None],
 ) -> list[Index]:
-    """What a node that moves entries does with their numbers."""
+    """The indices of entries after a node that moves them."""
     shape = shapes[0]
     if node.op in _RESHAPES and shape is not None:
         return [labels.reshape(shape)]
@@ -140,7 +140,7 @@ def moved(
         return list(np.split(labels, np.cumsum(sizes)[:-1], axis=int(node.attrs.get("axis", 0))))
     wanted = [tensor for tensor in node.inputs[1:] if tensor.name]
     arrays = [item for item in given if isinstance(item, np.ndarray)]
-    if len(arrays) < len(wanted):  # it depends on data where they go
+    if len(arrays) < len(wanted):  # the movement depends on data
         raise OpaqueError
     if node.op == "Gather":
         return [np.take(labels, arrays[0], axis=int(node.attrs.get("axis", 0)))]
@@ -150,7 +150,7 @@ def moved(
 
 
 def _slices(node: gs.Node, arrays: Sequence[Array], rank: int) -> tuple[slice, ...]:
-    """What a Slice takes of each axis."""
+    """The range that a Slice takes of each axis."""
     if "starts" in node.attrs:
         starts, ends = node.attrs["starts"], node.attrs["ends"]
         axes = node.attrs.get("axes", range(len(starts)))
