@@ -97,7 +97,7 @@ def oracle(
                 difference, excess = _compare(one, other, tolerance)
                 largest = max(largest, difference)
                 if excess > 1 and _is_rounding(zero, feed, (name, place), one, difference):
-                    rounded, amplified = True, "the model amplifies rounding"
+                    rounded, amplified = True, "the model amplifies rounding errors"
                 elif excess > worst:
                     worst = excess
                     reason = f"output {name} differs by {difference:.3g} in feed {count}"
@@ -108,7 +108,7 @@ def oracle(
         exact |= not rounded
         count += 1
     if count and not exact and not reason:
-        reason = f"on all feeds, rounding is amplified to {largest:.3g}"
+        reason = f"on all feeds, rounding errors are amplified to {largest:.3g}"
     return Oracle(largest, not reason, count, reason or amplified)
 
 
