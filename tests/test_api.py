@@ -264,7 +264,7 @@ def test_models_that_take_other_inputs_are_named_before_they_run():
     wide.graph.input[0].type.tensor_type.shape.dim.add()
     for model, taken in ((other, "no such input"), (wide, r"tokens: int64\[t, b\]")):
         for call in (compare, lambda a, b: bench([a, b])):
-            message = rf"model (B|2): it takes .*, and model (A|1) takes {taken}; give .* freeze="
+            message = rf"model (B|2): it takes .*, but model (A|1) takes {taken}; give .* freeze="
             with pytest.raises(PruneError, match=message):
                 call(lookup(), model)
 

@@ -49,7 +49,7 @@ def test_rounding_that_the_model_amplifies_is_no_difference():
     long, short = ({"x": rng.random((3, n)).astype(np.float32)} for n in (12, 1))
     assert np.abs(one(long)["y"] - other(long)["y"]).max() > 1e-5
     both = oracle(one, other, [long, short])
-    assert both and both.reason == "the model amplifies rounding"
+    assert both and both.reason == "the model amplifies rounding errors"
     assert "rounding errors are amplified" in oracle(one, other, [long]).reason
     assert not oracle(one, wrong, [long, short])
 
