@@ -232,7 +232,7 @@ def apply(
     if reason is not None:
         warnings = [
             *result.report.warnings,
-            Note(f"{reason}; it was written because the plan asks for it"),
+            Note(f"{reason}; it was written anyway, since the plan asks for it"),
         ]
         result = replace(result, report=replace(result.report, warnings=warnings))
     return replace(result, inputs=inputs)

@@ -110,15 +110,15 @@ def open_data(opened: OpenedModel, inputs: Inputs) -> Calibration:
         made = made_up(opened.document, opened.run(), inputs)
         test = made if eval_data is None else opened_feeds(opened, eval_data, stream)
         note = (
-            "nothing was calibrated: with typical inputs (--data), units are chosen by what they"
-            " do and the remaining weights are refitted, which loses far less"
+            "nothing was calibrated; with typical inputs (--data), units are ranked by their effect"
+            " and the remaining weights are refitted, which loses far less quality"
         )
         streams = stream_row(opened.document, stream, test)
         return Calibration(made, made, test, given=False, warnings=(note,), streams=streams)
     feeds = opened_feeds(opened, inputs.data, stream)
     calibration, validation = feeds.split(validation_share(len(feeds)))
     test = validation if eval_data is None else opened_feeds(opened, eval_data, stream)
-    note = "there is only one feed, which served for both calibration and validation; give several"
+    note = "there is only one feed, used for both calibration and validation; give several"
     notes = (note,) if calibration.shared else ()
     streams = stream_row(opened.document, stream, test, calibration, validation)
     return Calibration(calibration, validation, test, True, notes, streams=streams)
@@ -149,11 +149,9 @@ def open_three(opened: OpenedModel, inputs: Inputs) -> Calibration:
         test = opened_feeds(opened, eval_data, stream)
     notes: tuple[str, ...] = ()
     if calibration.shared:
-        notes = ("there is only one feed, which served for calibration, validation and test",)
+        notes = ("there is only one feed, used for calibration, validation and test; give several",)
     elif validation.shared and eval_data is None:
-        notes = (
-            "there are only two feeds: one for calibration, the other for both validation and test",
-        )
+        notes = ("there are only two feeds: one for calibration, one for both validation and test",)
     streams = stream_row(opened.document, stream, test, calibration, validation)
     return Calibration(calibration, validation, test, True, notes, streams=streams)
 
@@ -251,7 +249,7 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
         return data
     if not any(learning):
         raise PruneError(
-            "no step learns from it",
+            "no step uses it",
             where="--loss",
             remedy="add --criterion=taylor or fisher, or --recover=distill, or leave it out",
         )
@@ -263,7 +261,7 @@ def labelled(data: Calibration, loss: object, opened: OpenedModel, *learning: bo
         raise PruneError(
             "no calibration feed has labels",
             where=data.calibration.source,
-            remedy="put an array 'labels' beside the inputs of each feed, or leave --loss out",
+            remedy="put an array 'labels' in each feed, next to the inputs, or leave --loss out",
         )
     found.of_runs(opened.run(), [first], plain_outputs(opened.document))
     return replace(data, loss=found)

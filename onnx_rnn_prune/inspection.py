@@ -186,9 +186,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
         if asked.data is not None or asked.size:
             raise
         why = error.declared
-        return Seen(
-            warnings=(f"could not find out where the units end and what takes time: {why}",)
-        )
+        return Seen(warnings=(f"could not trace the units or measure the layers: {why}",))
     times = {keys[key]: spent for key, spent in timed.nodes.items() if key in keys}
     first = next(iter(data.calibration))
     shapes = {name: list(value.shape) for name, value in first.items()}
@@ -204,9 +202,7 @@ def _look(opened: OpenedModel, asked: Inputs, progress: Progress) -> Seen:
     try:
         return _follow(opened, data, seen, progress)
     except PruneError as error:
-        return replace(
-            seen, warnings=(f"could not find out where the units end: {error.declared}",)
-        )
+        return replace(seen, warnings=(f"could not trace the units: {error.declared}",))
 
 
 def _open(opened: OpenedModel, asked: Inputs) -> Calibration:
@@ -258,7 +254,7 @@ def halves(
         gone = time.perf_counter() - start
         if gone + gone / max(number, 1) > _MOST_SECONDS:
             break  # the next one would take too long
-        progress("cutting layers to half", number, len(groups))
+        progress("halving layers", number, len(groups))
         counts = [(each.size + 1) // 2 if each is group else each.size for each in trace.groups]
         keep = choose(trace, np.zeros(trace.units.count), counts)
         plan = Plan.from_mask(model_hash, trace, keep)
@@ -354,7 +350,9 @@ def bench(
     Arguments as in `compare`.
     """
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
-        raise PruneError("there is nothing to time", where="bench", remedy="give a list of models")
+        raise PruneError(
+            "there are no models to time", where="bench", remedy="give a list of models"
+        )
     options = Options.of(locals())
     read, runners = _loaded({f"model {n}": m for n, m in enumerate(models, start=1)}, options)
     first = runners[0]
@@ -417,21 +415,21 @@ def _drift(
 
 
 def _made_up(feeds: Feeds) -> list[Note]:
-    return [Note("the inputs are random: give typical ones with --data")] if feeds.random else []
+    return [Note("the inputs are random; give typical ones with --data")] if feeds.random else []
 
 
 def _notes(narrow: Sequence[NarrowState], feeds: Feeds) -> list[str]:
     if not narrow:
         return []
     outputs = ", ".join(state.result for state in narrow if state.result)
-    notes = [f"{outputs}: not compared, since their states differ in width"]
+    notes = [f"{outputs}: not compared, since the states differ in width"]
     lost = [state.source for state in narrow if state.keep is None]
     cold = any(np.any(feed[name]) for feed in feeds if not feed.follows for name in lost)
     if lost and cold and not feeds.random:
         notes.append(
-            f"{', '.join(lost)}: it is not known which of its entries the second model keeps, so"
-            " that one starts at zero where the first does not; streams that start at zero"
-            " (--stream) show how the two differ in use"
+            f"{', '.join(lost)}: it is unknown which of its entries the second model keeps, so that"
+            " one starts from zero where the first does not; streams that start from zero"
+            " (--stream) show how the two differ in production"
         )
     return notes
 

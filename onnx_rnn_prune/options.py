@@ -61,10 +61,7 @@ class Inputs(Group):
         many=True,
     )
     eval_data: Any = option(
-        "Inputs to evaluate the result on.",
-        Source(),
-        metavar="PATH",
-        without="Default: part of --data.",
+        "Inputs to evaluate on.", Source(), metavar="PATH", without="Default: part of --data."
     )
     stream: bool | None = option(
         "Treat each folder of inputs as one stream of consecutive calls, with or without states; "
@@ -280,9 +277,7 @@ class Effort(Group):
     """What work may cost, and where it is done."""
 
     trials: int = option("Maximum number of candidates to try.", Whole(), 200)
-    minutes: float = option(
-        "Time limit for the whole search, in minutes.", Number(above=True), 15.0
-    )
+    minutes: float = option("Time limit for the search, in minutes.", Number(above=True), 15.0)
     study: Any = option(
         "Record trials in this file; an interrupted search resumes from it.", File(), metavar="FILE"
     )
@@ -312,9 +307,7 @@ class Outputs(Group):
     """What a command writes and prints; from Python, results have methods for this."""
 
     output: str | None = option("File to write.", File(), metavar="OUT")
-    save_plan: str | None = option(
-        "Also write the plan: which units are kept.", File(), metavar="PLAN"
-    )
+    save_plan: str | None = option("Also write the plan of kept units.", File(), metavar="PLAN")
     json: str | None = option("Also write the report as JSON.", File(), metavar="REPORT")
     html: str | None = option(
         "Also write the report as a self-contained HTML page.",

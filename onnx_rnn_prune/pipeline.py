@@ -292,13 +292,13 @@ def _recover(
             )
         if treatment.schedule.kind != "hard":
             raise PruneError(
-                "gradual removal refits on data, and there is none",
+                "gradual removal refits on data, but there is none",
                 where="--schedule",
                 remedy="pass --data, or choose hard",
             )
-        return _left(traced, keep), "there is no data to recover with"
+        return _left(traced, keep), "there is no data for recovery"
     if wanted == "none":
-        return _left(traced, keep), "asked for"
+        return _left(traced, keep), "requested"
     data.evidence(traced, progress)
     candidate = Evaluator.of(traced, data, loss=data.loss).candidate(keep)
     training = replace(treatment.training, loss=data.loss)
@@ -306,7 +306,7 @@ def _recover(
         candidate, wanted, treatment.schedule, training, progress
     )
     final = refitted(candidate, found, training.until) if data.tested else found
-    reason = reason if final is found else f"{reason}, then refitted with these included"
+    reason = reason if final is found else f"{reason}, then refitted on these as well"
     return replace(final, refit=None), reason  # `refit` holds all its moments
 
 
@@ -327,7 +327,7 @@ def _untouched(
         opened, data, model, planned, progress,
         layers=layer_rows(opened.layers, opened.layers, {}, planned.plan.pinned),
         oracle=Oracle(0.0, True, 0),
-        recovery=schema.Recovery("none", "none", None, 0, None, "nothing was cut"),
+        recovery=schema.Recovery("none", "none", None, 0, None, "nothing was pruned"),
         stages=steps,
         notes=stays_written_out(opened),
     )  # fmt: skip

@@ -58,7 +58,7 @@ def recover_units(
     chosen = best if asked == "auto" else last
     if math.isinf(chosen.error) and not math.isinf(best.error):
         raise PruneError(
-            f"with {asked}, outputs are not finite on the validation feeds",
+            f"{asked} makes outputs infinite or NaN on the validation feeds",
             where="--recover",
             remedy="leave it out to use the best one",
         )

@@ -156,7 +156,7 @@ class TracedModel:
         found = either_order(load, feeds, tolerance_of(document), original)
         if not found:
             raise ConstraintError(
-                f"it is not proven that the shrunk model computes what the zeroed one does"
+                f"the shrunk model is not proven to compute the same as the zeroed one"
                 f" ({found.reason})",
                 where=opened.name,
                 remedy=remedy_of(found),
@@ -182,7 +182,9 @@ class TracedModel:
             for (layer, start), reason in sorted(self.outside.reasons.items())
         ]
         if not self.outside.states:
-            nothing = "no state of a cut layer is an input and output of the model to be narrowed"
+            nothing = (
+                "no state of a pruned layer is both input and output of the model; none was shrunk"
+            )
             known = state_inputs(self.original.document)
             return Narrowed(shrunk, (), tuple(notes if known and notes else [nothing]))
         trace = self.outside.trace
@@ -223,7 +225,7 @@ def trace_model(
     Raises:
         PruneError: a weight that reads units is NaN or infinite.
     """
-    progress("following units", 0, None)
+    progress("tracing units", 0, None)
     source = opened.document
     states = come_back_in_place(source, handed_back(source), feeds)
     document = source.copy()
@@ -299,7 +301,7 @@ def check_states(traced: TracedModel, plan: Plan) -> None:
                 f"the input '{state.source}' is shared, but "
                 + ", ".join(f"{name} keeps {count} units" for name, count in kept.items()),
                 where="--shrink-states",
-                remedy="make the plan with --shrink-states, or leave that out",
+                remedy="make the plan with --shrink-states, or leave it out here",
             )
 
 
@@ -329,7 +331,7 @@ def _reached(
     """
     layers = [layer for layer in all_layers(document.graph) if layer.name in names]
     left = {layer.name: "it has one unit" for layer in layers if layer.hidden == 1}
-    known, lost = computable(document.outline()), "it hangs on an operator that onnxruntime lacks"
+    known, lost = computable(document.outline()), "it depends on an operator that onnxruntime lacks"
     left |= {layer.name: lost for layer in layers if layer.key not in known}
     if any(layer.scope for layer in layers):
         runs = observe(document, layers, feeds).runs
@@ -395,9 +397,9 @@ def _prove_narrow(
         found = either_order(load, feeds, tolerance_of(result), proven)
         if not found:
             raise ConstraintError(
-                f"with narrow states, the model computes something different ({found.reason})",
+                f"with shrunk states, the model computes something different ({found.reason})",
                 where=name,
-                remedy="report this, and leave --shrink-states out; no file was written",
+                remedy="leave --shrink-states out, and report this; no file was written",
             )
 
 
@@ -442,7 +444,7 @@ def _check_weights(document: Document, readers: Iterable[Reader]) -> None:
     for reader in readers:
         if not np.isfinite(reader.weight(lookup)).all():
             raise PruneError(
-                "a weight that reads units holds entries that are infinite or not a number",
+                "a weight that reads units has entries that are infinite or NaN",
                 where=reader.name.partition("#")[0],
-                remedy="export the model again from weights that are numbers",
+                remedy="export the model again with finite weights",
             )

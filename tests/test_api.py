@@ -126,8 +126,11 @@ def test_what_is_no_model_is_an_error(source):
         (lambda m: compare(m, m, max_nrmse="x"), "max_nrmse=: 'x' is not a number of 0 or more"),
         (lambda m: compare(m, m, max_nrmse=float("nan")), "max_nrmse=: nan is not a number"),
         (lambda m: compare(m, m, seed="x"), "seed=: 'x' is not a whole number"),
-        (lambda m: bench("model.onnx"), "bench: there is nothing to time; give a list of models"),
-        (lambda m: bench(m), "bench: there is nothing to time; give a list of models"),
+        (
+            lambda m: bench("model.onnx"),
+            "bench: there are no models to time; give a list of models",
+        ),
+        (lambda m: bench(m), "bench: there are no models to time; give a list of models"),
         (lambda m: bench([m], threads=0), "threads=: 0 is not a whole number of 1 or more"),
         (lambda m: bench([m], threads=100_000), "100000 threads are too many for this machine"),
         (lambda m: search(m, data=[], params=0.5, jobs=100_000), "100000 jobs are too many"),
@@ -249,7 +252,7 @@ def test_what_is_not_used_is_not_collected():
     chosen = prune(lookup(), keep=2, data=feeds, criterion="l2", recover="none", progress=listen)
     apply(lookup(), chosen.plan, data=feeds, recover="none", progress=listen)
     assert not any(stage == "calibrating" for stage in heard), heard
-    assert chosen.report["recovery"]["reason"] == "asked for"
+    assert chosen.report["recovery"]["reason"] == "requested"
     prune(lookup(), keep=2, data=feeds, progress=listen)
     assert any(stage == "calibrating" for stage in heard), heard
 
@@ -261,7 +264,7 @@ def test_models_that_take_other_inputs_are_named_before_they_run():
     wide.graph.input[0].type.tensor_type.shape.dim.add()
     for model, taken in ((other, "no such input"), (wide, r"tokens: int64\[t, b\]")):
         for call in (compare, lambda a, b: bench([a, b])):
-            message = rf"model (B|2): it takes .*, and model (A|1) takes {taken}; give .* freeze="
+            message = rf"model (B|2): it takes .*, but model (A|1) takes {taken}; give .* freeze="
             with pytest.raises(PruneError, match=message):
                 call(lookup(), model)
 

@@ -232,7 +232,7 @@ def test_what_is_written_was_fitted_on_validation_feeds_where_others_are_reporte
     wanted = Runner(traced.cut(result.plan, "shrink", document))(feeds[0])
     for name, value in Runner(result.model)(feeds[0]).items():
         np.testing.assert_allclose(value, wanted[name], atol=1e-5)
-    assert found["reason"].endswith("then refitted with these included") == apart
+    assert found["reason"].endswith("then refitted on these as well") == apart
 
 
 def test_validation_feeds_stay_out_of_fits_where_they_are_reported_on(feeds):
@@ -288,6 +288,6 @@ def test_data_on_which_only_the_layers_run_are_refused():
     seen = Tapped(traced.document, traced.readers, {})
     for reader in traced.readers:
         assert seen.signal(reader, seen(feeds[5][0])).size
-    with pytest.raises(PruneError, match="gets 8 values, and its weight takes 20"):
+    with pytest.raises(PruneError, match="gets 8 values, but its weight takes 20"):
         for reader in traced.readers:
             seen.signal(reader, seen(feeds[2][0]))

@@ -303,7 +303,7 @@ def test_a_failure_ends_the_processes_at_once():
 def test_workers_that_read_other_data_are_noticed(feeds):
     own = os.getpid()
     data = lambda: feeds if os.getpid() == own else feeds[::-1]  # noqa: E731
-    with pytest.raises(PruneError, match=r"a worker reads other data than this process"):
+    with pytest.raises(PruneError, match=r"a worker reads different data"):
         searched(data, jobs=2)
 
 

@@ -244,7 +244,7 @@ def _row(
         if outlet["end"] != "unused"
     )
     alone = [f"{layer['name']}: {layer['pinned']}" for layer in report["layers"] if layer["pinned"]]
-    alone += [note for note in found["warnings"] if "left alone" in note]
+    alone += [note for note in found["warnings"] if "is not pruned" in note]
     totals = report["totals"]
     checks = {"checker": "passed", "interface": "same"}
     for word in checks:

@@ -60,7 +60,7 @@ def _row(name: str, opened: OpenedModel, document: Document, data: Calibration) 
     for output, values in found.items():
         if math.isinf(values.max_abs):
             raise ConstraintError(
-                f"it makes output {output} infinite or not a number, which the original's is not",
+                f"it makes output {output} infinite or NaN, unlike the original's",
                 where=name,
                 remedy="leave this step out, or give --data on which all outputs are finite",
             )

@@ -364,15 +364,15 @@ class Quantize:
         where = f"--quantize={self.name}"
         if document.graph.opset < _LEAST_OPSET:
             raise PruneError(
-                f"the model is of opset {document.graph.opset}, and this takes {_LEAST_OPSET}",
+                f"the model has opset {document.graph.opset}, but this needs {_LEAST_OPSET}",
                 where=where,
                 remedy="leave it out, or convert the model to a newer opset",
             )
         if not Pipeline(_FORMS[self.name])(document):
             raise PruneError(
-                f"no weight of {LEAST} entries or more is held in more bits than that",
+                f"no weight of {LEAST} entries or more uses more bits than that",
                 where=where,
-                remedy="leave it out: the model is quantized already, or too small to gain",
+                remedy="leave it out: the model is already quantized, or too small to benefit",
             )
         DropUnread()(document)
         return document

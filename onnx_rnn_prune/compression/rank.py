@@ -182,7 +182,7 @@ def _project(graph: gs.Graph, layer: Layer, factor: gs.Tensor) -> None:
     edit.set_input(node, 0, result)
 
 
-_FORMS = "give a share (25%), a number (32), or a share of what is read (energy=99%)"
+_FORMS = "give a fraction (25%), a rank (32), or a fraction of the input energy (energy=99%)"
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,9 @@ class Factor:
         results = [result for way in ways if way(result := document.copy())]
         if not results:
             raise PruneError(
-                "no layer has a weight that is larger than two factors of this rank",
+                "no layer has a weight larger than its two factors of this rank",
                 where=f"--rank={self.rank}",
-                remedy="give a smaller one, or leave it out",
+                remedy="give a lower rank, or leave it out",
             )
 
         def distance(result: Document) -> float:
@@ -239,7 +239,7 @@ def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[st
         for name, own in layers.items()
     }
     for number, feed in enumerate(feeds):
-        progress("looking at inputs of layers", number, len(feeds))
+        progress("measuring layer inputs", number, len(feeds))
         seen = tapped(feed)
         for reader in readers:
             name = reader.twin

@@ -328,7 +328,7 @@ class Sparsify:
 
 
 _NO_FASTER = (
-    "onnxruntime multiplies by zeros like by any other number: the file compresses better but runs"
+    "onnxruntime multiplies by zeros like any other number: the file compresses better but runs"
     " no faster"
 )
 

@@ -82,7 +82,7 @@ def parse_keep(value: str | float) -> Keep:
     if re.fullmatch(r"[0-9]{1,18}", text):
         units = int(text)
         if units == 0:
-            raise PruneError("0 units would remove all", where="--keep", remedy=_KEEP_FORMS)
+            raise PruneError("0 units would remove everything", where="--keep", remedy=_KEEP_FORMS)
         return Keep(units=units)
     share = read_share(text, "--keep", "a number of units without a decimal point")
     if share is None:

@@ -142,10 +142,10 @@ class Tapped:
         for signal in found:
             if signal.shape[1] != width:
                 raise PruneError(
-                    f"{reader.name.partition('#')[0]} gets {signal.shape[1]} values, and its weight"
+                    f"{reader.name.partition('#')[0]} gets {signal.shape[1]} values, but its weight"
                     f" takes {width}",
                     where="calibration",
-                    remedy="give data that the model runs on",
+                    remedy="give data on which the model runs",
                 )
         return np.concatenate(found) if found else np.zeros((0, width))
 

@@ -88,9 +88,9 @@ class _Centred:
         left: Matrix = np.array(samples, dtype=np.float64)
         if not np.isfinite(left).all():
             raise PruneError(
-                "a recurrent layer's signals become infinite or not a number on this data",
+                "signals of a recurrent layer become infinite or NaN on this data",
                 where="calibration",
-                remedy="look for broken values in the data, or leave such feeds out",
+                remedy="check the data for bad values, or leave such feeds out",
             )
         mean = np.zeros(left.shape[1])
         if len(left):

@@ -37,7 +37,7 @@ class Pipeline:
                 raise PruneError(
                     f"pass failed ({type(error).__name__}: {error}); passes before it: {before}",
                     where=name,
-                    remedy="report this with the model's inspect output",
+                    remedy="report this with the output of inspect",
                 ) from error
             done.append(name)
         return changed

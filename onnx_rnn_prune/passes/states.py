@@ -289,7 +289,7 @@ def write_states(
         write_kept(model, {state.source: state.keep for state in states if state.keep is not None})
     return [
         f"'{place.name}' holds {place.value}, the former width of a state that now has "
-        f"{min(widths[place.value])}: if it means that width, add {_OPTION}={place.name}"
+        f"{min(widths[place.value])}; if it refers to that width, add {_OPTION}={place.name}"
         for place in places
         if place.value in widths and place not in chosen
     ]
@@ -310,16 +310,16 @@ def _chosen(
         )
     if len(fitting) > 1:
         raise PruneError(
-            "it holds the width of a state in several places",
+            "it contains the state width in several places",
             where=where,
-            remedy="name the right one: " + ", ".join(place.name for place in fitting),
+            remedy="give the right one: " + ", ".join(place.name for place in fitting),
         )
     if not fitting or len(widths[fitting[0].value]) > 1:
         held = named[0].value if len(named) == 1 else texts.get(key, "")
         raise PruneError(
-            f"it holds '{held}', which was the width of states that now differ"
+            f"its value '{held}' was the width of states that now differ in width"
             if fitting
-            else f"it holds '{held}', which is not the width of a state that shrinks",
+            else f"its value '{held}' is not the width of a state that shrinks",
             where=where,
             remedy="leave it out",
         )
@@ -390,7 +390,7 @@ def _write_output(model: onnx.ModelProto, name: str, after: int) -> None:
     assert value is not None
     if before.outputs:
         raise PruneError(
-            "nodes of the model also read it", where=f"{_OPTION}={name}", remedy="leave it out"
+            "nodes of the model read it as well", where=f"{_OPTION}={name}", remedy="leave it out"
         )
     own = add_constant(graph, f"{name}_width", np.full_like(value, after))
     maker = before.inputs[0] if before.inputs else None

@@ -142,7 +142,7 @@ def _pack(work: Work[Any, Any], option: str) -> _Packed:
         raise PruneError(
             f"data or metric cannot be sent to other processes ({type(error).__name__}: {error})",
             where=option,
-            remedy="name files or module:function, or leave the option out",
+            remedy="give files or module:function, or leave the option out",
         ) from error
     return _Packed(hashlib.sha256(content).hexdigest(), content)
 
@@ -295,7 +295,7 @@ class _Cluster:
                 self.require_workers()
             except ImportError as error:
                 raise PruneError(
-                    f"a worker lacks what it needs ({error})",
+                    f"a worker lacks a required package ({error})",
                     where=self.address,
                     remedy="install the same packages on all workers",
                 ) from error
@@ -303,7 +303,7 @@ class _Cluster:
                 raise PruneError(
                     f"the cluster gave up on a trial ({type(error).__name__}: {error})",
                     where=self.address,
-                    remedy="look at its logs; with --study, a search resumes where it stopped",
+                    remedy="check its logs; with --study, a search resumes where it stopped",
                 ) from error
 
     def require_workers(self) -> None:

@@ -92,7 +92,7 @@ class Goal:
         )
         if goal.drop is None and goal.speed is None and not goal.budgets:
             raise PruneError(
-                "no goal is given",
+                "no goal was given",
                 where="search",
                 remedy="give --max-nrmse, --metric with --max-drop, --speedup, --latency, --params"
                 " or --bytes",
@@ -127,9 +127,9 @@ def _read_drop(target: Target) -> Drop | None:
         amount = math.nan
     if isinstance(value, bool) or not 0 <= amount < math.inf:
         raise PruneError(
-            f"{value!r} is not a loss",
+            f"{value!r} is not an amount",
             where="--max-drop",
-            remedy="give a number in the metric's own units, or 1% of what the original reaches",
+            remedy="give a number in units of the metric, or a percentage of the original (1%)",
         )
     return Drop(amount, relative)
 

@@ -283,7 +283,7 @@ class Problem:
             return []
         return [
             f"restoring the states or outputs of {', '.join(names)} to full width costs more than"
-            " small cuts save: allow more loss"
+            " small cuts save; allow more loss"
         ]
 
     def attempts(self, asks: Sequence[Ask]) -> Iterator[Trial]:
@@ -400,7 +400,7 @@ def _check_cuttable(traced: TracedModel, request: Request) -> None:
     raise PruneError(
         "; ".join(["no layer can be pruned", *bound, *left]),
         where=traced.opened.name,
-        remedy="lower --align and --min-units" if whole else "see what inspect says of it",
+        remedy="lower --align and --min-units" if whole else "run inspect on the model for details",
     )
 
 

@@ -212,7 +212,7 @@ class Search:
         reason = worse(result.report, goal.pays)
         if reason is not None and self.pick is None:
             raise ConstraintError(
-                f"with the best cut within {goal}, {reason}",
+                f"for the best cut within {goal}, {reason}",
                 where="search",
                 remedy="; ".join(problem.unpaid) or "allow more loss",
             )
@@ -272,7 +272,7 @@ class Search:
         drop, before = self.goal.drop, problem.evaluator.before(self.data.validation)
         if not math.isfinite(before):
             raise PruneError(
-                f"for the original it is {before}, so nothing can be compared with it",
+                f"it is {before} for the original, so nothing can be compared with it",
                 where=f"--metric={self.goal.quality.name}",
                 remedy="give --data on which the metric is finite",
             )
@@ -302,7 +302,7 @@ class Search:
                 f"no candidate is within {self.goal}; the nearest has"
                 f" {self.goal.quality.name} {best.value:.4g}",
                 where="search",
-                remedy="allow more loss, or give it more --trials and --minutes",
+                remedy="allow more loss, or more --trials and --minutes",
             )
         return best
 
@@ -361,7 +361,7 @@ def measure_sensitivity(
     study = Study(path, key_of(opened, data, quality, request))
 
     def tell(what: str, done: int, total: int | None) -> None:
-        progress("cutting layers one by one", done, total)
+        progress("pruning layers one by one", done, total)
 
     with executor.open() as workers:
         problem = open_problem(
@@ -372,7 +372,7 @@ def measure_sensitivity(
         asks = [own for own in curve_asks(space).values() if own]
         bounds = SearchBounds(trials=sum(map(len, asks)), minutes=math.inf)
         trials = run(_one_by_one(asks), problem.attempts, study, bounds, tell)
-    notes = [f"{name} is left alone: {why}" for name, why in problem.traced.left.items()]
+    notes = [f"{name} is not pruned: {why}" for name, why in problem.traced.left.items()]
     notes += request.bounds.notes(trace.groups)
     return sensitivity_rows(problem, data, trials, notes, start)
 

@@ -111,8 +111,8 @@ def _traced(context: WorkerContext) -> TracedModel:
     opened = follow(context.model, context.name, context.request.layers, context.rolls)
     if key_of(opened, context.data, context.quality, context.request) != context.key:
         raise PruneError(
-            "a worker reads other data than this process, or has another version of onnx_rnn_prune",
+            "a worker reads different data, or has a different version of onnx_rnn_prune",
             where=context.data.calibration.source,
-            remedy="give all workers the same version, and the same files at the same paths",
+            remedy="use the same version, and the same files at the same paths, on all workers",
         )
     return trace_model(opened, context.names, context.data.calibration, context.interface)

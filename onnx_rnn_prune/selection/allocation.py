@@ -254,7 +254,7 @@ class Keeps:
         if len(set(found.values())) > 1:
             parts = ", ".join(f"{name} {keep}" for name, keep in found.items())
             raise PruneError(
-                f"layers that must keep equally many units are given different amounts: {parts}",
+                f"layers that must keep the same number of units have different amounts: {parts}",
                 where="--keep",
                 remedy="give them the same amount",
             )
@@ -297,13 +297,13 @@ def parse_keeps(value: object) -> Keeps:
             continue
         if default is not None:
             raise PruneError(
-                "two amounts are given for all layers",
+                "two amounts were given for all layers",
                 where="--keep",
                 remedy="give one, or LAYER=AMOUNT for some layers",
             )
         default = parse_keep(amount)
     if default is None and not named:
-        raise PruneError("no amount is given", where="--keep", remedy="give one, such as 40%")
+        raise PruneError("no amount was given", where="--keep", remedy="give one, such as 40%")
     return Keeps(default or _ALL, tuple(named))
 
 

@@ -161,7 +161,7 @@ def plan_of_masks(masks: object, model: str, layers: Sequence[Layer]) -> Plan:
             raise _wrong(f"the model has no layer '{name}'", f"its layers are {', '.join(known)}")
         found[name] = _layer_plan(known[name], np.asarray(mask))
     if not found:
-        raise _wrong("they name no layer", f"the layers are {', '.join(known)}")
+        raise _wrong("they do not name any layer", f"the layers are {', '.join(known)}")
     return Plan(model, found)
 
 
@@ -169,8 +169,8 @@ def _layer_plan(layer: Layer, mask: Array) -> LayerPlan:
     wanted = (layer.directions, layer.hidden)
     if mask.dtype != bool or mask.shape not in (wanted, wanted[1:]):
         raise _wrong(
-            f"the mask of {layer.name} holds {mask.dtype} of shape {list(mask.shape)}",
-            f"give booleans of shape {list(wanted)} or [{layer.hidden}]",
+            f"the mask of {layer.name} is {mask.dtype} with shape {list(mask.shape)}",
+            f"give booleans with shape {list(wanted)} or [{layer.hidden}]",
         )
     lanes = np.broadcast_to(mask, wanted)
     counts = {int(lane.sum()) for lane in lanes}
@@ -178,7 +178,7 @@ def _layer_plan(layer: Layer, mask: Array) -> LayerPlan:
         raise _wrong(
             f"the mask of {layer.name} keeps {', '.join(str(int(lane.sum())) for lane in lanes)}"
             " units",
-            "keep equally many in each direction, at least one",
+            "keep the same number in each direction, at least one",
         )
     keep = tuple(tuple(np.flatnonzero(lane).tolist()) for lane in lanes)
     return LayerPlan(layer.hidden, keep, layer.scope)
@@ -189,7 +189,7 @@ def _read(masks: object) -> Mapping[str, Array]:
         return masks
     if not isinstance(masks, str | Path):
         raise _wrong(
-            f"{type(masks).__name__} is not a set of masks", "give an .npz file or a mapping"
+            f"masks cannot be given as {type(masks).__name__}", "give an .npz file or a mapping"
         )
     try:
         return read_archive(Path(masks))
@@ -263,7 +263,7 @@ def check_lossless(opened: OpenedModel, document: Document, feeds: Sequence[Feed
     found = oracle(before, after, feeds, tolerance, original=before)
     if not found:
         raise ConstraintError(
-            f"the smaller model does not compute what the original does ({found.reason})",
+            f"the smaller model does not match the original ({found.reason})",
             where=opened.name,
             remedy=remedy_of(found),
         )

@@ -32,7 +32,7 @@ _STRENGTH: Sequence[Literal["weights", "either", "feeds", "evidence"]] = (
     "feeds",
     "evidence",
 )
-_FORMS = "name a criterion, a weighted sum such as l2+0.5*activation, or module:function"
+_FORMS = "give a criterion, a weighted sum such as l2+0.5*activation, or module:function"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def _ranks(context: ScoringContext, scores: Matrix) -> Matrix:
 
 
 def _own(text: str) -> Criterion:
-    function = named_function(text, "name a function that takes a Lane and returns scores")
+    function = named_function(text, "give a function that takes a Lane and returns scores")
 
     def score(context: ScoringContext) -> Matrix:
         scores = np.zeros(context.traced.trace.units.count)
@@ -149,12 +149,12 @@ def _checked(text: str, function: Callable[[Lane], Any], lane: Lane, hidden: int
         raise PruneError(
             f"it failed on {lane.layer} with {type(error).__name__}: {error}",
             where=text,
-            remedy="fix the function, or choose a criterion of this package",
+            remedy="fix the function, or choose a built-in criterion",
         ) from error
     if scores.shape != (hidden,) or not np.isfinite(scores).all():
         raise PruneError(
-            f"it returned {list(scores.shape)} for {lane.layer}, not {hidden} finite scores",
+            f"it returned shape {list(scores.shape)} for {lane.layer}, not {hidden} finite scores",
             where=text,
-            remedy="return one number per unit; higher is kept",
+            remedy="return one number per unit; units with higher scores are kept",
         )
     return scores

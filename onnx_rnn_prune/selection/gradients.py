@@ -61,9 +61,9 @@ def slopes(context: ScoringContext) -> Iterator[Matrix]:
     for binding in readers:
         if binding.node not in region.nodes or (context.data.loss and not region.whole):
             raise PruneError(
-                f"gradients are not available there ({why_not(region)})",
+                f"gradients are unavailable ({why_not(region)})",
                 where=binding.node,
-                remedy="choose the criterion reconstruction",
+                remedy="use --criterion=reconstruction",
             )
     if not readers:  # nothing depends on any unit
         return

@@ -170,7 +170,7 @@ def _pinned(traced: TracedModel, plan: Plan, names: Iterable[str]) -> Plan:
         layer = layers[name]
         everything = tuple(range(layer.hidden_size))
         layers[name] = replace(layer, keep=(everything,) * len(layer.keep))
-        reasons[name] = f"{REASON}: it {stops[name]}" if name in stops else REASON
+        reasons[name] = f"{REASON} ({stops[name]})" if name in stops else REASON
     return replace(plan, layers=layers, pinned=reasons)
 
 

@@ -104,5 +104,7 @@ class Request:
         chosen = [n for n in names if not self.only or any(fnmatchcase(n, g) for g in self.only)]
         chosen = [n for n in chosen if not any(fnmatchcase(n, glob) for glob in self.skip)]
         if not chosen:
-            raise PruneError("no layer is left to prune", where="--only and --skip", remedy=remedy)
+            raise PruneError(
+                "they leave no layer to prune", where="--only and --skip", remedy=remedy
+            )
         return tuple(chosen)

@@ -54,7 +54,7 @@ def share_out(
         return shares(ALLOCATORS[request.allocate](trace, scores))
     if not data.given:
         raise PruneError(
-            "joint allocation measures the effect of cuts, and there is no data",
+            "joint allocation measures the effect of cuts, but there is no data",
             where="--allocate",
             remedy="pass --data, or choose uniform or global",
         )
@@ -77,7 +77,7 @@ def _joint(evaluator: Evaluator, space: Space, progress: Progress) -> list[int]:
     asks = next(steps)
     try:
         while True:
-            progress("sharing the cut between layers", number, None)
+            progress("distributing the cut across layers", number, None)
             number += len(asks)
             asks = steps.send([tried(ask.counts) for ask in asks])
     except StopIteration as end:

@@ -123,9 +123,9 @@ def check_inputs(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> Non
             ranks = {len(p.dims) for p in (given, port) if p is not None and p.dims is not None}
             if given is None or len(ranks) > 1:
                 raise PruneError(
-                    f"it takes {port}, and {names[0]} takes {given or 'no such input'}",
+                    f"it takes {port}, but {names[0]} takes {given or 'no such input'}",
                     where=name,
-                    remedy="give models that take the same inputs, or fix that one with --freeze",
+                    remedy="give models with the same inputs, or fix this one with --freeze",
                 )
 
 
@@ -151,7 +151,7 @@ def narrow_states(
     known = {name for state in found for name in (state.source, state.result)}
     for name in sorted({*sizes[0], *sizes[1]} - known):
         raise PruneError(
-            f"'{name}' has different sizes in the two",
+            f"'{name}' has different sizes in the two models",
             where=" and ".join(names),
             remedy="compare models whose inputs and outputs, except states, have the same shapes",
         )

@@ -101,7 +101,7 @@ def oracle(
                 largest = max(largest, difference)
                 known = (zero, feed, (name, place), one)
                 if excess > 1 and difference <= _rounding(*known, reordered):
-                    rounded, amplified = True, "the model amplifies rounding"
+                    rounded, amplified = True, "the model amplifies rounding errors"
                 elif excess > worst:
                     worst = excess
                     reason = f"output {name} differs by {difference:.3g} in feed {count}"
@@ -112,7 +112,7 @@ def oracle(
         exact |= not rounded
         count += 1
     if count and not exact and not reason:
-        reason = f"on all feeds, rounding is amplified to {largest:.3g}"
+        reason = f"on all feeds, rounding errors are amplified to {largest:.3g}"
     return Oracle(largest, not reason, count, reason or amplified)
 
 

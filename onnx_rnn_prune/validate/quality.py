@@ -91,7 +91,7 @@ def perplexity(results: Iterable[Result]) -> float:
         logs = _log_shares(_scores(result.found, labels.shape, "perplexity"))
         most = logs.shape[-1] - 1
         if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels > most)):
-            raise _unfit("perplexity", f"labels are not classes from 0 to {most}")
+            raise _unfit("perplexity", f"labels are not class indices from 0 to {most}")
         total -= float(np.take_along_axis(logs, labels[..., None].astype(np.int64), -1).sum())
         count += labels.size
     mean = total / max(count, 1)
@@ -118,7 +118,7 @@ def snr(results: Iterable[Result]) -> float:
         labels = _labels(result, "snr")
         found = next((v for v in _floats(result.found) if v.shape == labels.shape), None)
         if found is None:
-            raise _unfit("snr", f"no output has the shape {list(labels.shape)} of the labels")
+            raise _unfit("snr", f"no output has the shape of the labels, {list(labels.shape)}")
         signal = labels.astype(np.float64)
         noise = np.square(found.astype(np.float64) - signal).sum()
         power = np.square(signal).sum()
@@ -158,7 +158,7 @@ def read_quality(name: object, better: str | None) -> Quality:
     if isinstance(name, str) and name in known:
         if better is not None:
             raise PruneError(
-                f"it is known which values of {name} are better",
+                f"the better direction of {name} is already known",
                 where="--better",
                 remedy="leave it out",
             )
@@ -168,12 +168,12 @@ def read_quality(name: object, better: str | None) -> Quality:
         text = getattr(name, "__name__", "the metric")
         return Quality(text, higher, _of_user(name, text), _source(name))
     if isinstance(name, str) and is_function_name(name):
-        function = named_function(name, "name a function of (feed, outputs) pairs")
+        function = named_function(name, "give a function of (feed, outputs) pairs")
         return Quality(name, higher, _of_user(function, name), _source(function))
     raise PruneError(
         f"unknown metric {name!r}",
         where="--metric",
-        remedy=f"choose one of {', '.join(known)}, or name a function as module:function",
+        remedy=f"choose one of {', '.join(known)}, or give a function as module:function",
     )
 
 
@@ -235,9 +235,9 @@ def _takes_run(function: Callable[..., object]) -> bool:
 def _labels(result: Result, name: str) -> Array:
     if result.labels is None:
         raise PruneError(
-            "there are no labels in the feeds",
+            "the feeds have no labels",
             where=f"--metric={name}",
-            remedy="put an array named labels into each, beside the inputs",
+            remedy="add an array named labels to each feed, next to the inputs",
         )
     return result.labels
 
@@ -252,7 +252,7 @@ def _scores(outputs: Mapping[str, Array], shape: tuple[int, ...] | None, name: s
         if value.ndim and value.shape[-1] > 1 and shape in (None, value.shape[:-1]):
             return value
     wanted = "" if shape is None else f" for labels of shape {list(shape)}"
-    raise _unfit(name, f"no output has scores of classes along its last axis{wanted}")
+    raise _unfit(name, f"no output has class scores along its last axis{wanted}")
 
 
 def _chosen(outputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
@@ -277,5 +277,5 @@ def _log_shares(scores: Array) -> npt.NDArray[np.float64]:
 
 def _unfit(name: str, why: str) -> PruneError:
     return PruneError(
-        why, where=f"--metric={name}", remedy="name a function of your own as module:function"
+        why, where=f"--metric={name}", remedy="give your own function as module:function"
     )

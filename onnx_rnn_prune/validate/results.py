@@ -193,7 +193,7 @@ def results(
     """
     if set(a.outputs) != set(b.outputs):
         raise PruneError(
-            f"their outputs are {', '.join(a.outputs)} and {', '.join(b.outputs)}",
+            f"their outputs differ: {', '.join(a.outputs)} and {', '.join(b.outputs)}",
             where=f"{a.name} and {b.name}",
             remedy="compare models with the same outputs",
         )

@@ -190,7 +190,7 @@ def test_pruned_and_quantized(form, op):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_is_quantized_once(form):
     once = Quantize(form)(Document.read(real_model(hidden=64)), None, None).write()
-    with pytest.raises(PruneError, match="quantized already"):
+    with pytest.raises(PruneError, match="already quantized"):
         Quantize(form)(Document.read(once), None, None)
 
 

@@ -145,7 +145,7 @@ def test_layers_keep_what_is_said_of_them(value, layer, expected):
 
 def test_layers_that_are_tied_keep_one_amount():
     keeps = parse_keeps(["a=30%", "50%"])
-    with pytest.raises(PruneError, match="layers that must keep equally many units"):
+    with pytest.raises(PruneError, match="layers that must keep the same number of units"):
         keeps.of(["a", "b"])
     assert parse_keeps(["a=30%", "b=0.3"]).of(["a", "b"]) == Keep(share=0.3)
 

@@ -405,14 +405,14 @@ def test_masks_from_training_are_a_plan(one, tmp_path):
     ("masks", "message"),
     [
         ({"other": np.ones(5, bool)}, "the model has no layer 'other'; its layers are l"),
-        ({"layer": np.ones(4, bool)}, r"layer holds bool of shape \[4\]; give .* \[2, 5\] or \[5"),
-        ({"layer": np.ones((1, 5), bool)}, r"holds bool of shape \[1, 5\]"),
-        ({"layer": np.ones(5)}, "holds float64 of shape"),
+        ({"layer": np.ones(4, bool)}, r"layer is bool with shape \[4\]; give .* \[2, 5\] or \[5"),
+        ({"layer": np.ones((1, 5), bool)}, r"is bool with shape \[1, 5\]"),
+        ({"layer": np.ones(5)}, "is float64 with shape"),
         ({"layer": np.eye(5, dtype=bool)[:2] | (np.arange(5) > [[3], [2]])}, "keeps 2, 3 units"),
-        ({"layer": np.zeros(5, bool)}, "keeps 0, 0 units; keep equally many .* at least one"),
-        ({}, "they name no layer; the layers are layer"),
+        ({"layer": np.zeros(5, bool)}, "keeps 0, 0 units; keep the same number .* at least one"),
+        ({}, "they do not name any layer; the layers are layer"),
         ("absent.npz", r"absent\.npz: cannot be read"),
-        (5, "int is not a set of masks"),
+        (5, "masks cannot be given as int"),
     ],
 )
 def test_masks_that_do_not_fit_are_an_error(masks, message):

@@ -395,7 +395,7 @@ def test_stacked_states_of_real_exports(name):
 
 def test_a_model_without_states_says_so(model):
     warnings = prune(model, keep=3, shrink_states=True).report["warnings"]
-    assert any("no state of a cut layer" in text for text in warnings)
+    assert any("no state of a pruned layer" in text for text in warnings)
 
 
 def test_metadata_holds_the_new_width():
@@ -407,9 +407,7 @@ def test_metadata_holds_the_new_width():
     found = {entry.key: entry.value for entry in result.model.metadata_props}
     assert found.pop(KEPT).startswith('{"h":[[1,1,12],"')
     assert found == {"width": "5", "other": "12", "rate": "16000"}
-    with pytest.raises(
-        PruneError, match="rate': it holds '16000', which is not the width of a state"
-    ):
+    with pytest.raises(PruneError, match="rate': its value '16000' is not the width of a state"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["rate"])
     with pytest.raises(PruneError, match="gone': the model has no such entry"):
         prune(proto, keep=5, shrink_states=True, state_metadata=["gone"])
@@ -438,7 +436,7 @@ def test_json_and_constant_outputs_hold_the_new_width():
     assert found["width"] == "12"
     assert Runner(result.model)(clips[0] | narrow_zeros())["memory_size"] == [5]
     assert not any("memory_size" in text for text in result.report["warnings"])
-    with pytest.raises(PruneError, match="several places; name the right one.*config:rnn.layers.1"):
+    with pytest.raises(PruneError, match="several places; give the right one.*config:rnn.layers.1"):
         prune(proto, keep=5, shrink_states=True, state_metadata="config")
 
 
@@ -489,7 +487,7 @@ def test_narrow_states_are_compared_from_what_they_keep_of_the_originals(recover
     assert set(found["drift"]) == {"y"} and set(wanted["drift"]) == {"y", "hn", "cn"}
     assert found["drift"]["y"]["nrmse"] == pytest.approx(wanted["drift"]["y"]["nrmse"], rel=1e-4)
     assert result.report["drift"] == found["drift"]
-    assert found["warnings"] == ["hn, cn: not compared, since their states differ in width"]
+    assert found["warnings"] == ["hn, cn: not compared, since the states differ in width"]
     assert [row["model"] for row in bench([model, narrow], data=clips)["rows"]]
     assert compare(model, narrow)["drift"]["y"]["nrmse"] > 0
 

@@ -175,7 +175,7 @@ class TestWithTorch:
         learning = report["recovery"]["learning"]
         assert report["oracle"]["passed"]
         assert not learning["whole"]
-        assert "SplitToSequence is not known" in learning["missing"].values()
+        assert "SplitToSequence is not supported" in learning["missing"].values()
         assert learning["after"] <= learning["before"]
 
     def test_what_is_not_differentiable_behind_ends_what_learns(self):

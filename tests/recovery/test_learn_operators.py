@@ -284,7 +284,7 @@ def test_weights_in_integers_are_learned_and_written_back(name):
         ("LSTM", {"clip": 1.0}, "LSTM has clip"),
         ("LSTM", {"input_forget": 1}, "LSTM has input_forget"),
         ("GRU", {"activations": ["Affine", "Tanh"]}, "GRU has the activation Affine"),
-        ("TopK", {}, "TopK is not known"),
+        ("TopK", {}, "TopK is not supported"),
         ("MaxPool", {"ceil_mode": 1}, "MaxPool has ceil_mode"),
     ],
 )
@@ -314,6 +314,6 @@ def test_a_region_ends_where_gradients_do():
     region = find_region(document, ["rnn"])
     assert region.given == ("scaled",)
     assert region.targets == region.scores == ("logits",)
-    assert region.missing == {"best": "ArgMax is not known"}
+    assert region.missing == {"best": "ArgMax is not supported"}
     assert region.whole
     assert set(build(document, region).weights) == {"W", "R", "fc"}

@@ -126,7 +126,7 @@ def test_inspect():
     assert "Y: read by smaller weights in head 40.0 k parameters, 160 kB, 90.0 k FLOPs" in text
     assert "model 1.2x faster together with twin" in text
     assert "not pruned: its weights are inputs nothing" in text
-    assert "not known not measured" in text
+    assert "unknown not measured" in text
     assert "random inputs" in text and "x [2, 7]" in text
     assert (
         "recurrent layers together take 75 % of a run; without them, it would be 4.0x fas" in text

@@ -590,7 +590,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
 
 def test_a_metric_that_is_no_number_of_the_original_judges_nothing(feeds):
     with pytest.raises(
-        PruneError, match=r"^metric='<lambda>': for the original it is nan, so nothing"
+        PruneError, match=r"^metric='<lambda>': it is nan for the original, so nothing"
     ):
         search(feeds, metric=lambda pairs: np.nan, max_drop=0.1)
 
@@ -614,14 +614,14 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
     given = [{**feed, "labels": np.zeros((15, 2), int)} for feed in feeds]
     found = onnx_rnn_prune.search(model, data=given, metric="accuracy", max_drop=0.2, trials=20)
     assert 0 <= found.report["search"]["test"]["original"] <= 1
-    with pytest.raises(PruneError, match=r"^metric='accuracy': there are no labels"):
+    with pytest.raises(PruneError, match=r"^metric='accuracy': the feeds have no labels"):
         onnx_rnn_prune.search(model, data=feeds, metric="accuracy", max_drop=0.05)
 
 
 @pytest.mark.parametrize(
     ("choices", "text"),
     [
-        ({}, r"^search: no goal is given; give max_nrmse="),
+        ({}, r"^search: no goal was given; give max_nrmse="),
         ({"max_drop": 1}, r"^max_drop=: it needs a metric"),
         ({"max_nrmse": 0.1, "metric": "kl"}, r"^max_nrmse= and metric=: both set"),
         ({"speedup": 2, "latency": "5ms"}, r"^speedup= and latency=: both set"),
@@ -630,9 +630,9 @@ def test_labels_in_feeds_are_what_accuracy_counts(feeds):
         ({"latency": "5 miles"}, r"^latency=: '5 miles' is not a duration"),
         ({"latency": True}, r"^latency=: "),
         ({"max_nrmse": -1}, r"^max_nrmse=: "),
-        ({"metric": "kl", "max_drop": "little"}, r"^max_drop=: 'little' is not a loss"),
+        ({"metric": "kl", "max_drop": "little"}, r"^max_drop=: 'little' is not an amount"),
         ({"metric": "kl", "max_drop": float("nan")}, r"^max_drop=: "),
-        ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^better=: it is known which"),
+        ({"metric": "kl", "better": "lower", "max_drop": 1}, r"^better=: the better direction"),
         ({"metric": "wisdom", "max_drop": 1}, r"^metric=: unknown metric 'wisdom'"),
         ({"params": "150%"}, r"^params=: "),
         ({"bytes": "much"}, r"^bytes=: "),

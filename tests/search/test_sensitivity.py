@@ -162,7 +162,7 @@ def test_where_no_layer_can_be_cut_there_is_nothing_to_tell(model, feeds):
     ("options", "message"),
     [
         ({"data": None}, "data=: sensitivity needs inputs; give some"),
-        ({"metric": "accuracy"}, "metric='accuracy': there are no labels in the feeds"),
+        ({"metric": "accuracy"}, "metric='accuracy': the feeds have no labels"),
         ({"metric": "beauty"}, "metric=: unknown metric 'beauty'"),
         ({"better": "lower"}, "better=: it needs a metric"),
         ({"only": "absent"}, "no layer matches 'absent'"),
@@ -203,7 +203,7 @@ def test_the_command_prints_json(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--data", "clips", "--metric", "snr"), "--metric snr: there are no labels"),
+        (("--data", "clips", "--metric", "snr"), "--metric snr: the feeds have no labels"),
         (("--data", "clips", "--png", "model.onnx"), "this would overwrite an input"),
         (("--data", "clips", "--png", "absent/a.png"), "the folder does not exist"),
         (("--data", "clips", "--study", "model.onnx"), "cannot be used as a study"),

@@ -88,7 +88,7 @@ def test_more_is_better_where_it_says_so(name):
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity", "snr"])
 def test_labels_are_asked_for(name):
-    with pytest.raises(PruneError, match=rf"^metric='{name}': there are no labels in the feeds"):
+    with pytest.raises(PruneError, match=rf"^metric='{name}': the feeds have no labels"):
         measured(name, results(None))
 
 
@@ -97,7 +97,7 @@ def test_labels_that_do_not_fit_are_named(name):
     with pytest.raises(PruneError, match=rf"^metric='{name}': no output has "):
         measured(name, results([np.zeros(7, int)] * 3))
     if name == "perplexity":
-        with pytest.raises(PruneError, match=r"labels are not classes from 0 to 4"):
+        with pytest.raises(PruneError, match=r"labels are not class indices from 0 to 4"):
             measured(name, results([np.full((4, 6), 9)] * 3))
 
 

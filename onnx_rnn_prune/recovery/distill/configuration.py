@@ -40,7 +40,7 @@ def require_torch(where: str) -> None:
         )
 
 
-_FORMS = "choose cross-entropy, or module:function that takes outputs and labels"
+_FORMS = "choose cross-entropy, or a module:function that takes outputs and labels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Answers:
             raise PruneError(
                 f"its labels are {labels.dtype.name}",
                 where=feed.name,
-                remedy="give numbers, such as those of classes",
+                remedy="give numbers, such as class indices",
             )
         kind = {"b": np.bool_, "i": np.int64, "u": np.int64}.get(labels.dtype.kind, np.float32)
         return Answers(torch.from_numpy(np.array(labels, dtype=kind, order="C")), feed.name)
@@ -102,7 +102,7 @@ class Loss:
             value = self.function(dict(outputs), answers.labels)
         except _Unfit as error:
             raise PruneError(
-                str(error), where=answers.feed, remedy="give others, or a --loss of your own"
+                str(error), where=answers.feed, remedy="change the labels, or give your own --loss"
             ) from error
         except FAILURES as error:  # it is the user's code
             raise PruneError(
@@ -114,14 +114,14 @@ class Loss:
             raise self._refused(f"returned {_shown(value)}", answers)
         learns = any(output.requires_grad for output in outputs.values())
         if learns and not value.requires_grad:
-            raise self._refused("does not follow from the outputs", answers)
+            raise self._refused("does not depend on the outputs", answers)
         return value
 
     def _refused(self, why: str, answers: Answers) -> PruneError:
         return PruneError(
             f"the loss {self.name} {why}",
             where=answers.feed,
-            remedy="return a number as a tensor, computed from the outputs by PyTorch",
+            remedy="return a scalar tensor computed from the outputs in PyTorch",
         )
 
     def of_runs(self, run: Runner, feeds: Iterable[Feed], outputs: Sequence[str]) -> float:
@@ -185,7 +185,7 @@ def cross_entropy(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> tor
 
     if len(outputs) != 1:
         shown = ", ".join(outputs) or "none"
-        raise _Unfit(f"cross-entropy takes one output, and those of the model are {shown}")
+        raise _Unfit(f"cross-entropy needs a single output, but the model has {shown}")
     ((name, scores),) = outputs.items()
     if labels.dtype != torch.int64 or labels.shape != scores.shape[:-1]:
         kind = str(labels.dtype).removeprefix("torch.")

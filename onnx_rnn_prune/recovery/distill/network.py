@@ -235,7 +235,7 @@ def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
     found = tuple(name for name in plain_outputs(document) if name in region.targets)
     if not found:
         raise PruneError(
-            f"gradients of the model's outputs are not available ({why_not(region)})",
+            f"gradients of the model's outputs are unavailable ({why_not(region)})",
             where="--loss",
             remedy="leave it out",
         )
@@ -244,7 +244,7 @@ def labelled_outputs(document: Document, region: Region) -> tuple[str, ...]:
 
 def why_not(region: Region) -> str:
     """A message saying why nodes are not in a region."""
-    return ", ".join(sorted(set(region.missing.values()))) or "it leads to no output"
+    return ", ".join(sorted(set(region.missing.values()))) or "it does not reach an output"
 
 
 def is_weight(node: gs.Node, slot: int, opset: int) -> bool:
@@ -281,7 +281,7 @@ def refuses(node: gs.Node, opset: int) -> str:
     """Why a node cannot be computed with gradients; empty if it can."""
     row, domain = OPERATORS.get(node.op), node.domain or ""
     if row is None or row.domain != ("" if domain == "ai.onnx" else domain):
-        return f"{node.op} is not known"
+        return f"{node.op} is not supported"
     reason = row.refuses(call_of(node, opset))
     return f"{node.op} {reason}" if reason else ""
 

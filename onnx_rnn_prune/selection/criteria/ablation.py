@@ -53,7 +53,7 @@ class MaskedModel:
                 raise PruneError(
                     "units of 8-bit layers cannot be removed one by one",
                     where=key,
-                    remedy="choose another criterion, or leave the layer out with --skip",
+                    remedy="choose another criterion, or exclude the layer with --skip",
                 )
             for bound in bounds:
                 if bound.dead == 0:
@@ -116,7 +116,7 @@ def _score(context: ScoringContext) -> Matrix:
     scores, counts = np.zeros(len(everything)), np.zeros(len(everything))
     blocks = list(_blocks(context, runs))
     for number, block in enumerate(blocks):
-        context.progress("cutting units one by one", number, len(blocks))
+        context.progress("removing units one by one", number, len(blocks))
         keep = everything.copy()
         keep[block] = False
         scores[block] += _loss(model, feeds, wanted, keep) / block.size
