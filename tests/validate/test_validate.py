@@ -71,7 +71,7 @@ def test_rounding_is_known_by_another_order_where_inputs_are_whole_numbers():
     feeds = [{"x": rng.integers(1, 9, (3, n)).astype(np.float32)} for n in (14, 1)]
     assert not oracle(one, other, feeds)
     both = either_order(lambda optimized: (other, one) if optimized else (one, other), feeds)
-    assert both and both.reason == "the model amplifies rounding"
+    assert both and both.reason == "the model amplifies rounding errors"
     assert not either_order(lambda optimized: (other, wrong) if optimized else (one, wrong), feeds)
 
 
