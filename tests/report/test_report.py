@@ -136,7 +136,7 @@ def test_inspect():
     for line in (
         "Cannot be pruned: an RNN is decomposed",
         "Cannot run: node n",
-        "helps: export again",
+        "Remedy: export again",
     ):
         assert line in text
     assert "The model has no LSTM, GRU or RNN layers." in shown(
