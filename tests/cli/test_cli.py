@@ -324,10 +324,10 @@ def test_an_error_names_flags_to_a_shell_and_arguments_to_python(model, capsys):
 
 def test_notes_name_flags_to_a_shell_and_arguments_to_python(model, capsys):
     (note,) = (text for text in api.compare(model, model)["warnings"] if "random" in text)
-    assert note == "the inputs are random: give typical ones with data="
+    assert note == "the inputs are random; give typical ones with data="
     assert call("compare", model, model, "--json") == 0
     assert (
-        "the inputs are random: give typical ones with --data"
+        "the inputs are random; give typical ones with --data"
         in json.loads(capsys.readouterr().out)["warnings"]
     )
     assert call("prune", model, "-o", model.parent / "o.onnx", "--budget", "bytes=100%") == 0

@@ -134,9 +134,9 @@ def test_inspect():
     faster = put(report, 5.0, "layers", 0, "half", "speedup")  # the share is too small, then
     assert "together take 75 % of a run Time:" in shown(inspect_table(faster))
     for line in (
-        "Cannot be pruned: an RNN is written",
+        "Cannot be pruned: an RNN is decomposed",
         "Cannot run: node n",
-        "helps: export again",
+        "Remedy: export again",
     ):
         assert line in text
     assert "The model has no LSTM, GRU or RNN layers." in shown(

@@ -573,7 +573,7 @@ def test_a_layer_of_one_unit_cannot_be_cut():
     feeds = [{"x": np.ones((3, 2, 2), np.float32)}] * 5
     for call in (onnx_rnn_prune.search, onnx_rnn_prune.sensitivity):
         options = {"max_nrmse": 0.1} if call is onnx_rnn_prune.search else {}
-        with pytest.raises(PruneError, match="no layer can be pruned; one: it has one unit; see"):
+        with pytest.raises(PruneError, match="no layer can be pruned; one: it has one unit; run"):
             call(model, data=feeds, **options)
     found = onnx_rnn_prune.inspect(model)
     assert found["layers"][0]["pinned"] == "it has one unit" and found["warnings"] == []

@@ -222,7 +222,7 @@ def test_a_function_of_the_users_ranks_units(mine, model, clips):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.ones(3), r"returned \[3\]"), (np.full(6, np.nan), "not 6 finite"), (1 / 3, r"\[\]")],
+    [(np.ones(3), r"returned shape \[3\]"), (np.full(6, np.nan), "not 6 finite"), (1 / 3, r"\[\]")],
 )
 def test_a_function_that_returns_something_else_is_named(mine, value, message, model):
     mine.wrong = lambda lane: value
