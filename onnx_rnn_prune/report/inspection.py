@@ -1,4 +1,4 @@
-"""What inspect and sensitivity print."""
+"""The output of inspect and sensitivity."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _costs(layers: Sequence[InspectedLayer]) -> Table:
 
 
 def _gains(layers: Sequence[InspectedLayer]) -> Table:
-    """What becomes of each layer's outputs when it is pruned, and the savings."""
+    """Where each layer's outputs end up when it is pruned, and the savings."""
     table = new_table("Layer", "Its output, once pruned", "Removing half its units saves")
     for layer in layers:
         left = f"left alone: {layer.pinned}" if layer.pinned else ""
