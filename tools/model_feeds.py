@@ -80,8 +80,7 @@ def _lac(rng: np.random.Generator, batch: int, steps: int) -> Feed:
 
 
 def _oskut(rng: np.random.Generator, batch: int, steps: int) -> Feed:
-    """Characters around each position, their types, and bits from a dictionary and a first
-    guess."""
+    """Characters around each position, their types, and bits from a dictionary and a guess."""
     rows, tables = steps * batch, {"input1": 178, "input2": 12, "input3": 12}
     return {
         name: rng.integers(0, size, (rows, 21)).astype(np.float32) for name, size in tables.items()
