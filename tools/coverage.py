@@ -120,7 +120,7 @@ def interface(model: onnx.ModelProto) -> tuple[object, ...]:
 
 
 def checker_fault(model: onnx.ModelProto) -> str:
-    """The first line of what onnx.checker reports with full_check, or an empty string."""
+    """What onnx.checker reports with full_check, in one line, or an empty string."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
