@@ -1,12 +1,12 @@
 """What pruning costs a streaming denoiser in use: `python tools/bench_dtln.py`.
 
-Stage 1 of DTLN (two LSTMs of 128 units, one frame a call, all states in one input and one output)
-is pruned with streams of noisy speech, and both files then denoise other recordings frame by frame
-in a loop written by hand, each with its own states carried along. The model is
-`pretrained_model/model_1.onnx` of https://github.com/breizhn/DTLN, in the folder of models as
-`dtln_1.onnx`; `python tools/fetch_models.py` gets the speech. Distillation needs PyTorch. The
-trained row is that of `--noise "white, 14 dB" --keep 50% --recover distill --training 1560
---voices 590 --minutes 16`, which takes 25 minutes.
+Prunes stage 1 of DTLN (two LSTMs of 128 units, one frame per call, all states in one input and one
+output) with streams of noisy speech. Both files then denoise other recordings frame by frame in a
+hand-written loop, each carrying its own states. The model is `pretrained_model/model_1.onnx` of
+https://github.com/breizhn/DTLN, in the folder of models as `dtln_1.onnx`; `python
+tools/fetch_models.py` gets the speech. Distillation needs PyTorch. The trained row is from `--noise
+"white, 14 dB" --keep 50% --recover distill --training 1560 --voices 590 --minutes 16`, which takes
+25 minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from speech import NOISES, RATE, Audio, mixtures, split
 FRAME, HOP = 512, 128
 INPUT, MASK = "input_2", "activation_2"
 STATE_INPUT, STATE_OUTPUT, STATE = "input_3", "tf_op_layer_stack_2", (1, 2, 128, 2)
-# Kinds of noise and signal-to-noise ratios in dB. Babble of the speaker's own voice is speech, too.
+# Kinds of noise and signal-to-noise ratios in dB. Babble of the speaker's own voice is also speech.
 CONDITIONS = {
     "four kinds, 0 to 15 dB": (tuple(kind for kind in NOISES if kind != "babble"), (0.0, 15.0)),
     "white, 14 dB": (("white",), (14.0, 14.0)),
@@ -107,15 +107,15 @@ Frames = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured.
+    """The settings of a measurement.
 
     Attributes:
         noise: one of `CONDITIONS`.
         keep: share of units of each layer.
         recover: see `prune`.
-        seconds: of noisy speech to calibrate or learn on.
+        seconds: duration of the noisy speech to calibrate or train on.
         noises: how often each recording is mixed with other noise.
-        voices: seconds of noisy speech in each other language to learn on as well.
+        voices: seconds of noisy speech in each other language to train on as well.
         minutes: of training.
     """
 
@@ -129,13 +129,13 @@ class Asked:
 
 
 def frames(audio: Audio) -> Frames:
-    """What the model reads, [frames, 1, 1, 257]: magnitudes of the spectra of 512 samples."""
+    """The model's input, [frames, 1, 1, 257]: magnitude spectra of 512 samples."""
     views = np.lib.stride_tricks.sliding_window_view(audio, FRAME)[::HOP]
     return np.abs(np.fft.rfft(views))[:, None, None].astype(np.float32)
 
 
 def noisy(paths: Sequence[Path], seconds: float, seeds: Sequence[int], noise: str) -> list[Frames]:
-    """Streams of noisy speech, each recording once for each seed; `noise` is of `CONDITIONS`."""
+    """Streams of noisy speech, each recording once per seed; `noise` is one of `CONDITIONS`."""
     kinds, decibels = CONDITIONS[noise]
     return [
         frames(mixture.noisy)
@@ -145,7 +145,7 @@ def noisy(paths: Sequence[Path], seconds: float, seeds: Sequence[int], noise: st
 
 
 def denoise(run: Runner, streams: Sequence[Frames]) -> npt.NDArray[np.float64]:
-    """All masks [frames, 257], with the states that the file itself leaves."""
+    """All masks [frames, 257], with states carried from call to call."""
     found = []
     for stream in streams:
         state = np.zeros(STATE, np.float32)
@@ -157,7 +157,7 @@ def denoise(run: Runner, streams: Sequence[Frames]) -> npt.NDArray[np.float64]:
 
 
 def learned(models: Path, asked: Asked) -> list[Frames]:
-    """Streams to calibrate or learn on."""
+    """Streams to calibrate or train on."""
     sets = split(models / "speech")
     paths = [*sets["calibration"], *(sets["selection"] if asked.noises > 1 else [])]
     seeds = [1 + 10 * n for n in range(asked.noises)]
@@ -169,7 +169,7 @@ def learned(models: Path, asked: Asked) -> list[Frames]:
 
 
 def row(path: Path, streams: Sequence[Frames], asked: Asked, others: Sequence[Frames]) -> list[str]:
-    """Prunes, and measures twice: as reported, and by hand."""
+    """Prunes, and measures both as reported and by hand."""
     result = prune(
         path,
         keep=asked.keep,
@@ -194,7 +194,7 @@ def row(path: Path, streams: Sequence[Frames], asked: Asked, others: Sequence[Fr
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--model", type=Path, help="the model, if not dtln_1.onnx in it")
@@ -212,7 +212,7 @@ def main() -> int:
         path = choices.model or choices.models / "dtln_1.onnx"
         rows = []
         for noise, keep, recover in product(choices.noise, choices.keep, choices.recover):
-            # Training takes long, and is worth most where most is cut, which comes last.
+            # Training takes long and pays most for the deepest cut, which comes last.
             if recover == "distill" and keep != choices.keep[-1]:
                 continue
             learns = recover == "distill" and choices.training > choices.seconds

@@ -1,8 +1,7 @@
 """What pruning costs a published word segmenter: `python tools/bench_lac.py`.
 
 Prunes lac (two bidirectional GRU layers of 128 units) with unlabelled paragraphs of a newspaper,
-and finds the words of others. `python tools/fetch_models.py lac lac_tables newspaper` gets what it
-needs.
+and segments others. `python tools/fetch_models.py lac lac_tables newspaper` gets model and data.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from segmentation import CALIBRATION, EVALUATION, TRAINING, Text
 HIDDEN = 128
 UNITS = (64,)
 MEASURED = ("none", "lstsq", "distill")
-# So few that a run is over before a busy machine takes the core away: with 100, the original's runs
-# are interrupted and the pruned model's are not, which looks like a speed of 9x.
+# So few that a run ends before a busy machine takes the core away: with 100, the original's runs
+# get interrupted and the pruned model's do not, which looks like a speedup of 9x.
 TIMED_CHARACTERS = 30
 SECONDS_PER_MODEL = 3.0
 MINUTES = 16.0  # of training
@@ -44,12 +43,12 @@ characters on one thread. By `python tools/bench_lac.py`."""
 
 @dataclass(frozen=True)
 class Row:
-    """What one version of the model does.
+    """Results of one version of the model.
 
     Attributes:
         units: of each direction of both layers.
-        recovery: what made up for the removed units.
-        speedup: the original's time / its own.
+        recovery: the recovery method.
+        speedup: the original's time over its own.
         f1: of words, 0 to 1.
         size: bytes of the file.
     """
@@ -63,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model and how it came about."""
+    """A pruned model and how it was made."""
 
     model: onnx.ModelProto
     units: int
@@ -71,14 +70,14 @@ class Pruned:
 
 
 def cut(path: Path, units: int, recovery: str, text: Text) -> Pruned:
-    """Prunes both layers to so many units."""
+    """Prunes both layers to `units` units."""
     feeds = text.feeds(TRAINING if recovery == "distill" else CALIBRATION)
     result = prune(path, keep=units, data=feeds, recover=recovery, distill_minutes=MINUTES)
     return Pruned(result.model, units, str(result.report["recovery"]["used"]))
 
 
 def measure(path: Path, models: Sequence[Pruned], text: Text) -> list[Row]:
-    """Rows of the original and the pruned models; they are timed in turns, on one thread."""
+    """Rows of the original and the pruned models, timed in turns on one thread."""
     models = [Pruned(onnx.load(path), HIDDEN, ""), *models]
     runners = [Runner(each.model, name=f"{each.units} units") for each in models]
     characters = "".join(itertools.chain(*text.evaluation))[:TIMED_CHARACTERS]
@@ -96,7 +95,7 @@ def measure(path: Path, models: Sequence[Pruned], text: Text) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows, the original's first, in Markdown."""
+    """The rows in Markdown, the original's first."""
     header = ["units", "recovery", "speed", "F1", "change", "file size"]
     original, *others = rows
     size = f"{original.size / 1e6:.1f} MB"
@@ -124,7 +123,7 @@ def bench(folder: Path, units: Sequence[int], recoveries: Sequence[str]) -> list
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")

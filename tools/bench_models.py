@@ -1,12 +1,12 @@
 """How much faster published models get at the same quality: `python tools/bench_models.py`.
 
-For each model `search` looks for the fastest cut of recurrent layers, and of all layers, within a
-limit on what may be lost; then 8-bit integers are tried on what it found. With `--training`,
-what stays below twice the speed is cut to that, and trained. What has been measured is kept in a
-file (`--results`), so that a run goes on where another stopped; with `--again`, what the present
-code has measured. All of them take about 45 minutes with `--again --minutes 1.3`.
-`python tools/fetch_models.py` gets what it needs; pictures of text take Pillow and
-Matplotlib, and captchas `pip install captcha==0.6.0`.
+For each model, `search` looks for the fastest cut of recurrent layers, and of all layers, within a
+limit on the loss; then 8-bit integers are tried on the result. With `--training`, models that stay
+below a speedup of 2 are cut to that and trained. Measurements are kept in a file (`--results`), so
+that an interrupted run can be resumed; with `--again`, those of the present code are repeated. All
+of them take about 45 minutes with `--again --minutes 1.3`. `python tools/fetch_models.py` gets the
+models and data; images of text need Pillow and Matplotlib, and captchas `pip install
+captcha==0.6.0`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ nothing. By `python tools/bench_models.py`."""
 
 @dataclass(frozen=True)
 class Version:
-    """What became of a model in one way.
+    """The result of one way to speed up a model.
 
     Attributes:
         speed: the original's time over its own; 1 where it stayed as it was.
-        value: of the quality on the test feeds.
-        params: those left, a share.
+        value: the quality on the test feeds.
+        params: share of the parameters left.
         widths: units kept, by layer.
-        seconds: that it took to find.
+        seconds: time taken to find it.
         reason: why it stayed as it was.
     """
 
@@ -75,15 +75,15 @@ class Version:
 
 @dataclass(frozen=True)
 class Row:
-    """One model in all ways.
+    """The results for one model.
 
     Attributes:
         name: of the model.
-        metric: what its quality is called.
-        text: how to write it.
-        kind: of data.
+        metric: name of its quality.
+        text: the format of its values.
+        kind: kind of data.
         original: the quality of the original on the test feeds.
-        limit: the lowest quality that is accepted.
+        limit: the lowest accepted quality.
         code: checksum of the code that measured.
         versions: by label, see `LABELS`.
     """
@@ -99,7 +99,7 @@ class Row:
 
     @staticmethod
     def read(values: Mapping[str, object]) -> Row:
-        """What `asdict` made of one."""
+        """A row from the output of `asdict`."""
         versions = values["versions"]
         assert isinstance(versions, dict)
         read = {label: Version(**each) for label, each in versions.items()}
@@ -107,13 +107,13 @@ class Row:
 
 
 def measure(path: Path, work: Workload, minutes: float, training: float, code: str) -> Row:
-    """Looks for the fastest cut in every way; all that were found are timed in turns.
+    """Looks for the fastest cut in every way; all results are timed in turns.
 
     Args:
         path: of the model.
-        work: what it is for.
-        minutes: that each search may take.
-        training: that a search with training may take; 0 for none.
+        work: its workload.
+        minutes: time limit of each search.
+        training: the same for a search with training; 0 for none.
         code: checksum of the code that measures.
     """
     found: dict[str, PruneResult] = {}
@@ -154,7 +154,7 @@ def measure(path: Path, work: Workload, minutes: float, training: float, code: s
 def sought(
     path: Path, work: Workload, layers: str, minutes: float, goal: Mapping[str, Any]
 ) -> PruneResult:
-    """What `search` finds for a goal: its arguments."""
+    """The result of `search` for a goal, given as arguments."""
     return search(
         path,
         data=work.data,
@@ -168,10 +168,10 @@ def sought(
 
 
 def integers(path: Path, work: Workload, source: Path | onnx.ModelProto) -> PruneResult:
-    """A model that computes in integers of 8 bits, within the limit on the feeds that selected it.
+    """A model computing in 8-bit integers, within the limit on the selection feeds.
 
     Raises:
-        PruneError: it has nothing to compute so, or loses more.
+        PruneError: nothing can be computed so, or the loss is larger.
     """
     result = prune(source, keep=1.0, quantize="int8")
     value = work.measure(outcomes(path, result.model, work.data))
@@ -190,7 +190,7 @@ def compared(
     took: Mapping[str, float],
     code: str,
 ) -> Row:
-    """The row of a model; all that was found is run in turns."""
+    """The row of a model; all results are run in turns."""
     original = onnx.load(path)
     models = [original, *(result.model for result in found.values())]
     runners = [Runner(model, name=work.name) for model in models]
@@ -214,7 +214,7 @@ def compared(
 
 
 class Results:
-    """A file of rows, by model, which is written whole whenever there is a new one."""
+    """A file of rows by model, rewritten as a whole for each new row."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -222,7 +222,7 @@ class Results:
         self.rows = {name: Row.read(values) for name, values in known.items()}
 
     def add(self, row: Row) -> None:
-        """Keeps a row in place of an older one."""
+        """Stores a row, replacing an older one."""
         self.rows[row.name] = row
         text = json.dumps({name: asdict(each) for name, each in self.rows.items()}, indent=1)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def _cell(row: Row, label: str) -> str:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))

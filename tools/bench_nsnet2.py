@@ -1,7 +1,7 @@
 """What pruning costs a published speech denoiser: `python tools/bench_nsnet2.py` (needs PyTorch).
 
 Prunes NSNet2 (two GRU layers of 400 units) with a minute of unlabelled noisy speech, and denoises
-other recordings with what is left. `python tools/fetch_models.py nsnet2 speech` gets what it needs.
+other recordings with the result. `python tools/fetch_models.py nsnet2 speech` gets model and data.
 """
 
 from __future__ import annotations
@@ -35,23 +35,22 @@ DENSE = ("MatMul_0", "MatMul_23", "MatMul_26")  # of 400, 600 and 600 units; the
 UNITS = (160, 120, 80)
 RECOVERIES = ("auto", "none", "distill")
 KINDS = tuple(NOISES)
-SHORT, LONG = 5.0, 10.0  # seconds of a piece to calibrate on, and of one to evaluate on
+SHORT, LONG = 5.0, 10.0  # seconds of a piece for calibration, and for evaluation
 CALIBRATION = 60.0
-# To train on: more speech than that, with other noise each time, so many pieces to a feed, for so
-# many minutes.
+# Training: seconds of speech, how often it is mixed with new noise, pieces per feed, minutes.
 TRAINING, TIMES, ROWS, MINUTES = 600.0, 4, 16, 7.2
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search over all layers is asked for, and what it is given.
+    """The goal and the settings of a search over all layers.
 
     Attributes:
-        recovery: what the row calls it.
-        speedup: the least.
-        minutes: that it may take.
+        recovery: its name in the row.
+        speedup: the minimum.
+        minutes: time limit.
         recover: see `search`.
-        seconds: of noisy speech.
+        seconds: duration of the noisy speech.
         times: how often each recording is mixed with other noise.
     """
 
@@ -64,13 +63,13 @@ class Search:
 
     @property
     def options(self) -> str:
-        """Those that tell searches apart."""
+        """The options in which searches differ."""
         recover = "" if self.recover is None else f" --recover {self.recover}"
         return f"--speedup {self.speedup} --minutes {self.minutes:g}{recover}"
 
     @property
     def command(self) -> str:
-        """The whole of it."""
+        """The whole command."""
         return f"search nsnet2.onnx --align 8 --jobs 2 {self.options}"
 
 
@@ -92,19 +91,19 @@ even the original makes worse, is listed separately. By `python tools/bench_nsne
 
 @dataclass(frozen=True)
 class Row:
-    """What one version of the model does on the recordings for evaluation.
+    """Results of one version of the model on the evaluation recordings.
 
     Attributes:
         units: units of each recurrent layer, or of all layers.
-        recovery: what made up for the removed units.
-        speedup: the original's time / its own.
-        snr_db: mean signal-to-noise ratio of what it makes of them. This and the next three leave
-            babble out: that is speech, and the original itself makes it worse.
-        change_db: `snr_db` less the original's.
+        recovery: the recovery method.
+        speedup: the original's time over its own.
+        snr_db: mean signal-to-noise ratio of its output. This and the next three exclude babble,
+            which is speech, and which even the original makes worse.
+        change_db: `snr_db` minus the original's.
         worst_db: the lowest such difference of a single piece.
-        gain_rmse: root of the mean squared difference of its gains, 0 to 1, from the original's.
-        babble_rmse: the same for the pieces with babble; None without such.
-        seconds: how long pruning took, everything included.
+        gain_rmse: root mean square difference of its gains, 0 to 1, from the original's.
+        babble_rmse: the same for pieces with babble; None without any.
+        seconds: total time of pruning.
         pieces_db: the signal-to-noise ratio of each piece.
     """
 
@@ -122,7 +121,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model and how it came about."""
+    """A pruned model and how it was made."""
 
     model: onnx.ModelProto
     units: str
@@ -132,7 +131,7 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Heard:
-    """The gains [frames, 161] of a model for each piece, and what comes of them in decibels."""
+    """A model's gains [frames, 161] for each piece, and the resulting SNR in decibels."""
 
     gains: tuple[Gain, ...]
     snr_db: tuple[float, ...]
@@ -146,7 +145,7 @@ def feed(mixture: Mixture) -> Feed:
 def cut(
     path: Path, units: int, recovery: str, feeds: Sequence[Feed], dense: Sequence[int] = ()
 ) -> Pruned:
-    """Prunes both layers to so many units, and dense layers, front to back, to so many."""
+    """Prunes both layers to `units`, and dense layers, front to back, to `dense`."""
     start = time.perf_counter()
     keep = {"GRU*": units, **dict(zip(DENSE, dense, strict=False))}
     result = prune(
@@ -162,7 +161,7 @@ def cut(
 
 
 def found(path: Path, feeds: Sequence[Feed], asked: Search) -> Pruned:
-    """What one search finds among all layers: the best of those that are so fast."""
+    """The result of a search over all layers: the best that is fast enough."""
     start = time.perf_counter()
     result = search(
         path,
@@ -193,7 +192,7 @@ def listen(runner: Runner, pieces: Sequence[Mixture]) -> Heard:
 def row(
     pruned: Pruned, speedup: float, heard: Heard, original: Heard, pieces: Sequence[Mixture]
 ) -> Row:
-    """Compares what a pruned model makes of the pieces with what the original makes of them."""
+    """Compares a pruned model's output for the pieces with the original's."""
     steady = np.array([piece.noise != "babble" for piece in pieces])
     ratios = np.array(heard.snr_db)[steady]
     changes = np.subtract(heard.snr_db, original.snr_db)[steady]
@@ -214,7 +213,7 @@ def row(
 
 
 def measure(path: Path, models: Sequence[Pruned], pieces: Sequence[Mixture]) -> list[Row]:
-    """Rows of the original and the pruned models; they are timed in turns, on one thread."""
+    """Rows of the original and the pruned models, timed in turns on one thread."""
     models = [Pruned(onnx.load(path), f"{HIDDEN} (original)", "", 0.0), *models]
     runners = [Runner(each.model, name=f"{each.units} units") for each in models]
     sample = {"input": feed(pieces[0])["input"][:, :TIMED_FRAMES]}
@@ -227,7 +226,7 @@ def measure(path: Path, models: Sequence[Pruned], pieces: Sequence[Mixture]) -> 
 
 
 def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
-    """The rows in Markdown, after that of the noisy input, and what they were measured on."""
+    """The rows in Markdown, after that of the noisy input, and the data they were measured on."""
     names = ["SNR", "change", "worst piece", "gain RMSE", "in babble", "took"]
     header = ["units", "recovery", "speed", *names]
     noisy = float(np.mean([piece.snr_db for piece in pieces if piece.noise != "babble"]))
@@ -248,7 +247,7 @@ def table(rows: Sequence[Row], pieces: Sequence[Mixture]) -> str:
 def noisy(
     paths: Sequence[Path], seconds: float, times: int, rows: int, kinds: Sequence[str] = KINDS
 ) -> list[Feed]:
-    """Feeds with so much noisy speech, so many times with other noise, so many pieces in each."""
+    """Feeds of `seconds` of noisy speech, `times` over with new noise, `rows` pieces each."""
     pieces = [
         feed(mixture)["input"]
         for seed in range(times)
@@ -266,7 +265,7 @@ def bench(
     searches: Sequence[Search] = (),
     kinds: Sequence[str] = KINDS,
 ) -> tuple[list[Row], list[Mixture]]:
-    """The rows, the original's first, and the pieces with noise that they were measured on."""
+    """The rows, the original's first, and the noisy pieces they were measured on."""
     path, recordings = folder / "nsnet2.onnx", folder / "speech"
     if not path.exists() or not recordings.is_dir():
         remedy = f"python tools/fetch_models.py nsnet2 speech --to {folder}"
@@ -276,7 +275,7 @@ def bench(
     training = [*sets["calibration"], *sets["selection"]]
     more = noisy(training, TRAINING, TIMES, ROWS, kinds) if "distill" in recoveries else []
     pieces = mixtures(sets["evaluation"], EVALUATION, LONG, 2, kinds)
-    # Training takes long, and is worth most where most is cut.
+    # Training takes long and pays most for the deepest cut.
     asked = [
         (count, recovery)
         for count in units
@@ -294,7 +293,7 @@ def bench(
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")

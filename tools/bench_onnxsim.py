@@ -1,8 +1,8 @@
-"""Beside onnxsim's structured pruning: `python tools/bench_onnxsim.py` (needs onnxsim).
+"""Comparison with onnxsim's structured pruning: `python tools/bench_onnxsim.py` (needs onnxsim).
 
-onnxsim cuts chains of convolutions and dense layers and leaves recurrent operators whole. It gets
-the same data: to weigh channels by (Wanda), and for its ridge finetune of dense layers. `prune`
-then leaves as many parameters.
+onnxsim cuts chains of convolutions and dense layers but no recurrent operators. It gets the same
+data, for channel scores (Wanda) and its ridge finetune of dense layers. `prune` then leaves the
+same number of parameters.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ NAMES = (
 )
 SPARSITIES = (0.25, 0.5)
 SECONDS_PER_MODEL = 3.0
-# Calls that onnxsim is calibrated with: it holds what they show in memory.
+# Calls that onnxsim is calibrated with: it keeps their activations in memory.
 CALLS = 200
-# Where ours is slower at the same size, it gets so much smaller until it is not.
+# If ours is slower at the same size, it is shrunk by this factor until it is not.
 SMALLER = 0.85
 NOTE = """\
 *onnxsim*: its structured pruning of that share of channels, scored on calibration data, and its
@@ -55,12 +55,12 @@ its row is shown. By `python tools/bench_onnxsim.py`."""
 
 @dataclass(frozen=True)
 class Rival:
-    """A model by one of the two.
+    """A model pruned by one of the two.
 
     Attributes:
-        label: by which, and how.
-        model: it.
-        params: left, a share of the original's.
+        label: by which of them, and how.
+        model: the model.
+        params: share of the original's parameters left.
     """
 
     label: str
@@ -69,7 +69,7 @@ class Rival:
 
 
 def theirs(path: Path, work: Workload, sparsity: float) -> Rival:
-    """What onnxsim makes of a model, with all that it has for this."""
+    """onnxsim's result for a model, with everything it offers for this."""
     import onnxsim  # type: ignore[import-not-found,unused-ignore]
 
     original = onnx.load(path)
@@ -81,7 +81,7 @@ def theirs(path: Path, work: Workload, sparsity: float) -> Rival:
 
 
 def _plain(path: Path, work: Workload, calls: int) -> list[dict[str, Any]]:
-    """Feeds as the original gets them, states included, without labels."""
+    """Feeds as the original gets them, with states but without labels."""
     inputs = {value.name for value in onnx.load(path).graph.input}
     found = []
     for feed, _ in outcomes(path, onnx.load(path), work.data):
@@ -94,7 +94,7 @@ def _params(model: onnx.ModelProto) -> int:
 
 
 def ours(path: Path, work: Workload, label: str, share: float) -> Rival:
-    """What `prune` leaves with that share of the parameters, in one step."""
+    """The result of `prune` at this share of the parameters, in one step."""
     result = prune(
         path,
         budget=f"params={share:.2%}",
@@ -110,13 +110,13 @@ def ours(path: Path, work: Workload, label: str, share: float) -> Rival:
 
 
 def measure(path: Path, work: Workload) -> list[list[str]]:
-    """The cells of a model's rows."""
+    """The table cells of a model's rows."""
     original, rows = onnx.load(path), []
     for sparsity in SPARSITIES:
         print(f"{work.name}, {sparsity:.0%}", file=sys.stderr)
         try:
             rival = theirs(path, work, sparsity)
-        except RuntimeError as error:  # of what it writes, or reads again
+        except RuntimeError as error:  # from writing a model or reading it back
             print(error, file=sys.stderr)
             return [[work.name, "onnxsim", "fails", "", "", ""]]
         versions = [rival]
@@ -137,7 +137,7 @@ def measure(path: Path, work: Workload) -> list[list[str]]:
 
 
 def _speeds(path: Path, work: Workload, models: Sequence[onnx.ModelProto]) -> list[float]:
-    """How much faster than the first the others are."""
+    """Speedups of the others over the first."""
     feeds: Sequence[Feed] = list(work.timed)
     if work.streams:
         feeds = list(opened_feeds(open_model(path), [feeds], True))
@@ -156,7 +156,7 @@ def _row(path: Path, work: Workload, version: Rival, speed: float) -> list[str]:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)

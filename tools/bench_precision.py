@@ -1,7 +1,7 @@
-"""What fewer bits and a lower rank are worth: `python tools/bench_precision.py`.
+"""What fewer bits and a lower rank bring: `python tools/bench_precision.py`.
 
-Treats the sample models, and one with large layers of random weights, in several ways. Calibration
-and held-out data are disjoint.
+Compresses the sample models, and one with large layers of random weights, in several ways.
+Calibration and held-out data are disjoint.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ LARGE = "large_lstm"
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done to a model.
+    """One way to compress a model.
 
     Attributes:
         keep: units that stay.
-        rank: of layers' inputs.
-        quantize: the form of numbers.
+        rank: rank of the layers' input weights.
+        quantize: the number format.
     """
 
     keep: str | float = 1.0
@@ -64,14 +64,14 @@ matter equally, so the deviation says nothing about trained models. By
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one model.
+    """The result for one model.
 
     Attributes:
-        model: its name, with the length of the sequence that was timed.
+        model: its name, with the length of the timed sequence.
         treatment: as in `TREATMENTS`; empty for the original.
-        metric: of held-out data, as text.
-        deviation: the largest one of any output.
-        size: bytes left, a share.
+        metric: on held-out data, as text.
+        deviation: the largest of any output.
+        size: share of the bytes left.
         speed: the original's time over its own.
     """
 
@@ -84,14 +84,14 @@ class Row:
 
 
 def measure(name: str, path: Path, data: Path | None, feed: Feed, steps: int) -> list[Row]:
-    """Treats one model in every way."""
+    """Compresses one model in every way."""
     results = {}
     for label, way in TREATMENTS.items():
         try:
             results[label] = prune(
                 path, keep=way.keep, rank=way.rank, quantize=way.quantize, data=data
             )
-        except PruneError as error:  # an input of one entry has no lower rank
+        except PruneError as error:  # inputs of size 1 have no lower rank
             print(f"{name}: {error}", file=sys.stderr)
     runners = [Runner(onnx.load(path), name=name)]
     runners += [Runner(result.model, name=label) for label, result in results.items()]
@@ -115,7 +115,7 @@ def _metric(model: Path | bytes, name: str) -> str:
 
 
 def measure_large() -> list[Row]:
-    """Treats the large model with random weights."""
+    """Compresses the large model with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{LARGE}.onnx"
         write_large(path)
@@ -141,7 +141,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether all is well."""
+    """Runs the measurements; the exit code is 1 if something failed."""
     names = [*METRICS, LARGE]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)

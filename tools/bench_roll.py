@@ -1,10 +1,10 @@
-"""What rolling and pruning bring where a recurrence is written out: `python tools/bench_roll.py`.
+"""What rolling and pruning bring for decomposed recurrences: `python tools/bench_roll.py`.
 
-Without arguments it writes cells out itself, at 128 units and 100 steps, one sequence, one thread.
-Models that are named are measured, too: `MODEL.onnx`, or `MODEL.onnx:INPUT=1x100x16`. With
-`--make`, Keras 3 and TensorFlow are installed into an environment of their own, which goes again,
-and a model that they export is measured: Masking, two GRUs, Dense. `--keras FILE` exports that and
-does nothing else. With `--write`, the table goes into tools/results/roll.md.
+Without arguments, it decomposes cells itself, with 128 units and 100 steps, one sequence, one
+thread. Named models are measured as well: `MODEL.onnx`, or `MODEL.onnx:INPUT=1x100x16`. With
+`--make`, Keras 3 and TensorFlow are installed into a temporary environment, and a model exported by
+them is measured: Masking, two GRUs, Dense. `--keras FILE` exports that model and does nothing else.
+With `--write`, the table goes into tools/results/roll.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Case:
     Attributes:
         name: in the table.
         model: the model, or its path.
-        size: of its inputs.
+        size: sizes of its inputs.
     """
 
     name: str
@@ -71,11 +71,11 @@ def made(folder: Path) -> Case:
 
 
 def written() -> Iterator[Case]:
-    """Cells written out by the tests' writer."""
+    """Cells decomposed by the writer in the tests."""
     rolling: Any = import_module("rolling")  # of the tests
     rolling.WIDTH, rolling.UNITS = INPUTS, UNITS
     rolling.STATE = (rolling.STATE[0], ["batch", UNITS])
-    # As large as those of trained layers: with larger ones, rounding grows from step to step.
+    # As large as in trained layers: with larger weights, rounding errors grow from step to step.
     rolling.drawn = lambda rng, *shape: rng.normal(0, UNITS**-0.5, shape).astype(np.float32)
     size = {"x": (STEPS, 1, INPUTS)}
     for kind in ("lstm", "gru", "rnn"):
@@ -91,7 +91,7 @@ def written() -> Iterator[Case]:
 
 
 def measured(case: Case) -> list[str]:
-    """A row of the table."""
+    """A row of the table for a model."""
     from onnx_rnn_prune import ConstraintError, prune, roll
 
     report = roll(case.model, size=case.size).report

@@ -1,7 +1,7 @@
 """What pruning costs the sample models: `python tools/bench_samples.py`.
 
-Prunes each of them to half of its units with its calibration data, and measures what is left on its
-held-out data. Calibration and held-out data are disjoint. Rows of distillation need PyTorch.
+Prunes each to half of its units with its calibration data, and evaluates the result on its held-out
+data. Calibration and held-out data are disjoint. Distillation needs PyTorch.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ layer, it is 17.6 and 0.4. By `python tools/bench_samples.py`, which needs PyTor
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one sample model.
+    """The results for one sample model.
 
     Attributes:
         name: of the model.
         network: its layers.
         metric: what is measured on held-out data.
         before: the original's value.
-        recovered: with what `prune` does by default.
+        recovered: with the defaults of `prune`.
         distilled: with `--recover distill`.
         plain: with the same units and no recovery.
         weakest: with units chosen by their weights and no recovery.
-        params: parameters left, a share.
-        size: bytes left, a share.
+        params: share of the parameters left.
+        size: share of the bytes left.
         speedup: the original's time over the pruned model's.
-        steps: length of the sequence that was timed.
+        steps: length of the timed sequence.
         passed: whether all four results passed the self-check.
     """
 
@@ -97,7 +97,7 @@ def typical(name: str) -> tuple[Feed, int]:
 
 
 def speedup(name: str, pruned: onnx.ModelProto) -> tuple[float, int]:
-    """How many times faster a pruned sample model is, and on a sequence of what length."""
+    """The speedup of a pruned sample model, and the length of the sequence it was timed on."""
     feed, steps = typical(name)
     original = Runner(onnx.load(SAMPLES / f"{name}.onnx"), name=name)
     times = timings([original, Runner(pruned, name="pruned")], feed, seconds=SECONDS, rounds=1000)
@@ -166,7 +166,7 @@ def table(measured: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether all is well."""
+    """Runs the measurements; the exit code is 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(METRICS), default=list(METRICS))
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")

@@ -1,8 +1,8 @@
 """What `search` finds on published models: `python tools/bench_search.py`.
 
-Each goal is a limit on what may be lost; beside the built-in strategy stand Optuna's and the best
-cut that keeps the same share of all layers, found by bisection with the same limit and the same
-feeds. `python tools/fetch_models.py nsnet2 speech lac lac_tables newspaper` gets what it needs.
+Each goal is a limit on the loss. The built-in strategy is compared with Optuna's, and with the best
+cut that keeps the same share of all layers, found by bisection with the same limit and feeds.
+`python tools/fetch_models.py nsnet2 speech lac lac_tables newspaper` gets models and data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STRATEGIES = ("uniform", "greedy", "optuna")
 SPEECH_SECONDS = 300.0
 PARAGRAPHS = 400
 SECONDS_PER_MODEL = 4.0
-_MOST_WIDTHS = 6  # that are written out
+_MOST_WIDTHS = 6  # listed one by one
 NOTE = f"""\
 Each limit must hold on the validation set, with one standard error to spare; *on test feeds* is
 the result on feeds not used in the search. *Uniform* is the best result with the same share of
@@ -53,10 +53,10 @@ class Task:
         name: of the model.
         limit: the goal in words.
         path: of the model.
-        data: feeds to calibrate and select with.
-        tests: feeds to report on.
+        data: feeds for calibration and selection.
+        tests: feeds for the reported quality.
         goal: arguments of `search`.
-        text: how to write a value of the quality.
+        text: the format of the quality.
         timed: a feed to time.
     """
 
@@ -72,17 +72,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """What a strategy found.
+    """The result of a strategy.
 
     Attributes:
         task: the model.
-        strategy: who said what was tried.
+        strategy: what chose the candidates.
         widths: of its layers.
-        trials: that were made.
-        seconds: that the search took, everything included.
-        value: of the quality on the test feeds.
-        original: the same of the original.
-        speedup: the original's time / its own.
+        trials: number of trials.
+        seconds: total time of the search.
+        value: the quality on the test feeds.
+        original: that of the original.
+        speedup: the original's time over its own.
     """
 
     task: str
@@ -115,7 +115,7 @@ def speech_task(folder: Path) -> Task:
 
 
 def text_task(folder: Path, count: int = PARAGRAPHS) -> Task:
-    """lac, which may lose half a point of F1; so many paragraphs calibrate and select."""
+    """lac, which may lose half a point of F1; `count` paragraphs calibrate and select."""
     text = Text.read(folder)
     tables = text.tables
     corpus = read_corpus(folder / "newspaper" / "199801.txt")
@@ -134,8 +134,8 @@ def text_task(folder: Path, count: int = PARAGRAPHS) -> Task:
 
 
 def thai_task(folder: Path) -> Task:
-    """oskut, of all published models the one with most layers: 204."""
-    from workloads import WORKLOADS  # which has lac's task from here
+    """oskut, the published model with the most layers: 204."""
+    from workloads import WORKLOADS  # which imports this module for lac's task
 
     work = WORKLOADS["oskut"](folder, "oskut")
     return Task(
@@ -158,13 +158,13 @@ TASKS: dict[str, Callable[[Path], Task]] = {
 
 
 def labelled(tables: Tables, words: Words) -> Feed:
-    """A paragraph, labelled with where each word ends."""
+    """A paragraph as a feed, labelled with where each word ends."""
     ends = np.cumsum([len(word) for word in words])
     return {**tables.feed("".join(words)), "labels": ends}
 
 
 def word_f1(tables: Tables) -> Callable[[Iterable[tuple[Feed, Feed]]], float]:
-    """F1 of words, from lac's scores of tags and the labels."""
+    """The metric: F1 of words, from lac's tag scores and the labels."""
 
     def measure(results: Iterable[tuple[Feed, Feed]]) -> float:
         right = found = wanted = 0
@@ -182,7 +182,7 @@ def word_f1(tables: Tables) -> Callable[[Iterable[tuple[Feed, Feed]]], float]:
 
 
 def measure(task: Task, strategies: Sequence[str], minutes: float, study: Path | None) -> list[Row]:
-    """A row for each strategy that finds something; the files are timed in turns."""
+    """A row for each strategy that finds something; the resulting files are timed in turns."""
     results: dict[str, PruneResult] = {}
     for strategy in strategies:
         print(f"{task.name}, {strategy}", file=sys.stderr)
@@ -206,7 +206,7 @@ def measure(task: Task, strategies: Sequence[str], minutes: float, study: Path |
 
 
 def row(task: Task, strategy: str, result: PruneResult, speedup: float) -> Row:
-    """What one search found."""
+    """The result of one search."""
     report = result.report["search"]
     return Row(
         task=task.name,
@@ -238,7 +238,7 @@ def table(tasks: Sequence[Task], rows: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))

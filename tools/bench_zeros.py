@@ -1,7 +1,7 @@
 """What zeros in single weights cost a published speech denoiser: `python tools/bench_zeros.py`.
 
-Sets weights of NSNet2 to zero, by magnitude and by the second-order criterion, and denoises
-recordings that nothing was fitted on, as `bench_nsnet2.py` does.
+Zeroes weights of NSNet2, by magnitude and by the second-order criterion, and denoises recordings
+that were not used for fitting, as `bench_nsnet2.py` does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ R and in the weight that reads the last layer. *Sparse*: the file with `--sparse
 
 @dataclass(frozen=True)
 class Sparse:
-    """A model with zeros and how it came about."""
+    """A model with zeros and how it was made."""
 
     model: onnx.ModelProto
     units: int
@@ -46,7 +46,7 @@ class Sparse:
 
 
 def make(path: Path, feeds: Sequence[object], units: int, pattern: str, by: str) -> Sparse:
-    """Keeps so many units of each layer, and sets weights to zero."""
+    """Keeps `units` units of each layer, and zeroes weights."""
     print(f"{units} units, {pattern or 'no zeros'} {by}", file=sys.stderr)
     result = prune(path, keep=units, data=feeds, sparsify=pattern or None, sparsify_by=by or None)
     return Sparse(result.model, units, pattern, by)
@@ -74,7 +74,7 @@ def table(models: Sequence[Sparse], path: Path, folder: Path) -> str:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--units", type=int, nargs="+", default=UNITS, help="units to keep")

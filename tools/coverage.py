@@ -1,9 +1,10 @@
-"""What has been tried: `python tools/coverage.py`.
+"""Test of pruning on all available models: `python tools/coverage.py`.
 
 Prunes every published model that is present (`python tools/fetch_models.py`) and every model of
-tests/fixtures, with other units for each share of them, and checks what comes out: the same as
-the zeroed original's outputs, a valid file, the same interface, fewer bytes. The exit code is 1 if
-a check failed, or if a model with recurrent layers that onnxruntime runs could not be pruned.
+tests/fixtures to several shares of units, choosing other units for each, and checks the results:
+the same outputs as the zeroed original, a valid file, the same interface, fewer bytes. The exit
+code is 1 if a check failed, or if a model with recurrent layers that onnxruntime runs could not be
+pruned.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from time_limit import TooLong, time_limit
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 SHARES = (0.75, 0.5, 0.25)
 TIMED = 0.5
-SECONDS = 240.0  # that one model may take
+SECONDS = 240.0  # time limit per model
 HEADER = (
     "model",
     "layers",
@@ -66,7 +67,7 @@ the state carried along, comparing speech probabilities before and after `prune 
 
 @dataclass(frozen=True)
 class Cut:
-    """What came of one share of units.
+    """The result for one share of units.
 
     Attributes:
         result: the smaller model and its report.
@@ -101,7 +102,7 @@ def recurrent_ops(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def interface(model: onnx.ModelProto) -> tuple[object, ...]:
-    """What a user of a model sees of it, apart from its numbers."""
+    """The interface of a model: everything a user sees except its numbers."""
     defaults = {tensor.name for tensor in model.graph.initializer}
     ports = onnx.GraphProto(input=model.graph.input, output=model.graph.output)
     leave_open(ports)
@@ -119,7 +120,7 @@ def interface(model: onnx.ModelProto) -> tuple[object, ...]:
 
 
 def checker_fault(model: onnx.ModelProto) -> str:
-    """What onnx.checker finds with full_check, in one line, or nothing."""
+    """What onnx.checker reports with full_check, in one line, or an empty string."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -134,7 +135,7 @@ def cut(path: Path, feeds: list[Feed], share: float) -> Cut:
         PruneError: it cannot be pruned.
     """
     original = onnx.load(path)
-    # Nothing is fitted, so one feed will do; all of them are compared on below.
+    # Nothing is fitted, so one feed will do; the comparison below uses all.
     result = prune(
         path,
         keep=share,
@@ -173,14 +174,14 @@ def cut(path: Path, feeds: list[Feed], share: float) -> Cut:
     return Cut(result, proof.max_abs_diff, speed, tuple(faults))
 
 
-# What is slower by less than this is so by chance, or does not matter.
+# Smaller slowdowns are noise or irrelevant.
 _NOTED, _SLOWER, _REFUSED = 0.97, "slower", "refused"
 
 
 def _speed(
     original: onnx.ModelProto, result: PruneResult, feeds: Sequence[Feed], path: Path
 ) -> str:
-    """The original's time over the smaller file's, and what follows where that is below 1."""
+    """The speedup over the original, and what follows if it is below 1."""
     for feed in [*step_feeds(path), *feeds][: len(feeds)]:
         runners = [Runner(as_run(model), name=path.name) for model in (original, result.model)]
         found = timings(runners, feed)[1]
@@ -213,14 +214,14 @@ def measure(path: Path) -> Row:
     except PruneError as error:
         fault = error.what if counts else ""
         return _empty(path, nodes, f"cannot be pruned: {error.what}", fault)
-    except (Exception, TooLong) as error:  # a row for each model, whatever becomes of it
+    except (Exception, TooLong) as error:  # every model gets a row
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
         return _empty(path, nodes, fault, fault)
     return _row(path, nodes, found, cuts, bool(checker_fault(model)))
 
 
 def _refusal(path: Path) -> str:
-    """What inspect says of nodes that nothing can run."""
+    """The message of `inspect` about nodes that nothing can run."""
     try:
         return "; ".join(row["text"] for row in inspect(path)["refused"])
     except PruneError:
@@ -271,7 +272,7 @@ def _kilobytes(count: int) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text as a table takes it."""
+    """A text escaped for a table cell."""
     text = " ".join(text.replace("|", "/").split())
     return text if len(text) <= 160 else f"{text[:157]}..."
 
@@ -284,7 +285,7 @@ def paths(models: Path, only: Sequence[str]) -> list[Path]:
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether all is well."""
+    """Runs all checks; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models to prune")

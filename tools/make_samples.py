@@ -43,7 +43,7 @@ Regenerate everything with `python tools/make_samples.py`.
 
 
 def table_row(path: Path) -> str:
-    """What the README says of one model, from its metadata and its held-out data."""
+    """The README's row for one model, from its metadata and held-out data."""
     card = read_card(path)
     metric, value = evaluate(path, path.stem, path.parent)
     data = f"{card['data']}; {card['licence']}"
@@ -53,7 +53,7 @@ def table_row(path: Path) -> str:
 
 
 def main() -> None:
-    """Makes what the command line asks for, and the README of the folder."""
+    """Makes the requested models, and the README of the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=SAMPLES, help="folder to write to")
     cache = Path.home() / ".cache" / "onnx_rnn_prune" / "wheels"

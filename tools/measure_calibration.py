@@ -1,6 +1,6 @@
-"""What calibration takes beside passes of the data: `python tools/measure_calibration.py`.
+"""Calibration time besides running the model: `python tools/measure_calibration.py`.
 
-`python tools/fetch_models.py` gets the models; see bench_models.py for what else they need.
+`python tools/fetch_models.py` gets the models; see bench_models.py for their other requirements.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ calibration also outputs everything that readers read, and accumulates its momen
 
 
 def measure(folder: Path, name: str) -> list[str]:
-    """One model's row."""
+    """The row of one model."""
     work, path = WORKLOADS[name](folder, name), folder / f"{name}.onnx"
     opened = open_model(path, layers=("all",))
     feeds = open_data(opened, Inputs(data=work.data, stream=work.streams or None)).calibration
@@ -54,14 +54,14 @@ def measure(folder: Path, name: str) -> list[str]:
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Of the processor, that some work takes."""
+    """Processor time of some work."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def main() -> int:
-    """Measures what the command line asks for; the exit code says whether it could."""
+    """Runs the measurements; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(MODELS))

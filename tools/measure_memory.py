@@ -1,4 +1,4 @@
-"""How much memory and time pruning takes, by models: `python tools/measure_memory.py`.
+"""Memory and time of pruning, by model: `python tools/measure_memory.py`.
 
 Each prune runs in a process of its own, which asks the system for the peak of its resident memory.
 That peak begins with that of the process it was started from, so nothing but the standard library
@@ -26,7 +26,7 @@ from pages import markdown, write_section
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 FEEDS = (8, 64)
-# Stacks of GRU layers: by name, units, layers, and with how many feeds; 0 for none.
+# Stacks of GRU layers by name: units, layers, and numbers of feeds; 0 for none.
 STACKS = {
     **{f"units_{units}": (units, 1, (0, 3)) for units in (512, 1024, 2048, 4096)},
     **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100, 400)},
@@ -60,7 +60,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Case:
-    """A model to prune, what writes a number of feeds for it into a folder, and which numbers."""
+    """A model to prune, a function that writes a number of feeds for it, and these numbers."""
 
     name: str
     model: Path
@@ -81,13 +81,13 @@ class Peak:
 
 @dataclass(frozen=True)
 class Row:
-    """What one prune took.
+    """The cost of one prune.
 
     Attributes:
         name: of the model.
         model_mb: size of its file.
         feeds: the number of calibration feeds.
-        peak: the memory it took.
+        peak: the peak memory.
     """
 
     name: str
@@ -97,12 +97,12 @@ class Row:
 
     @property
     def limit(self) -> float:
-        """What it may take at most, in MB."""
+        """The maximum allowed, in MB."""
         return FACTOR * self.model_mb + BASE_MB
 
     @property
     def passed(self) -> bool:
-        """Whether it kept to that."""
+        """Whether it stayed within the limit."""
         return self.peak.most <= self.limit
 
 
@@ -120,7 +120,7 @@ def peak_mb() -> float:
 
 
 def measure(model: Path, feeds: Path, count: int, layers: str) -> Peak:
-    """Prunes a model, without data where there are no feeds; to be called in a fresh process."""
+    """Prunes a model, without data if there are no feeds; called in a fresh process."""
     from onnx_rnn_prune import prune
 
     start, begun = peak_mb(), time.process_time()
@@ -133,7 +133,7 @@ def measure(model: Path, feeds: Path, count: int, layers: str) -> Peak:
     result = prune(model, keep=0.5, data=data, layers=layers, progress=watch)
     result.save(feeds / "pruned.onnx")
     most = peak_mb()
-    # A peak that is there at the start of a stage was reached in the one before it.
+    # A peak present at the start of a stage was reached in an earlier one.
     reached = next((n for n, (_, value) in enumerate(stages) if value >= most), len(stages))
     return Peak(start, most, stages[max(reached - 1, 0)][0], time.process_time() - begun)
 
@@ -170,7 +170,7 @@ def write_large(path: Path) -> None:
 
 
 def write_stack(path: Path, units: int, layers: int) -> None:
-    """Writes GRU layers with random weights one behind the other, [time, batch, 32] to the same."""
+    """Writes a stack of GRU layers with random weights, [time, batch, 32] to the same."""
     import numpy as np
     import onnx
 
@@ -198,7 +198,7 @@ def write_stack(path: Path, units: int, layers: int) -> None:
 
 
 def write_convolutions(path: Path) -> None:
-    """Writes convolutions with random weights one behind the other, [batch, channels, 24, 24]."""
+    """Writes a chain of convolutions with random weights, [batch, channels, 24, 24]."""
     import numpy as np
     import onnx
 
@@ -271,7 +271,7 @@ def noise_feeds(name: str, shape: Sequence[int], folder: Path, count: int) -> No
 
 
 def text_feeds(folder: Path, count: int) -> None:
-    """Writes the sample's own feeds, and if there are too few, the same turned by some steps."""
+    """Writes the sample's own feeds and, if too few, shifted copies."""
     import numpy as np
 
     sources = sorted((SAMPLES / "text_lstm" / "calibration").glob("*.npz"))
@@ -359,7 +359,7 @@ def table(measured: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Measures; the exit code is 1 if a prune took more than it may."""
+    """Runs all cases; the exit code is 1 if a prune exceeded its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="models to prune")

@@ -1,8 +1,8 @@
-"""Compare pruning methods on models with a job: `python tools/methods.py`.
+"""Compare pruning methods on models with a task: `python tools/methods.py`.
 
-Each outcome goes to a file as it comes, so that this can be stopped and goes on where it was.
-`python tools/fetch_models.py nsnet2 speech lac lac_tables newspaper` gets what the sample models do
-not cover. What training brings depends on its minutes: bench_nsnet2.py and bench_lac.py tell.
+Each outcome is saved at once, so an interrupted run can be resumed. `python tools/fetch_models.py
+nsnet2 speech lac lac_tables newspaper` gets what the sample models do not cover. Training depends
+on its minutes: see bench_nsnet2.py and bench_lac.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# Each trial has one core; libraries read this when they are loaded.
+# Each trial gets one core; libraries read this on import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -26,7 +26,7 @@ from trials import Cache, Method, Trial, fingerprint, run_all
 
 DEFAULT = Method()
 PLOT = Path(__file__).resolve().parent / "plots" / "methods.png"
-# What a user would weigh against the default: other ways to rank, to share, to recover, to leave.
+# Alternatives to the default: other criteria, allocations, recoveries and schedules.
 TABLE = (
     DEFAULT,
     Method(allocate="global"),
@@ -39,7 +39,7 @@ TABLE = (
     Method(recover="none"),
     Method("l2", "none"),
 )
-# A few to follow over all shares of units.
+# A few methods to compare at all shares of units.
 CURVES = (
     DEFAULT,
     Method(recover="none"),
@@ -52,7 +52,7 @@ GRIDS = {"table": TABLE, "curves": CURVES}
 
 
 def trials(grid: str, tasks: Sequence[str], seeds: int) -> Iterator[Trial]:
-    """What is to be tried, the original of each model first."""
+    """The trials to run, the original of each model first."""
     for name in tasks:
         yield Trial(name)
         for keep in TASKS[name].keeps if grid == "curves" else (TASKS[name].keep,):
@@ -62,7 +62,7 @@ def trials(grid: str, tasks: Sequence[str], seeds: int) -> Iterator[Trial]:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--grid", choices=GRIDS, default="table", help="which methods to try")
@@ -79,7 +79,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Tries what the command line asks for; the exit code says whether all could be."""
+    """Runs the requested trials; the exit code is 1 if one failed."""
     choices = parsed()
     code = fingerprint()
     cache = Cache(choices.cache, "" if choices.reuse else code)

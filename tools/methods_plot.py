@@ -1,4 +1,4 @@
-"""Outcomes of trials as curves: the metric of each model against the share of units that stay."""
+"""Plots of trial outcomes: each model's metric against the share of units kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = 3
 
 
 def plot(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Draws a picture for each model with a line for each method, and writes them to a PNG file.
+    """Draws a plot per model with a curve per method, as one PNG file.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -63,7 +63,7 @@ def _draw(axes: Any, task: Task, outcomes: Sequence[Outcome]) -> None:
 
 
 def _points(method: Method, outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
-    """Share of units, in percent, and mean of the metric, from the largest share down."""
+    """Share of units, in percent, and mean metric, from the largest share down."""
     found: dict[float, list[float]] = {}
     for each in outcomes:
         if each.trial.method == method and each.value is not None:

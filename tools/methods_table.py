@@ -1,4 +1,4 @@
-"""Outcomes of trials as a table in Markdown."""
+"""A Markdown table of trial outcomes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _column(outcomes: Sequence[Outcome], task: Task) -> Values:
 
 
 def _cells(columns: Columns, method: Method | None) -> list[str]:
-    """What a method reaches, by model."""
+    """What a method achieves, by model."""
     cells = []
     for task, column in columns.items():
         found = list(column.get(method, {}).values())
@@ -62,7 +62,7 @@ def _cells(columns: Columns, method: Method | None) -> list[str]:
 
 
 def _is_best(task: Task, column: Values, method: Method) -> bool:
-    """Whether a method is better than each other one by more than noise."""
+    """Whether a method beats every other one by more than noise."""
     own = column.get(method, {})
     others = [found for other, found in column.items() if other not in (None, method)]
     return bool(own) and bool(others) and all(_is_ahead(task, own, found) for found in others)

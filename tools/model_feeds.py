@@ -1,7 +1,7 @@
-"""Inputs for the published models and for the models of tests/fixtures, seeded.
+"""Seeded inputs for the published models and those of tests/fixtures.
 
-Random numbers do where a model reads measurements; token ids lie in the range of the model's table,
-lengths within the sequence, audio and spectra at the level that the model's own package gives it.
+Random numbers suffice where a model reads measurements; token ids are within the model's table,
+lengths within the sequence, audio and spectra at the level given by the model's own package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnx_rnn_prune.trace.states import state_inputs
 Feed = dict[str, npt.NDArray[Any]]
 Draw = Callable[[np.random.Generator, int, int], Feed]
 
-# Batch and length of each feed; some exporters fix the length of 7 that they were shown.
+# Batch and length of each feed; some exporters fix the length of 7 from their example.
 SIZES = ((2, 24), (1, 40), (3, 9), (1, 17), (2, 7), (3, 7))
 
 
@@ -39,7 +39,7 @@ def _powers(rng: np.random.Generator, batch: int, steps: int, bands: int) -> Fee
 
 
 def _audio(rng: np.random.Generator, rows: int, samples: int) -> npt.NDArray[np.float32]:
-    """A tone with harmonics in noise, the loudness of each row its own."""
+    """A tone with harmonics in noise, with a different loudness in each row."""
     time = np.arange(samples) / 16000.0
     pitch = rng.uniform(90.0, 250.0, (rows, 1))
     tones = sum(np.sin(2 * np.pi * n * pitch * time) / n for n in range(1, 8))
@@ -57,7 +57,7 @@ def _vad(rng: np.random.Generator, batch: int, steps: int) -> Feed:
 
 
 def _vad_both_rates(rng: np.random.Generator, batch: int, steps: int) -> Feed:
-    """The longer feeds are at 16 kHz, the others at 8 kHz, whose chunks have half the samples."""
+    """Feeds at 16 kHz, and shorter ones at 8 kHz, whose chunks have half the samples."""
     feed = _vad(rng, batch, steps)
     if steps < 16:
         feed.update(input=feed["input"][:, ::2], sr=np.array(8000))
@@ -80,7 +80,7 @@ def _lac(rng: np.random.Generator, batch: int, steps: int) -> Feed:
 
 
 def _oskut(rng: np.random.Generator, batch: int, steps: int) -> Feed:
-    """Characters around each place, their types, and bits from a dictionary and a first guess."""
+    """Characters around each position, their types, and bits from a dictionary and a guess."""
     rows, tables = steps * batch, {"input1": 178, "input2": 12, "input3": 12}
     return {
         name: rng.integers(0, size, (rows, 21)).astype(np.float32) for name, size in tables.items()
@@ -125,7 +125,7 @@ PUBLISHED: dict[str, Draw] = {
 
 
 def feeds_for(path: Path) -> list[Feed]:
-    """Feeds of several sizes for a model file, those that the model runs on.
+    """Feeds of several sizes for a model file, as far as it runs on them.
 
     Raises:
         PruneError: the model does not load, or runs on none of them.
@@ -144,7 +144,7 @@ def feeds_for(path: Path) -> list[Feed]:
 
 
 def step_feeds(path: Path) -> list[Feed]:
-    """One step of one sequence, as a model with states is called; nothing for other models."""
+    """One step of one sequence, as for a stateful model; empty for other models."""
     model = onnx.load(path)
     if not state_inputs(Document.read(model)):
         return []
@@ -154,7 +154,7 @@ def step_feeds(path: Path) -> list[Feed]:
 
 
 def _drawn_for(model: onnx.ModelProto) -> Draw:
-    """Feeds by the sizes that a fixture's inputs declare; without names, batch and then time."""
+    """Feeds by the sizes that a fixture's inputs declare; without names, [batch, time, ...]."""
     ports = signature.inputs(model)
 
     def draw(rng: np.random.Generator, batch: int, steps: int) -> Feed:

@@ -1,4 +1,4 @@
-"""Tables that scripts measure and write into pages of tools/results, between two markers."""
+"""Writes measured tables into pages of tools/results, between two markers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is aligned to the left and the others to the right."""
+    """A Markdown table, first column left-aligned, the others right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -20,7 +20,7 @@ def replace_section(text: str, name: str, body: str) -> str:
     """`text` with `body` between `<!-- name:begin -->` and `<!-- name:end -->`.
 
     Raises:
-        ValueError: one of the markers is not there exactly once, or they are the wrong way round.
+        ValueError: a marker does not occur exactly once, or they are in the wrong order.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
@@ -30,7 +30,7 @@ def replace_section(text: str, name: str, body: str) -> str:
 
 
 def write_section(name: str, body: str) -> None:
-    """Puts `body` into the page `tools/results/NAME.md`, and says which code measured it.
+    """Puts `body` into the page `tools/results/NAME.md`, with the commit that measured it.
 
     Raises:
         ValueError: the page is missing or lacks the markers.
@@ -47,7 +47,7 @@ def write_section(name: str, body: str) -> None:
 
 
 def _commit() -> str:
-    """The commit that is checked out, and whether files were changed since."""
+    """The checked-out commit, and whether files have changed since."""
     command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "no commit"

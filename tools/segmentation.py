@@ -1,7 +1,7 @@
-"""Chinese word segmentation for lac: text with its words marked, the model's inputs, and F1.
+"""Chinese word segmentation for lac: segmented text, the model's inputs, and F1.
 
-lac gives each character a score for every tag; tags that end in -I go on with a word, the others
-begin one. Which tag follows which is scored by a matrix outside the model, as in its own package.
+lac scores every tag for each character; tags ending in -I continue a word, the others begin one.
+Transitions between tags are scored by a matrix outside the model, as in its own package.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Feed = dict[str, npt.NDArray[np.int64]]
 
 UNKNOWN = "OOV"
 PERSON = "nr"
-# Paragraphs to calibrate on, to train on, and to measure on.
+# Numbers of paragraphs for calibration, training and evaluation.
 CALIBRATION, TRAINING, EVALUATION = 150, 2400, 1000
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What belongs to lac beside its file.
+    """lac's data besides the model file.
 
     Attributes:
-        ids: of characters.
-        folded: characters that count as others, as full-width digits do.
-        inside: the ids of tags that go on with a word.
+        ids: ids of characters.
+        folded: characters treated as others, such as full-width digits.
+        inside: the ids of tags that continue a word.
         transitions: the score of each tag after each other, [tags before, tags].
     """
 
@@ -47,7 +47,7 @@ class Tables:
 
     @staticmethod
     def read(folder: Path) -> Tables:
-        """The tables that `fetch_models` puts into a folder."""
+        """The tables in a folder that `fetch_models` filled."""
         tags = _pairs(folder / "tag.dic")
         return Tables(
             ids={character: int(number) for number, character in _pairs(folder / "word.dic")},
@@ -70,9 +70,9 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def read_corpus(path: Path) -> list[Words]:
-    """The words of each paragraph, which the file gives as `word/tag word/tag`.
+    """The words of each paragraph, which the file stores as `word/tag word/tag`.
 
-    It writes a person's family name and given name apart, lac together: these are joined.
+    It separates a person's family name and given name, lac does not: these are joined.
     """
     paragraphs = []
     for line in path.read_text("utf-8").splitlines():
@@ -112,13 +112,13 @@ def best_tags(scores: Scores, transitions: Scores) -> list[int]:
 
 
 def spans(starts: Iterable[int], end: int) -> set[Span]:
-    """Words as (first character, one after the last), from where each begins."""
+    """Words as (first character, one past the last), from their start positions."""
     edges = sorted({0, *starts, end})
     return set(pairwise(edges))
 
 
 def segment(runner: Runner, tables: Tables, text: str) -> set[Span]:
-    """Where the model finds words."""
+    """The words that the model finds."""
     scores = next(iter(runner(tables.feed(text)).values()))[0]
     tags = best_tags(scores, tables.transitions)
     starts = [place for place, tag in enumerate(tags) if tag not in tables.inside]
@@ -140,7 +140,7 @@ def f1(runner: Runner, tables: Tables, paragraphs: Iterable[Words]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Paragraphs of a newspaper to calibrate or train lac on, and later ones to measure it on."""
+    """Newspaper paragraphs to calibrate or train lac on, and later ones for evaluation."""
 
     tables: Tables
     calibration: Sequence[Words]
@@ -148,10 +148,10 @@ class Text:
 
     @staticmethod
     def read(folder: Path, seed: int = 0) -> Text:
-        """What `fetch_models` put into a folder; the seed draws what to calibrate on.
+        """The text in a folder that `fetch_models` filled; the seed draws calibration paragraphs.
 
         Raises:
-            PruneError: it is not there.
+            PruneError: it is missing.
         """
         corpus, tables = folder / "newspaper" / "199801.txt", folder / "lac_tables"
         if not corpus.exists() or not tables.is_dir():
@@ -166,11 +166,11 @@ class Text:
         )
 
     def feeds(self, count: int = CALIBRATION) -> list[Feed]:
-        """What to calibrate with: so many paragraphs, one each."""
+        """Feeds for calibration: `count` paragraphs, one each."""
         return [self.tables.feed("".join(words)) for words in self.calibration[:count]]
 
     def f1(self, model: onnx.ModelProto) -> float:
-        """How well a model finds the words of the paragraphs for evaluation."""
+        """F1 of a model on the evaluation paragraphs."""
         return f1(Runner(model, name="lac"), self.tables, self.evaluation)
 
 

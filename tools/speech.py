@@ -1,9 +1,9 @@
-"""Noisy speech for a denoiser: recordings, mixtures, the features of NSNet2, and its score.
+"""Noisy speech for a denoiser: recordings, mixtures, NSNet2's features, and its score.
 
 Only NumPy and the standard library. Audio is a float64 array [samples] at 16 kHz, full scale 1.
-NSNet2's frames are those of its published inference code at 16 kHz: 20 ms, hop 10 ms, the root of
+NSNet2's frames follow its published inference code at 16 kHz: 20 ms, hop 10 ms, the square root of
 a symmetric Hann window both ways, powers from 1e-12 up, gains from -80 dB to 0 dB; at 48 kHz the
-same, with the transform of 1024 points that 513 bins take.
+same, with a 1024-point transform for 513 bins.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def read_wave(path: Path) -> Audio:
 def resample(samples: Audio, rate: int) -> Audio:
     """Band-limited resampling of [samples] from `rate` Hz to 16 kHz, by its spectrum.
 
-    The spectrum is cut or filled with zeros; 0.1 s of silence at each end keeps the ends apart,
-    which the Fourier transform would otherwise join.
+    The spectrum is cropped or zero-padded; 0.1 s of silence at each end prevents wrap-around.
     """
     if rate == RATE or samples.size == 0:
         return samples
@@ -75,8 +74,8 @@ def resample(samples: Audio, rate: int) -> Audio:
 def split(folder: Path, seed: int = 0) -> dict[str, list[Path]]:
     """The recordings of a folder in disjoint sets: calibration, selection and evaluation.
 
-    Files whose names begin alike stay in one set, since such files often repeat each other's
-    sentences (`conf-usermenu`, `conf-usermenu-162`). The folder `silence` is left out.
+    Files whose names begin alike stay in one set, since they often repeat the same sentences
+    (`conf-usermenu`, `conf-usermenu-162`). The folder `silence` is left out.
     """
     families: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.wav")):
@@ -106,8 +105,8 @@ def mixtures(
 ) -> list[Mixture]:
     """Noisy speech of `seconds` in all, in pieces of `piece` seconds.
 
-    The kinds of noise take turns and the signal-to-noise ratios spread evenly over `decibels`.
-    Each recording is used at most once as speech; babble is made of those left over.
+    Kinds of noise alternate, and signal-to-noise ratios are spread evenly over `decibels`. Each
+    recording is used at most once as speech; babble is made from the rest.
     """
     lowest, highest = decibels
     rng = np.random.default_rng(seed)
@@ -127,7 +126,7 @@ def mixtures(
 
 
 def _speech(recordings: Sequence[Audio], samples: int) -> tuple[Audio, list[Audio]]:
-    """Speech [samples] with pauses at an even level, and the recordings it did not need."""
+    """Speech [samples] with pauses at an even level, and the unused recordings."""
     parts: list[Audio] = []
     total = 0
     for index, recording in enumerate(recordings):
@@ -140,7 +139,7 @@ def _speech(recordings: Sequence[Audio], samples: int) -> tuple[Audio, list[Audi
 
 
 def mix(clean: Audio, noise: Audio, name: str, snr_db: float) -> Mixture:
-    """Adds noise [samples] to speech [samples], scaled to the ratio of powers in decibels."""
+    """Adds noise [samples] to speech [samples] at a signal-to-noise ratio in decibels."""
     gain = _rms(clean) / _rms(noise) * 10.0 ** (-snr_db / 20.0)
     return Mixture(clean, clean + gain * noise, name, snr_db)
 
@@ -150,12 +149,12 @@ def _rms(audio: Audio) -> float:
 
 
 def white(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
-    """Noise [samples] with the same power at each frequency."""
+    """Noise [samples] with equal power at all frequencies."""
     return rng.standard_normal(samples)
 
 
 def pink(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
-    """Noise [samples] whose power falls by 3 dB an octave, above 20 Hz."""
+    """Noise [samples] whose power falls by 3 dB per octave above 20 Hz."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     hertz = np.fft.rfftfreq(samples, 1.0 / RATE)
     return np.fft.irfft(spectrum / np.sqrt(np.maximum(hertz, 20.0)), samples)
@@ -173,7 +172,7 @@ def shaped(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> A
 
 
 def babble(samples: int, rng: np.random.Generator, others: Sequence[Audio]) -> Audio:
-    """Several voices at once, [samples], each going through recordings in an order of its own."""
+    """Several voices at once, [samples], each reading recordings in its own order."""
     total = np.zeros(samples)
     for _ in range(VOICES):
         parts: list[Audio] = []
@@ -214,7 +213,7 @@ def snr_db(clean: Audio, estimate: Audio) -> float:
 
 
 def upsampled(audio: Audio, times: int) -> Audio:
-    """Band-limited audio [samples * times] at a rate so many times as high."""
+    """Band-limited audio [samples * times] at a `times` higher rate."""
     return np.fft.irfft(np.fft.rfft(audio), audio.size * times) * times
 
 
@@ -224,7 +223,7 @@ def window(frame: int = FRAME) -> Audio:
 
 
 def spectra(audio: Audio, rate: int = RATE) -> Spectra:
-    """Short-time spectra [frames, bins] of audio [samples]: a frame each 10 ms, from 0 on."""
+    """Short-time spectra [frames, bins] of audio [samples]: a frame every 10 ms, from 0 on."""
     hop, size = rate // 100, SIZES[rate]
     frames = -(-audio.size // hop)
     padded = np.pad(audio, (0, (frames + 1) * hop - audio.size))
@@ -239,10 +238,10 @@ def features(spectrum: Spectra) -> Features:
 
 
 def log_mel(audio: Audio, bands: int = 40, size: int = 512, length: int = 400) -> Features:
-    """Powers [frames, bands] of audio [samples] at 16 kHz in dB / 10, a frame each 10 ms.
+    """Powers [frames, bands] of audio [samples] at 16 kHz in dB / 10, a frame every 10 ms.
 
-    Triangles on the mel scale of Slaney's Auditory Toolbox (1998), which is linear up to 1 kHz, of
-    equal areas; a Hamming window of `length` samples, transformed in `size` points.
+    Equal-area triangles on the mel scale of Slaney's Auditory Toolbox (1998), which is linear up to
+    1 kHz; a Hamming window of `length` samples; a `size`-point transform.
     """
     step, top = math.log(6.4) / 27.0, 15.0 + math.log(RATE / 2000.0) * 27.0 / math.log(6.4)
     mels = np.linspace(0.0, top, bands + 2)
@@ -262,7 +261,7 @@ def log_mel(audio: Audio, bands: int = 40, size: int = 512, length: int = 400) -
 def resynthesize(
     spectrum: Spectra, gain: npt.NDArray[np.floating], samples: int, rate: int = RATE
 ) -> Audio:
-    """Audio [samples] of spectra [frames, bins] times gains [frames, bins], by overlap and add."""
+    """Audio [samples] from spectra [frames, bins] times gains [frames, bins], by overlap-add."""
     hop = rate // 100
     limited = np.clip(gain.astype(np.float64), LEAST_GAIN, 1.0)
     frames = np.fft.irfft(spectrum * limited, SIZES[rate])[:, : 2 * hop] * window(2 * hop)

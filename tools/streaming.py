@@ -1,7 +1,7 @@
-"""Voice detection as its users run it: chunk by chunk, with the state carried along.
+"""Voice detection as in practice: chunk by chunk, with the state carried along.
 
-The loop is that of the published package: 512 samples at 16 kHz at a time, with the last 64 of the
-chunk before in front of them.
+The loop is that of the published package: chunks of 512 samples at 16 kHz, each preceded by the
+last 64 of the previous one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Detector:
     """How a model is called.
 
     Attributes:
-        constants: inputs that stay as they are.
+        constants: inputs that never change.
         probability: the output that says whether there is speech.
     """
 
@@ -58,7 +58,7 @@ DETECTORS = {
 
 
 def chunks(detector: Detector, audio: Audio) -> list[Feed]:
-    """What a model is called with in turn, without its states."""
+    """The inputs of a model's consecutive calls, without its states."""
     padded = np.concatenate([np.zeros(CONTEXT), audio]).astype(np.float32)
     starts = range(0, audio.size - CHUNK + 1, CHUNK)
     return [
@@ -73,7 +73,7 @@ def listen(detector: Detector, model: onnx.ModelProto, feeds: Feeds) -> npt.NDAr
 
 
 def recordings(models: Path) -> tuple[list[Audio], Audio]:
-    """Streams to calibrate with and another one to compare on: speech where there is some."""
+    """Streams for calibration, and another one for comparison: speech if available."""
     folder = models / "speech"
     if not folder.is_dir():
         print(f"no {folder}: synthetic audio instead", file=sys.stderr)
@@ -86,7 +86,7 @@ def recordings(models: Path) -> tuple[list[Audio], Audio]:
 
 
 def joined(paths: Sequence[Path], seconds: float) -> Audio:
-    """Recordings one after the other, with pauses of faint noise."""
+    """Concatenated recordings, with pauses of faint noise."""
     rng = np.random.default_rng(0)
     parts: list[Audio] = []
     while paths and sum(part.size for part in parts) < seconds * RATE:
@@ -107,7 +107,7 @@ def synthetic(seconds: float, seed: int) -> Audio:
 
 
 def compare(name: str, path: Path, calibration: Sequence[Audio], evaluation: Audio) -> list[str]:
-    """The row of one model, pruned with what it was fed on the audio to calibrate with."""
+    """The row of one model, pruned with its inputs for the calibration audio."""
     detector = DETECTORS[name]
     streams = [chunks(detector, audio) for audio in calibration]
     result = prune(path, keep=KEEP, data=streams, stream=True)
@@ -125,7 +125,7 @@ def compare(name: str, path: Path, calibration: Sequence[Audio], evaluation: Aud
 
 
 def table(models: Path, names: Sequence[str]) -> tuple[str, bool]:
-    """The rows of the voice detectors that are present, in Markdown, and whether all have one."""
+    """The rows of the voice detectors present, in Markdown, and whether all succeeded."""
     wanted = [name for name in names if name in DETECTORS and (models / f"{name}.onnx").exists()]
     if not wanted:
         return "", True

@@ -1,6 +1,6 @@
-"""Models that have a job, inputs to calibrate them with, and a number for how well they do it.
+"""Models with a task, inputs for calibration, and a metric of how well they do.
 
-What is measured on is disjoint from what is calibrated with.
+Evaluation and calibration data are disjoint.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ NOISY_SECONDS = 100.0
 
 @dataclass(frozen=True)
 class Task:
-    """A model and its job.
+    """A model and its task.
 
     Attributes:
         name: of the model.
-        metric: what its number is called.
-        text: how to write one.
-        rises: whether more is better.
+        metric: the name of its metric.
+        text: the format of its values.
+        rises: whether higher is better.
         keep: the share of units at which methods are compared.
         keeps: shares for a curve.
         path: its file, for the folder of published models.
-        feeds: inputs to calibrate with, for that folder and a seed that draws them.
-        score: the metric of the original or of what is left of it, for that folder.
+        feeds: inputs for calibration, given that folder and a seed.
+        score: the metric of the original or a pruned model, given that folder.
     """
 
     name: str
@@ -68,7 +68,7 @@ def _sample(name: str, metric: str, text: str, rises: bool) -> Task:
 
 
 def _sample_feeds(name: str, folder: Path, seed: int) -> list[Feed]:
-    """All feeds there are; the seed draws their order, and so which of them are held out."""
+    """All feeds there are; the seed shuffles them, and so decides which are held out."""
     paths = sorted((SAMPLES / name / "calibration").glob("*.npz"))
     feeds = []
     for number in np.random.default_rng(seed).permutation(len(paths)):
@@ -84,7 +84,7 @@ def _speech_feeds(folder: Path, seed: int) -> list[Feed]:
 
 @cache
 def _noisy(folder: Path) -> list[Mixture]:
-    """Noisy speech without babble, which the original itself makes worse."""
+    """Noisy speech without babble, which even the original makes worse."""
     kinds = [kind for kind in KINDS if kind != "babble"]
     return mixtures(split(_speech(folder))["evaluation"], NOISY_SECONDS, LONG, 2, kinds)
 

@@ -1,4 +1,4 @@
-"""A limit to how long something may take."""
+"""A time limit for a block of code."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import FrameType
 
 
 class TooLong(BaseException):
-    """It took longer; no Exception, so that nothing on the way takes it for its own error."""
+    """Raised at the time limit; not an Exception, so that no handler on the way catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends a block of Python code after some time; for the main thread, not on Windows.
+    """Interrupts a block of Python code after some time; main thread only, not on Windows.
 
     Raises:
-        TooLong: the block was not done.
+        TooLong: the block did not finish in time.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

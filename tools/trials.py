@@ -1,4 +1,4 @@
-"""Trials of pruning methods on models with a job, and a file that keeps what came of each."""
+"""Trials of pruning methods on models with a task, and a file of outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEASURING = ("tasks.py", "segmentation.py", "speech.py", "sample_metrics.py", "b
 
 @dataclass(frozen=True)
 class Method:
-    """Arguments of `prune`; the defaults are those that it has with data, training apart."""
+    """Arguments of `prune`; defaults are those with data, without training."""
 
     criterion: str = "reconstruction"
     recover: str = "lstsq"
@@ -40,12 +40,12 @@ class Method:
 
     @property
     def trains(self) -> bool:
-        """Whether it takes gradient descent, which is of another class of cost."""
+        """Whether it uses gradient descent, which costs far more."""
         return self.recover == "distill"
 
     @property
     def ways(self) -> list[str]:
-        """How the cut is shared, how units leave, and what is done to the rest."""
+        """How the cut is allocated and scheduled, and what else is done to the model."""
         parts = [self.allocate if self.per == "units" else f"{self.allocate} per {self.per}"]
         if self.schedule != "hard":
             parts.append(f"{self.schedule} in {self.steps} steps")
@@ -68,7 +68,7 @@ class Trial:
     Attributes:
         task: name of the model.
         keep: share of units that stay.
-        seed: draws what is calibrated with, and is that of `prune`.
+        seed: draws the calibration data, and is passed to `prune`.
         method: how it is cut.
     """
 
@@ -80,15 +80,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The outcome of a trial.
 
     Attributes:
-        trial: it.
-        code: what it was measured by, see `fingerprint`.
+        trial: the trial.
+        code: the code that measured it, see `fingerprint`.
         value: the task's metric; None where there is none.
-        reason: why not.
-        used: the recovery that was used in the end.
-        seconds: that choosing, cutting and proving took.
+        reason: why there is none.
+        used: the recovery that was finally used.
+        seconds: time for choosing, cutting and proving.
     """
 
     trial: Trial
@@ -100,7 +100,7 @@ class Outcome:
 
 
 def fingerprint() -> str:
-    """A checksum of the package's code and of the code that measures."""
+    """A checksum of the package's code and of the measuring code."""
     package = Path(str(onnx_rnn_prune.__file__)).parent
     digest = hashlib.sha256()
     for path in [*sorted(package.rglob("*.py")), *(TOOLS / name for name in MEASURING)]:
@@ -109,7 +109,7 @@ def fingerprint() -> str:
 
 
 def run(folder: Path, trial: Trial, code: str, limit: float) -> Outcome:
-    """Cuts and measures; what cannot be done in this way or takes too long has a reason."""
+    """Prunes and measures; an outcome that is impossible or too slow gets a reason."""
     task, method = TASKS[trial.task], trial.method
     try:
         if method is None:
@@ -129,11 +129,11 @@ def run(folder: Path, trial: Trial, code: str, limit: float) -> Outcome:
 
 @dataclass
 class Cache:
-    """A file with an outcome a line, the last of a trial counts.
+    """A file with one outcome per line; the last one of a trial counts.
 
     Args:
-        path: of the file, which need not be there.
-        code: outcomes of other code count for nothing; "" for whatever code.
+        path: of the file, which need not exist.
+        code: outcomes of other code are ignored; "" accepts any.
     """
 
     path: Path
@@ -148,7 +148,7 @@ class Cache:
                     self.outcomes[outcome.trial] = outcome
 
     def add(self, outcome: Outcome) -> None:
-        """Keeps an outcome; one without a value is tried again another time."""
+        """Stores an outcome; one without a value will be tried again."""
         self.outcomes[outcome.trial] = outcome
         if outcome.value is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def _parse(line: Mapping[str, object]) -> Outcome:
 def run_all(
     folder: Path, trials: Iterable[Trial], cache: Cache, code: str, limit: float, jobs: int
 ) -> Iterator[Outcome]:
-    """Runs the trials that the cache lacks, several at a time, and adds what comes of them."""
+    """Runs the trials missing from the cache, several at a time, and stores their outcomes."""
     missing = [trial for trial in dict.fromkeys(trials) if trial not in cache.outcomes]
     with ProcessPoolExecutor(jobs) as pool:
         running = [pool.submit(run, folder, trial, code, limit) for trial in missing]

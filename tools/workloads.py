@@ -1,7 +1,7 @@
-"""What published models read and what they are for: data of the model's own kind, and a quality.
+"""The tasks of published models: data of each model's own kind, and a quality metric.
 
-Each workload has feeds to calibrate and select with and others to report on, which share nothing:
-other recordings, other paragraphs, other messages, other words. What is synthetic says so.
+Each workload has feeds for calibration and selection and others for reporting, which share nothing:
+other recordings, other paragraphs, other messages, other words. Synthetic data is marked as such.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ UTTERANCES, TESTED_UTTERANCES, VOICE_SECONDS = 64, 64, 2.0
 PARAGRAPHS = 1200
 COMMON = 20000
 NAMES, TESTED_NAMES, BATCH = 9600, 1200, 16
-TESTED = 3  # one of so many messages, lines and windows is to test on
+TESTED = 3  # one in this many messages, lines and windows is for testing
 CATALOGUES = ("messages", "messages_accounts", "messages_pages", "messages_translations")
-TOGETHER = 400  # characters of messages in a row that oskut looks at in one call
-AROUND = 21  # characters that oskut looks at to decide about one
+TOGETHER = 400  # characters of consecutive messages in one call of oskut
+AROUND = 21  # characters that oskut reads to decide on one
 EEG_RATE = 200
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 FONTS = [
@@ -100,18 +100,18 @@ CHARACTERS = [
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """A model's job.
+    """A model's task.
 
     Attributes:
         name: of the model.
-        metric: what its quality is called.
-        text: how to write a value of it.
+        metric: the name of its quality.
+        text: the format of its values.
         kind: of data, in a few words.
-        data: feeds, or streams of feeds, to calibrate and select with.
-        tests: others to report on.
-        measure: the quality, of pairs of a feed with its labels and the outputs.
-        drop: how much of it may be lost, as a share of what the original reaches.
-        timed: the feeds that are timed in turn; calls of one stream where there are streams.
+        data: feeds, or streams of feeds, for calibration and selection.
+        tests: others for reporting.
+        measure: computes the quality from pairs of a feed, labels included, and outputs.
+        drop: the acceptable loss, as a share of the original's quality.
+        timed: the feeds to time; with streams, the calls of one.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Workload:
     timed: Sequence[Feed]
 
     def least(self, original: float) -> float:
-        """What is accepted where the original reaches so much."""
+        """The lowest accepted quality, given the original's."""
         return original - self.drop * abs(original)
 
     @property
@@ -135,7 +135,7 @@ class Workload:
 
 
 def decisions(model: str) -> Callable[[Outputs], Numbers]:
-    """How a model's outputs are read by those who use it, as whole numbers."""
+    """Reads a model's outputs as its users do, as integers."""
     if model in DETECTORS:
         return lambda outputs: outputs[DETECTORS[model].probability].reshape(-1) > 0.5
     if model == "oskut":
@@ -146,7 +146,7 @@ def decisions(model: str) -> Callable[[Outputs], Numbers]:
 
 
 def agreement(model: str) -> Metric:
-    """The share of decisions that are the original's, which lie in the feeds as labels."""
+    """The metric: share of decisions equal to the original's, which the feeds hold as labels."""
     decide = decisions(model)
 
     def measure(pairs: Iterable[Pair]) -> float:
@@ -161,11 +161,11 @@ def agreement(model: str) -> Metric:
 
 
 def outcomes(path: Path, model: onnx.ModelProto, given: Sequence[Any]) -> Iterator[Pair]:
-    """Each feed, its labels included, with all outputs; states are carried within streams.
+    """Each feed, labels included, with all outputs; states are carried within streams.
 
     Args:
-        path: of the original, which says what a state is.
-        model: it, or what is left of it.
+        path: of the original, which determines the states.
+        model: the original or a pruned one.
         given: feeds, or streams of feeds.
     """
     streams = not isinstance(given[0], dict)
@@ -178,7 +178,7 @@ def outcomes(path: Path, model: onnx.ModelProto, given: Sequence[Any]) -> Iterat
 def compared(
     path: Path, kind: str, feeds: Sequence[Any], tests: Sequence[Any], timed: Sequence[Feed]
 ) -> Workload:
-    """A model that is judged by how often it decides as the original does."""
+    """A workload measured by agreement with the original's decisions."""
     decide, model = decisions(path.stem), onnx.load(path)
 
     def labelled(given: Sequence[Any]) -> list[Any]:
@@ -201,16 +201,16 @@ def compared(
 
 
 def parted(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """What is to calibrate with, and every third to test on."""
+    """Items for calibration, and every third for testing."""
     known = [item for number, item in enumerate(items) if number % TESTED]
     return known, list(items[::TESTED])
 
 
 def denoiser(rate: int, folder: Path, name: str) -> Workload:
-    """NSNet2 on noisy speech, its quality that of what is heard."""
+    """NSNet2 on noisy speech, measured by the audio that results."""
     sets = split(_there(folder, "speech"))
     paths = [*sets["calibration"], *sets["selection"]]
-    kinds = [kind for kind in KINDS if kind != "babble"]  # which the original itself makes worse
+    kinds = [kind for kind in KINDS if kind != "babble"]  # which even the original makes worse
     data = [_noisy(each, rate) for each in mixtures(paths, SPEECH_SECONDS, LONG, 0, kinds)]
     tests = mixtures(sets["evaluation"], TESTED_SECONDS, LONG, 2, kinds)
     tested = [_noisy(each, rate) for each in tests]
@@ -233,7 +233,7 @@ def _noisy(piece: Mixture, rate: int) -> Feed:
 
 
 def heard(rate: int, pairs: Iterable[Pair]) -> float:
-    """Signal-to-noise ratio in dB, the mean over pieces; labels are noisy and clean audio."""
+    """Mean signal-to-noise ratio in dB over pieces; labels are noisy and clean audio."""
     ratios = []
     for feed, outputs in pairs:
         noisy, clean = feed["labels"]
@@ -243,12 +243,12 @@ def heard(rate: int, pairs: Iterable[Pair]) -> float:
 
 
 def detector(folder: Path, name: str) -> Workload:
-    """Silero on recordings, chunk by chunk, or a stretch at a time where it takes sequences."""
+    """Silero on recordings, in chunks, or in longer stretches if it takes sequences."""
     sets = split(_there(folder, "speech"))
     known = _streams([*sets["calibration"], *sets["selection"]], STREAMS)
     others = _streams(sets["evaluation"], TESTED_STREAMS)
     way = DETECTORS[name]
-    if name == "silero_vad_sequence":  # of fixed states: a second at a time
+    if name == "silero_vad_sequence":  # with fixed states: a second at a time
         feeds, tests = ([_stretches(chunks(way, a)) for a in part] for part in (known, others))
     else:
         feeds, tests = ([chunks(way, audio) for audio in part] for part in (known, others))
@@ -256,7 +256,7 @@ def detector(folder: Path, name: str) -> Workload:
 
 
 def _streams(paths: Sequence[Path], count: int) -> list[Audio]:
-    """So many stretches of recordings, over faint noise, with pauses."""
+    """`count` stretches of recordings with pauses, over faint noise."""
     rng = np.random.default_rng(0)
     audio = [joined(paths[n::count], STREAM_SECONDS) for n in range(count)]
     return [each * 10 ** rng.uniform(-0.8, 0.2) for each in audio]
@@ -268,7 +268,7 @@ def _stretches(given: Sequence[Feed]) -> list[Feed]:
 
 
 def voices(folder: Path, name: str) -> Workload:
-    """An embedder of voices on several speakers, its quality how near its vectors point."""
+    """A speaker encoder on several speakers, measured by the direction of its vectors."""
     sets = [split(_there(folder, each)) for each in SPEAKERS]
     known = [path for each in sets for path in [*each["calibration"], *each["selection"]]]
     others = [path for each in sets for path in each["evaluation"]]
@@ -289,14 +289,14 @@ def voices(folder: Path, name: str) -> Workload:
 
 
 def windows(audio: Audio) -> Feed:
-    """What an embedder of voices reads, [windows, 80, 40]: 0.8 s each, half overlapping."""
+    """The input of a speaker encoder, [windows, 80, 40]: 0.8 s each, half overlapping."""
     frames = log_mel(audio)
     views = np.lib.stride_tricks.sliding_window_view(frames, 80, axis=0)[::40]
     return {"mel_window": np.ascontiguousarray(views.transpose(0, 2, 1))}
 
 
 def cosine(pairs: Iterable[Pair]) -> float:
-    """The mean cosine between the voice of a recording and what the original makes of it."""
+    """Mean cosine between a recording's embedding and the original's."""
     found = []
     for feed, outputs in pairs:
         ours, theirs = map(voice, (next(iter(outputs.values())), feed["labels"]))
@@ -305,14 +305,14 @@ def cosine(pairs: Iterable[Pair]) -> float:
 
 
 def voice(embeddings: Numbers) -> Numbers:
-    """The direction of a recording [256], of those of its windows [windows, 256]."""
+    """The direction of a recording [256], from the embeddings of its windows [windows, 256]."""
     mean: Numbers = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).mean(0)
     mean /= np.linalg.norm(mean)
     return mean
 
 
 def segmenter(folder: Path, name: str) -> Workload:
-    """lac on a newspaper, its quality F1 of words."""
+    """lac on a newspaper, measured by F1 of words."""
     task = text_task(folder, PARAGRAPHS)
     measure = task.goal["metric"]
     return Workload(
@@ -321,7 +321,7 @@ def segmenter(folder: Path, name: str) -> Workload:
 
 
 def thai(folder: Path, name: str) -> Workload:
-    """oskut on messages of software, behind its own first guess."""
+    """oskut on software messages, after its own first guess."""
     tables = _there(folder, "oskut_tables")
     guess = Runner(onnx.load(tables / "deepcut.onnx"), name="deepcut")
     words = frozenset((tables / "words.txt").read_text("utf-8-sig").split("\n"))
@@ -334,7 +334,7 @@ def thai(folder: Path, name: str) -> Workload:
 
 
 def _in_rows(texts: Sequence[str]) -> list[list[str]]:
-    """Texts in their order, so many together as have `TOGETHER` characters at least."""
+    """Texts grouped in order, each group with at least `TOGETHER` characters."""
     rows: list[list[str]] = [[]]
     for text in texts:
         if sum(map(len, rows[-1])) >= TOGETHER:
@@ -344,12 +344,12 @@ def _in_rows(texts: Sequence[str]) -> list[list[str]]:
 
 
 def _joined(feeds: Sequence[Feed]) -> Feed:
-    """One feed of all rows of some."""
+    """One feed with the rows of several."""
     return {key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]}
 
 
 def _around(text: str, guess: Runner, words: frozenset[str]) -> Feed:
-    """What oskut reads of each character: those around it, their kinds, and hints."""
+    """oskut's input for each character: those around it, their types, and hints."""
     ids = {character: number for number, character in enumerate(CHARACTERS)}
     kind = {each: KINDS_OF_CHARACTERS.index(k) for k, group in THAI.items() for each in group}
     half = AROUND // 2
@@ -375,7 +375,7 @@ def _around(text: str, guess: Runner, words: frozenset[str]) -> Feed:
 
 
 def arabic(folder: Path, name: str) -> Workload:
-    """tashkeel on messages of software without vowel signs."""
+    """tashkeel on software messages without vowel signs."""
     ids = json.loads((_there(folder, "tashkeel_tables") / "input_id_map.json").read_text("utf-8"))
     found = [[ids[c] for c in text if c in ids] for text in messages(folder, "ar", 12)]
     feeds = [
@@ -392,7 +392,7 @@ def arabic(folder: Path, name: str) -> Workload:
 
 
 def marks(folder: Path, name: str) -> Workload:
-    """rawi on the same messages, one a call."""
+    """rawi on the same messages, one per call."""
     tables = _there(folder, "rawi_tables") / "rawi_v2.vocab.json"
     ids = json.loads(tables.read_text("utf-8"))["char_to_idx"]
     feeds = []
@@ -406,7 +406,7 @@ def marks(folder: Path, name: str) -> Workload:
 
 
 def domains(folder: Path, name: str) -> Workload:
-    """dksplit on made-up domain names: common English words, and sometimes a number, joined."""
+    """dksplit on synthetic domain names: common English words, joined, some with a number."""
     words = common(folder)
     rng = np.random.default_rng(0)
 
@@ -426,7 +426,7 @@ def domains(folder: Path, name: str) -> Workload:
 
 
 def batches(rows: Sequence[list[int]], most: int) -> list[list[list[int]]]:
-    """Rows of equal lengths together, at most so many."""
+    """Batches of rows of equal length, at most `most` each."""
     found = []
     for _, alike in groupby(sorted(rows, key=len), key=len):
         each = list(alike)
@@ -435,7 +435,7 @@ def batches(rows: Sequence[list[int]], most: int) -> list[list[list[int]]]:
 
 
 def lines(folder: Path, name: str) -> Workload:
-    """ppocr on pictures of lines of text, drawn in many fonts over noise."""
+    """ppocr on images of text lines, drawn in many fonts over noise."""
     known, others = parted(english(folder))
     feeds = [picture(known, number) for number in range(LINES)]
     tests = [picture(others, LINES + number) for number in range(TESTED_LINES)]
@@ -443,7 +443,7 @@ def lines(folder: Path, name: str) -> Workload:
 
 
 def picture(words: Sequence[str], seed: int) -> Feed:
-    """A line of a few words as a picture [1, 3, 32, width], from -1 to 1."""
+    """An image [1, 3, 32, width], from -1 to 1, of a line of a few words."""
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -470,31 +470,31 @@ def picture(words: Sequence[str], seed: int) -> Feed:
 
 
 def captchas(folder: Path, name: str) -> Workload:
-    """A reader of captchas on those of the package `captcha`, which it was made for."""
+    """A captcha reader on images by the package `captcha`, which it was made for."""
     feeds = [captcha(number) for number in range(CAPTCHAS)]
     tests = [captcha(CAPTCHAS + number) for number in range(TESTED_CAPTCHAS)]
     return compared(folder / f"{name}.onnx", "captchas (synthetic)", feeds, tests, tests[:1])
 
 
 def captcha(seed: int) -> Feed:
-    """A picture of four characters [1, 3, 60, 160] in blue, green and red, from 0 to 255."""
+    """An image of four characters [1, 3, 60, 160], BGR, from 0 to 255."""
     from captcha.image import ImageCaptcha
 
-    random.seed(seed)  # which that package draws from
+    random.seed(seed)  # the package's source of randomness
     text = "".join(random.choices((string.digits + string.ascii_uppercase)[1:], k=4))
     image = np.asarray(ImageCaptcha(160, 60).generate_image(text), np.float32)
     return {"image": np.ascontiguousarray(image[None, ..., ::-1].transpose(0, 3, 1, 2))}
 
 
 def recording(folder: Path, name: str) -> Workload:
-    """seizure on what looks like EEG, with and without rhythmic discharges."""
+    """seizure on synthetic EEG, with and without rhythmic discharges."""
     windows = [spectrogram(eeg(number)) for number in range(WINDOWS)]
     known, others = parted(windows)
     return compared(folder / f"{name}.onnx", "EEG (synthetic)", known, others, others[:1])
 
 
 def eeg(seed: int) -> Numbers:
-    """Two minutes at 200 Hz: noise that falls with frequency, alpha rhythm, mains, bursts."""
+    """Two minutes at 200 Hz: noise falling with frequency, alpha rhythm, mains hum, bursts."""
     rng = np.random.default_rng(seed)
     time = np.arange(120 * EEG_RATE) / EEG_RATE
     spectrum = np.fft.rfft(rng.standard_normal(time.size))
@@ -514,7 +514,7 @@ def eeg(seed: int) -> Numbers:
 
 
 def spectrogram(signal: Numbers) -> Feed:
-    """The model's input [1, 100, columns]: powers of a second each, scaled band by band."""
+    """The model's input [1, 100, columns]: power spectra of 1 s windows, scaled band by band."""
     flanks = EEG_RATE // 8
     ramp = 0.5 * (1.0 - np.cos(np.pi * np.arange(flanks) / flanks))
     taper = np.concatenate([ramp, np.ones(EEG_RATE - 2 * flanks), ramp[::-1]])
@@ -526,7 +526,7 @@ def spectrogram(signal: Numbers) -> Feed:
 
 
 def messages(folder: Path, language: str, least: int) -> list[str]:
-    """The messages of a language that have so many letters of its script, without duplicates."""
+    """Unique messages in a language with at least `least` letters of its script."""
     scripts = {"ar": "\u0621-\u064a", "th": "\u0e01-\u0e4e"}
     found = dict.fromkeys(text for _, text in _catalogue(folder, language))
     letters = re.compile(f"[{scripts[language]}]")
@@ -534,7 +534,7 @@ def messages(folder: Path, language: str, least: int) -> list[str]:
 
 
 def english(folder: Path) -> list[str]:
-    """The English words of the same messages, in no order."""
+    """The English words of the same messages, in no particular order."""
     texts = [text for text, _ in _catalogue(folder, "ar")]
     words = {word.lower() for text in texts for word in re.findall("[A-Za-z]{3,}", text)}
     found = sorted(words)
@@ -543,7 +543,7 @@ def english(folder: Path) -> list[str]:
 
 
 def common(folder: Path) -> list[str]:
-    """The English words that web pages use most, in no order."""
+    """The English words most frequent on web pages, in no particular order."""
     counted = (_there(folder, "words") / "unigrams.txt").read_text("utf-8").splitlines()
     words = [line.split("\t")[0] for line in counted]
     found = [word for word in words if len(word) > 2][:COMMON]

@@ -1,7 +1,7 @@
 """The command line: it parses, calls `onnx_rnn_prune.api` and prints.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an error
-that the user can mend (one line, no traceback), 2 wrong usage, 3 outputs differ or a budget is
+Results go to standard output, progress and errors to standard error. Exit codes: 0 success, 1 an
+error that the user can fix (one line, no traceback), 2 wrong usage, 3 outputs differ or a budget is
 unmet, 130 interrupted, 143 terminated.
 """
 
@@ -28,11 +28,11 @@ _NAME = "onnx-rnn-prune"
 
 
 class Terminated(KeyboardInterrupt):
-    """Ends a command on SIGTERM, as KeyboardInterrupt does on Ctrl-C."""
+    """Raised on SIGTERM to end a command, as KeyboardInterrupt is on Ctrl-C."""
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends a command that cleans up behind itself; where that takes too long, a second one ends it.
+    """Signal handler that ends a command after cleanup; a second signal ends it at once.
 
     Raises:
         Terminated: always.

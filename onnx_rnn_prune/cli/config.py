@@ -1,10 +1,10 @@
-"""Options from a file: [tool.onnx-rnn-prune] of pyproject.toml, or a TOML file of their own.
+"""Options from a file: [tool.onnx-rnn-prune] in pyproject.toml, or a TOML file of its own.
 
-Keys are names of options, for all commands that have them; a table named after a command takes
-precedence for it. Paths are relative to the file's folder.
+Keys are option names, valid for all commands that have the option; a table named after a command
+takes precedence for it. Paths are relative to the file's folder.
 
-A file given with --config may set anything. One that was only found may name code, files outside
-its folder and other machines only if nobody but the user can have written it.
+A file given with --config may set anything. One that was found automatically may name code, files
+outside its folder and other machines only if nobody but the user can have written it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Config:
     """The options in a file.
 
     Attributes:
-        section: the tables around it, with a dot behind each.
-        table: keys with underscores, and what is given for them.
+        section: the enclosing tables, each followed by a dot.
+        table: the values, by keys with underscores.
         trusted: whether it may name code, files outside its folder and other machines.
     """
 
@@ -87,14 +87,14 @@ def read_config(name: str | None) -> Config | None:
 
 
 def defaults(config: Config, group: click.Group, name: str) -> tuple[dict[str, Any], str]:
-    """The options in a file for one command.
+    """The options that a file sets for one command.
 
     Returns:
         Values by the names of its parameters; and a warning about keys that such a file may not
         set, or ''.
 
     Raises:
-        PruneError: a key is no option of any command, or a value does not suit its option.
+        PruneError: a key is no option of any command, or a value does not fit its option.
     """
     options = {command: _options(group.commands[command]) for command in group.commands}
     every = {key: option for own in options.values() for key, option in own.items()}
@@ -160,7 +160,7 @@ def _nearest() -> Path | None:
                 return Path(os.path.relpath(folder / PROJECT))
             if (folder / ".git").exists() or folder == Path.home():
                 return None
-    except (OSError, RuntimeError):  # a folder that is gone or hidden; no home
+    except (OSError, RuntimeError):  # a deleted or inaccessible folder; no home
         return None
     return None
 
@@ -168,7 +168,7 @@ def _nearest() -> Path | None:
 def _is_own(path: Path) -> bool:
     """Whether only the user and root can have written or placed a file."""
     if not hasattr(os, "geteuid"):
-        return False  # modes do not tell who may write a file
+        return False  # file modes do not tell who may write
     states = [place.stat() for place in (path, path.parent, real_path(path).parent)]
     owners = {state.st_uid for state in states}
     return owners <= {0, os.geteuid()} and not any(state.st_mode & 0o022 for state in states)
@@ -179,7 +179,7 @@ def _underscored(table: Table) -> dict[str, Any]:
 
 
 def _options(command: click.Command) -> ClickOptions:
-    """By the long names on the command line."""
+    """The options of a command by their long flags."""
     return {
         flag.removeprefix("--").replace("-", "_"): parameter
         for parameter in command.params
@@ -198,7 +198,7 @@ def _known(options: ClickOptions, key: str, place: str) -> click.Option:
 
 
 def _value(config: Config, keys: tuple[str, ...], option: click.Option, given: object) -> Any:
-    """The default for an option: the value given, as text of the command line."""
+    """The default for an option, as text of the command line."""
     place = config.place(*keys)
     value: bool | str | list[str]
     if option.is_flag:

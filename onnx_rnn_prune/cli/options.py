@@ -1,4 +1,4 @@
-"""The command line's options, made from their declarations, and its arguments."""
+"""Options of the command line, made from their declarations, and its arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onnx_rnn_prune.selection.criteria import CRITERIA
 from onnx_rnn_prune.selection.criterion import parse_criterion
 from onnx_rnn_prune.validate.quality import QUALITIES
 
-# By option, the names that it knows, and the reader that refuses others before any work is done.
+# By option, its known names, and the parser that refuses others before any work is done.
 _KNOWN = {"criterion": tuple(CRITERIA), "metric": tuple(quality.name for quality in QUALITIES)}
 _READERS: Mapping[str, Callable[[str], object]] = {"criterion": parse_criterion, "loss": read_loss}
 # Options whose flag is not made from their name.
@@ -29,7 +29,7 @@ _FLAGS = {"output": ("-o", "--output"), "as_json": ("--json",)}
 
 
 class FileName(click.types.StringParamType):
-    """The name of a file or of data; an empty one is a mistake of a script."""
+    """The name of a file or of data; an empty one is refused as a script's mistake."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(super().convert(value, param, ctx))
@@ -72,9 +72,9 @@ def _made(word: str, declared: Option, required: bool) -> click.Option:
     shown = not switch and not declared.many and default is not None
     without = "" if required or not declared.without else f" {declared.without}"
     flag = flag_of(word)
-    if switch and default is not False:  # True by default, or unset
+    if switch and default is not False:  # default True, or unset
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    # click treats a default that is passed differently from its own, even if they are equal.
+    # click treats an explicit default differently from its own, even if they are equal.
     settings: dict[str, Any] = {"default": default} if shown or switch else {}
     settings |= {"is_flag": True} if switch else {"type": _type(kind)}
     return click.Option(
@@ -110,7 +110,7 @@ def _callback(kind: arguments.Kind) -> Callable[[click.Context, click.Parameter,
 
 
 def _named(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses unknown names; functions of the user's are loaded later.
+    """Refuses unknown names; a user's functions are loaded later.
 
     `module:function` may name a module in the working folder, as with `python -m`.
     """

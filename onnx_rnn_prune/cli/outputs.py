@@ -1,4 +1,4 @@
-"""What the commands write: files, and tables on the console."""
+"""Output of the commands: files, and tables on the console."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Given = Mapping[str, Any]
 # The options that name output files.
 FILES = options_of(Outputs)
 
-# Wide enough for layer names; a pipe has no width of its own.
+# Wide enough for layer names; a pipe has no width.
 _PIPE_WIDTH = 120
 
 
@@ -97,13 +97,13 @@ def refuse_worse(result: PruneResult, model: str, pays: Sequence[str]) -> None:
 
 
 def write(result: W, given: Given, table: Callable[[Any], RenderableType]) -> None:
-    """Writes a result and what comes with it, and shows its report.
+    """Writes a result and its by-products, and shows its report.
 
     Args:
-        given: where to write, by name of the option.
+        given: the files to write, by option name.
 
     Raises:
-        PruneError: a file cannot be written; if it is not the model, all else is written and shown.
+        PruneError: a file cannot be written; unless it is the model, all else is written and shown.
     """
     command = click.get_current_context().obj
     result = replace(result, report=replace(for_shell(result.report), command=command))
@@ -147,7 +147,7 @@ def for_shell(value: V) -> V:
 
 
 def say_written(*paths: str | Path | None) -> None:
-    """Names the files that were written."""
+    """Prints the names of the written files."""
     console().print(sentence("Written", ", ".join(visible(str(path)) for path in paths if path)))
 
 

@@ -1,4 +1,4 @@
-"""What may be done to a model once its units are cut, and what each step did to it."""
+"""Stages that compress a model after its units are cut, and a report row for each."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from onnx_rnn_prune.validate import drift, latency
 
 
 class Stage(Protocol):
-    """One way to treat a model as a whole."""
+    """One way to compress a whole model."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Its name in reports."""
 
     def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
-        """What becomes of a document; the one that is given may be used up."""
+        """The compressed document; the given one may be modified."""
 
 
 def run_stages(
@@ -35,11 +35,11 @@ def run_stages(
     data: Calibration,
     progress: Progress,
 ) -> tuple[Document, list[StageRow]]:
-    """Treats a document in turn.
+    """Runs stages one after another.
 
     Returns:
-        The result, and a row for the cut of units and for each stage: size, drift from the
-        original and speed against it after that step; none where there is no stage.
+        The result, and a row for the cut and for each stage: size, drift from the original and
+            speedup over it after that step; no rows if there is no stage.
     """
     if not stages:
         return document, []

@@ -1,14 +1,14 @@
-"""Fewer bits: weights in narrower numbers, and products in 8-bit integers where that is faster.
+"""Fewer bits: weights stored in narrower types, and 8-bit integer products where those are faster.
 
-A weight in narrower numbers makes the file smaller and changes nothing else: all is computed in the
-type that it was computed in, and just as fast. For that, it is unpacked by Cast, Mul, Floor, Sub
-and Concat, which onnxruntime computes once, while it loads a model, in any opset. DequantizeLinear
-it computes in every run, which makes a recurrent layer that is called step by step take twice as
-long.
+Storing a weight in a narrower type makes the file smaller and changes nothing else: everything is
+computed in the same type as before, and as fast. To this end, it is unpacked by Cast, Mul, Floor,
+Sub and Concat, which onnxruntime folds once while it loads a model, in any opset. DequantizeLinear
+is computed in every run instead, which makes a recurrent layer that is called step by step take
+twice as long.
 
-Products in integers are onnxruntime's operators DynamicQuantizeLSTM and DynamicQuantizeMatMul:
-weights are integers in the file, and data becomes integers while the model runs, by its own range.
-It has no such operator for GRU and RNN.
+Integer products are onnxruntime's operators DynamicQuantizeLSTM and DynamicQuantizeMatMul: weights
+are stored as integers, and data is quantized at run time, by its own range. There is no such
+operator for GRU and RNN.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from onnx_rnn_prune.progress import Progress
 LEAST = 1 << 10
 """Smaller weights stay as they are: the operators that unpack one take some hundred bytes."""
 
-# Which inputs are weights, and along which of their axes the outputs lie, which have a scale each.
-# Both directions of a layer have outputs of their own.
+# Which inputs are weights, and the axes of their outputs, which have a scale each. The directions
+# of a layer have separate outputs.
 _CHANNELS: Mapping[tuple[str, int], tuple[int, ...]] = {
     **{(op, slot): (0, 1) for op in ("LSTM", "GRU", "RNN") for slot in (1, 2)},
     ("Conv", 1): (0,),
@@ -58,15 +58,15 @@ _CHANNELS: Mapping[tuple[str, int], tuple[int, ...]] = {
 
 
 class Encoding(Protocol):
-    """A way to hold a weight."""
+    """A way to store a weight."""
 
     def __call__(self, value: Array, channels: tuple[int, ...], unpack: Unpack) -> gs.Tensor | None:
-        """Writes a weight down; returns what it is made of again, or None where it does not fit.
+        """Encodes a weight; returns the tensor that decodes it, or None if it does not fit.
 
         Args:
             value: the weight.
-            channels: its axes of outputs.
-            unpack: makes the nodes.
+            channels: its output axes.
+            unpack: makes the decoding nodes.
         """
 
 
@@ -84,10 +84,10 @@ class Float16:
 
 @dataclass(frozen=True)
 class Bits:
-    """In integers of so many bits times a scale for each output: |w - w'| <= scale / 2.
+    """In `count`-bit integers times a scale per output: |w - w'| <= scale / 2.
 
-    The integers lie evenly on both sides of 0, so that what is 0 stays so. Two, or four, share a
-    byte where they fit and some axis can be cut in so many parts.
+    The integers are symmetric about 0, so zeros stay zero. Two, or four, share a byte where they
+    fit and some axis can be divided into as many parts.
 
     Attributes:
         count: 2 to 8.
@@ -115,7 +115,7 @@ class Bits:
         return unpack("Mul", real, unpack.constant(scale))
 
     def _parted(self, packed: gs.Tensor, digits: int, axis: int, unpack: Unpack) -> gs.Tensor:
-        """The digits of numbers, the highest first, laid behind each other."""
+        """The digits of packed numbers, highest first, concatenated."""
         base = 1 << self.count
         parts = []
         for _ in range(digits - 1):
@@ -127,7 +127,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class QuantizeWeights:
-    """Holds the weights of layers, products, convolutions and tables in another form."""
+    """Stores the weights of layers, products, convolutions and tables in another form."""
 
     form: Encoding
 
@@ -149,10 +149,10 @@ class QuantizeWeights:
 
 
 class Unpack:
-    """Makes nodes that turn what is stored into a weight; who uses them puts them into the graph.
+    """Makes nodes that decode a stored weight; the caller adds them to the graph.
 
     Args:
-        graph: for names that it does not have.
+        graph: where names must be unique.
     """
 
     def __init__(self, graph: gs.Graph, name: str, dtype: np.dtype[Any]) -> None:
@@ -170,15 +170,15 @@ class Unpack:
         return result
 
     def constant(self, value: Array) -> gs.Constant:
-        """Stored as it is."""
+        """A stored constant."""
         return edit.add_constant(self._graph, self._fresh(), value)
 
     def number(self, value: float) -> gs.Constant:
-        """One number in the type of the weight."""
+        """A scalar of the weight's type."""
         return self.constant(np.asarray(value, self._dtype))
 
     def real(self, stored: Array) -> gs.Tensor:
-        """Numbers of another type as ones of the weight's."""
+        """Stored numbers cast to the weight's type."""
         kind = onnx.helper.np_dtype_to_tensor_dtype(self._dtype)
         return self("Cast", self.constant(stored), attributes={"to": kind})
 
@@ -188,7 +188,7 @@ class Unpack:
 
 
 def scale_of(value: Array, channels: tuple[int, ...], bits: int) -> Array:
-    """What one step of integers of so many bits is worth; broadcasts with the weight."""
+    """The step of integers of `bits` bits; broadcasts with the weight."""
     kept = {axis % value.ndim for axis in channels}
     summed = tuple(axis for axis in range(value.ndim) if axis not in kept)
     largest = np.abs(value).max(axis=summed, keepdims=True)
@@ -197,13 +197,13 @@ def scale_of(value: Array, channels: tuple[int, ...], bits: int) -> Array:
 
 
 def is_large(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a constant that is worth holding in another form."""
+    """Whether a tensor is a constant large enough to be worth encoding."""
     shape = constant_shape(tensor)
     return shape is not None and len(shape) > 1 and int(np.prod(shape)) >= LEAST
 
 
 def is_plain(tensor: gs.Tensor, opset: int) -> bool:
-    """Whether a constant is in floats, which are not held in narrower numbers yet."""
+    """Whether a constant is in floats and not stored in a narrower type already."""
     narrow = storage_type(tensor) is not None or _is_computed_from_integers(tensor)
     return not narrow and require_constant(tensor, opset).dtype.kind == "f"
 
@@ -237,14 +237,14 @@ def _channels(node: gs.Node, slot: int) -> tuple[int, ...]:
     return _CHANNELS[node.op, slot]
 
 
-# Processors without VNNI add two products of 8-bit integers in 16 bits. With weights of 7 bits that
+# Processors without VNNI add two products of 8-bit integers in 16 bits. With 7-bit weights that
 # cannot overflow, and all processors compute the same.
 _BITS = 7
 
 
 @dataclass(frozen=True)
 class UseIntegerOperators:
-    """Lets LSTM layers and products with weights compute in 8-bit integers."""
+    """Replaces LSTM layers and products with weights by 8-bit integer operators."""
 
     def __call__(self, document: Document) -> bool:
         graph = document.graph
@@ -259,7 +259,7 @@ class UseIntegerOperators:
 
 
 class _IntegerWeights:
-    """Writes weights in integers; one that several nodes read, once."""
+    """Encodes weights as integers; a shared one only once."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self._graph = graph
@@ -283,12 +283,12 @@ class _IntegerWeights:
             made = [
                 edit.add_constant(self._graph, f"{tensor.name}_{n}", v) for n, v in parts.items()
             ]
-            self._made[key] = tensor, made  # held, so that no other one gets its id
+            self._made[key] = tensor, made  # kept, so that its id is not reused
         return self._made[key][1]
 
 
 def _fits(graph: gs.Graph, *weights: gs.Tensor) -> bool:
-    """Whether weights are plain ones in float32, the only type that these operators take."""
+    """Whether weights are plain float32, the only type that these operators take."""
     return any(map(is_large, weights)) and all(
         is_plain(tensor, graph.opset)
         and require_constant(tensor, graph.opset).dtype == np.float32
@@ -300,7 +300,7 @@ def _fits(graph: gs.Graph, *weights: gs.Tensor) -> bool:
 def _replace_layer(graph: gs.Graph, layer: Layer, store: _IntegerWeights) -> None:
     node = layer.node
     made = gs.Node(QUANTIZED_LSTM.op, layer.name, dict(node.attrs), domain=MICROSOFT)
-    made.attrs.pop("layout", None)  # it is 0 here
+    made.attrs.pop("layout", None)  # 0 by now
     made.inputs = list(node.inputs)
     for name in ("W", "R"):
         parts = store(node.inputs[layer.slot(name)], True)
@@ -330,7 +330,7 @@ def _replace_product(graph: gs.Graph, node: gs.Node, store: _IntegerWeights) -> 
 
 
 def _put(graph: gs.Graph, made: gs.Node, node: gs.Node) -> None:
-    """Puts a node in another one's place."""
+    """Replaces a node by another."""
     outputs = list(node.outputs)
     node.outputs.clear()
     made.outputs = outputs
@@ -345,13 +345,13 @@ _FORMS: dict[str, tuple[Pass, ...]] = {
     "fp16": (QuantizeWeights(Float16()),),
     **{f"bits={count}": (QuantizeWeights(Bits(count)),) for count in range(2, 9)},
 }
-# Arithmetic broadcasts since then.
+# Arithmetic broadcasts since this opset.
 _LEAST_OPSET = 7
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Quantizes what is left of a model."""
+    """The stage that quantizes the pruned model."""
 
     name: str
 
@@ -359,7 +359,7 @@ class Quantize:
         """Quantizes in place.
 
         Raises:
-            PruneError: there is nothing to quantize, or the model's opset is too old.
+            PruneError: nothing can be quantized, or the model's opset is too old.
         """
         where = f"--quantize={self.name}"
         if document.graph.opset < _LEAST_OPSET:
@@ -379,10 +379,10 @@ class Quantize:
 
 
 def read_quantize(value: object) -> Quantize:
-    """What `--quantize` says.
+    """Parses `--quantize`.
 
     Raises:
-        PruneError: it is none of the forms.
+        PruneError: it has none of the forms.
     """
     text = re.sub(r"\s", "", value) if isinstance(value, str) else None
     if text not in _FORMS:

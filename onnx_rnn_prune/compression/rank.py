@@ -1,15 +1,15 @@
-"""Low rank: the weight of a layer's input as two thin matrices.
+"""Low rank: the input weights of a layer as two thin matrices.
 
 The gates of a layer see W x. With x = m + d for a mean m and deviations d of covariance C, the W'
-of rank r for which E|W d - W' d|^2 is least is U U^T W, where U holds the r main directions of
-W C^1/2 (Chen et al. 2021, "DRONE: Data-aware low-rank compression for large NLP models"; without
-data, C is the identity, and this is the singular value decomposition of Xue et al. 2013,
-"Restructuring of deep neural network acoustic models with singular value decomposition"). What
-W - W' makes of m goes into the bias; moments about zero would spend a direction on it. Rows of W
-are weighed by how much the gates answer to errors in them.
+of rank r that minimizes E|W d - W' d|^2 is U U^T W, where U holds the r leading left singular
+vectors of W C^1/2 (Chen et al. 2021, "DRONE: Data-aware low-rank compression for large NLP models";
+without data, C is the identity, and this is the singular value decomposition of Xue et al. 2013,
+"Restructuring of deep neural network acoustic models with singular value decomposition"). (W - W')
+m goes into the bias; moments about zero would spend a direction on it. Rows of W are weighted by
+how sensitive the gates are to errors in them.
 
 U^T W becomes a product in front of the layer, and U its new W. Both directions of a layer read the
-same x and share that product. R cannot be treated so: a node has no place for a product in its
+same x and share that product. R cannot be factored: a node has no place for another product in its
 loop.
 """
 
@@ -39,19 +39,19 @@ from onnx_rnn_prune.operators.recurrent import find_layers
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.validate import drift
 
-# What the data shows nothing of may matter later: directions in which inputs do not vary, and gates
-# that answer to nothing, count this much of the average.
+# Directions that the data does not show may matter later: those in which inputs do not vary, and
+# gates that never respond, count this much of the average.
 _RIDGE, _LEAST_EMPHASIS = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
 class Rank:
-    """How many directions are kept: one of these is given.
+    """The rank to keep, given in one of these ways.
 
     Attributes:
         share: of the full rank.
-        count: a number.
-        energy: the share of the mean square of W d that they hold at least.
+        count: the rank itself.
+        energy: the minimum share of the mean square of W d.
     """
 
     share: float | None = None
@@ -64,7 +64,7 @@ class Rank:
         return f"{self.share:.6g}" if self.energy is None else f"energy={self.energy:.6g}"
 
     def among(self, values: Matrix) -> int:
-        """How many of some singular values, largest first, are kept."""
+        """How many of some singular values, in descending order, are kept."""
         if self.count is not None:
             return min(self.count, len(values))
         if self.share is not None:
@@ -75,11 +75,11 @@ class Rank:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is known of what a layer reads.
+    """Statistics of a layer's input.
 
     Attributes:
         moments: of x.
-        emphasis: how much the square of an error in each row of W x matters, [D gates H].
+        emphasis: the weight of squared errors in each row of W x, [D gates H].
     """
 
     moments: Moments
@@ -87,16 +87,16 @@ class Reading:
 
     @staticmethod
     def none(rows: int, width: int) -> Reading:
-        """Of a layer of which nothing is known: all varies alike, about zero, and matters alike."""
+        """Statistics for a layer without data: mean 0, unit covariance, equal emphasis."""
         return Reading(Moments(1, np.zeros(width), np.eye(width)), np.ones(rows))
 
 
 @dataclass(frozen=True, eq=False)
 class FactorInputs:
-    """Writes the W of layers as two matrices where that takes fewer operations.
+    """Factors the W of layers where that takes fewer operations.
 
     Attributes:
-        readings: of layers, by the first of those that are the same; there may be none.
+        readings: statistics by the first of equal layers; may lack some.
     """
 
     rank: Rank
@@ -116,9 +116,9 @@ class FactorInputs:
 
 
 def factorable(document: Document) -> dict[str, list[Layer]]:
-    """Layers with a W in real numbers, those that are the same together, by the first one's name.
+    """Layers with a floating-point W, grouped with their duplicates by the first one's name.
 
-    Layers that are the same, in branches of an If, go on sharing their weights.
+    Duplicates, in branches of an If, keep sharing their weights.
     """
     layers = find_layers(document.graph)
     twins = find_duplicates(layers)
@@ -130,9 +130,9 @@ def factorable(document: Document) -> dict[str, list[Layer]]:
 
 
 def _factors(weight: Matrix, rank: Rank, reading: Reading) -> tuple[Matrix, Matrix, Matrix] | None:
-    """W' as two factors [outputs, r] and [r, n], and what goes into the bias, [outputs].
+    """W' as two factors [outputs, r] and [r, n], and the bias correction, [outputs].
 
-    None where the two have no fewer entries.
+    None if the factors have no fewer entries.
     """
     width = weight.shape[1]
     covariance = reading.moments.covariance(np.arange(width))
@@ -193,14 +193,14 @@ class Factor:
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Its name in reports."""
         return f"rank {self.rank}"
 
     def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
-        """Factors with what data shows, or without where that comes closer on validation feeds.
+        """Factors with data, or without where that comes closer on validation feeds.
 
         Raises:
-            PruneError: nowhere do factors of this rank take fewer operations.
+            PruneError: factors of this rank save operations nowhere.
         """
         ways = [FactorInputs(self.rank, {})]
         if data.given:
@@ -222,7 +222,7 @@ class Factor:
 
 
 def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[str, Reading]:
-    """What layers read, by the first of those that are the same; none of what no feed reaches."""
+    """Input statistics by the first of equal layers; none for layers that no feed reaches."""
     layers = factorable(document)
     if not layers:
         return {}
@@ -255,7 +255,7 @@ def read_inputs(document: Document, feeds: Feeds, progress: Progress) -> dict[st
 
 
 def _reader(layer: Layer, direction: int, twin: str) -> GateReader:
-    """All gates of a direction as what reads X, in which no units need be."""
+    """All gates of a direction as a reader of X, which need not contain units."""
     inputs, lane = (
         np.full(size, NOBODY, dtype=np.int64) for size in (layer.input_size, layer.hidden)
     )
@@ -263,10 +263,10 @@ def _reader(layer: Layer, direction: int, twin: str) -> GateReader:
 
 
 def read_rank(value: object) -> Factor:
-    """What `--rank` says.
+    """Parses `--rank`.
 
     Raises:
-        PruneError: it is no rank.
+        PruneError: it is not a valid rank.
     """
     text = str(value).strip()
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -1,24 +1,24 @@
-"""Zeros in the place of single weights: by which pattern, which ones, and how they are stored.
+"""Zeros in place of single weights: their pattern, their choice, and their storage.
 
 | text | meaning |
 | --- | --- |
-| `50%`, `0.5` | so many weights of each matrix go, wherever they are |
-| `2:4` | of every 4 weights next to each other along the input, at most 2 stay |
-| `block=4x1:50%` | so many blocks of 4 outputs x 1 input go as wholes |
-| `threshold=1e-3` | weights whose absolute value is below go |
+| `50%`, `0.5` | this share of each matrix's weights goes, wherever they are |
+| `2:4` | of every 4 adjacent weights along the input, at most 2 stay |
+| `block=4x1:50%` | this share of whole blocks of 4 outputs x 1 input goes |
+| `threshold=1e-3` | weights with smaller absolute values go |
 
-The optimal brain surgeon removes weights so that those that stay make up for them. A product W x
-with second moment H = E[x x'] of its input misses tr(D H D') once W becomes W + D. Without the
-weight w_j of one row, and with the best change of the others, it misses
+The optimal brain surgeon removes weights and adjusts the others to compensate. When W becomes W +
+D, a product W x with second moment H = E[x x'] of its input has the squared error tr(D H D').
+Removing the weight w_j of a row, with the best change of the others, has the error
 
     w_j^2 / [H^-1]_jj,   and the others change by   - w_j [H^-1]_j / [H^-1]_jj
 
-(Hassibi and Stork 1993). Rows share H, but each loses other weights, and would need an inverse of
-its own. So columns are settled from left to right, and only those to the right of one change with
-it (Frantar and Alistarh 2023, SparseGPT): then the rows of the Cholesky factor U of H^-1 = U' U
-hold all that is needed. What goes is chosen block by block, by the scores of all columns that are
-not settled, so that a share holds for the whole matrix and not for each block. At the end, the
-weights that stay descend along conjugate gradients to the least error that their places allow.
+(Hassibi and Stork 1993). Rows share H, but each loses different weights, and would need its own
+inverse. So columns are settled from left to right, and each changes only those to its right
+(Frantar and Alistarh 2023, SparseGPT): then the rows of the Cholesky factor U of H^-1 = U' U
+suffice. Weights to remove are chosen block by block, by the scores of all columns not settled yet,
+so a share holds for the whole matrix and not for each block. In the end, conjugate gradients bring
+the remaining weights to the least error that the pattern allows.
 """
 
 from __future__ import annotations
@@ -54,33 +54,32 @@ _FORMS = "give 50%, 2:4, block=4x1:50% or threshold=1e-3"
 
 
 class Pattern(Protocol):
-    """A choice of weights by their scores."""
+    """Chooses weights by their scores."""
 
     @property
     def step(self) -> int:
-        """How many columns next to each other are decided on together."""
+        """How many adjacent columns are decided on together."""
 
     def keep(self, weight: Matrix, scores: Matrix, widths: Sequence[int]) -> Mask:
         """True where a weight stays, [outputs, n].
 
         Args:
             weight: the matrix, [outputs, n].
-            scores: what it costs to remove each weight; infinite where that is settled.
-            widths: of the signals that are laid side by side in its columns; what is decided on
-                together lies in one of them.
+            scores: the cost of removing each weight; infinite where settled.
+            widths: of the signals concatenated in its columns; joint decisions stay within one.
         """
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The cheapest tiles go; tiles of one weight are the pattern that is called unstructured.
+    """The cheapest tiles go; tiles of a single weight are unstructured sparsity.
 
-    At the edges of a matrix, tiles may be smaller; what counts is the mean score of their weights.
+    Tiles at the edges may be smaller; the mean score of their weights counts.
 
     Attributes:
         rows: outputs in a tile.
         columns: inputs in a tile.
-        share: how many of the tiles go, 0 to 1.
+        share: the share of tiles that go, 0 to 1.
     """
 
     rows: int
@@ -104,7 +103,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Grouped:
-    """N:M: of every `of` weights next to each other along the input, at most `most` stay."""
+    """N:M: of every `of` adjacent weights along the input, at most `most` stay."""
 
     most: int
     of: int
@@ -123,7 +122,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Small:
-    """Weights whose absolute value is below a limit go, whatever they are worth."""
+    """Weights with an absolute value below a limit go, whatever their score."""
 
     limit: float
 
@@ -136,7 +135,7 @@ class Small:
 
 
 def starts(widths: Sequence[int], step: int) -> npt.NDArray[np.int64]:
-    """Where groups of `step` columns begin; none reaches from one signal into the next."""
+    """Where groups of `step` columns begin; no group spans two signals."""
     firsts = np.cumsum([0, *widths[:-1]])
     return np.concatenate(
         [np.arange(first, first + n, step) for first, n in zip(firsts, widths, strict=True)]
@@ -144,10 +143,10 @@ def starts(widths: Sequence[int], step: int) -> npt.NDArray[np.int64]:
 
 
 def parse_pattern(text: object) -> Pattern:
-    """Reads `--sparsify`.
+    """Parses `--sparsify`.
 
     Raises:
-        PruneError: the text is none of the forms, or its numbers mean nothing.
+        PruneError: the text has none of the forms, or its numbers make no sense.
     """
     for form, make in _READERS:
         given = text.strip() if isinstance(text, str) else ""
@@ -183,7 +182,7 @@ _READERS: tuple[tuple[str, Callable[..., Pattern | None]], ...] = (
 
 
 _BLOCK = 128
-# Of the diagonal of H; and of its mean, for inputs that are always 0.
+# As a share of the diagonal of H; and of its mean, for inputs that are always 0.
 _RIDGE, _FLOOR = 1e-2, 1e-6
 _DESCENTS = 20
 
@@ -194,29 +193,29 @@ def second_moment(moments: Moments) -> Matrix:
 
 
 def missed(change: Matrix, second: Matrix) -> float:
-    """E |D x|^2 for a change D of a weight, [outputs, n]."""
+    """The squared error E |D x|^2 of a change D of a weight, [outputs, n]."""
     return float(np.sum((change @ second) * change))
 
 
 def by_magnitude(weight: Matrix, pattern: Pattern, widths: Sequence[int]) -> Matrix:
-    """The weight with its smallest entries zero, and the others as they were."""
+    """The weight with its smallest entries zeroed, and the others unchanged."""
     return np.where(pattern.keep(weight, weight**2, widths), weight, 0.0)
 
 
 def by_surgeon(
     weight: Matrix, second: Matrix, pattern: Pattern, widths: Sequence[int], ridge: float = _RIDGE
 ) -> Matrix:
-    """The weight with zeros where they cost least, and the others changed to make up for them.
+    """The weight with zeros where they cost least, and the others adjusted to compensate.
 
     Args:
         weight: [outputs, n].
         second: E[x x'], [n, n].
         pattern: which entries may go.
         widths: of the signals that are laid side by side in its columns.
-        ridge: lambda: H is `second` with so much more of its diagonal.
+        ridge: lambda: H is `second` plus this share of its diagonal.
 
     Returns:
-        [outputs, n]; where magnitude chooses better places on `second`, with zeros in those.
+        [outputs, n]; with magnitude's zeros if those turn out better on `second`.
     """
     plain = by_magnitude(weight, pattern, widths)
     damped = second.copy()
@@ -231,24 +230,24 @@ def by_surgeon(
 def settle_columns(
     weight: Matrix, hessian: Matrix, pattern: Pattern, widths: Sequence[int], block: int = _BLOCK
 ) -> tuple[Matrix, Mask]:
-    """Removes weights from left to right, and makes up for them on the right.
+    """Removes weights from left to right, compensating on the right.
 
     Args:
         weight: [outputs, n].
         hessian: H, [n, n], positive definite.
         pattern: which entries may go.
         widths: of the signals that are laid side by side in its columns.
-        block: how many columns, about, are chosen from at a time.
+        block: about how many columns to choose from at a time.
 
     Returns:
-        The changed weight, and where it is not zero.
+        The changed weight, and the mask of nonzero entries.
     """
     inverse = np.linalg.inv(hessian)
     factor = np.linalg.cholesky((inverse + inverse.T) / 2.0).T
     result, keep = weight.copy(), np.ones(weight.shape, dtype=bool)
     scores = np.zeros(weight.shape)
     for first, last in _blocks(starts(widths, pattern.step).tolist(), weight.shape[1], block):
-        free = np.sum(factor[first:, first:] ** 2, axis=0)  # [H^-1]_jj of what is not settled
+        free = np.sum(factor[first:, first:] ** 2, axis=0)  # [H^-1]_jj of the unsettled columns
         scores[:, first:] = result[:, first:] ** 2 / free
         keep[:, first:last] = pattern.keep(weight, scores, widths)[:, first:last]
         scores[:, first:last] = np.where(keep[:, first:last], np.inf, -np.inf)
@@ -263,7 +262,7 @@ def settle_columns(
 
 
 def _blocks(firsts: Sequence[int], width: int, block: int) -> Iterator[tuple[int, int]]:
-    """Runs of whole groups of columns."""
+    """Ranges of whole groups of columns."""
     first = 0
     for end in (*firsts[1:], width):
         if end - first >= block or end == width:
@@ -272,14 +271,14 @@ def _blocks(firsts: Sequence[int], width: int, block: int) -> Iterator[tuple[int
 
 
 def _refit(result: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
-    """The weight that misses least with zeros where a result has them, as far as steps lead."""
+    """The weight with the same zeros as a result and the least error that the steps reach."""
     for rows in blocks(len(result)):
         result[rows] = _descend(result[rows], weight[rows], hessian)
     return result
 
 
 def _descend(start: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
-    """Conjugate gradients on tr(D H D') over the weights that are not zero, all rows at once."""
+    """Conjugate gradients on tr(D H D') over the nonzero weights, all rows at once."""
     result, keep = start, start != 0
     scale = 1.0 / np.diag(hessian)
     residual = np.where(keep, (weight - result) @ hessian, 0.0)
@@ -300,11 +299,11 @@ def _descend(start: Matrix, weight: Matrix, hessian: Matrix) -> Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Sparsify:
-    """Writes zeros into products by a pattern; shapes stay as they are.
+    """Zeroes weights of products by a pattern; shapes stay the same.
 
     Attributes:
-        moments: of what readers read; None where magnitude decides. Where they hold no sample,
-            since the branch of a product was not taken, it decides as well.
+        moments: of the readers' inputs; None to decide by magnitude, which also decides for a
+            product whose branch was never taken, so that there are no samples.
     """
 
     readers: Sequence[Reader]
@@ -335,11 +334,11 @@ _NO_FASTER = (
 
 @dataclass(frozen=True)
 class Zeros:
-    """Puts zeros into the gates of all recurrent layers, and into what reads their units.
+    """Zeroes weights in the gates of all recurrent layers, and in the readers of their units.
 
     Attributes:
         text: the pattern as the user wrote it.
-        by: magnitude, or obs for those whose absence the others can make up for.
+        by: magnitude, or obs for those that the others can compensate for.
     """
 
     text: str
@@ -363,12 +362,12 @@ class Zeros:
 
 @dataclass(frozen=True)
 class SparseStorage:
-    """Stores weights as lists of their entries that are not zero, where that takes less room."""
+    """Stores weights as sparse tensors where that is smaller."""
 
     name: str = "sparse initializers"
 
     def __call__(self, document: Document, data: Calibration, progress: Progress) -> Document:
-        """Leaves all as it was where onnxruntime does not load the result, or computes another."""
+        """Leaves the model unchanged if onnxruntime cannot load the result or computes another."""
         dense = document.write()
         stored = with_sparse(dense)
         if not stored.graph.sparse_initializer:
@@ -384,19 +383,19 @@ class SparseStorage:
 
 
 def read_zeros(sparsify: object, by: str | None, given: bool) -> Stage:
-    """Which weights become zero.
+    """The stage that zeroes weights.
 
     Args:
         sparsify: the pattern as text.
-        by: one of `options.SPARSIFIERS`; None for obs where there is data, magnitude where not.
+        by: one of `options.SPARSIFIERS`; None for obs with data, magnitude without.
 
     Raises:
-        PruneError: the pattern means nothing.
+        PruneError: the pattern makes no sense.
     """
     pattern = parse_pattern(sparsify)
     return Zeros(str(sparsify), pattern, by or ("obs" if given else "magnitude"))
 
 
 def notes_on(stages: Sequence[Stage]) -> list[str]:
-    """What the user should know about them."""
+    """Notes for the user about some stages."""
     return [_NO_FASTER] if any(isinstance(stage, Zeros) for stage in stages) else []

@@ -1,4 +1,4 @@
-"""Checks a feed against a model's inputs: a one-line error instead of a crash in the runtime."""
+"""Checks feeds against a model's inputs: a one-line error instead of a crash in the runtime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.runner import Array, NamedFeed
 from onnx_rnn_prune.model.signature import Port
 
-# The name of labels in a feed.
+# The key of the labels in a feed.
 LABELS = "labels"
 
 
@@ -168,7 +168,7 @@ def _convert(value: object, port: Port, where: str) -> Array:
         )
     try:
         array = np.asarray(value)
-    except FAILURES as error:  # objects of other libraries fail in their own ways
+    except FAILURES as error:  # foreign objects fail in many ways
         raise PruneError(
             f"cannot be converted to an array: {error}", where=where, remedy=f"give it as {port}"
         ) from error
@@ -222,7 +222,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-# Calls of a stream on which models are timed.
+# Number of calls of a stream used for timing.
 _OPENING = 32
 
 Checker = Callable[[object, str], NamedFeed]
@@ -232,17 +232,17 @@ Checker = Callable[[object, str], NamedFeed]
 class Feeds:
     """Feeds: dicts from input names to arrays.
 
-    Iterating, which can be repeated, loads and checks one feed after the other, so that memory does
-    not grow with their number. Subsets share their source.
+    Iteration can be repeated, and loads and checks one feed at a time, so memory does not grow with
+    their number. Subsets share their source.
 
     Consecutive calls form a stream, which stays whole and in order in every subset. A feed that
     neither continues another nor is continued is a stream of its own.
 
     Attributes:
-        check: makes a feed of a raw one and its name in errors.
+        check: makes a feed from a raw one and its name in errors.
         random: whether they were generated.
         shared: whether they also serve another purpose, because there were too few to split.
-        indices: the numbers of these feeds in the origin, in order; None for all.
+        indices: the indices of these feeds in the origin, in order; None for all.
         states: the state inputs that consecutive calls carry, each with the output that becomes its
             next value; empty if each feed is independent.
         starts: the origin's feeds that start a stream, by number.
@@ -290,7 +290,7 @@ class Feeds:
 
     @property
     def laid_out(self) -> frozenset[int]:
-        """The feeds that come first in a folder or iterable, counted within this object."""
+        """The feeds that come first in a folder or iterable, by index within this object."""
         starts = self.origin.starts
         return frozenset(at for at, number in enumerate(self.numbers) if number in starts)
 
@@ -321,10 +321,10 @@ class Feeds:
     def split(self, held_out: float = 0.25) -> tuple[Feeds, Feeds]:
         """Two disjoint parts: one to fit on, one to judge by.
 
-        Held-out streams are drawn at random, the same each time: every fourth, say, would be of one
-        kind if kinds alternate. Streams longer than the held-out part are skipped. A single stream
-        is cut in two, and the later part held out. A single feed serves as both parts, which say
-        so in `shared`.
+        Held-out streams are drawn at random with a fixed seed: taking every fourth, say, would
+        yield one kind only if kinds alternate. Streams longer than the held-out part are skipped. A
+        single stream is split, and its later part held out. A single feed serves as both parts,
+        which say so in `shared`.
 
         Args:
             held_out: the share of the second part, above 0 and below 1; each part gets at least
@@ -349,7 +349,7 @@ class Feeds:
         return self.take(set(range(count)) - chosen), self.take(chosen)
 
     def _streams(self) -> list[list[int]]:
-        """The positions of the feeds of each stream."""
+        """The indices of the feeds of each stream."""
         found: list[list[int]] = []
         for at, number in enumerate(self.numbers):
             if at == 0 or not self.states or number in self.starts:
@@ -373,7 +373,7 @@ def open_feeds(
     states: frozenset[str],
     likely: frozenset[str] = frozenset(),
 ) -> Feeds:
-    """Opens data of any form; each feed is loaded and checked when it is used.
+    """Opens data of any form; each feed is loaded and checked when used.
 
     Args:
         source: a path (str or Path) of a .npz file, of a folder of them, or of a folder of ONNX

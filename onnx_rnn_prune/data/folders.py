@@ -1,4 +1,4 @@
-"""Feeds in .npz archives and ONNX test_data_set folders; which files a call reads."""
+"""Feeds in .npz archives and ONNX test_data_set folders; and which files a call reads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from onnx_rnn_prune.model.files import require_plain
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.signature import Port
 
-# How much larger than its file an archive may become, unless it stays small: recordings compress a
-# few times, and what compresses far more is made to exhaust memory.
+# Maximum compression ratio of an archive, unless it is small: recordings compress a few times; much
+# higher ratios are meant to exhaust memory.
 _MOST_UNPACKED, _SMALL = 100, 1 << 26
 
 _FORMS = (
@@ -32,7 +32,7 @@ _FORMS = (
 
 
 def open_path(path: Path, ports: Sequence[Port]) -> Source:
-    """The feeds at a path, which are loaded when they are read.
+    """The feeds at a path, loaded when they are read.
 
     Args:
         path: a .npz file, a folder of them, a folder of test_data_set_* folders, or one of these;
@@ -40,7 +40,7 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
         ports: the model's inputs, whose order gives input_0.pb, input_1.pb, ... their names.
 
     Raises:
-        PruneError: there is nothing there, or nothing that can be read as feeds.
+        PruneError: the path does not exist or holds no feeds.
     """
     if os.path.isdir(path):
         try:
@@ -49,7 +49,7 @@ def open_path(path: Path, ports: Sequence[Port]) -> Source:
             raise PruneError(
                 f"cannot be read ({error.strerror})", where=str(path), remedy=_FORMS
             ) from error
-    if not os.path.exists(path):  # no name is too long for it
+    if not os.path.exists(path):  # accepts names of any length
         raise PruneError("there is no such file or folder", where=str(path), remedy=_FORMS)
     if path.suffix.lower() != ".npz":
         raise PruneError("unknown data format", where=str(path), remedy=_FORMS)
@@ -98,7 +98,7 @@ def read_archive(path: Path) -> dict[str, Array]:
     """The arrays of a .npz file by name.
 
     Raises:
-        PruneError: it cannot be read, or would unpack to far more than its size.
+        PruneError: it cannot be read, or would expand to far more than its size.
     """
     require_plain(path)
     try:
@@ -111,7 +111,7 @@ def read_archive(path: Path) -> dict[str, Array]:
             return {name: archive[name] for name in archive.files}
     except PruneError:
         raise
-    except Exception as error:  # NumPy leaves a broken header to whatever comes upon it
+    except Exception as error:  # NumPy raises various errors for a broken header
         raise PruneError(
             f"cannot be read as a .npz file: {error}",
             where=str(path),
@@ -133,8 +133,8 @@ def _read_set(folder: Path, ports: Sequence[Port]) -> RawFeed:
     tensors = [(number, path, _read_tensor(path)) for number, path in _tensor_files(folder)]
     names = [tensor.name for _, _, tensor in tensors]
     known = {port.name for port in ports}
-    # Files are numbered by graph inputs, in older sets also by those with defaults. Names of
-    # tensors, where all are inputs, are more reliable.
+    # Files are numbered like graph inputs; older sets count those with defaults, too. Tensor names
+    # are more reliable if all are input names.
     if len(set(names)) == len(names) and known.issuperset(names):
         return {tensor.name: _array(path, tensor) for _, path, tensor in tensors}
     feed: dict[str, object] = {}
@@ -154,7 +154,7 @@ def _read_tensor(path: Path) -> TensorProto:
     tensor = TensorProto()
     try:
         tensor.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf has a type of its own for each backend
+    except Exception as error:  # its type depends on the protobuf backend
         raise _unreadable(path, error) from error
     return tensor
 
@@ -164,7 +164,7 @@ def _array(path: Path, tensor: TensorProto) -> object:
         anchor(tensor, path)
     try:
         return tensor_values(tensor)
-    except Exception as error:  # a broken tensor fails with many unrelated types
+    except Exception as error:  # broken tensors raise many unrelated types
         raise _unreadable(path, error) from error
 
 
@@ -192,7 +192,7 @@ def input_paths(*sources: object) -> tuple[Path, ...]:
     """The files and folders that models, data and plans are read from.
 
     Args:
-        sources: as users give them; others than paths and `module:function` are ignored.
+        sources: as given by users; only paths and `module:function` count.
     """
     found: list[Path] = []
     for source in sources:
@@ -209,7 +209,7 @@ def input_paths(*sources: object) -> tuple[Path, ...]:
 
 
 def absolute(source: object) -> object:
-    """The same source for a process that runs in another folder."""
+    """The same source, valid for a process in another working folder."""
     if not isinstance(source, str | Path):
         return source
     path = Path(source).absolute()
@@ -217,7 +217,7 @@ def absolute(source: object) -> object:
 
 
 def _module_files(name: str) -> list[Path]:
-    """The file of a module and those of the packages around it; nothing is imported."""
+    """The file of a module and those of its parent packages; nothing is imported."""
     found: list[Path] = []
     inner, folders = "", None
     for part in name.split("."):

@@ -1,8 +1,8 @@
-"""Sizes of inputs that follow from the graph: from weights, or because axes must be equally long.
+"""Sizes of inputs that follow from the graph: from weights, or from axes that must be equal.
 
-ONNX's shape inference propagates names of sizes. Where a named size meets a weight or another size
-that an operator requires to be equal (the width of a product, the channels of a convolution, the
-batch of a state), the two are equal; so nodes far from an input determine its sizes.
+ONNX shape inference propagates symbolic sizes. Where one meets a weight or another size that an
+operator requires to be equal (the width of a product, the channels of a convolution, the batch of a
+state), the two are equal; so nodes far from an input determine its sizes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from onnx_rnn_prune.operators import contracts, meets, moves
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 from onnx_rnn_prune.operators.table import Rule, rule_named
 
-# Larger constants are neither shapes nor bounds, and their values are not looked at.
+# Larger constants are neither shapes nor bounds; their values are ignored.
 _VALUES = 64
-# Ranks of inputs, the likeliest first.
+# Possible ranks of inputs, likeliest first.
 _RANKS = (3, 2, 4, 1, 5)
 _MOST_RANKS = 25
 _INVALID = (shape_inference.InferenceError, RuntimeError, ValueError)
-# How often sizes just found may lead to further ones.
+# Maximum rounds of deriving sizes from sizes.
 _ROUNDS = 6
 
 
 def numbered(document: Document) -> Document:
-    """A copy of a model whose nodes are named by their number."""
+    """A copy of a model with nodes named by index."""
     copy = document.copy()
     for number, node in enumerate(all_nodes(copy.graph)):
         node.name = str(number)
@@ -47,7 +47,7 @@ def outline(document: Document) -> onnx.ModelProto:
     model = numbered(document).outline(_VALUES)
     for graph in messages(model.graph, onnx.GraphProto):
         del graph.value_info[:]
-        for value in graph.output:  # the names that sizes have here may not be those of inputs
+        for value in graph.output:  # symbolic sizes here may differ from those of inputs
             value.type.tensor_type.ClearField("shape")
     for node in messages(model.graph, onnx.NodeProto):
         for attribute in node.attribute:
@@ -57,7 +57,7 @@ def outline(document: Document) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size]) -> Shapes:
-    """The shapes of tensors as far as they follow from those of the inputs.
+    """The shapes of tensors, as far as they follow from those of the inputs.
 
     Args:
         sizes: a number or a name for each open size.
@@ -65,7 +65,7 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
     try:
         inferred = _infer(model, ports, sizes)
     except _INVALID:
-        return {}  # what onnxruntime says of the same is clearer
+        return {}  # onnxruntime's message is clearer
     found: dict[str, tuple[Size, ...]] = {}
     for graph in messages(inferred.graph, onnx.GraphProto):
         for tensor in graph.initializer:
@@ -80,7 +80,7 @@ def shapes_of(model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str,
 
 
 def ranked(model: onnx.ModelProto, ports: Sequence[Port]) -> Iterator[tuple[Port, ...]]:
-    """The inputs, with possible ranks for those whose rank is not declared."""
+    """The inputs, with each possible rank for those of undeclared rank."""
     choices = [
         [replace(port, dims=(None,) * rank) for rank in _RANKS] if port.dims is None else [port]
         for port in ports
@@ -95,7 +95,7 @@ def ranked(model: onnx.ModelProto, ports: Sequence[Port]) -> Iterator[tuple[Port
 def _infer(
     model: onnx.ModelProto, ports: Sequence[Port], sizes: Mapping[str, Size], strict: bool = False
 ) -> onnx.ModelProto:
-    """A model with the shapes that follow from those of its inputs."""
+    """A model with shapes inferred from those of its inputs."""
     known = {port.name: port for port in ports}
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
@@ -136,7 +136,7 @@ def solved(
 
 
 class _Classes:
-    """Classes of equal sizes, represented by a number, else by a name of inputs, else by another.
+    """Classes of equal sizes, represented by a number, else by a name of inputs, else by any other.
 
     Args:
         names: of the inputs' open sizes, in order of preference.
@@ -153,7 +153,7 @@ class _Classes:
         return size
 
     def join(self, one: Size, other: Size) -> None:
-        """Joins the classes of equal sizes; different numbers stay apart, and running tells."""
+        """Joins the classes of equal sizes; unequal numbers stay apart, for the run to report."""
         one, other = sorted((self.of(one), self.of(other)), key=self._key)
         if one != other and not isinstance(other, int) and one not in (0, "") and other:
             self._parent[other] = one
@@ -164,7 +164,7 @@ class _Classes:
         return 1, self._rank.get(size, len(self._rank))
 
 
-# A number, or the name of a size that is open.
+# A number, or the name of an open size.
 Size = int | str
 Shape = tuple[Size, ...]
 Shapes = Mapping[str, Shape]
@@ -237,7 +237,7 @@ def _convolution(read: Read, attributes: Attributes) -> Pairs:
 
 
 def _channels(read: Read, attributes: Attributes) -> Pairs:
-    """For normalizations, and transposed convolutions, whose weights have channels first."""
+    """Sizes paired by normalizations and transposed convolutions: weights have channels first."""
     x, scale = _at(read, 0, 2), _at(read, 1)
     if x is not None and scale is not None:
         yield x[1], scale[0]
@@ -272,7 +272,7 @@ def _pairs(one: Shape, other: Shape) -> Pairs:
 
 
 Equal = Callable[[Read, Attributes], Pairs]
-# By the operator's rule in the table of operators; exceptions by name follow.
+# By the operator's rule in the table; exceptions by name follow.
 _OF_RULES: Mapping[Rule | None, Equal] = {
     contracts.recurrent: _recurrent,
     contracts.matmul: _product,

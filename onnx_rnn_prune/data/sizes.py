@@ -1,7 +1,7 @@
 """Open sizes of random inputs: stated by the user, or found by running the model.
 
-Sizes that follow from the graph are known by then, see `shapes`. For the others, onnxruntime's
-message at the failing node, and the sizes of that node's inputs, tell how far off they are.
+Sizes that follow from the graph are known already, see `shapes`. For the others, onnxruntime's
+message at the failing node and the sizes of that node's inputs tell how far off they are.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import Reads, messages
 
-# By name of an input its sizes, or by name of a dimension that one size.
+# Sizes by input name, or a single size by dimension name.
 StatedSizes = Mapping[str, tuple[int, ...]]
 _WHERE = "--size"
 
 
 def settle(ports: Sequence[Port], asked: StatedSizes) -> tuple[tuple[Port, ...], dict[str, int]]:
-    """The inputs, and the open sizes that the user states, by their names in `Port.sizes`.
+    """The inputs, and the open sizes stated by the user, by their names in `Port.sizes`.
 
     Inputs of undeclared rank get the stated one.
 
@@ -121,24 +121,24 @@ def _unknown(name: str, ports: Sequence[Port], dims: set[str]) -> PruneError:
 
 
 SizeByName = Mapping[str, int]
-# Runs a model on sizes, or raises a PruneError.
+# Runs a model with given sizes, or raises a PruneError.
 Run = Callable[[SizeByName], object]
 
 _BATCH = 2
 _LENGTH = 7
-# Usual sizes of pictures and spectra, then of audio.
+# Common sizes of images and spectra, then of audio.
 _LADDER = (16, 32, 64, 96, 128, 224, 256, 512, 1600, 4096, 16000, 48000)
-# The largest value tried for several sizes at once, or for batches.
+# Maximum value tried for several sizes at once, or for batches.
 _SEVERAL = 512
-# The most runs; how many consecutive sizes are tried as a last resort; the largest size.
+# Maximum runs; number of consecutive sizes tried as a last resort; maximum size.
 _RUNS = 200
 _SCAN = 130
 _LARGEST_SIZE = 1 << 17
 # If a size above _SEVERAL fails after so many seconds, no larger one is tried.
 _PATIENCE = 1.0
-# Most steps in which one number is made equal to another.
+# Maximum steps to make one number equal to another.
 _TURNS = 4
-# With fewer steps, a recurrent layer shows little of its time and units.
+# With fewer steps, a recurrent layer reveals little about its time and units.
 _STEPS = 4
 _NODE = re.compile(r"Name:'(\d+)'")
 _NUMBER = re.compile(r"-?\d+")
@@ -149,7 +149,7 @@ class Failure:
     """Where and why a model fails to run.
 
     Attributes:
-        place: the number of the node, which is its name; empty if unknown.
+        place: the index of the node, which is its name; empty if unknown.
         numbers: those in the message, and the sizes of the node's inputs.
     """
 
@@ -163,7 +163,7 @@ class SizeSearch:
 
     Args:
         solved: for each open size, its number, or the name of an equal one.
-        batches: sizes that count sequences, see `synthetic.batch_sizes`.
+        batches: batch sizes, see `synthetic.batch_sizes`.
         probe: runs it with nodes named as in the outline, so that errors give those names.
     """
 
@@ -186,7 +186,7 @@ class SizeSearch:
         self.free = tuple(dict.fromkeys(sizes))
 
     def full(self, free: SizeByName) -> dict[str, int]:
-        """All open sizes, from those that nothing determines."""
+        """All open sizes, given those that nothing else determines."""
         return {
             name: free[size] if isinstance(size, str) else size
             for name, size in self.solved.items()
@@ -205,7 +205,7 @@ class SizeSearch:
         return found
 
     def varied(self, free: SizeByName, batch: int, change: Callable[[int], int]) -> SizeByName:
-        """Other sizes with which the model runs, as many changed as possible."""
+        """Other sizes with which the model runs, as many of them changed as possible."""
         counted = {size for key, size in free.items() if key in self.batches}
         others = {k: batch if v in counted else max(1, change(v)) for k, v in free.items()}
         if self.attempt(others) is None:
@@ -219,7 +219,7 @@ class SizeSearch:
         return found
 
     def attempt(self, free: SizeByName) -> Failure | None:
-        """Runs the model, unless these sizes were tried before; None if that works."""
+        """Runs the model, unless these sizes were tried before; None if it succeeds."""
         key = tuple(free.values())
         if key not in self._seen:
             began = time.process_time()
@@ -261,7 +261,7 @@ class SizeSearch:
         numbers = [int(number) for number in _NUMBER.findall(text.rpartition("Message:")[2])]
         for name in self._nodes[place].input if place else ():
             numbers += [size for size in shapes.get(name, ()) if isinstance(size, int)]
-        return Failure(copy(error), place, tuple(numbers))  # its frames hold what was fed
+        return Failure(copy(error), place, tuple(numbers))  # its frames keep the feed alive
 
     def _starts(self) -> Iterator[SizeByName]:
         """Initial sizes, from the most informative (all different) to the likeliest to run."""
@@ -279,7 +279,7 @@ class SizeSearch:
             yield {key: found[key] for key in self.free}
 
     def _mended(self, sizes: SizeByName) -> SizeByName | Failure:
-        """Sizes with which the model runs, found by repairing one failure after the other."""
+        """Sizes with which the model runs, found by repairing one failure after another."""
         failure = self.attempt(sizes)
         passed: set[str] = set()
         while failure is not None:
@@ -329,11 +329,11 @@ class SizeSearch:
     def _aimed(
         self, sizes: SizeByName, key: str, numbers: Sequence[int], doubled: Sequence[int]
     ) -> Iterator[SizeByName]:
-        """Secant steps on a size that make a number which depends on it equal to a constant one.
+        """Secant steps on a size to make a number that depends on it equal to a constant one.
 
         Args:
-            sizes: with which the model does not run.
-            key: the size to change.
+            sizes: sizes with which the model fails.
+            key: the name of the size to change.
             numbers: those of the failure.
             doubled: the same with that size doubled.
         """
@@ -342,7 +342,7 @@ class SizeSearch:
         moving = [at for at, (a, b) in enumerate(pairs) if a != b]
         for at, aim in product(moving, still):
             before, size = (sizes[key], numbers[at]), (2 * sizes[key], doubled[at])
-            for _ in range(_TURNS):  # integer divisions may make the first step miss
+            for _ in range(_TURNS):  # integer division may make the first step miss
                 if size[1] in (aim, before[1]):
                     break
                 slope = (size[0] - before[0]) / (size[1] - before[1])
@@ -356,7 +356,7 @@ class SizeSearch:
                 before, size = size, (other[key], found.numbers[at])
 
     def _largest(self, key: str) -> int:
-        """No model requires thousands of sequences, and comparing them all would be slow."""
+        """The maximum for a size; lower for batches, as no model needs thousands of sequences."""
         return _SEVERAL if key in self.batches else self._most
 
     def _lengthened(self, sizes: SizeByName) -> SizeByName:
@@ -386,7 +386,7 @@ class SizeSearch:
 
 
 def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
-    """The fewest steps of a recurrent layer, 0 without sequences; None if unknown."""
+    """The fewest steps of any recurrent layer, 0 without sequences; None if unknown."""
     known = [shape for shape in layer_inputs(model, shapes) if len(shape) > 1]
     if any(0 in shape[:2] for shape in known):
         return 0
@@ -394,7 +394,7 @@ def _steps(model: onnx.ModelProto, shapes: Shapes) -> int | None:
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, Set[str]]:
-    """For each tensor, the inputs of its node; for inputs of a body, those of the body's node."""
+    """For each tensor, the inputs of its node; for a body's inputs, those of the node around it."""
     found: dict[str, Set[str]] = {}
     reads = Reads()
     for node in messages(graph, onnx.NodeProto):

@@ -1,4 +1,4 @@
-"""Sources of raw feeds: lists read by number, and iterations that can be restarted."""
+"""Sources of raw feeds: lists with random access, and iterations that can be restarted."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, cast
 
 from onnx_rnn_prune.errors import PruneError
 
-# As users give them; values become arrays, and are checked, later.
+# As given by users; values are converted and checked later.
 RawFeed = Mapping[str, object]
 
-# What users' code may raise; its sys.exit() must not end this process with success.
+# Exceptions of users' code; its sys.exit() must not end this process successfully.
 FAILURES = (Exception, SystemExit)
 # A limit far above any real data, for generators that never end.
 _MOST_FEEDS = 100_000
 
 
 def flat(items: Iterable[object]) -> Iterator[tuple[bool, RawFeed]]:
-    """The feeds, or those of each part in turn, each with whether it is the first of a part."""
+    """The feeds, or those of each part in turn, each with whether it starts a part."""
     for item in items:
         if isinstance(item, Iterable) and not isinstance(item, Mapping | str | bytes):
             for number, feed in enumerate(item):
@@ -30,12 +30,12 @@ def flat(items: Iterable[object]) -> Iterator[tuple[bool, RawFeed]]:
 
 
 class Listed:
-    """Feeds that can be loaded by number, so that unwanted ones cost nothing.
+    """Feeds that can be loaded by index, so that unwanted ones cost nothing.
 
     Args:
-        name: what reports and errors call the source.
-        labels: what errors call each feed.
-        starts: numbers of feeds that come first, in all or of a part, as the source is laid out.
+        name: of the source in reports and errors.
+        labels: names of the feeds in errors.
+        starts: indices of the first feed, and of the first in each part of the source.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Listed:
         return len(self._labels)
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
-        """Loads the wanted feeds (None: all) in order, each with what errors call it."""
+        """Loads the wanted feeds (None: all) in order, each with its name in errors."""
         for number, label in enumerate(self._labels):
             if wanted is None or number in wanted:
                 yield label, self._load(number)
@@ -63,7 +63,7 @@ class Listed:
 class Streamed:
     """Feeds of an iteration that can be restarted.
 
-    Nothing is kept: unwanted feeds are made and dropped, and counting them takes an iteration.
+    Nothing is kept: unwanted feeds are generated and dropped, and counting takes a full iteration.
 
     Args:
         start: starts an iteration over feeds, or over iterables of feeds; must give the same ones
@@ -87,7 +87,7 @@ class Streamed:
         return [first for first, _ in self.run()]
 
     def read(self, wanted: frozenset[int] | None) -> Iterator[tuple[str, RawFeed]]:
-        """The same; runs up to the last wanted feed."""
+        """As `Listed.read`, but iterates up to the last wanted feed."""
         last = None if wanted is None else max(wanted, default=-1)
         for number, (_, feed) in enumerate(self.run()):
             if last is not None and number > last:
@@ -116,7 +116,7 @@ class Streamed:
             ) from error
 
 
-# Raw feeds that can be read as often as needed, one at a time.
+# Raw feeds that can be read repeatedly, one at a time.
 Source = Listed | Streamed
 
 _FORMS = "give a dict of arrays, an iterable of such dicts, or a function that returns one"
@@ -217,7 +217,7 @@ def _listed(name: str, feeds: Sequence[tuple[bool, RawFeed]]) -> Source:
     return Listed(name, labels, lambda number: feeds[number][1], starts)
 
 
-# Readers are recognised by their method: onnxruntime.quantization is slow to import, and many
+# Readers are recognized by their method: onnxruntime.quantization is slow to import, and many
 # readers in use do not inherit from its base class.
 def _is_reader(value: object) -> bool:
     return callable(getattr(value, "get_next", None)) and not isinstance(value, type)

@@ -1,4 +1,4 @@
-"""Streams: consecutive calls, each of which starts from the states that the last one returned."""
+"""Streams: consecutive calls, each starting from the states that the last one returned."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from onnx_rnn_prune.record import Record
 Pair = tuple[str, str]
 Run = Callable[[Feed], Mapping[str, Array]]
 
-# The most by which a state may differ from the output that it came from, relative to its largest
-# entry: other machines and runtimes round differently.
+# Maximum deviation of a state from the output that it came from, relative to its largest entry:
+# other machines and runtimes round differently.
 _ROUNDING, _HALF_ROUNDING = 1e-3, 1e-2
 
 
@@ -47,7 +47,7 @@ def as_streams(
     """The feeds as streams.
 
     Args:
-        pairs: what may be a state, see `possible_pairs`.
+        pairs: candidates for states, see `possible_pairs`.
         known: inputs that are certainly states, each with its output.
         asked: True if each folder or iterable is a stream, False if there are no streams, None if
             the states in the feeds tell.
@@ -77,7 +77,7 @@ def as_streams(
 
 
 def possible_pairs(inputs: Iterable[Port], outputs: Iterable[Port]) -> list[Pair]:
-    """The inputs and outputs of floats whose types and sizes allow them to be one state."""
+    """Pairs of float inputs and outputs whose types and sizes allow them to be one state."""
     given = list(outputs)
     return [
         (port.name, other.name)
@@ -101,7 +101,7 @@ class _Look:
 
     Attributes:
         same: pairs whose input equals the output of the previous call.
-        telling: those that are not equal by chance: neither zero nor the same input as before.
+        telling: those that cannot be equal by chance: neither zero nor unchanged.
         zeros: inputs that are zero.
     """
 
@@ -114,7 +114,7 @@ class _Look:
 
 
 def _looks(feeds: Iterable[NamedFeed], pairs: Sequence[Pair], run: Run) -> Iterator[_Look]:
-    """A look at each feed. Where its states are zero or unchanged, the previous one is not run."""
+    """A look at each feed; the previous one is not run if states are zero or unchanged."""
     last: NamedFeed | None = None
     for feed in feeds:
         zeros = frozenset(name for name in dict(pairs) if not np.any(feed[name]))
@@ -156,7 +156,7 @@ def _shown(
 def _in_order(
     feeds: Feeds, sources: Sequence[str], taken: Mapping[str, str], pairs: Sequence[Pair], run: Run
 ) -> dict[str, str]:
-    """Inputs that feeds leave out, each with the output of its shape, matched in order."""
+    """Inputs missing from feeds, each with an output of its shape, matched in order."""
     first = next(iter(feeds))
     left = run(first)
     wanted: dict[tuple[int, ...], list[str]] = defaultdict(list)

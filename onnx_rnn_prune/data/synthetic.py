@@ -42,7 +42,7 @@ from onnx_rnn_prune.model.signature import Port
 from onnx_rnn_prune.model.walk import Reads, messages
 from onnx_rnn_prune.operators.recurrent import RECURRENT
 
-# Operators that only move numbers: those of all inputs, or of the first.
+# Operators that only move numbers: of all inputs, or of the first.
 _MOVED = MOVING | {"Cast", "CastLike", "Pad"}
 # Operators whose results are lengths if their inputs are.
 _COUNTING = {
@@ -60,7 +60,7 @@ _LENGTHS: Mapping[str, frozenset[int]] = {
     "ConstantOfShape": frozenset((0,)),
     "Loop": frozenset((0,)),
 }
-# What else exporters call the number of sequences.
+# Other names that exporters give the batch size.
 _BATCHES = {"n", "b", "bs"}
 # The fields of a tensor that hold numbers.
 _NUMBERS = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"}
@@ -71,8 +71,8 @@ class Meaning:
     """What the numbers in an input mean.
 
     Attributes:
-        rows: they are indices into a table of so many rows; None if they are no indices.
-        choices: the graph compares the one number with these.
+        rows: the number of rows of the table that they index; None if they are no indices.
+        choices: values that the graph compares a single number with.
         length: they are lengths of sequences.
     """
 
@@ -95,7 +95,7 @@ def meanings(model: onnx.ModelProto, ports: Sequence[Port], shapes: Shapes) -> d
 def batch_sizes(
     model: onnx.ModelProto, ports: Sequence[Port], solved: Mapping[str, Size]
 ) -> tuple[str, ...]:
-    """The free sizes that count sequences, as layers tell, or else their names."""
+    """The free sizes that are batch sizes, according to layers, or else to their names."""
     free = dict.fromkeys(size for size in solved.values() if isinstance(size, str))
     read = layer_inputs(model, shapes_of(model, ports, solved))
     named = {solved[key] for key in solved if "batch" in key.lower()}
@@ -119,7 +119,7 @@ def _meaning(
     choices: dict[float, None] = {}
     length = False
     waiting, seen = [(port.name, True)], {port.name}
-    for name, same in waiting:  # `same`: the numbers are the input's own
+    for name, same in waiting:  # `same`: these are the input's own numbers
         for node in readers.get(name, ()):
             slots = [slot for slot, read in enumerate(node.input) if read == name]
             if same:
@@ -169,10 +169,10 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, Array]]:
 _MOST_ENTRIES = 1 << 24
 # The scale of random states; a model's own are small.
 _STATE = 0.1
-# Inputs of fixed size with at most so many numbers are settings rather than signals.
+# Inputs of fixed size with at most this many numbers are settings rather than signals.
 _SETTINGS = 8
 _NOTHING: StatedSizes = MappingProxyType({})
-# Sizes of an axis in examples, by the input's rank.
+# Sizes for examples in error messages, by the input's rank.
 _EXAMPLES = {3: 100, 4: 224}
 
 
@@ -203,7 +203,7 @@ class Recipe:
 
         Args:
             number: the feed's number, which seeds it.
-            choice: which of the values that the graph compares it with an input has.
+            choice: which of the values that the graph compares an input with it takes.
         """
         rng = np.random.default_rng([self.seed, number])
         shapes = {port.name: _shape(port, sizes) for port in self.ports}
@@ -238,7 +238,7 @@ class Recipe:
         return rng.standard_normal(shape).astype(dtype)
 
     def _whole(self, shape: list[int], rng: np.random.Generator) -> Array:
-        """0 or 1, valid indices, flags and tokens of nearly every model; no row is all 0."""
+        """0 or 1: valid indices, flags and tokens for nearly every model; no row is all 0."""
         values = rng.integers(1 if self.tame else 0, 2, shape)
         if len(shape) > 1:
             values[..., :1] = 1
@@ -293,7 +293,7 @@ def random_feeds(
         known = solved(model, each, pinned)
         batches = batch_sizes(model, each, known)
         found = meanings(model, each, shapes_of(model, each, known))
-        for tame in (False, True):  # the numbers may be what the model refuses
+        for tame in (False, True):  # the model may reject the numbers
             recipe = Recipe(each, known, batches, found, states, seed, tame)
             search = _search(model, recipe, run, twin)
             sizes = search.find()
@@ -351,12 +351,12 @@ def _shape(port: Port, sizes: SizeByName) -> list[int]:
 
 
 def _is_flag(port: Port) -> bool:
-    """One truth value, such as whether to go on."""
+    """Whether an input is a single boolean, such as whether to go on."""
     return port.dtype == np.dtype(bool) and all(dim == 1 for dim in port.dims or ())
 
 
 def _is_setting(port: Port) -> bool:
-    """A few numbers such as a speed, or one per sequence, which are usually above 0."""
+    """Whether an input is a few positive numbers such as a speed, or one per sequence."""
     dims = port.dims or ()
     return len(dims) < 2 and prod(dim for dim in dims if isinstance(dim, int)) <= _SETTINGS
 
@@ -384,7 +384,7 @@ def _refusal(
             remedy="give different sizes, or leave it out",
         )
     axes = search.blamed(failure) or search.blamed(replace(failure, place=""))
-    if not axes:  # all sizes are fixed: there are no others to try
+    if not axes:  # all sizes are fixed: nothing else to try
         return failure.error
     lengths = [(p, n) for p, n in axes if search.solved[str(p.sizes[n])] not in search.batches]
     named = ", ".join(f"axis {axis} of input '{port.name}'" for port, axis in lengths or axes)

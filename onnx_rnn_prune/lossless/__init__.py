@@ -1,1 +1,1 @@
-"""Units that provably change nothing."""
+"""Finds and removes units that provably change nothing."""

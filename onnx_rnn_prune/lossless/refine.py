@@ -1,8 +1,8 @@
-"""The coarsest partition of units into classes of equal ones, by refinement.
+"""The coarsest partition of units into classes of equal ones, by partition refinement.
 
-All units of a lane begin in one class with those that have the same biases, initial states, weights
-on what is no unit, and constants on their way. Then classes are split until all units of a class
-have the same weights once the columns of each class are summed up.
+Initially, units of a lane share a class if they have the same biases, initial states, weights on
+anything but units, and constants along their paths. Then classes are split until all units of a
+class have the same weights once the columns of each class are summed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.traced_model import TracedModel
 
-# Sums of weights in single precision that are equal otherwise differ by rounding.
+# Equal sums of single-precision weights differ by rounding.
 _ROUNDING = 1e-6
 
 
@@ -32,7 +32,7 @@ def refine(
 
     Args:
         zero: units that are always 0, [units]; their columns do not count.
-        mergeable: units that may be equal to others at all, [units].
+        mergeable: units that may be merged with others at all, [units].
     """
     trace, own = traced.trace, _own(traced, products)
     arrays = [atoms for group in trace.groups for atoms in group.atoms]
@@ -66,7 +66,7 @@ def _first(trace: Trace, arrays: Sequence[Ids], parts: Sequence[Ids]) -> Ids:
 
 
 def _own(traced: TracedModel, products: Sequence[ReaderMatrix]) -> list[bytes]:
-    """All numbers of each unit but its weights on other units."""
+    """All numbers of each unit except its weights on other units."""
     document, trace = traced.document, traced.trace
     found: list[list[bytes]] = [[] for _ in range(trace.units.count)]
 
@@ -98,7 +98,7 @@ def _own(traced: TracedModel, products: Sequence[ReaderMatrix]) -> list[bytes]:
 
 
 def _summed(trace: Trace, products: Sequence[ReaderMatrix], zero: Mask, first: Ids) -> Matrix:
-    """The weights of each unit on other units, columns of equal ones summed, [units, all]."""
+    """The weights of each unit on other units, with columns of equal ones summed, [units, all]."""
     lines: dict[int, list[Matrix]] = {}
     for product in products:
         units = product.outputs[product.outputs >= 0]
@@ -110,7 +110,7 @@ def _summed(trace: Trace, products: Sequence[ReaderMatrix], zero: Mask, first: I
         sums = np.zeros((len(product.weight), int(groups.max(initial=-1)) + 1))
         np.add.at(sums.T, groups.reshape(-1), product.weight[:, columns].T)
         order = np.argsort(product.outputs, kind="stable")[-len(units) :]
-        lane = np.unique(units)  # each has equally many rows
+        lane = np.unique(units)  # all have equally many rows
         for unit, line in zip(lane.tolist(), sums[order].reshape(len(lane), -1), strict=True):
             lines.setdefault(unit, []).append(line)
     joined = [np.concatenate(lines.get(unit, [np.zeros(0)])) for unit in range(trace.units.count)]
@@ -121,7 +121,7 @@ def _summed(trace: Trace, products: Sequence[ReaderMatrix], zero: Mask, first: I
 
 
 def _split(part: Ids, lines: Matrix) -> Ids:
-    """Classes of those that were in one and have the same lines, each by its first member."""
+    """Splits classes by equal lines; each class is given by its first member."""
     result = np.arange(len(part))
     for number in np.unique(part):
         left = np.flatnonzero(part == number)

@@ -2,21 +2,21 @@
 
 Four kinds, each a fixed point over all layers at once:
 
-zero       The gate that makes new values (the last of a cell) sums nothing but zero units, its
-           biases are 0, and so is where the state starts. So the state stays 0, whatever the other
-           gates say. The largest such set.
-constant   All gates sum nothing but zero units, so that a step is s' = a s + b with fixed a and b,
-           and the first step reaches the fixed point. Where the initial state is another number,
-           the unit's own layer must not read it: at the first step, that sees the initial state.
-dead       No one reads the unit but units that are dead, zero or constant. The largest such set.
+zero       The gate that makes new values (the last of a cell) sums only zero units, and its biases
+           and the initial state are 0. So the state stays 0, whatever the other gates do. The
+           largest such set.
+constant   All gates sum only zero units, so a step is s' = a s + b with fixed a and b, and the
+           first step reaches the fixed point. If the initial state differs from it, the unit's own
+           layer must not read it: the first step sees the initial state.
+dead       The unit is read only by dead, zero or constant units. The largest such set.
 duplicate  Two units have the same biases and initial states, and the same weights once the columns
-           of units that are equal are summed up: the coarsest partition of which that is true,
-           found by refinement (Hopcroft 1971; as lumping in Markov chains).
+           of equal units are summed: the coarsest such partition, found by refinement (Hopcroft
+           1971; as lumping in Markov chains).
 
-What is read through operators that change values is judged with care: a constant counts only where
-its entries are merely moved, and a zero where what stands in the way keeps zeros.
+Operators between a unit and its reader matter: a constant counts only if its entries are merely
+moved, and a zero only if they preserve zeros.
 
-With fixed gates a step is s' = a s + b (of an LSTM's cell state; else of the state itself):
+With fixed gates, a step is s' = a s + b (for an LSTM's cell state; else for the state itself):
 
     RNN   a = 0   b = f(i)           GRU   a = z   b = (1 - z) n         LSTM   a = f   b = i g
 
@@ -44,7 +44,7 @@ from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Ids
 from onnx_rnn_prune.traced_model import TracedModel
 
-# Far below the rounding of single precision.
+# Far below single-precision rounding.
 _TOLERANCE = 1e-9
 
 
@@ -53,10 +53,10 @@ class ConstantStates:
     """States that never change.
 
     Attributes:
-        known: whether a unit's state is one number after every step, [units].
-        from_start: whether it is that before the first step, too, [units].
-        state: the number, [units].
-        reset: what the reset gate of a GRU makes of it, [units].
+        known: whether a unit's state is the same after every step, [units].
+        from_start: whether it is so before the first step as well, [units].
+        state: its value, [units].
+        reset: its value times a GRU's reset gate, [units].
     """
 
     known: Mask
@@ -66,10 +66,10 @@ class ConstantStates:
 
 
 def constant_states(trace: Trace, layers: Sequence[Layer], still: Mask) -> ConstantStates:
-    """The states of units whose gates read nothing that changes.
+    """The constant states of units whose gates read nothing that changes.
 
     Args:
-        still: which units are so, [units].
+        still: which units these are, [units].
     """
     count = trace.units.count
     known, from_start = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
@@ -85,12 +85,12 @@ def constant_states(trace: Trace, layers: Sequence[Layer], still: Mask) -> Const
 
 
 def _held(layer: Layer, direction: int) -> ConstantStates | None:
-    """What the biases of one direction hold; None where that cannot be told."""
+    """The constant states that the biases of one direction produce; None if unknown."""
     names = layer.cell.activations
     functions = [activation_of(layer, direction, place) for place in range(len(names))]
     known = [function for function in functions if function is not None]
     starts = [_start(layer, name, direction) for name in ("initial_h", "initial_c")]
-    shown = layer.input("sequence_lens") is not None  # behind its end, a sequence shows zeros
+    shown = layer.input("sequence_lens") is not None  # outputs beyond a sequence's end are zero
     altered = layer.node.attrs.get("clip") or layer.node.attrs.get("input_forget")
     if shown or altered or layer.input("P") is not None or len(known) < len(names):
         return None
@@ -105,7 +105,7 @@ def _held(layer: Layer, direction: int) -> ConstantStates | None:
 
 
 def _start(layer: Layer, name: str, direction: int) -> Matrix | None:
-    """The initial state of all sequences, [H]; None where it is not known, or not the same."""
+    """The initial state, [H]; None if it is unknown or differs between sequences."""
     if layer.input(name) is None:
         return np.zeros(layer.hidden)
     value = layer.constant(name)
@@ -152,7 +152,7 @@ def _lstm(
 
 
 def _same(state: Matrix, start: Matrix) -> Mask:
-    """Whether a number is what it was before, in single precision."""
+    """Whether two states are equal in single precision."""
     return np.abs(state - start) <= 1e-7 * np.maximum(1.0, np.abs(state))
 
 
@@ -165,7 +165,7 @@ _CELLS: dict[str, Callable[[Layer, Matrix, list[Function], Matrix, Matrix], Cons
 
 @dataclass(frozen=True, eq=False)
 class Superfluous:
-    """What can be said of each unit; the kinds share none.
+    """What is known of each unit; the kinds are disjoint.
 
     Attributes:
         dead: nobody reads it, [units].
@@ -183,7 +183,7 @@ class Superfluous:
 
     @property
     def duplicate(self) -> Mask:
-        """Whether another unit is the first of its kind, [units]."""
+        """Whether a unit equals an earlier one, [units]."""
         duplicate: Mask = self.first != np.arange(len(self.first))
         return duplicate
 
@@ -192,13 +192,13 @@ KINDS = ("dead", "zero", "constant", "duplicate")
 
 
 def find_superfluous(traced: TracedModel) -> Superfluous:
-    """Looks at all units of a model."""
+    """Classifies all units of a model."""
     document, trace = traced.document, traced.trace
     products, layers = find_matrices(document, trace), traced.layers
     rest = _resting_units(trace, layers, products)
     zero = _all_of_atom(trace, rest & ~_seen_otherwise(trace, products))
     held = constant_states(trace, layers, _still(trace, products, rest))
-    if sums_integers(document.graph):  # what goes may change the range of what 8 bits stand for
+    if sums_integers(document.graph):  # removing units may change quantization ranges
         nothing = np.zeros_like(zero)
         return Superfluous(nothing, zero, nothing, held, np.arange(trace.units.count))
     constant = _all_of_atom(trace, _foldable(products, held) & ~zero)
@@ -209,7 +209,7 @@ def find_superfluous(traced: TracedModel) -> Superfluous:
 
 
 def _all_of_atom(trace: Trace, units: Mask) -> Mask:
-    """What holds for all units that live or die together, for each of them."""
+    """Restricts a property to atoms of which all units have it."""
     result = np.zeros_like(units)
     for group in trace.groups:
         for atoms in group.atoms:
@@ -237,7 +237,7 @@ def _resting_units(trace: Trace, layers: Sequence[Layer], products: list[ReaderM
 
 
 def _making(product: ReaderMatrix, candidates: Mapping[str, str]) -> Mask:
-    """The outputs that make new values: of gates the last one's, of other products all."""
+    """The outputs that make new values: the last gate's, or for other products all."""
     reader, rows = product.reader, np.ones(len(product.outputs), dtype=bool)
     if not isinstance(reader, GateReader):
         return rows
@@ -246,7 +246,7 @@ def _making(product: ReaderMatrix, candidates: Mapping[str, str]) -> Mask:
 
 
 def _seen_otherwise(trace: Trace, products: list[ReaderMatrix]) -> Mask:
-    """Units of which some reader reads another number where their state is 0, [units]."""
+    """Units that some reader sees as another number when their state is 0, [units]."""
     seen = np.zeros(trace.units.count, dtype=bool)
     for product in products:
         read = (product.labels >= 0) & product.weight.any(axis=0) & ~product.zeros
@@ -271,7 +271,7 @@ def _starts_at_zero(layer: Layer) -> Mask:
 
 
 def _still(trace: Trace, products: list[ReaderMatrix], zero: Mask) -> Mask:
-    """Units all of whose gates read nothing that ever changes, [units]."""
+    """Units whose gates read nothing that ever changes, [units]."""
     still = np.ones(trace.units.count, dtype=bool)
     for product in products:
         read = ((product.weight != 0) & ~product.reads_zero(zero)).any(axis=1)
@@ -281,7 +281,7 @@ def _still(trace: Trace, products: list[ReaderMatrix], zero: Mask) -> Mask:
 
 
 def _foldable(products: list[ReaderMatrix], held: ConstantStates) -> Mask:
-    """Constant units whose readers can all take them into their biases."""
+    """Constant units that all readers can fold into their biases."""
     result = held.known.copy()
     for product in products:
         reader = product.reader
@@ -291,7 +291,7 @@ def _foldable(products: list[ReaderMatrix], held: ConstantStates) -> Mask:
             own = np.isin(product.labels, reader.lane)
             good &= ~own | held.from_start[product.labels]
         elif isinstance(reader, ProductReader):
-            good &= not reader.op.startswith("Conv")  # at padded borders it reads zeros
+            good &= not reader.op.startswith("Conv")  # it reads zeros at padded borders
         result[product.labels[read & ~good]] = False
     return result
 
@@ -311,10 +311,10 @@ def _dead_units(trace: Trace, products: list[ReaderMatrix], gone: Mask) -> Mask:
 
 
 def _mergeable(trace: Trace, layers: Sequence[Layer], products: list[ReaderMatrix]) -> Mask:
-    """Units of lanes in which one may stand in for another, [units].
+    """Units of lanes in which one unit may replace another, [units].
 
-    Their weights are no integers, which a sum would round anew, their initial states are known, and
-    who reads one unit of a lane reads all of them, equally often.
+    Their weights are not integers, which a sum would round again, their initial states are known,
+    and readers of one unit of a lane read all of them, equally often.
     """
     result = np.ones(trace.units.count, dtype=bool)
     for layer in layers:
@@ -332,10 +332,10 @@ def _mergeable(trace: Trace, layers: Sequence[Layer], products: list[ReaderMatri
 
 
 def keep_needed(trace: Trace, found: Superfluous) -> Mask:
-    """Per unit, True where it stays: what is needed, what ties demand, and at least one a lane."""
+    """The mask of units to keep: those needed or demanded by ties, and at least one per lane."""
     keep = np.ones(trace.units.count, dtype=bool)
     for group in trace.groups:
-        # Those that may go, the simplest kinds first.
+        # Units that may go, the simplest kinds first.
         free = [
             np.concatenate([atoms[np.all(getattr(found, kind)[atoms], axis=1)] for kind in KINDS])
             for atoms in group.atoms

@@ -1,7 +1,7 @@
-"""Kept units and constants in the place of removed units, where the weights alone tell which.
+"""Replaces removed units by kept units and constants, from the weights alone.
 
-A removed unit is said to be h = share * (a kept unit) + (a number). Who reads it adds its column,
-times the share, to that of the kept unit, and what the number makes to its bias.
+A removed unit is approximated as h = share * (a kept unit) + (a number). Its readers add its
+column, times the share, to that of the kept unit, and the contribution of the number to their bias.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnx_rnn_prune.traced_model import TracedModel
 
 
 def own_rows(traced: TracedModel) -> Matrix:
-    """[W R B] of each unit, gate after gate, [units, widest]; zeros where a layer has fewer."""
+    """[W R B] of each unit, gate after gate, [units, widest]; zeros if a layer has fewer."""
     found: list[tuple[np.ndarray, Matrix]] = []
     trace = traced.trace
     for layer in traced.layers:
@@ -42,13 +42,13 @@ def own_rows(traced: TracedModel) -> Matrix:
 
 @dataclass(frozen=True, eq=False)
 class StandIns:
-    """What stands for each unit once it is removed.
+    """The replacement for each unit once it is removed.
 
     Attributes:
         unit: a kept unit, [units].
         share: of its state, [units].
         state: a number added to that, [units].
-        reset: what the reset gate of a GRU makes of that number, [units].
+        reset: that number times a GRU's reset gate, [units].
     """
 
     unit: Ids
@@ -58,7 +58,7 @@ class StandIns:
 
 
 def equal_units(traced: TracedModel, keep: Mask) -> StandIns:
-    """For duplicates the first of their kind, and for constants what they hold: this loses nothing.
+    """Lossless stand-ins: the first of its kind for a duplicate, its value for a constant.
 
     Args:
         keep: per unit, True where it stays; `find_superfluous` says which need not.
@@ -70,10 +70,10 @@ def equal_units(traced: TracedModel, keep: Mask) -> StandIns:
 
 
 def nearest_units(traced: TracedModel, keep: Mask) -> StandIns:
-    """For each unit the kept one whose weights W, R and B point most nearly where its own do.
+    """For each unit, the kept one whose weights W, R and B have the most similar direction.
 
-    The share is the cosine between them, so that a duplicate is merged exactly, and what is like no
-    other contributes nothing (after Srinivas and Babu 2015, "Data-free parameter pruning").
+    The share is the cosine between them, so a duplicate is merged exactly and a unit like no other
+    contributes nothing (after Srinivas and Babu 2015, "Data-free parameter pruning").
     """
     trace = traced.trace
     rows = own_rows(traced)
@@ -92,11 +92,11 @@ def nearest_units(traced: TracedModel, keep: Mask) -> StandIns:
 
 
 def fit_stand_ins(traced: TracedModel, keep: Mask, stand_ins: StandIns) -> dict[str, Fit]:
-    """New weights and biases for all readers that have use for them.
+    """New weights and biases for all readers that stand-ins change.
 
     Args:
         traced: the model, at full width.
-        stand_ins: what stands for the others.
+        stand_ins: the replacements of removed units.
     """
     found: dict[str, Fit] = {}
     lookup = Lookup.of(traced.document)
@@ -105,7 +105,7 @@ def fit_stand_ins(traced: TracedModel, keep: Mask, stand_ins: StandIns) -> dict[
         held = reader.weight(lookup)
         weight = held.astype(np.float64)
         total = weight.copy()
-        # A state that is just handed back is placed and not computed.
+        # For a state that is just fed back, entries are placed and not computed.
         share = np.rint(stand_ins.share) if reader.places else stand_ins.share
         for column, other in _pairs(reader.labels, columns, stand_ins.unit):
             total[:, other] += share[reader.labels[column]] * weight[:, column]
@@ -117,7 +117,7 @@ def fit_stand_ins(traced: TracedModel, keep: Mask, stand_ins: StandIns) -> dict[
 
 
 def _pairs(labels: Labels, columns: Mask, unit: Ids) -> list[tuple[int, int]]:
-    """Each column that goes, with the one that reads its stand-in in the same place."""
+    """Each removed column, with the column that reads its stand-in at the same place."""
     places = occurrences(labels)
     known = {pair: n for n, pair in enumerate(zip(labels.tolist(), places.tolist(), strict=True))}
     found = []
@@ -129,7 +129,7 @@ def _pairs(labels: Labels, columns: Mask, unit: Ids) -> list[tuple[int, int]]:
 
 
 def _numbers(reader: Reader, lookup: Lookup, stand_ins: StandIns) -> Matrix:
-    """The number that each column adds, [n]."""
+    """The constant that each column contributes, [n]."""
     numbers = stand_ins.state[reader.labels]
     if isinstance(reader, GateReader) and "rH" in reader.sources:
         own = np.arange(len(numbers)) >= reader.widths(lookup)[0]

@@ -34,7 +34,7 @@ def layer_rows(
     outlets: Mapping[str, Sequence[OutletRow]],
     pinned: Mapping[str, str],
 ) -> list[LayerRow]:
-    """What became of each layer of a model."""
+    """A row for each layer: what became of it."""
     before = list(before)
     found = {layer.name: layer for layer in after}
     later = {layer.name: found[layer.name] for layer in before if layer.name in found}
@@ -98,7 +98,7 @@ def drift_rows(
     for name, values in found.items():
         kind = judged.kinds.get(name, STATE if name in states else None)
         row = DriftRow(**values, kind=kind, signal_of=signal_of.get(name))
-        # The largest entry of a state is not an answer.
+        # The largest entry of a state is not a prediction.
         rows[name] = replace(row, top1_agreement=None) if kind == STATE else row
     return rows
 

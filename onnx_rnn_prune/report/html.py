@@ -69,7 +69,7 @@ def to_html(report: PruneReport) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """A value of a report and the path to it; its attributes and items are facts as well.
+    """A value of a report and the path to it; its attributes and items are facts, too.
 
     Attributes:
         value: None if unknown or not finite.

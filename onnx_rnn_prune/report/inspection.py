@@ -1,4 +1,4 @@
-"""What inspect and sensitivity print."""
+"""The output of inspect and sensitivity."""
 
 from __future__ import annotations
 

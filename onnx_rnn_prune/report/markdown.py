@@ -86,7 +86,7 @@ def _three(value: float) -> str:
 
 
 def _said(report: PruneReport) -> str:
-    """What the tables do not show."""
+    """Sentences about what the tables do not show."""
     lines = [
         f"- **{markdown(label)}**: {markdown(text)}"
         for label, text in wording.sentences(report)

@@ -38,7 +38,7 @@ class RollingRow(Record):
 
 @dataclass(frozen=True, eq=False)
 class RollReport(Record):
-    """What `roll` did.
+    """The result of `roll`.
 
     Attributes:
         max_abs_diff: the largest difference of an output on so many `feeds`, relative to the

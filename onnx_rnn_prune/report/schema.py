@@ -280,7 +280,7 @@ class SensitivityReport(Record):
 
 @dataclass(frozen=True, eq=False)
 class PruneReport(Record):
-    """What prune, apply or search did.
+    """The result of prune, apply or search.
 
     Attributes:
         drift: deviation of outputs, and of the signals behind some; details are of outputs only.

@@ -1,4 +1,4 @@
-"""What a terminal shows: tables, sentences and progress bars."""
+"""Terminal output: tables, sentences and progress bars."""
 
 from __future__ import annotations
 

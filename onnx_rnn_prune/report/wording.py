@@ -36,7 +36,7 @@ _ENDS_SHOWN = 3
 
 
 def verdict(report: schema.PruneReport) -> str:
-    """What pruning gained and lost, and whether the self-check passed, in a few sentences."""
+    """A few sentences: what pruning gained and lost, and whether the self-check passed."""
     latency, totals = report.latency, report.totals
     change = fewer(totals.bytes_before, totals.bytes_after)
     size = {"the same": "as large as before"}.get(change, change)
@@ -117,7 +117,7 @@ SHARED = "shared"
 
 
 def layer_cells(layers: Sequence[schema.LayerRow]) -> list[tuple[str, ...]]:
-    """What became of each layer, by LAYER_COLUMNS."""
+    """The table cells of each layer, by LAYER_COLUMNS."""
     return [
         (
             layer.name,
@@ -167,7 +167,7 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def sentences(report: schema.PruneReport) -> list[tuple[str, str]]:
-    """What the tables do not show: labels, and a sentence for each.
+    """Labelled sentences about what the tables do not show.
 
     Options are named as flags in the report of a command, and as arguments in any other.
     """
@@ -404,24 +404,24 @@ def times(ratio: float, quartiles: Sequence[float] | None = None) -> str:
 
 
 def fewer(before: float, after: float) -> str:
-    """What a change from before to after means: `67 % less`, `3 % more`, `the same`."""
+    """A change in words: `67 % less`, `3 % more`, `the same`."""
     if before == after or not before:
         return "the same"
     return f"{percent(abs(after / before - 1))} {'less' if after < before else 'more'}"
 
 
 def amount_change(before: float, after: float) -> tuple[str, str, str]:
-    """Two counts, and what the change from one to the other means."""
+    """Two counts, and the change between them in words."""
     return amount(before), amount(after), fewer(before, after)
 
 
 def size_change(before: float, after: float) -> tuple[str, str, str]:
-    """The same of two numbers of bytes."""
+    """As `amount_change`, for numbers of bytes."""
     return size(before), size(after), fewer(before, after)
 
 
 def time_change(latency: Latency) -> tuple[str, str, str]:
-    """The same of two times."""
+    """As `amount_change`, for times."""
     gain = faster(latency.speedup, latency.speedup_quartiles)
     return duration(latency.before_ms), duration(latency.after_ms), gain
 
