@@ -14,7 +14,8 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.data.feeds import check_feed
 from onnx_rnn_prune.evidence.evidence import SAMPLES, Evidence, Sampling, Tapped, let_go
-from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, Pairs
+from onnx_rnn_prune.evidence.matrices import Matrix
+from onnx_rnn_prune.evidence.moments import MomentStore, Pairs
 from onnx_rnn_prune.evidence.readers import ProductReader, Reader
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
@@ -384,14 +385,13 @@ class CandidateCut:
                 read = full if student is teacher else student.signal(reader, real)
                 if read.shape[1] == len(stays):
                     read = read[:, stays]
-                width, rows = read.shape[1], sampling.rows(reader.pool, len(full), number)
-                read = np.concatenate([full[rows], read[rows]], axis=1)
+                rows = sampling.rows(reader.pool, len(full), number)
                 weights, felt = None, emphasis.get(reader.pool)
                 if felt is not None:
                     weigh = partial(teacher.importance, reader, wanted, felt)
                     weights = runs.recall(feed, reader.name, weigh)
                 weights = None if weights is None else weights[rows]
-                seen.gather(reader.pool, read, last=width, weights=weights)
+                seen.gather(reader.pool, full[rows], read[rows], weights)
             let_go(wanted)
             let_go(real)
 

@@ -17,7 +17,7 @@ from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence import evidence
 from onnx_rnn_prune.evidence.evidence import Tapped
-from onnx_rnn_prune.evidence.gates import ACTIVATIONS
+from onnx_rnn_prune.evidence.steps import ACTIVATIONS
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.opened_model import open_model

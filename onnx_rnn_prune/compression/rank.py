@@ -28,7 +28,8 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.moments import Matrix, Moments
+from onnx_rnn_prune.evidence.matrices import Matrix
+from onnx_rnn_prune.evidence.moments import Moments
 from onnx_rnn_prune.model import edit
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import dequantized

@@ -35,7 +35,8 @@ from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.compression import Stage
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import collect
-from onnx_rnn_prune.evidence.moments import Matrix, Moments, MomentStore, blocks
+from onnx_rnn_prune.evidence.matrices import Matrix, blocks
+from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.products import find_products
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.model.document import Document

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_rnn_prune.cost.cost import Cost, Counts
 from onnx_rnn_prune.cost.stopwatch import Stopwatch
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates

@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.moments import LARGE, Matrix, MomentStore
+from onnx_rnn_prune.evidence.matrices import LARGE, Matrix
+from onnx_rnn_prune.evidence.moments import MomentStore
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
 from onnx_rnn_prune.evidence.runs import Runs
 from onnx_rnn_prune.model.constants import constant_value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.errors import PruneError
+from onnx_rnn_prune.evidence.matrices import LARGE, Matrix, MatrixFile, blocks
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.scratch import temporary_folder, trim, written_in
-
-Matrix = npt.NDArray[np.float64]
-
-_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,24 +89,16 @@ class _Centred:
                 where="calibration",
                 remedy="check the data for bad values, or leave such feeds out",
             )
-        mean = np.zeros(left.shape[1])
-        if len(left):
-            mean = np.average(left, axis=0, weights=weights)
+        shares = np.ones(len(left)) if weights is None else weights
+        count = float(shares.sum())
+        mean = shares @ left / (count or 1.0)
         left -= mean
         right = left[:, 0 if last is None else len(mean) - last :]
-        if weights is None:
-            return _Centred(len(left), mean, left, right)
-        return _Centred(float(weights.sum()), mean, left, right * weights[:, None])
+        return _Centred(count, mean, left, right if weights is None else right * weights[:, None])
 
     def moments(self) -> Moments:
         """Sums the products."""
         return Moments(self.count, self.mean, self.left.T @ self.right)
-
-
-def blocks(rows: int) -> Iterator[slice]:
-    """Splits the rows of a matrix into blocks, so that temporaries stay small."""
-    for start in range(0, rows, _BLOCK):
-        yield slice(start, min(start + _BLOCK, rows))
 
 
 Lines = Callable[[slice], Matrix]
@@ -150,80 +139,11 @@ class Pairs:
         return Pairs(count, mean, self.size, lines)
 
 
-# Bytes from which on matrices go to a file, and from which on freed memory is worth giving back.
-_IN_FILE, LARGE = 1 << 20, 1 << 23
+# Bytes from which on matrices go to a file.
+_IN_FILE = 1 << 20
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
-_FEW, _MOST, _MANY = 1 << 20, 1 << 23, 1 << 25
-
-
-@dataclass
-class _MatrixFile:
-    """A matrix in a file, with one block of rows in memory at a time.
-
-    Attributes:
-        path: path of the file.
-        shape: shape of the matrix.
-        half: whether blocks below the diagonal are yet to be mirrored from above it.
-    """
-
-    path: Path
-    shape: tuple[int, int]
-    half: bool = False
-
-    def read(self) -> Matrix:
-        """Reads the whole matrix."""
-        return np.fromfile(self.path).reshape(self.shape)
-
-    def mapped(self) -> Matrix:
-        """Maps the whole matrix read-only; pages read count as memory while it is mapped."""
-        return np.memmap(self.path, np.float64, "r", shape=self.shape)
-
-    def add(self, part: Callable[[slice, slice], Matrix]) -> None:
-        """Adds a matrix block by block.
-
-        Args:
-            part: returns a block of rows and columns. A square matrix is symmetric: only blocks on
-                and above the diagonal are requested.
-        """
-        height, width = self.shape
-        self.half = height == width
-
-        def sums(rows: slice) -> Matrix:
-            columns = slice(rows.start if self.half else 0, width)
-            lines = self._lines(rows)
-            lines[:, columns] += part(rows, columns)
-            return lines
-
-        self._rewrite(sums)
-
-    def complete(self) -> None:
-        """Mirrors blocks above the diagonal to below it."""
-
-        def whole(rows: slice) -> Matrix:
-            lines = self._lines(rows)
-            for above in blocks(rows.start):  # one at a time is mapped
-                lines[:, above] = self.mapped()[above, rows].T
-            return lines
-
-        if self.half:
-            self._rewrite(whole)
-            self.half = False
-
-    def _lines(self, rows: slice) -> Matrix:
-        height, width = self.shape
-        count = min(rows.stop, height) - rows.start
-        if self.path.stat().st_size <= 8 * rows.start * width:  # nothing was added yet
-            return np.zeros((count, width))
-        lines = np.fromfile(self.path, count=count * width, offset=8 * rows.start * width)
-        return lines.reshape(count, width)
-
-    def _rewrite(self, lines: Callable[[slice], Matrix]) -> None:
-        # Writing through a memory map would kill the process when the disk is full.
-        with written_in(self.path.parent), self.path.open("r+b") as file:
-            for rows in blocks(self.shape[0]):
-                file.write(lines(rows).data)
-                file.flush()
+_FEW, _MOST, _MANY = 1 << 20, 1 << 22, 1 << 24
 
 
 @dataclass
@@ -245,7 +165,7 @@ class MomentStore:
     def __init__(self) -> None:
         self._folder = temporary_folder()
         self._heads: dict[str, tuple[float, Matrix]] = {}
-        self._files: dict[str, _MatrixFile] = {}
+        self._files: dict[str, MatrixFile] = {}
         self._small: dict[str, Matrix] = {}
         self._waiting: dict[str, _Waiting] = {}
 
@@ -335,19 +255,33 @@ class MomentStore:
             trim()
 
     def gather(
-        self, name: str, samples: Array, last: int | None = None, weights: Matrix | None = None
+        self, name: str, signal: Array, cut: Array | None = None, weights: Matrix | None = None
     ) -> None:
-        """Merges the moments of samples, see `Moments.of`; small batches wait for more samples.
+        """Merges the moments of samples; small batches wait for more samples.
 
         Otherwise each call of a single step would cost as much as a sequence, and adding the
         products of a wide reader to a file would take longer than computing them.
+
+        Args:
+            name: of the moments.
+            signal: samples of z, [N, n].
+            cut: samples of z', [N, k]; if given, only products with these are wanted, see `Pairs`.
+            weights: of the samples, [N].
         """
-        waiting = self._waiting.setdefault(name, _Waiting(last))
+        last, sides = (None, [signal]) if cut is None else (cut.shape[1], [signal, cut])
+        width = sum(side.shape[1] for side in sides)
+        most = max(1, _MOST // max(1, signal.itemsize * width))
+        for start in range(0, max(1, len(signal)), most):  # copies in double precision are larger
+            rows = slice(start, start + most)
+            samples = np.hstack([side[rows] for side in sides])
+            self._wait(name, samples, last, None if weights is None else weights[rows])
+
+    def _wait(self, name: str, samples: Array, last: int | None, weights: Matrix | None) -> None:
+        waiting, width = self._waiting.setdefault(name, _Waiting(last)), samples.shape[1]
         waiting.parts.append(samples)
         if weights is not None:
             waiting.weights.append(weights)
         waiting.bytes += samples.nbytes
-        width = samples.shape[1]
         if waiting.bytes >= max(_FEW, min(8 * width * (last or width), _MOST)):
             self._settle(name)
         elif sum(other.bytes for other in self._waiting.values()) > _MANY:
@@ -411,30 +345,8 @@ class MomentStore:
             path = Path(self._folder.name) / str(len(self._files))
             with written_in(path.parent):
                 path.touch()
-            self._files[name] = _MatrixFile(path, (len(mean), last))
+            self._files[name] = MatrixFile(path, (len(mean), last))
         self._files[name].add(
             lambda rows, columns: part(rows, columns) + np.outer(step[rows], ends[columns])
         )
         self._heads[name] = total, old + step * share
-
-
-class InFile:
-    """An array in a scratch file, deleted with this object; `numpy.asarray` reads it anew."""
-
-    def __init__(self, values: Array) -> None:
-        self._folder = temporary_folder()
-        self._path = Path(self._folder.name) / "values.npy"
-        with written_in(self._folder.name):
-            np.save(self._path, values, allow_pickle=False)
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        return np.asarray(np.load(self._path, allow_pickle=False), dtype=dtype)
-
-    def __reduce__(self) -> tuple[type[InFile], tuple[Array]]:
-        """Pickles the values: another process has its own files."""
-        return InFile, (np.asarray(self),)
-
-
-def put_away(values: Array) -> Array | InFile:
-    """Stores an array for long; in a file if it is large."""
-    return InFile(values) if values.nbytes > LARGE else values

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.model.constants import constant_shape, constant_value, require_constant
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant

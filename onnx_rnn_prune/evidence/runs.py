@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from onnx_rnn_prune.evidence.moments import LARGE, Matrix
+from onnx_rnn_prune.evidence.matrices import LARGE, Matrix
 from onnx_rnn_prune.model.runner import Array, Feed
 from onnx_rnn_prune.model.scratch import temporary_folder, trim
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.evidence.products import ReaderMatrix
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.walk import nodes_by_key

@@ -30,10 +30,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.gates import Function, GateReader, activation_of
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.gates import GateReader
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.evidence.products import ReaderMatrix, find_matrices
 from onnx_rnn_prune.evidence.readers import ProductReader
+from onnx_rnn_prune.evidence.steps import Function, activation_of
 from onnx_rnn_prune.lossless.refine import refine
 from onnx_rnn_prune.model.constants import constant_value
 from onnx_rnn_prune.model.integers import sums_integers

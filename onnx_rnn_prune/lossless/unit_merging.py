@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_rnn_prune.evidence.gates import GateReader
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.lossless.superfluous import find_superfluous
 from onnx_rnn_prune.operators.labels import Labels, Mask, occurrences

@@ -72,6 +72,8 @@ class Runner:
         optimize: let onnxruntime rewrite the graph, as it does by default. Better off if inner
             tensors are wanted or two models compared operator by operator. Models that do not run
             otherwise are still rewritten, as little as possible.
+        order: in which nodes run; by priority, shapes are read at once, where by default the
+            tensors are kept for it to the end.
         profile: prefix of the file for a profile of each node's time, see `profiled`; None for no
             profiling.
         name: of the model in errors.
@@ -86,13 +88,14 @@ class Runner:
         also: Sequence[str] = (),
         threads: int = 1,
         optimize: bool = True,
+        order: ort.ExecutionOrder = ort.ExecutionOrder.DEFAULT,
         profile: Path | None = None,
         name: str = "the model",
         remedy: str | None = None,
     ) -> None:
         self.name = name
         self.remedy = remedy
-        self._threads, self._profile = threads, profile
+        self._threads, self._order, self._profile = threads, order, profile
         self._levels = list(_REWRITING[-1:] if optimize else _REWRITING)
         # onnxruntime loads no model without outputs; if none are wanted, none are computed.
         self._asked = [*outputs, *also] if outputs else None
@@ -192,6 +195,7 @@ class Runner:
         options.log_severity_level = _FATAL
         ort.set_default_logger_severity(_FATAL)  # used by its allocators
         options.graph_optimization_level = level
+        options.execution_order = self._order
         # An arena saves time between runs, which only matters where runs are as users have them.
         options.enable_cpu_mem_arena = self._asked is None
         # Planning takes time quadratic in the number of tensors kept.

@@ -22,14 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.evidence.moments import (
-    InFile,
-    Matrix,
-    MomentStore,
-    Pairs,
-    blocks,
-    put_away,
-)
+from onnx_rnn_prune.evidence.matrices import InFile, Matrix, blocks, put_away
+from onnx_rnn_prune.evidence.moments import MomentStore, Pairs
 from onnx_rnn_prune.evidence.readers import Lines, Lookup, Reader
 from onnx_rnn_prune.model.constants import require_constant
 from onnx_rnn_prune.model.document import Document

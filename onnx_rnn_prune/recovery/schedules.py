@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.moments import Matrix, MomentStore, blocks
+from onnx_rnn_prune.evidence.matrices import Matrix, blocks
+from onnx_rnn_prune.evidence.moments import MomentStore
 from onnx_rnn_prune.model.constants import constant_value, is_float
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import replace_constant

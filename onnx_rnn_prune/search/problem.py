@@ -18,7 +18,7 @@ from onnx_rnn_prune.cost.timetable import Timetable
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
 from onnx_rnn_prune.opened_model import OpenedModel

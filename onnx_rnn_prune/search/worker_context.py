@@ -14,7 +14,7 @@ from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence.evidence import Evidence, Sampling, Tally, tally
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.opened_model import follow
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import silent

@@ -16,7 +16,7 @@ from onnx_rnn_prune.cost.budget import Budget, Keep, parse_keep
 from onnx_rnn_prune.cost.cost import Cost
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.errors import ConstraintError, PruneError
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Group

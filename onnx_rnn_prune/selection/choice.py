@@ -11,7 +11,7 @@ import numpy as np
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data.folders import read_archive
 from onnx_rnn_prune.errors import ConstraintError, Note, PruneError
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.lossless.superfluous import KINDS, Superfluous, find_superfluous, keep_needed
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.integers import sums_integers

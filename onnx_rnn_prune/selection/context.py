@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.evidence.evidence import Evidence
-from onnx_rnn_prune.evidence.moments import Matrix, blocks
+from onnx_rnn_prune.evidence.matrices import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Reader
 from onnx_rnn_prune.model.constants import is_float
 from onnx_rnn_prune.model.integers import weight_value

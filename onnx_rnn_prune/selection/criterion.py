@@ -19,7 +19,7 @@ import numpy as np
 from onnx_rnn_prune.data.sources import is_function_name, named_function
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evidence.evidence import Evidence
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext

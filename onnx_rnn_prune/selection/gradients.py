@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.recovery.distill.batches import Batch, Teacher
 from onnx_rnn_prune.recovery.distill.configuration import Answers, Loss
 from onnx_rnn_prune.recovery.distill.network import (

@@ -24,9 +24,10 @@ import numpy.typing as npt
 
 from onnx_rnn_prune.data import Feeds
 from onnx_rnn_prune.evidence.evidence import Evidence, Tapped
-from onnx_rnn_prune.evidence.gates import GateReader, Steps, slopes
-from onnx_rnn_prune.evidence.moments import Matrix, blocks
+from onnx_rnn_prune.evidence.gates import GateReader
+from onnx_rnn_prune.evidence.matrices import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Lookup, Reader, Taps
+from onnx_rnn_prune.evidence.steps import Steps, slopes
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.operators.labels import Labels
 from onnx_rnn_prune.operators.layers import Layer

@@ -11,7 +11,7 @@ from onnx_rnn_prune.cost.cost import Cost, limit_of
 from onnx_rnn_prune.cost.price import Price, price_of
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.passes.cut import Unshare
 from onnx_rnn_prune.passes.states import OpenStates
 from onnx_rnn_prune.progress import Progress

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnx_rnn_prune.cost.price import Price
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.selection.allocation import Allocation, Fits
 from onnx_rnn_prune.trace.trace import Trace
 from onnx_rnn_prune.trace.units import Group

@@ -31,7 +31,7 @@ import numpy as np
 
 from onnx_rnn_prune.cost.price import Price
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.selection.allocation import ALLOCATORS, Urgency
 from onnx_rnn_prune.selection.space import FULL, QUICK, Aim, Ask, Counts, Space, Strategy, Trial
 from onnx_rnn_prune.trace.units import Group

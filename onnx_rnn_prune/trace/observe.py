@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import onnxruntime as ort
 
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.intermediate import ask_shapes, homes_of, intermediate_outputs
@@ -65,7 +66,8 @@ def observe(
     watched = document.copy()
     sizes = ask_shapes(homes_of(watched.graph), shapes)
     shown = intermediate_outputs(watched, [*sizes.values(), *values], np.int64)
-    runner = Runner(watched, outputs=shown.outputs, optimize=False)
+    order = ort.ExecutionOrder.PRIORITY_BASED
+    runner = Runner(watched, outputs=shown.outputs, optimize=False, order=order)
     found_shapes: dict[str, Shape] = {}
     found_values: dict[str, Array] = {}
     runs: dict[str, int] = {}

@@ -252,7 +252,7 @@ def test_convolutions_of_integers_shrink(kind, form):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_operators_of_integers_in_real_form_compute_the_same(per_channel):
     """To the last bit, since onnxruntime runs the same kernels."""
-    model = statically(convolutional("pictures"), per_channel)
+    model = in_7_bits(statically(convolutional("pictures"), per_channel))
     document = follow(model, "the model", layers=("all",)).document
     assert not any(node.op.startswith("QLinear") for node in document.graph.nodes)
     for feed in feeds_of(model):

@@ -27,7 +27,7 @@ from onnx_rnn_prune.recovery.distill.network import (  # noqa: E402
     write_learned,
 )
 from onnx_rnn_prune.recovery.distill.products import INTEGERS  # noqa: E402
-from quantized import UNSIGNED, calm, convolutional, quantized, real_model  # noqa: E402
+from quantized import UNSIGNED, calm, convolutional, in_7_bits, quantized, real_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -245,7 +245,7 @@ QUANTIZED = {
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_weights_in_integers_are_learned_and_written_back(name):
     """All but the rounding of what they are multiplied by is computed as onnxruntime does."""
-    document = Document.read(QUANTIZED[name]())
+    document = Document.read(in_7_bits(QUANTIZED[name]()))
     keys = [layer.name for layer in all_layers(document.graph)]
     region = find_region(document, keys)
     assert region.whole and not region.missing

@@ -51,7 +51,7 @@ def test_signals_of_the_pruned_model_draw_it_back(width):
     signal, stays, student = signals(width)
     stores = MomentStore(), MomentStore()
     for store, half in zip(stores, (slice(0, width), slice(width, None)), strict=True):
-        store.gather("z", np.hstack([signal, student])[half], last=student.shape[1])
+        store.gather("z", signal[half], student[half])
     pairs = stores[0].pairs("z").merge(stores[1].pairs("z"))
     assert pairs.size == width and pairs.count == len(signal)
     found = estimate_entries(pairs, stays, 0.1)
@@ -62,7 +62,7 @@ def test_signals_of_the_pruned_model_draw_it_back(width):
 def test_an_infinite_ridge_corrects_biases_only():
     signal, stays, student = signals(7)
     store = MomentStore()
-    store.gather("z", np.hstack([signal, student]), last=student.shape[1])
+    store.gather("z", signal, student)
     spread, offset = estimate_entries(store.pairs("z"), stays, np.inf)
     assert np.array_equal(spread, np.eye(7)[:, stays])
     np.testing.assert_allclose(offset, signal.mean(0) - spread @ student.mean(0), atol=1e-12)

@@ -11,8 +11,8 @@ import onnx_rnn_prune
 from onnx_rnn_prune.calibration import Calibration
 from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.gates import Steps
 from onnx_rnn_prune.evidence.readers import Lookup
+from onnx_rnn_prune.evidence.steps import Steps
 from onnx_rnn_prune.model import signature
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.opened_model import open_model

@@ -18,7 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.errors import PruneError
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.model.constants import is_float, require_constant
 from onnx_rnn_prune.model.edit import add_constant, fresh_name
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, Streaming

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext, order_of_leaving
 from onnx_rnn_prune.selection.influence import columns_of
 from onnx_rnn_prune.trace.units import Ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.lossless.unit_merging import own_rows
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext, order_of_leaving
 

@@ -5,7 +5,7 @@ Li et al. 2017, "Pruning filters for efficient ConvNets", for structures of a re
 
 from __future__ import annotations
 
-from onnx_rnn_prune.evidence.moments import Matrix
+from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext, summed
 
 

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_rnn_prune.evidence.evidence import Evidence
-from onnx_rnn_prune.evidence.moments import Matrix, blocks
+from onnx_rnn_prune.evidence.matrices import Matrix, blocks
 from onnx_rnn_prune.evidence.readers import Lookup, Reader
 from onnx_rnn_prune.operators.labels import Mask
 from onnx_rnn_prune.selection.context import Criterion, ScoringContext
