@@ -16,6 +16,7 @@ from onnx_rnn_prune.data import open_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.evaluator import Evaluator
 from onnx_rnn_prune.evidence import evidence
+from onnx_rnn_prune.evidence import gates as gates_module
 from onnx_rnn_prune.evidence.evidence import Tapped
 from onnx_rnn_prune.evidence.steps import ACTIVATIONS
 from onnx_rnn_prune.model import signature
@@ -141,6 +142,48 @@ def test_emphasis_counts_what_becomes_of_an_error_in_later_steps():
                 ends.append(run({"x": x})["y"][..., unit])
             effects.append(np.square((ends[0] - ends[1]) / 0.02).sum(axis=0))
         assert found[unit] == pytest.approx(np.mean(effects), rel=1e-2)
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_parts_of_a_batch_are_weighed_like_the_whole(op, direction, monkeypatch):
+    """Each sequence has its own length, and its own states to begin from."""
+    rng, gates, batch = np.random.default_rng(5), len(GATES[op]), 7
+    states = ["h", "c"] if op == "LSTM" else ["h"]
+    given, shape = ", ".join(states), f"float[1, batch, {HIDDEN}]"
+    inputs = [
+        f"float[time, batch, {INPUTS}] x",
+        "int32[batch] n",
+        *(f"{shape} {s}" for s in states),
+    ]
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g ({", ".join(inputs)}) => (float[time, batch, {HIDDEN}] y) {{
+            Y = {op} <hidden_size = {HIDDEN}, direction = "{direction}"> (x, W, R, , n, {given})
+            y = Squeeze (Y, one)
+        }}
+    """)
+    for name, width in (("W", INPUTS), ("R", HIDDEN)):
+        value = rng.normal(0, 0.5, (1, gates * HIDDEN, width)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    feed = {name: rng.normal(size=(1, batch, HIDDEN)).astype(np.float32) for name in states}
+    feed |= {"x": rng.normal(size=(6, batch, INPUTS)).astype(np.float32)}
+    feed |= {"n": np.array([6, 2, 5, 1, 6, 3, 4], np.int32)}
+    opened = open_model(model)
+    traced = trace_model(opened, [opened.layers[0].name], [feed])
+    readers = [reader for reader in traced.readers if hasattr(reader, "gates")]
+    tapped = Tapped(traced.document, readers, {})
+    seen, found = tapped(feed), []
+    for states_at_a_time in (1 << 19, 2 * 6 * HIDDEN, 1):
+        monkeypatch.setattr(gates_module, "_STATES", states_at_a_time)
+        emphasis = [tapped.emphasis(reader, seen) for reader in readers]
+        pairs = zip(readers, emphasis, strict=True)
+        found.append([*emphasis, *(tapped.importance(r, seen, e) for r, e in pairs)])
+    for whole, *parts in zip(*found, strict=True):
+        for part in parts:
+            np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-7)
+    assert {len(each) for each in found[0][len(readers) :]} == {27}
 
 
 def test_emphasis_is_known_after_some_samples(feeds, monkeypatch):

@@ -2,8 +2,8 @@
 
 Each prune runs in a process of its own, which asks the system for the peak of its resident memory.
 That peak begins with that of the process it was started from, so nothing but the standard library
-is imported here before one starts. `python tools/fetch_models.py nsnet2 ppocr_rec captcha_crnn`
-gets the published models.
+is imported here before one starts. `python tools/fetch_models.py` gets the published models, which
+are pruned on data of their own kind; see `workloads.py`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,10 @@ STACKS = {
     **{f"layers_{layers}": (32, layers, (0, 3)) for layers in (25, 100, 400)},
     "steps": (256, 1, (10, 40, 200)),
 }
-# Published models with convolutions, and the pictures that they read.
-READERS = {
-    "ppocr_rec": ("x", (1, 3, 32, 320)),
-    "captcha_crnn": ("image", (1, 3, 60, 160)),
-}
-NAMES = ("text_lstm", "nsnet2", *READERS, "large_lstm", "convolutions", *STACKS)
+MADE = ("text_lstm", "large_lstm", "convolutions", *STACKS)
+PUBLISHED_FEEDS = 8
 FACTOR, BASE_MB = 4, 300
 UNITS, WIDTH, CLASSES, STEPS = 1280, 512, 128, 24
-FRAMES, BANDS = 300, 161
 STACK_STEPS, STACK_WIDTH = 500, 32
 CONVOLUTIONS, CHANNELS, PICTURE = 6, 192, 24
 NOTE = f"""\
@@ -48,8 +43,8 @@ Peak resident memory of the whole process, for `prune` at 50 % with recovery; th
 {FACTOR} x model size + {BASE_MB} MB. large_lstm has two LSTM layers of {UNITS} units with
 random weights; units_N is one GRU layer of N units, layers_N are N of 32, and steps is one of
 256, with random weights and feeds of {STACK_STEPS} steps; convolutions are {CONVOLUTIONS} of
-{CHANNELS} channels, 3 x 3, on {PICTURE} x {PICTURE} images, pruned with `--layers all`, as are
-ppocr_rec and captcha_crnn, which read images of noise here. Time is CPU time on one thread:
+{CHANNELS} channels, 3 x 3, on {PICTURE} x {PICTURE} images. They and published models, on feeds
+or streams of their own kind, are pruned with `--layers all`. Time is CPU time on one thread:
 ranking and least squares multiply H x H matrices, so it grows with the cube of the number of
 units H, and linearly with layers and steps. All signals of one feed are in memory at once: with
 far longer feeds or far more layers, that takes more than the {BASE_MB} MB allow. By
@@ -130,7 +125,8 @@ def measure(model: Path, feeds: Path, count: int, layers: str) -> Peak:
         stages.append((stage, peak_mb()))
 
     data = feeds if count else None
-    result = prune(model, keep=0.5, data=data, layers=layers, progress=watch)
+    stream = any(path.is_dir() for path in feeds.iterdir()) or None
+    result = prune(model, keep=0.5, data=data, stream=stream, layers=layers, progress=watch)
     result.save(feeds / "pruned.onnx")
     most = peak_mb()
     # A peak present at the start of a stage was reached in an earlier one.
@@ -250,24 +246,26 @@ def large_feeds(folder: Path, count: int) -> None:
         np.savez(folder / f"{number}.npz", x=x)
 
 
-def nsnet2_feeds(folder: Path, count: int) -> None:
-    """Writes feeds of noise at the level of the log powers that NSNet2 reads."""
+def published() -> list[str]:
+    """The names of published models with a workload."""
+    from workloads import WORKLOADS
+
+    return list(WORKLOADS)
+
+
+def workload_feeds(models: Path, name: str, folder: Path, count: int) -> None:
+    """Writes the first feeds of a published model's workload; a sub-folder for each stream."""
     import numpy as np
 
-    rng = np.random.default_rng(2)
-    for number in range(count):
-        value = 2.0 * rng.standard_normal((1, FRAMES, BANDS), np.float32) - 5.0
-        np.savez(folder / f"{number}.npz", input=value.astype(np.float32))
+    from workloads import WORKLOADS
 
-
-def noise_feeds(name: str, shape: Sequence[int], folder: Path, count: int) -> None:
-    """Writes feeds of noise for an input, from -1 to 1."""
-    import numpy as np
-
-    rng = np.random.default_rng(5)
-    for number in range(count):
-        value = {name: rng.uniform(-1.0, 1.0, shape).astype(np.float32)}
-        np.savez(folder / f"{number}.npz", allow_pickle=False, **value)
+    work = WORKLOADS[name](models, name)
+    for number, given in enumerate(work.data[:count]):
+        place, feeds = (folder / f"{number}", given) if work.streams else (folder, [given])
+        place.mkdir(exist_ok=True)
+        for call, feed in enumerate(feeds):
+            values = {key: value for key, value in feed.items() if key != "labels"}
+            np.savez(place / f"{number}_{call:04}.npz", allow_pickle=False, **values)
 
 
 def text_feeds(folder: Path, count: int) -> None:
@@ -293,17 +291,8 @@ def cases(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Pa
     ):
         if name in names:
             apart(write, path)
-    for name in ("nsnet2", *READERS):
-        if name in names and not (models / f"{name}.onnx").exists():
-            remedy = f"python tools/fetch_models.py {name} --to {models}"
-            print(f"skipped {name}: no {models / name}.onnx; run {remedy}", file=sys.stderr)
     known = [
         Case("text_lstm", SAMPLES / "text_lstm.onnx", text_feeds, counts),
-        Case("nsnet2", models / "nsnet2.onnx", nsnet2_feeds, counts),
-        *(
-            Case(name, models / f"{name}.onnx", partial(noise_feeds, *read), counts, layers="all")
-            for name, read in READERS.items()
-        ),
         Case("large_lstm", large, large_feeds, counts),
         Case("convolutions", convolutions, picture_feeds, (0, 8), layers="all"),
     ]
@@ -311,6 +300,13 @@ def cases(models: Path, names: Sequence[str], counts: Sequence[int], scratch: Pa
         if name in names:
             apart(write_stack, scratch / f"{name}.onnx", units, layers)
             known.append(Case(name, scratch / f"{name}.onnx", stack_feeds, numbers))
+    for name in [name for name in names if name not in MADE]:
+        path = models / f"{name}.onnx"
+        feeds = partial(workload_feeds, models, name)
+        known.append(Case(name, path, feeds, (PUBLISHED_FEEDS,), layers="all"))
+        if not path.exists():
+            remedy = f"python tools/fetch_models.py {name} --to {models}"
+            print(f"skipped {name}: no {path}; run {remedy}", file=sys.stderr)
     return [case for case in known if case.name in names and case.model.exists()]
 
 
@@ -362,7 +358,8 @@ def main() -> int:
     """Runs all cases; the exit code is 1 if a prune exceeded its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder to read")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="models to prune")
+    names = [*MADE, *apart(published)]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="models to prune")
     parser.add_argument("--feeds", type=int, nargs="+", default=FEEDS, help="numbers of feeds")
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()

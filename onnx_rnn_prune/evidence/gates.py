@@ -69,14 +69,12 @@ class GateReader:
         layer = self.layer_of(lookup)
         inputs = [layer.input(name) for name in ("X", "sequence_lens", "initial_h", "initial_c")]
         wanted = [tensor.name for tensor in inputs if tensor is not None]
-        output = layer.output("Y")
-        assert output is not None
-        return [*wanted, output.name]
+        return [*wanted, self._made(lookup)]
 
     def signal(self, lookup: Lookup, taps: Taps) -> Array:
         steps = Steps(self.layer_of(lookup), self.direction, taps)
         parts = [_in_rows(self._source(name, steps), steps.valid) for name in self.sources]
-        return np.concatenate(parts, axis=1, dtype=steps.precision, casting="same_kind")
+        return np.concatenate(parts, axis=1)
 
     def emphasis(self, lookup: Lookup, taps: Taps) -> Matrix:
         total, count = np.zeros(len(self.gates) * self.layer_of(lookup).hidden), 0
@@ -89,7 +87,7 @@ class GateReader:
         most = emphasis.max(initial=0.0)
         felt = emphasis > _FELT * most
         scale = np.divide(most, emphasis, out=np.zeros_like(emphasis), where=felt)
-        length, _, batch, _ = self._states(lookup, taps).shape
+        length, _, batch, _ = taps[self._made(lookup)].shape
         shares, valid = np.zeros((length, batch)), np.zeros((length, batch), bool)
         for some, steps, squares in self._squares(lookup, taps):
             valid[:, some] = steps.valid
@@ -117,7 +115,7 @@ class GateReader:
 
         A few sequences of the batch at a time, with their steps.
         """
-        layer, (length, _, batch, hidden) = self.layer_of(lookup), self._states(lookup, taps).shape
+        layer, (length, _, batch, hidden) = self.layer_of(lookup), taps[self._made(lookup)].shape
         few = max(1, _STATES // max(1, length * hidden))
         for first in range(0, batch, few):
             some = slice(first, first + few)
@@ -130,11 +128,11 @@ class GateReader:
                 squares = self.side_by_side(found, steps)
                 yield some, steps, np.square(squares, out=squares)
 
-    def _states(self, lookup: Lookup, taps: Taps) -> Array:
-        """Y, [T, D, B, H]."""
+    def _made(self, lookup: Lookup) -> str:
+        """The name of Y, [T, D, B, H]."""
         output = self.layer_of(lookup).output("Y")
         assert output is not None
-        return taps[output.name]
+        return str(output.name)
 
     def outputs(self, lookup: Lookup) -> Labels:
         return np.tile(self.lane, len(self.gates))
