@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ SPEAKERS = ("speech", "speech_fr", "speech_it", "speech_ru")
 UTTERANCES, TESTED_UTTERANCES, VOICE_SECONDS = 64, 64, 2.0
 PARAGRAPHS = 1200
 COMMON = 20000
-NAMES, TESTED_NAMES = 9600, 1200
+NAMES, TESTED_NAMES, BATCH = 9600, 1200, 16
 TESTED = 3  # one in this many messages, lines and windows is for testing
 CATALOGUES = ("messages", "messages_accounts", "messages_pages", "messages_translations")
 TOGETHER = 100  # characters of consecutive messages in one call of oskut
@@ -418,12 +419,19 @@ def domains(folder: Path, name: str) -> Workload:
         return names
 
     known, others = parted(words)
-    data, tests = (
-        [{"chars": np.array([each])} for each in draw(part, count)]
-        for part, count in ((known, NAMES), (others, TESTED_NAMES))
-    )
+    data = [{"chars": np.array(batch)} for batch in batches(draw(known, NAMES), BATCH)]
+    tests = [{"chars": np.array([each])} for each in draw(others, TESTED_NAMES)]
     kind = "domain names (synthetic)"
     return compared(folder / f"{name}.onnx", kind, data, tests, tests[:1])
+
+
+def batches(rows: Sequence[list[int]], most: int) -> list[list[list[int]]]:
+    """Batches of rows of equal length, at most `most` each."""
+    found = []
+    for _, alike in groupby(sorted(rows, key=len), key=len):
+        each = list(alike)
+        found += [each[start : start + most] for start in range(0, len(each), most)]
+    return found
 
 
 def lines(folder: Path, name: str) -> Workload:
