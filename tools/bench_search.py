@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from bench_nsnet2 import KINDS, SHORT, TIMED_FRAMES, feed
@@ -26,8 +25,8 @@ from onnx_rnn_prune.model.runner import Runner
 from onnx_rnn_prune.pipeline import PruneResult
 from onnx_rnn_prune.validate import timings
 from pages import markdown, write_section
-from segmentation import Tables, Text, Words, best_tags, read_corpus, spans
 from speech import mixtures, split
+from workloads import Workload, segmenter, thai
 
 STRATEGIES = ("uniform", "greedy", "optuna")
 SPEECH_SECONDS = 300.0
@@ -114,38 +113,28 @@ def speech_task(folder: Path) -> Task:
     )
 
 
-def text_task(folder: Path, count: int = PARAGRAPHS) -> Task:
-    """lac, which may lose half a point of F1; `count` paragraphs calibrate and select."""
-    text = Text.read(folder)
-    tables = text.tables
-    corpus = read_corpus(folder / "newspaper" / "199801.txt")
-    early = corpus[: len(corpus) // 2]
-    chosen = np.random.default_rng(0).permutation(len(early))[:count]
-    return Task(
-        name="lac",
-        limit="F1 at most 0.5 points lower",
-        path=folder / "lac.onnx",
-        data=[labelled(tables, early[number]) for number in chosen],
-        tests=[labelled(tables, words) for words in text.evaluation],
-        goal={"metric": word_f1(tables), "max_drop": 0.005},
-        text="F1 {:.2%}",
-        timed=tables.feed("".join(text.evaluation[0])[:30]),
-    )
+def text_task(folder: Path) -> Task:
+    """lac, which may lose half a point of F1."""
+    work = segmenter(folder, "lac", PARAGRAPHS)
+    return of_workload(work, folder, "F1 at most 0.5 points lower", 0.005, "F1 {:.2%}")
 
 
 def thai_task(folder: Path) -> Task:
     """oskut, the published model with the most layers: 204."""
-    from workloads import WORKLOADS  # which imports this module for lac's task
+    work = thai(folder, "oskut")
+    return of_workload(work, folder, "agreement at most 1 % lower", "1%", "agreement {:.2%}")
 
-    work = WORKLOADS["oskut"](folder, "oskut")
+
+def of_workload(work: Workload, folder: Path, limit: str, drop: float | str, text: str) -> Task:
+    """A workload with another limit on the drop of its metric."""
     return Task(
-        name="oskut",
-        limit="agreement at most 1 % lower",
-        path=folder / "oskut.onnx",
+        name=work.name,
+        limit=limit,
+        path=folder / f"{work.name}.onnx",
         data=work.data,
         tests=work.tests,
-        goal={"metric": work.measure, "max_drop": f"{work.drop:.0%}"},
-        text="agreement {:.2%}",
+        goal={"metric": work.measure, "max_drop": drop},
+        text=text,
         timed=work.timed[0],
     )
 
@@ -155,30 +144,6 @@ TASKS: dict[str, Callable[[Path], Task]] = {
     "lac": text_task,
     "oskut": thai_task,
 }
-
-
-def labelled(tables: Tables, words: Words) -> Feed:
-    """A paragraph as a feed, labelled with where each word ends."""
-    ends = np.cumsum([len(word) for word in words])
-    return {**tables.feed("".join(words)), "labels": ends}
-
-
-def word_f1(tables: Tables) -> Callable[[Iterable[tuple[Feed, Feed]]], float]:
-    """The metric: F1 of words, from lac's tag scores and the labels."""
-
-    def measure(results: Iterable[tuple[Feed, Feed]]) -> float:
-        right = found = wanted = 0
-        for given, outputs in results:
-            tags = best_tags(next(iter(outputs.values()))[0], tables.transitions)
-            starts = [place for place, tag in enumerate(tags) if tag not in tables.inside]
-            length = int(given["labels"][-1])
-            guess, real = spans(starts, length), spans(given["labels"].tolist(), length)
-            right += len(real & guess)
-            found += len(guess)
-            wanted += len(real)
-        return 2.0 * right / max(found + wanted, 1)
-
-    return measure
 
 
 def measure(task: Task, strategies: Sequence[str], minutes: float, study: Path | None) -> list[Row]:
