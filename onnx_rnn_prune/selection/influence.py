@@ -167,22 +167,31 @@ class _Back:
         self, lane: Ids, own: Sequence[Reader], ahead: Sequence[tuple[Reader, Labels]]
     ) -> None:
         """Adds the influence of one lane, given the readers that make it and those that read it."""
+        reading = [*self._reading(lane, ahead)]
         gates = [reader for reader in own if isinstance(reader, GateReader)]
+        products = [reader for reader in own if not isinstance(reader, GateReader)]
+        if products:
+            self._onto(products, lane, reading)
         trajectories = self.trajectories[gates[0].layer, gates[0].direction] if gates else []
+        arriving = self._arriving(reading, [steps.states.shape for steps in trajectories])
+        # A lane read before it is made gets nothing, as that is not known yet.
+        if any(weights.any() for weights in arriving):
+            self._through(gates, trajectories, arriving)
+
+    def _onto(
+        self, products: Sequence[Reader], lane: Ids, reading: Sequence[tuple[Reader, Ids]]
+    ) -> None:
+        """Weights the outputs of products by the effect of the units that they make."""
         felt = np.zeros(len(lane))
-        for reader, places in self._reading(lane, ahead):
+        for reader, places in reading:
             felt += self.found.squares(reader, self.lookup, places)
-        if not felt.any():  # it is read before it is made, so that nothing is known of that yet
+        if not felt.any():
             return
-        for reader in own:
-            if not isinstance(reader, GateReader):
-                outputs = reader.outputs(self.lookup)
-                made = np.isin(outputs, lane)  # others may be of other lanes
-                rows = self.found.rows[reader.name] = self.found.rows[reader.name].copy()
-                rows[made] *= felt[np.searchsorted(lane, outputs[made])]
-        if trajectories:  # else it ran on no feed
-            shapes = [trajectory.states.shape for trajectory in trajectories]
-            self._through(gates, trajectories, self._arriving(lane, ahead, shapes))
+        for reader in products:
+            outputs = reader.outputs(self.lookup)
+            made = np.isin(outputs, lane)  # others may be of other lanes
+            rows = self.found.rows[reader.name] = self.found.rows[reader.name].copy()
+            rows[made] *= felt[np.searchsorted(lane, outputs[made])]
 
     def _through(
         self, gates: Sequence[GateReader], trajectories: Sequence[Steps], arriving: Sequence[Matrix]
@@ -201,14 +210,11 @@ class _Back:
             self.found.drawn[name] = np.concatenate(parts).astype(np.float32)
 
     def _arriving(
-        self,
-        lane: Ids,
-        ahead: Sequence[tuple[Reader, Labels]],
-        shapes: Sequence[tuple[int, ...]],
+        self, reading: Sequence[tuple[Reader, Ids]], shapes: Sequence[tuple[int, ...]]
     ) -> list[Matrix]:
         """Derivatives by a lane's states from its other readers, one array per shape."""
         rng, found = np.random.default_rng(0), [np.zeros(shape) for shape in shapes]
-        for reader, places in self._reading(lane, ahead):
+        for reader, places in reading:
             for each in found:
                 count = each.shape[0] * each.shape[1]
                 drawn = self.found.draw(reader, self.lookup, places, count, rng)
