@@ -13,6 +13,8 @@ from onnx import numpy_helper
 
 import rolling
 from onnx_rnn_prune.calibration import open_data
+from onnx_rnn_prune.evidence.evidence import Tapped
+from onnx_rnn_prune.evidence.gates import GateReader
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.evidence.runs import Runs
 from onnx_rnn_prune.model.document import Document
@@ -272,6 +274,56 @@ def test_influence_through_a_vocabulary_is_followed_a_few_steps_at_a_time(make):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < steps * words * 8 / 3
+
+
+def test_samples_are_added_up_in_parts():
+    rng, store = np.random.default_rng(0), MomentStore()
+    signal = rng.normal(size=(40_000, 200)).astype(np.float32)
+    cut, weights = signal[:, :100].copy(), rng.uniform(size=len(signal))
+    tracemalloc.start()
+    store.gather("z", signal, cut, weights)
+    store.pairs("z")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < signal.nbytes  # in double precision, they take twice as much
+
+
+def test_derivatives_of_many_sequences_are_computed_a_few_at_a_time():
+    units, batch, steps = 64, 256, 200
+    opened = wide_gru(units)
+    feed = {"x": np.random.default_rng(0).normal(size=(steps, batch, WIDTH)).astype(np.float32)}
+    traced = trace_model(opened, [opened.layers[0].name], [feed])
+    reader = next(reader for reader in traced.readers if isinstance(reader, GateReader))
+    tapped = Tapped(traced.document, [reader], {})
+    seen = tapped(feed)
+    tracemalloc.start()
+    tapped.importance(reader, seen, tapped.emphasis(reader, seen))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * steps * batch * units * 4
+
+
+def test_shapes_are_read_before_tensors_are_freed(tmp_path):
+    """Tracing asks for the shapes of all tensors that units reach."""
+    channels, size, maps = 8, 512, 40
+    lines = [f"m{number + 1} = Relu (m{number})" for number in range(maps)]
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 1, {size}, {size}] x) => (float[1, 1, 1, 1] y) {{
+            m0 = Conv (x, first)
+            {" ".join(lines)}
+            pooled = GlobalAveragePool (m{maps})
+            y = Conv (pooled, last)
+        }}
+    """)
+    for name, shape in (("first", (channels, 1, 1, 1)), ("last", (1, channels, 1, 1))):
+        value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    onnx.save(model, tmp_path / "model.onnx")
+    output = ["-o", tmp_path / "small.onnx", "--keep", "50%", "--layers", "all"]
+    code, peak, errors = limited("prune", tmp_path / "model.onnx", *output)
+    assert code in (0, 3), errors
+    assert peak < 300  # all of them take 320 MB
 
 
 def test_a_fit_reads_its_moments_a_few_rows_at_a_time():
