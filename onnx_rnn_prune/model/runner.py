@@ -72,8 +72,8 @@ class Runner:
         optimize: let onnxruntime rewrite the graph, as it does by default. Better off if inner
             tensors are wanted or two models compared operator by operator. Models that do not run
             otherwise are still rewritten, as little as possible.
-        order: in which nodes run; by priority, shapes are read at once, where by default the
-            tensors are kept for it to the end.
+        order: in which nodes run. By priority, the shape of a tensor is read as soon as it is
+            computed; by default at the end, until when it is kept.
         profile: prefix of the file for a profile of each node's time, see `profiled`; None for no
             profiling.
         name: of the model in errors.
