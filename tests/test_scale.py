@@ -410,7 +410,7 @@ def test_a_wide_matrix_is_added_to_no_more_often_than_it_takes_samples_to_fill_i
 
 
 @pytest.mark.parametrize("weighed", [False, True])
-@pytest.mark.parametrize("last", [None, 300, 599])
+@pytest.mark.parametrize("last", [None, 300, 600])
 def test_matrices_in_files_hold_what_ones_in_memory_do(last, weighed):
     """Also where more samples come once they were looked at."""
     rng, store = np.random.default_rng(0), MomentStore()

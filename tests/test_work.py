@@ -96,6 +96,15 @@ def limited(*arguments):
     return done.returncode, int(done.stdout.splitlines()[-1]), done.stderr
 
 
+def peak_of(work):
+    """The peak of memory that Python allocates during some work, in bytes."""
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
 def test_outdated_sizes_of_tensors_take_no_memory(tmp_path):
     onnx.save(claiming(1 << 28, makes=False), tmp_path / "model.onnx")
     output = ["-o", tmp_path / "small.onnx", "--budget", "bytes=90%"]
@@ -221,6 +230,14 @@ def wide_gru(units, outputs=2):
     return follow(model, "model")
 
 
+def influence_peak(opened, feeds):
+    """That of following influence through a model with one layer of units, on some feeds."""
+    data = open_data(opened, Inputs(data=feeds))
+    traced = trace_model(opened, [opened.layers[0].name], data.calibration)
+    evidence = data.evidence(traced)
+    return peak_of(lambda: influence_of(traced, traced.readers, evidence, data.calibration))
+
+
 @pytest.fixture(scope="module")
 def wide():
     opened = wide_gru(1000)
@@ -231,10 +248,7 @@ def wide():
 
 @pytest.mark.parametrize("name", ["l1", "l2", "density", "weight-max", "weight-min"])
 def test_weights_are_looked_at_without_copies_of_them(name, wide):
-    tracemalloc.start()
-    CRITERIA[name].score(wide)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peak = peak_of(lambda: CRITERIA[name].score(wide))
     assert peak < 3 * 1000 * 1000 * 8  # of copies in float64, there were several
 
 
@@ -242,14 +256,7 @@ def test_influence_on_many_feeds_holds_weights_once():
     units = 400
     opened = wide_gru(units)
     feeds = [{"x": np.full((4, 1, WIDTH), number, np.float32)} for number in range(30)]
-    data = open_data(opened, Inputs(data=feeds))
-    traced = trace_model(opened, [opened.layers[0].name], data.calibration)
-    evidence = data.evidence(traced)
-    tracemalloc.start()
-    influence_of(traced, traced.readers, evidence, data.calibration)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8 * 3 * units * units * 4
+    assert influence_peak(opened, feeds) < 8 * 3 * units * units * 4
 
 
 def dense(outputs):
@@ -266,25 +273,14 @@ def test_influence_through_a_vocabulary_is_followed_a_few_steps_at_a_time(make):
     steps, words = 1000, 20000
     opened = make(words)
     feeds = [{"x": np.random.default_rng(0).normal(size=(steps, 1, WIDTH)).astype(np.float32)}]
-    data = open_data(opened, Inputs(data=feeds))
-    traced = trace_model(opened, [opened.layers[0].name], data.calibration)
-    evidence = data.evidence(traced)
-    tracemalloc.start()
-    influence_of(traced, traced.readers, evidence, data.calibration)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < steps * words * 8 / 3
+    assert influence_peak(opened, feeds) < steps * words * 8 / 3
 
 
 def test_samples_are_added_up_in_parts():
     rng, store = np.random.default_rng(0), MomentStore()
     signal = rng.normal(size=(40_000, 200)).astype(np.float32)
     cut, weights = signal[:, :100].copy(), rng.uniform(size=len(signal))
-    tracemalloc.start()
-    store.gather("z", signal, cut, weights)
-    store.pairs("z")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peak = peak_of(lambda: (store.gather("z", signal, cut, weights), store.pairs("z")))
     assert peak < signal.nbytes  # in double precision, they take twice as much
 
 
@@ -296,10 +292,7 @@ def test_derivatives_of_many_sequences_are_computed_a_few_at_a_time():
     reader = next(reader for reader in traced.readers if isinstance(reader, GateReader))
     tapped = Tapped(traced.document, [reader], {})
     seen = tapped(feed)
-    tracemalloc.start()
-    tapped.importance(reader, seen, tapped.emphasis(reader, seen))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peak = peak_of(lambda: tapped.importance(reader, seen, tapped.emphasis(reader, seen)))
     assert peak < 4 * steps * batch * units * 4
 
 
@@ -331,13 +324,12 @@ def test_a_fit_reads_its_moments_a_few_rows_at_a_time():
     size = 1600
     store = MomentStore.of({"z": Moments.of(rng.normal(size=(200, size)))})
     stays = np.arange(size) < 400
-    tracemalloc.start()
-    weight = np.ones((20, size), np.float32)
-    pairs = store.teacher_pairs("z", stays)
-    least_squares._fit(lambda rows: weight[rows], np.ones(20, bool), stays, pairs, 0.1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 0.8 * size * size * 8
+
+    def fit():
+        weight, pairs = np.ones((20, size), np.float32), store.teacher_pairs("z", stays)
+        least_squares._fit(lambda rows: weight[rows], np.ones(20, bool), stays, pairs, 0.1)
+
+    assert peak_of(fit) < 0.8 * size * size * 8
 
 
 def test_rolling_makes_no_copies_of_large_signals_that_are_no_states():
@@ -349,10 +341,9 @@ def test_rolling_makes_no_copies_of_large_signals_that_are_no_states():
         name = f"map_{number}"
     graph.output.append(onnx.helper.make_tensor_value_info(name, 1, [1, entries]))
     document, feeds = Document.read(model), rolling.feeds(model, 4)
-    tracemalloc.start()
-    assert roll(document, feeds).rolled
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    found = []
+    peak = peak_of(lambda: found.append(roll(document, feeds)))
+    assert found[0].rolled
     assert peak < maps * entries * 8 / 2
 
 

@@ -28,7 +28,7 @@ from onnx_rnn_prune.calibration import opened_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model.runner import Runner, Streaming
 from onnx_rnn_prune.opened_model import open_model
-from segmentation import Text, labelled, read_corpus, word_f1
+from segmentation import Text, labelled, word_f1
 from speech import (
     RATE,
     Audio,
@@ -314,15 +314,12 @@ def voice(embeddings: Numbers) -> Numbers:
 def segmenter(folder: Path, name: str, count: int = PARAGRAPHS) -> Workload:
     """lac on a newspaper, measured by F1 of words; `count` paragraphs calibrate and select."""
     text = Text.read(folder)
-    corpus = read_corpus(folder / "newspaper" / "199801.txt")
-    early = corpus[: len(corpus) // 2]
-    chosen = np.random.default_rng(0).permutation(len(early))[:count]
     return Workload(
         name=name,
         metric="F1",
         text="{:.1%}",
         kind="newspaper",
-        data=[labelled(text.tables, early[number]) for number in chosen],
+        data=[labelled(text.tables, words) for words in text.calibration[:count]],
         tests=[labelled(text.tables, words) for words in text.evaluation],
         measure=word_f1(text.tables),
         drop=DROP,

@@ -15,12 +15,24 @@ from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.scratch import temporary_folder, trim, written_in
 
 
+def _together(
+    count: float, mean: Matrix, more: float, other: Matrix
+) -> tuple[float, Matrix, Matrix, Matrix]:
+    """Count and mean of two sets of samples, and the vectors whose outer product is the co-moment.
+
+    That is, what their co-moment is larger by than the sum of both (Chan, Golub and LeVeque 1983,
+    "Algorithms for computing the sample variance").
+    """
+    total, step = count + more, other - mean
+    share = more / total if total else 0.0
+    return total, mean + step * share, step, step * (count * share)
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Count, mean and co-moment of samples of a vector.
 
-    Merging is associative, so samples may be split between any number of workers (Chan, Golub and
-    LeVeque 1983, "Algorithms for computing the sample variance").
+    Merging is associative, so samples may be split between any number of workers.
 
     Attributes:
         count: number of samples, or the sum of their weights.
@@ -42,16 +54,13 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; consumes the arrays of `other`."""
-        count = self.count + other.count
-        if count == 0:
-            return self
-        step = other.mean - self.mean
+        count, mean, step, gain = _together(self.count, self.mean, other.count, other.mean)
         comoment = other.comoment
         comoment += self.comoment
-        last = step[len(step) - comoment.shape[1] :] * (self.count * other.count / count)
+        last = gain[len(gain) - comoment.shape[1] :]
         for rows in blocks(len(step)):
             comoment[rows] += np.outer(step[rows], last)
-        return Moments(count, self.mean + step * (other.count / count), comoment)
+        return Moments(count, mean, comoment)
 
     def covariance(self, places: npt.NDArray[np.int64]) -> Matrix:
         """The covariance of some entries, [places, places]."""
@@ -115,8 +124,8 @@ class Pairs:
         count: number of samples, or the sum of their weights.
         mean: of z and z' side by side, [n + k].
         size: n.
-        lines: rows of the sum of outer products of deviations from the mean, with z' only,
-            [n + k, k]; a slice takes rows of z or of z', not of both.
+        lines: copies of rows of the sum of outer products of deviations from the mean, with z'
+            only, [n + k, k]; a slice takes rows of z or of z', not of both.
     """
 
     count: float
@@ -126,15 +135,10 @@ class Pairs:
 
     def merge(self, other: Pairs) -> Pairs:
         """The moments of both sets of samples together."""
-        count = self.count + other.count
-        if count == 0:
-            return self
-        step = other.mean - self.mean
-        last = step[self.size :] * (self.count * other.count / count)
-        mean = self.mean + step * (other.count / count)
+        count, mean, step, gain = _together(self.count, self.mean, other.count, other.mean)
 
         def lines(rows: slice) -> Matrix:
-            return self.lines(rows) + other.lines(rows) + np.outer(step[rows], last)
+            return self.lines(rows) + other.lines(rows) + np.outer(step[rows], gain[self.size :])
 
         return Pairs(count, mean, self.size, lines)
 
@@ -186,7 +190,8 @@ class MomentStore:
         """Moments of z and z' side by side that were gathered with products with z' only."""
         lines = self._lines(name)
         count, mean = self._heads[name]
-        return Pairs(count, mean, len(mean) - lines(slice(0, 1)).shape[1], lines)
+        size = len(mean) - lines(slice(0, 1)).shape[1]
+        return Pairs(count, mean, size, lambda rows: np.array(lines(rows)))
 
     def teacher_pairs(self, name: str, stays: npt.NDArray[np.bool_]) -> Pairs:
         """Those of a signal z and its own entries that stay: both sides are the original's.
@@ -206,13 +211,13 @@ class MomentStore:
         return Pairs(count, np.concatenate([mean, mean[places]]), size, lines)
 
     def _lines(self, name: str) -> Callable[[slice | npt.NDArray[np.intp]], Matrix]:
-        """Copies of some rows of a co-moment."""
+        """Some rows of a co-moment, to be copied: they may be of a mapped file."""
         self._complete(name)
         small = self._small.get(name)
         if small is not None:
-            return lambda rows: np.array(small[rows])
+            return lambda rows: small[rows]
         file = self._files[name]
-        return lambda rows: np.array(file.mapped()[rows])
+        return lambda rows: file.mapped()[rows]
 
     def count(self, name: str) -> float:
         """The number of samples, or the sum of their weights."""
@@ -337,10 +342,8 @@ class MomentStore:
         part: Callable[[slice, slice], Matrix],
     ) -> None:
         """Like `add`, for a matrix in a file: adds block by block."""
-        before, old = self._heads.get(name, (0, mean))
-        total, step = before + count, mean - old
-        share = count / total if total else 0.0
-        ends = step[len(step) - last :] * (before * share)
+        total, joint, step, gain = _together(*self._heads.get(name, (0, mean)), count, mean)
+        ends = gain[len(gain) - last :]
         if name not in self._files:
             path = Path(self._folder.name) / str(len(self._files))
             with written_in(path.parent):
@@ -349,4 +352,4 @@ class MomentStore:
         self._files[name].add(
             lambda rows, columns: part(rows, columns) + np.outer(step[rows], ends[columns])
         )
-        self._heads[name] = total, old + step * share
+        self._heads[name] = total, joint

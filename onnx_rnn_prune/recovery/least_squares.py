@@ -163,8 +163,12 @@ def estimate_entries(pairs: Pairs, stays: Mask, ridge: float) -> tuple[Matrix, M
     Returns:
         E + A, [n, k], and a, [n].
     """
-    size = len(stays)
-    fit = _fit(lambda rows: np.eye(size)[rows], np.ones(size, bool), stays, pairs, ridge)
+    every = np.arange(len(stays))
+
+    def identity(rows: npt.NDArray[np.intp]) -> Array:
+        return np.equal.outer(rows, every).astype(np.float64)
+
+    fit = _fit(identity, np.ones(len(stays), bool), stays, pairs, ridge)
     return fit.weight, fit.bias
 
 
