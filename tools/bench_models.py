@@ -2,9 +2,9 @@
 
 For each model, `search` looks for the fastest cut of recurrent layers, and of all layers, within a
 limit on the loss; then 8-bit integers are tried on the result. With `--training`, models that stay
-below a speedup of 2 are cut to that and trained. Measurements are kept in a file (`--results`), so
-that an interrupted run can be resumed; with `--again`, those of the present code are repeated. All
-of them take about 45 minutes with `--again --minutes 1.3`. `python tools/fetch_models.py` gets the
+below a speedup of 2 are cut to that and trained. Each model's row is kept in a file of the folder
+`--results`, so that an interrupted run can be resumed and several processes can share the models;
+with `--again`, rows of older code are measured again. `python tools/fetch_models.py` gets the
 models and data; images of text need Pillow and Matplotlib, and captchas `pip install
 captcha==0.6.0`.
 """
@@ -213,22 +213,18 @@ def compared(
     return Row(work.name, work.metric, work.text, work.kind, before, limit, code, versions)
 
 
-class Results:
-    """A file of rows by model, rewritten as a whole for each new row."""
+def known_rows(folder: Path) -> dict[str, Row]:
+    """The rows of a folder, by model."""
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: Row.read(json.loads(path.read_text("utf-8"))) for path in paths}
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        self.rows = {name: Row.read(values) for name, values in known.items()}
 
-    def add(self, row: Row) -> None:
-        """Stores a row, replacing an older one."""
-        self.rows[row.name] = row
-        text = json.dumps({name: asdict(each) for name, each in self.rows.items()}, indent=1)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(text + "\n", "utf-8")
-        partial.replace(self._path)
+def keep_row(folder: Path, row: Row) -> None:
+    """Stores a row in a file of its own, replacing an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{row.name}.partial"
+    partial.write_text(json.dumps(asdict(row), indent=1) + "\n", "utf-8")
+    partial.replace(folder / f"{row.name}.json")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -263,20 +259,21 @@ def main() -> int:
     parser.add_argument(
         "--training", type=float, default=0.0, help="minutes of a search with training"
     )
-    parser.add_argument("--results", type=Path, default=default_folder().parent / "models.json")
+    parser.add_argument("--results", type=Path, default=default_folder().parent / "bench_models")
     parser.add_argument(
         "--again", action="store_true", help="measure what other code measured, too"
     )
     parser.add_argument("--write", action="store_true", help="put the table into tools/results")
     choices = parser.parse_args()
-    results, text, code = Results(choices.results), "", fingerprint()
+    folder, text, code = choices.results, "", fingerprint()
     try:
         for name in choices.only:
-            known = results.rows.get(name)
+            known = known_rows(folder).get(name)
             if known is None or (choices.again and known.code != code):
                 work, path = WORKLOADS[name](choices.models, name), choices.models / f"{name}.onnx"
-                results.add(measure(path, work, choices.minutes, choices.training, code))
-            text = table([results.rows[name] for name in WORKLOADS if name in results.rows])
+                keep_row(folder, measure(path, work, choices.minutes, choices.training, code))
+            rows = known_rows(folder)
+            text = table([rows[name] for name in WORKLOADS if name in rows])
             if choices.write:
                 write_section("models", text)
         print(text)
