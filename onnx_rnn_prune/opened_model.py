@@ -38,6 +38,7 @@ from onnx_rnn_prune.passes.layout import (
     TimeFirst,
     UniqueNames,
 )
+from onnx_rnn_prune.roll.distributed import may_have_copies
 from onnx_rnn_prune.roll.feeding import proof_feeds
 from onnx_rnn_prune.roll.loops import REPEATING
 from onnx_rnn_prune.roll.rolling import Rolling, roll
@@ -279,8 +280,9 @@ def follow(
 
 
 def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | None:
-    """The document with decomposed recurrences rolled; None if there are none."""
-    if not find_decomposed(document.graph) and not _has_operators_in_turns(document):
+    """The document with decomposed recurrences and copied layers rolled; None if there are none."""
+    copies = any(may_have_copies(place.graph.nodes) for place in places(document.graph))
+    if not (copies or find_decomposed(document.graph) or _has_operators_in_turns(document)):
         return None
     try:
         feeds = proof_feeds(document, Runner(model, name=name))

@@ -57,7 +57,8 @@ def roll(
 ) -> RollResult:
     """Turns recurrences that an exporter wrote out into LSTM, GRU and RNN nodes, without loss.
 
-    Each is verified: one step in double precision to 1e-10, the whole model in onnxruntime to 1e-5.
+    A dense layer that was copied for each step becomes one layer, too. Each is verified: one step
+    of a recurrence in double precision to 1e-10, the whole model in onnxruntime to 1e-5.
     What cannot be verified stays as it is, and the report says why.
 
     Arguments as in `api.prune`; the model is also verified and timed on `data`.

@@ -4,7 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+from onnx_rnn_prune.model.document import Document
+from onnx_rnn_prune.roll.rolling import roll
 
 WIDTH, UNITS, STEPS = 5, 6, 5
 
@@ -426,3 +430,25 @@ LSTM_FORMS = (
     "exp_gates",
     "clip_gates",
 )
+
+
+def run(model, feed):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feed)
+
+
+def rolled(model, given=None, fewest=2):
+    """The rolled model and what is said of it; the same outputs were seen."""
+    given = given or feeds(model)
+    found = roll(Document.read(model), given, fewest)
+    written = found.document.write()
+    onnx.checker.check_model(written)
+    for feed in given:
+        for one, other in zip(run(model, feed), run(written, feed), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    return written, found

@@ -1,1 +1,1 @@
-"""Turns decomposed recurrences back into recurrent operators."""
+"""Turns decomposed recurrences back into recurrent operators, and copied layers into one."""

@@ -24,6 +24,7 @@ from onnx_rnn_prune.model.walk import (
 from onnx_rnn_prune.operators.recurrent import STANDARD
 from onnx_rnn_prune.record import Record
 from onnx_rnn_prune.roll.directions import merge, pairs, turn, turnable
+from onnx_rnn_prune.roll.distributed import Copies, find_copies, may_have_copies, put_layer
 from onnx_rnn_prune.roll.loops import REPEATING, Turns, recurrences, states_of
 from onnx_rnn_prune.roll.probing import element_types, see
 from onnx_rnn_prune.roll.proof import Proof, prove_step
@@ -48,16 +49,16 @@ _TYPES = {1: np.float32, 10: np.float16}
 
 @dataclass(frozen=True, eq=False)
 class Rolled(Record):
-    """A decomposed recurrence that became an operator.
+    """A decomposed recurrence, or copies of a layer, that became an operator.
 
     Attributes:
         name: of the operator's node.
-        op: LSTM, GRU or RNN.
-        units: H.
+        op: LSTM, GRU or RNN; MatMul for copies, of several products the last.
+        units: H, or the units of the copied layer.
         kind: what it was: unrolled, single step, loop or scan; or turned for an operator on a
-            reversed sequence, or both directions for a pair of operators.
-        at: where it was: the first tensor that held its state, or the Loop or Scan.
-        steps: the number of unrolled steps; 1 in a loop.
+            reversed sequence, both directions for a pair of operators, or copies.
+        at: where it was: the first tensor that held its state, the Loop or Scan, or the Concat.
+        steps: the number of unrolled steps, or of copies; 1 in a loop.
     """
 
     name: str
@@ -71,6 +72,8 @@ class Rolled(Record):
         article = "a" if self.op == "GRU" else "an"
         if self.kind == "turned":
             return f"{article} {self.op} of {self.units} units whose sequence {self.at} reversed"
+        if self.kind == "copies":
+            return f"a {self.op} of {self.units} units that was copied for {self.steps} steps"
         if self.kind == "both directions":
             return f"{article} {self.op} of {self.units} units in both directions, with {self.at}"
         how = {
@@ -186,6 +189,9 @@ class _Model:
                         node.name or node_key(node),
                         partial(self._repeated, node_key(node), reader),
                     )
+            copies = self._copies(place)
+            if copies:
+                yield node_key(copies[0].stack), partial(self._distribute, copies, place.scope)
         seen = self.sight.turn(0)
         for node in graph.nodes:
             if turnable(graph, node, seen):
@@ -218,8 +224,24 @@ class _Model:
             self._seen[place.scope] = self._read_anew(place)
         return self._seen[place.scope]
 
+    def _copies(self, place: Place) -> list[Copies]:
+        nodes = place.graph.nodes
+        if not may_have_copies(nodes):
+            return []
+        reader = self._reader(place)  # one to which no layer is the state of a cell
+        for node in nodes:
+            reader.read(node)
+        return list(find_copies(reader, nodes))
+
     def _read_anew(self, place: Place) -> tuple[Reader, list[Found]]:
-        """Reads a graph; around a body, shapes and the constants it captures are known."""
+        nodes = place.graph.nodes
+        shared = shared_operands(nodes)
+        self._shared |= shared
+        reader = self._reader(place)
+        return reader, read_cells(reader, nodes, shared)
+
+    def _reader(self, place: Place) -> Reader:
+        """A reader of a graph; around a body, shapes and the constants it captures are known."""
         made = {tensor.name for node in place.graph.nodes for tensor in node.outputs}
         sight = next((s for s in self.sights if not made.isdisjoint(s.shapes)), self.sight)
         reader = Reader(sight.turn(0), self.document.graph.opset, {})
@@ -228,10 +250,7 @@ class _Model:
                 value = reader.get(initial) if source(given) is taken else None
                 if isinstance(value, np.ndarray):
                     reader.known[taken.name] = value
-        nodes = place.graph.nodes
-        shared = shared_operands(nodes)
-        self._shared |= shared
-        return reader, read_cells(reader, nodes, shared)
+        return reader
 
     def _unroll(self, chain: Chain, scope: str, reader: Reader, graph: gs.Graph) -> list[Rolled]:
         home = next(place.graph for place in places(graph) if place.scope == scope)
@@ -276,6 +295,26 @@ class _Model:
             for new, item in zip(made, items, strict=True)
         ]
 
+    def _distribute(self, every: Sequence[Copies], scope: str, graph: gs.Graph) -> list[Rolled]:
+        """Turns all copies of layers in a graph into layers on all steps."""
+        home = next(place.graph for place in places(graph) if place.scope == scope)
+        stacks, rolled, old = nodes_by_key(graph), list[Rolled](), list[gs.Node]()
+        for copies in every:
+            key = node_key(copies.stack)
+            stack = stacks[key]
+            at, steps = stack.name or key, len(stack.inputs)
+            old += [maker for tensor in stack.inputs for maker in tensor.inputs]
+            dtype = self._dtype_of(key)
+            if dtype != np.float32:
+                raise NotRollableError(f"onnxruntime may crash on a transposed product in {dtype}")
+            builder = Builder(graph, home, at, self.sight.turn(0).shapes, dtype)
+            made = put_layer(builder, copies, stack.outputs[0])
+            rolled.append(Rolled(made.name, made.op, copies.form.size, "copies", at, steps))
+        tidy(home)
+        if any(item is node for node in old for item in home.nodes):
+            raise NotRollableError("the output of a single step is read, too")
+        return rolled
+
     def _turn(self, key: str, graph: gs.Graph) -> list[Rolled]:
         """Makes an operator on a reversed sequence a reverse one."""
         node = nodes_by_key(graph)[key]
@@ -294,7 +333,10 @@ class _Model:
         return [Rolled(node.name, node.op, units, "both directions", at, 1)]
 
     def _dtype(self, chain: Chain) -> np.dtype[np.generic]:
-        dtype = _TYPES.get(self.kinds.get(_place(chain), 0))
+        return self._dtype_of(_place(chain))
+
+    def _dtype_of(self, tensor: str) -> np.dtype[np.generic]:
+        dtype = _TYPES.get(self.kinds.get(tensor, 0))
         if dtype is None:
             raise NotRollableError("onnxruntime has no kernel for its data type")
         return np.dtype(dtype)

@@ -94,12 +94,12 @@ def roll_chain(builder: Builder, chain: Chain, reader: Reader) -> gs.Node:
     masks = masks_of(chain)
     backwards = not masks and all(track is not None and track.falls for track in tracks)
     parts = [
-        _in_time(builder, group, track, backwards)
+        in_time(builder, group, track, backwards)
         for group, track in zip(groups, tracks, strict=True)
     ]
     narrow = narrow_masks(masks)
     flags = find_track(narrow, builder.shapes)
-    mask = _in_time(builder, narrow, flags, False) if masks else None
+    mask = in_time(builder, narrow, flags, False) if masks else None
     made = put_chain(builder, chain, parts, backwards, mask)
     _serve(builder, chain, made, reader)
     return made.node
@@ -157,7 +157,7 @@ def narrow_masks(masks: Sequence[Leaf]) -> list[Leaf]:
     return narrow
 
 
-def _in_time(
+def in_time(
     builder: Builder, group: Sequence[Leaf], track: Track | None, backwards: bool
 ) -> gs.Tensor:
     """The inputs of the steps, stacked: [T, B, n]."""

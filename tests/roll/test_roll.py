@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from onnx_rnn_prune import PruneError, prune
@@ -28,6 +27,8 @@ from rolling import (
     random_model,
     repeated,
     rnn,
+    rolled,
+    run,
     started_at_zero,
     unrolled,
 )
@@ -81,28 +82,6 @@ CELLS = {
     "rnn, relu": lambda rng: rnn(rng, "Relu"),
     "rnn, elu": lambda rng: rnn(rng, "Elu"),
 }
-
-
-def run(model, feed):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, feed)
-
-
-def rolled(model, given=None, fewest=2):
-    """The rolled model and what is said of it; the same outputs were seen."""
-    given = given or feeds(model)
-    found = roll(Document.read(model), given, fewest)
-    written = found.document.write()
-    onnx.checker.check_model(written)
-    for feed in given:
-        for one, other in zip(run(model, feed), run(written, feed), strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
-    return written, found
 
 
 @pytest.mark.parametrize("name", WRITTEN)
