@@ -24,6 +24,7 @@ from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import CELLS, STANDARD, computed_parameters, find_layers
 from onnx_rnn_prune.options import Inputs
 from onnx_rnn_prune.passes import Pipeline
+from onnx_rnn_prune.passes.biases import FoldBiases
 from onnx_rnn_prune.passes.cleanup import DropUnread
 from onnx_rnn_prune.passes.layout import (
     Freeze,
@@ -251,7 +252,9 @@ def follow(
         notes.append(f"{layer} is not pruned: its {parameter} is computed at run time")
     rolling = _rolled(document, flat, name) if rolls else None
     document = rolling.document if rolling is not None else document
-    Pipeline((ListBounds(), TakeInvariants(), StackSequences(), PlainProducts()))(document)
+    Pipeline((ListBounds(), TakeInvariants(), StackSequences(), PlainProducts(), FoldBiases()))(
+        document
+    )
     real = RealOperators()(document)
     stated = StateHiddenSize()(document)
     turned = TimeFirst()(document)

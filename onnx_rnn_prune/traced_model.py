@@ -23,11 +23,10 @@ from onnx_rnn_prune.operators.labels import kept, squeeze_to, varying_axes
 from onnx_rnn_prune.operators.layers import Layer, find_duplicates
 from onnx_rnn_prune.options import AS_BEFORE, Interface
 from onnx_rnn_prune.passes import Pipeline
+from onnx_rnn_prune.passes.biases import AddBiasSlots, DropUnusedBiases
 from onnx_rnn_prune.passes.cleanup import DropUnread, PickEntries, ShareDuplicates
 from onnx_rnn_prune.passes.cut import Shrink, Zero
 from onnx_rnn_prune.passes.prepare import (
-    AddBiasSlots,
-    DropUnusedBiases,
     DropZeroStates,
     PickUnits,
     Restore,

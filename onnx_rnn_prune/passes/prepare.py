@@ -1,18 +1,15 @@
-"""Preparation: every outlet of a layer becomes absorbed, and every state can be cut.
-
-Products without a bias get a zero one, for recovery to write to.
-"""
+"""Preparation: every outlet of a layer becomes absorbed, and every state can be cut."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_rnn_prune.evidence.readers import bias_shape, bias_slot, has_bias_input
+from onnx_rnn_prune.evidence.readers import bias_shape
 from onnx_rnn_prune.model.constants import constant_value, is_zero
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.edit import (
@@ -23,22 +20,16 @@ from onnx_rnn_prune.model.edit import (
     fresh_name,
     insert_before,
     insert_node,
-    remove_node,
-    set_input,
 )
-from onnx_rnn_prune.model.integers import APART, product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
 from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, place_of, places
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.labels import Labels, squeeze_to, varying_axes
 from onnx_rnn_prune.operators.layers import Layer
-from onnx_rnn_prune.operators.recurrent import find_layers
+from onnx_rnn_prune.passes.biases import add_zero
 from onnx_rnn_prune.trace.bindings import STATES
-from onnx_rnn_prune.trace.propagation import Binding, Outlet
+from onnx_rnn_prune.trace.propagation import Outlet
 from onnx_rnn_prune.trace.trace import Trace
-
-# The bias input, and the axis of the weight that matches it.
-_BIASES = {"DynamicQuantizeMatMul": (4, -1), "Conv": (2, 0), "ConvTranspose": (2, 1)}
 
 
 @dataclass(frozen=True)
@@ -339,96 +330,3 @@ def _restore(graph: gs.Graph, layer: Layer, name: str, kinds: Mapping[str, set[O
         made = gs.Node("MatMul", label, inputs=[inner, matrix], outputs=[result])
         insert_node(graph, made, after=layer.node)
         add_zero(graph, made, bias_shape(made, matrix.values, 1), matrix.values)
-
-
-@dataclass(frozen=True, eq=False)
-class AddBiasSlots:
-    """Adds a zero bias to every sum over units that has no constant addend.
-
-    Attributes:
-        layers: the layers whose units are cut; they sum over units themselves.
-        bindings: of other constants that read units.
-    """
-
-    layers: tuple[str, ...]
-    bindings: Sequence[Binding]
-
-    def __call__(self, document: Document) -> bool:
-        nodes = nodes_by_key(document.graph)
-        reading = {binding.node for binding in self.bindings}
-        for layer in all_layers(document.graph):
-            if layer.key in reading:  # it may go by its output's name, which changes
-                layer.node.name = layer.name
-        changed = False
-        for layer in find_layers(document.graph):
-            if layer.input("B") is None and (layer.name in self.layers or layer.key in reading):
-                _add_to_layer(document.graph, layer)
-                changed = True
-        for binding in self.bindings:
-            node, bound = nodes[binding.node], binding.bound
-            if bound.reads is None or constant_value(node.inputs[bound.slot]) is None:
-                continue
-            weight = weight_value(node, bound.slot, document.graph.opset)
-            if node.op in ("MatMul", *APART):
-                shape = bias_shape(node, weight, bound.slot)
-                changed |= add_zero(document.graph, product_of(node), shape, weight)
-            elif node.op == "Gemm" and not has_bias_input(node, 2):
-                _add_to_gemm(document.graph, node, weight)
-                changed = True
-            elif node.op in _BIASES and not has_bias_input(node, _BIASES[node.op][0]):
-                slot, axis = _BIASES[node.op]
-                zeros = np.zeros(weight.shape[axis], weight.dtype)
-                set_input(node, slot, add_constant(document.graph, f"{binding.node}_b", zeros))
-                changed = True
-        return changed
-
-
-@dataclass(frozen=True)
-class DropUnusedBiases:
-    """Removes the zero biases that recovery left unused."""
-
-    def __call__(self, document: Document) -> bool:
-        graph = document.graph
-        unused = []
-        for layer in find_layers(graph):
-            bias = layer.input("B")
-            if bias is not None and bias.name.startswith(OWN) and is_zero(bias):
-                drop_input(layer.node, layer.slot("B"))
-        for node in all_nodes(graph):
-            if node.op == "Add" and node.name.startswith(OWN) and is_zero(node.inputs[1]):
-                unused.append(node)
-        for node in unused:
-            product, result = node.inputs[0].inputs[0], node.outputs[0]
-            remove_node(graph, node)
-            product.outputs[0] = result
-        return bool(unused)
-
-
-def add_zero(graph: gs.Graph, node: gs.Node, shape: tuple[int, ...], weight: Array) -> bool:
-    """Adds a zero bias to a product without one; the result keeps its name."""
-    if bias_slot(node) is not None:
-        return False
-    result = node.outputs[0]
-    inner = gs.Variable(fresh_name(graph, f"{result.name}_product"))
-    node.outputs[0] = inner
-    zero = add_constant(graph, f"{result.name}_bias", np.zeros(shape, weight.dtype))
-    name = fresh_name(graph, f"{OWN}{result.name}_add")
-    made = gs.Node("Add", name, inputs=[inner, zero], outputs=[result])
-    insert_node(graph, made, after=node)
-    return True
-
-
-def _add_to_layer(graph: gs.Graph, layer: Layer) -> None:
-    weight = layer.held("W")
-    zeros = np.zeros((layer.directions, 2 * weight.shape[1]), weight.dtype)
-    set_input(layer.node, layer.slot("B"), add_constant(graph, f"{OWN}{layer.name}_bias", zeros))
-
-
-def _add_to_gemm(graph: gs.Graph, node: gs.Node, weight: Array) -> None:
-    shape = (weight.shape[0 if node.attrs.get("transB", 0) else 1],)
-    if len(node.inputs) > 2 and node.inputs[2].name and node.attrs.get("beta", 1.0) != 0.0:
-        add_zero(graph, node, shape, weight)  # C is computed
-        return
-    zeros = np.zeros(shape, weight.dtype)
-    node.attrs["beta"] = 1.0
-    set_input(node, 2, add_constant(graph, f"{node.outputs[0].name}_c", zeros))
