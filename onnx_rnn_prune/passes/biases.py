@@ -5,7 +5,7 @@ Products without a bias get a zero one, for recovery to write to; it goes again 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 
@@ -26,7 +26,7 @@ from onnx_rnn_prune.model.edit import (
 )
 from onnx_rnn_prune.model.integers import APART, product_of, weight_value
 from onnx_rnn_prune.model.runner import Array
-from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key
+from onnx_rnn_prune.model.walk import all_nodes, node_key, nodes_by_key, places
 from onnx_rnn_prune.operators.feed_forward import all_layers
 from onnx_rnn_prune.operators.layers import Layer
 from onnx_rnn_prune.operators.recurrent import find_layers
@@ -45,15 +45,21 @@ class FoldBiases:
     """
 
     def __call__(self, document: Document) -> bool:
-        adds = [node for node in all_nodes(document.graph) if node.op == "Add" and not node.domain]
-        return any([_fold(document.graph, node) for node in adds])
+        graph = document.graph
+        shown = {id(tensor) for place in places(graph) for tensor in place.graph.outputs}
+        adds = [node for node in all_nodes(graph) if node.op == "Add" and not node.domain]
+        return any([_fold(graph, node, shown) for node in adds])
 
 
-def _fold(graph: gs.Graph, node: gs.Node) -> bool:
-    """Folds an Add into the convolution that it adds one number per channel to."""
+def _fold(graph: gs.Graph, node: gs.Node, shown: Set[int]) -> bool:
+    """Folds an Add into the convolution that it adds one number per channel to.
+
+    Args:
+        shown: ids of the tensors that are outputs of a graph.
+    """
     place = 0 if constant_value(node.inputs[1]) is not None else 1
     source, bias = node.inputs[place], constant_value(node.inputs[1 - place])
-    convolution, axes = _convolution(source)
+    convolution, axes = _convolution(source, shown)
     if bias is None or convolution is None or bias.ndim > len(axes):
         return False
     others = [size for size, axis in zip(bias.shape[::-1], axes[::-1], strict=False) if axis != 1]
@@ -71,14 +77,14 @@ def _fold(graph: gs.Graph, node: gs.Node) -> bool:
     return True
 
 
-def _convolution(tensor: gs.Tensor) -> tuple[gs.Node | None, list[int | None]]:
+def _convolution(tensor: gs.Tensor, shown: Set[int]) -> tuple[gs.Node | None, list[int | None]]:
     """The convolution whose output a tensor is, and which of its axes each axis is.
 
     Only axes were added or dropped on the way, and nothing else reads it; None if it is no such
     tensor.
     """
     way: list[gs.Node] = []
-    while len(tensor.outputs) == 1 and tensor.inputs:
+    while len(tensor.outputs) == 1 and id(tensor) not in shown and tensor.inputs:
         node = tensor.inputs[0]
         if node.op in ("Conv", "ConvTranspose") and not node.domain:
             axes: list[int | None] = list(range(len(constant_shape(node.inputs[1]) or ())))

@@ -30,7 +30,7 @@ from onnx_rnn_prune.roll.probing import element_types, see
 from onnx_rnn_prune.roll.proof import Proof, prove_step
 from onnx_rnn_prune.roll.reading import Reader
 from onnx_rnn_prune.roll.repeated import Repeated
-from onnx_rnn_prune.roll.rewrite import Builder
+from onnx_rnn_prune.roll.rewrite import Builder, Shapes
 from onnx_rnn_prune.roll.steps import (
     PRODUCTS,
     Chain,
@@ -189,9 +189,10 @@ class _Model:
                         node.name or node_key(node),
                         partial(self._repeated, node_key(node), reader),
                     )
-            copies = self._copies(place)
+            reader, copies = self._copies(place)
             if copies:
-                yield node_key(copies[0].stack), partial(self._distribute, copies, place.scope)
+                attempt = partial(self._distribute, copies, place.scope, reader.seen.shapes)
+                yield node_key(copies[0].stack), attempt
         seen = self.sight.turn(0)
         for node in graph.nodes:
             if turnable(graph, node, seen):
@@ -224,14 +225,14 @@ class _Model:
             self._seen[place.scope] = self._read_anew(place)
         return self._seen[place.scope]
 
-    def _copies(self, place: Place) -> list[Copies]:
-        nodes = place.graph.nodes
+    def _copies(self, place: Place) -> tuple[Reader, list[Copies]]:
+        """Copies of layers in a graph, and the reader that found them, to which none is a state."""
+        reader, nodes = self._reader(place), place.graph.nodes
         if not may_have_copies(nodes):
-            return []
-        reader = self._reader(place)  # one to which no layer is the state of a cell
+            return reader, []
         for node in nodes:
             reader.read(node)
-        return list(find_copies(reader, nodes))
+        return reader, list(find_copies(reader, nodes))
 
     def _read_anew(self, place: Place) -> tuple[Reader, list[Found]]:
         nodes = place.graph.nodes
@@ -295,7 +296,9 @@ class _Model:
             for new, item in zip(made, items, strict=True)
         ]
 
-    def _distribute(self, every: Sequence[Copies], scope: str, graph: gs.Graph) -> list[Rolled]:
+    def _distribute(
+        self, every: Sequence[Copies], scope: str, shapes: Shapes, graph: gs.Graph
+    ) -> list[Rolled]:
         """Turns all copies of layers in a graph into layers on all steps."""
         home = next(place.graph for place in places(graph) if place.scope == scope)
         stacks, rolled, old = nodes_by_key(graph), list[Rolled](), list[gs.Node]()
@@ -307,7 +310,7 @@ class _Model:
             dtype = self._dtype_of(key)
             if dtype != np.float32:
                 raise NotRollableError(f"onnxruntime may crash on a transposed product in {dtype}")
-            builder = Builder(graph, home, at, self.sight.turn(0).shapes, dtype)
+            builder = Builder(graph, home, at, shapes, dtype)
             made = put_layer(builder, copies, stack.outputs[0])
             rolled.append(Rolled(made.name, made.op, copies.form.size, "copies", at, steps))
         tidy(home)

@@ -87,3 +87,12 @@ def test_channels_that_a_constant_repeats_stay():
 
 def test_a_convolution_that_is_read_without_the_constant_keeps_its_bias():
     assert not folded(model((1, CHANNELS, 1), end=lambda g, x, y: g("Mul", x, y)))
+
+
+def test_a_convolution_that_is_an_output_keeps_its_bias():
+    proto = model((1, CHANNELS, 1))
+    value = onnx.helper.make_tensor_value_info("conv_1_0", 1, ["B", CHANNELS, 1, LENGTH])
+    source = next(node.output[0] for node in proto.graph.node if node.op_type == "Conv")
+    value.name = source
+    proto.graph.output.append(value)
+    assert not folded(proto)
