@@ -46,14 +46,9 @@ class Copies:
 
 
 def may_have_copies(nodes: Sequence[gs.Node]) -> bool:
-    """Whether products share a weight, and something is stacked; quick to tell."""
-    weights = [id(t) for node in nodes if node.op in PRODUCTS for t in node.inputs if _held(t)]
-    return len(set(weights)) < len(weights) and any(node.op == "Concat" for node in nodes)
-
-
-def _held(tensor: gs.Tensor) -> bool:
-    shape = constant_shape(tensor)
-    return shape is not None and len(shape) > 1
+    """Whether products share their right operand, and something is stacked; quick to tell."""
+    shared = [id(t) for node in nodes if node.op in PRODUCTS for t in node.inputs[1:2]]
+    return len(set(shared)) < len(shared) and any(node.op == "Concat" for node in nodes)
 
 
 def find_copies(reader: Reader, nodes: Iterable[gs.Node]) -> Iterator[Copies]:
