@@ -2,7 +2,7 @@
 
 For each model, `search` looks for the fastest cut of recurrent layers, and of all layers, within a
 limit on the loss; then 8-bit integers are tried on the result. With `--training`, models that stay
-below a speedup of 2 are cut to that and trained. Each model's row is kept in a file of the folder
+below a speedup of 2 are cut further and trained. Each model's row is kept in a file of the folder
 `--results`, so that an interrupted run can be resumed and several processes can share the models;
 with `--again`, rows of older code are measured again. `python tools/fetch_models.py` gets the
 models and data; images of text need Pillow and Matplotlib, and captchas `pip install
@@ -39,6 +39,8 @@ INTEGERS = "all layers, int8"
 TRAINED = "all layers, trained"
 LABELS = (*WAYS.values(), INTEGERS, TRAINED)
 TWICE = 2.0
+# What a search with training is asked for: it times other feeds than the table, of other sizes.
+ASKED = 2.2
 SECONDS_PER_MODEL = 3.0
 NOTE = """\
 Speed at the limit: 99 % agreement with the original's decisions, or a 1 % loss in the task's
@@ -46,7 +48,7 @@ metric (SNR in dB, F1). `search` selects on the validation set, with a margin of
 error; the value beside each speed is from test feeds not used for fitting or selection: other
 recordings, messages, paragraphs or words. *int8*: `--quantize int8` on the model with all
 layers pruned, where that is within the limit and faster still. *Trained*:
-`search --speedup 2x --recover distill` on models that stay below 2x, whatever the loss; the
+`search --speedup 2.2x --recover distill` on models that stay below 2x, whatever the loss; the
 other columns are without training. Speeds are median ratios of interleaved runs on one thread;
 1x means that `search` found nothing faster within the limit in the time it had, and wrote
 nothing. By `python tools/bench_models.py`."""
@@ -142,7 +144,7 @@ def measure(path: Path, work: Workload, minutes: float, training: float, code: s
     start = time.perf_counter()
     print(f"{work.name}, {TRAINED}", file=sys.stderr)
     try:
-        goal = {"speedup": TWICE, "recover": "distill", "distill_minutes": training / 2}
+        goal = {"speedup": ASKED, "recover": "distill", "distill_minutes": training / 2}
         found[TRAINED] = sought(path, work, "all", training, goal)
     except PruneError as error:
         reasons[TRAINED] = str(error)
