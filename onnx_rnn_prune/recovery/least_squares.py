@@ -41,8 +41,8 @@ RIDGE = 1e-2
 _FLOOR = 1e-5
 # Entries of a weight that are fitted at a time, in double precision.
 _ENTRIES = 1 << 21
-# Matrices of so many rows are inverted as a whole.
-_WHOLE = 1024
+# Rows of the blocks by which matrices are factored.
+_BLOCK = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,10 +244,11 @@ def _fit(weight: Lines, rows: Mask, columns: Mask, pairs: Pairs, ridge: float) -
     bias = np.empty(len(lines), dtype)
     solves = len(stays) > 0 and not math.isinf(ridge)
     if solves:
-        inverse = np.empty((len(stays), len(stays)))
+        own = np.empty((len(stays), len(stays)))
         for some in blocks(len(stays)):
-            inverse[some] = pairs.lines(slice(size + some.start, size + some.stop))
-        _damp_and_invert(inverse, ridge)
+            own[some] = pairs.lines(slice(size + some.start, size + some.stop))
+        _damp(own, ridge)
+        _factor(own)
     few = max(1, _ENTRIES // size)
     for first in range(0, len(lines), few):
         part = slice(first, first + few)
@@ -257,7 +258,8 @@ def _fit(weight: Lines, rows: Mask, columns: Mask, pairs: Pairs, ridge: float) -
             missed = np.zeros(estimated.shape)
             for places, rest in _missed(pairs, columns):
                 missed += exact[:, places] @ rest
-            estimated += missed @ inverse
+            _divide(missed, own)
+            estimated += missed
         fitted[part] = estimated
         bias[part] = exact @ pairs.mean[:size] - estimated @ pairs.mean[size:]
     return _Weights(fitted, bias)
@@ -279,30 +281,37 @@ def _missed(pairs: Pairs, stays: Mask) -> Iterator[tuple[npt.NDArray[np.intp], M
         yield rows.start + np.flatnonzero(told), rest[told]
 
 
-def _damp_and_invert(own: Matrix, ridge: float) -> None:
-    """Puts (C + lambda diag C)^-1 into the place of C, [k, k]; lambda keeps it well conditioned."""
+def _damp(own: Matrix, ridge: float) -> None:
+    """Adds lambda diag C to C, [k, k], in its place; it keeps C well conditioned."""
     scale = np.diag(own).copy()
     floor = _FLOOR * float(scale.mean()) + np.finfo(np.float64).tiny
     own[np.diag_indices_from(own)] += ridge * scale + floor
-    _invert(own)
 
 
-def _invert(matrix: Matrix) -> None:
-    """Inverts a symmetric positive definite matrix in its place.
+def _factor(matrix: Matrix) -> None:
+    """Factors a symmetric positive definite matrix by blocks as L D L', in its place, [k, k].
 
-    `numpy.linalg.inv` takes three more matrices of that size; by halves, it takes a third of one
-    (Banachiewicz 1937, the inverse of a matrix of blocks by its Schur complement).
+    The diagonal blocks become the inverses of D's; those below are L D (Golub and Van Loan, "Matrix
+    Computations", 4.1). That takes a quarter of the time of an inverse, and no second matrix.
     """
-    size = len(matrix)
-    if size <= _WHOLE:
-        matrix[:] = np.linalg.inv(matrix)
-        return
-    half = size // 2
-    first, cross, last = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
-    _invert(first)
-    through = first @ cross
-    last -= cross.T @ through
-    _invert(last)
-    cross[:] = -(through @ last)
-    first -= cross @ through.T
-    matrix[half:, :half] = cross.T
+    for start in range(0, len(matrix), _BLOCK):
+        end = start + _BLOCK
+        inner, below = matrix[start:end, start:end], matrix[end:, start:end]
+        inner[:] = np.linalg.inv(inner)
+        for first in range(0, len(below), _BLOCK):
+            last = first + _BLOCK
+            rest = matrix[end + first : end + last, end : end + last]
+            rest -= (below[first:last] @ inner) @ below[:last].T
+
+
+def _divide(rows: Matrix, factored: Matrix) -> None:
+    """Multiplies rows, [m, k], by the inverse of what `_factor` factored, in their place."""
+    starts = range(0, len(factored), _BLOCK)
+    for start in starts:
+        end = start + _BLOCK
+        rows[:, start:end] = rows[:, start:end] @ factored[start:end, start:end]
+        rows[:, end:] -= rows[:, start:end] @ factored[end:, start:end].T
+    for start in reversed(starts):
+        end = start + _BLOCK
+        behind = rows[:, end:] @ factored[end:, start:end]
+        rows[:, start:end] -= behind @ factored[start:end, start:end]

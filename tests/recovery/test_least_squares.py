@@ -89,11 +89,13 @@ def test_what_stays_is_most_like_itself_and_others_like_their_twins(width):
     assert chosen[lost[0]] == len(kept) - 1
 
 
-def test_large_matrices_are_inverted_by_halves(monkeypatch):
-    monkeypatch.setattr(least_squares, "_WHOLE", 16)
+@pytest.mark.parametrize("size", (1, 15, 16, 17, 201))
+def test_rows_are_divided_by_a_matrix_block_by_block(monkeypatch, size):
+    monkeypatch.setattr(least_squares, "_BLOCK", 16)
     rng = np.random.default_rng(0)
-    factor = rng.normal(size=(201, 201))
-    matrix = factor @ factor.T + 0.1 * np.eye(201)
-    wanted, found = np.linalg.inv(matrix), matrix.copy()
-    least_squares._invert(found)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
+    factor, rows = rng.normal(size=(size, size)), rng.normal(size=(7, size))
+    matrix = factor @ factor.T + 0.1 * np.eye(size)
+    wanted = np.linalg.solve(matrix, rows.T).T
+    least_squares._factor(matrix)
+    least_squares._divide(rows, matrix)
+    np.testing.assert_allclose(rows, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
