@@ -165,7 +165,8 @@ def test_a_glob_that_matches_no_layer_is_refused():
         prune(dense_model(dense_weights(SIZES)), layers="head*")
 
 
-def test_steps_that_share_a_weight_are_one_layer_between_pads():
+@pytest.mark.parametrize(("roll", "left"), ((False, [4] * 4 + [3]), (True, [4, 3])))
+def test_steps_that_share_a_weight_are_one_layer_between_pads(roll, left):
     """What a product makes of each step is laid side by side, padded along the steps, and read."""
     model = onnx.parser.parse_model(
         """
@@ -189,10 +190,10 @@ def test_steps_that_share_a_weight_are_one_layer_between_pads():
         model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     pads = np.array([0, 1, 0, 0, 1, 0], np.int64)
     model.graph.initializer.append(numpy_helper.from_array(pads, "pads"))
-    result = prune(model, layers="all", keep=0.5)
-    assert [row["hidden_after"] for row in result.report["layers"]] == [4] * 4 + [3]
-    sizes = [list(tensor.dims) for tensor in result.model.graph.initializer]
-    assert sorted(sizes) == [[4, 3], [5, 4], [6]], "the weight is still shared"
+    result = prune(model, layers="all", keep=0.5, roll=roll)
+    assert [row["hidden_after"] for row in result.report["layers"]] == left
+    sizes = [list(tensor.dims) for tensor in result.model.graph.initializer if len(tensor.dims) > 1]
+    assert sorted(sizes) == [[4, 3], [5, 4]], "the weight is still shared"
 
 
 def test_units_that_only_scale_others_go_with_them():
