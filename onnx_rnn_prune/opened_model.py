@@ -284,7 +284,7 @@ def follow(
 
 def _rolled(document: Document, model: onnx.ModelProto, name: str) -> Rolling | None:
     """The document with decomposed recurrences and copied layers rolled; None if there are none."""
-    copies = any(may_have_copies(place.graph.nodes) for place in places(document.graph))
+    copies = may_have_copies(document.graph.nodes)
     if not (copies or find_decomposed(document.graph) or _has_operators_in_turns(document)):
         return None
     try:

@@ -39,6 +39,12 @@ class Graph:
         self.weights[name] = value
         return name
 
+    def body(self, output):
+        """A body without inputs; its constants are its own."""
+        initializers = [numpy_helper.from_array(v, n) for n, v in self.weights.items()]
+        end = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        return helper.make_graph(self.nodes, f"{self.prefix}body", [], [end], initializers)
+
     def model(self, inputs, outputs, opset=17):
         ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
         ends = [

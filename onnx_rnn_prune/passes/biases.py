@@ -45,21 +45,25 @@ class FoldBiases:
     """
 
     def __call__(self, document: Document) -> bool:
-        graph = document.graph
-        shown = {id(tensor) for place in places(graph) for tensor in place.graph.outputs}
-        adds = [node for node in all_nodes(graph) if node.op == "Add" and not node.domain]
-        return any([_fold(graph, node, shown) for node in adds])
+        graph, changed = document.graph, False
+        for place in places(graph):
+            free = {id(node) for node in place.graph.nodes}
+            free -= {id(maker) for tensor in place.graph.outputs for maker in tensor.inputs}
+            for node in list(place.graph.nodes):
+                if node.op == "Add" and not node.domain:
+                    changed |= _fold(graph, node, free)
+        return changed
 
 
-def _fold(graph: gs.Graph, node: gs.Node, shown: Set[int]) -> bool:
+def _fold(graph: gs.Graph, node: gs.Node, free: Set[int]) -> bool:
     """Folds an Add into the convolution that it adds one number per channel to.
 
     Args:
-        shown: ids of the tensors that are outputs of a graph.
+        free: ids of the nodes of its graph whose outputs are not that graph's.
     """
     place = 0 if constant_value(node.inputs[1]) is not None else 1
     source, bias = node.inputs[place], constant_value(node.inputs[1 - place])
-    convolution, axes = _convolution(source, shown)
+    convolution, axes = _convolution(source, free)
     if bias is None or convolution is None or bias.ndim > len(axes):
         return False
     others = [size for size, axis in zip(bias.shape[::-1], axes[::-1], strict=False) if axis != 1]
@@ -77,14 +81,14 @@ def _fold(graph: gs.Graph, node: gs.Node, shown: Set[int]) -> bool:
     return True
 
 
-def _convolution(tensor: gs.Tensor, shown: Set[int]) -> tuple[gs.Node | None, list[int | None]]:
+def _convolution(tensor: gs.Tensor, free: Set[int]) -> tuple[gs.Node | None, list[int | None]]:
     """The convolution whose output a tensor is, and which of its axes each axis is.
 
     Only axes were added or dropped on the way, and nothing else reads it; None if it is no such
     tensor.
     """
     way: list[gs.Node] = []
-    while len(tensor.outputs) == 1 and id(tensor) not in shown and tensor.inputs:
+    while len(tensor.outputs) == 1 and tensor.inputs and id(tensor.inputs[0]) in free:
         node = tensor.inputs[0]
         if node.op in ("Conv", "ConvTranspose") and not node.domain:
             axes: list[int | None] = list(range(len(constant_shape(node.inputs[1]) or ())))

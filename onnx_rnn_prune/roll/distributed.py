@@ -7,14 +7,18 @@ a state: the form of one step holds for all of them, with the sequence in place 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_rnn_prune.model.constants import constant_shape
 from onnx_rnn_prune.model.runner import Array
+from onnx_rnn_prune.model.walk import node_key
 from onnx_rnn_prune.roll.cells import Key
 from onnx_rnn_prune.roll.form import WHOLE, Activation, Atom, Form, Leaf, Product
 from onnx_rnn_prune.roll.reading import Reader
@@ -36,6 +40,7 @@ class Copies:
             or the leaf itself if all steps read the same.
         layout: of one step in the Concat's output.
         axis: of the steps there.
+        products: keys of the nodes that multiply in the copies.
     """
 
     stack: gs.Node
@@ -43,6 +48,7 @@ class Copies:
     read: Mapping[Key, tuple[Leaf, ...]]
     layout: Layout
     axis: int
+    products: frozenset[str]
 
 
 def may_have_copies(nodes: Sequence[gs.Node]) -> bool:
@@ -51,21 +57,21 @@ def may_have_copies(nodes: Sequence[gs.Node]) -> bool:
     return len(set(shared)) < len(shared) and any(node.op == "Concat" for node in nodes)
 
 
-def find_copies(reader: Reader, nodes: Iterable[gs.Node]) -> Iterator[Copies]:
-    """Finds copies of layers.
+def find_copies(reader: Reader, nodes: Iterable[gs.Node]) -> list[Copies]:
+    """Finds copies of layers; none that other stacks need as well, which would compute them twice.
 
     Args:
         reader: has read the nodes.
         nodes: of one graph.
     """
+    found = []
     for node in nodes:
         if node.op == "Concat" and len(node.inputs) > 1 and not node.domain:
-            try:
-                found = _copies(reader, node)
-            except NotRollableError:  # entries do not lie along axes
-                continue
-            if found is not None:
-                yield found
+            with suppress(NotRollableError):  # entries do not lie along axes
+                found.append(_copies(reader, node))
+    every = [each for each in found if each is not None]
+    users = Counter(key for each in every for key in each.products)
+    return [each for each in every if all(users[key] == 1 for key in each.products)]
 
 
 def _copies(reader: Reader, node: gs.Node) -> Copies | None:
@@ -74,15 +80,20 @@ def _copies(reader: Reader, node: gs.Node) -> Copies | None:
     forms = [value.form for value in steps if value.form is not None]
     if len(forms) < len(values) or len({value.shape for value in steps}) > 1:
         return None
+    if len({id(tensor) for tensor in node.inputs}) < len(values):  # one step is stacked twice
+        return None
+    first, leaves = forms[0], list(_leaves(forms[0]))
     axis = int(node.attrs["axis"]) % len(steps[0].shape)
-    if steps[0].shape[axis] != 1 or not 0 < _entries(forms[0]) <= _weights(node, forms[0]):
+    known = all(leaf.tensor in reader.seen.shapes for leaf in leaves)  # else it is a constant's
+    if steps[0].shape[axis] != 1 or not known or any(not _alike(first, form) for form in forms):
+        return None
+    groups = [list(_leaves(form)) for form in forms]
+    ends = {leaf.tensor for group in groups for leaf in group}
+    # Products without a function between them are one in a form, which may be larger than both.
+    if not 0 < _entries(first) <= sum(map(_size, _products(node.inputs[:1], ends))):
         return None
     layout, *others = (layout_of_value(value) for value in steps)
     if layout.features is None or any(other != layout for other in others):
-        return None
-    leaves = list(_leaves(forms[0]))
-    groups = [list(_leaves(form)) for form in forms]
-    if any(not _alike(forms[0], form) for form in forms[1:]):
         return None
     read = {
         leaf.key: placed([group[place] for group in groups], reader)
@@ -92,7 +103,8 @@ def _copies(reader: Reader, node: gs.Node) -> Copies | None:
     if not tracks or None in tracks:
         return None
     fixed = {at: place for at, place in layout.fixed.items() if at != axis}
-    return Copies(node, forms[0], read, replace(layout, fixed=fixed), axis)
+    products = frozenset(node_key(each) for each in _products(node.inputs, ends))
+    return Copies(node, first, read, replace(layout, fixed=fixed), axis, products)
 
 
 def _track(group: Sequence[Leaf], reader: Reader) -> Track | None:
@@ -153,24 +165,23 @@ def _entries(form: Form) -> int:
     return total
 
 
-def _weights(node: gs.Node, form: Form) -> int:
-    """The entries of the weights by which a Concat's first step is computed.
-
-    Products without a function between them are one in a form, which may be larger than both.
-    """
-    ends = {leaf.tensor for leaf in _leaves(form)}
-    total, seen, waiting = 0, set[int](), [node.inputs[0]]
+def _products(tensors: Iterable[gs.Tensor], ends: Container[str]) -> list[gs.Node]:
+    """The products by which tensors are computed from some others, by name."""
+    found: dict[int, gs.Node] = {}
+    waiting = list(tensors)
     while waiting:
         tensor = waiting.pop()
         for maker in tensor.inputs if tensor.name not in ends else ():
-            if id(maker) in seen:
-                continue
-            seen.add(id(maker))
-            waiting += maker.inputs
-            if maker.op in PRODUCTS:
-                shapes = [constant_shape(item) for item in maker.inputs[:2]]
-                total += sum(int(np.prod(shape)) for shape in shapes if shape is not None)
-    return total
+            if id(maker) not in found:
+                found[id(maker)] = maker
+                waiting += maker.inputs
+    return [node for node in found.values() if node.op in PRODUCTS]
+
+
+def _size(product: gs.Node) -> int:
+    """The entries of a product's weights."""
+    shapes = [constant_shape(tensor) for tensor in product.inputs[:2]]
+    return sum(prod(shape) for shape in shapes if shape is not None)
 
 
 def put_layer(builder: Builder, copies: Copies, output: gs.Tensor) -> gs.Node:

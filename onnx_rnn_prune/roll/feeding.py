@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
@@ -12,14 +13,19 @@ import numpy as np
 from onnx_rnn_prune.data import StatedSizes, random_feeds
 from onnx_rnn_prune.errors import PruneError
 from onnx_rnn_prune.model import signature
+from onnx_rnn_prune.model.constants import constant_shape, constant_value
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.model.runner import Array, Feed, Runner, runs
+from onnx_rnn_prune.model.walk import all_nodes
 
 # Lengths and batches to try, if the model takes them.
 _LENGTHS = (1, 2, 31)
 _BATCHES = (3, 1, 3)
 # Random feeds of several sizes; the first holds two sequences, the second one.
 _COUNT = 3
+# Operators whose integer constants may be positions; if they are, lengths beyond them are tried.
+_PLACING = ("Slice", "Gather", "Add", "Sub", "Max", "Min")
+_FARTHEST = 4096
 _NOTHING: StatedSizes = MappingProxyType({})
 
 
@@ -27,6 +33,8 @@ def proof_feeds(
     document: Document, runner: Runner, asked: StatedSizes = _NOTHING, seed: int = 0
 ) -> list[Feed]:
     """Made-up feeds: batches of 1 and 3, lengths of 1, 2, odd and many, and steps that are zero.
+
+    If positions are taken from the end, a longer sequence than any of them is among the feeds.
 
     Args:
         document: the model.
@@ -41,12 +49,29 @@ def proof_feeds(
     made = random_feeds(document, runner, seed=seed, count=_COUNT)
     found: list[Feed] = [dict(feed) for feed in made]
     found += [_with_gaps(found[0], seed)]
-    for length, batch in zip(_LENGTHS, _BATCHES, strict=True):
+    beyond = _farthest(document) + 2
+    tried = [*zip(_LENGTHS, _BATCHES, strict=True)]
+    tried += [(beyond, 1)] if beyond > max(_LENGTHS) else []
+    for length, batch in tried:
         sizes = _sizes(document, found, length, batch)
         if sizes:
             with suppress(PruneError):  # these sizes do not fit
                 found += map(dict, random_feeds(document, runner, seed=seed, count=1, asked=sizes))
     return [*(dict(feed) for feed in own), found[0], *filter(partial(runs, runner), found[1:])]
+
+
+def _farthest(document: Document) -> int:
+    """The largest number among constants that may be positions, whether from the front or back."""
+    found = [0]
+    for node in all_nodes(document.graph):
+        for tensor in node.inputs if node.op in _PLACING and not node.domain else ():
+            shape = constant_shape(tensor)
+            value = constant_value(tensor) if shape is not None and prod(shape) <= 4 else None
+            if value is not None and value.dtype.kind == "i":
+                found += [abs(int(number)) for number in value.reshape(-1)]
+        for name in ("starts", "ends") if node.op == "Slice" else ():
+            found += [abs(int(number)) for number in node.attrs.get(name, ())]
+    return max(number for number in found if number <= _FARTHEST)
 
 
 def _sizes(

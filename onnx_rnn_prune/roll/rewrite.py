@@ -52,7 +52,7 @@ def layout_of(index: Index, shape: Sequence[int]) -> Layout:
     rows = features = None
     columns: tuple[int, ...] | None = None
     fixed = {}
-    for axis, places in enumerate(np.unravel_index(index, tuple(shape))):
+    for axis, places in enumerate(np.unravel_index(index, tuple(shape)) if shape else ()):
         if (places == places.flat[0]).all():
             fixed[axis] = int(places.flat[0])
         elif (places == places[:1]).all() and features is None:

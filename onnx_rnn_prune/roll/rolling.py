@@ -189,10 +189,10 @@ class _Model:
                         node.name or node_key(node),
                         partial(self._repeated, node_key(node), reader),
                     )
-            reader, copies = self._copies(place)
-            if copies:
-                attempt = partial(self._distribute, copies, place.scope, reader.seen.shapes)
-                yield node_key(copies[0].stack), attempt
+        reader, copies = self._copies()
+        if copies:
+            attempt = partial(self._distribute, copies, reader.seen.shapes)
+            yield node_key(copies[0].stack), attempt
         seen = self.sight.turn(0)
         for node in graph.nodes:
             if turnable(graph, node, seen):
@@ -225,14 +225,18 @@ class _Model:
             self._seen[place.scope] = self._read_anew(place)
         return self._seen[place.scope]
 
-    def _copies(self, place: Place) -> tuple[Reader, list[Copies]]:
-        """Copies of layers in a graph, and the reader that found them, to which none is a state."""
+    def _copies(self) -> tuple[Reader, list[Copies]]:
+        """Copies of layers, and the reader that found them, to which none is a state.
+
+        Not in bodies: few feeds may take a branch, so too few lengths would be tried.
+        """
+        place = next(iter(places(self.document.graph)))
         reader, nodes = self._reader(place), place.graph.nodes
         if not may_have_copies(nodes):
             return reader, []
         for node in nodes:
             reader.read(node)
-        return reader, list(find_copies(reader, nodes))
+        return reader, find_copies(reader, nodes)
 
     def _read_anew(self, place: Place) -> tuple[Reader, list[Found]]:
         nodes = place.graph.nodes
@@ -296,11 +300,8 @@ class _Model:
             for new, item in zip(made, items, strict=True)
         ]
 
-    def _distribute(
-        self, every: Sequence[Copies], scope: str, shapes: Shapes, graph: gs.Graph
-    ) -> list[Rolled]:
-        """Turns all copies of layers in a graph into layers on all steps."""
-        home = next(place.graph for place in places(graph) if place.scope == scope)
+    def _distribute(self, every: Sequence[Copies], shapes: Shapes, graph: gs.Graph) -> list[Rolled]:
+        """Turns all copies of layers into layers on all steps."""
         stacks, rolled, old = nodes_by_key(graph), list[Rolled](), list[gs.Node]()
         for copies in every:
             key = node_key(copies.stack)
@@ -310,11 +311,11 @@ class _Model:
             dtype = self._dtype_of(key)
             if dtype != np.float32:
                 raise NotRollableError(f"onnxruntime may crash on a transposed product in {dtype}")
-            builder = Builder(graph, home, at, shapes, dtype)
+            builder = Builder(graph, graph, at, shapes, dtype)
             made = put_layer(builder, copies, stack.outputs[0])
             rolled.append(Rolled(made.name, made.op, copies.form.size, "copies", at, steps))
-        tidy(home)
-        if any(item is node for node in old for item in home.nodes):
+        tidy(graph)
+        if any(item is node for node in old for item in graph.nodes):
             raise NotRollableError("the output of a single step is read, too")
         return rolled
 

@@ -69,6 +69,8 @@ def _hard_sigmoid(reader: Source, node: gs.Node, given: Given) -> Value:
 def _clip(reader: Source, node: gs.Node, given: Given) -> Value:
     low = given[1] if len(given) > 1 else node.attrs.get("min")
     high = given[2] if len(given) > 2 else node.attrs.get("max")
+    if isinstance(low, Value) or isinstance(high, Value):  # computed from the data
+        raise OpaqueError
     bounds = [None if bound is None else np.asarray(bound).reshape(-1) for bound in (low, high)]
     if any(bound is None or len(bound) != 1 for bound in bounds):
         raise OpaqueError

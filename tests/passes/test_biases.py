@@ -96,3 +96,19 @@ def test_a_convolution_that_is_an_output_keeps_its_bias():
     value.name = source
     proto.graph.output.append(value)
     assert not folded(proto)
+
+
+def test_a_constant_that_is_added_in_a_body_stays():
+    """A body may not output a tensor of the graph around it."""
+    rng, g, inner, other = np.random.default_rng(0), Graph(), Graph(), Graph(prefix="else_")
+    convolved = g("Conv", "x", g.constant(drawn(rng, CHANNELS, 4, 1, 3), "W"), pads=[0, 1, 0, 1])
+    inner.prefix = "then_"
+    added = inner("Add", convolved, drawn(rng, CHANNELS, 1, 1))
+    high = g("Greater", g("ReduceMean", "x", keepdims=0), 0.0)
+    zeros = np.zeros((1, CHANNELS, 1, LENGTH), np.float32)
+    branches = {"then_branch": inner.body(added), "else_branch": other.body(other("Neg", zeros))}
+    g("If", high, **branches)
+    g.nodes[-1].output[0] = "y"
+    proto = g.model({"x": ["B", 4, 1, LENGTH]}, {"y": 4})
+    document = Document.read(proto)
+    assert not FoldBiases()(document)

@@ -6,7 +6,7 @@ import pytest
 from onnx_rnn_prune import prune, roll
 from onnx_rnn_prune.model.document import Document
 from onnx_rnn_prune.roll.rolling import roll as roll_document
-from rolling import Graph, drawn, rolled
+from rolling import Graph, drawn, rolled, run
 
 STEPS, WIDTH, UNITS = 6, 5, 4
 AXIS = {"keras": 0, "torch": 1, "split": 1, "columns": 2}
@@ -200,3 +200,93 @@ def test_roll_says_what_was_copied():
     assert [str(row) for row in result.report.rolled] == [
         f"a MatMul of {UNITS} units that was copied for {STEPS} steps"
     ]
+
+
+def scaled(g, x, number):
+    """A layer whose sum is shifted by a number that is computed, of no axes."""
+    rng = np.random.default_rng(9)
+    if number == 0:
+        scaled.shift = g("ReduceMean", "x", keepdims=0)
+    return g(
+        "Relu", g("Add", dense(g, x, "keras", drawn(rng, WIDTH, 4), drawn(rng, 4)), scaled.shift)
+    )
+
+
+def of_constants(g, x, number):
+    """A layer to which a product of constants is added."""
+    rng = np.random.default_rng(9)
+    names = [g.constant(drawn(rng, *shape), n) for n, shape in (("k", (1, 3)), ("V", (3, 4)))]
+    return g("Add", dense(g, x, "keras", drawn(rng, WIDTH, 4), drawn(rng, 4)), g("MatMul", *names))
+
+
+@pytest.mark.parametrize("layer", (scaled, of_constants))
+def test_odd_addends_are_computed_as_before(layer):
+    model = distributed(layer=layer)
+    _, found = rolled(model, feeds(model))
+    assert not any("report this" in reason for reason in found.left.values())
+
+
+def test_a_computed_bound_of_a_clip_hides_nothing():
+    def end(g, stacked, steps):
+        return g("Clip", stacked, 0.0, g("ReduceMax", "x", keepdims=0))
+
+    model = distributed(end=end)
+    written, _ = rolled(model, feeds(model))
+    assert products(written) == ["MatMul"]
+
+
+@pytest.mark.parametrize("doubled", (False, True))
+def test_steps_that_two_stacks_need_stay(doubled):
+    """They would be computed twice."""
+
+    def end(g, stacked, steps):
+        other = g("Concat", *steps[::-1], axis=0)
+        return g("Add", stacked, other)
+
+    model = distributed(order=[0, 1, 2, 3], end=None if doubled else end)
+    if doubled:
+        stack = next(node for node in model.graph.node if node.op_type == "Concat")
+        stack.input.extend(list(stack.input))
+    document = Document.read(model)
+    assert roll_document(document, feeds(model)).document is document
+
+
+def test_a_window_from_the_end_is_not_one_from_the_front():
+    """In sequences of up to 40 steps both are the same, so longer ones are tried."""
+    rng, g = np.random.default_rng(0), Graph()
+    weight = drawn(rng, WIDTH, UNITS)
+    bounds = [np.array([number]) for number in (-40, 1 << 62, 1)]
+    window = g("Slice", "x", *bounds)
+    steps = []
+    for number in range(3):
+        y = g("Relu", g("MatMul", taken(g, window, "torch", number), g.constant(weight, "W")))
+        steps.append(g("Unsqueeze", y, np.array([1])))
+    g("Concat", *steps, axis=1)
+    g.nodes[-1].output[0] = "y"
+    model = g.model({"x": ["B", "T", WIDTH]}, {"y": 3})
+    found = roll(model)
+    feed = {"x": drawn(rng, 2, 60, WIDTH)}
+    np.testing.assert_allclose(run(model, feed)[0], run(found.model, feed)[0], rtol=0, atol=1e-5)
+
+
+def test_copies_in_a_branch_stay():
+    """Few feeds may take a branch, so that positions could be right for their lengths only."""
+    rng, g, inner = np.random.default_rng(0), Graph(), Graph(prefix="then_")
+    weight = g.constant(drawn(rng, WIDTH, UNITS), "W")
+    steps = []
+    for number in range(-3, 0):
+        y = inner("MatMul", inner("Gather", "x", np.array(number), axis=1), weight)
+        steps.append(inner("Unsqueeze", inner("Relu", y), np.array([1])))
+    last = inner("Concat", *steps, axis=1)
+    other = Graph(prefix="else_")
+    bounds = [np.array([number]) for number in (0, 3, 1)]
+    first = other("MatMul", other("Slice", "x", *bounds), weight)
+    high = g("Greater", g("ReduceMean", "x", keepdims=0), 0.1)
+    branches = {"then_branch": inner.body(last), "else_branch": other.body(first)}
+    g("If", high, **branches)
+    g.nodes[-1].output[0] = "y"
+    model = g.model({"x": ["B", "T", WIDTH]}, {"y": 3})
+    given = [{"x": drawn(rng, 2, size, WIDTH) + 1} for size in (20, 40)]
+    made = prune(model, keep=1.0, layers="all", data=given * 2).model
+    for feed in given:
+        np.testing.assert_allclose(run(model, feed)[0], run(made, feed)[0], rtol=0, atol=1e-5)
