@@ -127,12 +127,17 @@ class Space:
         return tuple(self.bounds.floor(group) for group in self.groups)
 
     def within(self, most: float, order: Sequence[int]) -> Counts:
-        """The most units within a price, given to groups in the given order."""
+        """The most units within a price, about, given to groups in the given order."""
 
         def fits(counts: list[int]) -> bool:
             return self.fits(counts) and (math.isinf(most) or self.price(counts) <= most)
 
-        return self.profitable(tuple(self.bounds.share(self.groups, fits, order)))
+        counts = self.bounds.share(self.groups, fits, order)
+        for rounding in (round, math.floor):
+            rounded = self._rounded(counts, rounding)
+            if self.fits(list(rounded)):
+                return rounded
+        return self.profitable(tuple(counts))
 
     def narrowed(self, counts: Counts) -> Counts:
         """Narrows all groups, by the same share of their removable units, until the cut fits."""
@@ -145,13 +150,17 @@ class Space:
 
     def aligned(self, counts: Sequence[float]) -> Counts:
         """Rounds real numbers to the nearest counts allowed."""
+        return self._rounded(counts, round)
+
+    def _rounded(self, counts: Sequence[float], rounding: Callable[[float], int]) -> Counts:
         found = []
         for number, (group, count) in enumerate(zip(self.groups, counts, strict=True)):
             eight = number in self.eights and group.size * group.each >= _MANY
             step = self.bounds.steps(group, 8 if eight else 1)
-            near = max(round(count / step) * step, self.bounds.floor(group))
+            near = max(rounding(count / step) * step, self.bounds.floor(group))
             # A whole group stays whole, even if its size is no multiple of the step.
-            whole = group.size - count <= abs(near - count)
+            over = abs(near - count) if rounding is round else 0
+            whole = group.size - count <= over
             found.append(group.size if whole else min(near, group.size))
         return self.profitable(tuple(found))
 

@@ -183,6 +183,18 @@ def test_channels_of_convolutions_are_rounded_to_multiples_of_8():
     assert replace(space(), eights=frozenset({0, 2})).aligned([21.0, 21.0, 11.0]) == (24, 21, 11)
 
 
+@pytest.mark.parametrize("most", (30.0, 41.0, 53.0, 77.0, 99.0))
+def test_rows_of_cuts_round_channels_too(most):
+    """A convolution of 37 channels takes as long as one of 40, and does less."""
+    where = replace(space(), eights=frozenset({0, 1}))
+    order = where.bounds.order(where.groups, ALLOCATORS["uniform"](where.trace, where.scores), None)
+    for fits in (anything, lambda counts: sum(counts) <= most):
+        bound = replace(where, fits=fits, price=sum)
+        counts = bound.within(most, order)
+        assert fits(list(counts)) and abs(sum(counts) - most) < 2 * 8
+        assert all(n % 8 == 0 for n in counts[:2])
+
+
 def test_a_group_that_is_to_stay_whole_does():
     """Also where it has not a multiple of 8 channels, when others are cut."""
     where = replace(space(align=8), eights=frozenset(range(3)))
