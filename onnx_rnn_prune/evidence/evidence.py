@@ -358,8 +358,9 @@ def tally(
             shown = isinstance(reader, GateReader) and reader.sources[-1] == "H"
             units = (reader.labels >= 0) & (shown | ~stateful[reader.labels])
             if units.any():
-                np.add.at(absolute, reader.labels[units], np.abs(signal[:, units]).sum(axis=0))
-                np.add.at(samples, reader.labels[units], len(signal))
+                labels, sums = reader.labels[units], np.abs(signal[:, units]).sum(axis=0)
+                absolute += np.bincount(labels, sums, minlength=len(absolute))
+                samples += len(signal) * np.bincount(labels, minlength=len(samples))
         let_go(taps)
     progress("calibrating", total, total)
     seconds = time.monotonic() - begun

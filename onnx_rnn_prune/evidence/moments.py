@@ -148,6 +148,8 @@ _IN_FILE = 1 << 20
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
 _FEW, _MOST, _MANY = 1 << 20, 1 << 22, 1 << 24
+# For a matrix of more than this times _MOST, the share of its bytes: each time, it is rewritten.
+_REWRITTEN = 12
 
 
 @dataclass
@@ -287,7 +289,8 @@ class MomentStore:
         if weights is not None:
             waiting.weights.append(weights)
         waiting.bytes += samples.nbytes
-        if waiting.bytes >= max(_FEW, min(8 * width * (last or width), _MOST)):
+        matrix = 8 * width * (last or width)
+        if waiting.bytes >= max(_FEW, min(matrix, max(_MOST, matrix // _REWRITTEN))):
             self._settle(name)
         elif sum(other.bytes for other in self._waiting.values()) > _MANY:
             self._settle(max(self._waiting, key=lambda each: self._waiting[each].bytes))
