@@ -1,6 +1,7 @@
 """What some tests need beyond the extra `test`, and a small model with data for it, as files."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import shutil
@@ -40,6 +41,15 @@ def pytest_collection_modifyitems(items):
         for name, (is_here, remedy) in NEEDS.items():
             if not is_here and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=remedy))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def frozen():
+    """Thousands of tests are objects, too: no garbage collection need look at them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
