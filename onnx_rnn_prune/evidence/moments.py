@@ -148,18 +148,24 @@ _IN_FILE = 1 << 20
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
 _FEW, _MOST, _MANY = 1 << 20, 1 << 22, 1 << 24
-# For a matrix of more than this times _MOST, the share of its bytes: each time, it is rewritten.
-_REWRITTEN = 12
+# Large matrices are rewritten each time: for these, it is this share of their bytes.
+_REWRITTEN = 6
 
 
 @dataclass
 class _Waiting:
-    """Samples yet to be summed, with the arguments for that."""
+    """Samples yet to be summed, with the arguments for that.
+
+    Attributes:
+        bytes: of the samples.
+        matrix: bytes of the matrix that they are added to.
+    """
 
     last: int | None
     parts: list[Array] = field(default_factory=list)
     weights: list[Matrix] = field(default_factory=list)
     bytes: int = 0
+    matrix: int = 0
 
 
 class MomentStore:
@@ -289,10 +295,13 @@ class MomentStore:
         if weights is not None:
             waiting.weights.append(weights)
         waiting.bytes += samples.nbytes
-        matrix = 8 * width * (last or width)
-        if waiting.bytes >= max(_FEW, min(matrix, max(_MOST, matrix // _REWRITTEN))):
+        waiting.matrix = 8 * width * (last or width)
+        share = max(_MOST, waiting.matrix // _REWRITTEN)
+        every = self._waiting.values()
+        many = max(_MANY, sum(each.matrix for each in every) // _REWRITTEN)
+        if waiting.bytes >= max(_FEW, min(waiting.matrix, share)):
             self._settle(name)
-        elif sum(other.bytes for other in self._waiting.values()) > _MANY:
+        elif sum(each.bytes for each in every) > many:
             self._settle(max(self._waiting, key=lambda each: self._waiting[each].bytes))
 
     def merge(self, other: MomentStore) -> None:
