@@ -158,14 +158,18 @@ class _Waiting:
 
     Attributes:
         bytes: of the samples.
-        matrix: bytes of the matrix that they are added to.
     """
 
     last: int | None
     parts: list[Array] = field(default_factory=list)
     weights: list[Matrix] = field(default_factory=list)
     bytes: int = 0
-    matrix: int = 0
+
+    @property
+    def matrix(self) -> int:
+        """Bytes of the matrix that they are added to."""
+        width = int(self.parts[0].shape[1])
+        return 8 * width * (self.last or width)
 
 
 class MomentStore:
@@ -290,12 +294,11 @@ class MomentStore:
             self._wait(name, samples, last, None if weights is None else weights[rows])
 
     def _wait(self, name: str, samples: Array, last: int | None, weights: Matrix | None) -> None:
-        waiting, width = self._waiting.setdefault(name, _Waiting(last)), samples.shape[1]
+        waiting = self._waiting.setdefault(name, _Waiting(last))
         waiting.parts.append(samples)
         if weights is not None:
             waiting.weights.append(weights)
         waiting.bytes += samples.nbytes
-        waiting.matrix = 8 * width * (last or width)
         share = max(_MOST, waiting.matrix // _REWRITTEN)
         every = self._waiting.values()
         many = max(_MANY, sum(each.matrix for each in every) // _REWRITTEN)

@@ -91,18 +91,17 @@ def test_a_convolution_that_is_read_without_the_constant_keeps_its_bias():
 
 def test_a_convolution_that_is_an_output_keeps_its_bias():
     proto = model((1, CHANNELS, 1))
-    value = onnx.helper.make_tensor_value_info("conv_1_0", 1, ["B", CHANNELS, 1, LENGTH])
     source = next(node.output[0] for node in proto.graph.node if node.op_type == "Conv")
-    value.name = source
-    proto.graph.output.append(value)
+    shape = ["B", CHANNELS, 1, LENGTH]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(source, 1, shape))
     assert not folded(proto)
 
 
 def test_a_constant_that_is_added_in_a_body_stays():
     """A body may not output a tensor of the graph around it."""
-    rng, g, inner, other = np.random.default_rng(0), Graph(), Graph(), Graph(prefix="else_")
+    rng, g = np.random.default_rng(0), Graph()
+    inner, other = Graph(prefix="then_"), Graph(prefix="else_")
     convolved = g("Conv", "x", g.constant(drawn(rng, CHANNELS, 4, 1, 3), "W"), pads=[0, 1, 0, 1])
-    inner.prefix = "then_"
     added = inner("Add", convolved, drawn(rng, CHANNELS, 1, 1))
     high = g("Greater", g("ReduceMean", "x", keepdims=0), 0.0)
     zeros = np.zeros((1, CHANNELS, 1, LENGTH), np.float32)
