@@ -23,6 +23,7 @@ import pytest
 import onnx_rnn_prune
 from onnx_rnn_prune.calibration import open_three
 from onnx_rnn_prune.errors import ConstraintError, PruneError
+from onnx_rnn_prune.evidence import moments
 from onnx_rnn_prune.evidence.evidence import Sampling, Tally
 from onnx_rnn_prune.evidence.moments import Moments, MomentStore
 from onnx_rnn_prune.opened_model import open_model
@@ -431,6 +432,20 @@ def test_matrices_in_files_hold_what_ones_in_memory_do(last, weighed):
             known = store.covariance("wide", places)
             np.testing.assert_allclose(known, wanted.covariance(places), rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(store.variance("wide"), wanted.variance, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_products_of_very_wide_signals_are_in_single_precision(monkeypatch, weighed):
+    monkeypatch.setattr(moments, "_SINGLE", 0)
+    rng, store = np.random.default_rng(0), MomentStore()
+    samples = (rng.normal(size=(2000, 600)) + 30 * rng.normal(size=600)).astype(np.float32)
+    weights = rng.uniform(0.5, 2.0, 2000) if weighed else None
+    store.gather("wide", samples, weights=weights)
+    wanted, found = Moments.of(samples, weights=weights), store["wide"]
+    np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-12)
+    spread = np.sqrt(np.diag(wanted.comoment))
+    errors = np.abs(found.comoment - wanted.comoment) / np.outer(spread, spread)
+    assert 1e-10 < errors.max() < 1e-5 and np.median(errors) < 1e-7
 
 
 def test_parts_of_the_data_tell_what_all_of_it_does(feeds):

@@ -358,7 +358,7 @@ def tally(
             shown = isinstance(reader, GateReader) and reader.sources[-1] == "H"
             units = (reader.labels >= 0) & (shown | ~stateful[reader.labels])
             if units.any():
-                labels, sums = reader.labels[units], np.abs(signal[:, units]).sum(axis=0)
+                labels, sums = reader.labels[units], np.abs(signal).sum(axis=0)[units]
                 absolute += np.bincount(labels, sums, minlength=len(absolute))
                 samples += len(signal) * np.bincount(labels, minlength=len(samples))
         let_go(taps)

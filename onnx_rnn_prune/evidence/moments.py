@@ -85,13 +85,18 @@ class _Centred:
 
     count: float
     mean: Matrix
-    left: Matrix
-    right: Matrix
+    left: Array
+    right: Array
 
     @staticmethod
-    def of(samples: npt.NDArray[np.generic], last: int | None, weights: Matrix | None) -> _Centred:
-        """See `Moments.of`."""
-        left: Matrix = np.array(samples, dtype=np.float64)
+    def of(
+        samples: npt.NDArray[np.generic],
+        last: int | None,
+        weights: Matrix | None,
+        dtype: npt.DTypeLike = np.float64,
+    ) -> _Centred:
+        """See `Moments.of`; `dtype` is the type of the products."""
+        left: Array = np.array(samples, dtype=dtype)
         if not np.isfinite(left).all():
             raise PruneError(
                 "signals of a recurrent layer become infinite or NaN on this data",
@@ -101,9 +106,11 @@ class _Centred:
         shares = np.ones(len(left)) if weights is None else weights
         count = float(shares.sum())
         mean = shares @ left / (count or 1.0)
-        left -= mean
+        left -= mean.astype(dtype)
         right = left[:, 0 if last is None else len(mean) - last :]
-        return _Centred(count, mean, left, right if weights is None else right * weights[:, None])
+        if weights is not None:
+            right = right * weights[:, None].astype(dtype)
+        return _Centred(count, mean, left, right)
 
     def moments(self) -> Moments:
         """Sums the products."""
@@ -145,6 +152,10 @@ class Pairs:
 
 # Bytes from which on matrices go to a file.
 _IN_FILE = 1 << 20
+# Bytes from which on products are in single precision, and only their sums in double. Signals of
+# thousands of entries have a few samples for each, and what that makes uncertain is far more than
+# rounding.
+_SINGLE = 1 << 25
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
 _FEW, _MOST, _MANY = 1 << 20, 1 << 22, 1 << 24
@@ -338,7 +349,8 @@ class MomentStore:
             first, *rest = waiting.parts
             joined = np.concatenate([first, *rest]) if rest else np.ascontiguousarray(first)
             weights = np.concatenate(waiting.weights) if waiting.weights else None
-            known = _Centred.of(joined, waiting.last, weights)
+            dtype = np.float32 if waiting.matrix >= _SINGLE else np.float64
+            known = _Centred.of(joined, waiting.last, weights, dtype)
             height, width = known.left.shape[1], known.right.shape[1]
             if 8 * height * width < _IN_FILE:
                 self.add(name, known.moments())
