@@ -82,6 +82,14 @@ def test_two_processes_find_what_one_finds(feeds, alone):
     assert outcome(searched(feeds, jobs=2)) == alone
 
 
+def test_what_the_caller_froze_stays_out_of_garbage_collection():
+    gc.freeze()
+    before = gc.get_freeze_count()
+    with Executor().open():
+        pass
+    assert gc.get_freeze_count() >= before
+
+
 def test_a_cluster_finds_what_one_process_finds(folder, alone, dask, monkeypatch):
     """Also where data lie in a folder whose path holds from this one only."""
     monkeypatch.chdir(folder.parent)

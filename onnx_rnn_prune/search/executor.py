@@ -119,12 +119,17 @@ class Executor:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Excludes existing objects from garbage collection, which runs after each trial."""
+    """Excludes existing objects from garbage collection, which runs after each trial.
+
+    They stay excluded if the caller had frozen some: all can be unfrozen only together.
+    """
+    before = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not before:
+            gc.unfreeze()
 
 
 @dataclass(frozen=True)
