@@ -21,7 +21,7 @@ from onnx_rnn_prune.evidence.evidence import Evidence, Tally, needed
 from onnx_rnn_prune.evidence.matrices import Matrix
 from onnx_rnn_prune.model.runner import OURS, Feed, Runner
 from onnx_rnn_prune.model.walk import nodes_by_key
-from onnx_rnn_prune.opened_model import OpenedModel, recurrent_keys
+from onnx_rnn_prune.opened_model import OpenedModel
 from onnx_rnn_prune.options import Interface
 from onnx_rnn_prune.progress import Progress
 from onnx_rnn_prune.search.executor import Mapper, Work, Workers
@@ -320,25 +320,13 @@ class Problem:
                 return False
             return all(self.size(kind, counts) <= limit for kind, limit in limits.items())
 
-        def groups_of(names: set[str]) -> frozenset[int]:
-            found = (n for n, g in enumerate(trace.groups) if not names.isdisjoint(g.layers))
-            return frozenset(found)
-
-        keys = recurrent_keys(opened.document.graph)
-        recurrent = {layer.name for layer in opened.layers if layer.key in keys}
         kernels = {layer.name for layer in trace.layers if layer.cell.spatial}
+        eights = frozenset(
+            n for n, g in enumerate(trace.groups) if not kernels.isdisjoint(g.layers)
+        )
         timed = goal.drop is not None or goal.speed is not None or not goal.budgets
         price = self.ms.predicted if timed else partial(self.size, goal.budgets[0].kind)
-        return Space(
-            trace,
-            self.scores,
-            request.bounds,
-            price,
-            fits,
-            self.profitable,
-            eights=groups_of(kernels),
-            recurrent=groups_of(recurrent),
-        )
+        return Space(trace, self.scores, request.bounds, price, fits, self.profitable, eights)
 
 
 def open_problem(

@@ -101,7 +101,6 @@ class Space:
         profitable: leaves groups whole if cutting them does not pay.
         eights: indices of groups whose counts are rounded to multiples of 8: channels of
             convolutions, which run faster then.
-        recurrent: indices of groups with units of recurrent layers.
     """
 
     trace: Trace
@@ -111,7 +110,6 @@ class Space:
     fits: Fits
     profitable: Callable[[Counts], Counts] = tuple
     eights: frozenset[int] = frozenset()
-    recurrent: frozenset[int] = frozenset()
 
     @property
     def groups(self) -> tuple[Group, ...]:

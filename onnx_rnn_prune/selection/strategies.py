@@ -4,10 +4,9 @@ The built-in strategy, greedy, begins with cuts that need no measurements, and r
 
 1. Each way of allocating a cut gives a row of cuts, from cheap to expensive: equal shares, one
    ranking over all groups, the same per price of a unit, and the readers' closed-form loss per
-   price saved, for all groups and for recurrent layers before the others. If the goal is a
-   quality, bisection finds the cheapest cut of each row that keeps it, all rows side by side,
-   ignoring cuts more expensive than the best so far; else the largest cut of each row that fits is
-   tried.
+   price saved. If the goal is a quality, bisection finds the cheapest cut of each row that keeps
+   it, all rows side by side, ignoring cuts more expensive than the best so far; else the largest
+   cut of each row that fits is tried.
 2. Losses are measured: each group alone is cut to several widths; if there are many groups, only
    those that save most, to one width. Slopes of these curves per price saved give one more row. The
    gain of full recovery is measured on the best cut, and allowed for in another bisection.
@@ -194,14 +193,7 @@ def _rows(space: Space) -> list[Row]:
     equal, ranking = (allocator(trace, scores) for allocator in ALLOCATORS.values())
     closed = by_slopes([_closed(group, scores) for group in space.groups])
     ways = [(equal, None), (ranking, None), (ranking, price), (closed, price)]
-    if 0 < len(space.recurrent) < len(space.groups):
-        ways.append((_recurrent_first(space, closed), price))
     return [_row(space, *way) for way in ways]
-
-
-def _recurrent_first(space: Space, urgency: Urgency) -> Urgency:
-    """Cuts other layers only where recurrent ones have nothing left to give."""
-    return lambda n, kept: urgency(n, kept) if n in space.recurrent else math.inf
 
 
 def _row(space: Space, urgency: Urgency, price: Price | None) -> Row:

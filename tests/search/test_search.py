@@ -113,18 +113,6 @@ def test_what_greedy_begins_with_is_as_good_as_any_equal_or_global_cut(most):
     assert found.loss <= most and found.ms <= best + 0.02 * cost(SIZES)
 
 
-def test_greedy_begins_with_cuts_of_recurrent_layers_alone_too():
-    def verdict(ask):
-        loss = 0.0 if ask.counts[1:] == SIZES[1:] else 1.0
-        return replace(attempt(ask), loss=loss)
-
-    where, aim = replace(space(), recurrent=frozenset({0})), Aim(0.1, anything)
-    work, attempts = STRATEGIES["greedy"](where, aim, 0), lambda asks: map(verdict, asks)
-    trials = run(work, attempts, Study(None, ""), SearchBounds(25, 1e9), silent)
-    best = min(trials, key=aim.rank)
-    assert best.counts[1:] == SIZES[1:] and best.counts[0] <= 2
-
-
 def test_greedy_comes_near_the_best_cut_that_is_fast_enough():
     most = 0.4 * cost(SIZES)
     aim = Aim(None, lambda counts: cost(counts) <= most)
