@@ -73,8 +73,8 @@ class Search:
         return f"search nsnet2.onnx --align 8 --jobs 2 {self.options}"
 
 
-CLOSED = Search("search", "15x", 5.5, None, 300.0, 1)
-TRAINED = Search("search, distill", "20x", 20.0, "distill", 600.0, 2)
+CLOSED = Search("search", "16x", 5.5, None, 300.0, 1)
+TRAINED = Search("search, distill", "22x", 20.0, "distill", 600.0, 2)
 EVALUATION = 300.0
 TIMED_FRAMES = 500
 SECONDS_PER_MODEL = 4.0

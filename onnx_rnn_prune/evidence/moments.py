@@ -105,7 +105,7 @@ class _Centred:
             )
         shares = np.ones(len(left)) if weights is None else weights
         count = float(shares.sum())
-        mean = shares @ left / (count or 1.0)
+        mean = np.einsum("n,ni->i", shares, left) / (count or 1.0)  # unlike @, copies nothing
         left -= mean.astype(dtype)
         right = left[:, 0 if last is None else len(mean) - last :]
         if weights is not None:
