@@ -5,8 +5,8 @@ The built-in strategy, greedy, begins with cuts that need no measurements, and r
 1. Each way of allocating a cut gives a row of cuts, from cheap to expensive: equal shares, one
    ranking over all groups, the same per price of a unit, and the readers' closed-form loss per
    price saved. If the goal is a quality, bisection finds the cheapest cut of each row that keeps
-   it, all rows side by side, ignoring cuts more expensive than the best so far; else the largest
-   cut of each row that fits is tried.
+   it, all rows side by side, ignoring cuts more expensive than the best so far, and giving up the
+   worse rows where none keeps it; else the largest cut of each row that fits is tried.
 2. Losses are measured: each group alone is cut to several widths; if there are many groups, only
    those that save most, to one width. Slopes of these curves per price saved give one more row. The
    gain of full recovery is measured on the best cut, and allowed for in another bisection.
@@ -65,6 +65,8 @@ _ALONE = 40
 _LEAST = 1e-6
 # Rounds of bisection, to within 1 % of the range of costs; and of allowing for full recovery.
 _HALVINGS, _ALLOWANCES = 7, 3
+# The number of rows that are pursued if none is good enough at some price.
+_LEADING = 2
 # Parts of a group to move, in turn: 1/8, 1/16, 1/32. Moves per batch, groups that give or take,
 # and batches per part.
 _PARTS = (8, 16, 32)
@@ -259,26 +261,35 @@ def _bisected(
     """Bisects all rows side by side for their cheapest good-enough cut; returns the best.
 
     Skips cuts that cost more than the best so far, or less than one of the same row known not to be
-    good enough.
+    good enough. Where no row is good enough, the worse ones are given up, as in successive halving
+    (Jamieson and Talwalkar 2016, "Non-stochastic best arm identification").
     """
     least, most = space.price(space.floor), space.price(space.full)
-    lows = [max(row.low(aim), least) for row in rows]
     if best is None:
         best = (yield [Ask(rows[0].within(most))])[0]
     for _ in range(_HALVINGS):
         high = min(space.price(best.counts), most) if aim.meets(best) else most
-        going = [n for n, low in enumerate(lows) if high - low > (most - least) / 2**_HALVINGS]
-        if not going:
+        lows = {row: max(row.low(aim), least) for row in _leading(rows, aim)}
+        near = (most - least) / 2**_HALVINGS
+        middles = {row: (low + high) / 2 for row, low in lows.items() if high - low > near}
+        if not middles:
             break
-        middles = [(lows[n] + high) / 2 for n in going]
-        pairs = list(zip(going, middles, strict=True))
-        asks = [Ask(rows[n].within(middle), recovery) for n, middle in pairs]
-        for (number, middle), trial in zip(pairs, (yield asks), strict=True):
-            rows[number].seen[middle] = trial
-            if not aim.meets(trial):
-                lows[number] = middle
+        trials = yield [Ask(row.within(middle), recovery) for row, middle in middles.items()]
+        for (row, middle), trial in zip(middles.items(), trials, strict=True):
+            row.seen[middle] = trial
             best = min(best, trial, key=aim.rank)
     return best
+
+
+def _leading(rows: Sequence[Row], aim: Aim) -> list[Row]:
+    """The rows that lose least at each price at which none was good enough."""
+    left = list(rows)
+    for price in sorted({price for row in rows for price in row.seen}):
+        tried = [row for row in left if price in row.seen]
+        if not any(aim.meets(row.seen[price]) for row in tried):
+            behind = sorted(tried, key=lambda row: aim.rank(row.seen[price]))[_LEADING:]
+            left = [row for row in left if row not in behind]
+    return left
 
 
 def _moved(

@@ -113,6 +113,14 @@ def test_what_greedy_begins_with_is_as_good_as_any_equal_or_global_cut(most):
     assert found.loss <= most and found.ms <= best + 0.02 * cost(SIZES)
 
 
+def test_rows_that_lose_most_are_given_up_where_none_is_good_enough():
+    """Trials of large models take long, and most would be in vain if hardly anything can be cut."""
+    first, *others = searched("greedy", Aim(1e-4, anything), trials=11)
+    assert first.counts == SIZES and {trial.recovery for trial in others} == {QUICK}
+    at_once = [len(list(same)) for _, same in itertools.groupby(trial.ms for trial in others)]
+    assert at_once[:2] == [4, 2] and max(at_once[2:]) <= 2
+
+
 def test_greedy_comes_near_the_best_cut_that_is_fast_enough():
     most = 0.4 * cost(SIZES)
     aim = Aim(None, lambda counts: cost(counts) <= most)
