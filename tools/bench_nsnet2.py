@@ -73,7 +73,7 @@ class Search:
         return f"search nsnet2.onnx --align 8 --jobs 2 {self.options}"
 
 
-CLOSED = Search("search", "16x", 5.5, None, 300.0, 1)
+CLOSED = Search("search", "18x", 5.5, None, 300.0, 1)
 TRAINED = Search("search, distill", "22x", 20.0, "distill", 600.0, 2)
 EVALUATION = 300.0
 TIMED_FRAMES = 500
