@@ -152,8 +152,8 @@ class Pairs:
 
 # Bytes from which on matrices go to a file.
 _IN_FILE = 1 << 20
-# Bytes from which on products are in single precision, and only their sums in double: with thousands
-# of entries, there are only a few samples per entry, and their noise is far larger than rounding.
+# Bytes from which on products are in single precision, and only their sums in double: with
+# thousands of entries, there are only a few samples per entry, whose noise far exceeds rounding.
 _SINGLE = 1 << 25
 # Samples are summed up once they have so many bytes, and as many as the matrix that they are added
 # to, or at most these; so many of all names together are too much.
